@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cai import memory
 from cai.engine import Engine, ScoreRequest
 from cai.errors import CaiError, Stopped
 from cai.prompts import HFTokenizer, Tokenizer, Turn, encode_pieces
@@ -136,8 +137,7 @@ def free_gib() -> float | None:
 
     if not torch.cuda.is_available():
         return None
-    cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return (torch.cuda.mem_get_info()[0] + cached) / 2**30
+    return memory.free_gpu_bytes() / 2**30
 
 
 def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxiliary:

@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cai import doctor_model, errors
+from cai import doctor_model, errors, memory
 from cai.doctor_model import Check, Status
 from cai.errors import CaiError
 from cai.recipe import Recipe
@@ -63,10 +63,13 @@ def command(args: argparse.Namespace) -> int:
     return errors.USAGE if failed else errors.DONE
 
 
-def preflight(checks: Iterator[Check], event: Callable[..., None], say: Callable[[str], None]) -> None:
-    """At the start of a GPU run: warnings on screen, all lines as one event, failures as one CaiError (exit 2)."""
+def preflight(what: str, checks: Iterator[Check], event: Callable[..., None], say: Callable[[str], None]) -> None:
+    """At the start of a run: warnings on screen, all lines as one event, failures as one CaiError (exit 2)."""
+    started = time.monotonic()
     found = list(checks)
-    event("preflight", checks={check.name: f"{check.status}: {check.seen}" for check in found})
+    seconds = round(time.monotonic() - started, 2)
+    seen = {check.name: f"{check.status}: {check.seen}" for check in found}
+    event("preflight", phase=f"preflight {what}", seconds=seconds, checks=seen, **memory.peaks())
     for check in found:
         if check.status == "warn":
             say(check.line())
@@ -82,6 +85,7 @@ def machine_checks(recipe: Recipe, backend: str, runs: Path) -> Iterator[Check]:
     """Everything that needs no model; about two seconds."""
     yield versions_check(installed(PINNED), pins(ROOT / "requirements.txt"), pins(ROOT / "requirements-unsloth.txt"))
     if backend == "cuda":
+        memory.limit_gpu(recipe.engine.max_gpu_gb)
         yield driver_check(*cuda_versions())
         yield from gpu_checks(recipe)
         yield price_check(recipe)
@@ -166,8 +170,9 @@ def gpu_checks(recipe: Recipe) -> Iterator[Check]:
         yield Check("GPU", "fail", "torch sees none: see the driver line, and nvidia-smi")
         return
     card = torch.cuda.get_device_properties(0)
-    free, total = torch.cuda.mem_get_info()
-    yield Check("GPU", "ok", f"{card.name}, {total / 2**30:.1f} GiB, {free / 2**30:.1f} free")
+    free, total = memory.free_gpu_bytes(), torch.cuda.mem_get_info()[1]
+    limit = f", limited to {recipe.engine.max_gpu_gb:g} GB by engine.max_gpu_gb" if recipe.engine.max_gpu_gb else ""
+    yield Check("GPU", "ok", f"{card.name}, {total / 2**30:.1f} GiB, {free / 2**30:.1f} free{limit}")
     if card.major >= 8:
         yield Check("bf16", "ok", f"compute capability {card.major}.{card.minor}")
     else:

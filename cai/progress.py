@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cai import records
+from cai import memory, records
 from cai.console import printable
 from cai.engine import EngineStats
 from cai.errors import CaiError
@@ -44,6 +44,7 @@ class Progress:
         self.tokens = self.finished = self.rejected = 0
         self.before = done
         self.began = self.last_line = time.monotonic()
+        memory.begin_phase()
         if self.whole is None:
             self._count_whole()
         if sys.stderr.isatty():
@@ -93,6 +94,7 @@ class Progress:
             tokens=self.tokens,
             seconds=round(seconds, 3),
             **extra,
+            **memory.peaks(),
             **fields,
         )
         self._status(True)

@@ -198,6 +198,7 @@ class ModelOnDemand:
     def __call__(self) -> LoadedModel:
         if self.model is None:
             recipe = self.inputs.recipe
+            self._preflight_machine()
             self.model = load(recipe.model, self.inputs.backend, seed=recipe.seed, say=say)
             self.model.min_p = recipe.sampling.min_p
             known, facts = self.run.manifest.get("model"), self.model.facts
@@ -209,7 +210,28 @@ class ModelOnDemand:
                 self.run.update_manifest(model=facts)
             how = f"{facts.get('quantization', 'none')}, {self.model.device}"
             say(f"model: {facts['model']} loaded in {facts.get('load_seconds', 0)} s ({how})")
+            self._preflight_model(self.model)
         return self.model
+
+    def _preflight_machine(self) -> None:
+        """On a GPU: driver, versions, disk and memory, before gigabytes are read or downloaded."""
+        if self.inputs.backend == "cuda":
+            from cai import doctor
+
+            runs = runs_root(self.inputs.source, self.inputs.recipe)
+            doctor.preflight("machine", doctor.machine_checks(self.inputs.recipe, "cuda", runs), self.run.event, say)
+
+    def _preflight_model(self, model: LoadedModel) -> None:
+        """On a GPU all checks of the loaded model; on the embedded one, that a padded batch equals its rows alone."""
+        from cai import doctor, doctor_model
+
+        recipe = self.inputs.recipe
+        if self.inputs.backend == "cuda":
+            checks = doctor_model.model_checks(model, recipe, self.inputs.prompts)
+            doctor.preflight("model", checks, self.run.event, say)
+        elif self.inputs.backend == "embedded":
+            check = doctor_model.short_padding_check(model, recipe, self.inputs.prompts)
+            doctor.preflight("model", iter([check]), self.run.event, say)
 
 
 def say(line: str) -> None:

@@ -206,8 +206,13 @@ def decide(context: Context, results: Mapping[str, Measured], override: str | No
 
 
 def report(context: Context, verdicts: Sequence[Verdict]) -> None:
+    """Peak memory by phase into the manifest, then report.html and report.md."""
+    from cai import memory
     from cai.report import write_report
 
+    found = memory.by_phase(context.run.events())
+    if found != context.run.manifest.get("memory", {}):
+        context.run.update_manifest(memory=found)
     write_report(context.run)
 
 

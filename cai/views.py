@@ -131,6 +131,8 @@ def phases(story: Story) -> list[Row]:
     if trained and not found.get("train", {}).get("seconds"):
         found["train"] = {"phase": "train", "seconds": trained, "items": 0, "tokens": 0}
     rows: list[Row] = [{"phase": "load the model", "seconds": loads, "items": 0, "tokens": 0}] if loads else []
+    checks = sum(float(e.get("seconds") or 0) for e in story.of_kind("preflight"))
+    rows += [{"phase": "preflight", "seconds": checks, "items": 0, "tokens": 0}] if checks else []
     rows += found.values()
     rest = story.spent["seconds"] - sum(row["seconds"] for row in rows)
     if rows and rest > 0.5:

@@ -104,7 +104,7 @@ def test_preflight_stops_with_every_failed_line():
     ]
     events, said = [], []
     with pytest.raises(CaiError) as caught:
-        doctor.preflight(iter(checks), lambda kind, **fields: events.append((kind, fields)), said.append)
+        doctor.preflight("machine", iter(checks), lambda kind, **fields: events.append((kind, fields)), said.append)
     assert str(caught.value) == "preflight: b: broken. Run: c\npreflight: e: z" and caught.value.code == USAGE
     assert events[0][1]["checks"]["d"] == "warn: odd" and said == ["warn  d                     odd"]
 

@@ -16,6 +16,7 @@ import torch
 from cai.engine import Completion, EngineStats, Request, Score, ScoreRequest, hf, never
 from cai.engine.rows import Decoder, Pieces
 from cai.errors import RESUMABLE, CaiError
+from cai.memory import free_gpu_bytes
 
 SCORE_TOKENS_CPU, SCORE_TOKENS_GPU = 4096, 16384  # padded tokens in one scoring batch
 CPU_BATCH, GPU_BATCH_LIMIT, TYPICAL_TOKENS = 16, 256, 1800
@@ -127,6 +128,5 @@ def default_batch_size(model: Any, device: str) -> int:
     """16 on a CPU; on a GPU what fits into 80% of free memory, twice the cache (it is copied as it grows)."""
     if device == "cpu":
         return CPU_BATCH
-    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    rows = int(0.8 * free) // (2 * TYPICAL_TOKENS * kv_bytes_per_token(hf.causal_lm(model).config))
+    rows = int(0.8 * free_gpu_bytes()) // (2 * TYPICAL_TOKENS * kv_bytes_per_token(hf.causal_lm(model).config))
     return max(1, min(GPU_BATCH_LIMIT, rows))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from cai.errors import CaiError
+from cai.memory import free_gpu_bytes
 
 TRASH = 0
 GPU_BLOCK_TOKENS = 32
@@ -99,14 +100,6 @@ class Prefix:
             self.values[:, :, : len(token_ids)] = values
 
 
-def free_bytes(device: torch.device) -> int:
-    """What may still be allocated on the GPU: the driver's figure, what torch holds unused, and torch's own cap."""
-    free, total = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
-    return min(free + unused, int(fraction * total) - torch.cuda.memory_allocated(device))
-
-
 def small_card(device: torch.device) -> bool:
     return torch.cuda.get_device_properties(device).total_memory < 40 << 30
 
@@ -118,7 +111,7 @@ def reserve_bytes(device: torch.device) -> int:
 
 def gpu_blocks(shape: Shape, device: torch.device, wanted_tokens: int) -> int:
     """How many blocks fit beside the reserve, at most what `wanted_tokens` need. Error: less than one long row."""
-    room = free_bytes(device) - reserve_bytes(device)
+    room = free_gpu_bytes(device) - reserve_bytes(device)
     fitting = room // (shape.bytes_per_token * GPU_BLOCK_TOKENS)
     if fitting * GPU_BLOCK_TOKENS < 4096:
         raise CaiError(

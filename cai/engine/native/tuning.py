@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from cai.engine import EngineStats
-from cai.engine.native.cache import free_bytes, reserve_bytes
+from cai.engine.native.cache import reserve_bytes
 from cai.engine.native.linears import Group, Shared, Way, base_layer, is_nf4, lora_parts
 from cai.errors import CaiError
+from cai.memory import free_gpu_bytes
 
 TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 4096)  # numbers of tokens that are measured
 KV_SHARE = 0.75  # of the memory left by weights goes to the KV cache first when copies do not fit whole
@@ -68,7 +69,7 @@ def choose(decoder: Any, linears: str, stats: EngineStats) -> Choice:
 def copy_layers(decoder: Any, must: bool) -> int:
     """Copy as many layers to bf16 as leave room for the KV cache; the number copied."""
     per_layer = sum(group.numel for group in decoder.layers[0].linears.groups) * decoder.dtype.itemsize
-    room = free_bytes(decoder.device) - reserve_bytes(decoder.device)
+    room = free_gpu_bytes(decoder.device) - reserve_bytes(decoder.device)
     if must and room < per_layer * len(decoder.layers) * 1.05:
         need = per_layer * len(decoder.layers) / 2**30
         raise CaiError(f'engine.linears: "bf16" needs {need:.0f} GiB, {room / 2**30:.0f} are free. Use "auto".')
