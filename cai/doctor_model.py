@@ -15,7 +15,7 @@ from cai.errors import CaiError
 from cai.recipe import Recipe
 
 Status = Literal["ok", "warn", "fail"]
-NEAR_TIE = {"cuda": 0.25, "cpu": 0.001}  # nats: rounding of bf16, of fp32
+NEAR_TIE = {"cuda": 0.5, "cpu": 0.001}  # nats: rounding of bf16 (0.28 seen in 64 layers of random weights), of fp32
 
 
 @dataclass(frozen=True)

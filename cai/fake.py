@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-from cai.engine import Completion, EngineStats, Finish, Request, Score, ScoreRequest, never
+from cai.engine import Completion, EngineStats, Finish, Request, Rules, Score, ScoreRequest, never
 from cai.errors import CaiError
 from cai.prompts import ByteTokenizer
 from cai.settings import EngineSection, LoraSection, ModelSection
@@ -68,7 +68,7 @@ class FakeEngine:
 
     name = "fake"
     streams = False
-    min_p = 0.0
+    rules = Rules()
 
     def __init__(self, model: FakeModel, batch_size: int) -> None:
         self.model = model

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cai import embedded
-from cai.engine import Engine
+from cai.engine import Engine, Rules
 from cai.errors import CaiError
 from cai.prompts import HFTokenizer, Tokenizer
 from cai.settings import EngineSection, LoraSection, ModelSection
@@ -66,7 +66,7 @@ class LoadedModel:
     max_seq_length: int
     facts: dict[str, Any] = field(default_factory=dict)
     lora: bool = False
-    min_p: float = 0.0
+    rules: Rules = field(default_factory=Rules)
     _engine: Engine | None = None
 
     @property
@@ -80,7 +80,7 @@ class LoadedModel:
 
             self.mode("generate")
             self._engine = make_engine(section.backend, self, batch_size=section.batch_size, linears=section.linears)
-            self._engine.min_p = self.min_p
+            self._engine.rules = self.rules
         return self._engine
 
     def release(self) -> None:
@@ -98,8 +98,7 @@ class LoadedModel:
         if self.lora:
             self.hf = self.hf.unload()
             for attribute in ("peft_config", "_hf_peft_config_loaded"):
-                if hasattr(self.hf, attribute):
-                    delattr(self.hf, attribute)
+                vars(self.hf).pop(attribute, None)
         torch.manual_seed(seed)
         with quiet():
             self.hf = FastLanguageModel.get_peft_model(

@@ -288,6 +288,7 @@ _STAGE_KEYS = {
         "model",
         "instructions",
         "sampling.min_p",
+        "sampling.no_repeat_ngram",
         "sampling.instructions",
         "few_shot.instructions",
     ),

@@ -21,6 +21,7 @@ from cai import plan
 from cai import recipe as recipes
 from cai.console import StopSwitch
 from cai.constitution import Constitution, check_rounds, load_constitution
+from cai.engine import Rules
 from cai.errors import DRIFT, CaiError
 from cai.files import write_atomic
 from cai.grid import Grid, load_grid
@@ -198,9 +199,10 @@ class ModelOnDemand:
     def __call__(self) -> LoadedModel:
         if self.model is None:
             recipe = self.inputs.recipe
+            self.run.status(now=True, stage="load the model")
             self._preflight_machine()
             self.model = load(recipe.model, self.inputs.backend, seed=recipe.seed, say=say)
-            self.model.min_p = recipe.sampling.min_p
+            self.model.rules = Rules(recipe.sampling.min_p, recipe.sampling.no_repeat_ngram)
             known, facts = self.run.manifest.get("model"), self.model.facts
             if known and known.get("revision") != facts.get("revision"):
                 then, now = {"revision": str(known.get("revision"))}, {"revision": str(facts.get("revision"))}

@@ -41,9 +41,14 @@ class SamplingSection(Section):
 
 
 class SamplingSections(Section):
-    """One table a stage. `min_p`: tokens less than this times as likely as the best are not drawn (0 = all may be)."""
+    """One table a stage, and rules for all of them.
+
+    `min_p`: tokens less than this times as likely as the best are not drawn (0 = all may be). `no_repeat_ngram`: no
+    sequence of so many tokens stands twice in a completion (0 = may).
+    """
 
     min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    no_repeat_ngram: Annotated[int, Field(ge=0, le=64)] = 0
     instructions: SamplingSection = SamplingSection(temperature=0.7, max_new_tokens=120)
     answers: SamplingSection = SamplingSection(temperature=0.7, max_new_tokens=500)
     critiques: SamplingSection = SamplingSection(temperature=0.3, max_new_tokens=300)

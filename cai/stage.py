@@ -108,6 +108,7 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
         return 0
     units = [unit for item in items if (unit := stage.render(context, item, round_)) is not None]
     done = len(units) - len(todo)
+    context.model()  # its loading is no part of the stage's time
     context.progress.begin(stage.name, round_, total=len(units), done=done)
     added = 0
     for rows in _batches(context, stage, units, todo):

@@ -17,7 +17,7 @@ from support import FAKE, read_jsonl
 
 from cai import errors
 from cai.auxiliary import Auxiliary, fits_beside
-from cai.engine import Completion, EngineStats, Request, Score, ScoreRequest, never
+from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, never
 from cai.errors import CaiError
 from cai.evaluate.benchmarks import figures, loaders, parse_names, sources, verdicts
 from cai.evaluate.benchmarks.classifier_prompts import CONTEXTUAL, STANDARD, fill, sha_of
@@ -144,7 +144,7 @@ def test_the_classifier_prompts_are_the_published_ones() -> None:
 class Scripted:
     """An engine whose log-probabilities and texts a function of the prompt decides."""
 
-    name, streams, min_p = "scripted", False, 0.0
+    name, streams, rules = "scripted", False, Rules()
 
     def __init__(self, logp: Callable[[str, str], float], text: Callable[[str], str] = lambda prompt: "") -> None:
         self.logp, self.text, self.stats, self.queue = logp, text, EngineStats(batch_size=4), []

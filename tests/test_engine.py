@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers")
 
-from cai.engine import Request, Sampling, ScoreRequest  # noqa: E402
+from cai.engine import Request, Rules, Sampling, ScoreRequest  # noqa: E402
 from cai.engine.build import make_engine, padded_equals_alone  # noqa: E402
 from cai.engine.native.engine import NativeEngine  # noqa: E402
 from cai.engine.reference import ReferenceEngine  # noqa: E402
@@ -83,6 +83,32 @@ def test_backends_draw_the_same_rows(model):
         assert complete(StaticEngine(model, Letters(), batch_size=5), wanted) == expected
         assert complete(NativeEngine(model, Letters(), batch_size=5), wanted) == expected
     assert {done.finish for done in expected.values()} >= {"eos", "length"}
+
+
+def test_no_ngram_twice_on_any_backend(model):
+    """Random models repeat themselves; with the rule no pair of tokens stands twice, and the backends agree."""
+
+    def again(done, n=2):
+        grams = [done.token_ids[i : i + n] for i in range(len(done.token_ids) - n + 1)]
+        return len(grams) - len(set(grams))
+
+    draw = random.Random(1)
+    for temperature in (0.0, 0.2):
+        wanted = [
+            Request(i, (*PREFIX, i), Sampling(temperature, 20 + draw.randrange(40)), seed=i, prefix_len=len(PREFIX))
+            for i in range(9)
+        ]
+        free = complete(NativeEngine(model, Letters(), batch_size=4), wanted)
+        assert any(map(again, free.values()))
+        found = []
+        for engine in (ReferenceEngine(model, Letters()), StaticEngine(model, Letters(), batch_size=4)):
+            engine.rules = Rules(0.01, 2)
+            found.append(complete(engine, wanted))
+        engine = NativeEngine(model, Letters(), batch_size=4)
+        engine.rules = Rules(0.01, 2)
+        found.append(complete(engine, wanted))
+        assert found[0] == found[1] == found[2]
+        assert not any(map(again, found[0].values())), [again(done) for done in found[0].values()]
 
 
 def test_a_row_does_not_depend_on_its_batch_or_order(model):

@@ -14,7 +14,7 @@ from support import read_jsonl
 from cai import errors, plan
 from cai import guard as guards
 from cai.auxiliary import Auxiliary
-from cai.engine import Completion, EngineStats, Request, Score, ScoreRequest, never
+from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, never
 from cai.errors import CaiError
 from cai.guard import Exchange, Judgement, LlamaGuard, QwenGuard, llama_category, llama_pieces, qwen_category, verdict
 from cai.prompts import ByteTokenizer
@@ -50,7 +50,7 @@ class Template:
 class Engine:
     """Unsafe where the reply says BAD; categories as a guard writes them."""
 
-    name, streams, min_p = "scripted", False, 0.0
+    name, streams, rules = "scripted", False, Rules()
 
     def __init__(self, categories: str) -> None:
         self.categories, self.stats, self.queue = categories, EngineStats(batch_size=4), []

@@ -28,6 +28,18 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """What all rows of an engine may draw.
+
+    `min_p`: tokens less than this times as likely as the best are left out (drawn rows; 0 = none).
+    `no_repeat_ngram`: no sequence of this many tokens twice in one completion (0 = may repeat).
+    """
+
+    min_p: float = 0.0
+    no_repeat_ngram: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One prompt. `prefix_len`: how many leading tokens it shares with its stage's other prompts (0 = unknown)."""
 
@@ -96,7 +108,7 @@ class Engine(Protocol):
 
     name: str
     stats: EngineStats
-    min_p: float  # of drawn rows: tokens less than this times as likely as the best are left out; 0 = none
+    rules: Rules
 
     def submit(self, request: Request) -> None:
         """Queue one request. Ids are unique among the requests in flight."""

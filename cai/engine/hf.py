@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
-from cai.engine import Completion, Request, Score, ScoreRequest
+from cai.engine import Completion, Request, Rules, Score, ScoreRequest
 from cai.engine.rows import Pieces, Row
-from cai.engine.sampling import gumbel_noise, mask_min_p, seed_tensor
+from cai.engine.sampling import gumbel_noise, mask_min_p, mask_repeats, seed_tensor
 
 HEAD_CHUNK_BYTES = 256 << 20  # fp32 logits that exist at one time while scoring
 
@@ -33,18 +33,22 @@ def out_of_memory(error: BaseException) -> bool:
 class GumbelScores(LogitsProcessor):
     """Adds temperature * noise, so that `generate`'s argmax is the engine's draw (`sampling.pick`)."""
 
-    def __init__(self, requests: Sequence[Request], prompt_len: int, device: Any, min_p: float = 0.0) -> None:
-        self.min_p = min_p
+    def __init__(self, requests: Sequence[Request], prompt_len: int, device: Any, rules: Rules) -> None:
+        self.rules = rules
         self.temperatures_B = torch.tensor([r.sampling.temperature for r in requests], device=device)
         self.seeds_B = seed_tensor([r.seed for r in requests], device)
         self.prompt_len, self.drawn = prompt_len, any(r.sampling.temperature for r in requests)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.rules.no_repeat_ngram:
+            drawn_BT = input_ids[:, self.prompt_len :]
+            counts_B = torch.full_like(self.seeds_B, drawn_BT.shape[1])
+            scores = mask_repeats(scores, drawn_BT, counts_B, self.rules.no_repeat_ngram)
         if not self.drawn:
             return scores
         positions_B = torch.full_like(self.seeds_B, input_ids.shape[1] - self.prompt_len)
-        if self.min_p:
-            scores = mask_min_p(scores, self.temperatures_B, self.min_p)
+        if self.rules.min_p:
+            scores = mask_min_p(scores, self.temperatures_B, self.rules.min_p)
         noise_BV = gumbel_noise(self.seeds_B, positions_B, scores.shape[1])
         return scores + noise_BV.mul_(self.temperatures_B[:, None])
 
@@ -74,7 +78,7 @@ def left_padded(requests: Sequence[Request], device: Any) -> tuple[torch.Tensor,
 
 
 def generate_slice(
-    model: Any, pieces: Pieces, requests: Sequence[Request], device: Any, stopped: Callable[[], bool], min_p: float
+    model: Any, pieces: Pieces, requests: Sequence[Request], device: Any, stopped: Callable[[], bool], rules: Rules
 ) -> tuple[list[Completion], int]:
     """Draw all rows of one slice; completions (only finished rows' once `stopped()`) and the number of steps."""
     ids_BT, mask_BT = left_padded(requests, device)
@@ -89,7 +93,7 @@ def generate_slice(
             input_ids=ids_BT,
             attention_mask=mask_BT,
             generation_config=config,
-            logits_processor=[GumbelScores(requests, ids_BT.shape[1], device, min_p)],
+            logits_processor=[GumbelScores(requests, ids_BT.shape[1], device, rules)],
             stopping_criteria=[done],
         )
     return [row.completion() for row in rows if row.done is not None], done.steps

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cai.engine import Completion, EngineStats, Request, Score, ScoreRequest, hf, never
+from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, hf, never
 from cai.engine.rows import Decoder, Pieces
 
 
@@ -14,7 +14,7 @@ class ReferenceEngine:
     """Batch 1, no padding, in the order of submission."""
 
     name = "reference"
-    min_p = 0.0
+    rules = Rules()
     streams = False
 
     def __init__(self, hf_model: Any, tokenizer: Decoder, *, batch_size: int = 1, device: str = "cpu") -> None:
@@ -28,7 +28,7 @@ class ReferenceEngine:
     def completions(self, stopped: Callable[[], bool] = never) -> Iterator[Completion]:
         while self.queue and not stopped():
             request = self.queue.popleft()
-            done, steps = hf.generate_slice(self.model, self.pieces, [request], self.device, stopped, self.min_p)
+            done, steps = hf.generate_slice(self.model, self.pieces, [request], self.device, stopped, self.rules)
             self.stats.decode_steps += steps
             self.stats.prompt_tokens_computed += len(request.token_ids)
             self.stats.new_tokens += sum(len(completion.token_ids) for completion in done)

@@ -76,6 +76,23 @@ def mask_min_p(logits_BV: torch.Tensor, temperatures_B: torch.Tensor, min_p: flo
     return logits_BV.masked_fill(logits_BV < lowest_B[:, None], float("-inf"))
 
 
+def mask_repeats(logits_BV: torch.Tensor, history_BT: torch.Tensor, counts_B: torch.Tensor, n: int) -> torch.Tensor:
+    """Logits with -inf where a token would complete an n-gram that the row has drawn before (its prompt may repeat).
+
+    `history_BT`: the rows' drawn ids, of which the first `counts_B` count. On the device alone: no host reads on a GPU.
+    """
+    windows = history_BT.shape[1] - n + 1
+    if windows < 1:
+        return logits_BV
+    places = counts_B.to(torch.int64)[:, None] - torch.arange(n - 1, 0, -1, device=history_BT.device)
+    last = history_BT.gather(1, places.clamp_(min=0))
+    same = torch.arange(windows, device=history_BT.device) + n - 1 < counts_B[:, None]
+    for i in range(n - 1):
+        same = same & (history_BT[:, i : i + windows] == last[:, i, None])
+    banned = torch.zeros(same.shape, dtype=logits_BV.dtype, device=same.device).masked_fill_(same, float("-inf"))
+    return logits_BV.scatter_add(1, history_BT[:, n - 1 :].to(torch.int64), banned)
+
+
 def pick(
     logits_BV: torch.Tensor, temperatures_B: torch.Tensor, seeds_B: torch.Tensor, positions_B: torch.Tensor
 ) -> torch.Tensor:

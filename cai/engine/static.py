@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cai.engine import Completion, EngineStats, Request, Score, ScoreRequest, hf, never
+from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, hf, never
 from cai.engine.rows import Decoder, Pieces
 from cai.errors import RESUMABLE, CaiError
 from cai.memory import free_gpu_bytes
@@ -26,7 +26,7 @@ class StaticEngine:
     """Slices of `batch_size` (0 = from free memory), shortest prompts first."""
 
     name = "static"
-    min_p = 0.0
+    rules = Rules()
     streams = False
 
     def __init__(self, hf_model: Any, tokenizer: Decoder, *, batch_size: int = 0, device: str = "cpu") -> None:
@@ -73,7 +73,7 @@ class StaticEngine:
     def _slice(self, requests: Sequence[Request], stopped: Callable[[], bool]) -> list[Completion] | None:
         """None where memory ran out. Nothing of the failed attempt outlives this frame."""
         try:
-            done, steps = hf.generate_slice(self.model, self.pieces, requests, self.device, stopped, self.min_p)
+            done, steps = hf.generate_slice(self.model, self.pieces, requests, self.device, stopped, self.rules)
         except (RuntimeError, MemoryError) as error:
             if not hf.out_of_memory(error):
                 raise

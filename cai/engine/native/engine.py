@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cai.engine import Completion, EngineStats, Request, Score, ScoreRequest, hf, never
+from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, hf, never
 from cai.engine.native import attention
 from cai.engine.native.batches import Flight, Packed, by_prefix, packed_step, score_places
 from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, Prefix, Shape, gpu_blocks, small_card
@@ -24,7 +24,7 @@ from cai.engine.native.scheduler import Running, Scheduler, prompt_tokens
 from cai.engine.native.state import RowState
 from cai.engine.rows import Decoder as TokenDecoder
 from cai.engine.rows import Pieces, Row
-from cai.engine.sampling import mask_min_p, pick, seed_tensor
+from cai.engine.sampling import mask_min_p, mask_repeats, pick, seed_tensor
 from cai.errors import RESUMABLE, CaiError
 
 MAX_LEN = 4096  # where neither model nor loader says
@@ -38,7 +38,7 @@ class NativeEngine:
     """`batch_size` = rows that decode together (0 = 16 on a CPU, up to 512 on a GPU)."""
 
     name = "native"
-    min_p = 0.0
+    rules = Rules()
     streams = True
 
     def __init__(
@@ -85,7 +85,7 @@ class NativeEngine:
         else:  # the last slot is the scratch row of a prefix
             self.cache = KVCache(self.shape, rows + 1, self.max_len, self.device, by_slot=True)
         self.prefix = Prefix.empty(self.shape, min(1024, self.max_len), self.device)
-        self.state = RowState(rows, self.cache.blocks_for(self.max_len) + 1, self.device)
+        self.state = RowState(rows, self.cache.blocks_for(self.max_len) + 1, self.max_len, self.device)
         self.scheduler = Scheduler(self.cache, rows, self._prefill_tokens())
         self.dirty = False
         self.stats.extra["kv_tokens"] = self.cache.blocks * self.cache.block_tokens
@@ -189,8 +189,12 @@ class NativeEngine:
         temperatures = torch.tensor([r.row.request.sampling.temperature for r in admitted], device=self.device)
         seeds = seed_tensor([r.row.request.seed for r in admitted], self.device)
         draws = torch.tensor([len(r.row.ids) for r in admitted], device=self.device)
-        drawn = self.ops_pick(self.decoder.logits(hidden_BH), temperatures, seeds, draws)
-        self.state.ids[torch.tensor([r.slot for r in admitted], device=self.device)] = drawn
+        slots = torch.tensor([r.slot for r in admitted], device=self.device)
+        if self.rules.no_repeat_ngram:
+            self.state.recall(admitted)
+        drawn = self.ops_pick(self.decoder.logits(hidden_BH), temperatures, seeds, draws, self.state.history[slots])
+        self.state.ids[slots] = drawn
+        self.state.history[slots, draws] = drawn.to(torch.int32)
         return drawn
 
     def _prefill_less(self, admitted: list[Running]) -> None:
@@ -236,14 +240,25 @@ class NativeEngine:
         """The device's part of a decode step: no host reads, so that it can be captured."""
         step = self.state.decode_step(rows, self.cache.block_tokens, self.prefix, longest)
         hidden_BH = self.decoder.forward(self.state.ids[:rows], step, self.cache)
-        drawn = self.ops_pick(self.decoder.logits(hidden_BH), *self.state.sampling(rows))
+        drawn = self.ops_pick(self.decoder.logits(hidden_BH), *self.state.sampling(rows), self.state.history[:rows])
         self.state.advance(rows, drawn)
         return drawn
 
-    def ops_pick(self, logits_BV: torch.Tensor, temperatures_B: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        if self.min_p:
-            logits_BV = mask_min_p(logits_BV, temperatures_B, self.min_p)
-        return getattr(self.ops, "pick", pick)(logits_BV, temperatures_B, *rest)
+    def ops_pick(
+        self,
+        logits_BV: torch.Tensor,
+        temperatures_B: torch.Tensor,
+        seeds_B: torch.Tensor,
+        draws_B: torch.Tensor,
+        history_BT: torch.Tensor,
+    ) -> torch.Tensor:
+        """One id a row, under the engine's rules."""
+        if n := self.rules.no_repeat_ngram:
+            drawn_BT = history_BT if self.gpu else history_BT[:, : int(draws_B.max())]
+            logits_BV = mask_repeats(logits_BV, drawn_BT, draws_B, n)
+        if self.rules.min_p:
+            logits_BV = mask_min_p(logits_BV, temperatures_B, self.rules.min_p)
+        return getattr(self.ops, "pick", pick)(logits_BV, temperatures_B, seeds_B, draws_B)
 
     def _compact(self) -> None:
         """Close holes: always on a CPU (rows are read in place), on a GPU where a smaller graph then does."""

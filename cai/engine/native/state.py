@@ -1,6 +1,6 @@
 """The rows' state on the device: one small int32 table that the host rewrites when membership changes.
 
-Owns the columns (own length, draws, temperature bits, seed halves, block table), the last drawn ids, and the copy to
+Owns the columns (own length, draws, temperature bits, seed halves, block table), the drawn ids, and the copy to
 the device. A decode step reads and advances them on the device, so that steps follow one another without the host.
 """
 
@@ -22,11 +22,12 @@ LENGTH, DRAWS, TEMPERATURE, SEED_LOW, SEED_HIGH, COLUMNS = range(6)
 class RowState:
     """`rows` slots; a slot whose length is 0 is empty: it computes into the trash block and nobody reads it."""
 
-    def __init__(self, rows: int, blocks_per_row: int, device: torch.device) -> None:
+    def __init__(self, rows: int, blocks_per_row: int, max_len: int, device: torch.device) -> None:
         self.device = device
         self.host = np.zeros((rows, COLUMNS + blocks_per_row), dtype=np.int32)
         self.table = torch.zeros(self.host.shape, dtype=torch.int32, device=device)
         self.ids = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.history = torch.zeros((rows, max_len), dtype=torch.int32, device=device)  # all drawn ids, in order
 
     def set(self, running: Running) -> None:
         sampling, row = running.row.request.sampling, self.host[running.slot]
@@ -49,9 +50,16 @@ class RowState:
         return fresh.pin_memory() if self.device.type == "cuda" else fresh
 
     def move(self, pairs: list[tuple[int, int]]) -> None:
-        """Last drawn ids follow rows that changed slots."""
+        """Drawn ids follow rows that changed slots."""
         source, target = (torch.tensor(side, device=self.device) for side in zip(*pairs, strict=True))
         self.ids[target] = self.ids[source]
+        self.history[target] = self.history[source]
+
+    def recall(self, admitted: Iterable[Running]) -> None:
+        """What rows that come back after a preemption had drawn."""
+        for running in admitted:
+            if drawn := running.row.ids:
+                self.history[running.slot, : len(drawn)] = torch.tensor(drawn, dtype=torch.int32, device=self.device)
 
     def sampling(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Temperatures, seeds and draw numbers of the first rows."""
@@ -71,4 +79,5 @@ class RowState:
         """After a step: the drawn ids are fed next; empty slots stay empty."""
         self.ids[:rows] = drawn
         part = self.table[:rows]
+        self.history[:rows].scatter_(1, part[:, DRAWS : DRAWS + 1].to(torch.int64), drawn[:, None].to(torch.int32))
         part[:, :TEMPERATURE] += (part[:, :1] > 0).to(torch.int32)

@@ -73,7 +73,7 @@ def fingerprint(context: Context, adapter: Path, sha256: str, max_new_tokens: in
         hashlib.sha256(weights.read_bytes()).digest() if weights.is_file() else b"none",
         context.prompts["policy"].sha.encode(),
         sha256.encode(),
-        f"{max_new_tokens}/{context.recipe.seed}/{context.recipe.sampling.min_p}".encode(),
+        f"{max_new_tokens}/{context.recipe.seed}/{context.recipe.sampling.min_p}/{context.recipe.sampling.no_repeat_ngram}".encode(),
     ]
     return digest(*parts)
 
