@@ -70,11 +70,11 @@ def prompt_check(model: Any, samples: Mapping[str, tuple[int, ...]]) -> Check:
     return Check("chat tokens", "ok", f"none in {len(samples)} base prompts ({total} tokens)")
 
 
-def short_padding_check(model: Any, recipe: Recipe, prompts: Mapping[str, Any]) -> Check:
-    """The same on the ends of three prompts, for a CPU (a few seconds)."""
+def short_checks(model: Any, recipe: Recipe, prompts: Mapping[str, Any]) -> Iterator[Check]:
+    """For a CPU: that a batch equals its rows alone, on the ends of three prompts (a few seconds)."""
     samples = [ids for ids in sample_prompts(prompts, model).values() if ids]
     texts = [ids[-length:] for ids, length in zip(samples, (20, 60, 110), strict=False)]
-    return padding_check(model, recipe, texts)
+    yield padding_check(model, recipe, texts)
 
 
 def padding_check(model: Any, recipe: Recipe, prompts: list[tuple[int, ...]]) -> Check:

@@ -232,8 +232,8 @@ class ModelOnDemand:
             checks = doctor_model.model_checks(model, recipe, self.inputs.prompts)
             doctor.preflight("model", checks, self.run.event, say)
         elif self.inputs.backend == "embedded":
-            check = doctor_model.short_padding_check(model, recipe, self.inputs.prompts)
-            doctor.preflight("model", iter([check]), self.run.event, say)
+            checks = doctor_model.short_checks(model, recipe, self.inputs.prompts)
+            doctor.preflight("model", checks, self.run.event, say)
 
 
 def say(line: str) -> None:

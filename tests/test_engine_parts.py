@@ -107,6 +107,8 @@ def test_the_limit_ends_a_row_and_eos_is_kept_among_the_ids():
 
 
 class Blocks:
+    by_slot = False
+
     def __init__(self, count, size=4):
         self.free, self.size = list(range(count, 0, -1)), size
 

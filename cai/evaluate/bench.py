@@ -15,8 +15,10 @@ from typing import Any
 
 import orjson
 
+from cai.engine import Engine, never
 from cai.evaluate.judge import JUDGE_FIELDS, PAIR_FIELDS, Judge
 from cai.evaluate.likelihood import Scorer
+from cai.model import LoadedModel
 from cai.pairs import PairSet
 from cai.prompts import load_prompt
 from cai.records import RecordLog
@@ -63,10 +65,7 @@ class Bench:
         return self.model().engine(self.context.recipe.engine)
 
     def scorer(self) -> Scorer:
-        model, section = self.model(), self.section
-        return Scorer(
-            self.engine(), model.tokenizer, model.format, section.max_text_tokens, section.batch, self.context.stopped
-        )
+        return make_scorer(self.model(), self.engine(), self.section, self.context.stopped)
 
     @contextmanager
     def base(self) -> Iterator[Scorer]:
@@ -98,6 +97,20 @@ class Bench:
             self.context.progress.end()
         found = (self.log.get(metric, *key) for key in keys)
         return [row for row in found if row is not None and "skipped" not in row]
+
+
+def make_scorer(
+    model: LoadedModel, engine: Engine, section: EvaluationSection, stopped: Callable[[], bool] = never
+) -> Scorer:
+    return Scorer(
+        engine,
+        model.tokenizer,
+        model.format,
+        section.max_text_tokens,
+        section.batch,
+        share_contexts=model.backend == "embedded",
+        stopped=stopped,
+    )
 
 
 def load_judge(context: Context) -> Judge | None:

@@ -19,6 +19,7 @@ import orjson
 from cai.errors import DONE, CaiError
 from cai.evaluate import critiques, revisions
 from cai.evaluate import judge as judging
+from cai.evaluate.bench import make_scorer
 from cai.evaluate.cases import Case
 from cai.evaluate.likelihood import Scorer, responsiveness, specificity
 from cai.evaluate.phrases import finds_nothing, is_refusal
@@ -286,7 +287,7 @@ def command(args: argparse.Namespace) -> int:
     model = load(recipe.model, inputs.backend, seed=recipe.seed, say=say)
     model.mode("generate")
     engine = model.engine(recipe.engine)
-    scorer = Scorer(engine, model.tokenizer, model.format, section.max_text_tokens, section.batch)
+    scorer = make_scorer(model, engine, section)
     say(f"{args.exam}: {len(rows)} labelled rows, scored by {model.name}")
     exam = run_exam(
         rows,

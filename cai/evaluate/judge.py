@@ -77,7 +77,7 @@ def _verdicts(
     rendered = prompt.render(fields, format=scorer.format, tokenizer=scorer.tokenizer)
     lead = "" if rendered.text[-1:].isspace() else " "
     for word in words:
-        yield Ask((*name, word), tuple(rendered.token_ids), tuple(scorer.encode(lead + word)))
+        yield Ask((*name, word), tuple(rendered.token_ids), tuple(scorer.encode(lead + word)), rendered.prefix_len)
 
 
 def _log_odds(scores: Mapping[Name, Score], name: Name, words: tuple[str, str]) -> float:

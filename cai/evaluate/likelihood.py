@@ -26,11 +26,15 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class Ask:
-    """`name` is the caller's; equal (context, continuation) pairs are scored once."""
+    """`name` is the caller's; equal (context, continuation) pairs are scored once.
+
+    `shared`: how many leading tokens of the context other asks begin with too; the engine computes them once.
+    """
 
     name: Name
     context: tuple[int, ...]
     continuation: tuple[int, ...]
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Scorer:
     format: Format
     limit: int = 160
     batch: int = 64
+    share_contexts: bool = False  # whether contexts of a few hundred tokens pay as shared prefixes: on a CPU they do
     stopped: Callable[[], bool] = never
 
     def encode(self, text: str) -> list[int]:
@@ -65,17 +70,25 @@ class Scorer:
 
 
 def score(scorer: Scorer, asks: Iterable[Ask]) -> dict[Name, Score]:
-    """Every ask's log-probs, in slices of `batch`, longest first (alike lengths share a batch).
+    """Every ask's log-probs, in slices of `batch`: what shares a prefix together, then longest first.
 
     Errors: Stopped when `scorer.stopped()` turned true; nothing of an unfinished slice is kept.
     """
     listed = [ask for ask in asks if ask.context and ask.continuation]
     unique = {(ask.context, ask.continuation): index for index, ask in enumerate(listed)}
-    order = sorted(unique, key=lambda pair: (-len(pair[0]) - len(pair[1]), unique[pair]))
+    shared = {pair: listed[index].shared for pair, index in unique.items()}
+    groups: dict[tuple[int, ...], int] = {}  # prefix -> its place, in the order of first use
+    for pair, length in shared.items():
+        groups.setdefault(pair[0][:length], len(groups))
+
+    def place(pair: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[Any, ...]:
+        return groups[pair[0][: shared[pair]]], -len(pair[0]) - len(pair[1]), pair[0], unique[pair]
+
+    order = sorted(unique, key=place)
     found: dict[tuple[tuple[int, ...], tuple[int, ...]], Score] = {}
     for start in range(0, len(order), scorer.batch):
         part = order[start : start + scorer.batch]
-        requests = [ScoreRequest(i, context, continuation) for i, (context, continuation) in enumerate(part)]
+        requests = [ScoreRequest(i, *pair, prefix_len=shared[pair]) for i, pair in enumerate(part)]
         scores = list(scorer.engine.score(requests, scorer.stopped))
         if len(scores) < len(requests):
             raise Stopped("stopped while scoring; resume the run to go on")
@@ -121,7 +134,8 @@ def specificity(
     for case in cases:
         own = scorer.continuation(case.critique)
         for place, context in enumerate((case, *neighbours[case.key])):
-            asks.append(Ask((case.key, place), critique_context(scorer, context), own))
+            given = critique_context(scorer, context)
+            asks.append(Ask((case.key, place), given, own, len(given) if scorer.share_contexts else 0))
     scores = score(scorer, asks)
     return {case.key: _specificity(scores, case, neighbours[case.key], generic) for case in cases}
 
@@ -152,8 +166,10 @@ def responsiveness(
         if controls:
             given["second"] = second
         revision = scorer.continuation(case.revision)
+        shared = len(critique_context(scorer, case)) if scorer.share_contexts else 0
         asks += [
-            Ask((case.key, n), revision_context(scorer, case, critique), revision) for n, critique in given.items()
+            Ask((case.key, n), revision_context(scorer, case, critique), revision, shared)
+            for n, critique in given.items()
         ]
     scores = score(scorer, asks)
     return {case.key: _responsiveness(scores, case.key, controls) for case in cases}

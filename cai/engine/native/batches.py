@@ -5,6 +5,7 @@ Pure bookkeeping over lists and index tensors. Doesn't own rows, blocks or the o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,13 +60,12 @@ def by_prefix(requests: Sequence[ScoreRequest]) -> Iterator[tuple[tuple[int, ...
     yield from groups.items()
 
 
-def score_places(scored: Sequence[ScoreRequest], packed: Packed) -> tuple[list[int], list[int]]:
+def score_places(scored: Sequence[ScoreRequest], packed: Packed, row_of: Sequence[int]) -> tuple[list[int], list[int]]:
     """Places among the packed tokens whose hidden states predict the continuations, and the tokens to predict."""
     places: list[int] = []
     targets: list[int] = []
-    at = 0
-    for request, (ids, _) in zip(scored, packed, strict=True):
-        at += len(ids)
-        places += range(at - len(request.continuation_ids), at)
+    ends = list(itertools.accumulate(len(ids) for ids, _ in packed))
+    for request, row in zip(scored, row_of, strict=True):
+        places += range(ends[row] - len(request.continuation_ids), ends[row])
         targets += request.continuation_ids
     return places, targets

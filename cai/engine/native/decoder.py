@@ -15,7 +15,7 @@ import torch
 from cai.engine.hf import causal_lm
 from cai.engine.native.attention import Step
 from cai.engine.native.cache import KVCache
-from cai.engine.native.linears import LayerLinears
+from cai.engine.native.linears import LayerLinears, thin
 
 MODEL_TYPES = ("llama", "qwen2", "mistral")
 PLAIN_ROPE = ("default", "linear", "llama3", "yarn")
@@ -124,4 +124,4 @@ class Decoder:
 
     def logits(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """(T, V) in the model's dtype."""
-        return self.head(hidden_TH)
+        return thin(self.head, hidden_TH)

@@ -355,16 +355,20 @@ class NativeEngine:
     def _score_some(self, group: list[ScoreRequest], shared: int) -> list[Score]:
         """Score the first requests of the group that fit into one prefill."""
         packed: Packed = []
+        row_of: list[int] = []
         budget = self.scheduler.prefill_tokens
-        for slot, request in enumerate(group[: self.stats.batch_size]):
+        for request in group:
             ids = [*request.context_ids, *request.continuation_ids][shared:-1]
-            need = self.cache.blocks_for(len(ids))
-            if packed and (len(ids) > budget or need > len(self.cache.free)):
-                break
-            packed.append((ids, self.cache.take(need, slot)))
-            budget -= len(ids)
-        scored = group[: len(packed)]
-        wanted, targets = (torch.tensor(x, device=self.device) for x in score_places(scored, packed))
+            if not packed or ids != packed[-1][0]:  # "Yes" and "No" after one question: the same row
+                need = self.cache.blocks_for(len(ids))
+                full = len(packed) == self.stats.batch_size
+                if packed and (full or len(ids) > budget or need > len(self.cache.free)):
+                    break
+                packed.append((ids, self.cache.take(need, len(packed))))
+                budget -= len(ids)
+            row_of.append(len(packed) - 1)
+        scored = group[: len(row_of)]
+        wanted, targets = (torch.tensor(x, device=self.device) for x in score_places(scored, packed, row_of))
         logps = hf.head_logps(self.decoder.head, self._prefill(packed, self.prefix, wanted), targets).tolist()
         for _, blocks in packed:
             self.cache.give_back(blocks)

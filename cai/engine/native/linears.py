@@ -51,7 +51,7 @@ class Group:
         """The outputs, one a module, possibly views of one tensor (row stride != width)."""
         way = self.shared.choose(x_TK.shape[0])
         if way == "module" or (self.nf4 is None and self.copy is None):
-            return [module(x_TK) for module in self.modules]
+            return [thin(module, x_TK) for module in self.modules]
         outputs = self._base(x_TK, way)
         for index, pair in enumerate(self.lora or ()):
             if pair is not None:
@@ -121,6 +121,19 @@ class LayerLinears:
     @property
     def groups(self) -> list[Group]:
         return [self.qkv, self.o, self.gate_up, self.down]
+
+
+THIN_ROWS = 24  # measured on two cores, (3072, 576) float32: 1.7 times faster at 16 rows, 1.5 at 8, equal at 32
+
+
+def thin(module: Any, x_TK: torch.Tensor) -> torch.Tensor:
+    """The module's output. On a CPU a few rows are computed as (W x^T)^T, for which its library has the better loop."""
+    base = base_layer(module)
+    active = hasattr(module, "lora_A") and not (module.disable_adapters or module.merged)
+    if x_TK.is_cuda or active or x_TK.shape[0] > THIN_ROWS or type(base) is not torch.nn.Linear:
+        return module(x_TK)
+    out_TO = (base.weight @ x_TK.T).T.contiguous()
+    return out_TO if base.bias is None else out_TO.add_(base.bias)
 
 
 def base_layer(module: Any) -> Any:

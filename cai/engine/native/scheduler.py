@@ -22,6 +22,7 @@ class Blocks(Protocol):
     """What the scheduler needs of the cache."""
 
     free: list[int]
+    by_slot: bool  # one block a row, as long as the longest row: nothing to keep in reserve
 
     def blocks_for(self, tokens: int) -> int: ...
     def take(self, count: int, slot: int) -> list[int]: ...
@@ -94,7 +95,8 @@ class Scheduler:
             return []
         slots = (slot for slot in range(self.max_rows) if slot not in self.active)
         admitted: list[Running] = []
-        budget, reserve = self.prefill_tokens, len(self.active) * self.blocks.blocks_for(GROW_TOKENS) // 2
+        budget = self.prefill_tokens
+        reserve = 0 if self.blocks.by_slot else len(self.active) * self.blocks.blocks_for(GROW_TOKENS) // 2
         for slot in slots:
             if not group:
                 break
