@@ -6,7 +6,7 @@ seed. The length of an output is forced (no eos, no stop string), so all backend
 Useful tokens/s = drawn tokens / wall time of the whole stage, prefill and idle rows included, set-up excluded.
 
 Two groups of backends run in processes of their own (Unsloth rewrites transformers at import):
-    stock    hf1 (HF generate, batch 1)  hf (HF generate, static batches)
+    stock    hf1 (HF generate, batch 1)  hf (HF generate, static batches)  hfcb (HF's continuous batching)
     unsloth  unsloth (Unsloth generate, static batches)  native  native-bnb/-fused/-bf16 (linears forced)
 `@80` behind a name caps the process's memory to 80 GB. `:N` takes N requests of each stage (default --per-stage);
 `:N/a+b` only of the stages a and b.
@@ -93,7 +93,7 @@ class Wanted:
 
     @property
     def stock(self) -> bool:
-        return self.name in ("hf1", "hf")
+        return self.name in ("hf1", "hf", "hfcb")
 
 
 class PlainTokenizer:
@@ -138,6 +138,10 @@ def load_real(folder: str) -> Weights:
 def engine_for(wanted: Wanted, weights: Weights, batch_size: int) -> Any:
     from cai.engine.build import make_engine
 
+    if wanted.name == "hfcb":
+        from hf_continuous import ContinuousEngine
+
+        return ContinuousEngine(weights.hf)
     if wanted.name == "hf1":
         return make_engine("reference", weights)
     if wanted.name in ("hf", "unsloth", "static"):

@@ -245,7 +245,15 @@ def memory_check(recipe: Recipe, config: Mapping[str, Any], free_gib: float) -> 
     )
     if need > free_gib:
         fits = [key for key, gib in sizes.items() if gib + adapter + WORKING_GIB <= free_gib]
-        remedy = f'Set model.quantization = "{fits[-1]}"' if fits else "Lower lora.rank or rent a larger card"
+        per_rank = adapter / recipe.lora.rank
+        ranks = [
+            r for r in (64, 32, 16, 8, 4) if r < recipe.lora.rank and weights + r * per_rank + WORKING_GIB <= free_gib
+        ]
+        remedy = "Rent a larger card"
+        if fits:
+            remedy = f'Set model.quantization = "{fits[-1]}"'
+        elif ranks:
+            remedy = f"Set lora.rank = {ranks[0]} (and lora.alpha = {2 * ranks[0]}), or rent a larger card"
         return Check("memory", "fail", f"{text}. {remedy}.")
     if need > 0.85 * free_gib:
         return Check(

@@ -50,8 +50,7 @@ class HygieneSection(Section):
 class EvaluationSection(Section):
     """What is measured after the chain, on how many items, and within which thresholds.
 
-    The item counts are sized for the embedded model on two cores (an M2 evaluation under 14 minutes); on a GPU set
-    likelihood_items = 100, judge_items = 40, train_pairs = 100.
+    The item counts suit two CPU cores; cai.toml sets higher ones for a GPU.
     """
 
     enabled: bool = True
