@@ -1,7 +1,7 @@
 """HF's continuous batching (`init_continuous_batching`) as a backend of bench/generate.py.
 
 Lengths are forced like on the other backends: an end token that is never drawn and each request's own limit. It draws
-with its own random numbers, so only numbers of tokens are compared. Source: transformers/generation/continuous_batching.
+with its own random numbers, so only numbers of tokens are compared. Source: transformers, continuous_batching.
 """
 
 from __future__ import annotations

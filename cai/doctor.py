@@ -245,10 +245,8 @@ def memory_check(recipe: Recipe, config: Mapping[str, Any], free_gib: float) -> 
     )
     if need > free_gib:
         fits = [key for key, gib in sizes.items() if gib + adapter + WORKING_GIB <= free_gib]
-        per_rank = adapter / recipe.lora.rank
-        ranks = [
-            r for r in (64, 32, 16, 8, 4) if r < recipe.lora.rank and weights + r * per_rank + WORKING_GIB <= free_gib
-        ]
+        largest = recipe.lora.rank * (free_gib - weights - WORKING_GIB) / adapter
+        ranks = [rank for rank in (64, 32, 16, 8, 4) if rank <= largest]
         remedy = "Rent a larger card"
         if fits:
             remedy = f'Set model.quantization = "{fits[-1]}"'

@@ -65,7 +65,7 @@ def test_memory_arithmetic_of_32b():
     assert doctor.memory_check(recipe(), QWEN_32B, 79.0).status == "ok"
     assert doctor.memory_check(recipe(), QWEN_32B, 26.0).status == "warn"
     small = doctor.memory_check(recipe(), QWEN_32B, 22.0)
-    assert small.status == "fail" and "Set lora.rank = 16 (and lora.alpha = 32)" in small.seen
+    assert small.status == "fail" and "Set lora.rank = 8 (and lora.alpha = 16)" in small.seen
     assert "Rent a larger card" in doctor.memory_check(recipe(), QWEN_32B, 15.0).seen
     assert doctor.memory_check(recipe(lora=LoraSection(rank=8)), QWEN_32B, 23.5).status == "warn"
     too_wide = doctor.memory_check(recipe("bf16"), QWEN_32B, 44.0)
