@@ -123,7 +123,7 @@ def test_f04_whole_m1_killed_at_random_times(embedded: Project, tmp_path_factory
     embedded.env |= one_thread
     to_adapter(embedded, *M1)
     alone = digest(embedded.run)
-    assert len(read(embedded.run / "records.jsonl")) >= 60 and "adapter/adapter_model.safetensors" in alone
+    assert len(read(embedded.run / "records.jsonl")) >= 50 and "adapter/adapter_model.safetensors" in alone
     with ThreadPoolExecutor(2) as pool:
         jobs = [
             pool.submit(killed_again_and_again, project, alone, -(-ROUNDS // 2), seed)
