@@ -123,7 +123,7 @@ class StopSwitch:
     everything committed is on disk, so this loses no more than the batch in flight. `hold()` puts that off for a save.
     """
 
-    def __init__(self, grace_seconds: float = 4.0) -> None:
+    def __init__(self, grace_seconds: float = 3.0) -> None:
         self.grace_seconds = grace_seconds
         self.signal_number = 0
         self._held = 0

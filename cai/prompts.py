@@ -156,7 +156,10 @@ class ByteTokenizer:
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        data = b"".join(bytes([id]) if id < 256 else self.controls[id - 256].encode() for id in ids)
+        try:
+            data = bytes(ids)  # no control token among them: most texts
+        except ValueError:
+            data = b"".join(bytes([id]) if id < 256 else self.controls[id - 256].encode() for id in ids)
         return data.decode(errors="replace")
 
     def chat(self, turns: Sequence[Turn], add_generation_prompt: bool = True) -> list[Piece]:
