@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from cai import doctor, doctor_model
 from cai.doctor_model import Check
 from cai.engine import Completion, Score
 from cai.errors import USAGE, CaiError
+from cai.model import resolve_name
 from cai.recipe import Recipe
 from cai.settings import BudgetSection, LoraSection, ModelSection
 
@@ -108,6 +110,44 @@ def test_preflight_stops_with_every_failed_line():
         doctor.preflight("machine", iter(checks), lambda kind, **fields: events.append((kind, fields)), said.append)
     assert str(caught.value) == "preflight: b: broken. Run: c\npreflight: e: z" and caught.value.code == USAGE
     assert events[0][1]["checks"]["d"] == "warn: odd" and said == ["warn  d                     odd"]
+
+
+def gpu(monkeypatch, gib, major=8, available=True):
+    """A torch that sees one card of so many GiB."""
+    cuda = SimpleNamespace(
+        is_available=lambda: available,
+        is_initialized=lambda: False,
+        get_device_properties=lambda n: SimpleNamespace(name="card", total_memory=gib * 2**30, major=major, minor=0),
+        mem_get_info=lambda device=None: (gib * 2**30, gib * 2**30),
+        memory_reserved=lambda device=None: 0,
+        memory_allocated=lambda device=None: 0,
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+
+
+def test_f30_no_weights_no_disk_no_bf16_wrong_gpu(monkeypatch, tmp_path):
+    """Each ends before anything is spent: exit 2, one line with the numbers or the remedy."""
+    config = dict(QWEN_32B)
+    monkeypatch.setattr(doctor, "local_config", lambda name: config)
+
+    def seen(**card):
+        gpu(monkeypatch, **card)
+        return {check.name: check for check in doctor.gpu_checks(recipe())}
+
+    assert {check.status for check in seen(gib=80).values()} == {"ok"}
+    old = seen(gib=80, major=7)["bf16"]
+    assert old.status == "fail" and "rent an Ampere or newer card" in old.seen
+    small = seen(gib=16)["memory"]
+    assert small.status == "fail" and "of 16.0 free" in small.seen and "Rent a larger card" in small.seen
+    assert seen(gib=80, available=False)["GPU"].status == "fail"
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    checks = [*seen(gib=16).values(), *doctor.disk_checks(recipe(), "cuda", tmp_path)]
+    with pytest.raises(CaiError) as caught:
+        doctor.preflight("machine", iter(checks), lambda *a, **k: None, lambda line: None)
+    assert caught.value.code == USAGE and "memory" in str(caught.value) and "disk for runs" in str(caught.value)
+    with pytest.raises(CaiError, match=r"model\.name: .*none: no such folder") as caught:
+        resolve_name(ModelSection(name=str(tmp_path / "none")), print)
+    assert caught.value.code == USAGE
 
 
 # --- padding
