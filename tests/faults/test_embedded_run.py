@@ -79,8 +79,8 @@ def to_adapter(project: Project, *argv: str) -> float:
 
 
 def at_work(run: Path, attempts: int) -> bool:
-    """A later attempt than the first `attempts` has loaded the weights."""
-    return (run / "events.jsonl").exists() and len(events(run, "model_loaded")) > attempts
+    """A later attempt than the first `attempts` has loaded and checked the weights."""
+    return (run / "events.jsonl").exists() and len(events(run, "preflight")) > attempts
 
 
 def killed_again_and_again(project: Project, alone: dict[str, str], rounds: int, seed: int) -> int:
@@ -88,7 +88,7 @@ def killed_again_and_again(project: Project, alone: dict[str, str], rounds: int,
     draw, committed, interrupted = random.Random(seed), 0, 0
     argv, done = M1, Path("none")
     for _ in range(rounds):
-        loaded = len(events(project.run, "model_loaded")) if argv != M1 else 0
+        loaded = len(events(project.run, "preflight")) if argv != M1 else 0
         process = project.start(*argv)
         wait_for(process, lambda old=done, before=loaded: project.run != old and at_work(project.run, before), 600)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -137,7 +137,7 @@ def test_f04_whole_m1_killed_at_random_times(embedded: Project, tmp_path_factory
 @pytest.mark.parametrize("stage", ["answers", "train"])
 def test_f20_sigterm_on_the_embedded_model_ends_in_five_seconds(embedded: Project, stage: str) -> None:
     """In the middle of a batch and of a DPO step: exit 75 within five seconds of the notice."""
-    process = embedded.start(*M1)
+    process = embedded.start(*M1, "--limit", "2")
     latest = embedded.folder / "runs" / "latest"
     begun = "model_loaded" if stage == "answers" else "train_step"
     wait_for(process, lambda: latest.exists() and bool(events(latest.resolve(), begun)), seconds=900)
