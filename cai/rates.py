@@ -51,7 +51,7 @@ EMBEDDED = TableRates(
 )
 H200 = TableRates(
     "table: a model of Qwen2.5-32B's shape in NF4 on one H200 held to 80 GB; an A100 was not measured",
-    {1: 24.0, 10: 200.0, 48: 800.0, 160: 1876.0},
+    {1: 24.0, 10: 200.0, 160: 1876.0},
     Range(0.24, 0.40),  # about 1,160 tokens a pair
     Range(10.0, 30.0),  # set-up of the trainer and the first, compiling step
 )

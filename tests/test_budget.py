@@ -37,8 +37,8 @@ def context_of(run, chosen):
 def test_table_scales_with_the_batch_that_the_items_fill():
     assert EMBEDDED.at(1) == 11.0
     assert EMBEDDED.at(10) == 26.0
-    assert H200.at(100) == 800.0
-    assert H200.gain(1, 100) == 800.0 / 24.0
+    assert H200.at(100) == 200.0
+    assert H200.gain(1, 100) == 200.0 / 24.0
     assert H200.gain(100, 1) == 1.0
 
 

@@ -63,6 +63,8 @@ def test_any_number_of_principles_works(tmp_path, count):
         ("- just text", r"principles\[0\]: str found; write a mapping"),
         ("- {id: a\n", r"line 2, column 1: bad YAML"),
         ("- {id: a, id: b}", "key 'id' is given twice"),
+        ("[" * 100_000, "bad YAML: RecursionError"),
+        ("- " * 100_000, "bad YAML: RecursionError"),
     ],
 )
 def test_each_fault_is_one_line_with_file_place_and_remedy(tmp_path, text, message):

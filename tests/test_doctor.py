@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cai import doctor, doctor_model
+from cai import doctor, doctor_model, session
 from cai.doctor_model import Check
 from cai.engine import Completion, Score
 from cai.errors import USAGE, CaiError
@@ -148,6 +148,19 @@ def test_f30_no_weights_no_disk_no_bf16_wrong_gpu(monkeypatch, tmp_path):
     with pytest.raises(CaiError, match=r"model\.name: .*none: no such folder") as caught:
         resolve_name(ModelSection(name=str(tmp_path / "none")), print)
     assert caught.value.code == USAGE
+
+
+def test_a_gpu_run_asks_before_it_loads(monkeypatch, tmp_path):
+    """A failed line of the machine's preflight ends the run with exit 2; the weights are not touched."""
+    loaded, events = [], []
+    monkeypatch.setattr(doctor, "machine_checks", lambda *given: iter([Check("driver", "fail", "too old. Run: x")]))
+    monkeypatch.setattr(session, "load", lambda *given, **more: loaded.append(given))
+    source = SimpleNamespace(folder=tmp_path)
+    inputs = SimpleNamespace(recipe=recipe(), backend="cuda", source=source, prompts={})
+    run = SimpleNamespace(status=lambda **fields: None, event=lambda kind, **fields: events.append(kind), manifest={})
+    with pytest.raises(CaiError, match="preflight: driver: too old") as caught:
+        session.ModelOnDemand(inputs, run)()
+    assert caught.value.code == USAGE and loaded == [] and events == ["preflight"]
 
 
 # --- padding

@@ -12,8 +12,9 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers")
 
+from cai.doctor_model import greedy  # noqa: E402
 from cai.engine import Request, Rules, Sampling, ScoreRequest  # noqa: E402
-from cai.engine.build import make_engine, padded_equals_alone  # noqa: E402
+from cai.engine.build import make_engine  # noqa: E402
 from cai.engine.native.engine import NativeEngine  # noqa: E402
 from cai.engine.reference import ReferenceEngine  # noqa: E402
 from cai.engine.static import StaticEngine  # noqa: E402
@@ -152,6 +153,18 @@ def test_scores_agree_and_sum_to_the_model_s_own_log_probs(model):
         expected = [logps[start + k - 1, token].item() for k, token in enumerate(request.continuation_ids)]
         for scores in found:
             assert scores[request.id] == pytest.approx(expected, abs=1e-4)
+
+
+def test_two_verdicts_on_one_question_are_one_row(model):
+    """ "Yes" and "No" after the same context: its tokens are computed once, and the scores are those of two rows."""
+    contexts = [(*PREFIX, 7, 8, 9), (*PREFIX, 3)]
+    asks = [(context, (word,)) for context in contexts for word in (11, 12)] + [((*PREFIX, 3), (12, 13))]
+    wanted = [ScoreRequest(i, context, words, len(PREFIX)) for i, (context, words) in enumerate(asks)]
+    expected = {score.id: score.logps for score in ReferenceEngine(model, Letters()).score(wanted)}
+    engine = NativeEngine(model, Letters(), batch_size=4)
+    for score in engine.score(wanted):
+        assert score.logps == pytest.approx(expected[score.id], abs=1e-4)
+    assert engine.stats.prompt_tokens_computed == len(PREFIX) + 3 + 1 + 2
 
 
 def test_submitting_while_rows_finish(model):
@@ -296,6 +309,7 @@ def test_auto_takes_native_where_it_knows_the_decoder(model):
 def test_start_up_check_sees_a_broken_batch(model):
     prompts = [(1, 2, 3), (4, 5, 6, 7, 8, 9), (10,)]
     together, alone = StaticEngine(model, Letters(), batch_size=3), ReferenceEngine(model, Letters())
-    assert padded_equals_alone(together, alone, prompts) == []
+    expected = greedy(alone, prompts, at_once=False)
+    assert greedy(together, prompts, at_once=True) == expected
     broken = NativeEngine(tiny(seed=1), Letters(), batch_size=3)
-    assert padded_equals_alone(broken, alone, prompts)
+    assert greedy(broken, prompts, at_once=True) != expected

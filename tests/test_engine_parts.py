@@ -142,6 +142,19 @@ def test_rows_enter_free_slots_up_to_the_prefill_budget():
     assert s.admit() == []
 
 
+def test_a_cache_of_one_block_a_row_fills_every_slot():
+    """Such a block never grows: nothing is kept in reserve for the rows that run."""
+    blocks = Blocks(16, size=10_000)
+    blocks.by_slot = True
+    s = Scheduler(blocks, 16, 20)
+    for i in range(16):
+        s.add(row(i))
+    s.choose_prefix()
+    while s.admit():
+        pass
+    assert len(s.active) == 16
+
+
 def test_groups_by_prefix_run_one_after_another_and_a_lone_prefix_is_not_set_up():
     s = scheduler()
     s.add(row(0, tokens=40, prefix=20))

@@ -301,3 +301,10 @@ def test_a_timing_run_accepts_noise_skips_gates_and_says_so(run_fake: Runner) ->
     assert code == errors.DONE
     assert not (run / "eval/gates.json").exists()
     assert "Gates were skipped" in (run / "report.md").read_text()
+
+
+def test_the_manifest_tells_peak_memory_by_phase(run_fake):
+    _, run = run_fake("--milestone", "m0")
+    found = json.loads((run / "manifest.json").read_text())["memory"]
+    assert {"answers", "revisions", "train"} <= set(found)
+    assert all(0 < found[phase]["peak_host_gib"] < 100 for phase in ("answers", "revisions", "train"))

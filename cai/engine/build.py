@@ -1,16 +1,10 @@
-"""Which backend serves the loaded weights, and the start-up check that two ways of generating agree.
-
-Owns the choice and `padded_equals_alone`. A backend is chosen by name; `auto` takes `native` where it knows the
-decoder, else `static`.
-"""
+"""Which backend serves the loaded weights, by name; `auto` takes `native` where it knows the decoder, else `static`."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from typing import Any
 
-from cai.engine import Engine, Request, Sampling
+from cai.engine import Engine
 from cai.errors import CaiError
 
 
@@ -36,22 +30,3 @@ def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "a
     from cai.engine.native.engine import NativeEngine
 
     return NativeEngine(model.hf, model.tokenizer, linears=linears, **options)
-
-
-def padded_equals_alone(
-    engine_a: Engine, engine_b: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int = 16
-) -> list[int]:
-    """Indexes of prompts whose greedy tokens differ between `engine_a` (all in one batch) and `engine_b` (each alone).
-
-    Empty = equal. Give prompts of different lengths: wrong padding shows in the shorter ones (Unsloth before 2026-02).
-    """
-    sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
-    requests = [Request(i, tuple(ids), sampling) for i, ids in enumerate(prompts)]
-    for request in requests:
-        engine_a.submit(request)
-    together = {done.id: done.token_ids for done in engine_a.completions()}
-    alone: dict[int, tuple[int, ...]] = {}
-    for request in requests:
-        engine_b.submit(request)
-        alone |= {done.id: done.token_ids for done in engine_b.completions()}
-    return [i for i in itertools.chain(alone) if together.get(i) != alone[i]]

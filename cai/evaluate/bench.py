@@ -145,17 +145,20 @@ def every_example(pairs: PairSet) -> list[Row]:
 
 def open_scores(context: Context, mark: str) -> RecordLog:
     """eval/scores.jsonl of this fingerprint; the log of another one is set aside under its own name."""
-    folder = context.run.eval
-    folder.mkdir(exist_ok=True)
-    path = folder / "scores.jsonl"
-    log = RecordLog.open(path, context.run.quarantine, key=KEY)
+    return open_marked(context, context.run.eval / "scores.jsonl", mark, KEY)
+
+
+def open_marked(context: Context, path: Path, mark: str, key: tuple[str, str, str]) -> RecordLog:
+    """The log at `path`, whose first row says what it was measured of (`mark`); that of another mark is set aside."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = RecordLog.open(path, context.run.quarantine, key=key)
     head = log.get("fingerprint", 0, 0)
     if head is not None and head["of"] != mark:
         log.close()
         for suffix in (".jsonl", ".sum"):
             old = path.with_suffix(suffix)
             if old.exists():
-                old.rename(folder / f"scores-{head['of']}{suffix}")
-        log = RecordLog.open(path, context.run.quarantine, key=KEY)
-    log.append([{"metric": "fingerprint", "item": 0, "round": 0, "of": mark}])
+                old.rename(path.with_name(f"{path.stem}-{head['of']}{suffix}"))
+        log = RecordLog.open(path, context.run.quarantine, key=key)
+    log.append([{key[0]: "fingerprint", "item": 0, "round": 0, "of": mark}])
     return log

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.engine import Request, Sampling
+from cai.evaluate.bench import open_marked
 from cai.evaluate.benchmarks.loaders import Task
 from cai.plan import seed_of
 from cai.prompts import Example, Rendered, digest
@@ -48,20 +49,7 @@ class Policy:
 
 def open_log(context: Context, stem: str, mark: str) -> RecordLog:
     """eval/benchmarks/<stem>.jsonl of this fingerprint; the log of another one is set aside under its own name."""
-    folder = context.run.eval / "benchmarks"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / f"{stem}.jsonl"
-    log = RecordLog.open(path, context.run.quarantine, key=KEY)
-    head = log.get("fingerprint", 0, 0)
-    if head is not None and head["of"] != mark:
-        log.close()
-        for suffix in (".jsonl", ".sum"):
-            old = path.with_suffix(suffix)
-            if old.exists():
-                old.rename(folder / f"{stem}-{head['of']}{suffix}")
-        log = RecordLog.open(path, context.run.quarantine, key=KEY)
-    log.append([{"arm": "fingerprint", "item": 0, "round": 0, "of": mark}])
-    return log
+    return open_marked(context, context.run.eval / "benchmarks" / f"{stem}.jsonl", mark, KEY)
 
 
 def fingerprint(context: Context, adapter: Path, sha256: str, max_new_tokens: int) -> str:
