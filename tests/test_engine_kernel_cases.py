@@ -24,8 +24,6 @@ from cai.engine.native.linears import Nf4  # noqa: E402
 DEVICE = torch.device("cuda" if GPU else "cpu")
 DTYPE = torch.bfloat16 if GPU else torch.float32
 TOLERANCE = 1e-2 if GPU else 1e-5
-NF4_TABLE = (-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0)
-NF4_TABLE += (0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0)
 
 
 def close(out, expected, tolerance=TOLERANCE):
@@ -153,7 +151,7 @@ def test_draws_equal_sampling_pick():
 def random_nf4(outputs, k):
     codes = torch.randint(0, 256, (outputs * k // 2,), dtype=torch.uint8).to(DEVICE)
     absmax = torch.rand(outputs * k // 64).to(DEVICE) + 0.5
-    table = torch.tensor(NF4_TABLE, device=DEVICE)
+    table = torch.tensor(nf4.NF4, device=DEVICE)
     weight = Nf4(codes, absmax, table, (outputs, k))
     flat = torch.stack((codes >> 4, codes & 15), 1).flatten().long()
     dense = (table.double()[flat].view(-1, 64) * absmax.double()[:, None]).view(outputs, k)
@@ -169,9 +167,29 @@ def test_dequantise_equals_table_times_scale(outputs, k):
     close(out, dense, 4e-3 if GPU else 1e-6)
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 17, 65])
-@pytest.mark.parametrize("outputs,k", [(65, 128), (40, 1088)])
-def test_fused_product_equals_float64(tokens, outputs, k):
-    weight, dense = random_nf4(outputs, k)
-    x, bias = random(tokens, k), random(outputs)
-    close(nf4.fused_linear(x, weight, bias), x.double() @ dense.T + bias.double())
+@pytest.mark.parametrize("tokens", [1, 3, 17, 65, 130, 300])
+@pytest.mark.parametrize("outputs,k", [((65,), 128), ((40,), 1088), ((70, 33, 8), 576)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_fused_product_equals_float64(tokens, outputs, k, biased):
+    weights, dense = zip(*(random_nf4(count, k) for count in outputs), strict=True)
+    x, bias = random(tokens, k), random(sum(outputs)) if biased else None
+    expected = x.double() @ torch.cat(dense).T + (bias.double() if biased else 0)
+    close(nf4.fused_linears(x, list(weights), bias), expected)
+
+
+@pytest.mark.skipif(not GPU, reason="the interpreter knows no assembler")
+def test_permutes_give_every_code_of_the_table_to_the_bit():
+    """The product with unit vectors is the weight itself: every pair of codes, in every place of four bytes."""
+    k = 1024
+    codes = torch.arange(256, dtype=torch.uint8).repeat(4, 1)
+    codes = torch.stack([row.roll(shift) for shift, row in enumerate(codes)]).repeat(1, 2).flatten().to(DEVICE)
+    weight = Nf4(codes, torch.ones(4 * k // 64, device=DEVICE), torch.tensor(nf4.NF4, device=DEVICE), (4, k))
+    dense = torch.empty(4, k, dtype=torch.bfloat16, device=DEVICE)
+    nf4.dequantise(weight, dense)
+    identity = torch.eye(k, dtype=torch.bfloat16, device=DEVICE)
+    assert torch.equal(nf4.fused_linears(identity, [weight], None).T, dense)
+
+
+def test_the_table_is_bitsandbytes_own():
+    functional = pytest.importorskip("bitsandbytes.functional")
+    assert functional.get_4bit_type("nf4", device="cpu").tolist() == [float(v) for v in torch.tensor(nf4.NF4)]

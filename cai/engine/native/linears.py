@@ -52,20 +52,22 @@ class Group:
         way = self.shared.choose(x_TK.shape[0])
         if way == "module" or (self.nf4 is None and self.copy is None):
             return [thin(module, x_TK) for module in self.modules]
-        outputs = self._base(x_TK, way)
+        outputs = self.base(x_TK, way)
         for index, pair in enumerate(self.lora or ()):
             if pair is not None:
                 outputs[index] = torch.addmm(outputs[index], x_TK @ pair[0].T, pair[1].T)
         return outputs
 
-    def _base(self, x_TK: torch.Tensor, way: Way) -> list[torch.Tensor]:
-        bases = [base_layer(module) for module in self.modules]
+    def base(self, x_TK: torch.Tensor, way: Way) -> list[torch.Tensor]:
+        """The outputs without LoRA; "bf16" and "dequant" both take the copy where there is one."""
         if way == "fused" and self.nf4 is not None:
-            from cai.engine.native.nf4 import fused_linear
+            from cai.engine.native.nf4 import fused_linears
 
-            return [fused_linear(x_TK, w, base.bias) for w, base in zip(self.nf4, bases, strict=True)]
-        weight_OK = self.copy if self.copy is not None else self.dequantised()
-        return list(F.linear(x_TK, weight_OK, self.bias).split([base.out_features for base in bases], -1))
+            y_TO = fused_linears(x_TK, self.nf4, self.bias)
+        else:
+            weight_OK = self.copy if self.copy is not None else self.dequantised()
+            y_TO = F.linear(x_TK, weight_OK, self.bias)
+        return list(y_TO.split([base_layer(module).out_features for module in self.modules], -1))
 
     def unpack(self, shared: Shared) -> None:
         """Make the NF4 weights and biases readable to the ways other than "module"."""

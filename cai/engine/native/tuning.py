@@ -1,7 +1,8 @@
 """Which way the linears are computed on this card with this memory: measured in seconds at the start, said with reason.
 
-Owns the choice for each number of tokens and the bf16 copies. The recipe may force it: "bnb" (modules as loaded),
-"bf16" (copies), "fused" (the NF4 kernels, nothing copied), "auto" (the fastest that fits).
+Owns the choice for each number of tokens and the bf16 copies. What was measured is kept for the next start (`timings`).
+A kernel that this card cannot run, or whose product is not the dequantised one's, is never chosen. The recipe may force
+the way: "bnb" (modules as loaded), "bf16" (copies), "fused" (the NF4 kernels, nothing copied), "auto" (the fastest).
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from triton.errors import TritonError
 
 from cai.engine import EngineStats
+from cai.engine.native import timings
 from cai.engine.native.cache import reserve_bytes
 from cai.engine.native.linears import Group, Shared, Way, base_layer, is_nf4, lora_parts
 from cai.errors import CaiError
@@ -22,6 +25,8 @@ from cai.memory import free_gpu_bytes
 TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 4096)  # numbers of tokens that are measured
 KV_SHARE = 0.75  # of the memory left by weights goes to the KV cache first when copies do not fit whole
 KV_BYTES_WANTED = 40 << 30  # copies may not push the cache below this
+FUSED_TOKENS = 512  # above it the weights would be decoded again and again
+AGREE_WITHIN = 1e-2  # relative; both round their weights to bf16 alike and differ by the order of sums
 
 
 @dataclass
@@ -58,11 +63,15 @@ def choose(decoder: Any, linears: str, stats: EngineStats) -> Choice:
     if copied < len(decoder.layers):
         shared.buffer = torch.empty(max(group.numel for group in groups), dtype=decoder.dtype, device=decoder.device)
     choice = Choice(decoder, [], "", copied)
-    choice.times = measure(decoder, copied, linears)
+    facts = timings.facts(decoder, copied, linears)
+    known = timings.recall(facts, TOKENS)
+    choice.times = known or measure(decoder, copied, linears)
+    if not known:
+        timings.remember(facts, choice.times, TOKENS)
     times: dict[Any, list[float]] = choice.times
     choice.ways = [min(times, key=lambda way: times[way][i]) for i in range(len(TOKENS))]
     shared.choose = choice.way
-    choice.reason = reason(choice, len(decoder.layers))
+    choice.reason = reason(choice, len(decoder.layers)) + (" (measured at an earlier start)" if known else "")
     return choice
 
 
@@ -99,19 +108,33 @@ def measure(decoder: Any, copied: int, linears: str) -> dict[Way, list[float]]:
 
 
 def _measure_way(groups: list[Group], way: Way, tokens: int, decoder: Any) -> float:
-    """Milliseconds for the groups once."""
-    if way == "fused" and tokens > 512:
+    """Milliseconds for the groups once; infinite for what this card cannot run."""
+    if way == "fused" and tokens > FUSED_TOKENS:
         return float("inf")
-    inputs = {}
+    inputs: dict[int, torch.Tensor] = {}
     for group in groups:
         width = base_layer(group.modules[0]).in_features
         inputs[width] = torch.randn(tokens, width, device=decoder.device).to(decoder.dtype)
     previous = groups[0].shared.choose
     groups[0].shared.choose = lambda count: way
     try:
+        if way == "fused" and not fused_agrees(groups, inputs):
+            return float("inf")
         return milliseconds(lambda: [g(inputs[base_layer(g.modules[0]).in_features]) for g in groups])
+    except TritonError:  # too little shared memory, or a compiler that does not know the card
+        return float("inf")
     finally:
         groups[0].shared.choose = previous
+
+
+def fused_agrees(groups: list[Group], inputs: dict[int, torch.Tensor]) -> bool:
+    """The fused product is the dequantised weights' product, to the rounding of the compute type."""
+    for group in groups:
+        x_TK = inputs[base_layer(group.modules[0]).in_features]
+        fused, plain = (torch.cat(group.base(x_TK, way), -1).float() for way in ("fused", "dequant"))
+        if not (fused - plain).norm() <= AGREE_WITHIN * plain.norm():
+            return False
+    return True
 
 
 def milliseconds(run: Callable[[], Any], repeats: int = 5) -> float:
