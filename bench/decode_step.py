@@ -6,6 +6,7 @@ Used by bench/generate.py.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -36,8 +37,9 @@ def step_times(engine: Any, counts: Sequence[int], scale: float) -> dict[str, fl
     return times
 
 
-def idle_share(engine: Any, rows: int, scale: float) -> float:
-    """Share of a window of some 25 decode steps in which no kernel ran: what the host costs.
+def profile_steps(engine: Any, rows: int, scale: float) -> tuple[float, dict[str, float]]:
+    """Of a window of some 25 decode steps: the share in which no kernel ran (what the host costs), and the ten kernels
+    that took most of the busy time, with their shares of it.
 
     Busy time is the union of the kernels' intervals as CUPTI stamps them. The profiler slows the host, not the kernels,
     so the figure is an upper bound. The first sixth of the kernels is left out: the profiler's own start lies there.
@@ -53,21 +55,27 @@ def idle_share(engine: Any, rows: int, scale: float) -> float:
             profiler.stop()
             spans = sorted(kernel_spans(profiler))
     spans = spans[len(spans) // 6 :]
-    return round(1 - covered(spans) / (max(end for _, end in spans) - spans[0][0]), 4)
+    idle = 1 - covered(spans) / (max(end for _, end, _ in spans) - spans[0][0])
+    spent: Counter[str] = Counter()
+    for start, end, name in spans:
+        spent[name.removeprefix("void ").split("<")[0].split("(")[0][:40]] += end - start
+    return round(idle, 4), {name: round(part / spent.total(), 4) for name, part in spent.most_common(10)}
 
 
-def kernel_spans(profiler: Any) -> list[tuple[int, int]]:
-    """(start, end) in ns of everything that ran on the device."""
+def kernel_spans(profiler: Any) -> list[tuple[int, int, str]]:
+    """(start, end, name), in ns, of everything that ran on the device."""
     from torch.autograd import DeviceType
 
     events = profiler.profiler.kineto_results.events()
-    return [(e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.device_type() == DeviceType.CUDA]
+    return [
+        (e.start_ns(), e.start_ns() + e.duration_ns(), e.name()) for e in events if e.device_type() == DeviceType.CUDA
+    ]
 
 
-def covered(spans: Iterable[tuple[int, int]]) -> int:
+def covered(spans: Iterable[tuple[int, int, str]]) -> int:
     """Length of the union of intervals, given by their start."""
     total, reached = 0, 0
-    for start, end in spans:
+    for start, end, _ in spans:
         total += max(0, end - max(start, reached))
         reached = max(reached, end)
     return total

@@ -5,9 +5,10 @@ share, inputs of 20-900 tokens (log-uniform in the stage's range) and outputs of
 seed. The length of an output is forced (no eos, no stop string), so all backends draw the same number of tokens.
 Useful tokens/s = drawn tokens / wall time of the whole stage, prefill and idle rows included, set-up excluded.
 
-Two groups of backends run in processes of their own (Unsloth rewrites transformers at import):
-    stock    hf1 (HF generate, batch 1)  hf (HF generate, static batches)  hfcb (HF's continuous batching)
-    unsloth  unsloth (Unsloth generate, static batches)  native  native-bnb/-fused/-bf16 (linears forced)
+Groups of backends run in processes of their own (Unsloth rewrites transformers at import, vLLM loads its own weights):
+    stock      hf1 (HF generate, batch 1)  hf (HF generate, static batches)  hfcb (HF's continuous batching)
+    vllm       on the same NF4 checkpoint; vllm-bf16 on the one of --bf16-model; an error line where not installed
+    unsloth    unsloth (Unsloth generate, static batches)  native  native-bnb/-fused/-bf16 (linears forced)
 `@80` behind a name caps the process's memory to 80 GB. `:N` takes N requests of each stage (default --per-stage);
 `:N/a+b` only of the stages a and b.
 
@@ -19,6 +20,8 @@ Two groups of backends run in processes of their own (Unsloth rewrites transform
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import math
 import platform
@@ -29,11 +32,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from decode_step import ceilings, idle_share, roofline, step_times
+from decode_step import ceilings, profile_steps, roofline, step_times
 
 from cai.engine import Request, Sampling
 
@@ -94,8 +98,11 @@ class Wanted:
         return cls(name, bool(cap), int(count) if count else per_stage, chosen)
 
     @property
-    def stock(self) -> bool:
-        return self.name in ("hf1", "hf", "hfcb")
+    def group(self) -> str:
+        """Backends of one group share a process and its weights."""
+        if self.name in ("hf1", "hf", "hfcb"):
+            return "stock"
+        return self.name if self.name.startswith("vllm") else "unsloth"
 
 
 class PlainTokenizer:
@@ -137,6 +144,16 @@ def load_real(folder: str) -> Weights:
     return Weights(loaded.hf, PlainTokenizer(), str(loaded.device))
 
 
+def load_nothing(folder: str) -> Weights:
+    """vLLM loads for itself; the bench needs the config only."""
+    from transformers import AutoConfig
+
+    return Weights(SimpleNamespace(config=AutoConfig.from_pretrained(folder), folder=folder), PlainTokenizer(), "cuda")
+
+
+LOADERS = {"stock": load_stock, "unsloth": load_real, "vllm": load_nothing, "vllm-bf16": load_nothing}
+
+
 def engine_for(wanted: Wanted, weights: Weights, batch_size: int) -> Any:
     from cai.engine.build import make_engine
 
@@ -144,6 +161,12 @@ def engine_for(wanted: Wanted, weights: Weights, batch_size: int) -> Any:
         from hf_continuous import ContinuousEngine
 
         return ContinuousEngine(weights.hf)
+    if wanted.group.startswith("vllm"):
+        import torch
+        from vllm_engine import VllmEngine
+
+        total = torch.cuda.get_device_properties(0).total_memory
+        return VllmEngine(weights.hf.folder, min(0.92, CAP_BYTES / total) if wanted.capped else 0.92)
     if wanted.name == "hf1":
         return make_engine("reference", weights)
     if wanted.name in ("hf", "unsloth", "static"):
@@ -194,7 +217,8 @@ def measure(wanted: Wanted, weights: Weights, options: argparse.Namespace) -> di
         row["ms_per_step"] = step_times(engine, options.steps, options.scale)
         full = [rows for rows in options.steps if rows <= engine.stats.batch_size]
         if cuda and full:
-            row["idle_share"] = {str(full[-1]): idle_share(engine, full[-1], options.scale)}
+            share, kernels = profile_steps(engine, full[-1], options.scale)
+            row["idle_share"], row["kernels"] = {str(full[-1]): share}, {str(full[-1]): kernels}
     row["notes"] = {key: value for key, value in engine.stats.extra.items() if isinstance(value, str | int)}
     row["out_of_memory"] = engine.stats.out_of_memory
     if cuda:
@@ -227,9 +251,10 @@ def warm_up(engine: Any, vocab: int) -> Any:
 def run_group(options: argparse.Namespace) -> None:
     """One process: load once, run its backends, write the rows."""
     wanted = [Wanted.parse(text, options.per_stage) for text in options.run]
-    weights = load_stock(options.model) if wanted[0].stock else load_real(options.model)
+    group = wanted[0].group
+    weights = LOADERS[group](options.bf16_model if group == "vllm-bf16" else options.model)
     result: dict[str, Any] = {"rows": []}
-    if weights.device == "cuda" and not wanted[0].stock:
+    if weights.device == "cuda" and group == "unsloth":
         result["ceilings"] = ceilings()
         config = weights.hf.config
         result["roofline_ms"] = {rows: round(roofline(config, rows, result["ceilings"]), 2) for rows in options.steps}
@@ -248,13 +273,10 @@ def machine() -> dict[str, Any]:
 
     import torch
 
-    names = ("torch", "transformers", "unsloth", "bitsandbytes", "triton")
-    found = {}
-    for name in names:
-        try:
+    found = dict.fromkeys(("torch", "transformers", "unsloth", "bitsandbytes", "triton", "vllm"), "absent")
+    for name in found:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {"machine": gpu or f"CPU, {torch.get_num_threads()} threads", "python": platform.python_version(), **found}
 
@@ -275,6 +297,9 @@ def table(result: dict[str, Any]) -> str:
         )
         for rows, share in row.get("idle_share", {}).items():
             lines.append(f"# {row['backend']}: the GPU idles {share:.2%} of a decode step of {rows} rows")
+        for rows, kernels in row.get("kernels", {}).items():
+            spent = ", ".join(f"{name} {part:.1%}" for name, part in kernels.items())
+            lines.append(f"# {row['backend']}: kernels of decode steps of {rows} rows: {spent}")
     return "\n".join(lines)
 
 
@@ -282,6 +307,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help='a checkpoint folder, or "embedded"')
     parser.add_argument("--run", nargs="+", default=["hf1:1", "unsloth", "native", "native@80"])
+    parser.add_argument("--bf16-model", default="", help="the folder that vllm-bf16 loads")
     parser.add_argument("--per-stage", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=0, help="of the static backends (0 = from free memory)")
     parser.add_argument("--scale", type=float, default=1.0, help="of all lengths, for small machines")
@@ -298,13 +324,17 @@ def main() -> None:
         "rows": [],
     }
     wanted = [Wanted.parse(text, options.per_stage) for text in options.run]
-    for stock in (True, False):
-        runs = [text for text, one in zip(options.run, wanted, strict=True) if one.stock == stock]
+    for group in LOADERS:
+        runs = [text for text, one in zip(options.run, wanted, strict=True) if one.group == group]
         if not runs:
+            continue
+        if group.startswith("vllm") and importlib.util.find_spec("vllm") is None:
+            result["rows"] += [{"backend": text, "error": "vllm is not installed"} for text in runs]
             continue
         with tempfile.NamedTemporaryFile(suffix=".json") as part:
             shared = ["--per-stage", str(options.per_stage), "--batch-size", str(options.batch_size)]
             shared += ["--scale", str(options.scale), "--steps", *map(str, options.steps), "--out", part.name]
+            shared += ["--bf16-model", options.bf16_model]
             subprocess.run([sys.executable, __file__, options.model, "--group", *shared, "--run", *runs], check=False)
             text = Path(part.name).read_text()
         found = (
