@@ -243,6 +243,52 @@ def test_native_prefills_less_when_memory_runs_out(model, monkeypatch):
     assert engine.stats.out_of_memory > 0
 
 
+def test_native_decodes_fewer_rows_when_memory_runs_out(model, monkeypatch):
+    wanted = requests(9)
+    expected = complete(ReferenceEngine(model, Letters()), wanted)
+    engine = NativeEngine(model, Letters(), batch_size=8)
+    real = engine.decode_on_device
+
+    def tight(rows, longest=0):
+        if rows > 2:
+            raise torch.OutOfMemoryError("injected")
+        return real(rows, longest)
+
+    monkeypatch.setattr(engine, "decode_on_device", tight)
+    assert complete(engine, wanted) == expected
+    assert engine.stats.out_of_memory == 2
+    assert engine.stats.extra["decode_rows"] == 1
+    assert len(engine.cache.free) == engine.cache.blocks
+    monkeypatch.setattr(engine, "decode_on_device", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("always")))
+    engine.submit(wanted[0])
+    with pytest.raises(CaiError, match="a single row"):
+        list(engine.completions())
+
+
+def test_native_scores_less_at_a_time_when_memory_runs_out(model, monkeypatch):
+    wanted = [ScoreRequest(i, (*PREFIX, i, 5), tuple(range(i, i + 9)), len(PREFIX)) for i in range(7)]
+    engine = NativeEngine(model, Letters(), batch_size=8)
+    expected = {score.id: score.logps for score in engine.score(wanted)}
+    real = engine.prefill
+
+    def tight(packed, prefix, wanted_T):
+        if len(packed) > 2:
+            raise torch.OutOfMemoryError("injected")
+        return real(packed, prefix, wanted_T)
+
+    monkeypatch.setattr(engine, "prefill", tight)
+    found = {score.id: score.logps for score in engine.score(wanted)}
+    assert found.keys() == expected.keys()
+    assert all(found[i] == pytest.approx(expected[i], abs=1e-5) for i in expected)
+    assert engine.stats.out_of_memory > 0
+    assert len(engine.cache.free) == engine.cache.blocks
+    monkeypatch.setattr(engine, "prefill", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("always")))
+    with pytest.raises(CaiError, match="a single row"):
+        list(engine.score(wanted[:1]))
+    with pytest.raises(CaiError, match="prefix of a stage"):
+        list(engine.score([ScoreRequest(i, (*range(40), i), (1,), 40) for i in range(2)]))
+
+
 def test_close_frees_the_cache_over_50_cycles(model):
     wanted = requests(4)
     caches = []

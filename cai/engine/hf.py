@@ -7,6 +7,7 @@ queues, slice sizes or recovery. Axes: B rows, T tokens, V vocabulary, H hidden 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from cai.engine import Completion, Request, Rules, Score, ScoreRequest
 from cai.engine.rows import Pieces, Row
 from cai.engine.sampling import gumbel_noise, mask_min_p, mask_repeats, seed_tensor
+from cai.errors import RESUMABLE, CaiError
 
 HEAD_CHUNK_BYTES = 256 << 20  # fp32 logits that exist at one time while scoring
 
@@ -28,6 +30,18 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on GPU or CPU."""
     cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or cpu
+
+
+@contextmanager
+def memory_named(doing: str) -> Iterator[None]:
+    """Where memory runs out and nothing smaller can be tried: one line instead of a traceback."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        remedy = "Set engine.batch_size lower, or use a larger card."
+        raise CaiError(f"engine: out of memory {doing}. {remedy}", RESUMABLE) from None
 
 
 class GumbelScores(LogitsProcessor):

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, hf, never
-from cai.engine.native import attention
-from cai.engine.native.batches import Flight, Packed, by_prefix, packed_step, score_places
+from cai.engine.native import attention, scoring
+from cai.engine.native.batches import Flight, Packed, packed_step
 from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, Prefix, Shape, gpu_blocks, small_card
 from cai.engine.native.decoder import Decoder
 from cai.engine.native.linears import adapter_signature
@@ -67,8 +67,9 @@ class NativeEngine:
         self.stats = EngineStats(batch_size=batch_size or (GPU_ROWS if self.gpu else CPU_ROWS))
         self.saved: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self.graphs: Any = None
-        self._choose_linears(linears)
-        self._allocate()
+        with hf.memory_named("when the engine was set up"):
+            self._choose_linears(linears)
+            self._allocate()
 
     def _choose_linears(self, linears: str) -> None:
         if self.gpu:
@@ -122,19 +123,7 @@ class NativeEngine:
             self._drop(flight)
 
     def score(self, requests: Sequence[ScoreRequest], stopped: Callable[[], bool] = never) -> Iterator[Score]:
-        """Rows are prefilled like prompts, prefix shared; the head sees continuation positions only, in chunks."""
-        assert self.scheduler.idle, "scoring while rows are being drawn"
-        for request in requests:
-            if len(request.context_ids) + len(request.continuation_ids) > self.max_len:
-                raise CaiError(f"engine: score request {request.id} is longer than the model's {self.max_len} tokens.")
-        for prefix, group in by_prefix(requests):
-            with torch.no_grad():
-                self._use_prefix(prefix)
-            while group and not stopped():
-                with torch.no_grad():
-                    scores = self._score_some(group, len(prefix))
-                del group[: len(scores)]
-                yield from scores
+        yield from scoring.score(self, requests, stopped)
 
     def close(self) -> None:
         """Free caches, copies and graphs. The loaded modules stay as they were."""
@@ -159,7 +148,7 @@ class NativeEngine:
             self.dirty = True
         if not scheduler.active and not scheduler.waiting:
             return None
-        self._use_prefix(scheduler.choose_prefix())
+        self.use_prefix(scheduler.choose_prefix())
         if admitted := scheduler.admit():
             return self._prefill_rows(admitted)
         if not scheduler.active:
@@ -176,7 +165,7 @@ class NativeEngine:
                 raise
             drawn = None  # handled below: the traceback pins tensors
         if drawn is None:
-            self._prefill_less(admitted)
+            self._admit_fewer(admitted)
             return None
         for running in admitted:
             running.launched = len(running.row.ids) + 1
@@ -185,7 +174,7 @@ class NativeEngine:
 
     def _first_draws(self, admitted: list[Running], packed: Packed) -> torch.Tensor:
         ends = [end - 1 for end in itertools.accumulate(len(ids) for ids, _ in packed)]
-        hidden_BH = self._prefill(packed, self.prefix, torch.tensor(ends, device=self.device))
+        hidden_BH = self.prefill(packed, self.prefix, torch.tensor(ends, device=self.device))
         temperatures = torch.tensor([r.row.request.sampling.temperature for r in admitted], device=self.device)
         seeds = seed_tensor([r.row.request.seed for r in admitted], self.device)
         draws = torch.tensor([len(r.row.ids) for r in admitted], device=self.device)
@@ -197,15 +186,38 @@ class NativeEngine:
         self.state.history[slots, draws] = drawn.to(torch.int32)
         return drawn
 
-    def _prefill_less(self, admitted: list[Running]) -> None:
+    def _admit_fewer(self, admitted: list[Running]) -> None:
+        """The rows wait again, and prompts are computed in pieces half as long."""
         if len(admitted) == 1:
             raise CaiError("engine: out of memory for a single prompt. Use a larger card.", RESUMABLE)
-        for running in reversed(admitted):
+        self._put_back(admitted)
+        self.prefill_less(sum(r.tokens for r in admitted))
+
+    def prefill_less(self, tokens: int) -> None:
+        """Memory ran out over `tokens` tokens: half as many at a time from now on."""
+        self.scheduler.prefill_tokens = max(1, tokens // 2)
+        self.stats.extra["prefill_tokens"] = self.scheduler.prefill_tokens
+        self._memory_ran_out()
+
+    def _decode_fewer(self, rows: list[Running]) -> None:
+        """Memory ran out in a decode step: the later half of the rows wait again; they draw the same text then."""
+        if len(rows) == 1:
+            raise CaiError("engine: out of memory while a single row is drawn. Use a larger card.", RESUMABLE)
+        keep = len(rows) // 2
+        self._put_back(rows[keep:])
+        self.scheduler.max_rows = self.stats.extra["decode_rows"] = keep
+        self._memory_ran_out()
+
+    def _put_back(self, rows: list[Running]) -> None:
+        for running in reversed(rows):
             self.scheduler.release(running)
             self.scheduler.add(running.row, first=True)
-        self.scheduler.prefill_tokens = max(1, sum(r.tokens for r in admitted) // 2)
+        self.dirty = True
+
+    def _memory_ran_out(self) -> None:
         self.stats.out_of_memory += 1
-        self.stats.extra["prefill_tokens"] = self.scheduler.prefill_tokens
+        if self.graphs is not None:
+            self.graphs.clear()
         gc.collect()
         if self.gpu:
             torch.cuda.empty_cache()
@@ -222,7 +234,15 @@ class NativeEngine:
             self.state.write(scheduler.active.values())
             self.dirty = False
         rows = [scheduler.active[slot] for slot in sorted(scheduler.active)]
-        drawn = self._decode_span(rows[-1].slot + 1, 1 + max(r.tokens for r in rows))
+        try:
+            drawn = self._decode_span(rows[-1].slot + 1, 1 + max(r.tokens for r in rows))
+        except (RuntimeError, MemoryError) as error:
+            if not hf.out_of_memory(error):
+                raise
+            drawn = None  # handled below: the traceback pins tensors
+        if drawn is None:
+            self._decode_fewer(rows)
+            return None
         flight = self._flight(rows, [r.slot for r in rows], drawn)
         for running in rows:
             running.tokens += 1
@@ -309,7 +329,7 @@ class NativeEngine:
 
     # -- prefill
 
-    def _prefill(self, packed: Packed, prefix: Prefix, wanted: torch.Tensor) -> torch.Tensor:
+    def prefill(self, packed: Packed, prefix: Prefix, wanted: torch.Tensor) -> torch.Tensor:
         """Hidden states of the wanted tokens of whole rows, packed; their keys and values go into their blocks."""
         ids = [token for tokens, _ in packed for token in tokens]
         step = packed_step(packed, prefix, self.cache.block_tokens, self.device)
@@ -318,7 +338,7 @@ class NativeEngine:
         self.stats.prompt_tokens_computed += len(ids)
         return self.decoder.forward(torch.tensor(ids, device=self.device), step, self.cache, wanted)
 
-    def _use_prefix(self, token_ids: tuple[int, ...]) -> None:
+    def use_prefix(self, token_ids: tuple[int, ...]) -> None:
         """Make the shared prefix current: as it is, from the saved ones, or computed once."""
         self.choice_follows_adapter()
         key = (token_ids, adapter_signature(self.groups))
@@ -331,14 +351,15 @@ class NativeEngine:
         if token_ids and key not in self.saved:
             while len(self.saved) >= SAVED_PREFIXES:
                 self.saved.pop(next(iter(self.saved)))
-            self.saved[key] = self._computed(token_ids)
+            with hf.memory_named("for the prefix of a stage"):
+                self.saved[key] = self._computed(token_ids)
         self.prefix.set(token_ids, *self.saved.get(key, (None, None)))
         self.current = key
 
     def _computed(self, token_ids: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         self.prefix.set((), None, None)
         blocks = self.cache.take(self.cache.blocks_for(len(token_ids)), self.stats.batch_size)
-        self._prefill([(list(token_ids), blocks)], self.prefix, torch.tensor([len(token_ids) - 1], device=self.device))
+        self.prefill([(list(token_ids), blocks)], self.prefix, torch.tensor([len(token_ids) - 1], device=self.device))
         computed = self.cache.gather(blocks, len(token_ids))
         self.cache.give_back(blocks)
         self.stats.extra["prefix_tokens_computed"] = self.stats.extra.get("prefix_tokens_computed", 0) + len(token_ids)
@@ -351,25 +372,3 @@ class NativeEngine:
             self.choice.apply_adapter()
             self.graphs.clear()
         self.signature = signature
-
-    def _score_some(self, group: list[ScoreRequest], shared: int) -> list[Score]:
-        """Score the first requests of the group that fit into one prefill."""
-        packed: Packed = []
-        row_of: list[int] = []
-        budget = self.scheduler.prefill_tokens
-        for request in group:
-            ids = [*request.context_ids, *request.continuation_ids][shared:-1]
-            if not packed or ids != packed[-1][0]:  # "Yes" and "No" after one question: the same row
-                need = self.cache.blocks_for(len(ids))
-                full = len(packed) == self.stats.batch_size
-                if packed and (full or len(ids) > budget or need > len(self.cache.free)):
-                    break
-                packed.append((ids, self.cache.take(need, len(packed))))
-                budget -= len(ids)
-            row_of.append(len(packed) - 1)
-        scored = group[: len(row_of)]
-        wanted, targets = (torch.tensor(x, device=self.device) for x in score_places(scored, packed, row_of))
-        logps = hf.head_logps(self.decoder.head, self._prefill(packed, self.prefix, wanted), targets).tolist()
-        for _, blocks in packed:
-            self.cache.give_back(blocks)
-        return list(hf.split_scores(scored, logps))

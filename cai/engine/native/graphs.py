@@ -6,6 +6,7 @@ Invariant: capturing leaves the rows' state as it was.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,17 +50,39 @@ class Graphs:
     def _capture(self, bucket: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         state = self.engine.state
         before = state.table.clone(), state.ids.clone()
-        if "warm-up" not in SIDE:
-            SIDE["warm-up"] = torch.cuda.Stream()
-        stream = SIDE["warm-up"]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.engine.decode_on_device(bucket)  # compiles kernels; rewrites the same keys and values as the real step
-        torch.cuda.current_stream().wait_stream(stream)
-        state.table.copy_(before[0])
-        state.ids.copy_(before[1])
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=stream):
-            drawn = self.engine.decode_on_device(bucket)
+        try:  # compiles kernels; rewrites the same keys and values as the real step
+            once(lambda: self.engine.decode_on_device(bucket))
+        finally:
+            state.table.copy_(before[0])
+            state.ids.copy_(before[1])
+        graph, drawn = capture(lambda: self.engine.decode_on_device(bucket), self.pool)
         self.pool = graph.pool()
         return graph, drawn
+
+
+def side_stream() -> torch.cuda.Stream:
+    if "warm-up" not in SIDE:
+        SIDE["warm-up"] = torch.cuda.Stream()
+    return SIDE["warm-up"]
+
+
+def once(run: Callable[[], Any]) -> None:
+    """Run on the stream on which it will be captured."""
+    stream = side_stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def capture(run: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """The graph of `run` and what it returned. Where memory runs out, that is the error, not the broken capture."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=side_stream()):
+            made = run()
+    except RuntimeError as error:
+        if isinstance(error.__context__, torch.OutOfMemoryError):
+            raise error.__context__ from None
+        raise
+    return graph, made

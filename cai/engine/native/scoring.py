@@ -1,0 +1,72 @@
+"""Scores of given continuations on the native engine: rows prefilled like prompts, the shared prefix computed once.
+
+Owns how many requests go into one prefill, and what is tried when memory runs out. The head sees continuation positions
+only, in chunks, so full-vocabulary logits of a batch never exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from cai.engine import Score, ScoreRequest, hf
+from cai.engine.native.batches import Packed, by_prefix, score_places
+from cai.errors import RESUMABLE, CaiError
+
+
+def score(engine: Any, requests: Sequence[ScoreRequest], stopped: Callable[[], bool]) -> Iterator[Score]:
+    assert engine.scheduler.idle, "scoring while rows are being drawn"
+    for request in requests:
+        if len(request.context_ids) + len(request.continuation_ids) > engine.max_len:
+            raise CaiError(f"engine: score request {request.id} is longer than the model's {engine.max_len} tokens.")
+    for prefix, group in by_prefix(requests):
+        with torch.no_grad():
+            engine.use_prefix(prefix)
+        while group and not stopped():
+            scores = _some(engine, group, len(prefix))
+            del group[: len(scores)]
+            yield from scores
+
+
+def _some(engine: Any, group: list[ScoreRequest], shared: int) -> list[Score]:
+    """Score the first requests of the group that fit into one prefill; none of them where memory ran out."""
+    packed, row_of = _packed(engine, group, shared)
+    try:
+        with torch.no_grad():
+            return _scores(engine, group[: len(row_of)], packed, row_of)
+    except (RuntimeError, MemoryError) as error:
+        if not hf.out_of_memory(error):
+            raise
+    finally:
+        for _, blocks in packed:
+            engine.cache.give_back(blocks)
+    if len(packed) == 1:  # outside the except block: its traceback pins tensors
+        raise CaiError("engine: a single row does not fit in memory while scoring. Use a larger card.", RESUMABLE)
+    engine.prefill_less(sum(len(ids) for ids, _ in packed))
+    return []
+
+
+def _packed(engine: Any, group: list[ScoreRequest], shared: int) -> tuple[Packed, list[int]]:
+    """Rows of one prefill in their blocks, and the row of each request that is in it."""
+    packed: Packed = []
+    row_of: list[int] = []
+    budget, cache = engine.scheduler.prefill_tokens, engine.cache
+    for request in group:
+        ids = [*request.context_ids, *request.continuation_ids][shared:-1]
+        if not packed or ids != packed[-1][0]:  # "Yes" and "No" after one question: the same row
+            need = cache.blocks_for(len(ids))
+            full = len(packed) == engine.stats.batch_size
+            if packed and (full or len(ids) > budget or need > len(cache.free)):
+                break
+            packed.append((ids, cache.take(need, len(packed))))
+            budget -= len(ids)
+        row_of.append(len(packed) - 1)
+    return packed, row_of
+
+
+def _scores(engine: Any, scored: list[ScoreRequest], packed: Packed, row_of: list[int]) -> list[Score]:
+    wanted, targets = (torch.tensor(x, device=engine.device) for x in score_places(scored, packed, row_of))
+    hidden_TH = engine.prefill(packed, engine.prefix, wanted)
+    return list(hf.split_scores(scored, hf.head_logps(engine.decoder.head, hidden_TH, targets).tolist()))
