@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
+from cai import metrics
 from cai.settings import Count, Fraction, Positive, Section
 
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -121,6 +122,8 @@ class GateSpec(Section):
         named = [name for name in ("at_least", "at_most", "above", "below") if getattr(self, name) is not None]
         if len(named) != 1:
             raise ValueError(f"gates: {self.metric}: set exactly one of at_least, at_most, above, below")
+        if self.metric in self.beats:
+            raise ValueError(f"gates: {self.metric}: beats: a figure cannot beat itself. Name its controls.")
         fits = {"lower": ("at_least", "above"), "upper": ("at_most", "below")}
         if self.bound in fits and named[0] not in fits[self.bound]:
             raise ValueError(f'gates: {self.metric}: bound = "{self.bound}" does not go with {named[0]}')
@@ -202,6 +205,15 @@ class GatesSection(Section):
     m1: tuple[GateSpec, ...] = (_MEANINGFUL, _ADDRESSES, _FIRST_LOSS, _LOSS_FALLS)
     m2: tuple[GateSpec, ...] = (_FIRST_LOSS, _PREFERS, _NLL, _KL)
     m3: tuple[GateSpec, ...] = (_FIRST_LOSS, _PREFERS, _NLL, _KL, *_BENCHMARKS)
+
+    @model_validator(mode="after")
+    def _known_figures(self) -> GatesSection:
+        for milestone in ("m0", "m1", "m2", "m3"):
+            for gate in self.of(milestone):
+                for key, name in (("metric", gate.metric), *(("beats", name) for name in gate.beats)):
+                    if fault := metrics.fault(name):
+                        raise ValueError(f"gates.{milestone}: {key}: {fault}")
+        return self
 
     def of(self, milestone: str) -> tuple[GateSpec, ...]:
         """The criteria of a milestone; an unknown milestone has none."""

@@ -133,3 +133,29 @@ def test_identity_covers_what_makes_the_data_and_nothing_else() -> None:
     assert identity(changed(seed=5), {}) != same
     assert identity(changed(engine=recipe.engine.model_copy(update={"batch_size": 3})), {}) != same
     assert identity(recipe, {"prompts/answers.yaml": "x"}) != same
+
+
+@pytest.mark.parametrize(
+    ("gate", "wanted"),
+    [
+        ('metric = "dpo.loss_fall"\nabove = 0\nminumum_n = 20', "gates.m0.0.minumum_n: unknown key. Did you mean"),
+        ('metric = "dpo.loss_fal"\nabove = 0', "gates.m0: metric: 'dpo.loss_fal' is no figure"),
+        ('metric = "dpo.loss_fall"\nabove = 0\nbeats = ["dpo.los"]', "gates.m0: beats: 'dpo.los' is no figure"),
+        ('metric = "dpo.loss_fall"\nabove = 0\nbeats = ["dpo.loss_fall"]', "a figure cannot beat itself"),
+        ('metric = "dpo.loss_fall"\nabove = 0\nbeats = "dpo.loss"', "gates.m0.0.beats: input should be a valid list"),
+        ('metric = "dpo.loss_fall"', "set exactly one of at_least, at_most, above, below"),
+        ('metric = "dpo.loss_fall"\nabove = nan', "gates.m0.0.above"),
+        ('metric = "dpo.loss_fall"\nabove = 0\nminimum_n = 0', "gates.m0.0.minimum_n"),
+        ("above = 0", "gates.m0.0.metric: field required"),
+    ],
+)
+def test_a_faulty_gate_is_one_clear_line(gate: str, wanted: str, tmp_path: Path) -> None:
+    """A key that is misspelt inside a list of tables counts like any other: it was dropped without a word."""
+    line = fault(f"{M0}[dpo]\nmax_steps = 1\n[[gates.m0]]\n{gate}\n", tmp_path)
+    assert wanted in line and "\n" not in line and "tuple" not in line
+
+
+def test_gates_that_are_no_list_of_tables(tmp_path: Path) -> None:
+    head = f"{M0}[dpo]\nmax_steps = 1\n"
+    assert "gates.m0: input should be a valid list" in fault(f'{head}[gates.m0]\nmetric = "a"\n', tmp_path)
+    assert "gates.m0.0: input should be a valid table" in fault(f"{head}[gates]\nm0 = [1]\n", tmp_path)
