@@ -122,11 +122,13 @@ def headline(story: Story) -> Row:
     open_ = [v["metric"] for v in story.verdicts if v["status"] != "PASS" and not v["criterion"].get("advisory")]
     if not story.verdicts:
         return {"status": "OPEN", "text": f"The recipe sets no gate for {story.milestone}."}
+    why = story.gates.get("override")
     if not open_:
-        return {"status": "PASS", "text": f"{story.milestone} passed its {len(story.verdicts)} gate(s)."}
+        text = f"{story.milestone} passed its {len(story.verdicts)} gate(s)."
+        return {"status": "PASS", "text": f"{text} Begun with --override-gate: {why}" if why else text}
     text = f"{story.milestone} did not pass: {', '.join(open_)}."
-    if story.gates.get("override"):
-        text += f" Overridden: {story.gates['override']}"
+    if why:
+        text += f" Overridden: {why}"
     elif advisory:
         text += " On this model the gates only advise: it is not the recipe's own."
     return {"status": "ADVISORY" if advisory else "FAIL", "text": text}

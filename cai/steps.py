@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from cai import errors, gates
+from cai import recipe as recipes
 from cai.console import printable
 from cai.errors import CaiError
 from cai.files import holds, json_bytes, write_json_atomic
@@ -218,7 +219,7 @@ def stored_figures(folder: Path) -> dict[str, Measured]:
     return found
 
 
-def decide(context: Context, results: Mapping[str, Measured], override: str | None) -> list[Verdict]:
+def decide(context: Context, results: Mapping[str, Measured], override: str) -> list[Verdict]:
     """PASS / FAIL / UNDERPOWERED / UNMEASURED of each criterion, written to eval/gates.json and said on screen."""
     recipe, run = context.recipe, context.run
     if recipe.pairs.accept_noise:
@@ -231,7 +232,7 @@ def decide(context: Context, results: Mapping[str, Measured], override: str | No
     content = {
         "milestone": recipe.milestone,
         "enforced": enforced(context),
-        "override": override,
+        "override": override or None,
         "passed": gates.passed(verdicts),
         "recipe": recipe_key(inputs_identity(context)),
         "verdicts": [verdict.as_dict() for verdict in verdicts],
@@ -240,7 +241,7 @@ def decide(context: Context, results: Mapping[str, Measured], override: str | No
     if not holds(path, json_bytes(content)):
         run.eval.mkdir(exist_ok=True)
         write_json_atomic(path, content)
-        run.event("gates", passed=content["passed"], override=override)
+        run.event("gates", passed=content["passed"], override=content["override"])
     return verdicts
 
 
@@ -260,7 +261,7 @@ def enforced(context: Context) -> bool:
     return context.recipe.gates.enforce or context.run.manifest.get("backend") == "cuda"
 
 
-def exit_code(context: Context, recipe: Recipe, verdicts: Sequence[Verdict], override: str | None) -> int:
+def exit_code(context: Context, recipe: Recipe, verdicts: Sequence[Verdict], override: str) -> int:
     """The last line on screen: verdict and report. 7 where a gate that counts did not pass."""
     passed = gates.passed(verdicts)
     failed = [v.gate.metric for v in verdicts if not gates.passed([v])]
@@ -281,26 +282,26 @@ def inputs_identity(context: Context) -> dict[str, str]:
 
 
 def recipe_key(identity: Mapping[str, str]) -> str:
-    """What "the same recipe" means across milestones: the identity without what milestones change."""
+    """What "the same recipe" means for runs of one milestone: the identity without the number of rounds."""
     from cai.recipe import short_hash
 
     return short_hash({key: value for key, value in identity.items() if key != "rounds"})
 
 
-def check_milestone_before(inputs: Inputs, override: str | None) -> None:
+def check_milestone_before(inputs: Inputs) -> None:
     """A milestone does not start after a failed gate of the one before, of the same recipe (exit 7)."""
     name = inputs.recipe.milestone
-    if name not in ORDER[1:] or override:
+    if name not in ORDER[1:] or inputs.override:
         return
-    earlier, key = ORDER[ORDER.index(name) - 1], recipe_key(inputs.identity())
-    root = runs_root(inputs.source, inputs.recipe)
+    earlier = ORDER[ORDER.index(name) - 1]
+    root, key = runs_root(inputs.source, inputs.recipe), _key_as(inputs, earlier)
     found = sorted(path for path in root.glob(f"*-{earlier}-*/eval/gates.json") if RUN_ID.fullmatch(path.parts[-3]))
     for path in reversed(found):
         try:
             verdict = orjson.loads(path.read_bytes())
         except (OSError, orjson.JSONDecodeError):
             continue
-        if verdict.get("recipe") != key:
+        if key is None or verdict.get("recipe") != key:
             continue
         if verdict["enforced"] and not verdict["passed"] and not verdict.get("override"):
             raise CaiError(
@@ -309,3 +310,17 @@ def check_milestone_before(inputs: Inputs, override: str | None) -> None:
                 errors.GATE,
             )
         return
+
+
+def _key_as(inputs: Inputs, milestone: str) -> str | None:
+    """`recipe_key` of these inputs had they been read for another milestone, whose overlays may change any key.
+
+    None where the recipe has no such milestone, or none that can run.
+    """
+    try:
+        recipe = recipes.resolve(
+            inputs.source, milestone=milestone, sets=inputs.sets, embedded=inputs.backend == "embedded"
+        )
+    except CaiError:
+        return None
+    return recipe_key(replace(inputs, recipe=recipe).identity())
