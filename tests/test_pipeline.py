@@ -308,6 +308,11 @@ def test_a_failed_gate_blocks_the_next_milestone_though_an_overlay_changes_what_
     assert run_fake(*two, "--set", "seed=7")[0] == errors.DONE  # another recipe, which m1 never tried
 
 
+def test_no_gate_is_said_and_is_no_pass(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_fake("--milestone", "m0", "--set", "gates.m0=[]")[0] == errors.DONE
+    assert "m0: done, the recipe sets no gate for it." in capsys.readouterr().out
+
+
 def test_an_override_wants_a_reason(run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_fake("--milestone", "m0", "--override-gate", "  ")[0] == errors.USAGE
     assert "--override-gate: needs a reason" in capsys.readouterr().err
