@@ -145,6 +145,7 @@ class GateSpec(Section):
         return float(getattr(self, self.comparison))
 
 
+# What a recipe without [gates] is held to; cai.toml shows M0 to M2 in full, and a test holds the two together.
 _LOSS_FALLS = GateSpec(metric="dpo.loss_fall", above=0.0, why="the loss over the pairs falls (plumbing, no more)")
 _FIRST_LOSS = GateSpec(metric="dpo.first_loss_error", at_most=0.01, why="first loss is ln 2")
 _MEANINGFUL = GateSpec(

@@ -9,6 +9,7 @@ import pytest
 from cai import recipe as recipes
 from cai.errors import USAGE, CaiError
 from cai.recipe import Recipe, identity, read, resolve
+from cai.settings_eval import GatesSection, HygieneSection
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "cai.toml"
@@ -45,6 +46,16 @@ def test_what_the_user_fixed() -> None:
     assert (recipe.lora.rank, recipe.lora.alpha, recipe.dpo.beta, recipe.dpo.learning_rate) == (32, 64, 0.1, 5e-6)
     items = [resolve(read(SHIPPED), milestone=m) for m in ("m0", "m1", "m2", "m3")]
     assert [(r.items, r.rounds) for r in items] == [(1, 1), (10, 2), (100, 2), (5000, 2)]
+
+
+def test_the_shipped_recipe_shows_gates_and_hygiene_as_they_are_without_it() -> None:
+    """A recipe of one's own that leaves them out is held to the same bars."""
+    recipe = resolve(read(SHIPPED), milestone="m1")
+    assert recipe.gates == GatesSection()
+    assert recipe.hygiene == HygieneSection()
+    table = read(SHIPPED).table
+    assert set(HygieneSection.model_fields) - set(table["hygiene"]) == {"enabled", "min_pairs"}
+    assert {"m0", "m1", "m2"} <= set(table["gates"])
 
 
 def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
