@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai import errors, table, views
+from cai import errors, hygiene, table, views
 from cai.charts import Chart, histogram, line_chart
 from cai.exhibits import GLOSSARY, edits, exhibits, lengths, rejected_exhibits
 from cai.files import write_atomic
@@ -77,6 +77,7 @@ def gather(story: Story) -> Row:
         "funnel": views.funnel(story),
         "reject_reasons": list(story.pairs.reasons.items()),
         "hygiene": story.cleaned,
+        "hygiene_lines": hygiene.lines(story.cleaned.facts),
         "principles": views.by_principle(story),
         "figures": figure_rows(story.figures),
         "benchmarks": benchmark_rows(story.figures),

@@ -27,6 +27,9 @@ class HygieneSection(Section):
     leak_min_lift: NonNegative = Field(
         default=5.0, description="share in chosen over share in rejected, add-half smoothed"
     )
+    leak_max_p: Fraction = Field(
+        default=0.05, description="exact McNemar p over pairs, times the number of phrases tried, of a leak at most"
+    )
     leak_max_share: Fraction = Field(
         default=0.20, description="quota: pairs that hold a leaked phrase above this share go"
     )
@@ -45,6 +48,9 @@ class HygieneSection(Section):
     # people's marks (`--review`): a pair whose critique or revision somebody refused is not trained on
     reviews: bool = False
     min_pairs: Positive = Field(default=1, description="no rule leaves fewer pairs than this")
+    max_removed_share: Fraction = Field(
+        default=0.5, description="rules over shares stop where they would have left fewer than the rest of the pairs"
+    )
     quota_min_pairs: Positive = Field(
         default=20, description="rules over shares remove nothing from fewer pairs than this"
     )

@@ -99,6 +99,8 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict
     facts = context.run.manifest.get("model", {})
     dataset.write_dataset(context.run, pairs, cleaned, context.recipe, facts)
     kept = cleaned.kept
+    for line in hygiene.held_back(cleaned.facts):
+        say(line)
     say(f"dataset: {len(kept)} training pairs, {len(pairs.heldout)} held out, {len(pairs.rejects)} items rejected")
     return kept
 
