@@ -24,6 +24,7 @@ from cai.settings import (
     DpoSection,
     EngineSection,
     FewShotSection,
+    HealthSection,
     HeldoutSection,
     InstructionsSection,
     LoraSection,
@@ -62,6 +63,7 @@ class Recipe(Section):
     hygiene: HygieneSection = HygieneSection()
     lora: LoraSection = LoraSection()
     dpo: DpoSection = DpoSection(max_steps=1)
+    health: HealthSection = HealthSection()
     sft: SftSection = SftSection()
     evaluation: EvaluationSection = EvaluationSection()
     guard: GuardSection = GuardSection()

@@ -6,7 +6,7 @@ result stands on disk neither loads the model nor changes a byte.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from cai.gates import Measured, Verdict
 from cai.pairs import PairSet
 from cai.plan import slots
 from cai.recipe import Recipe
-from cai.run import RUN_ID
+from cai.run import RUN_ID, Run
 from cai.session import Inputs, runs_root, say
 from cai.stage import Context
 from cai.stages import guard, instructions
@@ -178,10 +178,11 @@ def train(context: Context, inputs: Inputs, pairs: Sequence[dict[str, Any]]) -> 
         run.train,
         prompt=context.prompts["policy"],
         seed=recipe.dpo.seeds[0],
-        event=run.event,
+        event=telling(run),
         stopped=context.stopped,
         progress=context.progress.training,
         adapter=run.adapter,
+        health=recipe.health,
     )
     context.progress.end()
     say(
@@ -189,6 +190,17 @@ def train(context: Context, inputs: Inputs, pairs: Sequence[dict[str, Any]]) -> 
         f"first loss {result.first_loss:.4f}, last {result.last_loss:.4f}"
     )
     return run.adapter
+
+
+def telling(run: Run) -> Callable[..., None]:
+    """`run.event`, which also says a sign of ill health aloud."""
+
+    def event(kind: str, **facts: Any) -> None:
+        run.event(kind, **facts)
+        if kind == "health":
+            say(f"train: WARNING at step {facts['step']}: {facts['text']}")
+
+    return event
 
 
 def evaluate(
