@@ -47,7 +47,7 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
         from cai.dryrun import dry_run
 
         return dry_run(inputs)
-    steps.check_milestone_before(inputs, args.override_gate)
+    steps.check_milestone_before(inputs)
     budget.check_before(inputs, args)
     announce(inputs)
     with session(inputs, args) as context, budget.within(context, inputs):
@@ -58,9 +58,9 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
             return errors.DONE
         adapter = steps.train(context, inputs, training_pairs)
         results = steps.evaluate(context, inputs, pairs, training_pairs, adapter)
-        verdicts = steps.decide(context, results, args.override_gate)
+        verdicts = steps.decide(context, results, inputs.override)
         steps.report(context, verdicts)
-        return steps.exit_code(context, recipe, verdicts, args.override_gate)
+        return steps.exit_code(context, recipe, verdicts, inputs.override)
 
 
 def announce(inputs: Inputs) -> None:

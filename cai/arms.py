@@ -43,6 +43,7 @@ def train_seeds(context: Context, pairs: Sequence[Row], heldout: Sequence[Row]) 
             stopped=context.stopped,
             progress=context.progress.training,
             adapter=adapter,
+            health=recipe.health,
         )
         context.progress.end()
         trained = True

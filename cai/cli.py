@@ -73,6 +73,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             if name == "watch" and args.status == "":
                 continue  # --status alone means the latest run
             raise CaiError(f"runner.py: --{name}: goes with --{command}, which is missing. Add it, or leave this out.")
+    if args.override_gate is not None and not args.override_gate.strip():
+        raise CaiError('runner.py: --override-gate: needs a reason, --override-gate "why". It stays in the report.')
     if args.limit < 0:
         raise CaiError("runner.py: --limit: must be 0 or more. Leave it out for no limit.")
     return args

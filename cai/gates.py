@@ -96,15 +96,10 @@ def decide(measured: Measured | None, gate: GateSpec, controls: Mapping[str, Mea
 
 def _decide(measured: Measured, gate: GateSpec, controls: Mapping[str, Measured]) -> tuple[Status, str]:
     value = measured.value
-    if value is None or measured.n == 0:
-        return "UNMEASURED", measured.note or "no unit was scored"
-    if measured.facts.get("stand_in"):
-        return "UNMEASURED", "the stand-in judged it, which measures nothing"
+    if (missing := _unmeasured(measured, gate)) or value is None:
+        return "UNMEASURED", missing
     if not math.isfinite(value):
         return "FAIL", f"the value is {value}"
-    tried = measured.n + measured.unscored
-    if measured.unscored > gate.max_unscored * tried:
-        return "UNMEASURED", f"{measured.unscored} of {tried} unscored, more than {gate.max_unscored:.0%}"
     if measured.n < gate.minimum_n:
         return "UNDERPOWERED", f"n={measured.n} is below {gate.minimum_n}"
     if not meets(value, gate):
@@ -121,13 +116,27 @@ def _decide(measured: Measured, gate: GateSpec, controls: Mapping[str, Measured]
     return "UNDERPOWERED", f"the value meets it, its {gate.bound} bound {bound:.3g} does not"
 
 
+def _unmeasured(measured: Measured, gate: GateSpec) -> str:
+    """Why a figure, the gate's own or a control's, decides nothing; "" if it does."""
+    if measured.value is None or measured.n == 0:
+        return measured.note or "no unit was scored"
+    if measured.facts.get("stand_in"):
+        return "the stand-in judged it, which measures nothing"
+    tried = measured.n + measured.unscored
+    if measured.unscored > gate.max_unscored * tried:
+        return f"{measured.unscored} of {tried} unscored, more than {gate.max_unscored:.0%}"
+    return ""
+
+
 def _beaten_by_control(value: float, gate: GateSpec, controls: Mapping[str, Measured]) -> tuple[Status, str] | None:
     """FAIL where a control does as well, UNMEASURED where a named control has no value."""
     rises = gate.comparison in ("at_least", "above")
     for name in gate.beats:
         control = controls.get(name)
-        if control is None or control.value is None or control.n == 0:
+        if control is None or control.value is None or not math.isfinite(control.value):
             return "UNMEASURED", f"its control {name} was not measured"
+        if missing := _unmeasured(control, gate):
+            return "UNMEASURED", f"its control {name}: {missing}"
         ahead = value - control.value if rises else control.value - value
         if ahead < gate.beats_by - 1e-9 or ahead <= 0.0:
             return "FAIL", f"the control {name} has {control.value:.3g}: ahead by {ahead:.3g}, wanted {gate.beats_by:g}"

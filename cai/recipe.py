@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from cai.settings import (
     DpoSection,
     EngineSection,
     FewShotSection,
+    HealthSection,
     HeldoutSection,
     InstructionsSection,
     LoraSection,
@@ -37,6 +39,7 @@ from cai.settings_eval import EvaluationSection, GatesSection, HygieneSection
 from cai.settings_m3 import BenchmarksSection, ChecksSection, GuardSection
 
 OVERLAYS = ("embedded", "milestones")
+_PYTHON_WORDS = re.compile(r"tuple|dictionary or instance of \w+")  # pydantic's; TOML has lists and tables
 STAGES = ("instructions", "answers", "critiques", "revisions", "guard")
 
 
@@ -60,6 +63,7 @@ class Recipe(Section):
     hygiene: HygieneSection = HygieneSection()
     lora: LoraSection = LoraSection()
     dpo: DpoSection = DpoSection(max_steps=1)
+    health: HealthSection = HealthSection()
     sft: SftSection = SftSection()
     evaluation: EvaluationSection = EvaluationSection()
     guard: GuardSection = GuardSection()
@@ -170,8 +174,10 @@ def _unknown(table: Mapping[str, Any], schema: type[BaseModel], prefix: tuple[st
         path = ".".join((*prefix, key))
         if key not in known:
             faults.append(f"{path}: unknown key. {_nearest(key, prefix, known)}")
-        elif known[key] is not None and isinstance(value, Mapping):
-            faults += _unknown(value, known[key], (*prefix, key))  # type: ignore[arg-type]
+        elif (section := known[key]) is not None:
+            parts = {f"{key}.{i}": entry for i, entry in enumerate(value)} if isinstance(value, list) else {key: value}
+            for name, part in parts.items():
+                faults += _unknown(part, section, (*prefix, name)) if isinstance(part, Mapping) else []
     return faults
 
 
@@ -229,6 +235,7 @@ def _fault_line(error: Any) -> str:
     shown = repr(error.get("input"))
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     message = error["msg"][0].lower() + error["msg"][1:]
+    message = _PYTHON_WORDS.sub(lambda found: "list" if found[0] == "tuple" else "table", message)
     return f"{path}: {message} (found {shown})"
 
 

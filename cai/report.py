@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai import errors, table, views
+from cai import errors, hygiene, table, views
 from cai.charts import Chart, histogram, line_chart
 from cai.exhibits import GLOSSARY, edits, exhibits, lengths, rejected_exhibits
 from cai.files import write_atomic
@@ -77,6 +77,7 @@ def gather(story: Story) -> Row:
         "funnel": views.funnel(story),
         "reject_reasons": list(story.pairs.reasons.items()),
         "hygiene": story.cleaned,
+        "hygiene_lines": hygiene.lines(story.cleaned.facts),
         "principles": views.by_principle(story),
         "figures": figure_rows(story.figures),
         "benchmarks": benchmark_rows(story.figures),
@@ -122,11 +123,13 @@ def headline(story: Story) -> Row:
     open_ = [v["metric"] for v in story.verdicts if v["status"] != "PASS" and not v["criterion"].get("advisory")]
     if not story.verdicts:
         return {"status": "OPEN", "text": f"The recipe sets no gate for {story.milestone}."}
+    why = story.gates.get("override")
     if not open_:
-        return {"status": "PASS", "text": f"{story.milestone} passed its {len(story.verdicts)} gate(s)."}
+        text = f"{story.milestone} passed its {len(story.verdicts)} gate(s)."
+        return {"status": "PASS", "text": f"{text} Begun with --override-gate: {why}" if why else text}
     text = f"{story.milestone} did not pass: {', '.join(open_)}."
-    if story.gates.get("override"):
-        text += f" Overridden: {story.gates['override']}"
+    if why:
+        text += f" Overridden: {why}"
     elif advisory:
         text += " On this model the gates only advise: it is not the recipe's own."
     return {"status": "ADVISORY" if advisory else "FAIL", "text": text}

@@ -12,7 +12,7 @@ import hashlib
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,10 @@ VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything the recipe names, read and checked. `files`: name in the run folder -> (path, sha256)."""
+    """Everything the recipe names, read and checked. `files`: name in the run folder -> (path, sha256).
+
+    `sets`: what --set says, now and when the run began. `override`: why gates are overridden, likewise; "" if not.
+    """
 
     source: Source
     recipe: Recipe
@@ -47,6 +50,8 @@ class Inputs:
     prompts: Mapping[str, Prompt]
     grid: Grid
     files: Mapping[str, tuple[Path, str]]
+    sets: Sequence[str] = ()
+    override: str = ""
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -95,7 +100,9 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     if recipe.instructions.file and recipe.model.backend == "fake" and recipe.items > plan.HELDOUT:
         raise CaiError(f"{source.path}: items: at most {plan.HELDOUT}")
     files = {name: (path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]) for name, path in paths.items()}
-    return Inputs(source, recipe, backend, constitution, prompts, grid, files)
+    why = [str(manifest.get("override") or ""), (args.override_gate or "").strip()]
+    override = "; ".join(dict.fromkeys(filter(None, why)))
+    return Inputs(source, recipe, backend, constitution, prompts, grid, files, sets, override)
 
 
 def _load_prompt(path: Path, recipe: Recipe) -> Prompt:
@@ -130,6 +137,8 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
                 run.event("recipe_changed")
             if args.set:
                 run.update_manifest(sets=_later_sets(run.manifest.get("sets", []), args.set))
+            if inputs.override != run.manifest.get("override", ""):
+                run.update_manifest(override=inputs.override)
             copy_inputs(inputs, run.path)  # a kill may have come before the first copy
         except BaseException:
             run.close(code=DRIFT)
@@ -169,6 +178,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         "heldout_items": recipe.heldout.items,
         "versions": versions(),
     }
+    manifest |= {"override": inputs.override} if inputs.override else {}
     for attempt in range(100):  # two runs within a second
         run_id = new_run_id(recipe.milestone, identity) + (f"-{attempt}" if attempt else "")
         if not (root / run_id).exists():

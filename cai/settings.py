@@ -152,6 +152,20 @@ class DpoSection(Section):
         return self
 
 
+class HealthSection(Section):
+    """What DPO's training watches. A sign is logged, warned of and, named in `stop`, ends it (exit 6) resumably.
+
+    Judged on the mean of the last `window` steps; truncation before the first. What is never tolerated is no choice:
+    a non-finite step, and a first loss that is not log 2 (`dpo.first_loss_tolerance`).
+    """
+
+    window: Positive = 8
+    max_chosen_fall: Annotated[float, Field(ge=0.0)] = 0.3  # nats a token that the chosen texts may lose
+    max_loss_rise: Annotated[float, Field(ge=0.0)] = 0.2  # over the first loss
+    max_truncated: Fraction = 0.02  # share of the pairs
+    stop: tuple[Literal["displacement", "rising_loss", "truncation"], ...] = ()
+
+
 class SftSection(Section):
     """A second arm: the same LoRA trained from the start on the revisions alone; it says what DPO adds.
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
+from cai import metrics
 from cai.settings import Count, Fraction, Positive, Section
 
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -25,6 +26,9 @@ class HygieneSection(Section):
     leak_min_share: Fraction = Field(default=0.10, description="share of chosen texts that must hold the phrase")
     leak_min_lift: NonNegative = Field(
         default=5.0, description="share in chosen over share in rejected, add-half smoothed"
+    )
+    leak_max_p: Fraction = Field(
+        default=0.05, description="exact McNemar p over pairs, times the number of phrases tried, of a leak at most"
     )
     leak_max_share: Fraction = Field(
         default=0.20, description="quota: pairs that hold a leaked phrase above this share go"
@@ -44,6 +48,9 @@ class HygieneSection(Section):
     # people's marks (`--review`): a pair whose critique or revision somebody refused is not trained on
     reviews: bool = False
     min_pairs: Positive = Field(default=1, description="no rule leaves fewer pairs than this")
+    max_removed_share: Fraction = Field(
+        default=0.5, description="rules over shares stop where they would have left fewer than the rest of the pairs"
+    )
     quota_min_pairs: Positive = Field(
         default=20, description="rules over shares remove nothing from fewer pairs than this"
     )
@@ -121,6 +128,8 @@ class GateSpec(Section):
         named = [name for name in ("at_least", "at_most", "above", "below") if getattr(self, name) is not None]
         if len(named) != 1:
             raise ValueError(f"gates: {self.metric}: set exactly one of at_least, at_most, above, below")
+        if self.metric in self.beats:
+            raise ValueError(f"gates: {self.metric}: beats: a figure cannot beat itself. Name its controls.")
         fits = {"lower": ("at_least", "above"), "upper": ("at_most", "below")}
         if self.bound in fits and named[0] not in fits[self.bound]:
             raise ValueError(f'gates: {self.metric}: bound = "{self.bound}" does not go with {named[0]}')
@@ -142,6 +151,7 @@ class GateSpec(Section):
         return float(getattr(self, self.comparison))
 
 
+# What a recipe without [gates] is held to; cai.toml shows M0 to M2 in full, and a test holds the two together.
 _LOSS_FALLS = GateSpec(metric="dpo.loss_fall", above=0.0, why="the loss over the pairs falls (plumbing, no more)")
 _FIRST_LOSS = GateSpec(metric="dpo.first_loss_error", at_most=0.01, why="first loss is ln 2")
 _MEANINGFUL = GateSpec(
@@ -202,6 +212,15 @@ class GatesSection(Section):
     m1: tuple[GateSpec, ...] = (_MEANINGFUL, _ADDRESSES, _FIRST_LOSS, _LOSS_FALLS)
     m2: tuple[GateSpec, ...] = (_FIRST_LOSS, _PREFERS, _NLL, _KL)
     m3: tuple[GateSpec, ...] = (_FIRST_LOSS, _PREFERS, _NLL, _KL, *_BENCHMARKS)
+
+    @model_validator(mode="after")
+    def _known_figures(self) -> GatesSection:
+        for milestone in ("m0", "m1", "m2", "m3"):
+            for gate in self.of(milestone):
+                for key, name in (("metric", gate.metric), *(("beats", name) for name in gate.beats)):
+                    if fault := metrics.fault(name):
+                        raise ValueError(f"gates.{milestone}: {key}: {fault}")
+        return self
 
     def of(self, milestone: str) -> tuple[GateSpec, ...]:
         """The criteria of a milestone; an unknown milestone has none."""

@@ -196,7 +196,7 @@ def _gates(gates: Row) -> list[tuple[str, str]]:
         value = measured.get("value")
         shown = f" {number(value)} (n={measured.get('n')})" if isinstance(value, int | float) else ""
         lines.append(("gate", f"{verdict.get('status'):<12} {verdict.get('metric')}{shown}: {verdict.get('reason')}"))
-    return lines
+    return [*lines, ("override", str(gates["override"]))] if gates.get("override") else lines
 
 
 def _budget(path: Path) -> Row:

@@ -6,7 +6,7 @@ result stands on disk neither loads the model nor changes a byte.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from cai import errors, gates
+from cai import recipe as recipes
 from cai.console import printable
 from cai.errors import CaiError
 from cai.files import holds, json_bytes, write_json_atomic
@@ -21,7 +22,7 @@ from cai.gates import Measured, Verdict
 from cai.pairs import PairSet
 from cai.plan import slots
 from cai.recipe import Recipe
-from cai.run import RUN_ID
+from cai.run import RUN_ID, Run
 from cai.session import Inputs, runs_root, say
 from cai.stage import Context
 from cai.stages import guard, instructions
@@ -98,6 +99,8 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict
     facts = context.run.manifest.get("model", {})
     dataset.write_dataset(context.run, pairs, cleaned, context.recipe, facts)
     kept = cleaned.kept
+    for line in hygiene.held_back(cleaned.facts):
+        say(line)
     say(f"dataset: {len(kept)} training pairs, {len(pairs.heldout)} held out, {len(pairs.rejects)} items rejected")
     return kept
 
@@ -175,10 +178,11 @@ def train(context: Context, inputs: Inputs, pairs: Sequence[dict[str, Any]]) -> 
         run.train,
         prompt=context.prompts["policy"],
         seed=recipe.dpo.seeds[0],
-        event=run.event,
+        event=telling(run),
         stopped=context.stopped,
         progress=context.progress.training,
         adapter=run.adapter,
+        health=recipe.health,
     )
     context.progress.end()
     say(
@@ -186,6 +190,17 @@ def train(context: Context, inputs: Inputs, pairs: Sequence[dict[str, Any]]) -> 
         f"first loss {result.first_loss:.4f}, last {result.last_loss:.4f}"
     )
     return run.adapter
+
+
+def telling(run: Run) -> Callable[..., None]:
+    """`run.event`, which also says a sign of ill health aloud."""
+
+    def event(kind: str, **facts: Any) -> None:
+        run.event(kind, **facts)
+        if kind == "health":
+            say(f"train: WARNING at step {facts['step']}: {facts['text']}")
+
+    return event
 
 
 def evaluate(
@@ -218,7 +233,7 @@ def stored_figures(folder: Path) -> dict[str, Measured]:
     return found
 
 
-def decide(context: Context, results: Mapping[str, Measured], override: str | None) -> list[Verdict]:
+def decide(context: Context, results: Mapping[str, Measured], override: str) -> list[Verdict]:
     """PASS / FAIL / UNDERPOWERED / UNMEASURED of each criterion, written to eval/gates.json and said on screen."""
     recipe, run = context.recipe, context.run
     if recipe.pairs.accept_noise:
@@ -231,7 +246,7 @@ def decide(context: Context, results: Mapping[str, Measured], override: str | No
     content = {
         "milestone": recipe.milestone,
         "enforced": enforced(context),
-        "override": override,
+        "override": override or None,
         "passed": gates.passed(verdicts),
         "recipe": recipe_key(inputs_identity(context)),
         "verdicts": [verdict.as_dict() for verdict in verdicts],
@@ -240,7 +255,7 @@ def decide(context: Context, results: Mapping[str, Measured], override: str | No
     if not holds(path, json_bytes(content)):
         run.eval.mkdir(exist_ok=True)
         write_json_atomic(path, content)
-        run.event("gates", passed=content["passed"], override=override)
+        run.event("gates", passed=content["passed"], override=content["override"])
     return verdicts
 
 
@@ -260,12 +275,13 @@ def enforced(context: Context) -> bool:
     return context.recipe.gates.enforce or context.run.manifest.get("backend") == "cuda"
 
 
-def exit_code(context: Context, recipe: Recipe, verdicts: Sequence[Verdict], override: str | None) -> int:
+def exit_code(context: Context, recipe: Recipe, verdicts: Sequence[Verdict], override: str) -> int:
     """The last line on screen: verdict and report. 7 where a gate that counts did not pass."""
     passed = gates.passed(verdicts)
     failed = [v.gate.metric for v in verdicts if not gates.passed([v])]
     verdict = "PASS" if passed else f"not passed: {', '.join(failed)}"
-    verdict = "done, gates skipped" if recipe.pairs.accept_noise else verdict
+    if not verdicts:
+        verdict = "done, gates skipped" if recipe.pairs.accept_noise else "done, the recipe sets no gate for it"
     if not passed and not enforced(context):
         verdict += " (advisory on this model)"
     elif not passed and override:
@@ -281,26 +297,26 @@ def inputs_identity(context: Context) -> dict[str, str]:
 
 
 def recipe_key(identity: Mapping[str, str]) -> str:
-    """What "the same recipe" means across milestones: the identity without what milestones change."""
+    """What "the same recipe" means for runs of one milestone: the identity without the number of rounds."""
     from cai.recipe import short_hash
 
     return short_hash({key: value for key, value in identity.items() if key != "rounds"})
 
 
-def check_milestone_before(inputs: Inputs, override: str | None) -> None:
+def check_milestone_before(inputs: Inputs) -> None:
     """A milestone does not start after a failed gate of the one before, of the same recipe (exit 7)."""
     name = inputs.recipe.milestone
-    if name not in ORDER[1:] or override:
+    if name not in ORDER[1:] or inputs.override:
         return
-    earlier, key = ORDER[ORDER.index(name) - 1], recipe_key(inputs.identity())
-    root = runs_root(inputs.source, inputs.recipe)
+    earlier = ORDER[ORDER.index(name) - 1]
+    root, key = runs_root(inputs.source, inputs.recipe), _key_as(inputs, earlier)
     found = sorted(path for path in root.glob(f"*-{earlier}-*/eval/gates.json") if RUN_ID.fullmatch(path.parts[-3]))
     for path in reversed(found):
         try:
             verdict = orjson.loads(path.read_bytes())
         except (OSError, orjson.JSONDecodeError):
             continue
-        if verdict.get("recipe") != key:
+        if key is None or verdict.get("recipe") != key:
             continue
         if verdict["enforced"] and not verdict["passed"] and not verdict.get("override"):
             raise CaiError(
@@ -309,3 +325,17 @@ def check_milestone_before(inputs: Inputs, override: str | None) -> None:
                 errors.GATE,
             )
         return
+
+
+def _key_as(inputs: Inputs, milestone: str) -> str | None:
+    """`recipe_key` of these inputs had they been read for another milestone, whose overlays may change any key.
+
+    None where the recipe has no such milestone, or none that can run.
+    """
+    try:
+        recipe = recipes.resolve(
+            inputs.source, milestone=milestone, sets=inputs.sets, embedded=inputs.backend == "embedded"
+        )
+    except CaiError:
+        return None
+    return recipe_key(replace(inputs, recipe=recipe).identity())

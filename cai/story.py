@@ -116,7 +116,10 @@ def read_story(path: Path) -> Story:
     recipe = _recipe(path, gaps)
     rows = _records(path, gaps)
     principles = _principles(path, gaps)
+    events = read_events(path / "events.jsonl")
     figures, warnings = _figures(path / "eval")
+    signs = {event["sign"]: event for event in events if event.get("kind") == "health" and "arm" not in event}
+    warnings += [f"While training, seen at step {event['step']}: {event['text']}" for event in signs.values()]
     if not figures:
         gaps.append("nothing was evaluated yet")
     gates = _json(path / "eval" / "gates.json")
@@ -137,7 +140,7 @@ def read_story(path: Path) -> Story:
         gates=gates,
         scores=_scores(path / "eval" / "scores.jsonl"),
         training=training,
-        events=read_events(path / "events.jsonl"),
+        events=events,
         reviews=_log(path / "reviews.jsonl", ("rater", "key")),
         gaps=gaps,
     )

@@ -23,13 +23,16 @@ import orjson
 from cai import errors
 from cai.errors import CaiError
 from cai.files import write_json_atomic
-from cai.settings import DpoSection, LoraSection
-from cai.training import fake
+from cai.settings import DpoSection, HealthSection, LoraSection
+from cai.training import fake, signs
 from cai.training.job import Job, Objective, empty_cache, model_name
 from cai.training.rows import PairRow, ignore, never, revisions_only, steps_of, tokenize_pairs
 from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
 
 __all__ = ["PairLogps", "TrainResult", "load_result", "pair_logps", "pair_rows", "preference", "train"]
+
+
+WATCHED = HealthSection()
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,16 @@ def train(
     progress: Callable[[int, int], None] = ignore,
     adapter: Path | None = None,
     objective: Objective = "dpo",
+    health: HealthSection = WATCHED,
 ) -> TrainResult:
     """Train until the recipe's steps are done; resumes from the newest sound checkpoint in `folder`.
 
     `prompt`: the loaded prompts/policy.yaml. `adapter`: where the PEFT folder goes, by default beside `folder`.
     `objective`: "sft" reads the chosen texts only, with TRL's SFTTrainer. The adapter is on the model afterwards.
-    Errors: Stopped (75) after a graceful stop; CaiError QUALITY (6) for a wrong first loss, a non-finite step or no
-    pair to train on; DRIFT (3) for checkpoints of other settings; CORRUPT (5) for a hostile checkpoint; IO (74).
+    `health`: what is watched of DPO, and which signs end it.
+    Errors: Stopped (75) after a graceful stop; CaiError QUALITY (6) for a wrong first loss, a non-finite step, a sign
+    in `health.stop` or no pair to train on; DRIFT (3) for checkpoints of other settings; CORRUPT (5) for a hostile
+    checkpoint; IO (74).
     """
     began = time.monotonic()
     adapter = adapter or folder.parent / "adapter"
@@ -88,12 +94,14 @@ def train(
         tokenized = revisions_only(tokenized, model.tokenizer.eos_ids[0])
     if tokenized.too_long or tokenized.truncated or tokenized.flagged:
         event("pairs_cut", truncated=tokenized.truncated, too_long=tokenized.too_long, flagged=tokenized.flagged)
+    if objective == "dpo":
+        _check_truncation(tokenized.truncated / len(tokenized.rows), health, event)
     model.to_lora(lora, seed)
     if model.backend == "fake":
         learnt = _learn_fake(model, tokenized.rows, dpo, folder, adapter, seed, event, stopped, progress)
     else:
         learnt = _learn(
-            Job(model, tokenized.rows, lora, dpo, folder, seed, event, stopped, progress, objective), adapter
+            Job(model, tokenized.rows, lora, dpo, folder, seed, event, stopped, progress, objective, health), adapter
         )
     model.worn = adapter
     result = TrainResult(
@@ -111,6 +119,15 @@ def train(
     write_json_atomic(folder / "result.json", {**asdict(result), "adapter": os.path.relpath(adapter, folder)})
     event("trained", **{k: v for k, v in asdict(result).items() if k not in ("log", "adapter")})
     return result
+
+
+def _check_truncation(share: float, health: HealthSection, event: Callable[..., None]) -> None:
+    sign = signs.truncation(share, health)
+    if sign is None:
+        return
+    event("health", step=0, sign=sign.name, value=sign.value, text=sign.text)
+    if sign.name in health.stop:
+        raise CaiError(f"training: {sign.text}. health.stop names it, so nothing was trained.", errors.QUALITY)
 
 
 def load_result(folder: Path) -> TrainResult | None:

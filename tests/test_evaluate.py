@@ -15,6 +15,7 @@ from cai.evaluate.bench import KEY
 from cai.fake import FakeEngine
 from cai.gates import decide
 from cai.records import read
+from cai.settings import HealthSection
 from cai.settings_eval import GateSpec, GatesSection
 from tests.conftest import FAKE
 from tests.evaluate_support import pair_row
@@ -123,8 +124,14 @@ def test_displacement_is_warned_of_with_its_remedy():
     figures = health.from_pairs([row], 0.1)
     assert figures["dpo.loss_fall"].value > 0
     assert figures["dpo.chosen_fall"].value == pytest.approx(0.5)
-    (line,) = health.warnings(figures)
+    (line,) = health.warnings(figures, HealthSection())
     assert 'loss_type = ["sigmoid", "sft"]' in line
+
+
+def test_what_is_warned_of_is_the_recipes():
+    figures = health.from_pairs([pair_row(0, -5.0, "train", rejected=-60.0)], 0.1)
+    assert health.warnings(figures, HealthSection(max_chosen_fall=0.6)) == []
+    assert "more than 0.1" in health.warnings(figures, HealthSection(max_chosen_fall=0.1))[0]
 
 
 def test_log_figures():
@@ -133,11 +140,11 @@ def test_log_figures():
     assert figures["dpo.first_loss_error"].value < 0.001
     assert figures["dpo.grad_norm_max"].value == 3.0
     assert figures["dpo.logged_fall"].value == pytest.approx(0.1931)
-    assert "truncated" in health.warnings(figures)[0]
+    assert "truncated" in health.warnings(figures, HealthSection())[0]
     assert health.from_log([], truncated=0, pairs=1)["dpo.first_loss_error"].value is None
     broken = health.from_log([{"loss": 0.9, "grad_norm": math.inf}], truncated=0, pairs=1)
     assert broken["dpo.finite"].value == 0.0
-    assert len(health.warnings(broken)) == 2
+    assert len(health.warnings(broken, HealthSection())) == 2
 
 
 # --- forgetting

@@ -52,6 +52,26 @@ def test_control_that_does_as_well_fails_the_gate():
     assert decide(rate(9, 10), gate, {}).status == "UNMEASURED"
 
 
+@pytest.mark.parametrize(
+    "control",
+    [
+        Measured("c", math.nan, n=10),
+        Measured("c", 0.0, n=0),
+        rate(0, 2, unscored=8),
+        rate(0, 10, facts={"stand_in": True}),
+    ],
+    ids=["nan", "no unit", "mostly unscored", "judged by a stand-in"],
+)
+def test_a_control_that_measures_nothing_leaves_the_gate_unmeasured(control):
+    verdict = decide(rate(9, 10), spec(at_least=0.7, beats=("c",), beats_by=0.2), {"c": control})
+    assert verdict.status == "UNMEASURED"
+    assert "its control c" in verdict.reason
+
+
+def test_a_figure_that_is_not_finite_fails_before_anything_else():
+    assert decide(Measured("m", math.inf, n=3), spec(at_least=0.7, minimum_n=5)).status == "FAIL"
+
+
 def test_trap_02_more_than_80_percent_needs_88_of_100_and_172_of_200():
     gate = spec(above=0.8, bound="lower")
     assert decide(rate(87, 100), gate).status == "UNDERPOWERED"

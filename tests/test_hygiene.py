@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai.hygiene import clean, describe, find_leaks
+from cai.hygiene import clean, describe, find_leaks, held_back, lines
 from cai.settings_eval import HygieneSection as Settings
 
 TOPICS = ["copper", "rivers", "violins", "glaciers", "bakeries", "lanterns"]
@@ -39,7 +41,8 @@ def rule(result, name: str) -> dict:
 
 
 def test_leaked_opener_is_listed_and_held_to_its_quota():
-    pairs = [leaky(i) for i in range(6)] + [pair(i) for i in range(6, 12)]
+    pairs = [leaky(i) for i in range(12)] + drawn(12, 0)
+    pairs = [row | {"item": i} for i, row in enumerate(pairs)]
     section = section_of(leak_max_share=0.25, evasions=False)
     assert ("opener", "thank you for asking") in {(leak.place, leak.phrase) for leak in find_leaks(pairs, section)}
     result = clean(pairs, section)
@@ -51,6 +54,52 @@ def test_leaked_opener_is_listed_and_held_to_its_quota():
 def test_a_phrase_common_to_both_sides_is_no_leak():
     pairs = [pair(i, f"In short, the {t} is old.", f"In short, the {t} is new.") for i, t in enumerate(TOPICS)]
     assert find_leaks(pairs, section_of()) == []
+
+
+VOCABULARY = [f"word{i}" for i in range(30)]
+
+
+def drawn(count: int, opener_in: int, seed: int = 0) -> list[dict]:
+    """Both sides of every pair from one source of text; the first `opener_in` chosen begin with the same words."""
+    draw = random.Random(seed)
+
+    def text() -> str:
+        return " ".join(draw.choices(VOCABULARY, weights=[1 / (i + 1) for i in range(30)], k=12))
+
+    head = "it is best to "
+    return [pair(i, (head if i < opener_in else "") + text(), text()) for i in range(count)]
+
+
+@pytest.mark.parametrize(("count", "opener_in"), [(10, 10), (100, 30), (5000, 600)])
+def test_a_leak_is_found_at_every_size_and_chance_is_none(count, opener_in):
+    """With no source but chance, phrases of three words stand in 3 of 10 chosen and in no rejected all the time."""
+    found = find_leaks(drawn(count, opener_in), Settings())
+    assert {leak.phrase for leak in found if leak.place == "opener"} == {"it is best to"}
+    assert all("it is best" in leak.phrase or "is best to" in leak.phrase for leak in found)
+    draws = range(1 if count > 1000 else 20)
+    assert sum(bool(find_leaks(drawn(count, 0, seed), Settings())) for seed in draws) <= 1  # 20 at p = 0.05
+
+
+def test_lift_alone_takes_chance_for_a_leak():
+    draws = [find_leaks(drawn(10, 0, seed), Settings(leak_max_p=1.0)) for seed in range(20)]
+    assert sum(map(bool, draws)) >= 4
+
+
+def test_the_p_of_a_leak_by_hand():
+    """In chosen only of 12 pairs, in rejected only of none, one phrase tried: 0.5 ** 12."""
+    pairs = [pair(i, f"so it goes word{i}", f"word{i}") for i in range(12)]
+    (leak,) = [leak for leak in find_leaks(pairs, Settings()) if leak.phrase == "so it goes"]
+    assert leak.p == pytest.approx(0.5**12, rel=0.01)
+
+
+def test_pairs_that_hold_most_leaks_go_first():
+    """Half of the pairs open and close with leaks; dropping those serves both quotas at once."""
+    head, tail = "thank you for asking", "hope that helps you"
+    pairs = drawn(60, 0)
+    for i, row in enumerate(pairs):
+        row["chosen"] = f"{head if i < 30 else ''} {row['chosen']} {tail if i < 20 or 30 <= i < 40 else ''}"
+    result = clean(pairs, section_of(leak_max_share=0.25, evasions=False))
+    assert {row["item"] for row in result.removed} <= set(range(20))
 
 
 @pytest.mark.parametrize(
@@ -97,10 +146,25 @@ def test_no_rule_goes_below_the_floor():
     assert len(clean(pairs, section_of(min_pairs=10)).kept) == 10
 
 
+def test_what_all_revisions_share_takes_no_more_than_the_allowed_part_of_them():
+    """A quota cannot be met by dropping: the share stays at 100%, and pair after pair would go, down to one."""
+    pairs = [leaky(i) for i in range(40)]
+    result = clean(pairs, section_of())
+    assert len(result.kept) == 20
+    assert rule(result, "leaks")["marked"] == 40
+    (line,) = held_back(result.facts)
+    assert "leaks marked 40 of 40 pairs and removed 20" in line and line in lines(result.facts)
+    assert len(clean(pairs, section_of(max_removed_share=0.2)).kept) == 32
+    same = [pair(i, f"one two three four {i}", f"one two three four {i} five") for i in range(4)]
+    assert (
+        len(clean(same, section_of(max_pair_similarity=0.8)).kept) == 1
+    )  # not a rule over shares: each pair is at fault
+
+
 def test_shares_of_few_pairs_remove_nothing():
     result = clean([leaky(i) for i in range(12)], Settings())
     assert len(result.kept) == 12
-    assert not rule(result, "leaks")["active"]
+    assert rule(result, "leaks")["idle"] == "fewer than 20 pairs"
 
 
 def test_length_only_accuracy_is_reported_both_ways():

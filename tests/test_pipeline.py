@@ -278,13 +278,45 @@ def test_a_failed_gate_ends_7_when_enforced_blocks_the_next_milestone_and_can_be
     code, run = run_fake("--milestone", "m1", "--set", "gates.enforce=true")
     gates = json.loads((run / "eval/gates.json").read_text())
     assert not gates["passed"] and code == errors.GATE  # the fake model's critiques are not meaningful
-    code, _ = run_fake("--milestone", "m2", "--set", "items=3", "--set", "heldout.items=2")
+    two = ("--milestone", "m2", "--set", "items=2", "--set", "heldout.items=1", "--set", "dpo.max_steps=2")
+    code, _ = run_fake(*two)
     assert code == errors.GATE and "--override-gate" in capsys.readouterr().err
-    code, run = run_fake(
-        "--milestone", "m2", "--set", "items=3", "--set", "heldout.items=2", "--override-gate", "a trial"
-    )
+    code, run = run_fake(*two, "--override-gate", "a trial")
     assert code == errors.DONE
     assert "a trial" in (run / "report.md").read_text()
+    code, _ = run_fake("--resume", run.name, "--set", "evaluation.bootstrap_samples=50")  # decided and written again
+    assert code == errors.DONE
+    assert json.loads((run / "eval/gates.json").read_text())["override"] == "a trial"
+    assert "a trial" in (run / "report.md").read_text()
+    capsys.readouterr()
+    run_fake("--status")
+    assert "a trial" in capsys.readouterr().out
+
+
+def test_a_failed_gate_blocks_the_next_milestone_though_an_overlay_changes_what_it_is_made_with(
+    run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """[milestones.m2] (as [embedded.milestones.m2] does) sets another length: it is the same recipe all the same."""
+    path = project / "cai.toml"
+    overlay = "[milestones.m2]\nsampling.answers.max_new_tokens = 90\ndpo.max_length = 512\n"
+    path.write_text(path.read_text().replace("[milestones.m2] ", overlay + "# "))
+    code, _ = run_fake("--milestone", "m1", "--set", "gates.enforce=true")
+    assert code == errors.GATE
+    two = ("--milestone", "m2", "--set", "items=2", "--set", "heldout.items=1", "--until", "answers")
+    assert run_fake(*two)[0] == errors.GATE
+    assert "m1 did not pass its gate, so m2 does not start" in capsys.readouterr().err
+    assert run_fake(*two, "--set", "seed=7")[0] == errors.DONE  # another recipe, which m1 never tried
+
+
+def test_no_gate_is_said_and_is_no_pass(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_fake("--milestone", "m0", "--set", "gates.m0=[]")[0] == errors.DONE
+    assert "m0: done, the recipe sets no gate for it." in capsys.readouterr().out
+
+
+def test_an_override_wants_a_reason(run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_fake("--milestone", "m0", "--override-gate", "  ")[0] == errors.USAGE
+    assert "--override-gate: needs a reason" in capsys.readouterr().err
+    assert not (project / "runs").exists()
 
 
 def test_dry_run_writes_nothing(run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from cai import recipe as recipes
 from cai.errors import USAGE, CaiError
 from cai.recipe import Recipe, identity, read, resolve
+from cai.settings_eval import GatesSection, HygieneSection
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "cai.toml"
@@ -45,6 +46,16 @@ def test_what_the_user_fixed() -> None:
     assert (recipe.lora.rank, recipe.lora.alpha, recipe.dpo.beta, recipe.dpo.learning_rate) == (32, 64, 0.1, 5e-6)
     items = [resolve(read(SHIPPED), milestone=m) for m in ("m0", "m1", "m2", "m3")]
     assert [(r.items, r.rounds) for r in items] == [(1, 1), (10, 2), (100, 2), (5000, 2)]
+
+
+def test_the_shipped_recipe_shows_gates_and_hygiene_as_they_are_without_it() -> None:
+    """A recipe of one's own that leaves them out is held to the same bars."""
+    recipe = resolve(read(SHIPPED), milestone="m1")
+    assert recipe.gates == GatesSection()
+    assert recipe.hygiene == HygieneSection()
+    table = read(SHIPPED).table
+    assert set(HygieneSection.model_fields) - set(table["hygiene"]) == {"enabled", "min_pairs"}
+    assert {"m0", "m1", "m2"} <= set(table["gates"])
 
 
 def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
@@ -133,3 +144,29 @@ def test_identity_covers_what_makes_the_data_and_nothing_else() -> None:
     assert identity(changed(seed=5), {}) != same
     assert identity(changed(engine=recipe.engine.model_copy(update={"batch_size": 3})), {}) != same
     assert identity(recipe, {"prompts/answers.yaml": "x"}) != same
+
+
+@pytest.mark.parametrize(
+    ("gate", "wanted"),
+    [
+        ('metric = "dpo.loss_fall"\nabove = 0\nminumum_n = 20', "gates.m0.0.minumum_n: unknown key. Did you mean"),
+        ('metric = "dpo.loss_fal"\nabove = 0', "gates.m0: metric: 'dpo.loss_fal' is no figure"),
+        ('metric = "dpo.loss_fall"\nabove = 0\nbeats = ["dpo.los"]', "gates.m0: beats: 'dpo.los' is no figure"),
+        ('metric = "dpo.loss_fall"\nabove = 0\nbeats = ["dpo.loss_fall"]', "a figure cannot beat itself"),
+        ('metric = "dpo.loss_fall"\nabove = 0\nbeats = "dpo.loss"', "gates.m0.0.beats: input should be a valid list"),
+        ('metric = "dpo.loss_fall"', "set exactly one of at_least, at_most, above, below"),
+        ('metric = "dpo.loss_fall"\nabove = nan', "gates.m0.0.above"),
+        ('metric = "dpo.loss_fall"\nabove = 0\nminimum_n = 0', "gates.m0.0.minimum_n"),
+        ("above = 0", "gates.m0.0.metric: field required"),
+    ],
+)
+def test_a_faulty_gate_is_one_clear_line(gate: str, wanted: str, tmp_path: Path) -> None:
+    """A key that is misspelt inside a list of tables counts like any other: it was dropped without a word."""
+    line = fault(f"{M0}[dpo]\nmax_steps = 1\n[[gates.m0]]\n{gate}\n", tmp_path)
+    assert wanted in line and "\n" not in line and "tuple" not in line
+
+
+def test_gates_that_are_no_list_of_tables(tmp_path: Path) -> None:
+    head = f"{M0}[dpo]\nmax_steps = 1\n"
+    assert "gates.m0: input should be a valid list" in fault(f'{head}[gates.m0]\nmetric = "a"\n', tmp_path)
+    assert "gates.m0.0: input should be a valid table" in fault(f"{head}[gates]\nm0 = [1]\n", tmp_path)

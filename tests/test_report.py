@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import orjson
@@ -12,7 +13,7 @@ from view_support import ANSWER, item_rows, make_run, recipe, records
 
 from cai.charts import histogram, line_chart, nice
 from cai.exhibits import choose, exhibits, rejected_exhibits
-from cai.report import benchmark_rows, curves, gather, page, write_pages
+from cai.report import benchmark_rows, curves, gather, headline, page, write_pages
 from cai.run import Run
 from cai.story import read_story
 from cai.views import attempts, by_principle, phases, repairs
@@ -62,6 +63,15 @@ def run_path(tmp_path_factory):
 
 def html_of(path):
     return (path / "report.html").read_text()
+
+
+def test_an_overrides_reason_stays_whether_the_gates_passed_or_not(run_path):
+    story = read_story(run_path)
+    for status in ("PASS", "FAIL"):
+        verdicts = [{**verdict, "status": status} for verdict in story.verdicts]
+        gates = story.gates | {"override": "one trial more", "enforced": True, "verdicts": verdicts}
+        found = headline(replace(story, gates=gates))
+        assert found["status"] == status and "one trial more" in found["text"]
 
 
 def test_verdicts_come_first_then_everything_else(run_path):

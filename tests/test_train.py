@@ -20,6 +20,7 @@ from train_support import LORA, FakePrompt, TinyModel, dpo, make_pairs, run_trai
 
 from cai import errors
 from cai.errors import CaiError, Stopped
+from cai.settings import HealthSection
 from cai.train import PairLogps, load_result, pair_logps, pair_rows, preference
 from cai.training import adapter, checkpoints
 
@@ -251,6 +252,57 @@ def test_f25_a_non_finite_gradient_under_a_finite_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "pair_loss", loss)
     with pytest.raises(CaiError, match=r"gradient norm (nan|inf)"):
         run_train(tmp_path)
+
+
+WATCHED = HealthSection(window=2, max_chosen_fall=0.05)
+
+
+@pytest.fixture
+def displaced(monkeypatch):
+    """A loss of the right value whose gradient lowers all texts, chosen and rejected."""
+    from cai.training import trainer
+
+    real = trainer.pair_loss
+
+    def loss(logps_2B, *args, **kwargs):
+        total = logps_2B.sum()
+        return real(logps_2B, *args, **kwargs) + 5.0 * (total - total.detach())
+
+    monkeypatch.setattr(trainer, "pair_loss", loss)
+
+
+def test_a_sign_of_ill_health_is_told_once_and_the_training_goes_on(displaced, tmp_path):
+    told = []
+    result = run_train(tmp_path, event=lambda kind, **facts: told.append((kind, facts)), health=WATCHED)
+    signs = [facts for kind, facts in told if kind == "health"]
+    (sign,) = [facts for facts in signs if facts["sign"] == "displacement"]
+    assert result.steps == 4 and len(signs) == len({facts["sign"] for facts in signs})
+    assert sign["value"] > 0.05 and "loss_type" in sign["text"]
+    fall = [entry["logps/chosen_fall"] for entry in result.log]
+    assert fall[0] == pytest.approx(0.0, abs=1e-6) and fall[-1] > 0.05
+
+
+def test_a_sign_that_the_recipe_names_stops_resumably(displaced, tmp_path):
+    """Exit 6 with a sealed checkpoint; a resume stops again; one that no longer names the sign ends like any other."""
+    stopping = WATCHED.model_copy(update={"stop": ("displacement",)})
+    for step in (3, 4):
+        with pytest.raises(CaiError, match=r"health\.stop names it") as caught:
+            run_train(tmp_path / "a", config=dpo(max_steps=6), health=stopping)
+        assert caught.value.code == errors.QUALITY
+        assert checkpoints.newest(tmp_path / "a" / "train", lambda *a, **k: None)[1]["step"] == step
+    run_train(tmp_path / "a", config=dpo(max_steps=6), health=WATCHED)
+    run_train(tmp_path / "b", config=dpo(max_steps=6), health=WATCHED)
+    assert sha(tmp_path / "a") == sha(tmp_path / "b")
+
+
+def test_truncated_pairs_stop_before_the_first_step_where_the_recipe_says_so(tmp_path):
+    pairs = [{**pair, "chosen": "so it goes on and on. " * 40} for pair in make_pairs(4)]
+    health = HealthSection(stop=("truncation",))
+    with pytest.raises(CaiError, match=r"100.0% of the pairs were truncated .* nothing was trained"):
+        run_train(tmp_path, pairs=pairs, config=dpo(max_length=128), health=health)
+    told = []
+    run_train(tmp_path, pairs=pairs, config=dpo(max_length=128), event=lambda kind, **_: told.append(kind))
+    assert told.count("health") == 1
 
 
 def test_a_wrong_first_loss_stops(tmp_path, monkeypatch):

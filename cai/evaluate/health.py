@@ -12,11 +12,10 @@ from typing import Any
 
 from cai.evaluate.verdict import Scored, count, mean, unmeasured, worst_rows
 from cai.gates import Measured
+from cai.settings import HealthSection
+from cai.training import signs
 
 Row = dict[str, Any]
-MAX_FALL = 0.3  # nats a token that the chosen text may lose
-MAX_TRUNCATED = 0.02
-REMEDY = 'set dpo.loss_type = ["sigmoid", "sft"] (an SFT term on chosen), or a smaller learning rate'
 
 
 def losses(log: Sequence[Mapping[str, float]]) -> list[float]:
@@ -79,7 +78,7 @@ def from_pairs(rows: Sequence[Row], beta: float, split: str = "train") -> dict[s
     return found
 
 
-def warnings(figures: Mapping[str, Measured]) -> list[str]:
+def warnings(figures: Mapping[str, Measured], watched: HealthSection) -> list[str]:
     """One line for each sign of ill health, with the remedy."""
 
     def value(name: str) -> float:
@@ -87,17 +86,14 @@ def warnings(figures: Mapping[str, Measured]) -> list[str]:
         return math.nan if found is None or found.value is None else found.value
 
     lines = []
-    if value("dpo.chosen_fall") > MAX_FALL:
-        lines.append(
-            f"likelihood displacement: the chosen texts lost {value('dpo.chosen_fall'):.2f} nats a token "
-            f"(more than {MAX_FALL}); {REMEDY}"
-        )
     if value("dpo.first_loss_error") > 0.01:
         lines.append("the first loss was not ln 2: policy and reference differ before training")
-    if value("dpo.truncated") > MAX_TRUNCATED:
-        lines.append(f"{value('dpo.truncated'):.1%} of the pairs were truncated; raise dpo.max_length")
     if value("dpo.finite") == 0.0:
         lines.append("a loss or gradient norm was not finite")
     if value("dpo.loss_fall") <= 0.0:
         lines.append("the loss over the pairs did not fall; raise dpo.learning_rate or the number of steps")
-    return lines
+    seen = (
+        signs.displacement(value("dpo.chosen_fall"), watched),
+        signs.truncation(value("dpo.truncated"), watched),
+    )
+    return [*(sign.text for sign in seen if sign), *lines]

@@ -30,6 +30,11 @@ def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> float:
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
+def gained_exact(gained: int, lost: int) -> float:
+    """One-sided exact p of McNemar's test that something came more often than it went, of the discordant counts."""
+    return float(stats.binomtest(gained, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
+
+
 def wilcoxon(deltas: Sequence[float]) -> float:
     """Two-sided p of Wilcoxon's signed-rank test that paired differences lie around 0; 1 where none differs."""
     return float(stats.wilcoxon(deltas).pvalue) if any(deltas) and len(deltas) > 1 else 1.0

@@ -43,7 +43,7 @@ def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Row], ada
         figures |= _training(context, adapter)
     finally:
         log.close()
-    warnings = health.warnings(figures)
+    warnings = health.warnings(figures, context.recipe.health)
     content = {"warnings": warnings, "figures": {name: figure.as_dict() for name, figure in figures.items()}}
     _write(context, content)
     return figures

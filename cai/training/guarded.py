@@ -23,8 +23,8 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from cai import errors
 from cai.errors import CaiError, Stopped
-from cai.settings import DpoSection
-from cai.training import checkpoints
+from cai.settings import DpoSection, HealthSection
+from cai.training import checkpoints, signs
 from cai.training.loss import Batch, Forward
 from cai.training.rows import PairRow
 
@@ -54,6 +54,7 @@ class Plan:
     event: Callable[..., None]
     stopped: Callable[[], bool]
     progress: Callable[[int, int], None]
+    health: HealthSection = field(default_factory=HealthSection)
     tolerance: float = 0.01
     log: list[dict[str, float]] = field(default_factory=list)
 
@@ -190,6 +191,46 @@ class Watch(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.stopping:
             self.trainer.stop_here()
+
+
+class HealthWatch(TrainerCallback):
+    """Looks at the log after each step: a sign of ill health is an event once an attempt; one in `health.stop` ends it.
+
+    The log that it reads is restored with a checkpoint, so a resume judges what the run left alone would have judged.
+    """
+
+    def __init__(self, trainer: Guarded) -> None:
+        self.trainer = trainer
+        self.told: set[str] = set()
+        self.ending: signs.Sign | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._ends(self._look(state)):
+            control.should_log = control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.ending:
+            raise CaiError(
+                f"training step {state.global_step}: {self.ending.text}. health.stop names it: the last checkpoint in "
+                f"{self.trainer.plan.folder} is sealed; cure it with --fork, or resume with --set health.stop=[].",
+                errors.QUALITY,
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._look(state)
+
+    def _look(self, state: Any) -> list[signs.Sign]:
+        plan = self.trainer.plan
+        found = signs.in_log([entry for entry in state.log_history if "loss" in entry], plan.health)
+        for sign in found:
+            if sign.name not in self.told:
+                self.told.add(sign.name)
+                plan.event("health", step=state.global_step, sign=sign.name, value=sign.value, text=sign.text)
+        return found
+
+    def _ends(self, found: Sequence[signs.Sign]) -> bool:
+        self.ending = next((sign for sign in found if sign.name in self.trainer.plan.health.stop), None)
+        return self.ending is not None
 
 
 def arguments(plan: Plan, device: torch.device) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from cai import errors
 from cai.errors import CaiError, Stopped
-from cai.settings import DpoSection, LoraSection
+from cai.settings import DpoSection, HealthSection, LoraSection
 from cai.training import checkpoints, reference
 from cai.training.rows import PairRow, rows_sha, schedule, steps_of
 from cai.training.scoring import to_device
@@ -71,6 +71,7 @@ class Job:
     stopped: Callable[[], bool]
     progress: Callable[[int, int], None]
     objective: Objective = "dpo"
+    health: HealthSection = field(default_factory=HealthSection)
 
     def __post_init__(self) -> None:
         from cai.training.layout import layout_for
@@ -165,6 +166,7 @@ class Job:
             accumulation=shape.accumulation, checkpointing=shape.checkpointing and not self.layout.own_checkpointing,
             dpo=self.dpo, seed=self.seed, folder=self.folder, forward=self.layout.forward,
             collate=self.layout.collate, event=self.event, stopped=self.stopped, progress=self.progress,
+            health=self.health,
             tolerance=first_loss_tolerance(self.dpo, refs, self.order[: self.effective if refs else 0], str(hf.dtype)),
             seal_facts={"identity": self.identity, "micro_batch": shape.micro_batch,
                         "accumulation": shape.accumulation, "gradient_checkpointing": shape.checkpointing},

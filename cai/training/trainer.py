@@ -16,7 +16,8 @@ from trl import DPOConfig, DPOTrainer
 
 from cai import errors
 from cai.errors import CaiError
-from cai.training.guarded import Guarded, Plan, Watch, arguments
+from cai.training import signs
+from cai.training.guarded import Guarded, HealthWatch, Plan, Watch, arguments
 from cai.training.loss import Batch, pair_loss, sequence_logps
 
 __all__ = ["PairTrainer", "Plan"]
@@ -34,7 +35,7 @@ class PairTrainer(Guarded, DPOTrainer):
             args=DPOConfig(**arguments(plan, device), beta=plan.dpo.beta, precompute_ref_log_probs=False),
             processing_class=tokenizer,
             train_dataset=Dataset.from_dict({"prompt": ["x"], "chosen": ["y"], "rejected": ["z"]}),
-            callbacks=[Watch(self)],
+            callbacks=[Watch(self), HealthWatch(self)],
         )
         self._settle(base, own_forward)
         if "ref" in hf.peft_config:  # TRL 1.15 copies a PeftModel's adapter; a resume would then load only the copy
@@ -76,6 +77,7 @@ class PairTrainer(Guarded, DPOTrainer):
             "logps/rejected": logps_2B[1],
             "logps/chosen_token": logps_2B[0] / counts_2B[0],
             "logps/rejected_token": logps_2B[1] / counts_2B[1],
+            signs.FALL: (ref_2B[0] - logps_2B[0]) / counts_2B[0],
         }
         for name, value_B in values.items():
             self._metrics["train"][name].append(value_B.mean())

@@ -38,7 +38,7 @@ def command(args: argparse.Namespace) -> int:
             raise CaiError(f"{context.run.path}: it has no adapter yet. Finish it: --resume {context.run.path}")
         figures = measure(context, names, inputs.source.folder, limit)
         say("\n".join(lines(figures)))
-        steps.decide(context, steps.stored_figures(context.run.eval), args.override_gate)
+        steps.decide(context, steps.stored_figures(context.run.eval), inputs.override)
         steps.report(context, [])
     return errors.DONE
 
