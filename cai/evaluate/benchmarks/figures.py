@@ -110,7 +110,7 @@ def mtbench(tasks: Sequence[Task], verdicts: Sequence[Row], judge: str, facts: R
     for arm in (BASE, TUNED):
         metric = f"mtbench.score.{arm}"
         figures[metric] = mean(metric, [scores[arm, task.item] for task in tasks], judge=judge)
-    right = [task for task in tasks if int(task.name or 0) not in WRONG_REFERENCES]
+    right = [task for task in tasks if task.name not in WRONG_REFERENCES]
     for metric, chosen in (("mtbench.delta", tasks), ("mtbench.delta_without_wrong", right)):
         more = {**facts, "left_out": len(tasks) - len(chosen)} if chosen is right else facts
         figures[metric] = _paired_mean(metric, chosen, scores, judge, more)
