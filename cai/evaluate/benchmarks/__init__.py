@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cai.stage import Context
 
 NAMES = ("harmbench", "xstest", "mtbench")
+SEEN = 5  # answers from which on it is strange that both arms say the same
 
 
 def command(args: argparse.Namespace) -> int:
