@@ -517,6 +517,39 @@ def test_a_second_call_makes_nothing_again_and_a_cut_log_is_completed(run_fake: 
         assert same, name
 
 
+def test_with_every_verdict_there_the_judge_is_not_asked_for(
+    run_fake: Runner, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_files(project)
+    _, run = run_fake("--milestone", "m0")
+    asked = ("--benchmark", "harmbench", "--resume", "runs/latest", *files, *STAND_IN)
+    run_fake(*asked)
+
+    def gone(judge: str, key: str, *_: str) -> None:
+        raise CaiError(f"{key}: gone")
+
+    monkeypatch.setattr("cai.auxiliary.require", gone)
+    assert run_fake(*asked)[0] == errors.DONE
+    log = run / "eval" / "benchmarks" / "harmbench.verdicts.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
+    log.with_suffix(".sum").unlink()
+    assert run_fake(*asked)[0] == errors.USAGE and "harmbench_judge: gone" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_is_not_kept_for_the_next_resume(
+    run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_files(project)
+    _, run = run_fake("--milestone", "m0", *files)
+    manifest = (run / "manifest.json").read_bytes()
+    (project / "bad.csv").write_text("id,prompt\n")
+    asked = ("--benchmark", "xstest", "--resume", "runs/latest")
+    code, _ = run_fake(*asked, "--set", "benchmarks.xstest=bad.csv")
+    assert code == errors.USAGE and "bad.csv: benchmarks.xstest: no column type" in capsys.readouterr().err
+    assert (run / "manifest.json").read_bytes() == manifest
+    assert run_fake(*asked)[0] == errors.DONE
+
+
 def test_a_limit_is_a_marked_trial(run_fake: Runner, project: Path) -> None:
     files = write_files(project)
     _, run = run_fake("--milestone", "m0")
