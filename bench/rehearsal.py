@@ -32,7 +32,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from rehearsal_facts import (  # noqa: E402  # noqa: E402
+from rehearsal_facts import (  # noqa: E402
     FINISHED,
     Leg,
     Row,
@@ -52,6 +52,7 @@ from cai.files import write_json_atomic  # noqa: E402
 
 POLL_SECONDS = 0.02
 SAVE_SECONDS, SAY_SECONDS = 5.0, 30.0
+GRACE_SECONDS = 20.0  # after the first SIGTERM the second one, which stops at once; then SIGKILL, and nothing is lost
 LEAST_PIECE = 20.0  # no attempt is begun with less time left: it would only load the model
 GENERATED = ("answers", "critiques", "revisions")
 PHASES = ("generation", "training", "benchmark")
@@ -164,7 +165,7 @@ def run_attempt(leg: Leg, sets: Mapping[str, str], deadline: float, save: Callab
     command = command_for(leg, sets)
     attempt: Row = {"resumed": "--resume" in command, "wall": {}, "seconds": 0.0, "peak_host_mib": 0.0}
     leg.state["attempts"].append(attempt)
-    saved = said = time.monotonic()
+    saved = said = told = time.monotonic()
     with leg.log.open("a") as log:
         log.write(f"\n$ {shlex.join(command)}\n")
         log.flush()
@@ -175,9 +176,10 @@ def run_attempt(leg: Leg, sets: Mapping[str, str], deadline: float, save: Callab
             due = next((name for name in leg.kills if name not in leg.state["kills"]), "")
             if "stopped" not in attempt and due and watch.under_way(due, status):
                 strike(leg, process, attempt, due, status)
-            elif "stopped" not in attempt and now > deadline:
-                process.send_signal(signal.SIGTERM)
+            elif now > deadline and now >= told:
+                process.send_signal(signal.SIGTERM if now < deadline + 2 * GRACE_SECONDS else signal.SIGKILL)
                 attempt["stopped"] = True
+                told = now + GRACE_SECONDS
             if now - saved > SAVE_SECONDS:
                 save()
                 saved = now
@@ -232,7 +234,8 @@ def go_on(leg: Leg, sets: Mapping[str, str], deadline: float, save: Callable[[],
         save()
         ended = f"{leg.name}: attempt {len(leg.state['attempts'])}, exit {code}, {attempt['seconds']:.0f} s"
         say(f"{ended}, peak {attempt['peak_host_mib']:.0f} MiB")
-        if code == errors.RESUMABLE or (code == -signal.SIGTERM and "stopped" in attempt):  # before it listens
+        at_once = (-signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGTERM)
+        if code == errors.RESUMABLE or (code in at_once and "stopped" in attempt):
             return errors.RESUMABLE
         if code not in FINISHED and "killed_in" not in attempt:
             say("\n".join(leg.log.read_text(errors="replace").splitlines()[-12:]))

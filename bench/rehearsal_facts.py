@@ -19,7 +19,7 @@ from typing import Any
 
 from cai import errors
 from cai.attempts import read_events
-from cai.evaluate.benchmarks import NAMES
+from cai.evaluate.benchmarks import NAMES, SEEN
 from cai.recipe import STAGES
 
 Row = dict[str, Any]
@@ -128,6 +128,42 @@ def losses(leg: Leg) -> list[str]:
     return faults
 
 
+def arms_of(leg: Leg) -> dict[str, Row]:
+    """Benchmark -> how many of the tuned model's answers are the base's, of all and of those given after the kill.
+
+    An adapter that is not on after a resume shows here: then every answer after the kill is the base's.
+    """
+    found = {}
+    for path in (leg.run / "eval" / "benchmarks" / f"{name}.jsonl" for name in NAMES):
+        rows = [row for row in read_rows(path) if row.get("status") == "ok"]
+        base = {(row["item"], row["round"]): row["text"] for row in rows if row["arm"] == "base"}
+        kill = leg.state["kills"].get("benchmark", {}).get("logs", {})
+        before = kill.get(str(path.relative_to(leg.run)), {}).get("rows", 0)
+        tuned = [
+            (row["text"] == base.get((row["item"], row["round"])), place >= before)
+            for place, row in enumerate(read_rows(path))
+            if row.get("status") == "ok" and row["arm"] == "tuned"
+        ]
+        later = [same for same, after in tuned if after] if kill else []
+        if tuned:
+            found[path.stem] = {
+                "tuned": len(tuned), "same_as_base": sum(same for same, _ in tuned),
+                "after_kill": len(later), "same_after_kill": sum(later),
+            }  # fmt: skip
+    return found
+
+
+def worn_faults(arms: dict[str, Row]) -> list[str]:
+    """Benchmarks whose tuned answers are the base's, every one."""
+    pairs = (("tuned", "same_as_base", ""), ("after_kill", "same_after_kill", " after the kill"))
+    return [
+        f"{name}: all {row[n]} answers of the tuned model{when} are the base's word for word: no adapter was on"
+        for name, row in arms.items()
+        for n, same, when in pairs
+        if row[n] >= SEEN and row[same] == row[n]
+    ]
+
+
 def memory_of(manifest: Row) -> dict[str, dict[str, float]]:
     """The manifest's peaks by the table's phases."""
     found: dict[str, dict[str, float]] = {}
@@ -168,6 +204,7 @@ def facts_of(leg: Leg) -> Row:
         "model": {k: v for k, v in manifest.get("model", {}).items() if k != "loaded_from"},
         "kills": leg.state["kills"],
         "losses": losses(leg),
+        "arms": arms_of(leg),
         "verify": {"code": verify.returncode, "table": verify.stdout.splitlines()},
         "gates": [{k: v[k] for k in ("status", "metric", "reason")} for v in gates.get("verdicts", [])],
         "judges": judges_of(leg.run),
@@ -202,6 +239,9 @@ def show(result: Row) -> None:
     print("\n".join(facts["verify"]["table"]))
     for gate in facts["gates"]:
         print(f"gate {gate['status']:<12} {gate['metric']}: {gate['reason']}")
+    for name, arms in facts["arms"].items():
+        print(f"{name}: {arms['same_as_base']} of {arms['tuned']} tuned answers are the base's", end="")
+        print(f", after the kill {arms['same_after_kill']} of {arms['after_kill']}")
     print("figures by judge: " + "; ".join(f"{count} {name}" for name, count in facts["judges"].items()))
     print(f"report: {facts['report']['bytes'] / 1e6:.2f} MB, written again in {facts['report']['seconds']} s")
     if "compare" in result:
@@ -218,7 +258,7 @@ def faults_of(result: Row, wanted: tuple[str, ...]) -> list[str]:
         facts = result.get(name)
         if facts is None:
             continue
-        found += [f"{name}: {fault}" for fault in facts["losses"]]
+        found += [f"{name}: {fault}" for fault in (*facts["losses"], *worn_faults(facts["arms"]))]
         found += [f"{name}: --verify ended with exit {facts['verify']['code']}"] * bool(facts["verify"]["code"])
     missed = [phase for phase in wanted if phase not in result["main"]["kills"]]
     found += [f"no kill was sent in {phase}: it ended before anything of it was committed" for phase in missed]

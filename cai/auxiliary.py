@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
+
 from cai import memory
 from cai.engine import Engine, ScoreRequest
 from cai.errors import CaiError, Stopped
@@ -41,30 +43,51 @@ class Auxiliary:
     on_cpu: bool = False  # seconds a text: small slices
 
 
-def require(name: str, key: str, remedy: str) -> None:
+def require(name: str, key: str, remedy: str, revision: str = "main") -> None:
     """Fail early and cheaply (exit 2) where the weights of `name` cannot be had: no folder, no copy, no access."""
-    if name == STAND_IN or Path(name).is_dir():
+    if name == STAND_IN:
+        return
+    if Path(name).is_dir():
+        if not weight_files(Path(name)):
+            raise CaiError(f"{key}: {name}: no whole model in this folder (config.json, *.safetensors). {remedy}")
         return
     if Path(name).is_absolute() or name.startswith((".", "~")):
         raise CaiError(f"{key}: {name}: no such folder. {remedy}")
-    if _in_cache(name):
+    copy = cached_folder(name, revision)
+    if copy and weight_files(copy):
         return
     from huggingface_hub import hf_hub_download
 
-    try:
-        hf_hub_download(name, "config.json")
+    try:  # a cached config.json without weights proves no access: it is asked for again
+        hf_hub_download(name, "config.json", revision=revision, force_download=copy is not None)
     except Exception as error:  # the hub's own errors and those of four network libraries
         raise CaiError(f"{key}: {name} cannot be had ({type(error).__name__}). {remedy}") from None
 
 
-def _in_cache(name: str) -> bool:
+def cached_folder(name: str, revision: str = "main") -> Path | None:
+    """The hub's local copy of a model: the folder that holds its config.json."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:
-        return False
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a whole model; none where its config, its weights or one of their parts is missing."""
+    if not (folder / "config.json").is_file():
+        return []
+    for kind in ("safetensors", "bin"):
+        index = next(iter(sorted(folder.glob(f"*.{kind}.index.json"))), None)
+        if index is not None:
+            parts = sorted({folder / part for part in orjson.loads(index.read_bytes())["weight_map"].values()})
+            return parts if all(part.is_file() for part in parts) else []
+        if files := sorted(folder.glob(f"*.{kind}")):
+            return files
+    return []
 
 
 @contextlib.contextmanager
@@ -84,7 +107,7 @@ def loaded(
             on_cpu = model.backend == "embedded"
             yield Auxiliary(STAND_IN, engine, model.tokenizer, hf_tokenizer, limit, facts, True, on_cpu=on_cpu)
         return
-    with_policy = make_room(context, name, place)
+    with_policy = make_room(context, name, place, revision)
     auxiliary = _load(name, key, revision, context.recipe.engine)
     auxiliary.facts["placement"] = "beside" if with_policy else "after"
     context.run.event("auxiliary_loaded", **auxiliary.facts)
@@ -96,13 +119,13 @@ def loaded(
         _collect()
 
 
-def make_room(context: Context, name: str, place: Placement) -> bool:
+def make_room(context: Context, name: str, place: Placement, revision: str = "main") -> bool:
     """Whether the policy may stay on the device; where it may not it is set aside (and loaded again when needed)."""
     policy = getattr(context.model, "model", None)
     if policy is None:
         return False
     policy.release()
-    need, free = weights_gib(name), free_gib()
+    need, free = weights_gib(name, revision), free_gib()
     if place == "beside" or (place == "auto" and fits_beside(need, free)):
         return True
     context.model.model = None  # type: ignore[attr-defined]
@@ -119,18 +142,23 @@ def fits_beside(need_gib: float | None, free_gib: float | None) -> bool:
     return need_gib is not None and need_gib + HEADROOM_GIB <= free_gib
 
 
-def weights_gib(name: str) -> float | None:
-    """Size of the weight files in GiB as they lie on disk (bf16 on disk is bf16 on the device); None: not known."""
+def weights_gib(name: str, revision: str = "main") -> float | None:
+    """Size of the weight files in GiB as they lie on disk (bf16 on disk is bf16 on the device); None: not known.
+
+    Of a folder, of the hub's local copy, or, before a download, as the hub lists them.
+    """
+    folder = Path(name) if Path(name).is_dir() else cached_folder(name, revision)
+    if folder and (files := weight_files(folder)):
+        return sum(path.stat().st_size for path in files) / 2**30
     if Path(name).is_dir():
-        sizes = [path.stat().st_size for path in Path(name).glob("*.safetensors")]
-        return sum(sizes) / 2**30 if sizes else None
+        return None
     try:
         from huggingface_hub import model_info
 
-        files = model_info(name, files_metadata=True).siblings or []
+        listed = model_info(name, revision=revision, files_metadata=True).siblings or []
     except Exception:  # offline: an unknown size
         return None
-    return sum(f.size or 0 for f in files if f.rfilename.endswith(".safetensors")) / 2**30 or None
+    return sum(f.size or 0 for f in listed if f.rfilename.endswith(".safetensors")) / 2**30 or None
 
 
 def free_gib() -> float | None:

@@ -56,7 +56,7 @@ def test_the_official_files_are_read_to_the_exact_counts() -> None:
     assert xstest.counts == {"rows": 450, "safe": 250, "unsafe": 200} and len(xstest.tasks) == 450
     assert (mtbench.counts["rows"], mtbench.counts["turns"]) == (80, 160)
     assert all(len(task.turns) == 2 for task in mtbench.tasks)
-    assert len([task for task in mtbench.tasks if int(task.name) in loaders.WRONG_REFERENCES]) == 13
+    assert len([task for task in mtbench.tasks if task.name in loaders.WRONG_REFERENCES]) == 13
     assert Counter(task.temperature for task in mtbench.tasks) == {0.0: 40, 0.1: 20, 0.7: 20}
     assert mtbench.counts["with_reference"] == 29  # of the 30 of math, reasoning and coding
     assert len(loaders.judge_prompts(official("mtbench_prompts"))) == 8
@@ -95,6 +95,21 @@ def test_multi_line_fields_and_crlf_are_read() -> None:
         ("xstest", XSTEST + "9,cut", "row 5 is cut"),
         ("mtbench", MTBENCH + "{broken\n", "line 4"),
         ("mtbench", '{"question_id": 1, "category": "stem", "turns": ["one"]}\n', "line 1: two turns"),
+        ("harmbench", HARMBENCH.replace(",standard,", ",Standard,"), "row 1: FunctionalCategory 'Standard'"),
+        ("harmbench", HARMBENCH + HARMBENCH, "row 5: FunctionalCategory 'FunctionalCategory'"),
+        ("harmbench", HARMBENCH + HARMBENCH.splitlines()[1] + "\r\n", "the id rude_poem stands twice"),
+        ("harmbench", HARMBENCH.replace("Write a rude poem about a gate", " "), "row 1: no Behavior"),
+        ("harmbench", re.sub(",(standard|contextual),", ",copyright,", HARMBENCH), "only copyright"),
+        ("harmbench", HARMBENCH + '"never closed', "unexpected end of data"),
+        ("harmbench", HARMBENCH + '"' + "x" * 140_000 + '",standard,c,,,long\r\n', "field limit"),
+        ("xstest", XSTEST + "9,,homonyms,safe,,\n", "row 5: no prompt"),
+        ("mtbench", MTBENCH * 2, "the id 81 stands twice"),
+        ("mtbench", '{"name": "x", "category": "stem", "turns": ["a", "b"]}\n', "line 1: no question_id"),
+        ("mtbench", '{"question_id": 1, "turns": ["a", "b"]}\n', "line 1: no category"),
+        ("mtbench", '{"question_id": 1, "category": "stem", "turns": ["a", " "]}\n', "line 1: two turns"),
+        ("mtbench", MTBENCH.replace('["8", "12"]', '"8"'), "line 2: reference is no list"),
+        ("mtbench", "[1]\n", "line 1 is no JSON object"),
+        ("mtbench", "\n \n", "no line in it"),
     ],
 )
 def test_malformed_files_are_one_clear_line(name: str, text: str, message: str) -> None:
@@ -102,6 +117,52 @@ def test_malformed_files_are_one_clear_line(name: str, text: str, message: str) 
         loaders.load(found(name, text))
     assert message in str(error.value) and f"{name}.file" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (PROMPTS.replace('"single-math-v1"', '"other"'), "no prompt single-math-v1"),
+        (PROMPTS.replace("{ref_answer_2}", ""), "prompt single-math-v1-multi-turn: no {ref_answer_2}"),
+        (PROMPTS.replace('"system_prompt"', '"system"'), "line 1: no system_prompt"),
+        (PROMPTS.replace('"Judge."', "null"), "prompt single-v1: its texts are none"),
+        ('{"question_id": 81}\n', "line 1: no name"),
+    ],
+)
+def test_judge_prompts_that_lack_what_is_filled_in_are_one_clear_line(text: str, message: str) -> None:
+    with pytest.raises(CaiError, match=re.escape(message)) as error:
+        loaders.judge_prompts(found("mtbench_prompts", text))
+    assert "mtbench_prompts.file" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_and_other_line_ends_change_nothing() -> None:
+    for name, text in (("harmbench", HARMBENCH), ("xstest", XSTEST), ("mtbench", MTBENCH)):
+        plain = loaders.load(found(name, text)).tasks
+        assert loaders.load(found(name, "\ufeff" + text)).tasks == plain
+        if name != "harmbench":  # whose fields hold line ends of their own
+            assert loaders.load(found(name, text.replace("\n", "\r\n"))).tasks == plain
+    odd = MTBENCH.replace("Write about a harbour.", "One\u2028two")
+    assert loaders.load(found("mtbench", odd)).tasks[0].turns[0] == "One\u2028two"
+
+
+def test_the_full_harmbench_file_runs_its_300_and_counts_the_400() -> None:
+    kinds = ["standard"] * 200 + ["contextual"] * 100 + ["copyright"] * 100
+    lines = [f"Do it {i},{kind},c,,{'Some' if kind == 'contextual' else ''},b{i}\r\n" for i, kind in enumerate(kinds)]
+    loaded = loaders.load(found("harmbench", HARMBENCH.splitlines()[0] + "\r\n" + "".join(lines)))
+    assert loaded.counts == {"rows": 400, "standard": 200, "contextual": 100, "copyright": 100}
+    assert len(loaded.tasks) == 300 and Counter(task.kind for task in loaded.tasks)["contextual"] == 100
+    assert loaded.tasks[200].turns[0] == "Some\n\n---\n\nDo it 200"
+
+
+def test_a_question_of_ones_own_needs_no_number() -> None:
+    own = loaders.load(found("mtbench", MTBENCH.replace("81", '"mine"'))).tasks
+    rows = [
+        {"arm": arm, "item": task.item, "round": turn, "score": 5.0 + turn, "reason": None}
+        for arm in ("base", "tuned")
+        for task in own
+        for turn in (0, 1)
+    ]
+    assert figures.mtbench(own, rows, "j", {})["mtbench.delta_without_wrong"].n == 2
 
 
 def test_a_file_is_downloaded_once_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,6 +515,39 @@ def test_a_second_call_makes_nothing_again_and_a_cut_log_is_completed(run_fake: 
     for name, data in before.items():
         same = sorted((run / name).read_bytes().splitlines()) == sorted(data.splitlines())
         assert same, name
+
+
+def test_with_every_verdict_there_the_judge_is_not_asked_for(
+    run_fake: Runner, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_files(project)
+    _, run = run_fake("--milestone", "m0")
+    asked = ("--benchmark", "harmbench", "--resume", "runs/latest", *files, *STAND_IN)
+    run_fake(*asked)
+
+    def gone(judge: str, key: str, *_: str) -> None:
+        raise CaiError(f"{key}: gone")
+
+    monkeypatch.setattr("cai.auxiliary.require", gone)
+    assert run_fake(*asked)[0] == errors.DONE
+    log = run / "eval" / "benchmarks" / "harmbench.verdicts.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
+    log.with_suffix(".sum").unlink()
+    assert run_fake(*asked)[0] == errors.USAGE and "harmbench_judge: gone" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_is_not_kept_for_the_next_resume(
+    run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_files(project)
+    _, run = run_fake("--milestone", "m0", *files)
+    manifest = (run / "manifest.json").read_bytes()
+    (project / "bad.csv").write_text("id,prompt\n")
+    asked = ("--benchmark", "xstest", "--resume", "runs/latest")
+    code, _ = run_fake(*asked, "--set", "benchmarks.xstest=bad.csv")
+    assert code == errors.USAGE and "bad.csv: benchmarks.xstest: no column type" in capsys.readouterr().err
+    assert (run / "manifest.json").read_bytes() == manifest
+    assert run_fake(*asked)[0] == errors.DONE
 
 
 def test_a_limit_is_a_marked_trial(run_fake: Runner, project: Path) -> None:

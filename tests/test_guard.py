@@ -232,7 +232,7 @@ def test_a_run_cut_in_the_guard_stage_resumes_to_the_same_bytes(run_fake: Runner
             assert (run / name).read_bytes() == (whole / name).read_bytes(), (keep, name)
 
 
-@pytest.mark.parametrize("model", ["./no-such-guard", "nobody-here/no-such-guard-model"])
+@pytest.mark.parametrize("model", ["./no-such-guard", "nobody-here/no-such-guard-model", "./prompts"])
 def test_without_the_configured_guard_nothing_is_generated(
     run_fake: Runner, capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
@@ -248,6 +248,8 @@ def test_a_guard_whose_template_asks_for_no_verdict_stops_before_anything_is_gen
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "Qwen3Guard-copy").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (project / "Qwen3Guard-copy" / name).write_text("{}")
     plain = Template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     monkeypatch.setattr("cai.auxiliary.load_tokenizer", lambda *_: plain)
     name = ("--set", "guard.enabled=true", "--set", "guard.model=Qwen3Guard-copy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from support import ROOT
 
 sys.path.insert(0, str(ROOT / "bench"))
 
-from rehearsal_facts import Leg, losses
+from rehearsal_facts import Leg, arms_of, losses, worn_faults
 
 from cai import errors
 from cai.evaluate.benchmarks.sources import OFFICIAL
@@ -78,3 +79,41 @@ def test_a_missing_benchmark_file_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "bench" / "rehearsal.py"), "--data", str(tmp_path), "--run-dir", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "harmbench_behaviors_text_val.csv is missing" in done.stderr
+
+
+def test_an_adapter_that_was_not_on_after_the_kill_is_told(tmp_path: Path) -> None:
+    run = tmp_path / "latest"
+    log = run / "eval" / "benchmarks" / "xstest.jsonl"
+    log.parent.mkdir(parents=True)
+    rows = [{"arm": "fingerprint", "item": 0, "round": 0}]
+    for arm in ("base", "tuned"):
+        mine = [{"arm": arm, "item": item, "round": 0, "status": "ok", "text": f"{item}"} for item in range(7)]
+        rows += [{**row, "text": "other"} if arm == "tuned" and row["item"] < 2 else row for row in mine]
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    log.write_bytes(b"".join(lines[:10]))  # two tuned answers stood when the kill fell
+    from rehearsal import heads
+
+    leg = Leg("main", 1, (), tmp_path, {"attempts": [], "kills": {"benchmark": {"logs": heads(run)}}})
+    log.write_bytes(b"".join(lines))
+    arms = arms_of(leg)
+    assert arms == {"xstest": {"tuned": 7, "same_as_base": 5, "after_kill": 5, "same_after_kill": 5}}
+    assert worn_faults(arms) == [
+        "xstest: all 5 answers of the tuned model after the kill are the base's word for word: no adapter was on"
+    ]
+    leg.state["kills"] = {}
+    assert arms_of(leg)["xstest"]["after_kill"] == 0 and worn_faults(arms_of(leg)) == []
+
+
+def test_what_does_not_stop_at_the_deadline_is_killed_and_resumable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rehearsal
+
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    monkeypatch.setattr(rehearsal, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(rehearsal, "LEAST_PIECE", 0.0)
+    monkeypatch.setattr(rehearsal, "command_for", lambda leg, sets: [sys.executable, "-c", deaf])
+    leg = Leg("main", 1, (), tmp_path / "runs", {"attempts": [], "kills": {}})
+    began = time.monotonic()
+    assert rehearsal.go_on(leg, {}, began + 0.5, lambda: None) == errors.RESUMABLE
+    assert leg.state["attempts"][0]["code"] == -9 and time.monotonic() - began < 10

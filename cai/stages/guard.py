@@ -29,7 +29,7 @@ def require(context: Context) -> None:
     if not section.enabled:
         return
     style = style_of(section)
-    auxiliary.require(section.model, KEY, REMEDY)
+    auxiliary.require(section.model, KEY, REMEDY, section.revision)
     if section.model != STAND_IN:
         template_parts(auxiliary.load_tokenizer(section.model, KEY, section.revision), style, section.excluded)
 

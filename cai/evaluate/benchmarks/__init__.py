@@ -21,21 +21,24 @@ if TYPE_CHECKING:
     from cai.stage import Context
 
 NAMES = ("harmbench", "xstest", "mtbench")
+SEEN = 5  # answers from which on it is strange that both arms say the same
 
 
 def command(args: argparse.Namespace) -> int:
     """Measure the named benchmarks on a run that has an adapter; decide its gates again and rewrite its report."""
     from cai import steps
-    from cai.session import read_inputs, say, session
+    from cai.session import locate, read_inputs, say, session
 
     names = parse_names(args.benchmark)
     if not args.resume:
         raise CaiError("--benchmark: which run? Add --resume runs/ID (or runs/latest).")
     limit, args.limit = args.limit, 0  # rows of a benchmark here, not items of the run
     inputs = read_inputs(args)
+    path = locate(args, args.resume)
+    if not (path / "adapter" / "adapter_model.safetensors").is_file():
+        raise CaiError(f"{path}: it has no adapter yet. Finish it: --resume {path}")
+    check_files(names, inputs.recipe.benchmarks, inputs.source.folder)  # before --set is kept for the next resume
     with session(inputs, args) as context:
-        if not (context.run.adapter / "adapter_model.safetensors").is_file():
-            raise CaiError(f"{context.run.path}: it has no adapter yet. Finish it: --resume {context.run.path}")
         figures = measure(context, names, inputs.source.folder, limit)
         say("\n".join(lines(figures)))
         steps.decide(context, steps.stored_figures(context.run.eval), inputs.override)
@@ -63,17 +66,25 @@ def measure(context: Context, names: Sequence[str], folder: Path, limit: int = 0
 
 
 def require(section: BenchmarksSection, folder: Path) -> None:
-    """Exit 2 where a file or judge of `benchmarks.run` cannot be had."""
-    from cai.evaluate.benchmarks.sources import obtain
+    """Exit 2 where a file or judge of `benchmarks.run` cannot be had, or a file is not what it should be."""
     from cai.evaluate.benchmarks.whole import require_judge
 
+    check_files(section.run, section, folder)
     for name in section.run:
-        obtain(name, section, folder)
-        if name == "mtbench":
-            obtain("mtbench_prompts", section, folder)
-        elif name == "xstest" and section.xstest_prompt:
-            obtain("xstest_prompt", section, folder)
         require_judge(name, section)
+
+
+def check_files(names: Sequence[str], section: BenchmarksSection, folder: Path) -> None:
+    """Exit 2 where a file of these benchmarks cannot be had or read."""
+    from cai.evaluate.benchmarks.loaders import judge_prompts, load, refusal_prompt
+    from cai.evaluate.benchmarks.sources import obtain
+
+    for name in names:
+        load(obtain(name, section, folder))
+        if name == "mtbench":
+            judge_prompts(obtain("mtbench_prompts", section, folder))
+        elif name == "xstest" and section.xstest_prompt:
+            refusal_prompt(obtain("xstest_prompt", section, folder))
 
 
 def at_hand(section: BenchmarksSection, folder: Path) -> tuple[dict[str, list[Task]], list[str]]:

@@ -11,6 +11,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -19,9 +20,18 @@ from cai.evaluate.benchmarks.sources import Found
 
 SEPARATOR = "\n\n---\n\n"  # HarmBench's DirectRequest: context, then behaviour
 # MT-Bench questions whose published references are wrong: reported with and without
-WRONG_REFERENCES = frozenset({104, 105, 109, 111, 113, 114, 120, 122, 124, 125, 126, 128, 130})
+WRONG_REFERENCES = frozenset("104 105 109 111 113 114 120 122 124 125 126 128 130".split())
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # the other categories: 0
 NEEDS_REFERENCE = frozenset({"math", "reasoning", "coding"})
+RUN, LEFT_OUT = ("standard", "contextual"), ("copyright",)  # HarmBench's kinds; copyright's check needs pickled hashes
+ONE_TURN = ("question", "answer")
+TWO_TURNS = ("question_1", "answer_1", "question_2", "answer_2")
+JUDGE_FIELDS = {  # FastChat's single-answer prompts, and what each is filled with
+    "single-v1": ONE_TURN,
+    "single-math-v1": (*ONE_TURN, "ref_answer_1"),
+    "single-v1-multi-turn": TWO_TURNS,
+    "single-math-v1-multi-turn": (*TWO_TURNS, "ref_answer_1", "ref_answer_2"),
+}
 
 
 @dataclass(frozen=True)
@@ -54,20 +64,34 @@ class Loaded:
 def load(found: Found) -> Loaded:
     """The tasks of one official (or own) file. Errors: CaiError naming file and row."""
     loaders = {"harmbench": harmbench, "xstest": xstest, "mtbench": mtbench}
-    return loaders[found.name](found)
+    loaded = loaders[found.name](found)
+    names = Counter(task.name for task in loaded.tasks)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise _fault(found, f"the id {twice[0]} stands twice. Give the published file.")
+    return loaded
 
 
-def _csv(found: Found, columns: Sequence[str]) -> list[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(_text(found), newline=""))
-    missing = [name for name in columns if name not in (reader.fieldnames or ())]
-    if missing:
-        raise CaiError(f"{found.path}: benchmarks.{found.name}: no column {missing[0]}. Give the published CSV.")
-    rows = list(reader)
+def _fault(found: Found, what: str) -> CaiError:
+    return CaiError(f"{found.path}: benchmarks.{found.name}: {what}")
+
+
+def _csv(found: Found, columns: Sequence[str], filled: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV that has `columns`, with text in those named by `filled`."""
+    try:
+        reader = csv.DictReader(io.StringIO(_text(found), newline=""), strict=True)
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise _fault(found, f"no column {missing[0]}. Give the published CSV.")
+        rows = list(reader)
+    except csv.Error as error:  # a quote that never ends, a field of megabytes
+        raise _fault(found, f"no CSV ({error}). Give the published file.") from None
     for number, row in enumerate(rows, 1):
         if any(row[name] is None for name in columns) or None in row:
-            raise CaiError(f"{found.path}: benchmarks.{found.name}: row {number} is cut or has too many fields.")
+            raise _fault(found, f"row {number} is cut or has too many fields.")
+        if empty := [name for name in filled if not row[name].strip()]:
+            raise _fault(found, f"row {number}: no {empty[0]} in it.")
     if not rows:
-        raise CaiError(f"{found.path}: benchmarks.{found.name}: no row in it. Give the published CSV.")
+        raise _fault(found, "no row in it. Give the published CSV.")
     return rows
 
 
@@ -75,47 +99,47 @@ def _text(found: Found) -> str:
     try:
         return found.data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CaiError(f"{found.path}: benchmarks.{found.name}: not UTF-8 at byte {error.start}.") from None
+        raise _fault(found, f"not UTF-8 at byte {error.start}.") from None
 
 
 def harmbench(found: Found) -> Loaded:
     """Standard and contextual behaviours; copyright is counted and left out (its check needs pickled hashes)."""
     columns = ("Behavior", "FunctionalCategory", "SemanticCategory", "ContextString", "BehaviorID")
-    rows, tasks = _csv(found, columns), []
+    rows, tasks = _csv(found, columns, ("Behavior", "BehaviorID")), []
     for number, row in enumerate(rows):
         kind, behavior, context = row["FunctionalCategory"], row["Behavior"], row["ContextString"]
-        if kind not in ("standard", "contextual"):
-            continue
+        if kind not in (*RUN, *LEFT_OUT):
+            raise _fault(found, f"row {number + 1}: FunctionalCategory {kind!r} is unknown.")
         prompt = f"{context}{SEPARATOR}{behavior}" if context else behavior
-        tasks.append(
-            Task(number, row["BehaviorID"], (prompt,), row["SemanticCategory"], kind, context, behavior),
-        )
+        if kind in RUN:
+            tasks.append(Task(number, row["BehaviorID"], (prompt,), row["SemanticCategory"], kind, context, behavior))
+    if not tasks:
+        raise _fault(found, "only copyright behaviours, which are not measured. Give the published CSV.")
     counts = {"rows": len(rows), **Counter(row["FunctionalCategory"] for row in rows)}
     return Loaded(tasks, counts, {**found.facts, "left_out": "copyright (its check needs pickled hashes)"})
 
 
 def xstest(found: Found) -> Loaded:
     """Safe prompts that sound unsafe, and their unsafe contrasts."""
-    rows = _csv(found, ("id", "prompt", "type", "label"))
+    rows = _csv(found, ("id", "prompt", "type", "label"), ("id", "prompt"))
     for number, row in enumerate(rows, 1):
         if row["label"] not in ("safe", "unsafe"):
-            raise CaiError(f"{found.path}: benchmarks.xstest: row {number}: label {row['label']!r} is unknown.")
-    tasks = [
-        Task(number, str(row["id"]), (row["prompt"],), row["type"], row["label"]) for number, row in enumerate(rows)
-    ]
+            raise _fault(found, f"row {number}: label {row['label']!r} is unknown.")
+    tasks = [Task(number, row["id"], (row["prompt"],), row["type"], row["label"]) for number, row in enumerate(rows)]
     return Loaded(tasks, {"rows": len(rows), **Counter(task.kind for task in tasks)}, found.facts)
 
 
 def mtbench(found: Found) -> Loaded:
     """Questions of two turns; references where the file has them."""
     tasks = []
-    for number, row in enumerate(_json_lines(found)):
-        turns = row.get("turns")
-        if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, str) for turn in turns):
-            raise CaiError(f"{found.path}: benchmarks.mtbench: line {number + 1}: two turns of text are wanted.")
-        references = tuple(str(text) for text in row.get("reference") or ())
+    for number, row in enumerate(_json_lines(found, ("question_id", "category", "turns"))):
+        turns, references = row["turns"], row.get("reference") or []
+        if not _texts(turns) or len(turns) != 2 or not all(turn.strip() for turn in turns):
+            raise _fault(found, f"line {number + 1}: two turns of text are wanted.")
+        if not _texts(references):
+            raise _fault(found, f"line {number + 1}: reference is no list of texts.")
         name, category = str(row["question_id"]), str(row["category"])
-        tasks.append(Task(number, name, tuple(turns), category, "question", references=references))
+        tasks.append(Task(number, name, tuple(turns), category, "question", references=tuple(references)))
     counts = {
         "rows": len(tasks),
         "turns": sum(len(task.turns) for task in tasks),
@@ -123,6 +147,10 @@ def mtbench(found: Found) -> Loaded:
         **Counter(task.category for task in tasks),
     }
     return Loaded(tasks, counts, found.facts)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def has_reference(task: Task, turn: int) -> bool:
@@ -135,11 +163,16 @@ def has_reference(task: Task, turn: int) -> bool:
 
 
 def judge_prompts(found: Found) -> dict[str, dict[str, str]]:
-    """name -> {system_prompt, prompt_template}; the four single-answer prompts must be there."""
-    prompts = {row["name"]: row for row in _json_lines(found, "mtbench_prompts")}
-    for name in ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn"):
+    """name -> {system_prompt, prompt_template}; the four single-answer prompts must be there, each with its fields."""
+    parts = ("system_prompt", "prompt_template")
+    prompts = {row["name"]: row for row in _json_lines(found, ("name", *parts))}
+    for name, fields in JUDGE_FIELDS.items():
         if name not in prompts:
-            raise CaiError(f"{found.path}: benchmarks.mtbench_prompts: no prompt {name}. Give the published file.")
+            raise _fault(found, f"no prompt {name}. Give the published file.")
+        if not _texts([prompts[name][part] for part in parts]):
+            raise _fault(found, f"prompt {name}: its texts are none. Give the published file.")
+        if lacks := [field for field in fields if f"{{{field}}}" not in prompts[name]["prompt_template"]]:
+            raise _fault(found, f"prompt {name}: no {{{lacks[0]}}} in it. Give the published file.")
     return prompts
 
 
@@ -167,18 +200,21 @@ def _part(node: ast.expr) -> str:
     return str(node.value) if isinstance(node, ast.Constant) else ""
 
 
-def _json_lines(found: Found, key: str = "mtbench") -> list[dict]:
+def _json_lines(found: Found, keys: Sequence[str]) -> list[dict]:
+    """The objects of a JSON lines file, each with `keys`."""
     rows = []
-    for number, line in enumerate(found.data.splitlines(), 1):
+    for number, line in enumerate(_text(found).replace("\r\n", "\n").split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
             row = None
-        if not isinstance(row, dict) or ("question_id" not in row and "name" not in row):
-            raise CaiError(f"{found.path}: benchmarks.{key}: line {number} is no JSON object of the published kind.")
+        if not isinstance(row, dict):
+            raise _fault(found, f"line {number} is no JSON object of the published kind.")
+        if lacks := [key for key in keys if key not in row]:
+            raise _fault(found, f"line {number}: no {lacks[0]} in it. Give the published file.")
         rows.append(row)
     if not rows:
-        raise CaiError(f"{found.path}: benchmarks.{key}: no line in it. Give the published file.")
+        raise _fault(found, "no line in it. Give the published file.")
     return rows

@@ -26,6 +26,7 @@ from cai.evaluate.checks import Check
 from cai.evaluate.verdict import sample
 from cai.files import write_json_atomic
 from cai.gates import Measured
+from cai.records import RecordLog
 from cai.settings_m3 import STAND_IN, BenchmarksSection
 from cai.stage import Context
 
@@ -66,8 +67,9 @@ def measure_all(context: Context, names: Sequence[str], folder: Path, limit: int
     section = context.recipe.benchmarks
     arms = (False, True) if context.recipe.sft.enabled and has_adapter(context.run.sft_adapter) else (False,)
     plans = [[_plan(context, name, folder, limit or section.limit, second) for second in arms] for name in names]
-    for name in names:
-        require_judge(name, section)
+    for name, of_name in zip(names, plans, strict=True):
+        if any(_is_left(context, plan) for plan in of_name):
+            require_judge(name, section)
     for index, _ in enumerate(arms):
         for plan in (of_name[index] for of_name in plans):
             policy = Policy(context, _adapter(context, plan.second))
@@ -129,10 +131,8 @@ def _judge(context: Context, plans: Sequence[Plan]) -> tuple[list[list[Row]], Ch
     """Verdicts of a benchmark's plans and the check of its judge, which is loaded only if a row is missing."""
     plan, tokens = plans[0], context.recipe.benchmarks.judge_max_new_tokens
     name, cases = plan.judge, [_cases(each) for each in plans]
-    marks = [verdicts.fingerprint(each.name, name, each.prompts, each.mark, tokens) for each in plans]
     with ExitStack() as stack:
-        opened = [answers.open_log(context, f"{p.stem}.verdicts", mark) for p, mark in zip(plans, marks, strict=True)]
-        logs = [stack.enter_context(log) for log in opened]
+        logs = [stack.enter_context(_open_verdicts(context, each)) for each in plans]
         check_log = stack.enter_context(checks.open_log(context, plan.name, _check_mark(context, plan, tokens)))
         left = any(log.get(*key) is None for log, each in zip(logs, cases, strict=True) for key in each)
         judge = None
@@ -151,6 +151,21 @@ def _judge(context: Context, plans: Sequence[Plan]) -> tuple[list[list[Row]], Ch
 
         check = checks.measure(context, check_log, plan.name, JUDGE_NAMES.get(name, name), said)
         return [rows_of(*one) for one in zip(plans, logs, cases, strict=True)], check
+
+
+def _open_verdicts(context: Context, plan: Plan) -> RecordLog:
+    tokens = context.recipe.benchmarks.judge_max_new_tokens
+    mark = verdicts.fingerprint(plan.name, plan.judge, plan.prompts, plan.mark, tokens)
+    return answers.open_log(context, f"{plan.stem}.verdicts", mark)
+
+
+def _is_left(context: Context, plan: Plan) -> bool:
+    """Whether a verdict is missing: a resume with nothing left needs no judge."""
+    arms = (TUNED,) if plan.second else ARMS
+    with _open_verdicts(context, plan) as log:
+        return not all(
+            log.has(a, task.item, turn) for a in arms for task in plan.tasks for turn in range(len(task.turns))
+        )
 
 
 def _check_mark(context: Context, plan: Plan, tokens: int) -> str:
