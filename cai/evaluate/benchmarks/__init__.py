@@ -36,7 +36,7 @@ def command(args: argparse.Namespace) -> int:
     with session(inputs, args) as context:
         if not (context.run.adapter / "adapter_model.safetensors").is_file():
             raise CaiError(f"{context.run.path}: it has no adapter yet. Finish it: --resume {context.run.path}")
-        figures = measure(context, names, inputs.source.folder, limit)
+        figures = measure(context, names, inputs.folder, limit)
         say("\n".join(lines(figures)))
         steps.decide(context, steps.stored_figures(context.run.eval), args.override_gate)
         steps.report(context, [])
