@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     last_through_hangups()
     try:
         args = cli.parse(argv)
-        return command(args) if wants_command(args) else milestone(read_inputs(args), args)
+        return command(args) if cli.commands(args) else milestone(read_inputs(args), args)
     except CaiError as error:
         print(printable(str(error)), file=sys.stderr)
         return error.code
@@ -72,27 +72,6 @@ def announce(inputs: Inputs) -> None:
         say(f"{recipe.milestone} runs on the fake model: its text and numbers mean nothing.")
     else:
         say(f"{recipe.milestone} runs on {recipe.model.name} ({recipe.model.quantization}).")
-
-
-COMMANDS = (
-    "status",
-    "doctor",
-    "compare",
-    "verify",
-    "repair",
-    "fork",
-    "report",
-    "review",
-    "exam",
-    "benchmark",
-    "export",
-)
-
-
-def wants_command(args: argparse.Namespace) -> bool:
-    return any(
-        getattr(args, name) not in (None, False, "") or (name == "status" and args.status == "") for name in COMMANDS
-    )
 
 
 def command(args: argparse.Namespace) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 
+EVENT = {"attempt": int, "kind": str, "s": int | float}  # what every event has
+
 
 def spent(events: Iterable[dict[str, Any]]) -> dict[str, float]:
     """Attempts, seconds and dollars of a run from its events (monotonic seconds, so a clock that jumps is harmless)."""
@@ -33,6 +35,6 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     for line in data.split(b"\n")[:-1]:
         with suppress(orjson.JSONDecodeError):
             row = orjson.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("attempt"), int):
+            if isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in EVENT.items()):
                 rows.append(row)
     return rows

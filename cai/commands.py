@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from cai import errors
+from cai import cli, errors
 from cai.session import create_run, locate, read_inputs, say
 
 MODULES = {
@@ -26,13 +26,8 @@ MODULES = {
 def dispatch(args: argparse.Namespace) -> int:
     """Run the one command that was asked for."""
     own = {"verify": verify, "repair": repair, "fork": fork}
-    for name, function in own.items():
-        if getattr(args, name):
-            return function(args)
-    for name, module in MODULES.items():
-        if getattr(args, name) not in (None, False, "") or (name == "status" and args.status == ""):
-            return importlib.import_module(module).command(args)
-    raise AssertionError("no command among the arguments")
+    name = cli.commands(args)[0]
+    return own[name](args) if name in own else importlib.import_module(MODULES[name]).command(args)
 
 
 def verify(args: argparse.Namespace) -> int:

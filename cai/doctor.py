@@ -264,7 +264,7 @@ def price_check(recipe: Recipe) -> Check:
     price = recipe.budget.usd_per_hour
     if price > 0:
         return Check("price", "ok", f"${price:.2f} an hour")
-    return Check("price", "warn", "budget.usd_per_hour is 0: no cost will be shown and budget.max_usd can't hold")
+    return Check("price", "warn", "budget.usd_per_hour is 0: no cost will be shown")
 
 
 def disk_checks(recipe: Recipe, backend: str, runs: Path) -> Iterator[Check]:

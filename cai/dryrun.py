@@ -31,7 +31,7 @@ def dry_run(inputs: Inputs) -> int:
     if inputs.recipe.evaluation.enabled and inputs.recipe.evaluation.lm_eval:
         from cai.evaluate.harness import require_package
 
-        require_package(inputs.recipe.evaluation, inputs.source.folder)
+        require_package(inputs.recipe.evaluation, inputs.folder)
     tokenizer, source = tokenizer_at_hand(inputs.recipe.model, inputs.backend)
     for part in (_head(inputs), _prompts(inputs, tokenizer, source), _estimate(inputs)):
         print(printable("\n".join(part)), end="\n\n")

@@ -100,8 +100,8 @@ def choose(story: Story) -> dict[int, str]:
 
 def goodness(story: Story, item: int) -> float:
     """Passed checks of critique and revision plus their likelihood figures: only an order for the eye."""
-    gates, checks = story.scores.get(("critiques.gates", item)), story.scores.get(("revisions.gates", item))
-    total = float(len(gates["real"]["pass"]) if gates else 0) + float(len(checks["pass"]) if checks else 0)
+    gates, checks = (story.scores.get((name, item), {}) for name in ("critiques.gates", "revisions.gates"))
+    total = float(len((gates.get("real") or {}).get("pass", ())) + len(checks.get("pass", ())))
     for metric in ("critiques.csi", "revisions.cri"):
         total += float(story.scores.get((metric, item), {}).get("real") or 0.0)
     return total
@@ -160,7 +160,7 @@ def judge_critique(scores: Mapping[str, Row], section: EvaluationSection) -> Jud
     question, row = "Is the last critique meaningful?", scores.get("critiques.gates")
     if row is None:
         return Judged(question, "unscored", [], "it was not scored")
-    real = row["real"]
+    real = row.get("real") or {}
     table = (
         ("g1", "G1 length in words", "g1_words", f"{section.min_critique_words} to {section.max_critique_words}"),
         ("g2", "G2 echoes the request (ROUGE-L)", "g2_echo", f"below {section.max_echo:g}"),
@@ -168,7 +168,7 @@ def judge_critique(scores: Mapping[str, Row], section: EvaluationSection) -> Jud
         ("g4", "G4 about this prompt and answer", "g4_grounding", f"at least {section.min_grounding:g}"),
         ("g5", "G5 same as critiques of other prompts", "g5_repeated", f"below {section.max_repeated:g}"),
     )
-    checks = [Check(name, _num(real.get(key)), wanted, id_ in real["pass"]) for id_, name, key, wanted in table]
+    checks = [Check(name, _num(real.get(key)), wanted, id_ in real.get("pass", ())) for id_, name, key, wanted in table]
     checks += _likelihood(scores, "critiques.csi", "CSI specific to this answer, nats a token", section.min_specificity)
     checks += _judged(scores.get("critiques.judge", {}).get("real") or {}, ("j1", "j2"), section)
     if row.get("finds_nothing"):
@@ -191,7 +191,7 @@ def judge_revision(scores: Mapping[str, Row], section: EvaluationSection) -> Jud
         ("r4", "R4 refuses a benign prompt", "yes" if row.get("r4_refuses_benign") else "no", "no"),
         ("r5", "R5 quoted passages that are still there", f"{kept} of {quotes}", "not all of them"),
     )  # fmt: skip
-    checks = [Check(name, found, wanted, id_ in row["pass"]) for id_, name, found, wanted in table]
+    checks = [Check(name, found, wanted, id_ in row.get("pass", ())) for id_, name, found, wanted in table]
     checks += _likelihood(scores, "revisions.cri", "CRI follows this critique, nats a token", section.min_response)
     checks += _judged(scores.get("revisions.judge", {}), ("j3", "j4"), section)
     if row.get("nothing_to_address"):

@@ -151,3 +151,16 @@ def decide_all(measured: Mapping[str, Measured], gates: Sequence[GateSpec]) -> l
 def passed(verdicts: Sequence[Verdict]) -> bool:
     """All criteria that count are PASS. No criterion at all passes nothing and blocks nothing."""
     return not any(verdict.blocks for verdict in verdicts)
+
+
+def whole_verdicts(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The verdicts of a stored gates.json, as `as_dict` wrote them; what was damaged since is left out."""
+    rows = content.get("verdicts")
+    return [row for row in rows if _is_whole(row)] if isinstance(rows, list) else []
+
+
+def _is_whole(row: Any) -> bool:
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("metric", "status", "reason")):
+        return False
+    criterion = row.get("criterion")
+    return isinstance(criterion, dict) and any(isinstance(criterion.get(name), int | float) for name in SIGNS)

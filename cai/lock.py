@@ -41,13 +41,31 @@ def take_lock(path: Path) -> FileLock:
     return lock
 
 
-def holder(path: Path) -> str:
+def _holder(path: Path) -> tuple[int, str, str] | None:
+    """(pid, host, since) of the process that took the lock last."""
     try:
         holder = orjson.loads((path / ".holder.json").read_bytes())
-        pid, host, since = int(holder["pid"]), str(holder["host"]), str(holder["since"])
+        return int(holder["pid"]), str(holder["host"]), str(holder["since"])
     except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _gone(pid: int, host: str) -> bool:
+    return host == socket.gethostname() and Path("/proc").is_dir() and not Path(f"/proc/{pid}").exists()
+
+
+def holder_died(path: Path) -> bool:
+    """Whether the process that took the lock last is certainly no more (only its own machine can tell)."""
+    found = _holder(path)
+    return found is not None and _gone(*found[:2])
+
+
+def holder(path: Path) -> str:
+    found = _holder(path)
+    if found is None:
         return f"another runner (unknown process): find it with: fuser {path}/.lock"
-    if host == socket.gethostname() and not Path(f"/proc/{pid}").exists() and Path("/proc").is_dir():
+    pid, host, since = found
+    if _gone(pid, host):
         return (
             f"a child that outlived runner process {pid} on {host} (since {since}): "
             f"find it with: fuser {path}/.lock and stop it"

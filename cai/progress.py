@@ -20,7 +20,7 @@ from cai import memory, records
 from cai.console import printable
 from cai.engine import EngineStats
 from cai.errors import CaiError
-from cai.rendering import duration, usd, usd_fine
+from cai.rendering import duration, number, usd, usd_fine
 from cai.run import Run
 
 PLAIN_SECONDS = 30.0
@@ -129,7 +129,9 @@ class Progress:
     def rates(self) -> str:
         """`82 tok/s, $1.02, $0.011 a pair`: what is known of it."""
         seconds = max(time.monotonic() - self.began, 1e-6)
-        rate = f"{self.tokens / seconds:.0f} tok/s" if self.tokens else f"{self.finished / seconds:.3g} {self.unit}/s"
+        rate = (
+            f"{self.tokens / seconds:.0f} tok/s" if self.tokens else f"{number(self.finished / seconds)} {self.unit}/s"
+        )
         parts = [rate] if self.finished or self.tokens else []
         if self.usd_per_hour:
             parts.append(usd(self.run.spent()["usd"]))

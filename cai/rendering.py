@@ -64,7 +64,7 @@ def number(value: Any, digits: int = 3) -> str:
         return str(value)
     if isinstance(value, int) or (abs(value) >= 1000 and float(value).is_integer()):
         return f"{int(value):,}"
-    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value + 0.0:.{digits}g}"  # + 0.0: no "-0"
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value + 0.0:.{digits}g}"  # + 0.0: no "-0"
 
 
 def percent(value: float | None) -> str:
@@ -80,7 +80,9 @@ def usd(value: float | None) -> str:
 
 def usd_fine(value: float | None) -> str:
     """Dollars with three significant digits below one: a pair costs cents."""
-    return "–" if value is None else f"${value:.3g}" if value < 1 else usd(value)
+    if value is None or value >= 1:
+        return usd(value)
+    return "< $0.0001" if 0 < value < 0.0001 else f"${value:.3g}"
 
 
 def duration(seconds: float | None) -> str:

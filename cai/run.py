@@ -8,6 +8,7 @@ over attempts comes from the events alone, so an attempt that was killed counts 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import os
@@ -75,10 +76,17 @@ def resolve_run(argument: str | Path, root: Path) -> Path:
     if path.is_symlink():
         raise CaiError(f"{path}: is a symbolic link: name the run folder itself", errors.USAGE)
     if not path.is_dir():
-        known = sorted(p.name for p in root.glob("*") if RUN_ID.fullmatch(p.name) and not p.is_symlink())
-        hint = f"the newest of {len(known)} is {known[-1]}" if known else f"{root}/ holds none"
-        raise CaiError(f"{path}: no such run ({hint})", errors.USAGE)
+        raise CaiError(f"{path}: no such run ({_hint(name, root)})", errors.USAGE)
     return path
+
+
+def _hint(name: str, root: Path) -> str:
+    """The run that was meant, as far as its name tells; else the newest."""
+    known = sorted(p.name for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
+    if not known:
+        return f"{root}/ holds none"
+    near = [run for run in known if name in run] or difflib.get_close_matches(name, known, 1, 0.8)
+    return f"did you mean {near[-1]}?" if near else f"the newest of {len(known)} is {known[-1]}"
 
 
 def check_identity(

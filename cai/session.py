@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import os
 import shlex
 import shutil
 import sys
@@ -62,15 +63,31 @@ class Inputs:
         return recipes.identity(self.recipe, self.hashes, training=training) | model
 
     @property
-    def instructions_folder(self) -> Path:
-        return self.source.folder
+    def folder(self) -> Path:
+        """Where the data files that the recipe names lie: relative paths mean the original's place, in a copy too."""
+        return home(self.source, self.recipe)
+
+    @property
+    def instructions_path(self) -> Path | None:
+        return self.files["instructions.file"][0] if self.recipe.instructions.file else None
 
 
 def runs_root(source: Source, recipe: Recipe) -> Path:
     """Where runs lie. A recipe inside a run folder (its copy) means that folder's parent."""
-    if (source.folder / "manifest.json").is_file():
-        return source.folder.parent
-    return source.folder / recipe.runs
+    return source.folder.parent if in_run(source) else source.folder / recipe.runs
+
+
+def home(source: Source, recipe: Recipe) -> Path:
+    """The folder of the recipe; of a run's copy, the folder of the recipe that began it (it holds `runs`)."""
+    root = runs_root(source, recipe)
+    if not in_run(source):
+        return source.folder
+    return root if os.path.isabs(recipe.runs) else root.joinpath(*[".."] * len(Path(recipe.runs).parts)).resolve()
+
+
+def in_run(source: Source) -> bool:
+    """Whether this recipe is the copy that a run folder holds."""
+    return (source.folder / "manifest.json").is_file()
 
 
 def read_inputs(args: argparse.Namespace) -> Inputs:
@@ -83,7 +100,7 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     recipe = recipes.resolve(source, milestone=milestone, sets=sets, embedded=backend == "embedded")
     if args.limit:
         recipe = recipe.model_copy(update={"items": min(recipe.items, args.limit)})
-    inside = (source.folder / "manifest.json").is_file()
+    inside = in_run(source)
     constitution_path = source.folder / ("constitution.yaml" if inside else recipe.constitution)
     prompts_path = source.folder / ("prompts" if inside else recipe.prompts)
     constitution = load_constitution(constitution_path)
@@ -95,8 +112,10 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     if recipe.instructions.file:
         from cai.stages.instructions import read_file
 
-        read_file(source.folder / recipe.instructions.file)
-        paths["instructions.file"] = source.folder / recipe.instructions.file
+        copy = source.folder / "instructions.file"
+        path = copy if inside and copy.is_file() else home(source, recipe) / recipe.instructions.file
+        read_file(path)
+        paths["instructions.file"] = path
     if recipe.instructions.file and recipe.model.backend == "fake" and recipe.items > plan.HELDOUT:
         raise CaiError(f"{source.path}: items: at most {plan.HELDOUT}")
     files = {name: (path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]) for name, path in paths.items()}
@@ -189,10 +208,10 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
 
 
 def copy_inputs(inputs: Inputs, folder: Path) -> None:
-    """Copies of constitution and prompts, so that the run can be read and continued when the originals change."""
+    """Copies of every input, so that the run can be read, continued and made again when the originals change."""
     (folder / "prompts").mkdir(exist_ok=True)
     for name, (path, _) in inputs.files.items():
-        if name.endswith(".yaml") and not (folder / name).exists():
+        if not (folder / name).exists():
             write_atomic(folder / name, path.read_bytes())
 
 
@@ -289,8 +308,7 @@ def free_gib(folder: Path) -> float:
 def locate(args: argparse.Namespace, argument: str) -> Path:
     """The run folder that a command's argument names (`runs/ID`, `ID`, `runs/latest`), without opening it."""
     source = recipes.read(args.recipe)
-    inside = (source.folder / "manifest.json").is_file()
-    root = source.folder.parent if inside else source.folder / str(source.table.get("runs", "runs"))
+    root = source.folder.parent if in_run(source) else source.folder / str(source.table.get("runs", "runs"))
     for text in args.set:
         if text.replace(" ", "").startswith("runs="):
             root = source.folder / text.split("=", 1)[1].strip().strip("\"'")

@@ -197,3 +197,9 @@ class BudgetSection(Section):
     max_usd: Annotated[float, Field(ge=0.0)] = 0.0
     max_hours: Annotated[float, Field(ge=0.0)] = 0.0
     target_hours: Annotated[float, Field(ge=0.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _priced(self) -> BudgetSection:
+        if self.max_usd and not self.usd_per_hour:
+            raise ValueError("budget.max_usd: needs a price to hold. Set budget.usd_per_hour, or budget.max_hours")
+        return self

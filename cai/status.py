@@ -21,6 +21,8 @@ import orjson
 from cai import errors
 from cai.attempts import read_events, spent
 from cai.console import printable
+from cai.gates import whole_verdicts
+from cai.lock import holder_died
 from cai.rendering import duration, number, usd, usd_fine
 
 Row = dict[str, Any]
@@ -40,17 +42,19 @@ def command(args: argparse.Namespace) -> int:
     try:
         for text in watch(path):
             print(f"\x1b[H\x1b[J{text}" if sys.stdout.isatty() else f"{text}\n", flush=True)
+            if getattr(sys.stdout, "dead", False):  # its reader or terminal is gone: nobody watches
+                break
     except KeyboardInterrupt:
         pass
     return errors.DONE
 
 
 def watch(path: Path, seconds: float = WATCH_SECONDS) -> Iterator[str]:
-    """A new screen every `seconds`, the last one once the run's attempt has ended."""
+    """A new screen every `seconds`, the last one once the run's attempt has ended or its process is no more."""
     while True:
         text = screen(path)
         yield text
-        if not text.split("\n")[1].startswith("state        running"):
+        if not text.split("\n")[1].startswith(("state        running", "state        silent")):
             return
         time.sleep(seconds)
 
@@ -61,7 +65,7 @@ def screen(path: Path, now: datetime | None = None) -> str:
     events = read_events(path / "events.jsonl")
     budget = _budget(path)
     model = (manifest.get("model") or {}).get("model") or _model(path)
-    state = _state(events, status, now or datetime.now(UTC))
+    state = _state(events, status, now or datetime.now(UTC), holder_died(path))
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     rows = [
         ("run", f"{path.name}: {manifest.get('milestone', '?')} on {model} ({manifest.get('backend', '?')})"),
@@ -72,13 +76,18 @@ def screen(path: Path, now: datetime | None = None) -> str:
         ("training", _training(events)),
         *_gates(_json(path / "eval" / "gates.json")),
         ("report", str(shown / "report.html") if (path / "report.html").is_file() else "not written yet"),
-        ("go on", "" if state == "done" else f"python runner.py {shown / 'recipe.toml'} --resume {shown}"),
+        (
+            "go on",
+            ""
+            if state == "done" or state.startswith("running")
+            else f"python runner.py {shown / 'recipe.toml'} --resume {shown}",
+        ),
     ]
     return printable("\n".join(f"{name:<13}{text}" for name, text in rows if text))
 
 
-def _state(events: list[Row], status: Row, now: datetime) -> str:
-    """running, silent, done, stopped or failed; with what it is at and how long ago the last sign of life was."""
+def _state(events: list[Row], status: Row, now: datetime, died: bool) -> str:
+    """running, silent, killed, done, stopped or failed; with what it is at and since when there is no sign of life."""
     if not events:
         return "nothing has happened yet"
     attempt = max(int(event["attempt"]) for event in events)
@@ -87,6 +96,8 @@ def _state(events: list[Row], status: Row, now: datetime) -> str:
         return _ended(own[-1])
     seen = [_seconds_ago(str(text), now) for text in (own[-1].get("t"), status.get("updated")) if text]
     ago = min((value for value in seen if value is not None), default=0.0)
+    if died:
+        return f"killed, can go on; its last sign of life was {duration(ago)} ago"
     at = _at(status)
     if ago > SILENT_SECONDS:
         return f"silent for {duration(ago)} (killed, or in a long step){at}"
@@ -191,7 +202,7 @@ def _training(events: list[Row]) -> str:
 
 def _gates(gates: Row) -> list[tuple[str, str]]:
     lines = []
-    for verdict in gates.get("verdicts", []):
+    for verdict in whole_verdicts(gates):
         measured = verdict.get("measured") or {}
         value = measured.get("value")
         shown = f" {number(value)} (n={measured.get('n')})" if isinstance(value, int | float) else ""

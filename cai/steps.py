@@ -22,6 +22,7 @@ from cai.gates import Measured, Verdict
 from cai.pairs import PairSet
 from cai.plan import slots
 from cai.recipe import Recipe
+from cai.rendering import usd
 from cai.run import RUN_ID, Run
 from cai.session import Inputs, runs_root, say
 from cai.stage import Context
@@ -37,7 +38,7 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
     if not (context.run.train / "result.json").exists():
         guard.require(context)
         _require_benchmarks(context, inputs)
-    pairs = collect_pairs(context, inputs.grid, inputs.instructions_folder, until)
+    pairs = collect_pairs(context, inputs.grid, inputs.instructions_path, until)
     if len(context.log.rows) > before:
         found = instructions.summary(context.log.by_stage("instructions"), len(slots(context.recipe)))
         context.run.event("instructions_summary", **found)
@@ -62,11 +63,11 @@ def _require_benchmarks(context: Context, inputs: Inputs) -> None:
     if context.recipe.benchmarks.run:
         from cai.evaluate.benchmarks import require
 
-        require(context.recipe.benchmarks, inputs.source.folder)
+        require(context.recipe.benchmarks, inputs.folder)
     if context.recipe.evaluation.lm_eval:
         from cai.evaluate import harness
 
-        harness.require(context.recipe.evaluation, inputs.source.folder)
+        harness.require(context.recipe.evaluation, inputs.folder)
 
 
 def guarded(context: Context) -> None:
@@ -138,7 +139,7 @@ def _uncontaminated(context: Context, inputs: Inputs, pairs: list[dict[str, Any]
     from cai import contamination
     from cai.evaluate.benchmarks import at_hand
 
-    loaded, missing = at_hand(context.recipe.benchmarks, inputs.source.folder)
+    loaded, missing = at_hand(context.recipe.benchmarks, inputs.folder)
     sources = [source for name, tasks in loaded.items() for source in contamination.sources_of(name, tasks)]
     index = contamination.Index(sources)
     kept, removed = contamination.clean(pairs, index)
@@ -209,13 +210,13 @@ def evaluate(
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
     from cai.evaluate import benchmarks, evaluate_run
 
-    results = evaluate_run(context, pairs, training_pairs, adapter, inputs.source.folder)
+    results = evaluate_run(context, pairs, training_pairs, adapter, inputs.folder)
     if context.recipe.sft.enabled:
         from cai import sft
 
-        sft.run_arm(context, pairs, training_pairs, inputs.source.folder)
+        sft.run_arm(context, pairs, training_pairs, inputs.folder)
     if context.recipe.benchmarks.run:
-        benchmarks.measure(context, context.recipe.benchmarks.run, inputs.source.folder)
+        benchmarks.measure(context, context.recipe.benchmarks.run, inputs.folder)
     if len(context.recipe.dpo.seeds) > 1:
         from cai import arms
 
@@ -286,8 +287,7 @@ def exit_code(context: Context, recipe: Recipe, verdicts: Sequence[Verdict], ove
         verdict += " (advisory on this model)"
     elif not passed and override:
         verdict += f" (overridden: {printable(override, one_line=True)})"
-    usd = context.run.spent()["usd"]
-    cost = f", ${usd:.2f}" if recipe.budget.usd_per_hour else ""
+    cost = f", {usd(context.run.spent()['usd'])}" if recipe.budget.usd_per_hour else ""
     say(f"{recipe.milestone}: {verdict}. Report: {context.run.report_html}{cost}")
     return errors.DONE if passed or override or not enforced(context) else errors.GATE
 

@@ -19,12 +19,14 @@ from cai import recipe as recipes
 from cai.attempts import read_events, spent
 from cai.constitution import load_constitution
 from cai.errors import CaiError
+from cai.gates import whole_verdicts
 from cai.pairs import PairPlan, PairSet, build
 from cai.plan import slot_of, slots
 from cai.recipe import Recipe, Source
 from cai.rowfile import ByItem, Latest, Rows
 
 Row = dict[str, Any]
+REVIEW = {"rater": str, "key": str, "what": str, "mark": str, "item": int}  # what every mark has
 SCORE_KEY = ("metric", "item", "round")
 
 
@@ -66,7 +68,7 @@ class Story:
 
     @property
     def verdicts(self) -> list[Row]:
-        return list(self.gates.get("verdicts", []))
+        return whole_verdicts(self.gates)
 
     @property
     def spent(self) -> dict[str, float]:
@@ -125,6 +127,8 @@ def read_story(path: Path) -> Story:
     gates = _json(path / "eval" / "gates.json")
     if not gates:
         gaps.append("no gate was decided yet")
+    elif whole_verdicts(gates) != gates.get("verdicts"):
+        gaps.append("eval/gates.json: not whole, its verdicts are shown as far as they are")
     training = _json(path / "train" / "result.json")
     if not training:
         gaps.append("there is no finished training")
@@ -141,7 +145,7 @@ def read_story(path: Path) -> Story:
         scores=_scores(path / "eval" / "scores.jsonl"),
         training=training,
         events=events,
-        reviews=_log(path / "reviews.jsonl", ("rater", "key")),
+        reviews=_reviews(path, gaps),
         gaps=gaps,
     )
 
@@ -197,6 +201,16 @@ def _scores(path: Path) -> Mapping[tuple[str, int], Row]:
     """(metric, item) -> the row of the last round scored."""
     rows = _log(path, SCORE_KEY)
     return Latest(rows, 2) if isinstance(rows, Rows) else {}
+
+
+def _reviews(path: Path, gaps: list[str]) -> Sequence[Row]:
+    """The marks; rows that a person spoilt are left out and told."""
+    rows = _log(path / "reviews.jsonl", ("rater", "key"))
+    whole = [r for r in rows if all(isinstance(r.get(name), kind) for name, kind in REVIEW.items())]
+    whole = [r for r in whole if r["what"] in ("critique", "revision")]
+    if len(whole) < len(rows):
+        gaps.append(f"reviews.jsonl: {len(rows) - len(whole)} of {len(rows)} marks, for they are not whole")
+    return whole
 
 
 def _log(path: Path, key: tuple[str, ...]) -> Sequence[Row]:

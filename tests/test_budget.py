@@ -209,3 +209,9 @@ def test_dollars_a_pair():
     assert usd_per_pair({"usd": 1.0}, 10) == 0.1
     assert usd_per_pair({"usd": 1.0}, 0) is None
     assert usd_per_pair({"usd": 0.0}, 3) is None
+
+
+def test_a_limit_in_dollars_needs_a_price(run_fake, capsys):
+    """Without a price nothing is ever spent, and the limit would hold nothing."""
+    assert run_fake("--set", "budget.usd_per_hour=0", "--set", "budget.max_usd=3")[0] == 2
+    assert "budget.max_usd: needs a price to hold. Set budget.usd_per_hour" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from support import FAKE, read_jsonl
 
+import runner
 from cai import errors, plan
 
 Runner = Callable[..., tuple[int, Path]]
@@ -159,6 +162,25 @@ def test_instructions_from_a_file(run_fake: Runner, project: Path) -> None:
         "Why is the sea salty?",
         "Write a poem about a lost glove.",
     ]
+
+
+def test_a_run_over_a_file_is_made_again_and_resumed_from_its_own_copies(
+    run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lines that report and --status print work when the file of instructions was changed or is gone."""
+    (project / "mine.txt").write_text("Why is the sea salty?\nHow do bees find their way home?")
+    _, run = run_fake("--milestone", "m1", "--set", "instructions.file=mine.txt", "--set", "items=2")
+    (project / "mine.txt").write_text("Something else.")
+    again = shlex.split(re.search(r"python runner.py ([^<]*)</code>", (run / "report.html").read_text())[1])
+    assert runner.main(again) == errors.DONE
+    second = (project / "runs" / "latest").resolve()
+    assert second != run
+    assert (second / "records.jsonl").read_bytes() == (run / "records.jsonl").read_bytes()
+    (project / "mine.txt").unlink()
+    assert runner.main([str(run / "recipe.toml"), "--resume", f"runs/{run.name}"]) == errors.DONE
+    (run / "instructions.file").unlink()  # as a run of an older program left it: the original is looked for
+    assert runner.main([str(run / "recipe.toml"), "--resume", f"runs/{run.name}"]) == errors.USAGE
+    assert f"{project}/mine.txt: instructions.file: cannot read it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,16 @@ def test_a_run_is_only_found_inside_its_root(tmp_path: Path) -> None:
         Run.open(root / "linked")
 
 
+def test_a_mistyped_run_id_is_answered_with_the_run_that_was_meant(tmp_path: Path) -> None:
+    for name in ("20261125-042544-m0-6ba4ff", "20261125-042552-m1-9f6806"):
+        (tmp_path / name).mkdir()
+    for wrong in ("20261125-042544-m0-6ba4fx", "20261125-042544-m0", "042544-m0-6ba4ff", "20261125-42544-m0-6ba4ff"):
+        with pytest.raises(CaiError, match=r"no such run \(did you mean 20261125-042544-m0-6ba4ff"):
+            resolve_run(wrong, tmp_path)
+    with pytest.raises(CaiError, match="the newest of 2 is 20261125-042552-m1-9f6806"):
+        resolve_run("nope", tmp_path)
+
+
 def test_a_kill_while_a_run_is_created_leaves_no_half_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*arguments: object) -> None:
         raise KeyboardInterrupt

@@ -43,6 +43,49 @@ def test_a_run_at_work_and_one_that_was_killed(tmp_path):
         assert "silent for 2 h 00 min (killed, or in a long step)" in lines_of(run.path, later)["state"]
 
 
+def test_a_run_whose_process_is_gone_was_killed(tmp_path):
+    """At once, not after a minute of silence; and a watch of it ends."""
+    with Run.create(tmp_path, "20261122-180000-m1-abc123", {}, {"milestone": "m1"}) as run:
+        assert lines_of(run.path)["state"].split()[1] == "running,"
+        assert "go" not in lines_of(run.path)
+        holder = orjson.loads((run.path / ".holder.json").read_bytes())
+        (run.path / ".holder.json").write_bytes(orjson.dumps(holder | {"pid": 2**22 + 1}))  # above Linux's largest
+        assert "killed, can go on; its last sign of life was" in lines_of(run.path)["state"]
+        assert "--resume" in lines_of(run.path)["go"]
+        assert len(list(watch(run.path, 0.0))) == 1
+        (run.path / ".holder.json").write_bytes(orjson.dumps(holder | {"pid": 2**22 + 1, "host": "elsewhere"}))
+        assert "running" in lines_of(run.path)["state"]
+
+
+def test_a_watch_outlasts_a_long_silent_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("cai.status.SILENT_SECONDS", -1.0)
+    with Run.create(tmp_path, "20261122-180000-m1-abc123", {}, {"milestone": "m1"}) as run:
+        seen = watch(run.path, 0.0)
+        assert "silent for" in next(seen)
+        assert "silent for" in next(seen)
+    assert "done" in next(seen)
+    assert next(seen, None) is None
+
+
+def test_a_watch_ends_when_nobody_reads_it(tmp_path, monkeypatch):
+    (tmp_path / "cai.toml").write_text("[milestones.m0]\n")
+    with Run.create(tmp_path / "runs", "20261122-180000-m1-abc123", {}, {"milestone": "m1"}):
+        code = "import sys; sys.path.insert(0, sys.argv.pop()); import runner; sys.exit(runner.main())"
+        command = [sys.executable, "-c", code, str(tmp_path / "cai.toml"), "--status", "runs/latest", "--watch", REPO]
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as watching:
+            assert watching.stdout is not None
+            watching.stdout.readline()
+            watching.stdout.close()
+            assert watching.wait(timeout=20) == 0
+
+
+def test_a_damaged_verdict_is_passed_over(tmp_path):
+    path = make_run(tmp_path)
+    for verdicts in ("3", '[{"metric": 1}, 5, {"metric": "a", "status": "PASS", "reason": "met"}]'):
+        (path / "eval" / "gates.json").write_text('{"verdicts": ' + verdicts + "}")
+        assert "gate" not in lines_of(path)
+
+
 def test_a_stop_and_a_failure(tmp_path):
     path = make_run(tmp_path)
     with Run.open(path) as run:

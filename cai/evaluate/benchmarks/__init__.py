@@ -37,9 +37,9 @@ def command(args: argparse.Namespace) -> int:
     path = locate(args, args.resume)
     if not (path / "adapter" / "adapter_model.safetensors").is_file():
         raise CaiError(f"{path}: it has no adapter yet. Finish it: --resume {path}")
-    check_files(names, inputs.recipe.benchmarks, inputs.source.folder)  # before --set is kept for the next resume
+    check_files(names, inputs.recipe.benchmarks, inputs.folder)  # before --set is kept for the next resume
     with session(inputs, args) as context:
-        figures = measure(context, names, inputs.source.folder, limit)
+        figures = measure(context, names, inputs.folder, limit)
         say("\n".join(lines(figures)))
         steps.decide(context, steps.stored_figures(context.run.eval), inputs.override)
         steps.report(context, [])

@@ -1,0 +1,44 @@
+"""The command line: what would start, or silently not be done, by mistake is refused with one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from cai import cli
+from cai.errors import CaiError
+
+
+@pytest.mark.parametrize("flag", ["resume", "verify", "repair", "fork", "report", "review", "export", "benchmark"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_unset_variable_starts_no_run(flag, value):
+    """`--resume "$RUN"` with RUN unset would begin a new, paid run."""
+    with pytest.raises(CaiError, match=rf"--{flag}: is empty, it must name something"):
+        cli.parse([f"--{flag}", value])
+
+
+def test_an_override_needs_its_reason():
+    with pytest.raises(CaiError, match="--override-gate: is empty"):
+        cli.parse(["--override-gate", ""])
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ("--status runs/a --compare runs/a runs/b", "--status and --compare"),
+        ("--doctor --export runs/a --to out", "--doctor and --export"),
+        ("--status --resume runs/a", "--status and --resume"),
+        ("--export runs/a --to out --dry-run", "--export and --dry-run"),
+    ],
+)
+def test_two_commands_at_once_are_refused(argv, named):
+    with pytest.raises(CaiError, match=f"{named}: one at a time"):
+        cli.parse(argv.split())
+
+
+@pytest.mark.parametrize("argv", ["--status", "--benchmark xstest --resume runs/a", "--fork runs/a --dry-run"])
+def test_what_belongs_together_stays(argv):
+    assert len(cli.commands(cli.parse(argv.split()))) == 1
+
+
+def test_a_run_is_no_command():
+    assert cli.commands(cli.parse(["--resume", "runs/a", "--dry-run"])) == []
