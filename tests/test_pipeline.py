@@ -337,7 +337,7 @@ def test_no_gate_is_said_and_is_no_pass(run_fake: Runner, capsys: pytest.Capture
 
 def test_an_override_wants_a_reason(run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_fake("--milestone", "m0", "--override-gate", "  ")[0] == errors.USAGE
-    assert "--override-gate: needs a reason" in capsys.readouterr().err
+    assert "--override-gate" in capsys.readouterr().err
     assert not (project / "runs").exists()
 
 
