@@ -123,6 +123,8 @@ def histogram(title: str, series: Mapping[str, Sequence[float]], x_label: str, b
     if not values:
         return None
     edges = nice(min(values), max(values), bins)
+    if edges[1] - edges[0] < 1 and all(float(v).is_integer() for v in values):  # half a word is no bin
+        edges = [float(edge) for edge in range(math.floor(edges[0]), math.ceil(edges[-1]) + 1)]
     if edges[-1] == edges[-2] or max(values) >= edges[-1]:
         edges.append(round(2 * edges[-1] - edges[-2], 12))
     counts = {name: _counts(points, edges) for name, points in series.items()}

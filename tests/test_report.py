@@ -348,4 +348,6 @@ def test_charts_say_in_words_what_they_show():
     assert bars is not None
     assert "n=3, lowest 1, median 2, highest 2" in bars.summary
     assert histogram("Length", {"a": []}, "words") is None
+    alike = histogram("Length", {"a": [27.0, 27.0]}, "words")
+    assert alike is not None and [tick.label for tick in alike.x_ticks][:2] == ["27", "28"]  # no half words
     assert line_chart("Loss", {"loss": [(1, float("nan")), (2, 1.0), (3, 2.0)]}) is not None
