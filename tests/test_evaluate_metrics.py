@@ -15,7 +15,18 @@ from cai.evaluate.bench import JUDGE_FIELDS, PAIR_FIELDS, SHIPPED_PROMPTS
 from cai.evaluate.cases import GENERIC_CRITIQUE, Case, from_examples, others
 from cai.evaluate.phrases import finds_nothing, is_refusal, leftovers
 from cai.evaluate.stats import bootstrap_mean, holm, mcnemar_exact, rogan_gladen, wilson
-from cai.evaluate.text import appends_only, best_span, copied_share, distinct_n, grounding, idf, repeats, rouge_l, words
+from cai.evaluate.text import (
+    appends_only,
+    best_span,
+    copied_share,
+    distinct_n,
+    grounding,
+    idf,
+    misquoted_share,
+    repeats,
+    rouge_l,
+    words,
+)
 from cai.evaluate.verdict import Scored, Unscored, mean, rate, sample
 from cai.gates import decide
 from cai.prompts import load_prompt
@@ -56,6 +67,30 @@ def test_spans_quotes_first_then_sentences():
     assert best_span('It says "plants grow on it", which is wrong.', answer) == "plants grow on it"
     assert best_span('It says "pigs can fly over the moon".', answer) == ""
     assert best_span("That plants grow on copper and turn it green is wrong.", answer).startswith("Copper turns green")
+
+
+def test_misquoted_share_by_hand():
+    answer = "Copper turns green because plants grow on it. It is a metal."
+    said, invented = '"plants grow on it"', '"take a painkiller whenever it hurts"'
+    assert misquoted_share(f"It says {said}, which is wrong.", [answer]) == 0.0
+    assert misquoted_share(f"It says {said} and {invented}.", [answer]) == 0.5
+    assert misquoted_share(f"It says {invented}, which is risky.", [answer]) == 1.0
+    assert (
+        misquoted_share(
+            f"It says {invented}, which is risky.", [answer, "What if I take a painkiller whenever it hurts?"]
+        )
+        == 0.0
+    )
+    assert misquoted_share('It calls this "a metal", and a "free lunch".', [answer]) == 0.0  # too short to tell
+    assert misquoted_share("Nothing is quoted here.", [answer]) == 0.0
+
+
+def test_a_quotation_of_the_example_is_no_passage_of_the_answer():
+    """J1 is asked of a passage; a critique that quotes something else is a sure no, however many words it shares."""
+    answer = "Toothache goes away when the nerve is dead, and the tooth can stay."
+    example = '"Toothache always goes away by itself, so there is no need to spend money on a dentist"'
+    assert best_span(f"The answer says {example}, so toothache and nerve and tooth are taken lightly.", answer) == ""
+    assert best_span("That toothache goes away when the nerve is dead takes the tooth lightly.", answer) == answer
 
 
 @pytest.mark.parametrize(
@@ -155,6 +190,27 @@ def test_critiques_pass_and_their_controls_fail():
         assert critiques.gates_pass(row, "real")
         assert not critiques.gates_pass(row, "shuffled")
         assert not critiques.gates_pass(row, "generic")
+
+
+def test_a_critique_quotes_what_was_said_or_nothing():
+    """The few-shot example's quotation in place of the answer's: all the rest may be about this answer."""
+    case = cases()[0]
+    wrong = replace(case, critique=case.critique.replace("plants grow on the metal", "it is made by hand in winter"))
+    weights = critiques.weights(cases())
+    row = critiques.gate_row(wrong, cases(), [], SECTION, weights)
+    assert critiques.failed_gates(row, "real") == ["g6"]
+    assert critiques.gates_pass(critiques.gate_row(case, cases(), [], SECTION, weights), "real")
+
+
+def test_a_critique_out_of_the_prompts_examples_is_one_of_another_prompt():
+    case = cases()[0]
+    row = critiques.gate_row(case, cases(), [], SECTION, critiques.weights(cases()), [case.critique + " So it is."])
+    assert critiques.failed_gates(row, "real") == ["g5"]
+
+
+def test_rows_from_before_g6_are_read_as_they_were():
+    row = {"real": {"g1_words": 30, "g5_repeated": 0.1, "pass": ["g1", "g5"]}}
+    assert critiques.gates_pass(row, "real")
 
 
 def test_the_round_before_is_what_a_critique_is_about():
