@@ -14,7 +14,7 @@ from cai.evaluate import critiques, judge, likelihood, revisions
 from cai.evaluate.bench import JUDGE_FIELDS, PAIR_FIELDS, SHIPPED_PROMPTS
 from cai.evaluate.cases import GENERIC_CRITIQUE, Case, from_examples, others
 from cai.evaluate.phrases import finds_nothing, is_refusal, leftovers
-from cai.evaluate.stats import bootstrap_mean, holm, mcnemar_exact, rogan_gladen, wilson
+from cai.evaluate.stats import bootstrap_mean, gained_exact, holm, mcnemar_exact, rogan_gladen, wilson
 from cai.evaluate.text import (
     appends_only,
     best_span,
@@ -148,6 +148,57 @@ def test_statistics_by_hand():
     assert bootstrap_mean([1.0]) is None
     assert bootstrap_mean([2.0, 2.0]) == (2.0, 2.0)
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+@given(st.integers(0, 200), st.integers(1, 200))
+def test_wilson_is_its_formula(k, n):
+    """(p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.959964 (Wilson 1927)."""
+    k, z = min(k, n), 1.959963984540054
+    p = k / n
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = wilson(k, n)
+    assert low == pytest.approx((p + z * z / (2 * n) - half) / (1 + z * z / n), abs=1e-9)
+    assert high == pytest.approx((p + z * z / (2 * n) + half) / (1 + z * z / n), abs=1e-9)
+
+
+def test_a_tie_widens_the_interval():
+    """Half a success: from the low end of 7 of 10 to the high end of 8 of 10."""
+    assert wilson(7.5, 10) == (wilson(7, 10)[0], wilson(8, 10)[1])
+
+
+def test_exact_mcnemar_counts_discordant_pairs_only():
+    """Nine gained, two lost: two-sided 2 * (1 + 11 + 55) / 2^11; one-sided (1 + 11 + 55) / 2^11."""
+    first = [False] * 9 + [True] * 2 + [True] * 30
+    second = [True] * 9 + [False] * 2 + [True] * 30
+    assert mcnemar_exact(first, second) == pytest.approx(2 * 67 / 2048)
+    assert gained_exact(9, 2) == pytest.approx(67 / 2048)
+    assert gained_exact(0, 0) == 1.0
+    assert gained_exact(0, 5) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("apparent", "sensitivity", "specificity", "true"),
+    [
+        (0.50, 0.90, 0.80, (0.50 + 0.80 - 1) / 0.70),
+        (0.05, 0.90, 0.90, 0.0),  # fewer than its false alarms alone: clipped
+        (0.95, 0.90, 0.90, 1.0),  # more than it can find: clipped
+        (0.30, 1.00, 1.00, 0.30),
+        (0.30, 0.40, 0.60, None),  # se + sp = 1: it says yes as often either way
+        (0.30, 0.20, 0.10, None),  # worse than a coin
+        (0.00, 0.00, 1.00, None),
+    ],
+)
+def test_rogan_gladen_by_hand(apparent, sensitivity, specificity, true):
+    found = rogan_gladen(apparent, sensitivity, specificity)
+    assert found is None if true is None else found == pytest.approx(true)
+
+
+def test_a_paired_bootstrap_sees_the_differences_only():
+    """Documents far apart, each 0.1 higher: the interval is about the differences, whose spread is 0.02."""
+    before = [float(i) for i in range(40)]
+    after = [value + 0.1 + 0.02 * (-1) ** i for i, value in enumerate(before)]
+    low, high = bootstrap_mean([b - a for a, b in zip(before, after, strict=True)])
+    assert 0.09 < low < 0.1 < high < 0.11
 
 
 def test_bootstrap_is_the_same_every_time():
