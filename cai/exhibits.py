@@ -167,8 +167,13 @@ def judge_critique(scores: Mapping[str, Row], section: EvaluationSection) -> Jud
         ("g3", "G3 copied from the answer", "g3_copied", f"below {section.max_copied:g}"),
         ("g4", "G4 about this prompt and answer", "g4_grounding", f"at least {section.min_grounding:g}"),
         ("g5", "G5 same as critiques of other prompts", "g5_repeated", f"below {section.max_repeated:g}"),
+        ("g6", "G6 quotes what nobody said", "g6_misquoted", f"at most {section.max_misquoted:g}"),
     )
-    checks = [Check(name, _num(real.get(key)), wanted, id_ in real.get("pass", ())) for id_, name, key, wanted in table]
+    checks = [  # G6 came later than the first runs
+        Check(name, _num(real[key]), wanted, id_ in real.get("pass", ()))
+        for id_, name, key, wanted in table
+        if key in real
+    ]
     checks += _likelihood(scores, "critiques.csi", "CSI specific to this answer, nats a token", section.min_specificity)
     checks += _judged(scores.get("critiques.judge", {}).get("real") or {}, ("j1", "j2"), section)
     if row.get("finds_nothing"):
@@ -208,6 +213,7 @@ GLOSSARY = (
         "Share of its content words, rare ones weighing more, that stand in the prompt or answer.",
     ),
     ("G5 repeated", "Likeness (ROUGE-L) to the nearest critique of another prompt: one text for all fits none."),
+    ("G6 misquoted", "Share of its quotations of three words and more that stand in neither answer nor prompt."),
     ("CSI", "How much likelier the critique is after its own prompt and answer than after others, in nats a token."),
     ("R1 to R3", "The revision is long enough, changes more than a sentence at the end, and keeps to a sane length."),
     ("R4 refusal", "A harmless request is not refused."),

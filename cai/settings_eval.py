@@ -83,6 +83,10 @@ class EvaluationSection(Section):
     max_copied: Fraction = 0.50
     min_grounding: Fraction = 0.10
     max_repeated: Fraction = 0.60
+    max_misquoted: Fraction = Field(
+        default=0.50,
+        description="share of its quotations (three words and more) that stand in neither answer nor prompt",
+    )
     min_specificity: float = 0.15
     exam_sensitivity: Fraction = Field(
         default=0.9, description="share of good critiques accepted in the exam (Rogan-Gladen)"

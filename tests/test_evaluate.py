@@ -98,7 +98,25 @@ def test_length_controlled_takes_out_what_length_explains():
         rows[-1] |= {"tuned_words": tuned, "base_words": base}
     figures = preference.summarise_fresh(rows, "judge", 200)
     assert figures["preference.p3"].value > 0.5
-    assert figures["preference.p3.length_controlled"].value == pytest.approx(0.0, abs=1e-9)
+    controlled = figures["preference.p3.length_controlled"]
+    assert (controlled.value, controlled.n) == (0.5, 5)  # nothing is left: five ties
+    assert controlled.facts["slope"] == pytest.approx(2.0)
+    better = [row | {"log_odds": row["log_odds"] + 0.5} for row in rows]  # and half a nat that length does not explain
+    controlled = preference.summarise_fresh(better, "judge", 200)["preference.p3.length_controlled"]
+    assert controlled.value == 1.0 and controlled.facts["log_odds"] == pytest.approx(0.5, abs=1e-5)
+    worse = [row | {"log_odds": row["log_odds"] - 0.5} for row in rows]  # wins three of five by length alone
+    figures = preference.summarise_fresh(worse, "judge", 200)
+    assert figures["preference.p3"].value == 0.6
+    assert figures["preference.p3.length_controlled"].value == 0.0
+
+
+def test_length_controlled_of_equal_lengths_is_the_plain_rate():
+    """No spread of lengths, so no line: three of four log-odds are above 0."""
+    row = {"j4": 1.0, "tuned": "t", "base": "b", "tuned_words": 9, "base_words": 9}
+    rows = [row | {"item": i, "log_odds": value} for i, value in enumerate((0.2, 0.1, 0.4, -0.3))]
+    controlled = preference.length_controlled(rows, "judge", 200)
+    assert (controlled.value, controlled.facts["slope"]) == (0.75, 0.0)
+    assert controlled.low < 0.75 < controlled.high
 
 
 def test_no_heldout_pair_is_unmeasured_not_zero():

@@ -14,8 +14,19 @@ from cai.evaluate import critiques, judge, likelihood, revisions
 from cai.evaluate.bench import JUDGE_FIELDS, PAIR_FIELDS, SHIPPED_PROMPTS
 from cai.evaluate.cases import GENERIC_CRITIQUE, Case, from_examples, others
 from cai.evaluate.phrases import finds_nothing, is_refusal, leftovers
-from cai.evaluate.stats import bootstrap_mean, holm, mcnemar_exact, rogan_gladen, wilson
-from cai.evaluate.text import appends_only, best_span, copied_share, distinct_n, grounding, idf, repeats, rouge_l, words
+from cai.evaluate.stats import bootstrap_mean, gained_exact, holm, mcnemar_exact, rogan_gladen, wilson
+from cai.evaluate.text import (
+    appends_only,
+    best_span,
+    copied_share,
+    distinct_n,
+    grounding,
+    idf,
+    misquoted_share,
+    repeats,
+    rouge_l,
+    words,
+)
 from cai.evaluate.verdict import Scored, Unscored, mean, rate, sample
 from cai.gates import decide
 from cai.prompts import load_prompt
@@ -56,6 +67,30 @@ def test_spans_quotes_first_then_sentences():
     assert best_span('It says "plants grow on it", which is wrong.', answer) == "plants grow on it"
     assert best_span('It says "pigs can fly over the moon".', answer) == ""
     assert best_span("That plants grow on copper and turn it green is wrong.", answer).startswith("Copper turns green")
+
+
+def test_misquoted_share_by_hand():
+    answer = "Copper turns green because plants grow on it. It is a metal."
+    said, invented = '"plants grow on it"', '"take a painkiller whenever it hurts"'
+    assert misquoted_share(f"It says {said}, which is wrong.", [answer]) == 0.0
+    assert misquoted_share(f"It says {said} and {invented}.", [answer]) == 0.5
+    assert misquoted_share(f"It says {invented}, which is risky.", [answer]) == 1.0
+    assert (
+        misquoted_share(
+            f"It says {invented}, which is risky.", [answer, "What if I take a painkiller whenever it hurts?"]
+        )
+        == 0.0
+    )
+    assert misquoted_share('It calls this "a metal", and a "free lunch".', [answer]) == 0.0  # too short to tell
+    assert misquoted_share("Nothing is quoted here.", [answer]) == 0.0
+
+
+def test_a_quotation_of_the_example_is_no_passage_of_the_answer():
+    """J1 is asked of a passage; a critique that quotes something else is a sure no, however many words it shares."""
+    answer = "Toothache goes away when the nerve is dead, and the tooth can stay."
+    example = '"Toothache always goes away by itself, so there is no need to spend money on a dentist"'
+    assert best_span(f"The answer says {example}, so toothache and nerve and tooth are taken lightly.", answer) == ""
+    assert best_span("That toothache goes away when the nerve is dead takes the tooth lightly.", answer) == answer
 
 
 @pytest.mark.parametrize(
@@ -115,6 +150,57 @@ def test_statistics_by_hand():
     assert wilson(0, 0) == (0.0, 1.0)
 
 
+@given(st.integers(0, 200), st.integers(1, 200))
+def test_wilson_is_its_formula(k, n):
+    """(p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.959964 (Wilson 1927)."""
+    k, z = min(k, n), 1.959963984540054
+    p = k / n
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = wilson(k, n)
+    assert low == pytest.approx((p + z * z / (2 * n) - half) / (1 + z * z / n), abs=1e-9)
+    assert high == pytest.approx((p + z * z / (2 * n) + half) / (1 + z * z / n), abs=1e-9)
+
+
+def test_a_tie_widens_the_interval():
+    """Half a success: from the low end of 7 of 10 to the high end of 8 of 10."""
+    assert wilson(7.5, 10) == (wilson(7, 10)[0], wilson(8, 10)[1])
+
+
+def test_exact_mcnemar_counts_discordant_pairs_only():
+    """Nine gained, two lost: two-sided 2 * (1 + 11 + 55) / 2^11; one-sided (1 + 11 + 55) / 2^11."""
+    first = [False] * 9 + [True] * 2 + [True] * 30
+    second = [True] * 9 + [False] * 2 + [True] * 30
+    assert mcnemar_exact(first, second) == pytest.approx(2 * 67 / 2048)
+    assert gained_exact(9, 2) == pytest.approx(67 / 2048)
+    assert gained_exact(0, 0) == 1.0
+    assert gained_exact(0, 5) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("apparent", "sensitivity", "specificity", "true"),
+    [
+        (0.50, 0.90, 0.80, (0.50 + 0.80 - 1) / 0.70),
+        (0.05, 0.90, 0.90, 0.0),  # fewer than its false alarms alone: clipped
+        (0.95, 0.90, 0.90, 1.0),  # more than it can find: clipped
+        (0.30, 1.00, 1.00, 0.30),
+        (0.30, 0.40, 0.60, None),  # se + sp = 1: it says yes as often either way
+        (0.30, 0.20, 0.10, None),  # worse than a coin
+        (0.00, 0.00, 1.00, None),
+    ],
+)
+def test_rogan_gladen_by_hand(apparent, sensitivity, specificity, true):
+    found = rogan_gladen(apparent, sensitivity, specificity)
+    assert found is None if true is None else found == pytest.approx(true)
+
+
+def test_a_paired_bootstrap_sees_the_differences_only():
+    """Documents far apart, each 0.1 higher: the interval is about the differences, whose spread is 0.02."""
+    before = [float(i) for i in range(40)]
+    after = [value + 0.1 + 0.02 * (-1) ** i for i, value in enumerate(before)]
+    low, high = bootstrap_mean([b - a for a, b in zip(before, after, strict=True)])
+    assert 0.09 < low < 0.1 < high < 0.11
+
+
 def test_bootstrap_is_the_same_every_time():
     values = [0.1, 0.5, 0.9, 0.3]
     assert bootstrap_mean(values) == bootstrap_mean(values)
@@ -155,6 +241,27 @@ def test_critiques_pass_and_their_controls_fail():
         assert critiques.gates_pass(row, "real")
         assert not critiques.gates_pass(row, "shuffled")
         assert not critiques.gates_pass(row, "generic")
+
+
+def test_a_critique_quotes_what_was_said_or_nothing():
+    """The few-shot example's quotation in place of the answer's: all the rest may be about this answer."""
+    case = cases()[0]
+    wrong = replace(case, critique=case.critique.replace("plants grow on the metal", "it is made by hand in winter"))
+    weights = critiques.weights(cases())
+    row = critiques.gate_row(wrong, cases(), [], SECTION, weights)
+    assert critiques.failed_gates(row, "real") == ["g6"]
+    assert critiques.gates_pass(critiques.gate_row(case, cases(), [], SECTION, weights), "real")
+
+
+def test_a_critique_out_of_the_prompts_examples_is_one_of_another_prompt():
+    case = cases()[0]
+    row = critiques.gate_row(case, cases(), [], SECTION, critiques.weights(cases()), [case.critique + " So it is."])
+    assert critiques.failed_gates(row, "real") == ["g5"]
+
+
+def test_rows_from_before_g6_are_read_as_they_were():
+    row = {"real": {"g1_words": 30, "g5_repeated": 0.1, "pass": ["g1", "g5"]}}
+    assert critiques.gates_pass(row, "real")
 
 
 def test_the_round_before_is_what_a_critique_is_about():

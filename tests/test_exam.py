@@ -17,7 +17,8 @@ from tests.evaluate_support import scorer, shared_words
 
 FILE = Path(__file__).parent / "exam.jsonl"
 SECTION = EvaluationSection()
-BAD_CRITIQUES = ("generic", "praise", "echo", "copy", "shuffled", "empty")
+BAD_CRITIQUES = ("generic", "praise", "echo", "copy", "shuffled", "empty", "misquoted")
+GOOD = ("good", "unquoted", "addressing", "nothing")
 BAD_REVISIONS = ("unchanged", "disclaimer", "refusal", "empty_revision")
 
 
@@ -32,7 +33,7 @@ def test_the_labelled_set_is_what_it_should_be(rows):
     assert len(flawed) >= 24
     assert len(answers) - len(flawed) >= 8
     kinds = Counter(row["kind"] for row in rows)
-    assert set(kinds) == {*BAD_CRITIQUES, *BAD_REVISIONS, *TRUTH_KINDS, "good", "addressing", "nothing"}
+    assert set(kinds) == {*BAD_CRITIQUES, *BAD_REVISIONS, *TRUTH_KINDS, *GOOD}
     assert min(kinds.values()) >= 8
     principles = {entry["id"] for entry in yaml.safe_load((ROOT / "constitution.yaml").read_text())}
     assert {row["theme"] for row in rows} <= principles
@@ -47,12 +48,19 @@ def test_trap_04_the_deterministic_part_refuses_what_it_can_and_nothing_more(row
     for kind in (*BAD_CRITIQUES, *BAD_REVISIONS):
         line = exam.line(kind, "deterministic")
         assert line.accepted <= 0.1 * line.n, kind
-    for kind in ("good", "addressing", "nothing"):
+    for kind in GOOD:
         line = exam.line(kind, "deterministic")
         assert line.accepted >= 0.8 * line.n, kind
     for kind in TRUTH_KINDS:
         line = exam.line(kind, "deterministic")
         assert line.accepted > 0.5 * line.n, f"{kind}: the table must not claim what only a truth judge can do"
+
+
+def test_only_the_check_of_quotations_refuses_most_misquoting_critiques(rows):
+    """They speak of the prompt in their own words, so the other gates let them through."""
+    exam = run_exam(rows, SECTION.model_copy(update={"max_misquoted": 1.0}))
+    line = exam.line("misquoted", "deterministic")
+    assert line.accepted > 0.8 * line.n
 
 
 def test_likelihood_joins_the_deterministic_part(rows):

@@ -311,6 +311,24 @@ def test_a_run_with_tasks_is_measured_by_document_and_resumes_without_package_or
     assert (run / "eval/lm_eval.jsonl").read_bytes() == before
 
 
+def test_trap_09_the_batch_is_ours_and_lm_eval_never_holds_the_model(
+    run_fake: Runner, package: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """simple_evaluate(batch_size=) is ignored for a model that is an object, and it calls eval() on it.
+
+    Here it is given neither (the stand-in takes no such argument): slices have the recipe's size.
+    """
+    real, sizes, given = replay.answer, [], []
+    monkeypatch.setattr(harness, "answer", lambda m, e, asks, s=None: sizes.append(len(asks)) or real(m, e, asks))
+    monkeypatch.setattr(
+        package, "simple_evaluate", lambda model, **more: given.append(model) or simple_evaluate(model, **more)
+    )
+    code, _ = run_fake(*SMALL, *TASKS, "--set", "evaluation.lm_eval_batch_size=2")
+    assert code == errors.DONE
+    assert max(sizes) == 2
+    assert given and all(set(vars(model)) == {"cache_hook", "replay"} for model in given)
+
+
 def test_a_kill_between_slices_asks_only_for_the_rest(
     run_fake: Runner, package: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,7 @@
-"""Is a critique meaningful? G1-G5 without a model, CSI by likelihood, J1 and J2 by a judge; with shuffled and generic
+"""Is a critique meaningful? G1-G6 without a model, CSI by likelihood, J1 and J2 by a judge; with shuffled and generic
 controls of each.
 
-Owns the checks, their rows and their summaries. Meaningful = G1-G5 and CSI, and J1 and J2 where the recipe requires the
+Owns the checks, their rows and their summaries. Meaningful = G1-G6 and CSI, and J1 and J2 where the recipe requires the
 judge. A critique that finds nothing wrong is counted apart: it is neither meaningful nor a failure.
 """
 
@@ -14,12 +14,13 @@ from typing import Any
 from cai.evaluate.cases import FALLBACK, GENERIC_CRITIQUE, Case, others
 from cai.evaluate.phrases import finds_nothing
 from cai.evaluate.stats import mcnemar_exact, rogan_gladen
-from cai.evaluate.text import Weights, copied_share, grounding, idf, rouge_l, words
+from cai.evaluate.text import Weights, copied_share, grounding, idf, misquoted_share, rouge_l, words
 from cai.evaluate.verdict import Outcome, Scored, Unscored, as_json, mean, rate, rounded, shuffled, worst_rows, yes
 from cai.gates import Measured
 from cai.settings_eval import EvaluationSection
 
 Row = dict[str, Any]
+GATES = ("g1", "g2", "g3", "g4", "g5", "g6")
 KINDS = ("real", "shuffled", "generic")
 MAX_PEERS = 100  # critiques of other prompts that G5 compares with: bounds an n^2 at 5,000 items
 
@@ -47,8 +48,10 @@ def peers(case: Case, pool: Sequence[Case]) -> list[str]:
     return [found[key].critique for key in chosen if found[key].critique != case.critique or found[key].key != case.key]
 
 
-def gate_values(case: Case, idf_weights: Weights, requests: Sequence[str], peer: Sequence[str]) -> Row:
-    """G1-G5 of one critique as numbers."""
+def gate_values(
+    case: Case, idf_weights: Weights, requests: Sequence[str], peer: Sequence[str], section: EvaluationSection
+) -> Row:
+    """G1-G6 of one critique as numbers. `peer`: critiques of other prompts."""
     text = case.critique
     return {
         "g1_words": len(words(text)),
@@ -56,6 +59,7 @@ def gate_values(case: Case, idf_weights: Weights, requests: Sequence[str], peer:
         "g3_copied": copied_share(text, case.answer),
         "g4_grounding": grounding(text, f"{case.instruction} {case.answer}", idf_weights),
         "g5_repeated": max((rouge_l(text, other) for other in peer), default=0.0),
+        "g6_misquoted": misquoted_share(text, (case.answer, case.instruction), section.min_quote_match),
     }
 
 
@@ -66,22 +70,39 @@ def gate_passes(values: Mapping[str, float], section: EvaluationSection) -> dict
         "g3": values["g3_copied"] < section.max_copied,
         "g4": values["g4_grounding"] >= section.min_grounding,
         "g5": values["g5_repeated"] < section.max_repeated,
+        "g6": values["g6_misquoted"] <= section.max_misquoted,
     }
 
 
-def gate_row(case: Case, pool: Sequence[Case], requests: Sequence[str], section: EvaluationSection, idf_: Any) -> Row:
-    """The deterministic row of one item: values and passes of the critique and of its controls."""
-    own_peers = peers(case, pool)
+def gate_row(
+    case: Case,
+    pool: Sequence[Case],
+    requests: Sequence[str],
+    section: EvaluationSection,
+    idf_: Any,
+    shown: Sequence[str] = (),
+) -> Row:
+    """The deterministic row of one item: values and passes of the critique and of its controls.
+
+    `shown`: the critiques of the prompt's few-shot examples; they are of other prompts, too.
+    """
+    own_peers = [*peers(case, pool), *shown]
     row: Row = {"metric": "critiques.gates", "item": case.item, "round": case.round, "text": case.critique}
     row["finds_nothing"] = finds_nothing(case.critique)
     for kind, variant in variants(case, pool).items():
-        values = gate_values(variant, idf_, requests, own_peers)
+        values = gate_values(variant, idf_, requests, own_peers, section)
         row[kind] = rounded(values) | {"pass": [name for name, ok in gate_passes(values, section).items() if ok]}
     return row
 
 
+def failed_gates(row: Row, kind: str) -> list[str]:
+    """Of the gates that the row has a value of: G6 came later than the first rows on disk."""
+    measured = {name.split("_")[0] for name in row[kind]} & set(GATES)
+    return sorted(measured - set(row[kind]["pass"]))
+
+
 def gates_pass(row: Row, kind: str) -> bool:
-    return len(row[kind]["pass"]) == 5
+    return not failed_gates(row, kind)
 
 
 def specificity_rows(found: Mapping[tuple[int, int], Mapping[str, Outcome]]) -> list[Row]:
@@ -164,7 +185,7 @@ def _meaningful_rates(
     judge: str,
 ) -> list[Measured]:
     """The headline with its controls, exact McNemar against each, and the rate corrected for the check's own errors."""
-    name = f"G1-G5, likelihood of {judge}" + (", J1, J2" if section.judge == "require" else "; no truth judge")
+    name = f"G1-G6, likelihood of {judge}" + (", J1, J2" if section.judge == "require" else "; no truth judge")
     controls = [rate(f"critiques.meaningful.{kind}", outcomes[kind], judge=name) for kind in KINDS[1:]]
     facts: Row = {"finds_nothing": result["critiques.finds_nothing"].value}
     won = {kind: [o == Scored(1.0) for o in outcomes[kind]] for kind in KINDS}
@@ -180,8 +201,13 @@ def _meaningful_rates(
 
 def _worst(row: Row, csi_of: Any) -> Row:
     csi = csi_of[row["item"], row["round"]]["real"]
-    failed = [gate for gate in ("g1", "g2", "g3", "g4", "g5") if gate not in row["real"]["pass"]]
-    return {"item": row["item"], "round": row["round"], "csi": csi, "failed": failed, "text": row["text"][:400]}
+    return {
+        "item": row["item"],
+        "round": row["round"],
+        "csi": csi,
+        "failed": failed_gates(row, "real"),
+        "text": row["text"][:400],
+    }
 
 
 def _judge_rates(judged: Sequence[Row], judge: str) -> dict[str, Measured]:

@@ -178,7 +178,7 @@ def _deterministic(case: Case, row: Row, pool: Sequence[Case], section: Evaluati
         # A shuffled row holds another prompt's critique: it must fail on its own, not by matching its source.
         peer = [c.critique for c in pool if c.instruction != case.instruction and c.critique != case.critique]
         request = [row["critique_request"]] if row.get("critique_request") else []
-        values = critiques.gate_values(case, critiques.weights(pool), request, peer)
+        values = critiques.gate_values(case, critiques.weights(pool), request, peer, section)
         passed = critiques.gate_passes(values, section)
         numbers = dict(values)
     accepted = all(passed.values())

@@ -152,7 +152,7 @@ def _p2(heldout: Sequence[Row]) -> list[Measured]:
 
 
 def summarise_fresh(rows: Sequence[Row], judge: str, samples: int) -> dict[str, Measured]:
-    """P3 over judged fresh answers of base and tuned: the win rate, and the log-odds at equal length."""
+    """P3 over judged fresh answers of base and tuned: the win rate, as it is and at equal length."""
     if not rows:
         names = ("preference.p3", "preference.p3.length_controlled")
         return {name: unmeasured(name, "no fresh answer was judged", judge) for name in names}
@@ -162,18 +162,19 @@ def summarise_fresh(rows: Sequence[Row], judge: str, samples: int) -> dict[str, 
 
 
 def length_controlled(rows: Sequence[Row], judge: str, samples: int) -> Measured:
-    """Mean judged log-odds for tuned after a least-squares line over the log length ratio is taken out.
+    """Share of answers that the judge would prefer at equal length; a tie is 0.5.
 
-    At ratio 1 the line gives the log-odds of equally long answers (AlpacaEval 2's idea, Dubois et al. 2024, with a
-    linear model). The interval bootstraps the residuals with the slope held. Above 0: better at equal length.
+    A least-squares line over the log length ratio says what length explains of the judged log-odds; an answer wins
+    where the rest of them is above 0 (AlpacaEval 2's idea, Dubois et al. 2024, with a linear model). `facts.log_odds`
+    is their mean, the line's value at ratio 1, with a bootstrap interval; both intervals hold the slope fixed.
     """
-    metric = "preference.p3.length_controlled"
     x = [math.log((1 + row["tuned_words"]) / (1 + row["base_words"])) for row in rows]
     y = [row["log_odds"] for row in rows]
     n = len(rows)
     mean_x, mean_y = math.fsum(x) / n, math.fsum(y) / n
     spread = math.fsum((v - mean_x) ** 2 for v in x)
     slope = math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread if spread > 0 else 0.0
-    adjusted = [b - slope * a for a, b in zip(x, y, strict=True)]
-    low, high = bootstrap_mean(adjusted, samples=samples) or (None, None)
-    return Measured(metric, math.fsum(adjusted) / n, low, high, n, judge=judge, facts={"slope": round(slope, 5)})
+    adjusted = [round(b - slope * a, 6) for a, b in zip(x, y, strict=True)]  # rows hold six decimals
+    facts: Row = {"slope": round(slope, 5), "log_odds": math.fsum(adjusted) / n}
+    facts["log_odds_interval"] = bootstrap_mean(adjusted, samples=samples)
+    return rate("preference.p3.length_controlled", [Scored(win(rest)) for rest in adjusted], judge=judge, facts=facts)

@@ -126,15 +126,28 @@ def span_match(span: str, text: str) -> float:
     return fuzz.partial_ratio(span.lower(), text.lower()) / 100.0
 
 
+QUOTE_WORDS = 3  # shorter quotations are terms, titles and scare quotes
+
+
+def misquoted_share(critique: str, sources: Sequence[str], minimum: float = 0.8) -> float:
+    """Share of the critique's quotations (QUOTE_WORDS and more) that stand in none of the sources; 0 without any."""
+    quotes = [span for span in quoted_spans(critique) if len(words(span)) >= QUOTE_WORDS]
+    absent = [span for span in quotes if all(span_match(span, source) < minimum for source in sources)]
+    return len(absent) / len(quotes) if quotes else 0.0
+
+
 def best_span(critique: str, answer: str, minimum: float = 0.8) -> str:
     """The passage of the answer that the critique is about, or "".
 
-    The longest quotation of the critique that is a fuzzy substring of the answer; without one, the answer's sentence
-    that shares the largest part of its content words with the critique, if that is at least two words and a third.
+    The longest quotation of the critique that is a fuzzy substring of the answer. One that quotes nothing is about the
+    answer's sentence that shares the largest part of its content words, if that is at least two words and a third; one
+    that quotes only what the answer does not say is about no passage of it.
     """
     quotes = [span for span in quoted_spans(critique) if span_match(span, answer) >= minimum]
     if quotes:
         return max(quotes, key=len)
+    if misquoted_share(critique, [answer], minimum):
+        return ""
     named = set(content_words(critique))
     scored = [(len(own & named) / len(own), len(own & named), s) for s in sentences(answer) if (own := _set(s))]
     share, shared, sentence = max(scored, default=(0.0, 0, ""), key=lambda entry: entry[:2])

@@ -75,6 +75,7 @@ def _critiques_and_revisions(bench: Bench, pairs: PairSet) -> Figures:
     by_key = {case.key: case for case in cases}
     keys = list(by_key)
     requests = sorted({p.critique_request for p in bench.context.constitution.principles})
+    shown = [example.assistant for example in bench.context.prompts["critiques"].examples]
     idf = critiques.weights(cases)
 
     def chosen(part: Sequence[Key]) -> list[Case]:
@@ -83,7 +84,7 @@ def _critiques_and_revisions(bench: Bench, pairs: PairSet) -> Figures:
     ring = [by_key[key] for key in shuffled(keys, 0, "ring")]
 
     def gates(part: Sequence[Key]) -> list[Row]:
-        return [critiques.gate_row(c, nearby(c, ring), requests, section, idf) for c in chosen(part)]
+        return [critiques.gate_row(c, nearby(c, ring), requests, section, idf, shown) for c in chosen(part)]
 
     gate_c = bench.fill("critiques.gates", keys, 64, gates)
     gate_r = bench.fill("revisions.gates", keys, 64, lambda p: [revisions.check_row(c, section) for c in chosen(p)])
