@@ -23,13 +23,13 @@ from cai.console import StopSwitch
 from cai.constitution import Constitution, check_rounds, load_constitution
 from cai.engine import Rules
 from cai.errors import DRIFT, CaiError
-from cai.files import write_atomic
+from cai.files import holds, write_atomic
 from cai.grid import Grid, load_grid
 from cai.model import Backend, LoadedModel, backend_of, load
 from cai.progress import Progress
 from cai.prompts import Prompt, load_prompt
 from cai.recipe import Recipe, Source
-from cai.run import Run, check_identity, new_run_id, read_manifest, resolve_run
+from cai.run import Run, Taken, check_identity, new_run_id, read_manifest, resolve_run
 from cai.stage import Context
 
 PROMPTS = ("instructions", "answers", "critiques", "revisions", "policy")
@@ -57,8 +57,8 @@ class Inputs:
         return recipes.identity(self.recipe, self.hashes, training=training) | model
 
     @property
-    def instructions_folder(self) -> Path:
-        return self.source.folder
+    def instructions_file(self) -> Path | None:
+        return self.files["instructions.file"][0] if self.recipe.instructions.file else None
 
 
 def runs_root(source: Source, recipe: Recipe) -> Path:
@@ -90,8 +90,9 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     if recipe.instructions.file:
         from cai.stages.instructions import read_file
 
-        read_file(source.folder / recipe.instructions.file)
-        paths["instructions.file"] = source.folder / recipe.instructions.file
+        own = source.folder / "instructions.file"
+        paths["instructions.file"] = own if inside and own.is_file() else source.folder / recipe.instructions.file
+        read_file(paths["instructions.file"])
     if recipe.instructions.file and recipe.model.backend == "fake" and recipe.items > plan.HELDOUT:
         raise CaiError(f"{source.path}: items: at most {plan.HELDOUT}")
     files = {name: (path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]) for name, path in paths.items()}
@@ -125,7 +126,7 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
             if "training_identity" in run.manifest:
                 now = inputs.identity(training=True)
                 check_identity(run.manifest["training_identity"], now, str(args.resume), str(args.recipe))
-            if run.resolved_path.read_bytes() != recipes.dump(recipe):
+            if not holds(run.resolved_path, recipes.dump(recipe)):
                 write_atomic(run.resolved_path, recipes.dump(recipe))
                 run.event("recipe_changed")
             if args.set:
@@ -169,21 +170,29 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         "heldout_items": recipe.heldout.items,
         "versions": versions(),
     }
-    for attempt in range(100):  # two runs within a second
-        run_id = new_run_id(recipe.milestone, identity) + (f"-{attempt}" if attempt else "")
-        if not (root / run_id).exists():
+    run_id, attempt = new_run_id(recipe.milestone, identity), 0
+    while True:
+        try:
+            run = Run.create(
+                root, run_id + (f"-{attempt}" if attempt else ""), content, manifest, **start_facts(inputs)
+            )
             break
-    run = Run.create(root, run_id, content, manifest, **start_facts(inputs))
+        except Taken:  # runs that start within one second
+            attempt += 1
     copy_inputs(inputs, run.path)
     return run
 
 
 def copy_inputs(inputs: Inputs, folder: Path) -> None:
-    """Copies of constitution and prompts, so that the run can be read and continued when the originals change."""
+    """Copies of every input file, so that the run can be moved, read, and continued when the originals change.
+
+    Called after the identity was checked, so a copy that was damaged becomes whole again.
+    """
     (folder / "prompts").mkdir(exist_ok=True)
     for name, (path, _) in inputs.files.items():
-        if name.endswith(".yaml") and not (folder / name).exists():
-            write_atomic(folder / name, path.read_bytes())
+        data = path.read_bytes()
+        if not holds(folder / name, data):
+            write_atomic(folder / name, data)
 
 
 def versions() -> dict[str, str]:

@@ -36,7 +36,7 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
     if not (context.run.train / "result.json").exists():
         guard.require(context)
         _require_benchmarks(context, inputs)
-    pairs = collect_pairs(context, inputs.grid, inputs.instructions_folder, until)
+    pairs = collect_pairs(context, inputs.grid, inputs.instructions_file, until)
     if len(context.log.rows) > before:
         found = instructions.summary(context.log.by_stage("instructions"), len(slots(context.recipe)))
         context.run.event("instructions_summary", **found)

@@ -33,14 +33,13 @@ def waves(context: Context, pairs: PairSet, attempt: int) -> list[int]:
     return [plan.item_at(slot, attempt) for slot in plan.slots(context.recipe) if slot not in filled]
 
 
-def collect(context: Context, grid: Grid, folder: Path, until: str = "") -> PairSet:
+def collect(context: Context, grid: Grid, source: Path | None, until: str = "") -> PairSet:
     """Run the stages until each slot has its pair or its tries are used up.
 
-    `until`: stop after that stage; "pairs" is the end of all. `folder`: where a relative instructions.file lies.
+    `until`: stop after that stage; "pairs" is the end of all. `source`: the instructions.file.
     """
     recipe = context.recipe
-    source = recipe.instructions.file
-    lines = instructions.read_file(folder / source) if source else []
+    lines = instructions.read_file(source) if source else []
     stage = chain.make_instructions(grid)
     pairs = PairSet([], [], [])
     for attempt in range(plan.tries(recipe)):
