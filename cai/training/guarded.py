@@ -153,7 +153,11 @@ class Guarded(Trainer):
             ) from None
         for name in ("training_args.bin", "README.md"):  # a pickle that nothing reads, a card that the report replaces
             (folder / name).unlink(missing_ok=True)
-        checkpoints.seal(folder, {"step": self.state.global_step, **self.plan.seal_facts})
+        try:
+            checkpoints.seal(folder, {"step": self.state.global_step, **self.plan.seal_facts})
+        except CaiError:  # a full disk: kept, it would be set aside at the next resume and hold its space for ever
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         checkpoints.prune(folder.parent, KEEP_CHECKPOINTS)
         self.plan.event("checkpoint", step=self.state.global_step)
 
