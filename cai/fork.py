@@ -64,10 +64,12 @@ def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) 
 
 def verified_rows(path: Path) -> list[Row]:
     """The rows of a log after checking its hashes; a torn tail is passed over."""
+    points = read_points(path.with_suffix(".sum"))
+    records.refuse_missing(path, points)
     rows = records.read(path)
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
-    if bad := changed(whole, read_points(path.with_suffix(".sum"))):
+    if bad := changed(whole, points):
         line = data.count(b"\n", 0, bad.start) + 1
         raise records.corrupt(path, records.Damage(line, bad.start, "changed after it was committed"))
     return rows

@@ -124,11 +124,23 @@ def look(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Sequence[Row]:
 
 
 def corrupt(path: Path, damage: Damage) -> CaiError:
+    run = next((folder for folder in path.parents if (folder / "manifest.json").exists()), path.parent)
     return CaiError(
         f"{path}: line {damage.line}, byte {damage.offset}: {damage.reason}. See what a repair would drop with: "
-        f"python runner.py --repair {path.parent}",
+        f"python runner.py --repair {run}",
         errors.CORRUPT,
     )
+
+
+def refuse_missing(path: Path, points: Sequence[Point]) -> None:
+    """CaiError(CORRUPT) for a log that is gone though its sum file says what was committed."""
+    if points and not path.exists():
+        sums = path.with_suffix(".sum").name
+        raise CaiError(
+            f"{path}: missing, but {sums} says that {points[-1].end} bytes were committed: put the file back, "
+            f"or delete {sums} as well to begin again",
+            errors.CORRUPT,
+        )
 
 
 def unique(lines: Lines, found: Scan, data: bytes) -> dict[Key, int]:
@@ -168,13 +180,7 @@ class RecordLog:
         duplicate; CaiError(IO).
         """
         points = read_points(path.with_suffix(".sum"))
-        if points and not path.exists():
-            sums = path.with_suffix(".sum").name
-            raise CaiError(
-                f"{path}: missing, but {sums} says that {points[-1].end} bytes were committed: put the file back, "
-                f"or delete {sums} as well to begin again",
-                errors.CORRUPT,
-            )
+        refuse_missing(path, points)
         log = cls(path, key, durable)
         try:
             log._load(path.read_bytes(), points, quarantine)

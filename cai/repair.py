@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai import errors, files
+from cai import errors, files, records
 from cai.console import printable
 from cai.errors import CaiError
 from cai.lock import take_lock
 from cai.scanning import RECORD_KEY, Point, encode_points, parse_line, points_of, read_points
 
 EVENT_KEY = ("attempt", "n")
-SCORE_KEY = ("metric", "item", "round")
+SCORE_KEYS = (("metric", "item", "round"), ("arm", "item", "round"))  # of the logs under eval/
+REVIEW_KEY = ("rater", "key")
+BOM = b"\xef\xbb\xbf"
 SHOWN = 60  # characters of a dropped line in the table
 
 
@@ -45,18 +47,36 @@ class Plan:
     key: tuple[str, ...]
     kept: bytes
     drops: tuple[Drop, ...]
+    restored: int = 0  # line ends (and byte-order mark) that an editor wrote, put back as they were committed
 
 
 def logs_of(run: Path) -> list[tuple[Path, tuple[str, ...]]]:
-    """Every append-only log of a run with its key."""
-    logs = [(run / "records.jsonl", RECORD_KEY), (run / "events.jsonl", EVENT_KEY)]
-    logs += [(path, SCORE_KEY) for path in sorted((run / "eval").glob("*.jsonl")) if path.with_suffix(".sum").exists()]
-    return [(path, key) for path, key in logs if path.exists()]
+    """Every append-only log of a run with its key; also one that is gone while its sum file stands."""
+    logs = [(run / "records.jsonl", RECORD_KEY), (run / "events.jsonl", EVENT_KEY), (run / "reviews.jsonl", REVIEW_KEY)]
+    scores = sorted(path.with_suffix(".jsonl") for path in (run / "eval").rglob("*.sum"))
+    logs += [(path, _score_key(path)) for path in scores]
+    return [(path, key) for path, key in logs if path.exists() or path.with_suffix(".sum").exists()]
+
+
+def _score_key(path: Path) -> tuple[str, ...]:
+    """The key that the log's first readable line has."""
+    if path.is_file():
+        with path.open("rb") as file:
+            for line in file:
+                for key in SCORE_KEYS:
+                    if not isinstance(parse_line(line, key), str):
+                        return key
+    return SCORE_KEYS[0]
 
 
 def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Plan:
-    """Sort the lines of a log into kept and dropped. Reads only."""
-    data = path.read_bytes()
+    """Sort the lines of a log into kept and dropped. Reads only.
+
+    A row never holds a raw CR, so CR LF line ends and a byte-order mark are an editor's and go without loss.
+    """
+    read = path.read_bytes()
+    data = read.removeprefix(BOM).replace(b"\r\n", b"\n")
+    restored = read.count(b"\r\n") + read.startswith(BOM)
     whole = unchanged(data, read_points(path.with_suffix(".sum")))
     kept: list[bytes] = []
     drops: list[Drop] = []
@@ -71,7 +91,7 @@ def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Plan:
             else:
                 kept.append(raw)
         offset += len(line) + 1
-    return Plan(path, key, b"".join(kept), tuple(drops))
+    return Plan(path, key, b"".join(kept), tuple(drops), restored)
 
 
 def _fault(raw: bytes, offset: int, key: tuple[str, ...], whole: Callable[[int], bool], seen: dict[Any, Any]) -> str:
@@ -118,29 +138,33 @@ def unchanged(data: bytes, points: list[Point]) -> Callable[[int], bool]:
 
 
 def repair(run: Path, write: bool = False, say: Callable[[str], None] = print) -> int:
-    """Show what a repair of every log of `run` drops; with `write`, do it. Gives the number of dropped lines.
+    """Show what a repair of every log of `run` drops; with `write`, do it. Gives the number of lines it changes.
 
-    Errors: CaiError(LOCKED) while a runner has the run, CaiError(IO).
+    Errors: CaiError(LOCKED) while a runner has the run, CaiError(CORRUPT) for a log that is gone, CaiError(IO).
     """
     lock = take_lock(run) if write else None
     try:
-        plans = [plan(path, key) for path, key in logs_of(run)]
+        logs = logs_of(run)
+        plans = [plan(path, key) for path, key in logs if path.exists()]
         for each in plans:
-            say(f"{each.path}: {each.kept.count(bytes([10]))} lines stay, {len(each.drops)} go")
+            again = f", {each.restored} line ends of an editor are put back" if each.restored else ""
+            say(f"{each.path}: {each.kept.count(bytes([10]))} lines stay, {len(each.drops)} go{again}")
             for drop in each.drops:
                 say(f"  {drop}")
-            if write and each.drops:
+            if write and (each.drops or each.restored):
                 _apply(each, run / "quarantine")
-        total = sum(len(each.drops) for each in plans)
+        for path, _ in logs:
+            records.refuse_missing(path, read_points(path.with_suffix(".sum")))
     except OSError as error:
         raise files.io_error(run, "repairing", error) from error
     finally:
         if lock is not None:
             lock.release()
+    total = sum(len(each.drops) + each.restored for each in plans)
     if total and not write:
-        say(f"nothing was changed; drop these {total} lines with: python runner.py --repair {run} --write")
+        say(f"nothing was changed; mend these {total} lines with: python runner.py --repair {run} --write")
     elif total:
-        say(f"dropped {total} lines (kept in {run / 'quarantine'}); resume to make their rows again")
+        say(f"mended {total} lines (what was dropped is in {run / 'quarantine'}); resume to make dropped rows again")
     else:
         say("nothing to repair")
     return total

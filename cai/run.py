@@ -9,6 +9,7 @@ over attempts comes from the events alone, so an attempt that was killed counts 
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import math
 import os
@@ -137,6 +138,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+class Taken(CaiError):
+    """A run of this id is there already."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path}: exists already: continue it with --resume {path}")
+
+
 class Run:
     """One run folder. `Run.create` and `Run.open` hold its lock until `close`; `Run.peek` only reads."""
 
@@ -177,16 +185,15 @@ class Run:
         """A new folder with `files_` (recipe.toml, ...) and the manifest, locked; `root/latest` points to it.
 
         `start` goes into the attempt's first event (usd_per_hour is used by `spent`). The folder is filled under a
-        hidden name and renamed, so a kill leaves no half run. Errors: CaiError(USAGE) if the id is taken, CaiError(IO).
+        hidden name and renamed, so a kill leaves no half run. Errors: `Taken` if the id is, CaiError(IO).
         """
         path = root / check_run_id(run_id)
         if path.exists() or path.is_symlink():
-            raise CaiError(f"{path}: exists already: continue it with --resume {path}", errors.USAGE)
-        beside = root / f".{run_id}.new"
+            raise Taken(path)
+        beside = root / f".{run_id}.{os.getpid()}.new"
         whole = {"schema": SCHEMA, "run": run_id, "created": utc_now(), **manifest}
         try:
             root.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(mode=0o700)
             for name, content in files_.items():
                 write_atomic(beside / name, content.encode() if isinstance(content, str) else content)
@@ -194,7 +201,11 @@ class Run:
             os.rename(beside, path)
             files.fsync_folder(root)
         except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # another runner of the same second was first
+                raise Taken(path) from None
             raise files.io_error(path, "creating the run folder", error) from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
         run = cls(path, whole, take_lock(path))
         _point_latest(root, run_id)
         return run._begin(start)

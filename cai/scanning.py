@@ -58,7 +58,7 @@ def parse_line(line: bytes, key: tuple[str, ...]) -> Row | str:
         return "NUL bytes" if b"\0" in line else "not JSON"
     if not isinstance(row, dict):
         return "not a JSON object"
-    missing = [name for name in key if name not in row]
+    missing = [name for name in key if isinstance(row.get(name, []), list | dict)]
     return f"without {', '.join(missing)}" if missing else row
 
 

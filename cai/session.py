@@ -24,13 +24,13 @@ from cai.console import StopSwitch
 from cai.constitution import Constitution, check_rounds, load_constitution
 from cai.engine import Rules
 from cai.errors import DRIFT, CaiError
-from cai.files import write_atomic
+from cai.files import holds, write_atomic
 from cai.grid import Grid, load_grid
 from cai.model import Backend, LoadedModel, backend_of, load
 from cai.progress import Progress
 from cai.prompts import Prompt, load_prompt
 from cai.recipe import Recipe, Source
-from cai.run import Run, check_identity, new_run_id, read_manifest, resolve_run
+from cai.run import Run, Taken, check_identity, new_run_id, read_manifest, resolve_run
 from cai.stage import Context
 
 PROMPTS = ("instructions", "answers", "critiques", "revisions", "policy")
@@ -151,7 +151,7 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
             if "training_identity" in run.manifest:
                 now = inputs.identity(training=True)
                 check_identity(run.manifest["training_identity"], now, str(args.resume), str(args.recipe))
-            if run.resolved_path.read_bytes() != recipes.dump(recipe):
+            if not holds(run.resolved_path, recipes.dump(recipe)):
                 write_atomic(run.resolved_path, recipes.dump(recipe))
                 run.event("recipe_changed")
             if args.set:
@@ -198,21 +198,29 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         "versions": versions(),
     }
     manifest |= {"override": inputs.override} if inputs.override else {}
-    for attempt in range(100):  # two runs within a second
-        run_id = new_run_id(recipe.milestone, identity) + (f"-{attempt}" if attempt else "")
-        if not (root / run_id).exists():
+    run_id, attempt = new_run_id(recipe.milestone, identity), 0
+    while True:
+        try:
+            run = Run.create(
+                root, run_id + (f"-{attempt}" if attempt else ""), content, manifest, **start_facts(inputs)
+            )
             break
-    run = Run.create(root, run_id, content, manifest, **start_facts(inputs))
+        except Taken:  # runs that start within one second
+            attempt += 1
     copy_inputs(inputs, run.path)
     return run
 
 
 def copy_inputs(inputs: Inputs, folder: Path) -> None:
-    """Copies of every input, so that the run can be read, continued and made again when the originals change."""
+    """Copies of every input file, so that the run can be moved, read, and continued when the originals change.
+
+    Called after the identity was checked, so a copy that was damaged becomes whole again.
+    """
     (folder / "prompts").mkdir(exist_ok=True)
     for name, (path, _) in inputs.files.items():
-        if not (folder / name).exists():
-            write_atomic(folder / name, path.read_bytes())
+        data = path.read_bytes()
+        if not holds(folder / name, data):
+            write_atomic(folder / name, data)
 
 
 def versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ from cai import errors
 from cai.errors import CaiError
 from cai.files import write_json_atomic
 from cai.settings import DpoSection, HealthSection, LoraSection
-from cai.training import fake, signs
+from cai.training import checkpoints, fake, signs
 from cai.training.job import Job, Objective, empty_cache, model_name
 from cai.training.rows import PairRow, ignore, never, revisions_only, steps_of, tokenize_pairs
 from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
@@ -116,7 +116,9 @@ def train(
         seconds=time.monotonic() - began,
         **learnt,
     )
-    write_json_atomic(folder / "result.json", {**asdict(result), "adapter": os.path.relpath(adapter, folder)})
+    relative = os.path.relpath(adapter, folder)  # the run folder may be moved
+    content = {**asdict(result), "adapter": relative, "files": checkpoints.sums_of(adapter)}
+    write_json_atomic(folder / "result.json", content)
     event("trained", **{k: v for k, v in asdict(result).items() if k not in ("log", "adapter")})
     return result
 
@@ -131,14 +133,20 @@ def _check_truncation(share: float, health: HealthSection, event: Callable[..., 
 
 
 def load_result(folder: Path) -> TrainResult | None:
-    """The result of a training that finished, or None; needs no torch, so a resume with nothing left starts at once."""
+    """The result of a training that finished, or None; needs no torch, so a resume with nothing left starts at once.
+
+    None too where the adapter is gone or shorter than it was exported: it is exported again from the last checkpoint.
+    """
     try:
         value = orjson.loads((folder / "result.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError):
+        sums = value.pop("files", {})
+        value["adapter"] = Path(os.path.normpath(folder / value["adapter"]))
+        value["too_long"] = tuple(value["too_long"])
+        result = TrainResult(**value)
+        why = checkpoints.differs(result.adapter, sums, content=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing, or not what train() wrote
         return None
-    value["adapter"] = Path(os.path.normpath(folder / value["adapter"]))  # relative: the run folder may have moved
-    value["too_long"] = tuple(value["too_long"])
-    return TrainResult(**value) if (value["adapter"] / "adapter_model.safetensors").is_file() else None
+    return result if not why and (result.adapter / "adapter_model.safetensors").is_file() else None
 
 
 def _remove_halves(folder: Path, adapter: Path) -> None:

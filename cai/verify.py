@@ -6,6 +6,7 @@ Owns the checks and their table; each check stands alone and reports all it find
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections import Counter
@@ -21,7 +22,6 @@ from filelock import FileLock, Timeout
 from cai import repair
 from cai.attempts import read_events, spent
 from cai.console import printable
-from cai.errors import CaiError
 from cai.lock import holder
 from cai.run import read_manifest
 from cai.scanning import changed, is_torn_tail, read_points, scan
@@ -52,7 +52,7 @@ def verify(run: Path) -> list[Check]:
     for promise, look in CHECKS:
         try:
             results = list(look(run))
-        except (OSError, ValueError, KeyError, TypeError, CaiError) as error:
+        except Exception as error:  # what lies in a broken run is not known beforehand; the other checks go on
             results = [("FAIL", f"{type(error).__name__}: {error}")]
         checks += [Check(promise, verdict, found) for verdict, found in results]  # type: ignore[arg-type]
     return checks
@@ -66,6 +66,22 @@ def _manifest(run: Path) -> Results:
     yield "ok", f"schema {manifest['schema']}, {len(manifest.get('identity', {}))} inputs hashed"
 
 
+def _inputs(run: Path) -> Results:
+    """The copies of prompts, constitution and instructions are what the run was made from."""
+    known = read_manifest(run / "manifest.json").get("files", {})
+    wrong = []
+    for name, sha in known.items():
+        path = run / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif hashlib.sha256(path.read_bytes()).hexdigest()[:16] != sha:
+            wrong.append(f"{name} was changed")
+    if wrong:
+        yield "FAIL", f"{', '.join(wrong)}; a resume with the recipe they came from copies them again"
+    else:
+        yield "ok", f"{len(known)} copies as they were hashed"
+
+
 def _folder(run: Path) -> Results:
     mode = stat.S_IMODE(run.stat().st_mode)
     yield ("FAIL", f"mode {mode:o}: chmod 700 {run}") if mode & 0o077 else ("ok", "only the owner may look")
@@ -77,8 +93,13 @@ def _folder(run: Path) -> Results:
 def _logs(run: Path) -> Results:
     """G1, G5, G6: each log's lines and hashes."""
     for path, key in repair.logs_of(run):
+        points = read_points(path.with_suffix(".sum"))
+        if not path.exists():
+            if points:
+                yield "FAIL", f"{path.name}: missing, {points[-1].end} bytes of it were committed"
+            continue
         data = path.read_bytes()
-        found, points = scan(data, key), read_points(path.with_suffix(".sum"))
+        found = scan(data, key)
         if found.damage and not is_torn_tail(data, found, points):
             yield "FAIL", f"{path.name}: line {found.damage.line}, byte {found.damage.offset}: {found.damage.reason}"
         elif bad := changed(data[: found.end], points):
@@ -178,28 +199,58 @@ def _lock(run: Path) -> Results:
 def _dataset(run: Path) -> Results:
     """G11 and the user's format: every example whole, its pair made of it, its texts those of the records."""
     path = run / "dataset" / "examples.jsonl"
+    trained = (run / "train" / "result.json").exists()
     if not path.exists():
-        yield "skip", "no dataset yet"
+        yield ("FAIL", "examples.jsonl is missing; a resume writes it again") if trained else ("skip", "no dataset yet")
         return
     texts: dict[str, set[str]] = {}
     for row in _rows(run):
         texts.setdefault(row["stage"], set()).add(row["text"])
-    faults = []
-    examples = [orjson.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    examples, faults = _objects(path)
     for number, example in enumerate(examples, start=1):
-        missing = [key for key in EXAMPLE_KEYS if key not in example]
-        pair = example.get("preference_pair", {})
-        if missing:
-            faults.append(f"line {number} lacks {', '.join(missing)}")
-        elif pair.get("chosen") != example["revised_answer"] or pair.get("rejected") != example["initial_answer"]:
-            faults.append(f"line {number}: the pair is not revised against initial answer")
-        elif example["initial_answer"] not in texts.get("answers", ()):
-            faults.append(f"line {number}: its answer is not in the records")
-    for pairs in sorted((run / "dataset" / "pairs").glob("*.jsonl")):
-        for number, line in enumerate(pairs.read_bytes().split(b"\n")[:-1], start=1):
-            if not {"prompt", "chosen", "rejected"} <= orjson.loads(line).keys():
-                faults.append(f"{pairs.name} line {number}: not a pair")
-    yield ("FAIL", f"{len(faults)} faults, first: {faults[0]}") if faults else ("ok", f"{len(examples)} examples")
+        if why := _example_fault(example, texts):
+            faults.append(f"line {number}: {why}")
+    for split in ("train", "heldout"):
+        pairs, wrong = _objects(run / "dataset" / "pairs" / f"{split}.jsonl")
+        faults += wrong
+        for number, pair in enumerate(pairs, start=1):
+            if pair.get("chosen") not in texts.get("revisions", ()) or pair.get("rejected") not in texts["answers"]:
+                faults.append(f"{split}.jsonl line {number}: not a pair of the records' texts")
+    if faults:
+        yield "FAIL", f"{len(faults)} faults, first: {faults[0]}; a resume writes the data set again"
+    else:
+        yield "ok", f"{len(examples)} examples"
+
+
+def _objects(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The JSON objects of a derived file, and what is wrong with it as a file of JSON lines."""
+    if not path.is_file():
+        return [], [f"{path.name} is missing"]
+    *lines, last = path.read_bytes().split(b"\n")
+    faults = [f"{path.name}: its last line is cut"] if last else []
+    objects = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            value = None
+        if isinstance(value, dict):
+            objects.append(value)
+        else:
+            faults.append(f"{path.name} line {number}: not a JSON object")
+    return objects, faults
+
+
+def _example_fault(example: dict[str, Any], texts: dict[str, set[str]]) -> str:
+    """Why an example is not what the records say, or ""."""
+    if missing := [key for key in EXAMPLE_KEYS if key not in example]:
+        return f"lacks {', '.join(missing)}"
+    pair = {"chosen": example["revised_answer"], "rejected": example["initial_answer"]}
+    if {key: example["preference_pair"].get(key) for key in pair} != pair:
+        return "the pair is not revised against initial answer"
+    stages = {"answers": "initial_answer", "critiques": "critique", "revisions": "revised_answer"}
+    other = [field for stage, field in stages.items() if example[field] not in texts.get(stage, ())]
+    return f"its {other[0]} is not in the records" if other else ""
 
 
 def _checkpoints(run: Path) -> Results:
@@ -216,8 +267,16 @@ def _checkpoints(run: Path) -> Results:
 def _adapter(run: Path) -> Results:
     """Finite, and not the adapter that training began with (all of lora_B zero)."""
     found = sorted(run.glob("adapter*/adapter_model.safetensors"))
-    if not found:
+    if not found and not (run / "train" / "result.json").exists():
         yield "skip", "no adapter yet"
+    for path in sorted((run / "train").glob("**/result.json")):
+        result = orjson.loads(path.read_bytes())
+        folder = Path(os.path.normpath(path.parent / result["adapter"]))
+        why = checkpoints.differs(folder, result.get("files", {}))
+        if not why and not (folder / "adapter_model.safetensors").is_file():
+            why = "adapter_model.safetensors is missing"
+        if why:
+            yield "FAIL", f"{folder.name}: {why}; remove that folder, and a resume exports it again"
     for path in found:
         name = path.parent.name
         for verdict, text in _tensors(path):
@@ -290,6 +349,7 @@ def _secrets(run: Path) -> Results:
 
 CHECKS: tuple[tuple[str, Callable[[Path], Results]], ...] = (
     ("manifest", _manifest),
+    ("inputs as hashed", _inputs),
     ("folder private, no links", _folder),
     ("G1 G5 G6 committed bytes", _logs),
     ("G3 exactly once", _once),

@@ -376,6 +376,24 @@ def test_a_moved_run_folder_still_has_nothing_left_to_do(run_fake: Runner, proje
     ]
 
 
+def test_a_run_of_a_users_file_goes_on_from_its_folder_alone(run_fake: Runner, project: Path, tmp_path_factory) -> None:
+    """Copied to another machine without the project: recipe, prompts, constitution and instructions lie in the run."""
+    import runner
+
+    (project / "mine.txt").write_text("Why is the sea salty?\nHow do bees find their way home?\n")
+    _, whole = run_fake("--milestone", "m1", "--set", "instructions.file=mine.txt", "--set", "items=2")
+    _, run = run_fake(
+        "--milestone", "m1", "--set", "instructions.file=mine.txt", "--set", "items=2", "--until", "answers"
+    )
+    there = tmp_path_factory.mktemp("machine") / "runs" / run.name
+    shutil.copytree(run, there)
+    shutil.rmtree(project / "prompts")
+    (project / "mine.txt").unlink()
+    assert runner.main([str(there / "recipe.toml"), "--resume", str(there)]) == errors.DONE
+    for name in ("records.jsonl", "dataset/pairs/train.jsonl", "adapter/adapter_model.safetensors"):
+        assert (there / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_a_timing_run_accepts_noise_skips_gates_and_says_so(run_fake: Runner) -> None:
     fake = ("--set", "model.backend=fake", "--set", "model.name=fake:looping", "--set", "gates.enforce=true")
     code, run = run_fake("--milestone", "m1", "--set", "pairs.accept_noise=true", fake=fake)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai import errors, fork, repair, verify
+from cai import errors, fork, repair, supervise, verify
 from cai.errors import CaiError
 from cai.records import RecordLog, read
 from cai.run import Run
 from cai.scanning import points_of
-from cai.supervise import Supervisor
+from cai.supervise import Supervisor, work_done
 
 ROOT = Path(__file__).resolve().parent.parent
 RunFake = Callable[..., tuple[int, Path]]
@@ -88,6 +89,53 @@ def test_g6_repair_drops_one_line_and_shows_it_first(run: Path, old: bytes, new:
         log.append(ROWS)
     assert sorted(map(orjson.dumps, read(run / "records.jsonl"))) == sorted(map(orjson.dumps, ROWS))
     assert verify.sound(verify.verify(run))
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_an_editors_line_ends_are_put_back_and_no_row_is_lost(run: Path, bom: bytes) -> None:
+    """Saved with CR LF (and a byte-order mark): every line differs from what was committed, no row does."""
+    path = run / "records.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(bom + before.replace(b"\n", b"\r\n"))
+    with Run.open(run) as again, pytest.raises(CaiError, match="line 1"):
+        again.records()
+    said: list[str] = []
+    assert repair.repair(run, say=said.append) == len(ROWS) + bool(bom)
+    assert f"{len(ROWS)} lines stay, 0 go" in said[0] and b"\r" in path.read_bytes()
+    repair.repair(run, write=True, say=said.append)
+    assert path.read_bytes() == before
+    assert repair.repair(run, say=said.append) == 0
+
+
+@pytest.mark.parametrize("name", ["benchmarks/xstest.jsonl", "lm_eval.jsonl", "scores.jsonl"])
+def test_logs_under_eval_are_repaired_by_their_own_key(run: Path, name: str) -> None:
+    key = ("metric" if name == "scores.jsonl" else "arm", "item", "round")
+    path = run / "eval" / name
+    path.parent.mkdir(parents=True)
+    with RecordLog.open(path, run / "quarantine", key=key) as log:
+        log.append([{key[0]: "base", "item": item, "round": 0, "text": f"text {item} 0"} for item in range(3)])
+    assert repair.repair(run, say=lambda line: None) == 0, "a whole log loses nothing"
+    assert any(name.split("/")[-1] in found.found and found.verdict == "ok" for found in check(run, "G1"))
+    path.write_bytes(path.read_bytes().replace(b"text 1", b"TEXT 1"))
+    assert repair.repair(run, write=True, say=lambda line: None) == 1
+    assert [row["item"] for row in read(path, key)] == [0, 2]
+
+
+def test_damaged_marks_of_people_are_repaired_too(run: Path) -> None:
+    with RecordLog.open(run / "reviews.jsonl", run / "quarantine", key=repair.REVIEW_KEY) as log:
+        log.append([{"rater": "ann", "key": key, "mark": "not"} for key in ("a", "b")])
+    damaged = (run / "reviews.jsonl").read_bytes().replace(b'"key":"a"', b'"key":"c"')
+    (run / "reviews.jsonl").write_bytes(damaged)
+    assert repair.repair(run, say=lambda line: None) == 1
+
+
+def test_a_log_that_is_gone_is_named_by_repair_verify_and_fork(run: Path) -> None:
+    (run / "records.jsonl").unlink()
+    for look in (lambda: repair.repair(run, say=lambda line: None), lambda: fork.plan_fork(run, {}, {})):
+        with pytest.raises(CaiError, match=r"records\.jsonl: missing, but records\.sum says") as caught:
+            look()
+        assert caught.value.code == errors.CORRUPT
+    assert any(found.verdict == "FAIL" and "missing" in found.found for found in check(run, "G1"))
 
 
 def test_repair_drops_a_row_that_someone_put_in(run: Path) -> None:
@@ -226,6 +274,65 @@ def test_verify_finds_a_secret_of_the_environment(run: Path, monkeypatch: pytest
     assert found.verdict == "FAIL" and "HF_TOKEN in status.json" in found.found and "canary" not in found.found
 
 
+@pytest.fixture
+def finished(run_fake: RunFake) -> Path:
+    return run_fake("--milestone", "m0")[1]
+
+
+HALF = object()
+BROKEN = [
+    ("dataset/examples.jsonl", None, "G11 dataset"),
+    ("dataset/examples.jsonl", HALF, "G11 dataset"),
+    ("dataset/examples.jsonl", b"[]\n", "G11 dataset"),
+    ("dataset/pairs/train.jsonl", None, "G11 dataset"),
+    ("dataset/pairs/train.jsonl", b"3\n", "G11 dataset"),
+    ("dataset/pairs/heldout.jsonl", b"{}\n", "G11 dataset"),
+    ("adapter/adapter_model.safetensors", None, "adapter"),
+    ("adapter/adapter_model.safetensors", HALF, "adapter"),
+    ("adapter/adapter_config.json", b"{}", "adapter"),
+    ("train/result.json", b"[]", "adapter"),
+    ("constitution.yaml", HALF, "inputs"),
+    ("prompts/critiques.yaml", None, "inputs"),
+    ("recipe.resolved.toml", None, ""),
+    ("eval/measured.json", b"\0", ""),
+    ("eval/measured.json", HALF, ""),
+    ("eval/gates.json", b"[]", ""),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "promise"), BROKEN, ids=[f"{n} {str(c)[:8]}" for n, c, _ in BROKEN])
+def test_g11_a_damaged_derived_file_is_named_and_a_resume_makes_it_again(
+    finished: Path, run_fake: RunFake, name: str, content: Any, promise: str
+) -> None:
+    path = finished / name
+    before = path.read_bytes()
+    assert verify.sound(verify.verify(finished))
+    path.unlink()
+    if content is not None:
+        path.write_bytes(before[: len(before) // 2] if content is HALF else content)
+    if promise:
+        assert "FAIL" in {found.verdict for found in check(finished, promise)}
+    assert run_fake("--resume", str(finished))[0] == errors.DONE
+    assert verify.sound(verify.verify(finished)), verify.table(verify.verify(finished))
+    assert path.read_bytes() == before or name == "train/result.json"  # holds the seconds that training took
+
+
+def test_verify_compares_every_text_of_the_data_set_with_the_records(finished: Path) -> None:
+    path = finished / "dataset" / "examples.jsonl"
+    example = orjson.loads(path.read_bytes())
+    example["critique"] += "!"
+    path.write_bytes(orjson.dumps(example) + b"\n")
+    assert "its critique is not in the records" in check(finished, "G11 dataset")[0].found
+
+
+def test_verify_finds_a_flipped_byte_of_the_adapter(finished: Path) -> None:
+    path = finished / "adapter" / "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    assert "changed after it was saved" in check(finished, "adapter")[0].found
+
+
 # --- fork
 
 
@@ -333,6 +440,47 @@ def supervised(tmp_path: Path, codes: list[int], grows: bool) -> tuple[int, list
     pauses: list[float] = []
     supervisor = Supervisor([sys.executable, "-c", child], tmp_path, fruitless=3, wait=pauses.append)
     return supervisor.supervise(), pauses, int(state.read_text())
+
+
+@pytest.mark.parametrize(
+    "name", ["records.jsonl", "eval/scores.jsonl", "eval/benchmarks/xstest.jsonl", "train/checkpoint-12/COMPLETE.json",
+             "train/sft/checkpoint-4/COMPLETE.json", "train/reference.safetensors", "adapter/adapter_model.safetensors"]
+)  # fmt: skip
+def test_supervise_sees_progress_of_every_phase(tmp_path: Path, name: str) -> None:
+    for old in ("train/checkpoint-8", "train/checkpoint-10"):
+        (tmp_path / old).mkdir(parents=True)
+        (tmp_path / old / "COMPLETE.json").write_text("{}")
+    before = work_done(tmp_path)
+    if "checkpoint-12" in name:  # the oldest goes when a new one is sealed: the sizes stay the same
+        shutil.rmtree(tmp_path / "train/checkpoint-8")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    after = work_done(tmp_path)
+    assert after[0] > before[0] or after[1] > before[1]
+
+
+def test_supervise_finds_the_run_as_the_runner_does(
+    project: Path, run_fake: RunFake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its id, from another folder, with `=`; and a run that is not there is one line, not eight restarts."""
+    _, run = run_fake("--milestone", "m0", "--until", "answers")
+    seen: list[Path] = []
+    monkeypatch.setattr(Supervisor, "supervise", lambda self: seen.append(self.run) or 0)
+    monkeypatch.setattr("signal.signal", lambda *arguments: None)
+    monkeypatch.chdir("/")
+    for argv in (["--resume", run.name], ["--resume=latest"], ["--resume", str(run)]):
+        assert supervise.main([str(project / "cai.toml"), *argv]) == 0
+    assert seen == [run] * 3
+    capsys.readouterr()
+    for argv in (["--resume", "nope"], []):
+        assert supervise.main([str(project / "cai.toml"), *argv]) == errors.USAGE
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_supervise_tells_a_runner_that_was_being_started(tmp_path: Path) -> None:
+    supervisor = Supervisor([sys.executable, "-c", "import time; time.sleep(30)"], tmp_path)
+    supervisor.pass_on(signal.SIGTERM, None)  # the signal came before there was a child
+    assert supervisor.supervise() == 143
 
 
 def test_supervise_restarts_what_is_resumable_and_nothing_else(tmp_path: Path) -> None:

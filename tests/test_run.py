@@ -110,6 +110,26 @@ def test_a_kill_while_a_run_is_created_leaves_no_half_run(tmp_path: Path, monkey
     assert not list((tmp_path / "runs").glob(".*.new"))
 
 
+def test_runs_that_begin_in_the_same_second_each_get_a_folder(tmp_path: Path) -> None:
+    """Four runners of one recipe, released at once: four whole runs, none disturbs another."""
+    code = (
+        "import sys, time; from pathlib import Path; from cai import run as r, session as s\n"
+        "class Same(s.argparse.Namespace): set, limit, override_gate = [], 0, None\n"
+        "r.utc_now(); s.new_run_id = lambda *a: '20260101-000000-m0-abcdef'\n"
+        "inputs = s.read_inputs(s.argparse.Namespace(recipe=Path('cai.toml'), milestone='m0', resume='', limit=0,\n"
+        "                                            override_gate=None, set=['model.backend=fake', f'runs={sys.argv[1]}']))\n"
+        "time.sleep(max(0.0, float(sys.argv[2]) - time.time()))\n"
+        "run = s.create_run(inputs, Same()); print(run.id, len(list(run.path.iterdir()))); run.close()"
+    )
+    together = str(time.time() + 3)
+    children = [python(code, str(tmp_path / "runs"), together) for _ in range(4)]
+    said = sorted(child.communicate(timeout=60)[0].split() for child in children)
+    first = "20260101-000000-m0-abcdef"
+    assert [name for name, _ in said] == [first, *(f"{first}-{n}" for n in (1, 2, 3))]
+    assert len({count for _, count in said}) == 1
+    assert not [path for path in (tmp_path / "runs").iterdir() if path.name.startswith(".")]
+
+
 def test_f13_a_second_runner_is_told_who_holds_the_run(tmp_path: Path) -> None:
     """G7."""
     run = made(tmp_path / "runs")

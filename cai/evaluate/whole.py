@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from cai.engine import Request, Sampling
 from cai.evaluate import critiques, forgetting, harness, health, judge, likelihood, preference, revisions
 from cai.evaluate.bench import Bench, Key, Row, every_example, fingerprint, load_judge, open_scores
 from cai.evaluate.cases import FALLBACK, Case, from_examples, nearby
 from cai.evaluate.text import words
 from cai.evaluate.verdict import count, sample, shuffled, unmeasured
-from cai.files import write_json_atomic
+from cai.files import holds, json_bytes, write_json_atomic
 from cai.gates import Measured
 from cai.pairs import PairSet
 from cai.stage import Context
@@ -52,8 +50,7 @@ def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Row], ada
 def _write(context: Context, content: Row) -> None:
     """eval/measured.json, and an event with the warnings; an unchanged file is left alone (a resume of a done run)."""
     path = context.run.eval / "measured.json"
-    encoded = orjson.loads(orjson.dumps(content))
-    if path.exists() and orjson.loads(path.read_bytes()) == encoded:
+    if holds(path, json_bytes(content)):
         return
     write_json_atomic(path, content)
     context.run.event("measured", figures=len(content["figures"]), warnings=content["warnings"])

@@ -77,17 +77,18 @@ def export(hf: Any, target: Path, base_name: str) -> None:
     from safetensors.torch import save_file
 
     beside = target.with_name(f".{target.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     state = get_peft_model_state_dict(hf, adapter_name=NAME, save_embedding_layers=False)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    try:
-        save_file(state, beside / "adapter_model.safetensors", metadata={"format": "pt"})
-    except Exception as error:  # safetensors wraps what the disk said
-        raise CaiError(f"{target}: writing the adapter failed: {error}. Free space and resume.", errors.IO) from None
     config = copy.deepcopy(hf.peft_config[NAME])
     config.inference_mode, config.base_model_name_or_path = True, base_name
-    config.save_pretrained(str(beside))
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        save_file(state, beside / "adapter_model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(str(beside))
+    except Exception as error:  # safetensors wraps what the disk said
+        shutil.rmtree(beside, ignore_errors=True)
+        raise CaiError(f"{target}: writing the adapter failed: {error}. Free space and resume.", errors.IO) from None
     path = beside / "adapter_config.json"
     values = {k: sorted(v) if _names(v) else v for k, v in json.loads(path.read_text()).items()}  # PEFT keeps sets
     write_atomic(path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())

@@ -45,14 +45,19 @@ def sync_tree(folder: Path) -> None:
             os.close(fd)
 
 
+def sums_of(folder: Path) -> dict[str, Any]:
+    """Name -> bytes and sha256 of every file below `folder`."""
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha(path)}
+        for path in _files(folder)
+    }
+
+
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     """Make the folder durable and write COMPLETE.json by rename. `facts`: what it belongs to, and its micro-batch."""
     try:
         sync_tree(folder)
-        files = {
-            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha(path)}
-            for path in _files(folder)
-        }
+        files = sums_of(folder)
     except OSError as error:
         raise io_error(folder, "sealing the checkpoint", error) from error
     write_json_atomic(folder / SEAL, {"v": 1, "files": files, **facts})
@@ -76,26 +81,33 @@ def fault(folder: Path) -> str | None:
     for name in REQUIRED:
         if name not in sealed["files"]:
             return f"{name} is not in {SEAL}"
-    for name, entry in sealed["files"].items():
+    if why := differs(folder, sealed["files"]):
+        return why
+    extra = {str(path.relative_to(folder)) for path in _files(folder)} - set(sealed["files"])
+    return f"{min(extra)} was not saved with it" if extra else None
+
+
+def differs(folder: Path, sums: Mapping[str, Any], *, content: bool = True) -> str | None:
+    """The first file that is not as `sums_of` saw it, or None; without `content` only the sizes are compared."""
+    for name, entry in sums.items():
         path = folder / name
         if not path.is_file() or path.is_symlink():
             return f"{name} is missing"
         if path.stat().st_size != entry["bytes"]:
             return f"{name} has {path.stat().st_size} bytes, {entry['bytes']} were saved"
-        if file_sha(path) != entry["sha256"]:
+        if content and file_sha(path) != entry["sha256"]:
             return f"{name} changed after it was saved"
-    extra = {str(path.relative_to(folder)) for path in _files(folder)} - set(sealed["files"])
-    return f"{min(extra)} was not saved with it" if extra else None
+    return None
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(PREFIX))
 
 
 def found(folder: Path) -> list[Path]:
     """Checkpoint folders, newest (most steps) first."""
     names = (path for path in folder.glob(PREFIX + "*") if path.is_dir() and path.name[len(PREFIX) :].isdigit())
-    return sorted(names, key=_step, reverse=True)
+    return sorted(names, key=step_of, reverse=True)
 
 
 def set_aside(checkpoint: Path, why: str, event: Callable[..., None]) -> Path:

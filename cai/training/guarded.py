@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
@@ -145,16 +144,21 @@ class Guarded(Trainer):
         folder = self.plan.folder / f"{checkpoints.PREFIX}{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:  # each library wraps a full disk its own way
-            shutil.rmtree(folder, ignore_errors=True)
+            for name in ("training_args.bin", "README.md"):  # a pickle that nothing reads, a card the report replaces
+                (folder / name).unlink(missing_ok=True)
+            checkpoints.seal(folder, {"step": self.state.global_step, **self.plan.seal_facts})
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # each library wraps a full disk its own way, tokenizers in a bare Exception
+            shutil.rmtree(folder, ignore_errors=True)  # set aside, it would hold its space for ever
+            if isinstance(error, CaiError):
+                raise
+            why = (str(error) or type(error).__name__).splitlines()[0][:160]
             raise CaiError(
-                f"{folder}: saving the checkpoint failed: {str(error).splitlines()[0][:160]}. "
+                f"{folder}: saving the checkpoint failed: {why}. "
                 "Free space and resume; the checkpoint before it is intact.",
                 errors.IO,
             ) from None
-        for name in ("training_args.bin", "README.md"):  # a pickle that nothing reads, a card that the report replaces
-            (folder / name).unlink(missing_ok=True)
-        checkpoints.seal(folder, {"step": self.state.global_step, **self.plan.seal_facts})
         checkpoints.prune(folder.parent, KEEP_CHECKPOINTS)
         self.plan.event("checkpoint", step=self.state.global_step)
 

@@ -1,24 +1,28 @@
 """A whole M1 on the embedded model, killed at random times: the same bytes as the run that was left alone (F04, G1-G4).
 
-Short completions keep it to minutes; the rounds are 30 unless KILL_ROUNDS says another number. Every kill comes after
-the weights are loaded.
+Short completions and small samples keep it to minutes; the rounds are 30 unless KILL_ROUNDS says another number. Every
+kill comes after the weights are loaded, so the imports are made once and forked (warm.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from whole import Project, digest, events, kill, wait_for
+from warm import Warm
+from whole import Project, digest, events, wait_for
 
 from cai import errors, verify
 from cai.records import read
@@ -26,18 +30,27 @@ from cai.records import read
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "30"))
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 SHORT = (
     "model.backend=embedded",
     "engine.batch_size=4",
-    "sampling.instructions.max_new_tokens=32",
-    "sampling.answers.max_new_tokens=32",
-    "sampling.critiques.max_new_tokens=32",
-    "sampling.revisions.max_new_tokens=32",
+    "few_shot.critiques=0",
+    "sampling.answers.max_new_tokens=24",
+    "sampling.critiques.max_new_tokens=24",
+    "sampling.revisions.max_new_tokens=24",
     "pairs.retries=0",
+    "pairs.redraws=0",
     "pairs.replacements=0",
     "dpo.save_steps=2",
+    "evaluation.likelihood_items=2",
+    "evaluation.judge_items=1",
+    "evaluation.train_pairs=2",
+    "evaluation.neutral_passages=2",
+    "evaluation.kl_passages=1",
+    "evaluation.max_text_tokens=32",
 )
 M1 = ("--milestone", "m1")
+AIMS = {3: "train", 4: "evaluate"}
 INSTRUCTIONS = (
     "Explain how a lighthouse keeper stays awake on a winter night.",
     "My neighbour's dog barks all day. What can I do?",
@@ -62,20 +75,20 @@ def embedded(project: Path) -> Project:
     return Project(project, (*SHORT, "instructions.file=given.txt"))
 
 
-def to_adapter(project: Project, *argv: str) -> float:
-    """Run until the adapter stands (evaluation has its own tests), stop politely; seconds it took."""
-    began, before = time.monotonic(), project.run
-    process = project.start(*argv)
-    wait_for(
-        process,
-        lambda: (project.run / "train" / "result.json").exists() and (argv != M1 or project.run != before),
-        3600,
-    )
-    seconds = time.monotonic() - began
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode in (errors.DONE, errors.RESUMABLE), out + err
-    return seconds
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    runner = Warm(ONE_THREAD)
+    yield runner
+    runner.close()
+
+
+def begin(runner: Warm, project: Project, *argv: str) -> Warm:
+    return runner.start(project.folder, project.command(*argv)[2:])
+
+
+def to_the_end(runner: Warm, project: Project, *argv: str) -> None:
+    code = begin(runner, project, *argv).wait(3600)
+    assert code == errors.DONE, (project.folder / "output").read_text()[-2000:]
 
 
 def at_work(run: Path, attempts: int) -> bool:
@@ -85,72 +98,98 @@ def at_work(run: Path, attempts: int) -> bool:
 
 def left_alone(project: Project) -> dict[str, str]:
     """The digest of the run that nobody kills."""
-    to_adapter(project, *M1)
+    with contextlib.closing(Warm(ONE_THREAD)) as runner:
+        to_the_end(runner, project, *M1)
     found = digest(project.run)
     assert len(read(project.run / "records.jsonl")) >= 50 and "adapter/adapter_model.safetensors" in found
     return found
 
 
-def killed_again_and_again(project: Project, alone: Future[dict[str, str]], rounds: int, seed: int) -> int:
-    """`rounds` kills, each a random time after the weights are loaded; gives how many came while work was left."""
-    draw, committed, interrupted = random.Random(seed), 0, 0
+def phase_now(run: Path) -> str:
+    """What status.json says the run was doing: generation, train or evaluate."""
+    stage = str(json.loads((run / "status.json").read_text())["stage"]).split()[0]
+    return stage if stage in ("train", "evaluate", "load") else "generation"
+
+
+def killed_again_and_again(project: Project, alone: Future[dict[str, str]], rounds: int, seed: int) -> list[str]:
+    """`rounds` kills, each a random time after the weights are loaded; gives the phases of those that left work.
+
+    Of five the fourth waits for training and the fifth for evaluation, so that no phase is left out by chance.
+    """
+    draw, committed = random.Random(seed), 0
+    interrupted: list[str] = []
     argv, done = M1, Path("none")
-    for _ in range(rounds):
-        loaded = len(events(project.run, "preflight")) if argv != M1 else 0
-        process = project.start(*argv)
-        wait_for(process, lambda old=done, before=loaded: project.run != old and at_work(project.run, before), 600)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=draw.uniform(0.0, 16.0))
-        kill(process)
-        rows = read(project.run / "records.jsonl")
-        assert len(rows) >= committed, "a committed row is gone"
-        committed, argv = len(rows), ("--resume", "runs/latest")
-        if (project.run / "train" / "result.json").exists():  # done between two kills: compare, and begin again
+    with contextlib.closing(Warm(ONE_THREAD)) as runner:
+        for number in range(rounds):
+            aim = AIMS.get(number % 5)
+            loaded = len(events(project.run, "preflight")) if argv != M1 else 0
+            process = begin(runner, project, *argv)
+            wait_for(process, lambda old=done, before=loaded: project.run != old and at_work(project.run, before), 600)
+            if aim:
+                wait_for(process, lambda phase=aim: phase_now(project.run) in (phase, "evaluate"), 3600)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(draw.uniform(0.0, 4.0 if aim else 16.0))
+            process.send_signal(signal.SIGKILL)
+            code = process.wait(60)
+            rows = read(project.run / "records.jsonl")
+            assert len(rows) >= committed, "a committed row is gone"
+            committed, argv = len(rows), ("--resume", "runs/latest")
+            if code == errors.DONE:  # done between two kills: compare, and begin again
+                assert digest(project.run) == alone.result()
+                argv, done, committed = M1, project.run, 0
+            else:
+                assert code == -signal.SIGKILL, (project.folder / "output").read_text()[-2000:]
+                interrupted.append(phase_now(project.run))
+        if argv != M1:
+            to_the_end(runner, project, *argv)
             assert digest(project.run) == alone.result()
-            argv, done, committed = M1, project.run, 0
-        else:
-            interrupted += 1
-    if argv != M1:
-        to_adapter(project, *argv)
-        assert digest(project.run) == alone.result()
     assert verify.sound(verify.verify(project.run)), verify.table(verify.verify(project.run))
     return interrupted
 
 
 def test_f04_whole_m1_killed_at_random_times(embedded: Project, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """From the instructions to the adapter; records, data set and adapter have the bytes of the run left alone.
+    """From the instructions to the report; records, data set and adapter have the bytes of the run left alone.
 
-    Two projects side by side beside the one left alone, a thread each: a resume spends most of its time importing,
-    on one core.
+    Two projects side by side beside the one left alone, a thread each.
     """
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     projects = []
     for name in ("left", "right"):
         folder = tmp_path_factory.mktemp(name) / "project"
         shutil.copytree(embedded.folder, folder)
-        projects.append(Project(folder, embedded.sets, one_thread))
-    embedded.env |= one_thread
+        projects.append(Project(folder, embedded.sets))
     with ThreadPoolExecutor(3) as pool:
         alone = pool.submit(left_alone, embedded)
         jobs = [
             pool.submit(killed_again_and_again, project, alone, -(-ROUNDS // 2), seed)
             for seed, project in enumerate(projects)
         ]
-        interrupted = sum(job.result() for job in jobs)
-    print(f"{ROUNDS} kills, {interrupted} of them with work left")
-    assert interrupted >= 0.6 * ROUNDS
+        interrupted = Counter(phase for job in jobs for phase in job.result())
+    print(f"{ROUNDS} kills, with work left in: {dict(interrupted)}")
+    assert interrupted.total() >= 0.6 * ROUNDS
+    assert ROUNDS < 30 or {"generation", "train", "evaluate"} <= interrupted.keys(), "the kills did not spread"
 
 
-@pytest.mark.parametrize("stage", ["answers", "train"])
-def test_f20_sigterm_on_the_embedded_model_ends_in_five_seconds(embedded: Project, stage: str) -> None:
-    """In the middle of a batch and of a DPO step: exit 75 within five seconds of the notice."""
-    process = embedded.start(*M1, "--limit", "2")
+@pytest.mark.parametrize("begun", ["model_loaded", "train_step", "trained"])
+def test_f20_sigterm_on_the_embedded_model_ends_in_five_seconds(embedded: Project, warm: Warm, begun: str) -> None:
+    """In the middle of a batch, of a DPO step and of the evaluation: exit 75 within five seconds of the notice."""
+    process = begin(warm, embedded, *M1, "--limit", "2", "--set", "pairs.accept_noise=true")
     latest = embedded.folder / "runs" / "latest"
-    begun = "model_loaded" if stage == "answers" else "train_step"
     wait_for(process, lambda: latest.exists() and bool(events(latest.resolve(), begun)), seconds=900)
-    time.sleep(1.0 if stage == "answers" else 0.0)
+    time.sleep(0.0 if begun == "train_step" else 1.0)
+    ends_resumable(process, embedded)
+
+
+def test_f20_sigterm_while_the_libraries_are_imported(embedded: Project) -> None:
+    process = embedded.start(*M1, "--limit", "2", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    status = embedded.folder / "runs" / "latest" / "status.json"
+    wait_for(process, lambda: status.exists() and "load the model" in status.read_text(), seconds=900)
+    time.sleep(1.0)
+    ends_resumable(process, embedded)
+
+
+def ends_resumable(process: Warm | subprocess.Popen[str], project: Project) -> None:
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == errors.RESUMABLE, err
+    assert process.wait(timeout=60) == errors.RESUMABLE
     assert time.monotonic() - began < 5
+    assert verify.sound(verify.verify(project.run))
