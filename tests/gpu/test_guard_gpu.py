@@ -17,6 +17,7 @@ from cai.engine import Request, Sampling, never
 from cai.guard import Exchange, make_guard
 from cai.settings import EngineSection, ModelSection
 from cai.settings_m3 import GuardSection
+from tests.guard_support import QWEN_GEN
 from tests.support import ROOT
 
 pytestmark = pytest.mark.gpu
@@ -43,6 +44,8 @@ def weights(variable, shape, quantization, folder):
     path = Path(os.environ.get(variable, folder / f"random-{shape}"))
     if not path.is_dir():
         make_model.write(make_model.SHAPES[shape], path, quantization=quantization)
+        if variable == "CAI_RANDOM_GUARD":  # its tokenizer is a small model's: give it a guard's template
+            (path / "chat_template.jinja").write_text(QWEN_GEN)
     return str(path)
 
 
