@@ -124,7 +124,7 @@ def test_a_users_own_small_file_works(tmp_path):
 
 @pytest.mark.long
 def test_exam_on_the_embedded_model(rows):
-    """Deterministic part and CSI/CRI together: at least 80% of good, at most 10% of each bad kind. About 20 minutes."""
+    """Deterministic part and CSI/CRI together: at least 80% of good, at most 10% of each bad kind. Half an hour."""
     from cai.evaluate.likelihood import Scorer
     from cai.model import load
     from cai.settings import EngineSection, ModelSection
