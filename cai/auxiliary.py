@@ -206,7 +206,9 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
         with quiet():
             dtype = torch.bfloat16 if cuda else torch.float32
             options["device_map"] = "cuda" if cuda else "cpu"  # straight onto the device: no copy in host memory
-            hf = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, **options)
+            hf = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, trust_remote_code=False, use_safetensors=True, **options
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise _no_loading(name, key, error) from None
     hf.eval()

@@ -248,9 +248,17 @@ def _from_pretrained(section: ModelSection, backend: Backend, name: str) -> tupl
         raise CaiError(f"model.name: cannot load {section.name!r}: {line} {remedy}") from None
 
 
+def refuse_pickles(folder: Path, key: str) -> None:
+    """A folder whose weights are pickles alone is not loaded: a pickle can hold code."""
+    pickles = sorted(path.name for suffix in ("bin", "pt", "pth") for path in folder.glob(f"*model*.{suffix}"))
+    if pickles and not list(folder.glob("*.safetensors")):
+        raise CaiError(f"{key}: {folder}: {pickles[0]} is a pickle, which may hold code. Save it as safetensors.")
+
+
 def resolve_name(section: ModelSection, say: Callable[[str], None]) -> str:
     """The name that will really be loaded: Unsloth maps some names to a pre-quantised twin on the hub."""
     if Path(section.name).is_dir():
+        refuse_pickles(Path(section.name), "model.name")
         return section.name
     if Path(section.name).is_absolute() or section.name.startswith((".", "~")):
         raise CaiError(f"model.name: {section.name}: no such folder. Give a hub id or the folder of a saved model.")

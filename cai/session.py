@@ -33,6 +33,7 @@ from cai.recipe import Recipe, Source
 from cai.run import Run, Taken, check_identity, new_run_id, read_manifest, resolve_run
 from cai.stage import Context
 
+LONGEST_NAME = 100  # of a file that a run may make, its id included
 PROMPTS = ("instructions", "answers", "critiques", "revisions", "policy")
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "accelerate", "datasets")
 
@@ -74,7 +75,7 @@ class Inputs:
 
 def runs_root(source: Source, recipe: Recipe) -> Path:
     """Where runs lie. A recipe inside a run folder (its copy) means that folder's parent."""
-    return source.folder.parent if in_run(source) else source.folder / recipe.runs
+    return source.folder.parent if in_run(source) else _usable(source.folder / recipe.runs, source)
 
 
 def home(source: Source, recipe: Recipe) -> Path:
@@ -90,6 +91,17 @@ def in_run(source: Source) -> bool:
     return (source.folder / "manifest.json").is_file()
 
 
+def _usable(root: Path, source: Source) -> Path:
+    """`root`, unless no folder of that name can be: too long, with a NUL, below a file, not to be looked into."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(root / ("x" * LONGEST_NAME))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise CaiError(f"{source.path}: runs: {str(root)[:200]!r}: {why}. Name a folder that can be made.") from None
+    return root
+
+
 def read_inputs(args: argparse.Namespace) -> Inputs:
     """Recipe, constitution, prompts and grid, every fault of theirs before anything is spent."""
     source = recipes.read(args.recipe)
@@ -98,6 +110,7 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     sets = [*manifest.get("sets", []), *args.set]
     backend = _peek_backend(source, milestone, sets)
     recipe = recipes.resolve(source, milestone=milestone, sets=sets, embedded=backend == "embedded")
+    runs_root(source, recipe)
     if args.limit:
         recipe = recipe.model_copy(update={"items": min(recipe.items, args.limit)})
     inside = in_run(source)
@@ -320,4 +333,4 @@ def locate(args: argparse.Namespace, argument: str) -> Path:
     for text in args.set:
         if text.replace(" ", "").startswith("runs="):
             root = source.folder / text.split("=", 1)[1].strip().strip("\"'")
-    return resolve_run(argument or "latest", root)
+    return resolve_run(argument or "latest", _usable(root, source))

@@ -25,6 +25,7 @@ from cai.console import printable
 from cai.lock import holder
 from cai.run import read_manifest
 from cai.scanning import changed, is_torn_tail, read_points, scan
+from cai.tensors import safetensors_fp32
 from cai.training import checkpoints
 
 Verdict = Literal["ok", "FAIL", "note", "skip"]
@@ -192,6 +193,9 @@ def _lock(run: Path) -> Results:
     except Timeout:
         yield "note", f"held by {holder(run)}"
         return
+    except OSError as error:
+        yield "skip", f"the lock cannot be taken here: {error.strerror}"
+        return
     lock.release()
     yield "ok", "free: no runner works on it"
 
@@ -296,23 +300,6 @@ def _tensors(path: Path) -> Results:
         yield "FAIL", "every lora_B is zero: nothing was trained"
     else:
         yield "ok", f"{len(tensors)} tensors, all finite, {len(moved)} lora_B not zero"
-
-
-def safetensors_fp32(path: Path) -> dict[str, Any]:
-    """Tensors of a safetensors file as fp32 arrays, bf16 included (numpy has none), without torch."""
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = orjson.loads(data[8 : 8 + size])
-    kinds = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
-    tensors = {}
-    for name, facts in header.items():
-        if name != "__metadata__" and facts["dtype"] in kinds:
-            start, end = (8 + size + offset for offset in facts["data_offsets"])
-            value = np.frombuffer(data[start:end], dtype=kinds[facts["dtype"]])
-            if facts["dtype"] == "BF16":
-                value = (value.astype(np.uint32) << 16).view(np.float32)
-            tensors[name] = value
-    return tensors
 
 
 def _leftovers(run: Path) -> Results:

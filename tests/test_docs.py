@@ -88,6 +88,17 @@ def test_recipe_keys_exist(page):
             assert key in known or key.startswith(("pairs.yield", "dpo.bta")), key
 
 
+def test_each_guarantee_names_its_tests_and_each_fault_has_one():
+    sources = "\n".join(path.read_text() for path in (REPO / "tests").rglob("test_*.py"))
+    known = set(re.findall(r"^def (test_\w+)\(", sources, re.MULTILINE))
+    rows = re.findall(r"^\| (G\d+) .*\| (`test_.*) \|$", (REPO / "README.md").read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == [f"G{number}" for number in range(1, 13)]
+    named = {name for _, cell in rows for name in re.findall(r"`(\w+)`", cell)}
+    assert len(named) >= 12 and named <= known, named - known
+    faults = {int(found) for name in known for found in re.findall(r"^test_f(\d\d)_", name)}
+    assert faults == set(range(1, 31)), set(range(1, 31)) - faults
+
+
 def test_exit_codes_are_all_explained():
     text = (REPO / "docs" / "troubleshooting.md").read_text()
     table = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE) for code in row.split(",")}

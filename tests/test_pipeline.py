@@ -286,6 +286,16 @@ def test_a_flag_without_its_command_starts_no_run(
     assert not (project / "runs").exists()
 
 
+@pytest.mark.parametrize("runs", ["x" * 300, "abcdefghi/" * 500, "a\\u0000b", "cai.toml"])
+def test_a_runs_folder_that_cannot_be_is_one_clear_line(
+    run_fake: Runner, capsys: pytest.CaptureFixture[str], runs: str
+) -> None:
+    for argv in (("--milestone", "m0"), ("--status", "latest"))[: 1 if "\\" in runs else 2]:
+        code, _ = run_fake(*argv, "--set", f'runs="{runs}"')
+        said = capsys.readouterr().err
+        assert code == errors.USAGE and len(said.strip().splitlines()) == 1 and "cai.toml: runs: " in said
+
+
 def test_unknown_flag_and_missing_recipe(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import runner
 

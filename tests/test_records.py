@@ -367,6 +367,15 @@ def test_a_torn_or_missing_sum_file_does_no_harm(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes().replace(b"TEXT 4", b"text 4"))
 
 
+def test_sum_lines_that_go_backwards_are_passed_over(tmp_path: Path) -> None:
+    """A line of the unsynced sum file that a power cut mixed up accuses no row."""
+    path = filled(tmp_path, BATCHES)
+    with path.with_suffix(".sum").open("ab") as file:
+        file.write(b"5 3 0123456789abcdef\n0 20 0123456789abcdef\n")
+    with reopened(path) as log:
+        assert len(log.rows) == 6 and log.healed is None
+
+
 def test_a_reader_never_writes(tmp_path: Path) -> None:
     path = filled(tmp_path, BATCHES)
     path.write_bytes(path.read_bytes() + b"torn")

@@ -130,6 +130,24 @@ def test_runs_that_begin_in_the_same_second_each_get_a_folder(tmp_path: Path) ->
     assert not [path for path in (tmp_path / "runs").iterdir() if path.name.startswith(".")]
 
 
+def test_another_runner_that_was_first_by_a_moment_keeps_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder appears between the look and the rename: the id is taken, nothing of the other's is touched."""
+    root, real = tmp_path / "runs", os.rename
+
+    def late(source: Path, target: Path) -> None:
+        Path(target).mkdir(exist_ok=True)
+        (Path(target) / "records.jsonl").write_bytes(b"theirs")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(run_module.Taken, match="exists already"):
+        made(root)
+    assert [path.name for path in root.iterdir()] == ["20260101-000000-m0-abcdef"]
+    assert (root / "20260101-000000-m0-abcdef" / "records.jsonl").read_bytes() == b"theirs"
+
+
 def test_f13_a_second_runner_is_told_who_holds_the_run(tmp_path: Path) -> None:
     """G7."""
     run = made(tmp_path / "runs")

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from cai import errors
+from cai import errors, verify
 from cai.records import RecordLog, read
+from cai.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -101,6 +102,17 @@ def test_f12_read_only_folder(small_disk: Path) -> None:
     code, said = finished(write(small_disk, 2))
     assert code == errors.IO and "make the folder writable" in said[-1]
     assert (small_disk / "records.jsonl").read_bytes() == before and len(read(small_disk / "records.jsonl")) == 8
+
+
+def test_f12_a_run_on_a_read_only_disk_can_be_verified(small_disk: Path) -> None:
+    """An archived run: what cannot be asked there is skipped with its reason, nothing fails."""
+    Run.create(small_disk, "20260101-000000-m0-abcdef", {}, {}).close()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    found = verify.verify(small_disk / "20260101-000000-m0-abcdef")
+    assert verify.sound(found), verify.table(found)
+    assert [each.found for each in found if each.promise == "G7 one writer"] == [
+        "the lock cannot be taken here: Read-only file system"
+    ]
 
 
 @pytest.mark.parametrize(("call", "nth"), [("fdatasync", 1), ("fdatasync", 3)])
