@@ -100,6 +100,8 @@ def _decide(measured: Measured, gate: GateSpec, controls: Mapping[str, Measured]
         return "UNMEASURED", measured.note or "no unit was scored"
     if measured.facts.get("stand_in"):
         return "UNMEASURED", "the stand-in judged it, which measures nothing"
+    if measured.facts.get("trial"):
+        return "UNDERPOWERED", f"a trial on a part of the rows (n={measured.n})"
     if not math.isfinite(value):
         return "FAIL", f"the value is {value}"
     tried = measured.n + measured.unscored
