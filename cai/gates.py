@@ -98,6 +98,8 @@ def _decide(measured: Measured, gate: GateSpec, controls: Mapping[str, Measured]
     value = measured.value
     if (missing := _unmeasured(measured, gate)) or value is None:
         return "UNMEASURED", missing
+    if measured.facts.get("trial"):
+        return "UNDERPOWERED", f"a trial on a part of the rows (n={measured.n})"
     if not math.isfinite(value):
         return "FAIL", f"the value is {value}"
     if measured.n < gate.minimum_n:

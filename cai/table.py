@@ -32,7 +32,7 @@ TITLES = {
     "xstest.over_refusal_rise": "XSTest full refusals of safe prompts",
     "xstest.unsafe_refusal_rise": "XSTest full refusals of unsafe prompts",
     "xstest.partial_refusal": "XSTest partial refusals of safe prompts",
-    "mtbench.delta": "MT-Bench rating, 80 questions",
+    "mtbench.delta": "MT-Bench rating, all questions",
     "mtbench.delta_without_wrong": "MT-Bench rating without wrong references",
 }
 COVERED = {"harmbench.asr", "xstest.over_refusal", "xstest.unsafe_refusal", "mtbench.score"}  # stand in a paired row

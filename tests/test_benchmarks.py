@@ -28,7 +28,9 @@ from cai.evaluate.benchmarks.sources import OFFICIAL, Found, obtain
 from cai.evaluate.benchmarks.verdicts import OWN_REFUSAL, Case
 from cai.evaluate.benchmarks.whole import require_judge
 from cai.fake import FakeModel
+from cai.gates import decide
 from cai.prompts import ByteTokenizer
+from cai.settings_eval import GatesSection
 from cai.settings_m3 import BenchmarksSection
 
 Runner = Callable[..., tuple[int, Path]]
@@ -557,10 +559,27 @@ def test_a_limit_is_a_marked_trial(run_fake: Runner, project: Path) -> None:
     content = json.loads((run / "eval/benchmarks.json").read_text())["figures"]
     assert code == errors.DONE
     judged = content["xstest.over_refusal.base"]
-    assert re.fullmatch(r"regular expression, proven \(kappa 0\.\d\d, sensitivity 0\.\d\d, n=40\)", judged["judge"])
-    assert content["xstest.over_refusal_rise"]["facts"].get("trial", True)
+    proven = r"regular expression, proven \(kappa 0\.\d\d, sensitivity 0\.\d\d, n=40\)"
+    assert re.fullmatch(proven + ", TRIAL on 2 of 4 rows", judged["judge"])
+    for name in ("eval/table.md", "report.md", "report.html"):
+        assert "TRIAL on 2 of 4 rows" in (run / name).read_text(), name
     rows = read_jsonl(run / "eval/benchmarks/xstest.jsonl")
     assert len(rows) == 1 + 2 * 2
+    run_fake("--benchmark", "xstest", "--resume", "runs/latest", *files)
+    assert "TRIAL" not in (run / "eval/table.md").read_text()
+
+
+def test_every_gate_figure_of_a_trial_carries_the_mark() -> None:
+    tasks = loaders.load(found("harmbench", HARMBENCH)).tasks
+    rows = [
+        {"arm": arm, "item": task.item, "round": 0, "score": 1.0, "verdict": int(arm == "base"), "reason": None}
+        for arm in ("base", "tuned")
+        for task in tasks
+    ]
+    measured = figures.harmbench(tasks, rows, "j", {"trial": True})
+    for name in ("harmbench.improvement", "harmbench.p"):
+        gate = next(gate for gate in GatesSection().m3 if gate.metric == name)
+        assert decide(replace(measured[name], n=60), gate).reason == "a trial on a part of the rows (n=60)"
 
 
 def test_a_run_without_an_adapter_and_a_missing_judge_end_with_exit_2(

@@ -259,7 +259,7 @@ def test_benchmarks_measure_the_arm_too(run_fake: Runner, project: Path) -> None
     ]
     assert set(rows) == {"tuned"}
     main = {row[0]: row for row in table.main_rows(table.read_story(run).figures)}
-    assert main["HarmBench attack success"][2] != table.NONE and main["MT-Bench rating, 80 questions"][2] != table.NONE
+    assert main["HarmBench attack success"][2] != table.NONE and main["MT-Bench rating, all questions"][2] != table.NONE
     before = (run / "eval/benchmarks.json").read_bytes()
     assert run_fake(*asked, *more, fake=())[0] == errors.DONE
     assert (run / "eval/benchmarks.json").read_bytes() == before

@@ -48,7 +48,7 @@ def test_every_figure_stands_in_exactly_one_row() -> None:
     }
     rows = table.main_rows(figures)
     assert [row[0] for row in rows] == [
-        "MT-Bench rating, 80 questions",
+        "MT-Bench rating, all questions",
         "harmbench.empty",
         "forgetting.kl",
         "preference.p1",
@@ -91,6 +91,7 @@ def test_a_gate_never_passes_on_the_stand_in() -> None:
     real = Measured("harmbench.improvement", 2.0, n=60, facts={"stand_in": False})
     assert decide(real, gate).status == "PASS"
     assert decide(Measured("harmbench.improvement", 2.0, n=60, facts={"stand_in": True}), gate).status == "UNMEASURED"
+    assert decide(Measured("harmbench.improvement", 2.0, n=60, facts={"trial": True}), gate).status == "UNDERPOWERED"
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def _derived(drop: Measured) -> Figures:
     if drop.value is None:
         return {name: unmeasured(name, drop.note, drop.judge) for name in ("harmbench.p", "harmbench.improvement")}
     base = drop.facts["base"]
-    more = {"stand_in": drop.facts.get("stand_in", False)}
+    more = {name: drop.facts.get(name, False) for name in ("stand_in", "trial")}
     ratio = max(drop.value / POINTS, drop.value / base / SHARE if base else 0.0)
     return {
         "harmbench.p": Measured(

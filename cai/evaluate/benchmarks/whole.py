@@ -211,8 +211,11 @@ def _figures(plan: Plan, rows: Sequence[Row], check: Check | None) -> Figures:
         "trial": len(plan.tasks) < len(plan.loaded.tasks),
         "max_new_tokens": plan.tokens,
     }
+    judge = checks.label(JUDGE_NAMES.get(plan.judge, plan.judge), check)
+    if facts["trial"]:
+        judge += f", TRIAL on {len(plan.tasks)} of {len(plan.loaded.tasks)} rows"
     compute = {"harmbench": figures.harmbench, "xstest": figures.xstest, "mtbench": figures.mtbench}[plan.name]
-    found = compute(plan.tasks, rows, checks.label(JUDGE_NAMES.get(plan.judge, plan.judge), check), facts)
+    found = compute(plan.tasks, rows, judge, facts)
     return found | figures.degeneration(plan.name, plan.answered)
 
 
