@@ -66,13 +66,13 @@ def _compare(one: str, two: str, what: str, first: dict[int, bool], second: dict
 
 
 def controls(reviews: Sequence[Row], rater: str, what: str) -> Row | None:
-    """How often a rater called a control good: should be rare, or the marks mean little."""
+    """How often a rater saw a control for one: should be nearly always, or the marks mean little."""
     mine = [r for r in reviews if r["rater"] == rater and r["what"] == what and r.get("control")]
     if not mine:
         return None
-    wrong = sum(r["mark"] in GOOD[what] for r in mine)
-    return {"who": f"{rater}, controls called good", "what": what, "n": len(mine), "raw": wrong / len(mine),
-            "kappa": None, "yes": (wrong, len(mine))}  # fmt: skip
+    right = sum(r["mark"] not in GOOD[what] for r in mine)
+    return {"who": f"{rater}, controls called bad", "what": what, "n": len(mine), "raw": right / len(mine),
+            "kappa": None, "yes": (right, len(mine))}  # fmt: skip
 
 
 def refused(reviews: Sequence[Row]) -> dict[int, str]:

@@ -12,9 +12,10 @@ import hmac
 import re
 import secrets
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -65,13 +66,28 @@ def command(args: argparse.Namespace) -> int:
 
     path, rater = locate(args, args.review), args.rater or "me"
     story = read_story(path)
-    with reviewing(story, rater) as session:
+    with reviewing(story, rater) as session, suppress(KeyboardInterrupt), ended_by_signals():
         if args.terminal:
             ask(session, input, say)
         else:
             serve(session, say)
     finish(path, say)
     return errors.DONE
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """A hangup and SIGTERM end a review like Ctrl-C: whoever marked is gone, and the lock must not stay."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import shlex
+import signal
 import threading
 from urllib.parse import urlencode, urlparse
 
@@ -145,6 +146,15 @@ def test_a_form_marks_and_a_second_post_does_not(served):
     assert len(session.tasks) - len(session.pending) == 1
 
 
+@pytest.mark.parametrize("name", [signal.SIGHUP, signal.SIGTERM])
+def test_a_closed_terminal_ends_a_review(name):
+    """A run lasts through a hangup; a server that waits for a person who is gone would hold the lock for ever."""
+    before = signal.getsignal(name)
+    with pytest.raises(KeyboardInterrupt), review.ended_by_signals():
+        signal.raise_signal(name)
+    assert signal.getsignal(name) == before
+
+
 def test_terminal_form(path):
     answers = iter(["?", "m", "n", ""])
     said = []
@@ -160,12 +170,12 @@ def test_agreement_of_metric_and_people_and_controls(path):
     rows = {(r["who"], r["what"]): r for r in agreement(read_story(path))}
     both = rows["ann and ben", "critique"]
     assert (both["n"], both["raw"]) == (10, 0.9)
-    assert rows["ann, controls called good", "critique"]["raw"] == 0.0
+    assert rows["ann, controls called bad", "critique"]["raw"] == 1.0
     assert ("metric and ann", "critique") not in rows  # nothing was scored in this run
     write_pages(path)
     html = (path / "report.html").read_text()
     assert "ann and ben" in html
-    assert "controls called good" in html
+    assert "controls called bad" in html
 
 
 def test_pairs_are_filtered_by_the_marks(path):

@@ -220,7 +220,8 @@ def summary(rows: Sequence[Row], wanted: int) -> dict[str, Any]:
         if row["status"] != "ok":
             name = row["reason"].split(":")[0]
             reasons[name] = reasons.get(name, 0) + 1
+    drawn = sum(row.get("parent") is None for row in rows)  # a repeat of an instruction is no try
     texts = [row["text"] for row in fresh]
-    return {"wanted": wanted, "accepted": len(fresh), "attempts": len(rows), "rejects": reasons} | {
+    return {"wanted": wanted, "accepted": len(fresh), "attempts": drawn, "rejects": reasons} | {
         "diversity": diversity(texts)
     }
