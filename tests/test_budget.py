@@ -155,6 +155,7 @@ def made(path):
     return {name: (path / name).read_bytes() for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", SPENT)
 def test_the_limit_stops_every_phase_with_a_report_and_the_line_that_goes_on(phase, run_fake, monkeypatch, capsys):
     _, alone = run_fake("--milestone", "m1", "--set", "engine.batch_size=2")

@@ -203,6 +203,7 @@ def test_the_guard_is_checked_once_before_it_decides_and_its_label_says_so(run_f
     assert kinds.count("checked") == 1
 
 
+@pytest.mark.slow
 def test_checks_off_leave_the_records_as_they_are_and_no_file(run_fake: Runner) -> None:
     _, on = run_fake("--milestone", "m1", *GUARD)
     _, off = run_fake("--milestone", "m1", *GUARD, "--set", "checks.enabled=false")

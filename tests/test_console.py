@@ -126,6 +126,7 @@ def test_g10_the_switch_turns_inside_one_long_native_call(tmp_path: Path) -> Non
     assert process.wait(timeout=5) == errors.RESUMABLE
 
 
+@pytest.mark.slow
 def test_hold_puts_the_deadline_off() -> None:
     code = (
         "import time\nfrom cai.console import StopSwitch\nswitch = StopSwitch(grace_seconds=0.2).install()\n"
@@ -169,6 +170,7 @@ def test_f21_sighup_does_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "ready\nfinished\n"
 
 
+@pytest.mark.slow
 def test_f21_a_terminal_that_closes(tmp_path: Path) -> None:
     """A real pseudo-terminal, the child its session leader: closing it sends SIGHUP and makes every write fail."""
     leader, follower = pty.openpty()
@@ -190,6 +192,7 @@ def _session() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
+@pytest.mark.slow
 def test_f21_piped_into_head(tmp_path: Path) -> None:
     process = child(tmp_path, "5", "1", "polite", stdout=subprocess.PIPE)
     assert process.stdout and process.stdout.readline()

@@ -74,6 +74,7 @@ def test_hostile_text_stays_one_line_a_row(tmp_path):
     assert read(folder / "pairs" / "train.jsonl")[0]["chosen"] == hostile
 
 
+@pytest.mark.slow
 def test_the_folder_loads_with_datasets(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

@@ -57,6 +57,7 @@ def test_a_prompt_that_fills_the_context_is_refused():
         dry_run(inputs("--set", "model.backend=cuda", "--set", "model.name=no/no", "--set", "model.max_seq_length=300"))
 
 
+@pytest.mark.slow
 def test_under_two_seconds_without_torch_and_writes_nothing(tmp_path):
     for name in ("cai.toml", "constitution.yaml"):
         (tmp_path / name).write_bytes((REPO / name).read_bytes())

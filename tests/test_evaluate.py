@@ -216,6 +216,7 @@ def test_a_run_is_measured_whole(run_fake):
     assert figures["forgetting.kl"]["value"] is None  # the fake has no distributions, and says so
 
 
+@pytest.mark.slow
 def test_twice_the_same_numbers(run_fake):
     _, first = run_fake(*HELDOUT)
     _, second = run_fake(*HELDOUT)
@@ -225,6 +226,7 @@ def test_twice_the_same_numbers(run_fake):
     assert [line for line in scores[0].split(b"\n")[1:]] == [line for line in scores[1].split(b"\n")[1:]]
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_where_it_stopped(run_fake, monkeypatch):
     _, whole_run = run_fake(*HELDOUT)
     done = read(whole_run / "eval" / "scores.jsonl", KEY)

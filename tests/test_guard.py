@@ -218,6 +218,7 @@ def test_every_kept_pair_has_a_guard_row_and_dropped_slots_are_tried_again(run_f
     assert sum(figure["facts"]["reasons"].values()) == len(dropped)
 
 
+@pytest.mark.slow
 def test_a_run_cut_in_the_guard_stage_resumes_to_the_same_bytes(run_fake: Runner) -> None:
     _, whole = run_fake("--milestone", "m1", *ON)
     lines = (whole / "records.jsonl").read_bytes().splitlines(keepends=True)

@@ -480,6 +480,7 @@ TestLogMachine = LogMachine.TestCase
 TestLogMachine.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 
 
+@pytest.mark.slow
 def test_throughput_and_opening_time(tmp_path: Path) -> None:
     """Bars: 20,000 rows a second with one sync a batch, 100,000 rows open in 2 s (best of three).
 

@@ -104,6 +104,7 @@ def test_an_adapter_that_was_not_on_after_the_kill_is_told(tmp_path: Path) -> No
     assert arms_of(leg)["xstest"]["after_kill"] == 0 and worn_faults(arms_of(leg)) == []
 
 
+@pytest.mark.slow
 def test_what_does_not_stop_at_the_deadline_is_killed_and_resumable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -300,6 +300,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "content", "promise"), BROKEN, ids=[f"{n} {str(c)[:8]}" for n, c, _ in BROKEN])
 def test_g11_a_damaged_derived_file_is_named_and_a_resume_makes_it_again(
     finished: Path, run_fake: RunFake, name: str, content: Any, promise: str

@@ -236,6 +236,7 @@ def test_marks_do_nothing_unless_asked(run_fake):
     assert "hygiene.reviews" not in read_story(one).manifest["training_identity"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", [(), MARKS])
 def test_marks_given_after_training_change_nothing_that_was_trained(run_fake, switch):
     _, path = run_fake("--milestone", "m1", "--until", "pairs")
@@ -268,6 +269,7 @@ def test_marks_that_refuse_everything_end_with_a_clear_line(run_fake, capsys):
     assert "reviews.jsonl: a mark refuses each of the 10 training pairs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["critique", "revision"])
 def test_agreement_of_metric_and_a_person_by_hand(run_fake, what):
     """A person who says what the metric says but for two texts: raw (n - 2) / n, and kappa from the four counts."""

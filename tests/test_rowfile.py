@@ -48,6 +48,7 @@ def fill(path: Path, count: int) -> RecordLog:
     return log
 
 
+@pytest.mark.slow
 def test_a_log_keeps_no_row_in_memory(tmp_path: Path) -> None:
     """10,000 rows of 1 KB: 10 MiB on disk, under 3 in memory, also after opening again and reading without a lock."""
     path = tmp_path / "records.jsonl"
@@ -63,6 +64,7 @@ def test_a_log_keeps_no_row_in_memory(tmp_path: Path) -> None:
     assert grown < 3.0 and seen[-1]["item"] == 9_999, grown
 
 
+@pytest.mark.slow
 def test_pairs_hold_each_text_once(tmp_path: Path) -> None:
     """1,000 items of one round, four texts of 1 KB each, read from disk: no row is held beside the examples."""
     stages = ("instructions", "answers", "critiques", "revisions")
@@ -169,6 +171,7 @@ def test_leaks_are_those_of_counting_every_phrase() -> None:
     assert {e[1] for e in often if e[0] == "opener"} == {leak.phrase for leak in found if leak.place == "opener"}
 
 
+@pytest.mark.slow
 def test_phrases_of_rare_words_are_not_counted() -> None:
     """300 texts of 200 words that stand nowhere else: 240,000 phrases, of which none is held."""
     rare = [{"item": i, "chosen": " ".join(f"w{i}x{n}" for n in range(200)), "rejected": "x"} for i in range(300)]

@@ -110,6 +110,7 @@ def test_a_kill_while_a_run_is_created_leaves_no_half_run(tmp_path: Path, monkey
     assert not list((tmp_path / "runs").glob(".*.new"))
 
 
+@pytest.mark.slow
 def test_runs_that_begin_in_the_same_second_each_get_a_folder(tmp_path: Path) -> None:
     """Four runners of one recipe, released at once: four whole runs, none disturbs another."""
     code = (

@@ -35,11 +35,13 @@ def values(name: str) -> list[tuple[str, object]]:
     ]
 
 
+@pytest.mark.slow
 def test_no_code_of_a_model_is_ever_trusted() -> None:
     given = values("trust_remote_code")
     assert len(given) >= 3 and not [where for where, value in given if value is not False]
 
 
+@pytest.mark.slow
 def test_only_safe_readers_are_used() -> None:
     """Every yaml.load names a loader that derives from a safe one; no pickle, no eval, no torch.load of any file."""
     names = [where.split(" ", 1)[1] for where, _ in calls()]
@@ -52,6 +54,7 @@ def test_only_safe_readers_are_used() -> None:
         assert {"SafeLoader", "CSafeLoader"} & {base.__name__ for base in loader.__mro__}
 
 
+@pytest.mark.slow
 def test_nothing_reports_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {value for _, value in values("report_to")} == {"none"}
     assert False in {value for where, value in values("push_to_hub")}

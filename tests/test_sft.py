@@ -58,6 +58,7 @@ def test_off_not_a_byte_differs(run_fake: Runner) -> None:
     assert "DPO adds" not in (off / "report.md").read_text() + (off / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_on_the_arm_stands_beside_an_untouched_run(run_fake: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     _, off = run_fake(*QUICK)
     code, run = run_fake(*QUICK, *ON)
@@ -143,6 +144,7 @@ def test_a_finished_run_takes_the_arm_later(run_fake: Runner) -> None:
     assert {name: (run / name).read_bytes() for name in KEPT} == before
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_arm_resumes_to_the_same_adapter(run_fake: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     from cai.training import fake
 
@@ -240,6 +242,7 @@ def test_holm_runs_over_all_that_dpo_adds_and_a_drop_is_turned() -> None:
     assert rows[0]["95% interval"].replace("−", "-") == "-0.4 to -0.1" and rows[1]["95% interval"] == "0.1 to 0.4"
 
 
+@pytest.mark.slow
 def test_benchmarks_measure_the_arm_too(run_fake: Runner, project: Path) -> None:
     files = write_files(project)
     _, run = run_fake(*QUICK, *ON)

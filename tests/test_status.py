@@ -67,6 +67,7 @@ def test_a_watch_outlasts_a_long_silent_step(tmp_path, monkeypatch):
     assert next(seen, None) is None
 
 
+@pytest.mark.slow
 def test_a_watch_ends_when_nobody_reads_it(tmp_path, monkeypatch):
     (tmp_path / "cai.toml").write_text("[milestones.m0]\n")
     with Run.create(tmp_path / "runs", "20261122-180000-m1-abc123", {}, {"milestone": "m1"}):

@@ -53,6 +53,7 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     return process.returncode, out.splitlines()
 
 
+@pytest.mark.slow
 def test_f04_sigkill_at_random_times_30_rounds(tmp_path: Path) -> None:
     """G1, G2, G4: what was reported as committed is there after every kill, and the end is byte-identical."""
     (tmp_path / "alone").mkdir()
