@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import orjson
+import pytest
 import yaml
 from view_support import Cleaned, item_rows, make_run, pair_set, recipe, records
 
