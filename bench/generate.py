@@ -282,10 +282,10 @@ def machine() -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [
-        "| backend | batch | requests | tokens | tokens/s | prompt tokens computed / given | peak GiB | ms a step |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = "backend, batch, requests, tokens, tokens/s, prompt tokens computed / given, peak GiB, ms a step".split(
+        ", "
+    )
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for row in result["rows"]:
         if "error" in row:
             lines.append(f"| {row['backend']} | {row['error']} |")
@@ -323,6 +323,7 @@ def main() -> None:
         "per_stage": options.per_stage,
         "rows": [],
     }
+
     wanted = [Wanted.parse(text, options.per_stage) for text in options.run]
     for group in LOADERS:
         runs = [text for text, one in zip(options.run, wanted, strict=True) if one.group == group]

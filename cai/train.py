@@ -26,7 +26,7 @@ from cai.files import write_json_atomic
 from cai.settings import DpoSection, HealthSection, LoraSection
 from cai.training import checkpoints, fake, signs
 from cai.training.job import Job, Objective, empty_cache, model_name
-from cai.training.rows import PairRow, ignore, never, revisions_only, steps_of, tokenize_pairs
+from cai.training.rows import PairRow, PairRows, ignore, never, revisions_only, steps_of, tokenize_pairs
 from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
 
 __all__ = ["PairLogps", "TrainResult", "load_result", "pair_logps", "pair_rows", "preference", "train"]
@@ -87,15 +87,7 @@ def train(
     adapter = adapter or folder.parent / "adapter"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _remove_halves(folder, adapter)
-    tokenized = tokenize_pairs(pairs, prompt, format=model.format, tokenizer=model.tokenizer, max_length=dpo.max_length)
-    if not tokenized.rows:
-        raise CaiError("no pair to train on: every prompt fills dpo.max_length; raise it", errors.QUALITY)
-    if objective == "sft":
-        tokenized = revisions_only(tokenized, model.tokenizer.eos_ids[0])
-    if tokenized.too_long or tokenized.truncated or tokenized.flagged:
-        event("pairs_cut", truncated=tokenized.truncated, too_long=tokenized.too_long, flagged=tokenized.flagged)
-    if objective == "dpo":
-        _check_truncation(tokenized.truncated / len(tokenized.rows), health, event)
+    tokenized = _tokenized(model, pairs, prompt, dpo, objective, health, event)
     model.to_lora(lora, seed)
     if model.backend == "fake":
         learnt = _learn_fake(model, tokenized.rows, dpo, folder, adapter, seed, event, stopped, progress)
@@ -121,6 +113,28 @@ def train(
     write_json_atomic(folder / "result.json", content)
     event("trained", **{k: v for k, v in asdict(result).items() if k not in ("log", "adapter")})
     return result
+
+
+def _tokenized(
+    model: Any,
+    pairs: Sequence[dict[str, Any]],
+    prompt: Any,
+    dpo: DpoSection,
+    objective: Objective,
+    health: HealthSection,
+    event: Callable[..., None],
+) -> PairRows:
+    """The rows to train on; what was cut or left out is an event."""
+    tokenized = tokenize_pairs(pairs, prompt, format=model.format, tokenizer=model.tokenizer, max_length=dpo.max_length)
+    if not tokenized.rows:
+        raise CaiError("no pair to train on: every prompt fills dpo.max_length; raise it", errors.QUALITY)
+    if objective == "sft":
+        tokenized = revisions_only(tokenized, model.tokenizer.eos_ids[0])
+    if tokenized.too_long or tokenized.truncated or tokenized.flagged:
+        event("pairs_cut", truncated=tokenized.truncated, too_long=tokenized.too_long, flagged=tokenized.flagged)
+    if objective == "dpo":
+        _check_truncation(tokenized.truncated / len(tokenized.rows), health, event)
+    return tokenized
 
 
 def _check_truncation(share: float, health: HealthSection, event: Callable[..., None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
@@ -18,6 +18,7 @@ from cai.engine.rows import Pieces, Row
 from cai.engine.sampling import gumbel_noise, mask_min_p, mask_repeats, seed_tensor
 from cai.errors import RESUMABLE, CaiError
 
+T = TypeVar("T")
 HEAD_CHUNK_BYTES = 256 << 20  # fp32 logits that exist at one time while scoring
 
 
@@ -30,6 +31,16 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on GPU or CPU."""
     cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or cpu
+
+
+def unless_memory_runs_out(run: Callable[[], T]) -> T | None:
+    """What `run` gives; None where memory ran out. Then nothing of it is left: a kept traceback would pin tensors."""
+    try:
+        return run()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    return None
 
 
 @contextmanager

@@ -72,23 +72,20 @@ class StaticEngine:
 
     def _slice(self, requests: Sequence[Request], stopped: Callable[[], bool]) -> list[Completion] | None:
         """None where memory ran out. Nothing of the failed attempt outlives this frame."""
-        try:
-            done, steps = hf.generate_slice(self.model, self.pieces, requests, self.device, stopped, self.rules)
-        except (RuntimeError, MemoryError) as error:
-            if not hf.out_of_memory(error):
-                raise
+        drawn = hf.unless_memory_runs_out(
+            lambda: hf.generate_slice(self.model, self.pieces, requests, self.device, stopped, self.rules)
+        )
+        if drawn is None:
             return None
+        done, steps = drawn
         self.stats.decode_steps += steps
         self.stats.prompt_tokens_computed += sum(len(request.token_ids) for request in requests)
         self.stats.new_tokens += sum(len(completion.token_ids) for completion in done)
         return done
 
     def _scored(self, requests: Sequence[ScoreRequest]) -> list[Score] | None:
-        try:
-            scores = hf.score_batch(self.model, requests, self.device)
-        except (RuntimeError, MemoryError) as error:
-            if not hf.out_of_memory(error):
-                raise
+        scores = hf.unless_memory_runs_out(lambda: hf.score_batch(self.model, requests, self.device))
+        if scores is None:
             return None
         self.stats.prompt_tokens_computed += sum(len(r.context_ids) + len(r.continuation_ids) for r in requests)
         return scores

@@ -158,12 +158,7 @@ class NativeEngine:
     def _prefill_rows(self, admitted: list[Running]) -> Flight | None:
         """None where memory ran out: the rows wait again, and prompts are computed in pieces half as long."""
         packed: Packed = [(list(prompt_tokens(r.row, self.scheduler.prefix)), r.blocks) for r in admitted]
-        try:
-            drawn = self._first_draws(admitted, packed)
-        except (RuntimeError, MemoryError) as error:
-            if not hf.out_of_memory(error):
-                raise
-            drawn = None  # handled below: the traceback pins tensors
+        drawn = hf.unless_memory_runs_out(lambda: self._first_draws(admitted, packed))
         if drawn is None:
             self._admit_fewer(admitted)
             return None
@@ -234,12 +229,8 @@ class NativeEngine:
             self.state.write(scheduler.active.values())
             self.dirty = False
         rows = [scheduler.active[slot] for slot in sorted(scheduler.active)]
-        try:
-            drawn = self._decode_span(rows[-1].slot + 1, 1 + max(r.tokens for r in rows))
-        except (RuntimeError, MemoryError) as error:
-            if not hf.out_of_memory(error):
-                raise
-            drawn = None  # handled below: the traceback pins tensors
+        span, longest = rows[-1].slot + 1, 1 + max(r.tokens for r in rows)
+        drawn = hf.unless_memory_runs_out(lambda: self._decode_span(span, longest))
         if drawn is None:
             self._decode_fewer(rows)
             return None

@@ -34,15 +34,13 @@ def _some(engine: Any, group: list[ScoreRequest], shared: int) -> list[Score]:
     """Score the first requests of the group that fit into one prefill; none of them where memory ran out."""
     packed, row_of = _packed(engine, group, shared)
     try:
-        with torch.no_grad():
-            return _scores(engine, group[: len(row_of)], packed, row_of)
-    except (RuntimeError, MemoryError) as error:
-        if not hf.out_of_memory(error):
-            raise
+        scores = hf.unless_memory_runs_out(lambda: _scores(engine, group[: len(row_of)], packed, row_of))
     finally:
         for _, blocks in packed:
             engine.cache.give_back(blocks)
-    if len(packed) == 1:  # outside the except block: its traceback pins tensors
+    if scores is not None:
+        return scores
+    if len(packed) == 1:
         raise CaiError("engine: a single row does not fit in memory while scoring. Use a larger card.", RESUMABLE)
     engine.prefill_less(sum(len(ids) for ids, _ in packed))
     return []
@@ -66,6 +64,7 @@ def _packed(engine: Any, group: list[ScoreRequest], shared: int) -> tuple[Packed
     return packed, row_of
 
 
+@torch.no_grad()
 def _scores(engine: Any, scored: list[ScoreRequest], packed: Packed, row_of: list[int]) -> list[Score]:
     wanted, targets = (torch.tensor(x, device=engine.device) for x in score_places(scored, packed, row_of))
     hidden_TH = engine.prefill(packed, engine.prefix, wanted)
