@@ -175,7 +175,8 @@ class Budget:
         limits = {"budget.max_usd": section.max_usd, "budget.max_hours": section.max_hours}
         limits = {name: value for name, value in limits.items() if value}
         named = ", ".join(f"{name} = {value:g}" for name, value in limits.items())
-        raised = " ".join(f"--set {name}={2 * value:g}" for name, value in limits.items())
+        gone = {"budget.max_usd": spent["usd"], "budget.max_hours": spent["seconds"] / 3600}
+        raised = " ".join(f"--set {name}={2 * max(value, gone[name]):.4g}" for name, value in limits.items())
         return (
             f"{self.run.path}: the budget is used up{' ' + where if where else ''}: {used} ({named}). "
             f"Raise it and go on: python runner.py {self.run.recipe_path} --resume {self.run.path} {raised}"

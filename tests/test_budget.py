@@ -133,7 +133,9 @@ def test_the_limit_is_said_once(run, monkeypatch, capsys):
     monkeypatch.setattr(run, "spent", lambda: {"attempts": 1, "seconds": 9.0, "usd": 9.0})
     assert context.stopped()
     assert context.stopped()
-    assert capsys.readouterr().err.count("the budget is used up") == 1
+    said = capsys.readouterr().err
+    assert said.count("the budget is used up") == 1
+    assert "--set budget.max_hours=0.005" in said  # twice what was spent, not twice the limit: that is spent already
 
 
 SPENT = {  # phase -> what a run has done when its money is gone
