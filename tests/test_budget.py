@@ -105,7 +105,7 @@ def test_the_limit_stops_with_the_line_that_goes_on(run, monkeypatch):
     spent = {"attempts": 2, "seconds": 6.0, "usd": 6.0}
     monkeypatch.setattr(run, "spent", lambda: spent)
     assert context.stopped()
-    wanted = r"used up in answers: 6\.0 s, \$6\.00 over 2 attempt.*--resume .* --set budget\.max_usd=10"
+    wanted = r"used up in answers: 6\.0 s, \$6\.00 over 2 attempt.*--resume .* --set budget\.max_usd=12"
     with pytest.raises(Stopped, match=wanted) as stop:
         context.check_stop("in answers")
     assert stop.value.code == 75
@@ -182,7 +182,7 @@ def test_the_limit_stops_every_phase_with_a_report_and_the_line_that_goes_on(pha
     if phase == "train":
         assert "step 3" in screen(path)
     line = shlex.split(last.split("python runner.py ")[1])
-    assert line[-2:] == ["--set", "budget.max_usd=8"]
+    assert line[-2:] == ["--set", "budget.max_usd=10"]
     assert run_fake(*line[1:], fake=())[0] == 0
     assert made(path) == wanted
 
