@@ -66,7 +66,7 @@ class Inputs:
     @property
     def folder(self) -> Path:
         """Where the data files that the recipe names lie: relative paths mean the original's place, in a copy too."""
-        return home(self.source, self.recipe)
+        return home(self.source)
 
     @property
     def instructions_path(self) -> Path | None:
@@ -78,12 +78,11 @@ def runs_root(source: Source, recipe: Recipe) -> Path:
     return source.folder.parent if in_run(source) else _usable(source.folder / recipe.runs, source)
 
 
-def home(source: Source, recipe: Recipe) -> Path:
-    """The folder of the recipe; of a run's copy, the folder of the recipe that began it (it holds `runs`)."""
-    root = runs_root(source, recipe)
+def home(source: Source) -> Path:
+    """The folder of the recipe; of a run's copy, the folder of the recipe that began it (the manifest says where)."""
     if not in_run(source):
         return source.folder
-    return root if os.path.isabs(recipe.runs) else root.joinpath(*[".."] * len(Path(recipe.runs).parts)).resolve()
+    return (source.folder / read_manifest(source.folder / "manifest.json").get("home", "../..")).resolve()
 
 
 def in_run(source: Source) -> bool:
@@ -126,7 +125,7 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
         from cai.stages.instructions import read_file
 
         copy = source.folder / "instructions.file"
-        path = copy if inside and copy.is_file() else home(source, recipe) / recipe.instructions.file
+        path = copy if inside and copy.is_file() else home(source) / recipe.instructions.file
         read_file(path)
         paths["instructions.file"] = path
     if recipe.instructions.file and recipe.model.backend == "fake" and recipe.items > plan.HELDOUT:
@@ -203,6 +202,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         "milestone": recipe.milestone,
         "sets": [*args.set, f"items={recipe.items}"] if args.limit else args.set,
         "backend": inputs.backend,
+        "home": os.path.relpath(inputs.folder, root / "a-run"),
         "identity": identity,
         "stages": {stage: recipes.stage_identity(recipe, stage, inputs.hashes) for stage in recipes.STAGES},
         "files": inputs.hashes,

@@ -13,7 +13,8 @@ import pytest
 from support import FAKE, read_jsonl
 
 import runner
-from cai import errors, plan
+from cai import cli, errors, plan
+from cai.session import read_inputs
 
 Runner = Callable[..., tuple[int, Path]]
 RECORD_KEYS = {
@@ -181,6 +182,16 @@ def test_a_run_over_a_file_is_made_again_and_resumed_from_its_own_copies(
     (run / "instructions.file").unlink()  # as a run of an older program left it: the original is looked for
     assert runner.main([str(run / "recipe.toml"), "--resume", f"runs/{run.name}"]) == errors.USAGE
     assert f"{project}/mine.txt: instructions.file: cannot read it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("runs", ["../elsewhere", "a/b", "{tmp}/absolute"])
+def test_data_files_of_a_runs_own_recipe_lie_where_the_original_is(project: Path, runs: str) -> None:
+    """Wherever the runs lie: a copy in a run folder means relative paths as the recipe did that began it."""
+    runs = runs.format(tmp=project.parent)
+    argv = [str(project / "cai.toml"), *FAKE, "--milestone", "m0", "--set", f"runs={runs}", "--until", "instructions"]
+    assert runner.main(argv) == errors.DONE
+    copy = (project / runs / "latest").resolve() / "recipe.toml"
+    assert read_inputs(cli.parse([str(copy), "--resume", str(copy.parent)])).folder == project
 
 
 @pytest.mark.parametrize(
