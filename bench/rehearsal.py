@@ -65,6 +65,7 @@ SHORT = {
     "sampling.revisions.max_new_tokens": 130,
     "pairs.replacements": 1,  # with the one retry, four tries a slot
     "dpo.gradient_accumulation": 32,
+    "dpo.learning_rate": 1e-5,  # [embedded] has five times as much, so that ten steps show at all
     "benchmarks.max_new_tokens": 256,
     "benchmarks.mtbench_max_new_tokens": 256,
 }
