@@ -14,6 +14,7 @@ from typing import Any
 
 from cai import records
 from cai.files import write_atomic
+from cai.guard import described
 from cai.pairs import PairSet
 from cai.recipe import Recipe
 from cai.rendering import environment
@@ -102,6 +103,7 @@ def card(pairs: PairSet, train: Sequence[Row], heldout: Sequence[Row], recipe: R
             fake=facts.get("backend") == "fake",
             revision=facts.get("revision", recipe.model.revision),
             recipe=recipe,
+            guard=described(recipe.guard),
             splits=splits,
             pools=sorted(Counter(pair["pool"] for pair in train).items()),
             dropped=len(pairs.train) - len(train),

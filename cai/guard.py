@@ -296,6 +296,15 @@ def summary(rows: Sequence[Row], section: GuardSection, check: Check | None = No
     return {dropped.metric: dropped, kept.metric: kept}
 
 
+def described(section: GuardSection) -> str:
+    """How a card names the guard that filtered the pairs: the stand-in marked, Llama's licence told; "" without one."""
+    from cai.evaluate.checks import marked
+
+    if not section.enabled:
+        return ""
+    return marked(section.model) + (f". {LICENCE}" if style_of(section) == LLAMA else "")
+
+
 def _pool_rate(rows: Sequence[Row], pool: str) -> Row:
     mine = [row for row in rows if row["pool"] == pool]
     return {"n": len(mine), "dropped": sum(row["status"] != "ok" for row in mine)}

@@ -15,6 +15,7 @@ from cai.attempts import spent
 from cai.evaluate.phrases import finds_nothing
 from cai.exhibits import judge_critique, judge_revision
 from cai.rendering import number
+from cai.settings_m3 import STAND_IN
 from cai.story import Story
 
 Row = dict[str, Any]
@@ -35,12 +36,15 @@ REPAIRS = {  # event kind -> what happened, in words
 
 
 def funnel(story: Story) -> list[Row]:
-    """One row a stage and round: rows, accepted, rejected, error, reasons with counts. Sums are asserted."""
+    """One row a stage and round: rows, accepted, rejected, error, reasons with counts. Sums are asserted.
+
+    A stand-in for the guard is marked in the stage's name.
+    """
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in story.rows:
         round_ = 0 if row["stage"] == "instructions" else row["round"]
         groups.setdefault((row["stage"], round_), []).append(row)
-    order = {stage: i for i, stage in enumerate(recipes.STAGES)}
+    order, model = {stage: i for i, stage in enumerate(recipes.STAGES)}, story.recipe.guard.model
     found = []
     for (stage, round_), rows in sorted(groups.items(), key=lambda g: _stage_order(g[0], order)):
         status = Counter(row["status"] for row in rows)
@@ -48,7 +52,7 @@ def funnel(story: Story) -> list[Row]:
         assert sum(status.values()) == len(rows)
         found.append(
             {
-                "stage": stage,
+                "stage": f"guard ({STAND_IN})" if stage == "guard" and model == STAND_IN else stage,
                 "round": round_,
                 "rows": len(rows),
                 "ok": status["ok"],

@@ -12,7 +12,7 @@ import pytest
 from guard_support import LLAMA_1B, LLAMA_8B, QWEN_GEN, bpe_tokenizer, refuse
 from support import read_jsonl
 
-from cai import errors, plan
+from cai import errors, plan, views
 from cai import guard as guards
 from cai.auxiliary import Auxiliary
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, never
@@ -290,6 +290,20 @@ def test_categories_that_the_guard_would_not_leave_out_are_refused(
 def test_the_alarm_is_said_aloud(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     run_fake("--milestone", "m1", *ON, "--set", "guard.alarm=0.01")
     assert "guard: ALARM, more than 1% dropped" in capsys.readouterr().out
+
+
+def test_a_stand_in_is_marked_in_funnel_and_cards_and_llamas_licence_is_told(run_fake: Runner) -> None:
+    from cai.export import model_card
+    from cai.story import read_story
+
+    _, run = run_fake("--milestone", "m0", *ON)
+    story = read_story(run)
+    assert "guard (stand-in)" in [row["stage"] for row in views.funnel(story)]
+    for card in ((run / "dataset/README.md").read_text(), model_card(story, run / "adapter")):
+        assert "STAND-IN (the base model: measures nothing)" in card
+    llama = GuardSection(enabled=True, model="meta-llama/Llama-Guard-3-8B")
+    assert "begins with Llama" in guards.described(llama)
+    assert guards.described(GuardSection()) == ""
 
 
 def test_the_shipped_m3_filters_with_the_default_guard() -> None:
