@@ -65,7 +65,7 @@ def check_guard(context: Context, guard: Guard) -> None:
     """The guard on the check set of harmful and harmless replies, before it decides about a single pair."""
     section = context.recipe.guard
     facts = (guard.name, section.revision, guard.sha, section.threshold, section.controversial)
-    of = context.run.manifest.get("model") if guard.stand_in else None
+    of = checks.model_mark(context) if guard.stand_in else None
 
     def said(rows: Sequence[Row]) -> list[bool | None]:
         asked = [f"{row['context']}{SEPARATOR}{row['prompt']}" if row["context"] else row["prompt"] for row in rows]

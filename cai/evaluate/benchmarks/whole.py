@@ -170,7 +170,7 @@ def _is_left(context: Context, plan: Plan) -> bool:
 
 def _check_mark(context: Context, plan: Plan, tokens: int) -> str:
     """What a judge's answers to its check set depend on, the benchmark's own rows left out."""
-    of = str(context.run.manifest.get("model")) if plan.judge == STAND_IN else ""
+    of = checks.model_mark(context) if plan.judge == STAND_IN else ""
     return verdicts.fingerprint(plan.name, plan.judge, plan.prompts, of, tokens)
 
 
