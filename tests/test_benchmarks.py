@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,8 @@ from cai import errors
 from cai.auxiliary import Auxiliary, fits_beside, telling
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, never
 from cai.errors import CaiError
-from cai.evaluate.benchmarks import figures, loaders, parse_names, sources, verdicts
+from cai.evaluate.bench import open_marked
+from cai.evaluate.benchmarks import answers, figures, loaders, parse_names, sources, verdicts
 from cai.evaluate.benchmarks.classifier_prompts import CONTEXTUAL, STANDARD, fill, sha_of
 from cai.evaluate.benchmarks.sources import OFFICIAL, Found, obtain
 from cai.evaluate.benchmarks.verdicts import OWN_REFUSAL, Case
@@ -611,6 +613,31 @@ def test_with_every_verdict_there_the_judge_is_not_asked_for(
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
     log.with_suffix(".sum").unlink()
     assert run_fake(*asked)[0] == errors.USAGE and "harmbench_judge: gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_while_a_log_is_set_aside_leaves_one_that_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    context: Any = SimpleNamespace(run=SimpleNamespace(quarantine=tmp_path / "quarantine"))
+    path, row = tmp_path / "x.jsonl", {"arm": "base", "item": 1, "round": 0}
+    with open_marked(context, path, "A", answers.KEY) as log:
+        log.append([row])
+    real, done = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        if len(done) == renames:
+            raise KeyboardInterrupt  # as if killed: nothing after it is done
+        done.append(self)
+        return real(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", rename)
+        open_marked(context, path, "B", answers.KEY)
+    with open_marked(context, path, "B", answers.KEY) as log:
+        assert [row["of"] for row in log.rows] == ["B"]
+    assert read_jsonl(tmp_path / "x-A.jsonl")[1] == row
+    assert sorted(p.name for p in tmp_path.glob("*.*")) == ["x-A.jsonl", "x-A.sum", "x.jsonl", "x.sum"]
 
 
 def test_a_file_that_cannot_be_read_is_not_kept_for_the_next_resume(
