@@ -30,7 +30,7 @@ from cai.evaluate.benchmarks import answers, figures, loaders, parse_names, sour
 from cai.evaluate.benchmarks.classifier_prompts import CONTEXTUAL, STANDARD, fill, sha_of
 from cai.evaluate.benchmarks.sources import OFFICIAL, Found, obtain
 from cai.evaluate.benchmarks.verdicts import OWN_REFUSAL, Case
-from cai.evaluate.benchmarks.whole import require_judge
+from cai.evaluate.benchmarks.whole import read, require_judge
 from cai.fake import FakeModel
 from cai.gates import decide
 from cai.prompts import ByteTokenizer
@@ -547,6 +547,37 @@ def test_holm_stands_beside_every_primary_p() -> None:
     rows = [verdict(arm, i, int(arm == "base")) for arm in ("base", "tuned") for i in range(4)]
     got = figures.with_holm(figures.harmbench(tasks, rows, "j", {}))
     assert got["harmbench.asr_drop"].facts["p_holm"] == got["harmbench.asr_drop"].facts["p"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["cut {", "[]", '{"figures": []}',
+     '{"figures": {"harmbench.p": 3}}', '{"figures": {"harmbench.p": {"metric": "x"}}}',
+     '{"figures": {"harmbench.p": {"metric": "x", "value": "y"}}}',
+     '{"figures": {"harmbench.p": {"metric": "x", "value": 1, "facts": null}}}'],
+)  # fmt: skip
+def test_a_damaged_results_file_has_no_figures(tmp_path: Path, content: str) -> None:
+    (tmp_path / "benchmarks.json").write_text(content)
+    assert read(tmp_path / "benchmarks.json") == {}
+
+
+def test_figures_that_are_lost_are_named_with_the_line_that_makes_them_again(
+    run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_files(project)
+    _, run = run_fake("--milestone", "m0")
+    asked = ("--benchmark", "harmbench,xstest", "--resume", "runs/latest", *files, *STAND_IN)
+    run_fake(*asked)
+    whole = (run / "eval/benchmarks.json").read_bytes()
+    assert "whole figures" not in capsys.readouterr().out
+    (run / "eval/benchmarks.json").write_bytes(whole[:999])
+    assert run_fake("--benchmark", "xstest", "--resume", "runs/latest")[0] == errors.DONE
+    told = (
+        "no whole figures of harmbench in it. Make them again from the records: python runner.py --benchmark harmbench"
+    )
+    assert told in capsys.readouterr().out
+    assert run_fake("--benchmark", "harmbench", "--resume", "runs/latest")[0] == errors.DONE
+    assert (run / "eval/benchmarks.json").read_bytes() == whole
 
 
 # --- end to end on the fake model
