@@ -18,7 +18,7 @@ from cai.console import printable
 from cai.evaluate.stats import holm
 from cai.files import holds, write_atomic
 from cai.rendering import duration, number, usd
-from cai.story import Story, read_story
+from cai.story import Story
 
 Row = dict[str, Any]
 NONE = "–"
@@ -64,15 +64,14 @@ class Table:
     rows: list[tuple[str, ...]]
 
 
-def write(path: Path) -> list[Path]:
+def write(story: Story) -> list[Path]:
     """eval/table.md and eval/table.tex of a run, if anything was measured; files that are right are left alone."""
-    story = read_story(path)
     if not story.figures:
         return []
     content = tables(story)
     written = []
     for name, text in (("table.md", markdown(content)), ("table.tex", latex(content))):
-        target = path / "eval" / name
+        target = story.path / "eval" / name
         if not holds(target, text.encode()):
             write_atomic(target, text.encode())
         written.append(target)
