@@ -275,6 +275,15 @@ def test_a_guard_whose_template_asks_for_no_verdict_stops_before_anything_is_gen
     assert "asks for no qwen3guard verdict" in capsys.readouterr().err
 
 
+def test_a_guard_that_drops_everything_is_what_the_line_is_about(
+    run_fake: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, run = run_fake("--milestone", "m0", *ON, "--set", "guard.threshold=0.0001", "--set", "checks.enabled=false")
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == errors.QUALITY and (run / "eval/guard.json").is_file()
+    assert "rejected: guard" in told and "guard.threshold" in told and "pairs.replacements" not in told
+
+
 def test_categories_that_the_guard_would_not_leave_out_are_refused(
     run_fake: Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:
