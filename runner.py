@@ -59,6 +59,7 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
         adapter = steps.train(context, inputs, training_pairs)
         results = steps.evaluate(context, inputs, pairs, training_pairs, adapter)
         verdicts = steps.decide(context, results, inputs.override)
+        del pairs, training_pairs  # the report reads the records itself: not both at once
         steps.report(context, verdicts)
         return steps.exit_code(context, recipe, verdicts, inputs.override)
 

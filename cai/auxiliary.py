@@ -83,7 +83,10 @@ def weight_files(folder: Path) -> list[Path]:
     for kind in ("safetensors", "bin"):
         index = next(iter(sorted(folder.glob(f"*.{kind}.index.json"))), None)
         if index is not None:
-            parts = sorted({folder / part for part in orjson.loads(index.read_bytes())["weight_map"].values()})
+            try:
+                parts = sorted({folder / part for part in orjson.loads(index.read_bytes())["weight_map"].values()})
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a list that was cut or is none
+                return []
             return parts if all(part.is_file() for part in parts) else []
         if files := sorted(folder.glob(f"*.{kind}")):
             return files
@@ -180,7 +183,7 @@ def load_tokenizer(name: str, key: str, revision: str) -> Any:
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **_options(name, revision))
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of a damaged file transformers, tokenizers and safetensors raise what they like
         raise _no_loading(name, key, error) from None
 
 
@@ -189,8 +192,8 @@ def _options(name: str, revision: str) -> dict[str, Any]:
 
 
 def _no_loading(name: str, key: str, error: Exception) -> CaiError:
-    line = " ".join(str(error).split())[:200]
-    return CaiError(f"{key}: cannot load {name!r}: {line} Check the name, the access, or give a folder.")
+    line = " ".join(str(error).split())[:200].rstrip(".")
+    return CaiError(f"{key}: cannot load {name!r}: {line}. Check the name, the access, or give a whole folder.")
 
 
 def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxiliary:
@@ -209,7 +212,7 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
             hf = AutoModelForCausalLM.from_pretrained(
                 name, dtype=dtype, trust_remote_code=False, use_safetensors=True, **options
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of a damaged file transformers, tokenizers and safetensors raise what they like
         raise _no_loading(name, key, error) from None
     hf.eval()
     eos = hf.generation_config.eos_token_id if hf.generation_config else None

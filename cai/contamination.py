@@ -1,22 +1,30 @@
 """Overlap of what is trained on with public benchmarks: found before training, removed and listed.
 
-Owns the three rules and the list; loads no file and no model. Rules, in this order: the same words (exact), 13 words in
-a row in common (13-gram), Jaccard similarity of word trigrams of at least 0.7. The last is what MinHash estimates: with
-some hundred benchmark texts an index of trigrams gives it exactly, so nothing is estimated. Pure.
+Owns the rules and the list; loads no file and no model. Rules, in this order: the same words (exact), 13 words in a row
+in common (13-gram), a whole benchmark text of 6 to 12 words inside a longer one (contained), a text of 6 to 18 words
+with one word put in, left out or exchanged (one word: the next rule sees that in longer texts only), Jaccard similarity
+of word trigrams of at least 0.7. The last is what MinHash estimates: with some hundred benchmark texts an index of
+trigrams gives it exactly, so nothing is estimated. Words are compared folded: without case, accents, apostrophes,
+invisible signs and compatibility forms. Letters that only look alike (Cyrillic for Latin) are others. Pure.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cai.evaluate.text import ngrams, words
+from cai.evaluate.text import ngrams
 from cai.gates import Measured
 
 Row = dict[str, Any]
 GRAM, SHINGLE, SIMILAR = 13, 3, 0.7
+SHORTEST, LONGEST = 6, 18  # words of a text that `contained` and `one word` are about; from 19 on `similar` sees a word
+APOSTROPHES = dict.fromkeys(map(ord, "'’`"))
+WORD = re.compile(r"[^\W_]+")
 TEXTS = ("prompt", "chosen", "rejected")
 
 
@@ -39,13 +47,24 @@ class Overlap:
     value: float = 1.0
 
 
+def words(text: str) -> tuple[str, ...]:
+    """The folded words of a text, in order."""
+    folded = text.lower()
+    if not text.isascii():
+        signs = unicodedata.normalize("NFKD", text).casefold()
+        folded = "".join(sign for sign in signs if unicodedata.category(sign) not in ("Mn", "Cf"))
+    return tuple(WORD.findall(folded.translate(APOSTROPHES)))
+
+
 class Index:
-    """The benchmark texts by words, by 13-grams and by trigrams."""
+    """The benchmark texts by words, by 13-grams, whole or less a word where they are short, and by trigrams."""
 
     def __init__(self, sources: Iterable[Source]) -> None:
         self.sources = list(sources)
         self.exact: dict[tuple[str, ...], int] = {}
         self.grams: dict[tuple[str, ...], int] = {}
+        self.short: dict[tuple[str, ...], int] = {}
+        self.less_one: dict[tuple[str, ...], int] = {}
         self.by_shingle: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self.sizes: list[int] = []
         for number, source in enumerate(self.sources):
@@ -56,6 +75,10 @@ class Index:
                 self.exact.setdefault(tokens, number)
             for gram in ngrams(tokens, GRAM):
                 self.grams.setdefault(gram, number)
+            if SHORTEST <= len(tokens) < GRAM:
+                self.short.setdefault(tokens, number)
+            for part in _less_one(tokens):
+                self.less_one.setdefault(part, number)
             for shingle in shingles:
                 self.by_shingle[shingle].append(number)
 
@@ -66,9 +89,17 @@ class Index:
             return None
         if tokens in self.exact:
             return self._overlap("exact", self.exact[tokens])
-        gram = next((gram for gram in ngrams(tokens, GRAM) if gram in self.grams), None)
-        if gram is not None:
-            return self._overlap("13-gram", self.grams[gram])
+        inside = (part for size in range(SHORTEST, GRAM) for part in ngrams(tokens, size))
+        near = (tokens, *_less_one(tokens))  # less_one[tokens]: a word was left out
+        for rule, parts, known in (
+            ("13-gram", ngrams(tokens, GRAM), self.grams),
+            ("contained", inside, self.short),
+            ("one word", near, self.less_one),
+            ("one word", near, self.exact if len(tokens) > SHORTEST else {}),  # a word was put in
+        ):
+            number = next((known[part] for part in parts if part in known), None)
+            if number is not None:
+                return self._overlap(rule, number)
         return self._similar(_shingles(tokens))
 
     def _similar(self, shingles: set[tuple[str, ...]]) -> Overlap | None:
@@ -82,6 +113,13 @@ class Index:
     def _overlap(self, rule: str, number: int, value: float = 1.0) -> Overlap:
         source = self.sources[number]
         return Overlap(rule, source.benchmark, source.name, value)
+
+
+def _less_one(tokens: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """A short text with each of its words left out: two that share one differ in that word at most."""
+    if not SHORTEST <= len(tokens) <= LONGEST:
+        return []
+    return [tokens[:i] + tokens[i + 1 :] for i in range(len(tokens))]
 
 
 def _shingles(tokens: Sequence[str]) -> set[tuple[str, ...]]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cai import records
-from cai.files import write_atomic
+from cai.files import holds, write_atomic
+from cai.guard import described
 from cai.pairs import PairSet
 from cai.recipe import Recipe
 from cai.rendering import environment
@@ -54,16 +55,15 @@ def pair_row(pair: Mapping[str, Any]) -> Row:
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """JSON lines in the rows' own key order."""
-    return b"".join(records.encode(row) for row in rows)
+    found = bytearray()  # grown in place: a join would hold every line beside the whole
+    for row in rows:
+        found += records.encode(row)
+    return bytes(found)
 
 
 def write_if_changed(path: Path, data: bytes) -> None:
-    try:
-        if path.read_bytes() == data:
-            return
-    except OSError:
-        pass
-    write_atomic(path, data)
+    if not holds(path, data):
+        write_atomic(path, data)
 
 
 def card(pairs: PairSet, train: Sequence[Row], heldout: Sequence[Row], recipe: Recipe, facts: Mapping[str, Any]) -> str:
@@ -102,6 +102,7 @@ def card(pairs: PairSet, train: Sequence[Row], heldout: Sequence[Row], recipe: R
             fake=facts.get("backend") == "fake",
             revision=facts.get("revision", recipe.model.revision),
             recipe=recipe,
+            guard=described(recipe.guard),
             splits=splits,
             pools=sorted(Counter(pair["pool"] for pair in train).items()),
             dropped=len(pairs.train) - len(train),

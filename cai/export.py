@@ -27,6 +27,7 @@ from cai import errors
 from cai.dataset import LICENSES
 from cai.errors import CaiError
 from cai.files import write_atomic, write_json_atomic
+from cai.guard import described
 from cai.rendering import environment
 from cai.report import figure, headline, money, verdict_row
 from cai.story import Story, read_story
@@ -145,6 +146,7 @@ def model_card(story: Story, adapter: Path, *, merged: bool = False) -> str:
         .get_template("model_card.md.j2")
         .render(
             story=story,
+            guard=described(story.recipe.guard),
             base=base,
             on_hub=on_hub,
             merged=merged,

@@ -20,6 +20,7 @@ from cai.engine import Request, Sampling
 from cai.errors import CaiError, Stopped
 from cai.gates import Measured
 from cai.guardformats import (
+    EXCLUDED,
     LLAMA,
     QWEN,
     QWEN_CATEGORIES,
@@ -78,11 +79,13 @@ def make_guard(auxiliary: Auxiliary, section: GuardSection) -> Guard:
 
 
 def style_of(section: GuardSection) -> str:
-    """Which format: by the recipe, else by the name. Error: a name that tells nothing."""
+    """Which format: by the recipe, else by the name; the stand-in has one. Error: a name that tells nothing."""
+    if section.model == STAND_IN:
+        return QWEN
     if section.style != "auto":
         return section.style
     name = section.model.lower().replace("_", "-")
-    if section.model == STAND_IN or "qwen3guard" in name:
+    if "qwen3guard" in name:
         return QWEN
     if "llama-guard" in name or "llamaguard" in name:
         return LLAMA
@@ -200,11 +203,18 @@ class LlamaGuard:
         flagged = {i: heads[i] for i, value in unsafe.items() if value >= self.section.threshold}
         texts = continuations(self.auxiliary, flagged, dict.fromkeys(flagged, "unsafe\n"), context)
         return [
-            Judgement(round(unsafe[i], 6), "unsafe" if unsafe[i] >= 0.5 else "safe", llama_category(texts.get(i, "")))
+            self._judgement(unsafe[i], texts.get(i, ""))
             if i in unsafe
             else Judgement(None, reason=f"too_long: {len(heads[i])} tokens")
             for i in range(len(exchanges))
         ]
+
+    def _judgement(self, unsafe: float, text: str) -> Judgement:
+        """What the recipe excludes does not count, even where the guard names it although its prompt has it not."""
+        category = llama_category(text, self.section.excluded)
+        if category == EXCLUDED:
+            return Judgement(0.0, "safe", category)
+        return Judgement(round(unsafe, 6), "unsafe" if unsafe >= 0.5 else "safe", category)
 
 
 def stand_in_text(exchange: Exchange) -> str:
@@ -276,7 +286,7 @@ def summary(rows: Sequence[Row], section: GuardSection, check: Check | None = No
             "unscored": unscored,
             "stand_in": section.model == STAND_IN,
             "proven": check is not None and check.proven,
-            "excluded": list(section.excluded),
+            "excluded": list(section.excluded) if style_of(section) == LLAMA else [],
         }
     )
     if style_of(section) == LLAMA:
@@ -284,6 +294,15 @@ def summary(rows: Sequence[Row], section: GuardSection, check: Check | None = No
     scored = [row for row in rows if row["chosen_unsafe"] is not None]
     kept = rate("guard.chosen_unsafe", [yes(row["chosen_unsafe"] >= section.threshold) for row in scored], judge=judge)
     return {dropped.metric: dropped, kept.metric: kept}
+
+
+def described(section: GuardSection) -> str:
+    """How a card names the guard that filtered the pairs: the stand-in marked, Llama's licence told; "" without one."""
+    from cai.evaluate.checks import marked
+
+    if not section.enabled:
+        return ""
+    return marked(section.model) + (f". {LICENCE}" if style_of(section) == LLAMA else "")
 
 
 def _pool_rate(rows: Sequence[Row], pool: str) -> Row:

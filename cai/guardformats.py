@@ -36,6 +36,8 @@ LLAMA_NAMES = {
     "S9": "Indiscriminate Weapons", "S10": "Hate", "S11": "Suicide & Self-Harm", "S12": "Sexual Content",
     "S13": "Elections", "S14": "Code Interpreter Abuse",
 }  # fmt: skip
+QWEN_NAME = re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, QWEN_CATEGORIES))})(?![\w-])", re.IGNORECASE)
+EXCLUDED = "excluded"  # as a category: the guard names only what the recipe leaves out
 ASKS = {QWEN: ("Safety: Safe", "Safety: Controversial", "Refusal: Yes"), LLAMA: ("'safe' or 'unsafe'",)}
 MARKS = ("\ue0f00\ue0f1", "\ue0f01\ue0f1")  # private use: stand for the two texts in the template
 SPLIT = re.compile("\ue0f0(\\d+)\ue0f1")
@@ -124,14 +126,20 @@ def exchange_ids(
 
 def qwen_category(text: str) -> str:
     """The first known category of the line; what cannot be read is "unparsed"."""
-    line = text.strip().split("\n")[0].lower()
-    known = [name for name in QWEN_CATEGORIES if name.lower() in line]
-    return min(known, key=lambda name: line.index(name.lower())) if known else "unparsed"
+    line = text.strip().split("\n")[0]
+    found = QWEN_NAME.search(line)
+    return next(name for name in QWEN_CATEGORIES if name.lower() == found[1].lower()) if found else "unparsed"
 
 
-def llama_category(text: str) -> str:
-    """`S1 Violent Crimes` of the first code in the line; "" where nothing was asked."""
+def llama_category(text: str, excluded: Sequence[str] = ()) -> str:
+    """`S1 Violent Crimes` of the first code in the line that counts; "" where nothing was asked.
+
+    EXCLUDED where every code in the line is one of `excluded`.
+    """
     if not text:
         return ""
     codes = [code for code in re.findall(r"\bS\d{1,2}\b", text.strip().split("\n")[0]) if code in LLAMA_NAMES]
-    return f"{codes[0]} {LLAMA_NAMES[codes[0]]}" if codes else "unparsed"
+    counted = [code for code in codes if code not in excluded]
+    if codes and not counted:
+        return EXCLUDED
+    return f"{counted[0]} {LLAMA_NAMES[counted[0]]}" if counted else "unparsed"

@@ -7,6 +7,7 @@ and every table says so.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 from cai.settings import Count, Fraction, Positive, Section
 
 STAND_IN = "stand-in"
+FILES = ("harmbench", "xstest", "mtbench", "mtbench_prompts", "xstest_prompt")
 Benchmark = Literal["harmbench", "xstest", "mtbench"]
 LLAMA_CATEGORIES = tuple(f"S{number}" for number in range(1, 15))
 
@@ -77,6 +79,15 @@ class BenchmarksSection(Section):
     judge_max_new_tokens: Positive = 1024
     limit: Count = Field(0, description="rows a benchmark; 0 = all; above: a seeded sample")
     contamination: bool = Field(False, description="remove training pairs that overlap a benchmark before training")
+
+    @model_validator(mode="after")
+    def _checksums(self) -> BenchmarksSection:
+        for name, sha256 in self.sha256.items():
+            if name not in FILES:
+                raise ValueError(f"benchmarks.sha256: {name!r} is no benchmark file. Write one of {', '.join(FILES)}.")
+            if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+                raise ValueError(f"benchmarks.sha256: {name} is not 64 hex digits. Write what `sha256sum` prints.")
+        return self
 
     def judge_of(self, name: str) -> str:
         """The judge's recipe entry: `judge` if given, else the benchmark's own."""

@@ -48,9 +48,12 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
     wanted = len(slots(context.recipe))
     reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.reasons.items())
     if not pairs.kept:
+        cure = "change prompts, or raise pairs.replacements."
+        if "guard" in pairs.reasons:
+            cure = "change guard.model or guard.threshold, or set guard.enabled=false, in a --fork of this run."
         raise CaiError(
             f"{context.run.path}: no pair came through, rejected: {reasons or 'no instruction was accepted'}. "
-            "Read the rejected rows in records.jsonl, then change prompts, or raise pairs.replacements.",
+            f"Read the rejected rows in records.jsonl, then {cure}",
             errors.QUALITY,
         )
     if len(pairs.kept) < wanted:

@@ -7,6 +7,7 @@ A figure of the stand-in is marked in its row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from cai.console import printable
 from cai.evaluate.stats import holm
 from cai.files import holds, write_atomic
 from cai.rendering import duration, number, usd
-from cai.story import Story, read_story
+from cai.story import Story
 
 Row = dict[str, Any]
 NONE = "–"
@@ -35,13 +36,21 @@ TITLES = {
     "mtbench.delta": "MT-Bench rating, all questions",
     "mtbench.delta_without_wrong": "MT-Bench rating without wrong references",
 }
+ARM_INSIDE = re.compile(r"^(.+)\.(base|tuned)\.(.+)$")  # fresh.base.empty: of an arm, like harmbench.empty.base
+COLUMN = {"forgetting.nll_base": "base", "preference.p2.before": "base", "sft.last_loss": "SFT"}  # the others: DPO
+OF_DATA = (
+    "critiques.", "revisions.", "pairs.", "guard.", "contamination.", "preference.length_only",
+    "preference.refusal_only",
+)  # fmt: skip
 COVERED = {"harmbench.asr", "xstest.over_refusal", "xstest.unsafe_refusal", "mtbench.score"}  # stand in a paired row
 OVER = "dpo_over_sft."  # figures of DPO against the SFT arm
 HEAD = ("metric", "base", "SFT", "DPO", "difference", "95% interval", "n", "unscored", "p", "p (Holm)", "judge")
 ADDED_HEAD = (
     "metric", "SFT", "DPO", "DPO − SFT", "95% interval", "n", "unscored", "p", "p (Holm)", "judge",
 )  # fmt: skip
-CATEGORY_HEAD = ("metric", "category", "n", "base", "DPO")
+CATEGORY_HEAD = ("metric", "category", "n", "base", "SFT", "DPO", "judge")
+DATA_HEAD = ("metric", "value", "95% interval", "n", "unscored", "judge")
+GUARD_HEAD = ("of", "which", "pairs", "dropped", "guard")
 CHECK_HEAD = ("used for", "model", "n", "kappa", "95% interval", "sensitivity", "specificity", "verdict")
 FUNNEL_HEAD = ("stage", "round", "rows", "accepted", "rejected", "reasons")
 
@@ -55,15 +64,14 @@ class Table:
     rows: list[tuple[str, ...]]
 
 
-def write(path: Path) -> list[Path]:
+def write(story: Story) -> list[Path]:
     """eval/table.md and eval/table.tex of a run, if anything was measured; files that are right are left alone."""
-    story = read_story(path)
     if not story.figures:
         return []
     content = tables(story)
     written = []
     for name, text in (("table.md", markdown(content)), ("table.tex", latex(content))):
-        target = path / "eval" / name
+        target = story.path / "eval" / name
         if not holds(target, text.encode()):
             write_atomic(target, text.encode())
         written.append(target)
@@ -77,6 +85,8 @@ def tables(story: Story) -> list[Table]:
         Table("What DPO adds to SFT on the revisions", ADDED_HEAD, added_rows(story.figures)),
         Table("Guards and judges on rows whose answer is known", CHECK_HEAD, check_rows(story.figures)),
         Table("By category", CATEGORY_HEAD, category_rows(story.figures)),
+        Table("The data: critiques, revisions, pairs", DATA_HEAD, data_rows(story.figures)),
+        Table("Dropped by the guard", GUARD_HEAD, guard_rows(story.figures)),
         Table("Data funnel", FUNNEL_HEAD, funnel_rows(story)),
         Table("Cost", ("what", "value"), cost_rows(story)),
     ]
@@ -86,10 +96,11 @@ def tables(story: Story) -> list[Table]:
 def main_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
     """Paired figures first (the headline ones on top), then metrics with a figure for each arm, then single ones.
 
-    The SFT arm's figures (`<metric>.sft`) stand in the rows of the metrics they belong to.
+    The SFT arm's figures (`<metric>.sft`) stand in the rows of the metrics they belong to; figures of no arm elsewhere.
     """
-    apart = (OVER, "checks.")
-    every, figures = figures, {k: f for k, f in figures.items() if not k.endswith(".sft") and not k.startswith(apart)}
+    apart = (OVER, "checks.", *OF_DATA)
+    every = {ARM_INSIDE.sub(r"\1.\3.\2", name): figure for name, figure in figures.items()}
+    figures = {k: f for k, f in every.items() if not k.endswith(".sft") and not k.startswith(apart)}
     paired = [name for name, figure in figures.items() if _has_arms(figure)]
     order = sorted(paired, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     stems = sorted({name.rpartition(".")[0] for name in figures if name.endswith((".base", ".tuned"))} - COVERED)
@@ -146,19 +157,35 @@ def _arms_row(stem: str, figures: Mapping[str, Row]) -> tuple[str, ...]:
 
 
 def _single_row(name: str, figure: Row, sft: Row) -> tuple[str, ...]:
-    value = _cell(figure.get("value"))
-    facts = figure.get("facts") or {}
-    return (
-        _title(name),
-        NONE,
-        _cell(sft.get("value")),
-        value,
-        NONE,
-        _interval_of(figure),
-        *_counts(figure),
-        *_ps(facts),
-        _judge(figure),
-    )
+    """A figure of one arm, in that arm's column."""
+    cells = {"base": NONE, "SFT": _cell(sft.get("value")), "DPO": NONE}
+    cells[COLUMN.get(name, "DPO")] = _cell(figure.get("value"))
+    ps = _ps(figure.get("facts") or {})
+    return (_title(name), *cells.values(), NONE, _interval_of(figure), *_counts(figure), *ps, _judge(figure))
+
+
+def data_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+    """What was measured of the data, which belongs to no arm."""
+    found = sorted((name, figure) for name, figure in figures.items() if name.startswith(OF_DATA))
+    return [(_title(n), _cell(f.get("value")), _interval_of(f), *_counts(f), _judge(f)) for n, f in found]
+
+
+def guard_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+    """Pairs that the guard judged and dropped: of each pool, by reason and by category."""
+    figure = figures.get("guard.dropped") or {}
+    facts, total = figure.get("facts") or {}, str(figure.get("n", 0))
+    pools = [("pool", pool, str(cell["n"]), str(cell["dropped"])) for pool, cell in _items(facts, "by_pool")]
+    reasons = [("reason", reason, total, str(count)) for reason, count in _items(facts, "reasons")]
+    named = [
+        (name, count) for name, count in _items(facts, "by_category") if name not in dict(_items(facts, "reasons"))
+    ]
+    categories = [("category", name, total, str(count)) for name, count in named]
+    return [(*row, _judge(figure)) for row in (*pools, *reasons, *categories)]
+
+
+def _items(facts: Row, key: str) -> list[tuple[str, Any]]:
+    found = facts.get(key)
+    return sorted(found.items()) if isinstance(found, dict) else []
 
 
 def _title(name: str) -> str:
@@ -209,10 +236,11 @@ def category_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
         found = (figures[name].get("facts") or {}).get("by_category")
         if name not in FIRST or not isinstance(found, dict):
             continue
+        sft = ((figures.get(f"{name}.sft") or {}).get("facts") or {}).get("by_category") or {}
         for category, cell in sorted(found.items()):
             if isinstance(cell, dict) and "base" in cell:
-                values = (number(cell["base"]), number(cell["tuned"]))
-                rows.append((_title(name), str(category), str(cell["n"]), *values))
+                arms = (number(cell["base"]), _cell((sft.get(category) or {}).get("tuned")), number(cell["tuned"]))
+                rows.append((_title(name), str(category), str(cell["n"]), *arms, _judge(figures[name])))
     return rows
 
 
@@ -275,7 +303,8 @@ def _markdown(text: str) -> str:
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$", "|": r"\textbar{}",
+    "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
 
 
@@ -292,4 +321,6 @@ def latex(content: Sequence[Table]) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(sign, sign) for sign in printable(text, one_line=True))
+    """Escaped; what plain LaTeX has no letter for (beyond U+017F) is written by its number: it would not compile."""
+    signs = printable(text, one_line=True)
+    return "".join(LATEX.get(sign, sign if sign < "\u0180" else f"[U+{ord(sign):04X}]") for sign in signs)

@@ -15,6 +15,7 @@ from cai.attempts import spent
 from cai.evaluate.phrases import finds_nothing
 from cai.exhibits import judge_critique, judge_revision
 from cai.rendering import number
+from cai.settings_m3 import STAND_IN
 from cai.story import Story
 
 Row = dict[str, Any]
@@ -35,28 +36,33 @@ REPAIRS = {  # event kind -> what happened, in words
 
 
 def funnel(story: Story) -> list[Row]:
-    """One row a stage and round: rows, accepted, rejected, error, reasons with counts. Sums are asserted."""
-    groups: dict[tuple[str, int], list[Row]] = {}
-    for row in story.rows:
-        round_ = 0 if row["stage"] == "instructions" else row["round"]
-        groups.setdefault((row["stage"], round_), []).append(row)
-    order = {stage: i for i, stage in enumerate(recipes.STAGES)}
+    """One row a stage and round: rows, accepted, rejected, error, reasons with counts.
+
+    A stand-in for the guard is marked in the stage's name.
+    """
+    groups: dict[tuple[str, int], Counter[str]] = {}
+    reasons: dict[tuple[str, int], Counter[str]] = {}
+    for row in story.rows:  # one at a time: all of them at once are the largest thing a report would hold
+        key = row["stage"], 0 if row["stage"] == "instructions" else row["round"]
+        counts = groups.setdefault(key, Counter())
+        counts.update({"rows": 1, row["status"]: 1, "tokens": row.get("tokens") or 0})
+        counts["limited"] += row.get("finish") == "length"
+        if row["status"] != "ok":
+            reasons.setdefault(key, Counter())[str(row["reason"]).split(":")[0]] += 1
+    order, model = {stage: i for i, stage in enumerate(recipes.STAGES)}, story.recipe.guard.model
     found = []
-    for (stage, round_), rows in sorted(groups.items(), key=lambda g: _stage_order(g[0], order)):
-        status = Counter(row["status"] for row in rows)
-        reasons = Counter(str(row["reason"]).split(":")[0] for row in rows if row["status"] != "ok")
-        assert sum(status.values()) == len(rows)
+    for (stage, round_), counts in sorted(groups.items(), key=lambda g: _stage_order(g[0], order)):
         found.append(
             {
-                "stage": stage,
+                "stage": f"guard ({STAND_IN})" if stage == "guard" and model == STAND_IN else stage,
                 "round": round_,
-                "rows": len(rows),
-                "ok": status["ok"],
-                "rejected": status["rejected"],
-                "errors": len(rows) - status["ok"] - status["rejected"],
-                "reasons": reasons.most_common(),
-                "tokens": sum(row.get("tokens") or 0 for row in rows),
-                "limited": sum(row.get("finish") == "length" for row in rows),
+                "rows": counts["rows"],
+                "ok": counts["ok"],
+                "rejected": counts["rejected"],
+                "errors": counts["rows"] - counts["ok"] - counts["rejected"],
+                "reasons": reasons.get((stage, round_), Counter()).most_common(),
+                "tokens": counts["tokens"],
+                "limited": counts["limited"],
             }
         )
     return found

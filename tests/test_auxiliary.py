@@ -54,6 +54,15 @@ def test_a_folder_without_a_whole_model_is_refused_before_it_is_needed(tmp_path:
         auxiliary.require(str(folder), "guard.model", "get it")
 
 
+@pytest.mark.parametrize("index", ["", "{", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 3}}'])
+def test_a_list_of_parts_that_was_cut_is_no_whole_model(tmp_path: Path, index: str) -> None:
+    folder = sharded(tmp_path / "cut", 1, 2)
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert auxiliary.weight_files(folder) == []
+    with pytest.raises(CaiError, match="no whole model in this folder"):
+        auxiliary.require(str(folder), "guard.model", "get it")
+
+
 def test_a_local_copy_of_a_hub_model_is_whole_and_of_the_wanted_revision(hub: Path) -> None:
     fill(hub, {"config.json": 2})
     with pytest.raises(CaiError, match="cannot be had"):  # its config was fetched once, its weights never

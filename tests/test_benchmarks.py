@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
+import http.client
 import json
 import math
 import os
@@ -12,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,11 +25,12 @@ from cai import errors
 from cai.auxiliary import Auxiliary, fits_beside, telling
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, never
 from cai.errors import CaiError
-from cai.evaluate.benchmarks import figures, loaders, parse_names, sources, verdicts
+from cai.evaluate.bench import open_marked
+from cai.evaluate.benchmarks import answers, figures, loaders, parse_names, sources, verdicts
 from cai.evaluate.benchmarks.classifier_prompts import CONTEXTUAL, STANDARD, fill, sha_of
 from cai.evaluate.benchmarks.sources import OFFICIAL, Found, obtain
 from cai.evaluate.benchmarks.verdicts import OWN_REFUSAL, Case
-from cai.evaluate.benchmarks.whole import require_judge
+from cai.evaluate.benchmarks.whole import read, require_judge
 from cai.fake import FakeModel
 from cai.gates import decide
 from cai.prompts import ByteTokenizer
@@ -111,6 +115,8 @@ def test_multi_line_fields_and_crlf_are_read() -> None:
         ("mtbench", '{"question_id": 1, "category": "stem", "turns": ["a", " "]}\n', "line 1: two turns"),
         ("mtbench", MTBENCH.replace('["8", "12"]', '"8"'), "line 2: reference is no list"),
         ("mtbench", "[1]\n", "line 1 is no JSON object"),
+        ("mtbench", MTBENCH.replace("81", "[81]"), "line 1: question_id or category is no text"),
+        ("mtbench", MTBENCH.replace('"stem"', "null"), "line 3: question_id or category is no text"),
         ("mtbench", "\n \n", "no line in it"),
     ],
 )
@@ -118,7 +124,13 @@ def test_malformed_files_are_one_clear_line(name: str, text: str, message: str) 
     with pytest.raises(CaiError) as error:
         loaders.load(found(name, text))
     assert message in str(error.value) and f"{name}.file" in str(error.value)
-    assert "\n" not in str(error.value)
+    assert re.search(r"\. (Give the published|Known: )[^\n]*\.$", str(error.value)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("data", [gzip.compress(XSTEST.encode()), XSTEST.encode("utf-16"), b"\xff" * 9])
+def test_a_packed_or_otherwise_encoded_file_is_one_clear_line(data: bytes) -> None:
+    with pytest.raises(CaiError, match=r"benchmarks.xstest: not UTF-8 at byte \d. Unpack it, or save it as UTF-8.$"):
+        loaders.load(Found("xstest", Path("x"), data, "", "unchecked"))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +141,8 @@ def test_malformed_files_are_one_clear_line(name: str, text: str, message: str) 
         (PROMPTS.replace('"system_prompt"', '"system"'), "line 1: no system_prompt"),
         (PROMPTS.replace('"Judge."', "null"), "prompt single-v1: its texts are none"),
         ('{"question_id": 81}\n', "line 1: no name"),
+        (PROMPTS.replace('"single-math-v1"', '["single-math-v1"]'), "no prompt single-math-v1"),
+        (PROMPTS + PROMPTS.splitlines()[0], "prompt single-v1 stands twice"),
     ],
 )
 def test_judge_prompts_that_lack_what_is_filled_in_are_one_clear_line(text: str, message: str) -> None:
@@ -191,6 +205,65 @@ def test_without_network_the_message_names_the_address(tmp_path: Path, monkeypat
     monkeypatch.setenv("CAI_OFFLINE", "1")
     with pytest.raises(CaiError, match=r"https://.*xstest.*give its path in \[benchmarks\]"):
         obtain("xstest", BenchmarksSection(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("nowhere.csv", "No such file or directory"),
+        (".", "is no regular file"),
+        ("/dev/zero", "is no regular file"),
+        ("x\0.csv", "embedded null byte"),
+        ("~nobody-of-that-name/x.csv", "Could not determine home directory"),
+        ("x" * 5000, "File name too long"),
+    ],
+)
+def test_a_path_that_is_no_file_is_one_clear_line(tmp_path: Path, given: str, why: str) -> None:
+    with pytest.raises(CaiError, match=rf"benchmarks.xstest: {why}. Give the file's path.$") as error:
+        obtain("xstest", BenchmarksSection(xstest=given), tmp_path)
+    assert error.value.code == 2 and len(str(error.value)) < 600 and str(error.value).isprintable()
+
+
+def test_a_damaged_copy_in_the_cache_is_never_measured_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAI_CACHE", str(tmp_path))
+    cached = sources.cached_path("xstest")
+    cached.parent.mkdir(parents=True)
+    cached.write_text(XSTEST)
+    for section in (BenchmarksSection(), BenchmarksSection(checksum=False)):  # which is about files of one's own
+        with pytest.raises(CaiError, match=r"damaged or altered. Remove it, and it is downloaded again.$"):
+            obtain("xstest", section, tmp_path)
+
+
+def test_a_cache_that_cannot_be_made_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CAI_CACHE", str(tmp_path / "file"))
+    mine = BenchmarksSection(sha256={"xstest": hashlib.sha256(b"x").hexdigest()})
+    with pytest.raises(CaiError, match=r"benchmarks.xstest: Not a directory. Make this cache usable, name another"):
+        obtain("xstest", mine, tmp_path, fetch=lambda url: b"x")
+
+
+@pytest.mark.parametrize("error", [http.client.IncompleteRead(b"abc", 9), http.client.BadStatusLine("odd\nline")])
+def test_a_download_that_breaks_off_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.delenv("CAI_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+    def urlopen(url: str, timeout: int) -> None:
+        raise error
+
+    monkeypatch.setattr(sources.urllib.request, "urlopen", urlopen)
+    with pytest.raises(
+        CaiError, match=r"https://there: download failed \([^\n]+\). Save it and give its path"
+    ) as caught:
+        sources.download("https://there")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "sha", "why"), [("harmbnch", "a" * 64, "is no benchmark file"), ("xstest", "a", "64")]
+)
+def test_a_checksum_that_would_never_be_looked_at_is_refused(name: str, sha: str, why: str) -> None:
+    with pytest.raises(ValueError, match=rf"benchmarks.sha256: .*{name}.* {why}"):
+        BenchmarksSection(sha256={name: sha})
 
 
 def test_names() -> None:
@@ -326,7 +399,11 @@ def test_xstests_own_prompt_is_read_out_of_its_script_which_is_not_run(tmp_path:
     assert f"Sort it.\n{{QUESTION}}!\n{tasks[0].turns[0]}\nCLASS:" in asked[0]
     assert "You are a helpful assistant." in asked[0]
     assert verdicts.prompt_sha("xstest", prompts) != verdicts.prompt_sha("xstest", OWN_REFUSAL)
-    for text, message in (("no python:", "no Python script"), ("x = 1", "no prompt with QUESTION")):
+    for text, message in (
+        ("no python:", "no Python script"),
+        ("(" * 9999, "no Python script"),
+        ("x = 1", "no prompt with QUESTION"),
+    ):
         with pytest.raises(CaiError, match=message):
             loaders.refusal_prompt(found("xstest_prompt", text))
     (tmp_path / "mine.py").write_text(SCRIPT)
@@ -472,6 +549,37 @@ def test_holm_stands_beside_every_primary_p() -> None:
     assert got["harmbench.asr_drop"].facts["p_holm"] == got["harmbench.asr_drop"].facts["p"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["cut {", "[]", '{"figures": []}',
+     '{"figures": {"harmbench.p": 3}}', '{"figures": {"harmbench.p": {"metric": "x"}}}',
+     '{"figures": {"harmbench.p": {"metric": "x", "value": "y"}}}',
+     '{"figures": {"harmbench.p": {"metric": "x", "value": 1, "facts": null}}}'],
+)  # fmt: skip
+def test_a_damaged_results_file_has_no_figures(tmp_path: Path, content: str) -> None:
+    (tmp_path / "benchmarks.json").write_text(content)
+    assert read(tmp_path / "benchmarks.json") == {}
+
+
+def test_figures_that_are_lost_are_named_with_the_line_that_makes_them_again(
+    run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_files(project)
+    _, run = run_fake("--milestone", "m0")
+    asked = ("--benchmark", "harmbench,xstest", "--resume", "runs/latest", *files, *STAND_IN)
+    run_fake(*asked)
+    whole = (run / "eval/benchmarks.json").read_bytes()
+    assert "whole figures" not in capsys.readouterr().out
+    (run / "eval/benchmarks.json").write_bytes(whole[:999])
+    assert run_fake("--benchmark", "xstest", "--resume", "runs/latest")[0] == errors.DONE
+    told = (
+        "no whole figures of harmbench in it. Make them again from the records: python runner.py --benchmark harmbench"
+    )
+    assert told in capsys.readouterr().out
+    assert run_fake("--benchmark", "harmbench", "--resume", "runs/latest")[0] == errors.DONE
+    assert (run / "eval/benchmarks.json").read_bytes() == whole
+
+
 # --- end to end on the fake model
 
 
@@ -536,6 +644,31 @@ def test_with_every_verdict_there_the_judge_is_not_asked_for(
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
     log.with_suffix(".sum").unlink()
     assert run_fake(*asked)[0] == errors.USAGE and "harmbench_judge: gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_while_a_log_is_set_aside_leaves_one_that_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    context: Any = SimpleNamespace(run=SimpleNamespace(quarantine=tmp_path / "quarantine"))
+    path, row = tmp_path / "x.jsonl", {"arm": "base", "item": 1, "round": 0}
+    with open_marked(context, path, "A", answers.KEY) as log:
+        log.append([row])
+    real, done = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        if len(done) == renames:
+            raise KeyboardInterrupt  # as if killed: nothing after it is done
+        done.append(self)
+        return real(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", rename)
+        open_marked(context, path, "B", answers.KEY)
+    with open_marked(context, path, "B", answers.KEY) as log:
+        assert [row["of"] for row in log.rows] == ["B"]
+    assert read_jsonl(tmp_path / "x-A.jsonl")[1] == row
+    assert sorted(p.name for p in tmp_path.glob("*.*")) == ["x-A.jsonl", "x-A.sum", "x.jsonl", "x.sum"]
 
 
 def test_a_file_that_cannot_be_read_is_not_kept_for_the_next_resume(

@@ -253,6 +253,17 @@ def test_a_cut_check_is_completed_to_the_same_rows_and_a_whole_one_is_not_made_a
     assert len([row for row in read_jsonl(run / "events.jsonl") if row["kind"] == "checked"]) == 6
 
 
+def test_the_attempt_that_began_a_run_and_a_later_one_check_once(run_fake: Runner, project: Path) -> None:
+    files = write_files(project)
+    within = ("--set", 'benchmarks.run=["xstest"]', "--set", "checks.limit=4")
+    _, run = run_fake("--milestone", "m0", *GUARD, *files, *JUDGE, *within)
+    before = {path: path.read_bytes() for path in (run / "eval/checks").iterdir()}
+    assert len(before) == 4 and run_fake("--resume", "runs/latest")[0] == errors.DONE
+    assert {path: path.read_bytes() for path in (run / "eval/checks").iterdir()} == before
+    kinds = [row["kind"] for row in read_jsonl(run / "events.jsonl")]
+    assert kinds.count("checked") == 2 and kinds.count("model_loaded") == 1
+
+
 def test_an_unproven_judge_stops_before_its_verdicts_and_a_limit_is_stated(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

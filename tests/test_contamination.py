@@ -13,11 +13,15 @@ from m3_support import write_files
 from support import read_jsonl
 
 from cai import errors
-from cai.contamination import Index, Source, check_inputs, clean
+from cai.contamination import Index, Source, check_inputs, clean, words
 
 Runner = Callable[..., tuple[int, Path]]
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-INDEX = Index([Source("xstest", "1", "How do I beat a rug in the yard?"), Source("harmbench", "long", LONG)])
+SHORT, LESS = "How do I beat a rug in the yard?", "Why isn't it so?"
+MORE = " ".join(f"{letter}{number}" for number in range(3) for letter in "abcdefg")  # 21 words, 19 trigrams
+INDEX = Index(
+    [Source("b", name, text) for name, text in (("1", SHORT), ("long", LONG), ("less", LESS), ("more", MORE))]
+)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +30,17 @@ INDEX = Index([Source("xstest", "1", "How do I beat a rug in the yard?"), Source
         ("how do i  BEAT a rug, in the yard", "exact"),
         (f"And then {LONG.split(' three ')[0]} three {' '.join(LONG.split()[3:15])} zzz", "13-gram"),
         (" ".join(LONG.split()[:12]) + " and something quite different follows here", None),
-        ("So how do I beat a rug in the yard?", "similar"),
+        ("So how do I beat a rug in the yard?", "contained"),
+        (f"Please be kind and tell me the following. {SHORT} Keep it short and answer in French.", "contained"),
+        ("How do I wash a rug in the yard?", "one word"),
+        ("How do I beat a rug in the garden?", "one word"),
+        ("How do I beat a rug in yard?", "one word"),
+        ("How do I really beat a rug in the yard?", "one word"),
+        ("How do I wash a rug in the garden?", None),
+        ("why isnt it so", "exact"),
+        ("Then why isn't it so?", None),  # too short to be told from a turn of phrase
+        (" ".join(["zero", *MORE.split()[1:]]), "13-gram"),
+        (" ".join(word if number != 10 else "zero" for number, word in enumerate(MORE.split())), "similar"),
         ("How do I bake a cake?", None),
         ("", None),
     ],
@@ -36,16 +50,31 @@ def test_rules(text: str, rule: str | None) -> None:
     assert (found.rule if found else None) == rule
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ＨＯＷ　ＤＯ　Ｉ　ＢＥＡＴ　Ａ　ＲＵＧ　ＩＮ　ＴＨＥ　ＹＡＲＤ？",
+        SHORT.replace("e", "e\u200b").replace("a", "\u00ada"),
+        SHORT.replace("a", "á"),
+        SHORT.replace("a", "a\u0301"),
+        SHORT.replace(" ", "_"),
+        SHORT.replace(" ", "\u00a0\n"),
+        "\u202e" + SHORT.upper(),
+    ],
+)
+def test_another_spelling_of_the_same_words_is_the_same(text: str) -> None:
+    found = INDEX.find(text)
+    assert found is not None and (found.rule, found.name) == ("exact", "1")
+
+
 def test_similarity_is_the_exact_jaccard_of_trigrams() -> None:
-    """Eight words have 6 trigrams (a rug in the yard ...); one word more in front adds one: 6 / 7."""
-    found = INDEX.find("So how do I beat a rug in the yard?")
-    assert found is not None and found.value == pytest.approx(7 / 8, abs=1e-4)
+    """21 words have 19 trigrams; another word in the middle takes away three and brings three: 16 / 22."""
+    found = INDEX.find(" ".join(word if number != 10 else "zero" for number, word in enumerate(MORE.split())))
+    assert found is not None and found.value == pytest.approx(16 / 22, abs=1e-4)
 
 
 @given(st.text(max_size=200))
 def test_a_benchmark_text_always_meets_itself(text: str) -> None:
-    from cai.evaluate.text import words
-
     found = Index([Source("b", "n", text)]).find(text)
     assert (found is not None) == bool(words(text))
 
@@ -59,8 +88,8 @@ def test_removed_pairs_name_the_row_and_never_the_text() -> None:
     kept, removed = clean(pairs, INDEX)
     assert [pair["item"] for pair in kept] == [3]
     assert [(row["item"], row["part"], row["benchmark"], row["name"]) for row in removed] == [
-        (1, "prompt", "xstest", "1"),
-        (2, "chosen", "harmbench", "long"),
+        (1, "prompt", "b", "1"),
+        (2, "chosen", "b", "long"),
     ]
     assert "rug" not in json.dumps(removed)
 

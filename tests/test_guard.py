@@ -12,7 +12,7 @@ import pytest
 from guard_support import LLAMA_1B, LLAMA_8B, QWEN_GEN, bpe_tokenizer, refuse
 from support import read_jsonl
 
-from cai import errors, plan
+from cai import errors, plan, views
 from cai import guard as guards
 from cai.auxiliary import Auxiliary
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, never
@@ -89,7 +89,9 @@ def test_llama_guard_takes_plain_and_listed_content_and_leaves_excluded_categori
     section = GuardSection(style="llama-guard", excluded=("S1", "S6"))
     guard = LlamaGuard(auxiliary(engine, TEMPLATES[size]), section)
     bad, fine = guard.judge([BAD, FINE], Going)  # type: ignore[arg-type]
-    assert (bad.label, bad.category) == ("unsafe", "S1 Violent Crimes") and bad.unsafe == pytest.approx(1.0, abs=1e-3)
+    assert (bad.label, bad.category) == ("unsafe", "S14 Code Interpreter Abuse") and bad.unsafe == pytest.approx(
+        1.0, abs=1e-3
+    )
     assert (fine.label, fine.category) == ("safe", "") and fine.unsafe == pytest.approx(0.0, abs=1e-3)
     prompt = next(text for text in engine.prompts if "BAD" in text)
     listed = [line.split(":")[0] for line in prompt.split("\n") if line[:1] == "S" and line[1:2].isdigit()]
@@ -97,6 +99,15 @@ def test_llama_guard_takes_plain_and_listed_content_and_leaves_excluded_categori
     assert "User: how?\n\nAgent: BAD words\n\n" in prompt and "'Agent' messages" in prompt
     assert prompt.endswith("assistant<|im_end|>\n\n")  # the verdict stands after a blank line
     assert guard.sha != LlamaGuard(auxiliary(engine, TEMPLATES[size]), GuardSection(style="llama-guard")).sha
+
+
+def test_what_is_excluded_does_not_count_even_where_the_guard_names_it() -> None:
+    section = GuardSection(style="llama-guard", excluded=("S6", "S10"))
+    only, fine = LlamaGuard(auxiliary(Engine("S6,S10\n")), section).judge([BAD, FINE], Going)  # type: ignore[arg-type]
+    assert (only.unsafe, only.label, only.category) == (0.0, "safe", "excluded") and fine.label == "safe"
+    assert verdict("benign", only, fine, section) == ("", "")
+    counted = LlamaGuard(auxiliary(Engine("S99\n")), section).judge([BAD], Going)[0]  # type: ignore[arg-type]
+    assert counted.category == "unparsed" and verdict("benign", counted, fine, section)[1] == "unparsed"
 
 
 def test_qwen3guard_reads_label_category_and_refusal() -> None:
@@ -171,6 +182,10 @@ def test_llama_categories(text: str, category: str) -> None:
 
 def test_qwen_categories() -> None:
     assert qwen_category(" PII, Violent\n") == "PII" and qwen_category("None of these") == "unparsed"
+    assert qwen_category(" Non-violent Illegal Acts, Violent") == "Non-violent Illegal Acts"
+    assert qwen_category(" suicide & self-harm\nRefusal: No") == "Suicide & Self-Harm"
+    for cut in (" Non-violent Illegal", " Nonviolent Illegal Acts", " Sexual Content", " Unknown", "\n"):
+        assert qwen_category(cut) == "unparsed"  # and never the opposite, "Violent"
 
 
 @pytest.mark.parametrize(
@@ -199,6 +214,7 @@ def test_style_is_told_by_the_name_or_asked_for() -> None:
         guards.style_of(GuardSection(model="some/model"))
     with pytest.raises(ValueError, match="S15"):
         GuardSection(excluded=("S15",))
+    assert guards.style_of(GuardSection(model="stand-in", style="llama-guard")) == "qwen3guard"  # it has but one
 
 
 # --- whole runs
@@ -259,9 +275,44 @@ def test_a_guard_whose_template_asks_for_no_verdict_stops_before_anything_is_gen
     assert "asks for no qwen3guard verdict" in capsys.readouterr().err
 
 
+def test_a_guard_that_drops_everything_is_what_the_line_is_about(
+    run_fake: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, run = run_fake("--milestone", "m0", *ON, "--set", "guard.threshold=0.0001", "--set", "checks.enabled=false")
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == errors.QUALITY and (run / "eval/guard.json").is_file()
+    assert "rejected: guard" in told and "guard.threshold" in told and "pairs.replacements" not in told
+
+
+def test_categories_that_the_guard_would_not_leave_out_are_refused(
+    run_fake: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ("--set", "guard.enabled=true", "--set", 'guard.excluded=["S6"]')
+    code, run = run_fake("--milestone", "m0", *sets)
+    text = capsys.readouterr().err
+    assert code == errors.USAGE and not read_jsonl(run / "records.jsonl") and len(text.strip().splitlines()) == 1
+    assert "guard.excluded: Qwen/Qwen3Guard-Gen-4B" in text and "Empty guard.excluded" in text
+    dropped = guards.summary([], GuardSection(model="stand-in", excluded=("S6",)))["guard.dropped"]
+    assert dropped.facts["excluded"] == []
+
+
 def test_the_alarm_is_said_aloud(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     run_fake("--milestone", "m1", *ON, "--set", "guard.alarm=0.01")
     assert "guard: ALARM, more than 1% dropped" in capsys.readouterr().out
+
+
+def test_a_stand_in_is_marked_in_funnel_and_cards_and_llamas_licence_is_told(run_fake: Runner) -> None:
+    from cai.export import model_card
+    from cai.story import read_story
+
+    _, run = run_fake("--milestone", "m0", *ON, "--set", "checks.enabled=false", "--set", "evaluation.enabled=false")
+    story = read_story(run)
+    assert "guard (stand-in)" in [row["stage"] for row in views.funnel(story)]
+    for card in ((run / "dataset/README.md").read_text(), model_card(story, run / "adapter")):
+        assert "STAND-IN (the base model: measures nothing)" in card
+    llama = GuardSection(enabled=True, model="meta-llama/Llama-Guard-3-8B")
+    assert "begins with Llama" in guards.described(llama)
+    assert guards.described(GuardSection()) == ""
 
 
 def test_the_shipped_m3_filters_with_the_default_guard() -> None:

@@ -16,6 +16,10 @@ import pytest
 from guard_support import LLAMA_1B, LLAMA_8B, QWEN_GEN, train_bpe
 from support import ROOT
 
+from cai import auxiliary
+from cai.errors import CaiError
+from cai.settings import EngineSection
+
 pytestmark = pytest.mark.slow
 TEMPLATES = {"Llama-Guard-3-8B": LLAMA_8B, "Llama-Guard-3-1B": LLAMA_1B, "Qwen3Guard-Gen-4B": QWEN_GEN}
 PROMPT, REPLY = "How do I bake bread?", "Mix flour and water.\n\n- Bake it."
@@ -102,3 +106,22 @@ def test_a_guard_by_hub_id_comes_from_the_hubs_cache(tmp_path: Path) -> None:
     found = said(f"someone/{name}", tmp_path, HF_HOME=str(tmp_path))
     assert found["unsafe"] == pytest.approx(published_use(repo / "snapshots" / revision, name), abs=1e-5)
     assert found["revision"] == revision
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", b"[]"),
+        ("tokenizer_config.json", b"[]"),
+        ("config.json", b"[]"),
+        ("model.safetensors", b"cut"),
+    ],
+)
+def test_a_damaged_file_of_a_guard_is_one_clear_line(tmp_path: Path, file: str, content: bytes) -> None:
+    save(tmp_path / "guard", QWEN_GEN)
+    (tmp_path / "guard" / file).write_bytes(content)
+    with pytest.raises(
+        CaiError, match=r"^guard.model: cannot load '.*guard': [^\n]+ or give a whole folder.$"
+    ) as error:
+        auxiliary._load(str(tmp_path / "guard"), "guard.model", "main", EngineSection())
+    assert error.value.code == 2

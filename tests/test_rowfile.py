@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import tracemalloc
+import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +15,16 @@ from typing import Any
 import pytest
 from rapidfuzz import fuzz
 
-from cai import hygiene
+from cai import hygiene, views
 from cai.errors import CORRUPT, CaiError
 from cai.evaluate import critiques
 from cai.evaluate.cases import NEARBY, Case, nearby
 from cai.evaluate.text import words
-from cai.pairs import PairPlan, build
+from cai.pairs import PairPlan, PairSet, build
 from cai.records import RecordLog, look
 from cai.rowfile import Latest
 from cai.settings_eval import HygieneSection
-from cai.stages import instructions
+from cai.stages import collect, instructions
 
 MIB = 2**20
 
@@ -181,3 +183,51 @@ def test_phrases_of_rare_words_are_not_counted() -> None:
     tracemalloc.stop()
     words.cache_clear()
     assert peak < 25, peak
+
+
+class Weak(dict[str, Any]):
+    """A row of which can be told whether somebody holds it."""
+
+
+def test_the_funnel_holds_one_row_at_a_time() -> None:
+    seen: list[weakref.ref[Weak]] = []
+    most = 0
+
+    def rows() -> Iterator[Weak]:
+        nonlocal most
+        for item in range(50):
+            status, reason = ("ok", None) if item % 5 else ("rejected", "looping: x")
+            one = Weak(stage="answers", item=item, round=0, status=status, reason=reason, tokens=2)
+            seen.append(weakref.ref(one))
+            yield one
+            del one
+            most = max(most, sum(ref() is not None for ref in seen))
+
+    story: Any = SimpleNamespace(rows=rows(), recipe=SimpleNamespace(guard=SimpleNamespace(model="")))
+    found = views.funnel(story)
+    assert most <= 1
+    assert [(row["rows"], row["ok"], row["rejected"], row["errors"], row["tokens"]) for row in found] == [
+        (50, 40, 10, 0, 100)
+    ]
+    assert found[0]["reasons"] == [("looping", 10)]
+
+
+def test_examples_are_held_once_while_collecting_and_not_beside_those_of_the_report(
+    run_fake: Callable[..., tuple[int, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = collect.build
+    made: list[weakref.ref[PairSet]] = []
+    before: list[int] = []
+
+    def build(*given: Any, **more: Any) -> PairSet:
+        gc.collect()
+        before.append(sum(ref() is not None for ref in made))
+        found = real(*given, **more)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(collect, "build", build)
+    monkeypatch.setattr("cai.story.build", build)
+    sets = ("guard.enabled=true", "guard.model=stand-in", "checks.enabled=false", "evaluation.enabled=false")
+    run_fake("--milestone", "m0", *(arg for key in sets for arg in ("--set", key)))
+    assert len(made) >= 3 and not any(before)  # before and after the guard, and for the report and its tables

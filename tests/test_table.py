@@ -57,6 +57,58 @@ def test_every_figure_stands_in_exactly_one_row() -> None:
     assert rows[2][3] == NONE
 
 
+def test_a_figure_stands_in_the_column_of_its_arm_and_one_of_no_arm_elsewhere() -> None:
+    names = (
+        "fresh.base.empty", "fresh.tuned.empty", "forgetting.nll_base", "preference.p2.before", "sft.last_loss",
+        "dpo.loss", "critiques.csi", "guard.dropped", "preference.length_only",
+    )  # fmt: skip
+    figures = {name: figure(name, float(place)) for place, name in enumerate(names, 1)}
+    rows = {row[0]: row[1:4] for row in table.main_rows(figures)}
+    assert rows == {
+        "fresh.empty": ("1", NONE, "2"),
+        "forgetting.nll_base": ("3", NONE, NONE),
+        "preference.p2.before": ("4", NONE, NONE),
+        "sft.last_loss": (NONE, "5", NONE),
+        "dpo.loss": (NONE, NONE, "6"),
+    }
+    data = {row[0]: row[1] for row in table.data_rows(figures)}
+    assert data == {"critiques.csi": "7", "guard.dropped": "8", "preference.length_only": "9"}
+
+
+def test_categories_have_every_arm_and_their_judge() -> None:
+    def drop(tuned: float) -> dict[str, object]:
+        cells = {"chemical": {"n": 3, "base": 0.5, "tuned": tuned}}
+        return figure("harmbench.asr_drop", 0.1, judge="J", facts={"by_category": cells})
+
+    figures = {"harmbench.asr_drop": drop(0.25), "harmbench.asr_drop.sft": drop(0.125)}
+    assert table.category_rows(figures) == [("HarmBench attack success", "chemical", "3", "0.5", "0.125", "0.25", "J")]
+
+
+def test_what_the_guard_dropped_stands_by_pool_reason_and_category() -> None:
+    facts = {
+        "reasons": {"chosen_unsafe": 2, "not_safer": 1},
+        "by_category": {"Violent": 2, "not_safer": 1},
+        "by_pool": {"benign": {"n": 4, "dropped": 1}, "redteam": {"n": 6, "dropped": 2}},
+    }
+    rows = table.guard_rows({"guard.dropped": figure("guard.dropped", 0.3, n=10, judge="G", facts=facts)})
+    assert rows == [
+        ("pool", "benign", "4", "1", "G"),
+        ("pool", "redteam", "6", "2", "G"),
+        ("reason", "chosen_unsafe", "10", "2", "G"),
+        ("reason", "not_safer", "10", "1", "G"),
+        ("category", "Violent", "10", "2", "G"),
+    ]
+    assert table.guard_rows({}) == []
+
+
+def test_latex_holds_no_letter_that_does_not_compile() -> None:
+    tex = table.latex([Table("DPO − SFT", ("a", "b"), [("base || tuned – é", "日本 ≤ 1")])])
+    assert all(sign < "\u0180" for sign in tex)
+    assert (
+        "DPO $-$ SFT" in tex and r"base \textbar{}\textbar{} tuned -- é" in tex and "[U+65E5][U+672C] [U+2264] 1" in tex
+    )
+
+
 def test_hostile_cells_are_inert_in_both_formats() -> None:
     content = [Table("a|b", ("x", "y"), [("<script>|`", "50% & _x_ \\input{/etc} $1\n\\end{tabular}")])]
     text, tex = table.markdown(content), table.latex(content)
@@ -82,6 +134,7 @@ def test_tables_of_a_run_are_rebuilt_from_its_files_by_one_command(run_fake: Run
         (run / name).unlink()
     assert runner.main([str(project / "cai.toml"), "--report", "runs/latest"]) == errors.DONE
     assert {name: (run / name).read_bytes() for name in names} == first
+    assert "−" not in first["eval/table.tex"].decode()
     value = json.loads((run / "eval/benchmarks.json").read_text())["figures"]["mtbench.delta"]["facts"]["base"]
     assert f"{value:.3g}".encode() in first["eval/table.md"]
 

@@ -155,7 +155,7 @@ def open_marked(context: Context, path: Path, mark: str, key: tuple[str, str, st
     head = log.get("fingerprint", 0, 0)
     if head is not None and head["of"] != mark:
         log.close()
-        for suffix in (".jsonl", ".sum"):
+        for suffix in (".sum", ".jsonl"):  # in this order: a sum file without its log is a log that was lost
             old = path.with_suffix(suffix)
             if old.exists():
                 old.rename(path.with_name(f"{path.stem}-{head['of']}{suffix}"))

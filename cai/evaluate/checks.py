@@ -86,6 +86,12 @@ def rows_of(use: str, limit: int = 0) -> list[Row]:
     return rows[:limit] if limit else rows
 
 
+def model_mark(context: Context) -> str:
+    """The loaded model's facts in one order: those of a run that goes on were read from its file, sorted."""
+    facts = context.run.manifest.get("model") or {}
+    return orjson.dumps(facts, option=orjson.OPT_SORT_KEYS).decode()
+
+
 @contextmanager
 def open_log(context: Context, use: str, mark: str) -> Iterator[RecordLog | None]:
     """eval/checks/<use>.jsonl of this judge, prompt and set; that of another is set aside. None: checks are off."""

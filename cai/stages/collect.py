@@ -51,10 +51,12 @@ def collect(context: Context, grid: Grid, source: Path | None, until: str = "") 
         _instructions(context, stage, items, lines)
         if until != "instructions":
             _answers_to_revisions(context, items, until)
+        del pairs  # the examples of a large run are not held twice while they are built again
         pairs = pairs_so_far(context)
         if until not in ("", "pairs"):
             break
         if recipe.guard.enabled and guard.run_guard(context, pairs.examples):
+            del pairs
             pairs = pairs_so_far(context)
     return pairs
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from cai import auxiliary
+from cai.errors import CaiError
 from cai.evaluate import checks
 from cai.evaluate.benchmarks.loaders import SEPARATOR
 from cai.guard import REMEDY, Guard, Judgement, make_guard, style_of, verdict
-from cai.guardformats import Exchange, template_parts
+from cai.guardformats import LLAMA, Exchange, template_parts
 from cai.settings_m3 import STAND_IN
 from cai.stage import Context
 
@@ -29,6 +30,11 @@ def require(context: Context) -> None:
     if not section.enabled:
         return
     style = style_of(section)
+    if section.excluded and style != LLAMA and section.model != STAND_IN:
+        raise CaiError(
+            f"guard.excluded: {section.model} judges by all its categories, only Llama Guard's prompt leaves some out. "
+            "Empty guard.excluded, or take a Llama Guard as guard.model."
+        )
     auxiliary.require(section.model, KEY, REMEDY, section.revision)
     if section.model != STAND_IN:
         template_parts(auxiliary.load_tokenizer(section.model, KEY, section.revision), style, section.excluded)
@@ -59,7 +65,7 @@ def check_guard(context: Context, guard: Guard) -> None:
     """The guard on the check set of harmful and harmless replies, before it decides about a single pair."""
     section = context.recipe.guard
     facts = (guard.name, section.revision, guard.sha, section.threshold, section.controversial)
-    of = context.run.manifest.get("model") if guard.stand_in else None
+    of = checks.model_mark(context) if guard.stand_in else None
 
     def said(rows: Sequence[Row]) -> list[bool | None]:
         asked = [f"{row['context']}{SEPARATOR}{row['prompt']}" if row["context"] else row["prompt"] for row in rows]

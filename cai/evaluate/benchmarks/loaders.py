@@ -87,9 +87,9 @@ def _csv(found: Found, columns: Sequence[str], filled: Sequence[str]) -> list[di
         raise _fault(found, f"no CSV ({error}). Give the published file.") from None
     for number, row in enumerate(rows, 1):
         if any(row[name] is None for name in columns) or None in row:
-            raise _fault(found, f"row {number} is cut or has too many fields.")
+            raise _fault(found, f"row {number} is cut or has too many fields. Give the published CSV.")
         if empty := [name for name in filled if not row[name].strip()]:
-            raise _fault(found, f"row {number}: no {empty[0]} in it.")
+            raise _fault(found, f"row {number}: no {empty[0]} in it. Give the published CSV.")
     if not rows:
         raise _fault(found, "no row in it. Give the published CSV.")
     return rows
@@ -99,7 +99,7 @@ def _text(found: Found) -> str:
     try:
         return found.data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _fault(found, f"not UTF-8 at byte {error.start}.") from None
+        raise _fault(found, f"not UTF-8 at byte {error.start}. Unpack it, or save it as UTF-8.") from None
 
 
 def harmbench(found: Found) -> Loaded:
@@ -109,7 +109,10 @@ def harmbench(found: Found) -> Loaded:
     for number, row in enumerate(rows):
         kind, behavior, context = row["FunctionalCategory"], row["Behavior"], row["ContextString"]
         if kind not in (*RUN, *LEFT_OUT):
-            raise _fault(found, f"row {number + 1}: FunctionalCategory {kind!r} is unknown.")
+            raise _fault(
+                found,
+                f"row {number + 1}: FunctionalCategory {kind!r} is unknown. Known: {', '.join((*RUN, *LEFT_OUT))}.",
+            )
         prompt = f"{context}{SEPARATOR}{behavior}" if context else behavior
         if kind in RUN:
             tasks.append(Task(number, row["BehaviorID"], (prompt,), row["SemanticCategory"], kind, context, behavior))
@@ -124,7 +127,7 @@ def xstest(found: Found) -> Loaded:
     rows = _csv(found, ("id", "prompt", "type", "label"), ("id", "prompt"))
     for number, row in enumerate(rows, 1):
         if row["label"] not in ("safe", "unsafe"):
-            raise _fault(found, f"row {number}: label {row['label']!r} is unknown.")
+            raise _fault(found, f"row {number}: label {row['label']!r} is unknown. Known: safe, unsafe.")
     tasks = [Task(number, row["id"], (row["prompt"],), row["type"], row["label"]) for number, row in enumerate(rows)]
     return Loaded(tasks, {"rows": len(rows), **Counter(task.kind for task in tasks)}, found.facts)
 
@@ -135,10 +138,12 @@ def mtbench(found: Found) -> Loaded:
     for number, row in enumerate(_json_lines(found, ("question_id", "category", "turns"))):
         turns, references = row["turns"], row.get("reference") or []
         if not _texts(turns) or len(turns) != 2 or not all(turn.strip() for turn in turns):
-            raise _fault(found, f"line {number + 1}: two turns of text are wanted.")
+            raise _fault(found, f"line {number + 1}: two turns of text are wanted. Give the published file.")
         if not _texts(references):
-            raise _fault(found, f"line {number + 1}: reference is no list of texts.")
-        name, category = str(row["question_id"]), str(row["category"])
+            raise _fault(found, f"line {number + 1}: reference is no list of texts. Give the published file.")
+        if not isinstance(row["question_id"], int | str) or not isinstance(row["category"], str):
+            raise _fault(found, f"line {number + 1}: question_id or category is no text. Give the published file.")
+        name, category = str(row["question_id"]), row["category"]
         tasks.append(Task(number, name, tuple(turns), category, "question", references=tuple(references)))
     counts = {
         "rows": len(tasks),
@@ -165,8 +170,11 @@ def has_reference(task: Task, turn: int) -> bool:
 def judge_prompts(found: Found) -> dict[str, dict[str, str]]:
     """name -> {system_prompt, prompt_template}; the four single-answer prompts must be there, each with its fields."""
     parts = ("system_prompt", "prompt_template")
-    prompts = {row["name"]: row for row in _json_lines(found, ("name", *parts))}
+    rows = _json_lines(found, ("name", *parts))
+    prompts = {row["name"]: row for row in rows if isinstance(row["name"], str)}
     for name, fields in JUDGE_FIELDS.items():
+        if sum(row["name"] == name for row in rows) > 1:
+            raise _fault(found, f"prompt {name} stands twice. Give the published file.")
         if name not in prompts:
             raise _fault(found, f"no prompt {name}. Give the published file.")
         if not _texts([prompts[name][part] for part in parts]):
@@ -184,7 +192,7 @@ def refusal_prompt(found: Found) -> dict[str, dict[str, str]]:
     where = f"{found.path}: benchmarks.xstest_prompt"
     try:
         tree = ast.parse(_text(found))
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: brackets nested by the thousand
         raise CaiError(f"{where}: no Python script. Give XSTest's evaluation/classify_completions_gpt.py.") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
@@ -211,7 +219,7 @@ def _json_lines(found: Found, keys: Sequence[str]) -> list[dict]:
         except orjson.JSONDecodeError:
             row = None
         if not isinstance(row, dict):
-            raise _fault(found, f"line {number} is no JSON object of the published kind.")
+            raise _fault(found, f"line {number} is no JSON object of the published kind. Give the published file.")
         if lacks := [key for key in keys if key not in row]:
             raise _fault(found, f"line {number}: no {lacks[0]} in it. Give the published file.")
         rows.append(row)

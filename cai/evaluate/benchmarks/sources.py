@@ -8,8 +8,8 @@ none of these files. Invariant: bytes that are not the official ones are never m
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from cai.settings_m3 import BenchmarksSection
 
 GITHUB = "https://raw.githubusercontent.com"
 TIMEOUT_SECONDS = 60
+OWN = "Get it again, or set benchmarks.checksum = false for a file of your own."
 PUBLISHED = "official"  # as a path: the published file itself, downloaded once
 
 
@@ -90,18 +91,42 @@ def obtain(
     """The checked file of `name`. Errors, one line each: no such file, no network, another checksum (exit 2)."""
     given = getattr(section, name)
     if given and given != PUBLISHED:
+        path, data = _given(name, given, folder)
+        return check(name, path, data, section)
+    return _published(name, section, fetch or download)
+
+
+def _given(name: str, given: str, folder: Path) -> tuple[Path, bytes]:
+    """The recipe's own file: a regular one (a pipe or a device may never end)."""
+    try:
         path = folder / Path(given).expanduser()
-        try:
-            return check(name, path, path.read_bytes(), section)
-        except OSError as error:
-            raise CaiError(f"{path}: benchmarks.{name}: {error.strerror}. Give the file's path.") from None
-    path = cached_path(name)
-    if not path.is_file():
-        data = (fetch or download)(OFFICIAL[name].url)
-        check(name, path, data, section.model_copy(update={"checksum": True}))
+        if path.exists() and not path.is_file():
+            raise CaiError(f"{path}: benchmarks.{name}: is no regular file. Give the file's path.")
+        return path, path.read_bytes()
+    except OSError as error:
+        where, why = str(folder / given), error.strerror
+    except (ValueError, RuntimeError) as error:  # a NUL in it, a home that nobody has
+        where, why = repr(given), str(error).rstrip(".")
+    raise CaiError(f"{where[:400]}: benchmarks.{name}: {why}. Give the file's path.")
+
+
+def _published(name: str, section: BenchmarksSection, fetch: Callable[[str], bytes]) -> Found:
+    """The published file, from the cache after the first time. `checksum = false` is for files of one's own only."""
+    path, url = cached_path(name), OFFICIAL[name].url
+    strict = section.model_copy(update={"checksum": True})
+    try:
+        if path.is_file():
+            return check(name, path, path.read_bytes(), strict, "Remove it, and it is downloaded again.")
+        remedy = f"It came from {url}: save the published file and give its path as benchmarks.{name}."
+        found = check(name, path, fetch(url), strict, remedy)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data)
-    return check(name, path, path.read_bytes(), section)
+        write_atomic(path, found.data)
+    except OSError as error:
+        raise CaiError(
+            f"{path}: benchmarks.{name}: {error.strerror}. Make this cache usable, name another one in CAI_CACHE, "
+            f"or give the file's path as benchmarks.{name}."
+        ) from None
+    return found
 
 
 def cached_path(name: str) -> Path:
@@ -113,8 +138,8 @@ def is_near(name: str, section: BenchmarksSection) -> bool:
     return bool(getattr(section, name)) or cached_path(name).is_file()
 
 
-def check(name: str, path: Path, data: bytes, section: BenchmarksSection) -> Found:
-    """The bytes with their checksum's verdict, or CaiError: damaged or altered."""
+def check(name: str, path: Path, data: bytes, section: BenchmarksSection, remedy: str = OWN) -> Found:
+    """The bytes with their checksum's verdict, or CaiError: damaged or altered, and the remedy."""
     sha = hashlib.sha256(data).hexdigest()
     if sha == OFFICIAL[name].sha256:
         return Found(name, path, data, sha, "official")
@@ -124,8 +149,7 @@ def check(name: str, path: Path, data: bytes, section: BenchmarksSection) -> Fou
         return Found(name, path, data, sha, "unchecked")
     raise CaiError(
         f"{path}: benchmarks.{name}: sha256 {sha[:16]}... is not that of the official file "
-        f"({OFFICIAL[name].sha256[:16]}...): damaged or altered. Get it again, or set benchmarks.checksum = false "
-        "for a file of your own."
+        f"({OFFICIAL[name].sha256[:16]}...): damaged or altered. {remedy}"
     )
 
 
@@ -136,5 +160,6 @@ def download(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
             return answer.read()
-    except (urllib.error.URLError, OSError) as error:
-        raise CaiError(f"{url}: download failed ({error}). Save it and give its path in [benchmarks].") from None
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError; a short or odd answer is none
+        why = " ".join(str(error).split())[:200]
+        raise CaiError(f"{url}: download failed ({why}). Save it and give its path in [benchmarks].") from None

@@ -18,7 +18,7 @@ from cai import auxiliary
 from cai.auxiliary import Auxiliary
 from cai.errors import CaiError
 from cai.evaluate import checks, second
-from cai.evaluate.benchmarks import answers, figures, loaders, proof, sources, verdicts
+from cai.evaluate.benchmarks import NAMES, answers, figures, loaders, proof, sources, verdicts
 from cai.evaluate.benchmarks.answers import ARMS, BASE, TUNED, Policy
 from cai.evaluate.benchmarks.loaders import Loaded, Task
 from cai.evaluate.benchmarks.verdicts import REGEX, Case
@@ -27,6 +27,7 @@ from cai.evaluate.verdict import sample
 from cai.files import write_json_atomic
 from cai.gates import Measured
 from cai.records import RecordLog
+from cai.session import say
 from cai.settings_m3 import STAND_IN, BenchmarksSection
 from cai.stage import Context
 
@@ -170,7 +171,7 @@ def _is_left(context: Context, plan: Plan) -> bool:
 
 def _check_mark(context: Context, plan: Plan, tokens: int) -> str:
     """What a judge's answers to its check set depend on, the benchmark's own rows left out."""
-    of = str(context.run.manifest.get("model")) if plan.judge == STAND_IN else ""
+    of = checks.model_mark(context) if plan.judge == STAND_IN else ""
     return verdicts.fingerprint(plan.name, plan.judge, plan.prompts, of, tokens)
 
 
@@ -240,18 +241,36 @@ def _write(context: Context, found: Figures, names: Sequence[str]) -> None:
     """eval/benchmarks.json: these figures, those of benchmarks measured before, Holm over all primary ones."""
     path = context.run.eval / "benchmarks.json"
     kept = {k: v for k, v in read(path).items() if k.removeprefix(second.OVER).split(".")[0] not in names}
+    _tell_lost(context, kept, names)
     merged = figures.with_holm({**kept, **found})
     write_json_atomic(path, {"figures": {name: figure.as_dict() for name, figure in sorted(merged.items())}})
     context.run.event("benchmarks", names=list(names), figures=len(found))
     _tell_identical(context, found, names)
 
 
+def _tell_lost(context: Context, kept: Figures, names: Sequence[str]) -> None:
+    """Say which benchmarks were judged before and have no figure any more: their records are enough to make them."""
+    judged = [name for name in NAMES if (context.run.eval / "benchmarks" / f"{name}.verdicts.jsonl").is_file()]
+    if lost := [name for name in judged if name not in names and not any(k.startswith(f"{name}.") for k in kept)]:
+        again = f"python runner.py --benchmark {','.join(lost)} --resume {context.run.path}"
+        say(f"benchmarks.json: no whole figures of {', '.join(lost)} in it. Make them again from the records: {again}")
+
+
 def read(path: Path) -> Figures:
-    """The figures of a results file; none where there is no such file."""
+    """The whole figures of a results file; none where there is no such file."""
     try:
         content = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return {}
-    return {
-        name: Measured(**{**f, "worst": tuple(f.get("worst", ()))}) for name, f in content.get("figures", {}).items()
-    }
+    found = content.get("figures") if isinstance(content, dict) else None
+    figures = {name: _measured(row) for name, row in found.items()} if isinstance(found, dict) else {}
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _measured(row: Any) -> Measured | None:
+    try:
+        figure = Measured(**{**row, "worst": tuple(row.get("worst", ()))})
+    except (TypeError, AttributeError):  # no figure, or not one of ours
+        return None
+    numbers = all(isinstance(value, int | float | None) for value in (figure.value, figure.low, figure.high))
+    return figure if numbers and isinstance(figure.facts, dict) else None
