@@ -19,7 +19,7 @@ from cai.engine.native import attention, scoring
 from cai.engine.native.batches import Flight, Packed, packed_step
 from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, Prefix, Shape, gpu_blocks, small_card
 from cai.engine.native.decoder import Decoder
-from cai.engine.native.linears import adapter_signature
+from cai.engine.native.linears import adapter_signature, tuned_module
 from cai.engine.native.scheduler import Running, Scheduler, prompt_tokens
 from cai.engine.native.state import RowState
 from cai.engine.rows import Decoder as TokenDecoder
@@ -63,6 +63,7 @@ class NativeEngine:
         self.decoder = Decoder(hf_model, self.ops, self.max_len)
         self.device, self.pieces = self.decoder.device, Pieces(tokenizer)
         self.groups = [group for layer in self.decoder.layers for group in layer.linears.groups]
+        self.tuned = tuned_module(hf_model)
         self.shape = Shape(len(self.decoder.layers), self.decoder.kv_heads, self.decoder.dim, self.decoder.dtype)
         self.stats = EngineStats(batch_size=batch_size or (GPU_ROWS if self.gpu else CPU_ROWS))
         self.saved: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -332,7 +333,7 @@ class NativeEngine:
     def use_prefix(self, token_ids: tuple[int, ...]) -> None:
         """Make the shared prefix current: as it is, from the saved ones, or computed once."""
         self.choice_follows_adapter()
-        key = (token_ids, adapter_signature(self.groups))
+        key = (token_ids, adapter_signature(self.tuned))
         if getattr(self, "current", ((), None)) == key:
             return
         if len(token_ids) > self.prefix.capacity:
@@ -358,7 +359,7 @@ class NativeEngine:
 
     def choice_follows_adapter(self) -> None:
         """LoRA parts of the linears follow the adapter's state (the caller's, see `LoadedModel.adapter`)."""
-        signature = adapter_signature(self.groups)
+        signature = adapter_signature(self.tuned)
         if self.gpu and signature != getattr(self, "signature", None):
             self.choice.apply_adapter()
             self.graphs.clear()

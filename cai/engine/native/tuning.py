@@ -19,7 +19,7 @@ from cai.engine import EngineStats
 from cai.engine.native import timings
 from cai.engine.native.cache import reserve_bytes
 from cai.engine.native.graphs import capture, once
-from cai.engine.native.linears import Group, Shared, Way, base_layer, is_nf4, lora_parts
+from cai.engine.native.linears import Group, Shared, Way, base_layer, is_nf4
 from cai.errors import CaiError
 from cai.memory import free_gpu_bytes
 
@@ -47,8 +47,7 @@ class Choice:
         """Hold the active adapter's factors beside each group (a module computes its own)."""
         for layer in self.decoder.layers:
             for group in layer.linears.groups:
-                parts = [lora_parts(module, self.decoder.dtype) for module in group.modules]
-                group.lora = parts if any(part is not None for part in parts) else None
+                group.follow_adapter(self.decoder.dtype)
 
 
 def choose(decoder: Any, linears: str, stats: EngineStats) -> Choice:
