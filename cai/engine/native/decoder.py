@@ -136,7 +136,8 @@ class Decoder:
         shape = (self.heads, self.kv_heads, self.dim)
         k_cache, v_cache = cache.keys[index], cache.values[index]
         q_TND = self.ops.rope_and_store(q, k, v, shape, self.cos, self.sin, step, k_cache, v_cache)
-        return self.ops.attention(q_TND, k_cache, v_cache, step, index)
+        attend = self.ops.prefill_attention if step.prefill else self.ops.decode_attention
+        return attend(q_TND, k_cache, v_cache, step, index)
 
     def logits(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """(T, V) in the model's dtype."""
