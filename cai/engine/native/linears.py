@@ -70,13 +70,14 @@ class Group:
             y_TO = F.linear(x_TK, weight_OK, self.bias)
         return list(y_TO.split([base_layer(module).out_features for module in self.modules], -1))
 
-    def unpack(self, shared: Shared) -> None:
+    def unpack(self, shared: Shared, dtype: torch.dtype) -> None:
         """Make the NF4 weights and biases readable to the ways other than "module"."""
         bases = [base_layer(module) for module in self.modules]
         self.shared, self.nf4 = shared, [nf4_of(module) for module in self.modules]
         if any(base.bias is not None for base in bases):
-            none = [torch.zeros(w.shape[0], dtype=torch.bfloat16, device=w.codes.device) for w in self.nf4]
-            self.bias = torch.cat([n if base.bias is None else base.bias for n, base in zip(none, bases, strict=True)])
+            none = [torch.zeros(w.shape[0], dtype=dtype, device=w.codes.device) for w in self.nf4]
+            biases = [n if base.bias is None else base.bias for n, base in zip(none, bases, strict=True)]
+            self.bias = torch.cat(biases).to(dtype)
 
     def drop(self) -> None:
         """Back to the loaded modules; copies are freed."""
@@ -167,7 +168,12 @@ def nf4_of(module: Any) -> Nf4:
     absmax = state.absmax
     if state.nested:
         absmax = dequantize_blockwise(absmax, state.state2) + state.offset
-    return Nf4(weight.data.view(-1), absmax.float().contiguous(), state.code.float().contiguous(), tuple(state.shape))
+    return Nf4(
+        weight.data.view(-1).view(torch.uint8),
+        absmax.float().contiguous(),
+        state.code.float().contiguous(),
+        tuple(state.shape),
+    )
 
 
 def tuned_module(hf_model: Any) -> Any | None:
