@@ -138,3 +138,17 @@ def test_no_compiler_for_the_kernels_is_one_line(monkeypatch):
     failing("something else")
     with pytest.raises(RuntimeError, match="something else"):
         build.make_engine("auto", Loaded(tiny()))
+
+
+def test_what_was_chosen_is_said_with_its_reason():
+    """A model that native cannot run: static batches, many times slower, and nobody was told."""
+    from cai.model import LoadedModel
+    from cai.settings import EngineSection
+
+    said, odd = [], tiny()
+    odd.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    for hf in (tiny(), odd):
+        model = LoadedModel(hf, None, Letters(), "base", "embedded", "tiny", "cpu", 256, say=said.append)
+        model.engine(EngineSection())
+    assert len(said) == 1
+    assert said[0].startswith("engine: static batches, since native cannot run this model: rotary embedding 'dynamic'")

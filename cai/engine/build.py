@@ -26,7 +26,9 @@ def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "a
     if reason := unsupported(model.hf):
         if name == "native":
             raise CaiError(f'engine.backend: native cannot run this model: {reason}. Use "static".')
-        return make_engine("static", model, batch_size=batch_size)
+        static = make_engine("static", model, batch_size=batch_size)
+        static.stats.extra["engine"] = f"static batches, since native cannot run this model: {reason}"
+        return static
     from cai.engine.native.engine import NativeEngine
 
     try:
