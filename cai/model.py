@@ -68,6 +68,7 @@ class LoadedModel:
     lora: bool = False
     worn: Path | None = None  # the folder of the adapter that is on these weights; None: none, or a fresh one
     rules: Rules = field(default_factory=Rules)
+    say: Callable[[str], None] = print
     _engine: Engine | None = None
 
     @property
@@ -82,6 +83,9 @@ class LoadedModel:
             self.mode("generate")
             self._engine = make_engine(section.backend, self, batch_size=section.batch_size, linears=section.linears)
             self._engine.rules = self.rules
+            for note in ("engine", "linears"):  # what was chosen for this model and card, and why
+                if note in self._engine.stats.extra:
+                    self.say(f"engine: {self._engine.stats.extra[note]}")
         return self._engine
 
     def release(self) -> None:
@@ -217,7 +221,7 @@ def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callabl
     tokenizer = HFTokenizer(hf_tokenizer, eos_ids=(hf_tokenizer.convert_tokens_to_ids(eos),))
     device = torch.device("cuda" if backend == "cuda" else "cpu")
     return LoadedModel(
-        hf, hf_tokenizer, tokenizer, section.format, backend, shown, device, section.max_seq_length, facts
+        hf, hf_tokenizer, tokenizer, section.format, backend, shown, device, section.max_seq_length, facts, say=say
     )
 
 

@@ -52,3 +52,9 @@ def test_a_cache_that_cannot_be_written_is_no_fault(tmp_path):
     (tmp_path / "cai").write_text("a file where the folder should be")
     timings.remember(FACTS, TIMES, TOKENS)
     assert timings.recall(FACTS, TOKENS) is None
+
+
+def test_a_library_under_another_name_has_no_version():
+    """Nightly builds of torch bring `pytorch-triton`: the engine starts all the same."""
+    assert timings.version("orjson")
+    assert timings.version("a-name-that-nobody-installed") == ""

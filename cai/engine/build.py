@@ -26,7 +26,15 @@ def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "a
     if reason := unsupported(model.hf):
         if name == "native":
             raise CaiError(f'engine.backend: native cannot run this model: {reason}. Use "static".')
-        return make_engine("static", model, batch_size=batch_size)
+        static = make_engine("static", model, batch_size=batch_size)
+        static.stats.extra["engine"] = f"static batches, since native cannot run this model: {reason}"
+        return static
     from cai.engine.native.engine import NativeEngine
 
-    return NativeEngine(model.hf, model.tokenizer, linears=linears, **options)
+    try:
+        return NativeEngine(model.hf, model.tokenizer, linears=linears, **options)
+    except RuntimeError as error:
+        if "C compiler" not in str(error):
+            raise
+    remedy = "Install one (apt-get install gcc) or name it in CC."
+    raise CaiError(f"engine: no C compiler, which Triton needs to start its kernels. {remedy}")

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from cai.engine import Completion, Request, Rules, Score, ScoreRequest
 from cai.engine.rows import Pieces, Row
-from cai.engine.sampling import gumbel_noise, mask_min_p, mask_repeats, seed_tensor
+from cai.engine.sampling import allowed, gumbel_noise, seed_tensor
 from cai.errors import RESUMABLE, CaiError
 
 T = TypeVar("T")
@@ -65,15 +65,11 @@ class GumbelScores(LogitsProcessor):
         self.prompt_len, self.drawn = prompt_len, any(r.sampling.temperature for r in requests)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if self.rules.no_repeat_ngram:
-            drawn_BT = input_ids[:, self.prompt_len :]
-            counts_B = torch.full_like(self.seeds_B, drawn_BT.shape[1])
-            scores = mask_repeats(scores, drawn_BT, counts_B, self.rules.no_repeat_ngram)
+        drawn_BT = input_ids[:, self.prompt_len :]
+        positions_B = torch.full_like(self.seeds_B, drawn_BT.shape[1])
+        scores = allowed(scores, self.rules, self.temperatures_B, drawn_BT, positions_B)
         if not self.drawn:
             return scores
-        positions_B = torch.full_like(self.seeds_B, input_ids.shape[1] - self.prompt_len)
-        if self.rules.min_p:
-            scores = mask_min_p(scores, self.temperatures_B, self.rules.min_p)
         noise_BV = gumbel_noise(self.seeds_B, positions_B, scores.shape[1])
         return scores + noise_BV.mul_(self.temperatures_B[:, None])
 

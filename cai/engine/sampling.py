@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 import torch
 
+from cai.engine import Rules
+
 GOLDEN_64 = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 MIX_64 = (-4658895280553007687, -7723592293110705685)  # splitmix64 (Steele et al. 2014)
 GOLDEN_32 = -1640531535  # 0x9E3779B1
@@ -91,6 +93,19 @@ def mask_repeats(logits_BV: torch.Tensor, history_BT: torch.Tensor, counts_B: to
         same = same & (history_BT[:, i : i + windows] == last[:, i, None])
     banned = torch.zeros(same.shape, dtype=logits_BV.dtype, device=same.device).masked_fill_(same, float("-inf"))
     return logits_BV.scatter_add(1, history_BT[:, n - 1 :].to(torch.int64), banned)
+
+
+def allowed(
+    logits_BV: torch.Tensor,
+    rules: Rules,
+    temperatures_B: torch.Tensor,
+    history_BT: torch.Tensor,
+    counts_B: torch.Tensor,
+) -> torch.Tensor:
+    """Logits with -inf where the engine's rules forbid a token; `history_BT` and `counts_B` as for `mask_repeats`."""
+    if rules.no_repeat_ngram:
+        logits_BV = mask_repeats(logits_BV, history_BT, counts_B, rules.no_repeat_ngram)
+    return mask_min_p(logits_BV, temperatures_B, rules.min_p) if rules.min_p else logits_BV
 
 
 def pick(

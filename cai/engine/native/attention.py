@@ -76,14 +76,6 @@ def rope_and_store(
     return rotate(q.unflatten(-1, (heads, dim)), cos_TD, sin_TD)
 
 
-def attention(
-    q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, step: Step, layer: int
-) -> torch.Tensor:
-    """(T, N * D): each query over the prefix and its row's own tokens so far."""
-    run = prefill_attention if step.prefill else decode_attention
-    return run(q_TND, k_cache, v_cache, step, layer)
-
-
 def decode_attention(
     q_BND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, step: Step, layer: int
 ) -> torch.Tensor:

@@ -29,6 +29,17 @@ class Flight:
     ids: torch.Tensor
     landed: Any = None
 
+    @classmethod
+    def of(cls, rows: list[Running], places: list[int], drawn: torch.Tensor) -> Flight:
+        """Start the copy to the host; on a CPU there is none to wait for."""
+        if not drawn.is_cuda:
+            return cls(rows, places, drawn)
+        host = torch.empty(drawn.shape, dtype=drawn.dtype, pin_memory=True)
+        host.copy_(drawn, non_blocking=True)
+        landed = torch.cuda.Event()
+        landed.record()
+        return cls(rows, places, host, landed)
+
     def tokens(self) -> list[int]:
         if self.landed is not None:
             self.landed.synchronize()

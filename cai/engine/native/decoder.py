@@ -34,9 +34,25 @@ def unsupported(hf_model: Any) -> str | None:
         return "sliding-window attention"
     rope = rope_parameters(config)
     if rope.get("rope_type", "default") not in PLAIN_ROPE or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        return f"rotary embedding {rope}"
+        return f"rotary embedding {rope['rope_type']!r}, partial_rotary_factor {rope.get('partial_rotary_factor', 1.0)}"
     if head_dim(config) & (head_dim(config) - 1):
         return f"head dimension {head_dim(config)} is no power of two"
+    return misplaced(hf_model, lm)
+
+
+def misplaced(hf_model: Any, lm: Any) -> str | None:
+    """What of the loaded weights `native` would read from the wrong place; None where all is as it expects."""
+    if getattr(getattr(hf_model, "active_peft_config", None), "is_prompt_learning", False):
+        return "an adapter of virtual tokens"
+    norms = [
+        lm.model.norm,
+        *(n for layer in lm.model.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)),
+    ]
+    if any(hasattr(norm, "original_module") or hasattr(norm, "base_layer") for norm in norms):
+        return "an adapter that trains norms"
+    devices = sorted({str(parameter.device) for parameter in lm.parameters()})
+    if len(devices) > 1:
+        return f"its weights lie on several devices ({', '.join(devices)})"
     return None
 
 
@@ -120,7 +136,8 @@ class Decoder:
         shape = (self.heads, self.kv_heads, self.dim)
         k_cache, v_cache = cache.keys[index], cache.values[index]
         q_TND = self.ops.rope_and_store(q, k, v, shape, self.cos, self.sin, step, k_cache, v_cache)
-        return self.ops.attention(q_TND, k_cache, v_cache, step, index)
+        attend = self.ops.prefill_attention if step.prefill else self.ops.decode_attention
+        return attend(q_TND, k_cache, v_cache, step, index)
 
     def logits(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """(T, V) in the model's dtype."""

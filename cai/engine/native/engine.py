@@ -19,12 +19,12 @@ from cai.engine.native import attention, scoring
 from cai.engine.native.batches import Flight, Packed, packed_step
 from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, Prefix, Shape, gpu_blocks, small_card
 from cai.engine.native.decoder import Decoder
-from cai.engine.native.linears import adapter_signature
+from cai.engine.native.linears import adapter_signature, tuned_module
 from cai.engine.native.scheduler import Running, Scheduler, prompt_tokens
 from cai.engine.native.state import RowState
 from cai.engine.rows import Decoder as TokenDecoder
 from cai.engine.rows import Pieces, Row
-from cai.engine.sampling import mask_min_p, mask_repeats, pick, seed_tensor
+from cai.engine.sampling import allowed, pick, seed_tensor
 from cai.errors import RESUMABLE, CaiError
 
 MAX_LEN = 4096  # where neither model nor loader says
@@ -63,31 +63,33 @@ class NativeEngine:
         self.decoder = Decoder(hf_model, self.ops, self.max_len)
         self.device, self.pieces = self.decoder.device, Pieces(tokenizer)
         self.groups = [group for layer in self.decoder.layers for group in layer.linears.groups]
+        self.tuned = tuned_module(hf_model)
         self.shape = Shape(len(self.decoder.layers), self.decoder.kv_heads, self.decoder.dim, self.decoder.dtype)
         self.stats = EngineStats(batch_size=batch_size or (GPU_ROWS if self.gpu else CPU_ROWS))
         self.saved: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self.graphs: Any = None
+        self.current: Any = None  # (tokens, adapter) of the prefix in place
+        self.signature: Any = None  # of the adapter that the linears hold
         with hf.memory_named("when the engine was set up"):
-            self._choose_linears(linears)
+            if self.gpu:
+                from cai.engine.native import tuning
+
+                self.ops.rms_norm(self.decoder.norm[None], self.decoder.norm, 1.0)  # no compiler: the error comes here
+                self.stats.extra["linears"] = tuning.choose(self.decoder, linears)
             self._allocate()
-
-    def _choose_linears(self, linears: str) -> None:
-        if self.gpu:
-            from cai.engine.native import tuning
-
-            self.choice = tuning.choose(self.decoder, linears, self.stats)
-            self.stats.extra["linears"] = self.choice.reason
 
     def _allocate(self) -> None:
         rows = self.stats.batch_size
         if self.gpu:
             blocks = gpu_blocks(self.shape, self.device, max(rows * GPU_ROW_TOKENS, 2 * self.max_len))
             self.cache = KVCache(self.shape, blocks, GPU_BLOCK_TOKENS, self.device)
+            prefill_tokens = SMALL_GPU_PREFILL_TOKENS if small_card(self.device) else GPU_PREFILL_TOKENS
         else:  # the last slot is the scratch row of a prefix
             self.cache = KVCache(self.shape, rows + 1, self.max_len, self.device, by_slot=True)
+            prefill_tokens = CPU_PREFILL_TOKENS
         self.prefix = Prefix.empty(self.shape, min(1024, self.max_len), self.device)
         self.state = RowState(rows, self.cache.blocks_for(self.max_len) + 1, self.max_len, self.device)
-        self.scheduler = Scheduler(self.cache, rows, self._prefill_tokens())
+        self.scheduler = Scheduler(self.cache, rows, prefill_tokens)
         self.dirty = False
         self.stats.extra["kv_tokens"] = self.cache.blocks * self.cache.block_tokens
         if self.gpu:
@@ -95,18 +97,18 @@ class NativeEngine:
 
             self.graphs = Graphs(self)
 
-    def _prefill_tokens(self) -> int:
-        if not self.gpu:
-            return CPU_PREFILL_TOKENS
-        return SMALL_GPU_PREFILL_TOKENS if small_card(self.device) else GPU_PREFILL_TOKENS
-
     # -- requests in, completions out
 
     def submit(self, request: Request) -> None:
-        longest = len(request.token_ids) + request.sampling.max_new_tokens
-        if longest > self.max_len or self.cache.blocks_for(longest + 1) > self.cache.blocks:
-            raise CaiError(f"engine: request {request.id} needs {longest} tokens, the model holds {self.max_len}.")
+        self.require(len(request.token_ids) + request.sampling.max_new_tokens, f"request {request.id}")
         self.scheduler.add(Row(request, self.pieces))
+
+    def require(self, tokens: int, what: str) -> None:
+        """Refuse a row that is longer than the model's context or than all of the cache."""
+        if tokens > self.max_len:
+            raise CaiError(f"engine: {what} needs {tokens} tokens, the model holds {self.max_len}.")
+        if (room := self.cache.blocks * self.cache.block_tokens - 1) < tokens:
+            raise CaiError(f"engine: {what} needs {tokens} tokens, memory has room for {room}. Use a larger card.")
 
     def completions(self, stopped: Callable[[], bool] = never) -> Iterator[Completion]:
         flight: Flight | None = None
@@ -120,7 +122,11 @@ class NativeEngine:
                 if flight is None and self.scheduler.idle:
                     return
         finally:  # the caller stopped or walked away: nothing stays in flight
-            self._drop(flight)
+            if flight is not None:
+                flight.tokens()
+            if hasattr(self, "scheduler"):
+                self.scheduler.clear()
+                self.dirty = True
 
     def score(self, requests: Sequence[ScoreRequest], stopped: Callable[[], bool] = never) -> Iterator[Score]:
         yield from scoring.score(self, requests, stopped)
@@ -131,7 +137,7 @@ class NativeEngine:
             group.drop()
         if getattr(self, "graphs", None) is not None:
             self.graphs.clear()
-        for name in ("graphs", "cache", "prefix", "state", "scheduler", "saved", "decoder", "groups", "choice"):
+        for name in ("graphs", "cache", "prefix", "state", "scheduler", "saved", "decoder", "groups", "tuned"):
             self.__dict__.pop(name, None)
         gc.collect()
         if self.gpu:
@@ -146,26 +152,27 @@ class NativeEngine:
         for running in [r for r in scheduler.active.values() if r.exhausted]:
             scheduler.release(running)  # its last draw is in flight: the slot is free already
             self.dirty = True
-        if not scheduler.active and not scheduler.waiting:
+        if scheduler.idle:
             return None
         self.use_prefix(scheduler.choose_prefix())
         if admitted := scheduler.admit():
             return self._prefill_rows(admitted)
-        if not scheduler.active:
-            return None
-        return self._decode()
+        return self._decode() if scheduler.active else None
 
     def _prefill_rows(self, admitted: list[Running]) -> Flight | None:
         """None where memory ran out: the rows wait again, and prompts are computed in pieces half as long."""
         packed: Packed = [(list(prompt_tokens(r.row, self.scheduler.prefix)), r.blocks) for r in admitted]
         drawn = hf.unless_memory_runs_out(lambda: self._first_draws(admitted, packed))
         if drawn is None:
-            self._admit_fewer(admitted)
+            if len(admitted) == 1:
+                raise CaiError("engine: out of memory for a single prompt. Use a larger card.", RESUMABLE)
+            self._put_back(admitted)
+            self.prefill_less(sum(r.tokens for r in admitted))
             return None
         for running in admitted:
             running.launched = len(running.row.ids) + 1
         self.dirty = True
-        return self._flight(admitted, list(range(len(admitted))), drawn)
+        return Flight.of(admitted, list(range(len(admitted))), drawn)
 
     def _first_draws(self, admitted: list[Running], packed: Packed) -> torch.Tensor:
         ends = [end - 1 for end in itertools.accumulate(len(ids) for ids, _ in packed)]
@@ -176,22 +183,14 @@ class NativeEngine:
         slots = torch.tensor([r.slot for r in admitted], device=self.device)
         if self.rules.no_repeat_ngram:
             self.state.recall(admitted)
-        drawn = self.ops_pick(self.decoder.logits(hidden_BH), temperatures, seeds, draws, self.state.history[slots])
+        drawn = self._pick(hidden_BH, temperatures, seeds, draws, self.state.history[slots])
         self.state.ids[slots] = drawn
         self.state.history[slots, draws] = drawn.to(torch.int32)
         return drawn
 
-    def _admit_fewer(self, admitted: list[Running]) -> None:
-        """The rows wait again, and prompts are computed in pieces half as long."""
-        if len(admitted) == 1:
-            raise CaiError("engine: out of memory for a single prompt. Use a larger card.", RESUMABLE)
-        self._put_back(admitted)
-        self.prefill_less(sum(r.tokens for r in admitted))
-
     def prefill_less(self, tokens: int) -> None:
         """Memory ran out over `tokens` tokens: half as many at a time from now on."""
-        self.scheduler.prefill_tokens = max(1, tokens // 2)
-        self.stats.extra["prefill_tokens"] = self.scheduler.prefill_tokens
+        self.scheduler.prefill_tokens = self.stats.extra["prefill_tokens"] = max(1, tokens // 2)
         self._memory_ran_out()
 
     def _decode_fewer(self, rows: list[Running]) -> None:
@@ -230,45 +229,37 @@ class NativeEngine:
             self.dirty = False
         rows = [scheduler.active[slot] for slot in sorted(scheduler.active)]
         span, longest = rows[-1].slot + 1, 1 + max(r.tokens for r in rows)
-        drawn = hf.unless_memory_runs_out(lambda: self._decode_span(span, longest))
+        step = (lambda: self.graphs.run(span)) if self.graphs else (lambda: self.decode_on_device(span, longest))
+        drawn = hf.unless_memory_runs_out(step)
         if drawn is None:
             self._decode_fewer(rows)
             return None
-        flight = self._flight(rows, [r.slot for r in rows], drawn)
+        flight = Flight.of(rows, [r.slot for r in rows], drawn)
         for running in rows:
             running.tokens += 1
             running.launched += 1
         self.stats.decode_steps += 1
         return flight
 
-    def _decode_span(self, span: int, longest: int) -> torch.Tensor:
-        """One token for slots 0..span-1."""
-        if self.graphs is not None:
-            return self.graphs.run(span)
-        return self.decode_on_device(span, longest)
-
     def decode_on_device(self, rows: int, longest: int = 0) -> torch.Tensor:
         """The device's part of a decode step: no host reads, so that it can be captured."""
         step = self.state.decode_step(rows, self.cache.block_tokens, self.prefix, longest)
         hidden_BH = self.decoder.forward(self.state.ids[:rows], step, self.cache)
-        drawn = self.ops_pick(self.decoder.logits(hidden_BH), *self.state.sampling(rows), self.state.history[:rows])
+        drawn = self._pick(hidden_BH, *self.state.sampling(rows), self.state.history[:rows])
         self.state.advance(rows, drawn)
         return drawn
 
-    def ops_pick(
+    def _pick(
         self,
-        logits_BV: torch.Tensor,
+        hidden_BH: torch.Tensor,
         temperatures_B: torch.Tensor,
         seeds_B: torch.Tensor,
         draws_B: torch.Tensor,
         history_BT: torch.Tensor,
     ) -> torch.Tensor:
         """One id a row, under the engine's rules."""
-        if n := self.rules.no_repeat_ngram:
-            drawn_BT = history_BT if self.gpu else history_BT[:, : int(draws_B.max())]
-            logits_BV = mask_repeats(logits_BV, drawn_BT, draws_B, n)
-        if self.rules.min_p:
-            logits_BV = mask_min_p(logits_BV, temperatures_B, self.rules.min_p)
+        drawn_BT = history_BT if self.gpu else history_BT[:, : int(draws_B.max())]
+        logits_BV = allowed(self.decoder.logits(hidden_BH), self.rules, temperatures_B, drawn_BT, draws_B)
         return getattr(self.ops, "pick", pick)(logits_BV, temperatures_B, seeds_B, draws_B)
 
     def _compact(self) -> None:
@@ -287,15 +278,6 @@ class NativeEngine:
         self.state.move(pairs)
         self.dirty = True
 
-    def _flight(self, rows: list[Running], places: list[int], drawn: torch.Tensor) -> Flight:
-        if not self.gpu:
-            return Flight(rows, places, drawn)
-        host = torch.empty(drawn.shape, dtype=drawn.dtype, pin_memory=True)
-        host.copy_(drawn, non_blocking=True)
-        landed = torch.cuda.Event()
-        landed.record()
-        return Flight(rows, places, host, landed)
-
     def _land(self, flight: Flight) -> Iterator[Completion]:
         """Feed the drawn tokens to their rows; a row that ends leaves its slot."""
         tokens, done = flight.tokens(), []
@@ -311,13 +293,6 @@ class NativeEngine:
         self.stats.new_tokens += sum(len(row.ids) for row in done)
         yield from (row.completion() for row in done)
 
-    def _drop(self, flight: Flight | None) -> None:
-        if flight is not None:
-            flight.tokens()
-        if hasattr(self, "scheduler"):
-            self.scheduler.clear()
-            self.dirty = True
-
     # -- prefill
 
     def prefill(self, packed: Packed, prefix: Prefix, wanted: torch.Tensor) -> torch.Tensor:
@@ -330,36 +305,45 @@ class NativeEngine:
         return self.decoder.forward(torch.tensor(ids, device=self.device), step, self.cache, wanted)
 
     def use_prefix(self, token_ids: tuple[int, ...]) -> None:
-        """Make the shared prefix current: as it is, from the saved ones, or computed once."""
-        self.choice_follows_adapter()
-        key = (token_ids, adapter_signature(self.groups))
-        if getattr(self, "current", ((), None)) == key:
+        """Make the shared prefix current: as it is, from the saved ones, or computed once.
+
+        It and the linears follow the adapter's state, which is the caller's (see `LoadedModel.adapter`).
+        """
+        signature = adapter_signature(self.tuned)
+        if self.gpu and signature != self.signature:
+            for group in self.groups:
+                group.follow_adapter(self.decoder.dtype)
+            self.graphs.clear()
+        self.signature, key = signature, (token_ids, signature)
+        if self.current == key:
             return
-        if len(token_ids) > self.prefix.capacity:
-            self.prefix = Prefix.empty(self.shape, min(self.max_len, len(token_ids) + 256), self.device)
-            if self.graphs is not None:
-                self.graphs.clear()
         if token_ids and key not in self.saved:
             while len(self.saved) >= SAVED_PREFIXES:
                 self.saved.pop(next(iter(self.saved)))
-            with hf.memory_named("for the prefix of a stage"):
-                self.saved[key] = self._computed(token_ids)
+            computed = hf.unless_memory_runs_out(lambda: self._computed(token_ids))
+            if computed is None:
+                self.saved.clear()  # what earlier stages left
+                self._memory_ran_out()
+                with hf.memory_named("for the prefix of a stage"):
+                    computed = self._computed(token_ids)
+            self.saved[key] = computed
         self.prefix.set(token_ids, *self.saved.get(key, (None, None)))
         self.current = key
 
     def _computed(self, token_ids: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prefix's keys and values, over a place large enough for them."""
+        self.current = None
+        if len(token_ids) > self.prefix.capacity:
+            self.prefix = Prefix.empty(self.shape, min(self.max_len, len(token_ids) + 256), self.device)
+            if self.graphs is not None:
+                self.graphs.clear()
         self.prefix.set((), None, None)
         blocks = self.cache.take(self.cache.blocks_for(len(token_ids)), self.stats.batch_size)
-        self.prefill([(list(token_ids), blocks)], self.prefix, torch.tensor([len(token_ids) - 1], device=self.device))
-        computed = self.cache.gather(blocks, len(token_ids))
-        self.cache.give_back(blocks)
+        last = torch.tensor([len(token_ids) - 1], device=self.device)
+        try:
+            self.prefill([(list(token_ids), blocks)], self.prefix, last)
+            computed = self.cache.gather(blocks, len(token_ids))
+        finally:
+            self.cache.give_back(blocks)
         self.stats.extra["prefix_tokens_computed"] = self.stats.extra.get("prefix_tokens_computed", 0) + len(token_ids)
         return computed
-
-    def choice_follows_adapter(self) -> None:
-        """LoRA parts of the linears follow the adapter's state (the caller's, see `LoadedModel.adapter`)."""
-        signature = adapter_signature(self.groups)
-        if self.gpu and signature != getattr(self, "signature", None):
-            self.choice.apply_adapter()
-            self.graphs.clear()
-        self.signature = signature

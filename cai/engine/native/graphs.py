@@ -25,7 +25,7 @@ class Graphs:
         self.pool: Any = None
         self.limit = engine.stats.batch_size
         self.captured: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self.eager = is_int8(engine.groups[0].modules[0])
+        self.eager = any(is_int8(module) for group in engine.groups for module in group.modules)
 
     def bucket(self, rows: int) -> int:
         return min(next((step for step in STEPS if step >= rows), self.limit), self.limit)

@@ -46,11 +46,12 @@ class Group:
     bias: torch.Tensor | None = None  # of all modules, where one has a bias
     nf4: list[Nf4] | None = None
     lora: list[tuple[torch.Tensor, torch.Tensor] | None] | None = None
+    by_module: bool = False  # the active adapter is more than two factors: only the modules compute it
 
     def __call__(self, x_TK: torch.Tensor) -> list[torch.Tensor]:
         """The outputs, one a module, possibly views of one tensor (row stride != width)."""
         way = self.shared.choose(x_TK.shape[0])
-        if way == "module" or (self.nf4 is None and self.copy is None):
+        if way == "module" or self.by_module or (self.nf4 is None and self.copy is None):
             return [thin(module, x_TK) for module in self.modules]
         outputs = self.base(x_TK, way)
         for index, pair in enumerate(self.lora or ()):
@@ -69,17 +70,24 @@ class Group:
             y_TO = F.linear(x_TK, weight_OK, self.bias)
         return list(y_TO.split([base_layer(module).out_features for module in self.modules], -1))
 
-    def unpack(self, shared: Shared) -> None:
+    def unpack(self, shared: Shared, dtype: torch.dtype) -> None:
         """Make the NF4 weights and biases readable to the ways other than "module"."""
         bases = [base_layer(module) for module in self.modules]
         self.shared, self.nf4 = shared, [nf4_of(module) for module in self.modules]
         if any(base.bias is not None for base in bases):
-            none = [torch.zeros(w.shape[0], dtype=torch.bfloat16, device=w.codes.device) for w in self.nf4]
-            self.bias = torch.cat([n if base.bias is None else base.bias for n, base in zip(none, bases, strict=True)])
+            none = [torch.zeros(w.shape[0], dtype=dtype, device=w.codes.device) for w in self.nf4]
+            biases = [n if base.bias is None else base.bias for n, base in zip(none, bases, strict=True)]
+            self.bias = torch.cat(biases).to(dtype)
 
     def drop(self) -> None:
         """Back to the loaded modules; copies are freed."""
         self.shared, self.copy, self.bias, self.nf4, self.lora = Shared(), None, None, None, None
+
+    def follow_adapter(self, dtype: torch.dtype) -> None:
+        """Hold the active adapter's factors; what is more than factors is left to the modules."""
+        self.by_module = any(map(beyond_factors, self.modules))
+        parts = [] if self.by_module else [lora_parts(module, dtype) for module in self.modules]
+        self.lora = parts if any(part is not None for part in parts) else None
 
     def dequantised(self, out: torch.Tensor | None = None) -> torch.Tensor:
         """The weights in bf16 (sum of O, K), in `out` or in the shared buffer (valid until the next group's)."""
@@ -131,8 +139,7 @@ THIN_ROWS = 24  # measured on two cores, (3072, 576) float32: 1.7 times faster a
 def thin(module: Any, x_TK: torch.Tensor) -> torch.Tensor:
     """The module's output. On a CPU a few rows are computed as (W x^T)^T, for which its library has the better loop."""
     base = base_layer(module)
-    active = hasattr(module, "lora_A") and not (module.disable_adapters or module.merged)
-    if x_TK.is_cuda or active or x_TK.shape[0] > THIN_ROWS or type(base) is not torch.nn.Linear:
+    if x_TK.is_cuda or adapted(module) or x_TK.shape[0] > THIN_ROWS or type(base) is not torch.nn.Linear:
         return module(x_TK)
     out_TO = (base.weight @ x_TK.T).T.contiguous()
     return out_TO if base.bias is None else out_TO.add_(base.bias)
@@ -161,22 +168,44 @@ def nf4_of(module: Any) -> Nf4:
     absmax = state.absmax
     if state.nested:
         absmax = dequantize_blockwise(absmax, state.state2) + state.offset
-    return Nf4(weight.data.view(-1), absmax.float().contiguous(), state.code.float().contiguous(), tuple(state.shape))
+    return Nf4(
+        weight.data.view(-1).view(torch.uint8),
+        absmax.float().contiguous(),
+        state.code.float().contiguous(),
+        tuple(state.shape),
+    )
 
 
-def adapter_signature(groups: list[Group]) -> tuple[Any, ...]:
-    """What decides which LoRA parts apply: changes when an adapter is switched on, off or replaced."""
-    module = groups[0].modules[0]
-    if not hasattr(module, "lora_A"):
+def tuned_module(hf_model: Any) -> Any | None:
+    """Any module that PEFT has wrapped, since it switches all of them together; None where there is none."""
+    return next((m for m in hf_model.modules() if hasattr(m, "base_layer") and hasattr(m, "active_adapters")), None)
+
+
+def adapter_signature(tuned: Any | None) -> tuple[Any, ...]:
+    """What a `tuned_module` says about the adapter: changes when it is switched on, off or replaced, or merged."""
+    if tuned is None or tuned.disable_adapters:
         return ()
-    if module.disable_adapters:
-        return ("off",)
-    return ("on", *module.active_adapters)
+    return ("on", *tuned.active_adapters, "merged", *tuned.merged_adapters)
+
+
+def adapted(module: Any) -> bool:
+    """Whether PEFT has more to compute than the linear inside (or has to take it out of its weight first)."""
+    return hasattr(module, "base_layer") and (module.merged or not module.disable_adapters)
+
+
+def beyond_factors(module: Any) -> bool:
+    """Whether the adapter is more than LoRA's two factors beside the weight: another method, DoRA, a bias, merged."""
+    if not adapted(module):
+        return False
+    if module.merged or not hasattr(module, "lora_A"):
+        return True
+    names = [name for name in module.active_adapters if name in module.lora_A]
+    return any(name in module.lora_variant or module.lora_B[name].bias is not None for name in names)
 
 
 def lora_parts(module: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor] | None:
     """(A (r, K), scaled B (O, r)) of the active adapters in the compute type; None without one."""
-    if not hasattr(module, "lora_A") or module.disable_adapters or module.merged:
+    if not adapted(module):
         return None
     names = [name for name in module.active_adapters if name in module.lora_A]
     if not names:

@@ -19,9 +19,10 @@ from cai.errors import RESUMABLE, CaiError
 def score(engine: Any, requests: Sequence[ScoreRequest], stopped: Callable[[], bool]) -> Iterator[Score]:
     assert engine.scheduler.idle, "scoring while rows are being drawn"
     for request in requests:
-        if len(request.context_ids) + len(request.continuation_ids) > engine.max_len:
-            raise CaiError(f"engine: score request {request.id} is longer than the model's {engine.max_len} tokens.")
+        engine.require(len(request.context_ids) + len(request.continuation_ids), f"score request {request.id}")
     for prefix, group in by_prefix(requests):
+        if stopped():
+            return
         with torch.no_grad():
             engine.use_prefix(prefix)
         while group and not stopped():

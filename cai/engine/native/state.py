@@ -29,25 +29,18 @@ class RowState:
         self.ids = torch.zeros(rows, dtype=torch.int64, device=device)
         self.history = torch.zeros((rows, max_len), dtype=torch.int32, device=device)  # all drawn ids, in order
 
-    def set(self, running: Running) -> None:
-        sampling, row = running.row.request.sampling, self.host[running.slot]
-        row[:] = TRASH
-        row[LENGTH], row[DRAWS] = running.tokens, running.launched
-        row[TEMPERATURE : TEMPERATURE + 1].view(np.float32)[0] = sampling.temperature
-        row[SEED_LOW:COLUMNS].view(np.int64)[0] = signed64(running.row.request.seed)
-        row[COLUMNS : COLUMNS + len(running.blocks)] = running.blocks
-
     def write(self, active: Iterable[Running]) -> None:
         """Bring the device's table to the host's view of the active rows."""
         self.host[:] = 0
         for running in active:
-            self.set(running)
-        self.table.copy_(self._staged(self.host), non_blocking=True)
-
-    def _staged(self, array: np.ndarray) -> torch.Tensor:
-        """A copy that the host may forget at once (the pinned allocator keeps it until the transfer is done)."""
-        fresh = torch.from_numpy(array.copy())
-        return fresh.pin_memory() if self.device.type == "cuda" else fresh
+            sampling, row = running.row.request.sampling, self.host[running.slot]
+            row[:] = TRASH
+            row[LENGTH], row[DRAWS] = running.tokens, running.launched
+            row[TEMPERATURE : TEMPERATURE + 1].view(np.float32)[0] = sampling.temperature
+            row[SEED_LOW:COLUMNS].view(np.int64)[0] = signed64(running.row.request.seed)
+            row[COLUMNS : COLUMNS + len(running.blocks)] = running.blocks
+        fresh = torch.from_numpy(self.host.copy())  # pinned memory is kept until the transfer is done
+        self.table.copy_(fresh.pin_memory() if self.device.type == "cuda" else fresh, non_blocking=True)
 
     def move(self, pairs: list[tuple[int, int]]) -> None:
         """Drawn ids follow rows that changed slots."""

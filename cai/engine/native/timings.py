@@ -33,7 +33,7 @@ def facts(decoder: Any, copied: int, linears: str) -> dict[str, Any]:
     return {
         "card": card.name,
         "memory": card.total_memory,
-        "versions": {name: metadata.version(name) for name in VERSIONED},
+        "versions": {name: version(name) for name in VERSIONED},
         "kernels": hashlib.sha256(Path(__file__).with_name("nf4.py").read_bytes()).hexdigest()[:16],
         "shapes": [[(b.out_features, b.in_features) for b in map(base_layer, group.modules)] for group in groups],
         "layers": len(decoder.layers),
@@ -41,6 +41,14 @@ def facts(decoder: Any, copied: int, linears: str) -> dict[str, Any]:
         "dtype": str(decoder.dtype),
         "linears": linears,
     }
+
+
+def version(name: str) -> str:
+    """Empty for what was installed under another name, as nightly builds of Triton are."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def path_of(found: Mapping[str, Any]) -> Path:

@@ -8,18 +8,18 @@ the way: "bnb" (modules as loaded), "bf16" (copies), "fused" (the NF4 kernels, n
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from triton.errors import TritonError
 
-from cai.engine import EngineStats
 from cai.engine.native import timings
 from cai.engine.native.cache import reserve_bytes
 from cai.engine.native.graphs import capture, once
-from cai.engine.native.linears import Group, Shared, Way, base_layer, is_nf4, lora_parts
+from cai.engine.native.linears import Group, Shared, Way, base_layer, is_nf4
 from cai.errors import CaiError
 from cai.memory import free_gpu_bytes
 
@@ -30,50 +30,36 @@ FUSED_TOKENS = 512  # above it the weights would be decoded again and again
 AGREE_WITHIN = 1e-2  # relative; both round their weights to bf16 alike and differ by the order of sums
 
 
-@dataclass
-class Choice:
-    """`ways`: for up to TOKENS[i] tokens, the way. `copied` of `layers` layers hold a bf16 copy."""
-
-    decoder: Any
-    ways: list[Way]
-    reason: str
-    copied: int = 0
-    times: dict[Way, list[float]] = field(default_factory=dict)
-
-    def way(self, tokens: int) -> Way:
-        return self.ways[min(bisect.bisect_left(TOKENS, tokens), len(TOKENS) - 1)]
-
-    def apply_adapter(self) -> None:
-        """Hold the active adapter's factors beside each group (a module computes its own)."""
-        for layer in self.decoder.layers:
-            for group in layer.linears.groups:
-                parts = [lora_parts(module, self.decoder.dtype) for module in group.modules]
-                group.lora = parts if any(part is not None for part in parts) else None
-
-
-def choose(decoder: Any, linears: str, stats: EngineStats) -> Choice:
-    """Set up the ways that `linears` allows, measure them, and put the fastest in place."""
+def choose(decoder: Any, linears: str) -> str:
+    """Set up the ways that `linears` allows, measure them, put the fastest in place, and say why it is."""
     groups = [group for layer in decoder.layers for group in layer.linears.groups]
     if linears == "bnb" or not all(is_nf4(module) for group in groups for module in group.modules):
         kind = type(base_layer(groups[0].modules[0])).__name__
-        return Choice(decoder, ["module"] * len(TOKENS), f"linears: the loaded modules ({kind}) as they are")
-    shared = Shared(buffer=None)
+        return f"linears: the loaded modules ({kind}) as they are"
+    shared = Shared()
     for group in groups:
-        group.unpack(shared)
+        group.unpack(shared, decoder.dtype)
     copied = 0 if linears == "fused" else copy_layers(decoder, must=linears == "bf16")
     if copied < len(decoder.layers):
         shared.buffer = torch.empty(max(group.numel for group in groups), dtype=decoder.dtype, device=decoder.device)
-    choice = Choice(decoder, [], "", copied)
     facts = timings.facts(decoder, copied, linears)
     known = timings.recall(facts, TOKENS)
-    choice.times = known or measure(decoder, copied, linears)
-    if not known:
-        timings.remember(facts, choice.times, TOKENS)
-    times: dict[Any, list[float]] = choice.times
-    choice.ways = [min(times, key=lambda way: times[way][i]) for i in range(len(TOKENS))]
-    shared.choose = choice.way
-    choice.reason = reason(choice, len(decoder.layers)) + (" (measured at an earlier start)" if known else "")
-    return choice
+    times = known or measure(decoder, copied, linears)
+    if not known and not any(map(math.isnan, itertools.chain(*times.values()))):
+        timings.remember(facts, times, TOKENS)
+    ways = fastest(times)
+    shared.choose = lambda tokens: ways[min(bisect.bisect_left(TOKENS, tokens), len(TOKENS) - 1)]
+    seen = " (measured at an earlier start)" if known else ""
+    return reason(ways, times, f"{copied}/{len(decoder.layers)}") + seen
+
+
+def fastest(times: Mapping[Way, Sequence[float]]) -> list[Way]:
+    """The way for each of TOKENS: the loaded modules where no other could be timed."""
+    ways: list[Way] = []
+    for i in range(len(TOKENS)):
+        timed = {way: row[i] for way, row in times.items() if math.isfinite(row[i])}
+        ways.append(min(timed, key=lambda way: timed[way]) if timed else "module")
+    return ways
 
 
 def copy_layers(decoder: Any, must: bool) -> int:
@@ -122,7 +108,9 @@ def _measure_way(groups: list[Group], way: Way, tokens: int, decoder: Any) -> fl
         if way == "fused" and not fused_agrees(groups, inputs):
             return float("inf")
         return milliseconds(lambda: [g(inputs[base_layer(g.modules[0]).in_features]) for g in groups])
-    except (TritonError, torch.OutOfMemoryError):  # too little memory, or a compiler that does not know the card
+    except torch.OutOfMemoryError:  # not kept for the next start, which may find more memory
+        return float("nan")
+    except TritonError:  # a compiler that does not know the card
         return float("inf")
     finally:
         groups[0].shared.choose = previous
@@ -155,9 +143,8 @@ def milliseconds(run: Callable[[], Any], repeats: int = 5) -> float:
     return sorted(start.elapsed_time(end) for start, end in spans)[repeats // 2]
 
 
-def reason(choice: Choice, layers: int) -> str:
+def reason(ways: Sequence[Way], times: Mapping[Way, Sequence[float]], copied: str) -> str:
     """One line: what was chosen for how many rows, and the milliseconds that decided."""
-    picked = ", ".join(f"<={tokens}: {way}" for tokens, way in zip(TOKENS, choice.ways, strict=True))
-    at = TOKENS.index(256)
-    spent = ", ".join(f"{way} {times[at]:.1f}" for way, times in choice.times.items())
-    return f"linears by tokens: {picked}; {choice.copied}/{layers} layers copied to bf16; ms at 256 tokens: {spent}"
+    picked = ", ".join(f"<={tokens}: {way}" for tokens, way in zip(TOKENS, ways, strict=True))
+    spent = ", ".join(f"{way} {row[TOKENS.index(256)]:.1f}" for way, row in times.items())
+    return f"linears by tokens: {picked}; {copied} layers copied to bf16; ms at 256 tokens: {spent}"
