@@ -199,3 +199,15 @@ def test_f21_piped_into_head(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.wait(timeout=8) == 0
     assert (tmp_path / "log").read_text() == "ready\nfinished\n"
+
+
+def test_f21_streams_that_were_closed_at_the_start(tmp_path: Path) -> None:
+    """`>&- 2>&-`: a file that is opened next takes no standard descriptor's number, and printing goes nowhere."""
+    code = "import sys; from cai.console import last_through_hangups; last_through_hangups(); "
+    code += (
+        "file = open('log', 'w'); print('x'); print('y', file=sys.stderr, flush=True); assert not sys.stderr.isatty(); "
+    )
+    code += "file.write(str(file.fileno()))"
+    command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+    assert int((tmp_path / "log").read_text()) > 2
