@@ -87,6 +87,17 @@ def test_a_run_is_only_found_inside_its_root(tmp_path: Path) -> None:
         Run.open(root / "linked")
 
 
+@pytest.mark.parametrize("name", ["records.jsonl", "prompts/critiques.yaml"])
+def test_a_pipe_in_a_run_is_refused_before_anything_waits_for_it(tmp_path: Path, name: str) -> None:
+    run = made(tmp_path / "runs")
+    run.close()
+    (run.path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(run.path / name)
+    with pytest.raises(CaiError, match=rf"/{name}: is a pipe or a device") as caught:
+        resolve_run(run.id, tmp_path / "runs")
+    assert caught.value.code == errors.CORRUPT
+
+
 def test_a_mistyped_run_id_is_answered_with_the_run_that_was_meant(tmp_path: Path) -> None:
     for name in ("20261125-042544-m0-6ba4ff", "20261125-042552-m1-9f6806"):
         (tmp_path / name).mkdir()
