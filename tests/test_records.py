@@ -173,8 +173,8 @@ def test_f06_a_flipped_byte_anywhere_is_never_silent(tmp_path: Path) -> None:
     """G6: exit 5 naming line and byte; only the very last newline's loss looks like a tear, and is noted as a loss."""
     path = filled(tmp_path, BATCHES)
     data, sums = path.read_bytes(), path.with_suffix(".sum").read_bytes()
-    for offset in range(len(data)):
-        path.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
+    for offset, other in [(at, byte) for at in range(len(data)) for byte in (data[at] ^ 1, 0)]:
+        path.write_bytes(data[:offset] + bytes([other]) + data[offset + 1 :])
         path.with_suffix(".sum").write_bytes(sums)
         if offset == len(data) - 1:
             with reopened(path) as log:
