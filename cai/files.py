@@ -130,7 +130,9 @@ def quarantine_bytes(folder: Path, name: str, offset: int, data: bytes) -> Path:
     digest = hashlib.blake2b(data, digest_size=4).hexdigest()
     target = folder / f"{name}-at-{offset:012d}-{digest}.bin"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fsync_folder(folder.parent)
     except OSError as error:
         raise io_error(folder, "creating", error) from error
     write_atomic(target, data)
