@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from support import FAKE, read_jsonl
 
 import runner
 from cai import cli, errors, plan
+from cai.engine import Completion, never
+from cai.fake import FakeEngine
 from cai.session import read_inputs
 
 Runner = Callable[..., tuple[int, Path]]
@@ -108,6 +110,44 @@ def test_a_run_cut_anywhere_resumes_to_the_same_bytes(run_fake: Runner, project:
     assert code == errors.DONE
     for name in ("records.jsonl", "dataset/examples.jsonl", "adapter/adapter_model.safetensors"):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.fixture
+def slices(monkeypatch: pytest.MonkeyPatch, project: Path) -> list[tuple[list[int], int]]:
+    """For each slice that is generated: its items, and how many rows stand in the newest run's log by then."""
+    seen: list[tuple[list[int], int]] = []
+    real = FakeEngine.completions
+
+    def completions(self: FakeEngine, stopped: Callable[[], bool] = never) -> Iterator[Completion]:
+        log = (project / "runs" / "latest" / "records.jsonl").read_bytes()
+        seen.append(([request.id for request in self._queue], log.count(b"\n")))
+        return real(self, stopped)
+
+    monkeypatch.setattr(FakeEngine, "completions", completions)
+    return seen
+
+
+def test_g2_each_slice_is_committed_before_the_next_begins(
+    run_fake: Runner, slices: list[tuple[list[int], int]]
+) -> None:
+    _, run = run_fake("--milestone", "m1", "--set", "engine.batch_size=3", "--until", "answers")
+    rows = read_jsonl(run / "records.jsonl")
+    before = len([row for row in rows if row["stage"] != "answers"])
+    items = [row["item"] for row in rows if row["stage"] == "answers"]
+    assert slices[-4:] == [(items[at : at + 3], before + at) for at in range(0, 10, 3)]
+
+
+def test_g4_a_slice_of_which_a_part_is_on_disk_is_generated_whole(
+    run_fake: Runner, slices: list[tuple[list[int], int]]
+) -> None:
+    """What a row is drawn beside changes its last bits: alone, it would differ from that of the run left alone."""
+    _, run = run_fake("--milestone", "m1", "--set", "engine.batch_size=3", "--until", "answers")
+    whole, done = (run / "records.jsonl").read_bytes(), slices[-4:]
+    (run / "records.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:-5]))
+    del slices[:]
+    run_fake("--resume", str(run), "--until", "answers", fake=())
+    assert [items for items, _ in slices] == [items for items, _ in done[1:]]
+    assert (run / "records.jsonl").read_bytes() == whole
 
 
 def test_rejected_pairs_are_retried_then_replaced_and_the_bound_is_kept(
