@@ -50,6 +50,16 @@ def write_all(fd: int, data: bytes) -> None:
         raise OSError(errno.EFBIG if limited else errno.ENOSPC, f"short write, {written} of {len(data)} bytes")
 
 
+def make_folder(folder: Path) -> None:
+    """The folder and those above it, unless they are there. Errors: OSError, CaiError(IO) for a link to nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        what = next((part for part in (folder, *folder.parents) if not part.is_dir() and os.path.lexists(part)), folder)
+        why = "a link to nothing: mount what it points to, or remove it" if what.is_symlink() else error.strerror
+        raise CaiError(f"{what}: {why}", errors.IO) from None
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable (a rename is not, until its folder is synced)."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -201,7 +201,7 @@ class Run:
         beside = root / f".{run_id}.{os.getpid()}.new"
         whole = {"schema": SCHEMA, "run": run_id, "created": utc_now(), **manifest}
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            files.make_folder(root)
             beside.mkdir(mode=0o700)
             for name, content in files_.items():
                 write_atomic(beside / name, content.encode() if isinstance(content, str) else content)

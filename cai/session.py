@@ -331,6 +331,6 @@ def locate(args: argparse.Namespace, argument: str) -> Path:
     source = recipes.read(args.recipe)
     root = source.folder.parent if in_run(source) else source.folder / str(source.table.get("runs", "runs"))
     for text in args.set:
-        if text.replace(" ", "").startswith("runs="):
-            root = source.folder / text.split("=", 1)[1].strip().strip("\"'")
+        if (named := recipes.parse_set(text).get("runs")) is not None:
+            root = source.folder / str(named)
     return resolve_run(argument or "latest", _usable(root, source))

@@ -13,10 +13,11 @@ from pathlib import Path
 import orjson
 import pytest
 
-from cai import errors, files
+from cai import cli, errors, files
 from cai import run as run_module
 from cai.errors import CaiError
 from cai.run import Run, check_identity, new_run_id, read_manifest, resolve_run, write_atomic, write_json_atomic
+from cai.session import locate
 
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = {"seed": "7", "model.revision": "'abc'"}
@@ -98,6 +99,16 @@ def test_a_pipe_in_a_run_is_refused_before_anything_waits_for_it(tmp_path: Path,
     assert caught.value.code == errors.CORRUPT
 
 
+def test_a_command_finds_the_runs_folder_that_a_set_names_as_the_run_does(tmp_path: Path) -> None:
+    recipe = tmp_path / "cai.toml"
+    recipe.write_text('runs = "other"\n')
+    for given, name in (('my "runs"', 'my "runs"'), ('"my runs"', "my runs"), (" plain ", "plain")):
+        run = made(tmp_path / name)
+        run.close()
+        args = cli.parse([str(recipe), "--set", "seed=1", "--set", f"runs ={given}"])
+        assert locate(args, "latest") == tmp_path / name / run.id
+
+
 def test_a_mistyped_run_id_is_answered_with_the_run_that_was_meant(tmp_path: Path) -> None:
     for name in ("20261125-042544-m0-6ba4ff", "20261125-042552-m1-9f6806"):
         (tmp_path / name).mkdir()
@@ -140,6 +151,15 @@ def test_runs_that_begin_in_the_same_second_each_get_a_folder(tmp_path: Path) ->
     assert [name for name, _ in said] == [first, *(f"{first}-{n}" for n in (1, 2, 3))]
     assert len({count for _, count in said}) == 1
     assert not [path for path in (tmp_path / "runs").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["runs", "runs/below"])
+def test_a_runs_folder_that_links_to_nothing_is_told_and_not_tried_for_ever(tmp_path: Path, name: str) -> None:
+    """A volume that is not mounted: its folder was taken for a run of the same id, and the next id for another."""
+    (tmp_path / "runs").symlink_to(tmp_path / "not-mounted")
+    with pytest.raises(CaiError, match=rf"^{tmp_path}/runs: a link to nothing") as caught:
+        made(tmp_path / name)
+    assert caught.value.code == errors.IO and not isinstance(caught.value, run_module.Taken)
 
 
 def test_another_runner_that_was_first_by_a_moment_keeps_its_folder(
