@@ -274,8 +274,12 @@ def _adapter(run: Path) -> Results:
     if not found and not (run / "train" / "result.json").exists():
         yield "skip", "no adapter yet"
     for path in sorted((run / "train").glob("**/result.json")):
-        result = orjson.loads(path.read_bytes())
-        folder = Path(os.path.normpath(path.parent / result["adapter"]))
+        try:
+            result = orjson.loads(path.read_bytes())
+            folder = Path(os.path.normpath(path.parent / result["adapter"]))
+        except (ValueError, KeyError, TypeError):
+            yield "FAIL", f"{path.relative_to(run)}: not whole; a resume writes it again"
+            continue
         why = checkpoints.differs(folder, result.get("files", {}))
         if not why and not (folder / "adapter_model.safetensors").is_file():
             why = "adapter_model.safetensors is missing"
@@ -288,7 +292,11 @@ def _adapter(run: Path) -> Results:
 
 
 def _tensors(path: Path) -> Results:
-    tensors = safetensors_fp32(path)
+    try:
+        tensors = safetensors_fp32(path)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        yield "FAIL", f"{path.name}: no whole safetensors file; remove its folder, and a resume exports it again"
+        return
     if not tensors:
         yield "skip", "holds no tensor (fake model)"
         return

@@ -290,7 +290,9 @@ BROKEN = [
     ("adapter/adapter_model.safetensors", None, "adapter"),
     ("adapter/adapter_model.safetensors", HALF, "adapter"),
     ("adapter/adapter_config.json", b"{}", "adapter"),
+    ("adapter/adapter_model.safetensors", b"", "adapter"),
     ("train/result.json", b"[]", "adapter"),
+    ("train/result.json", HALF, "adapter"),
     ("constitution.yaml", HALF, "inputs"),
     ("prompts/critiques.yaml", None, "inputs"),
     ("recipe.resolved.toml", None, ""),
@@ -312,7 +314,8 @@ def test_g11_a_damaged_derived_file_is_named_and_a_resume_makes_it_again(
     if content is not None:
         path.write_bytes(before[: len(before) // 2] if content is HALF else content)
     if promise:
-        assert "FAIL" in {found.verdict for found in check(finished, promise)}
+        failed = [found.found for found in check(finished, promise) if found.verdict == "FAIL"]
+        assert failed and all(path.name in found and "Error:" not in found for found in failed)
     assert run_fake("--resume", str(finished))[0] == errors.DONE
     assert verify.sound(verify.verify(finished)), verify.table(verify.verify(finished))
     assert path.read_bytes() == before or name == "train/result.json"  # holds the seconds that training took
