@@ -269,6 +269,19 @@ def test_an_edited_input_is_drift(
     assert code == errors.DRIFT  # still
 
 
+def test_g8_other_weights_under_the_same_name_are_drift(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    """The hub's `main` moved on, or a local copy was exchanged: known once the weights are loaded, before any row."""
+    _, run = run_fake("--milestone", "m0", "--until", "instructions")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["model"]["revision"] = "0123abcd"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    before = (run / "records.jsonl").read_bytes()
+    capsys.readouterr()
+    assert run_fake("--resume", str(run), fake=())[0] == errors.DRIFT
+    assert "revision: '0123abcd' -> 'none'" in capsys.readouterr().err
+    assert (run / "records.jsonl").read_bytes() == before
+
+
 def test_a_run_continues_from_its_own_copies(run_fake: Runner, project: Path) -> None:
     """The remedy that the drift message names works: the run folder holds recipe, constitution and prompts."""
     import runner
