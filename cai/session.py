@@ -23,7 +23,7 @@ from cai import recipe as recipes
 from cai.console import StopSwitch
 from cai.constitution import Constitution, check_rounds, load_constitution
 from cai.engine import Rules
-from cai.errors import DRIFT, CaiError
+from cai.errors import CaiError
 from cai.files import holds, write_atomic
 from cai.grid import Grid, load_grid
 from cai.model import Backend, LoadedModel, backend_of, load
@@ -172,7 +172,7 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
                 run.update_manifest(override=inputs.override)
             copy_inputs(inputs, run.path)  # a kill may have come before the first copy
         except BaseException:
-            run.close(code=DRIFT)
+            run.__exit__(*sys.exc_info())
             raise
         return run
     return create_run(inputs, args)
