@@ -97,6 +97,15 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise io_error(path, "writing", error) from error
 
 
+def remove_halves(folder: Path) -> None:
+    """Remove what a `write_atomic` that was killed left below `folder`; of a process that lives, nothing."""
+    for path in folder.rglob(".*.new"):
+        pid = path.name.split(".")[-2]
+        if pid.isdigit() and (int(pid) == os.getpid() or not Path("/proc", pid).exists()):
+            with suppress(OSError):
+                path.unlink()
+
+
 def json_bytes(value: Any) -> bytes:
     """Indented JSON with sorted keys and a last newline: the same value gives the same bytes."""
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)

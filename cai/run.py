@@ -226,6 +226,7 @@ class Run:
         lock = take_lock(path)
         try:
             run = cls(path, read_manifest(path / "manifest.json"), lock)
+            files.remove_halves(path)
             _point_latest(path.parent, path.name)
             return run._begin(start)
         except BaseException:

@@ -313,7 +313,7 @@ def _tensors(path: Path) -> Results:
 def _leftovers(run: Path) -> Results:
     names = [str(path.relative_to(run)) for path in run.rglob(".*.new")]
     yield (
-        ("note", f"half-written files of a killed writer, harmless: {', '.join(names[:5])}")
+        ("note", f"half-written files of a killed writer, a resume removes them: {', '.join(names[:5])}")
         if names
         else ("ok", "none")
     )

@@ -369,6 +369,20 @@ def test_g11_atomic_files_sync_before_the_rename_and_the_folder_after(
     assert calls == ["_write", "_fsync", "_replace", "_fsync"]
 
 
+def test_g11_a_resume_removes_half_files_of_killed_writers_only(tmp_path: Path) -> None:
+    """Left in dataset/, one would be exported and shared with the data set."""
+    run = made(tmp_path / "runs")
+    run.close()
+    (run.path / "dataset").mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    halves = {pid: run.path / "dataset" / f".examples.jsonl.{pid}.new" for pid in (ended.pid, os.getpid(), 1)}
+    for path in halves.values():
+        path.write_bytes(b"{")
+    Run.open(run.path).close()
+    assert [pid for pid, path in halves.items() if path.exists()] == [1]
+
+
 def test_closing_on_a_broken_disk_keeps_the_first_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
