@@ -300,16 +300,17 @@ def test_time_and_cost_are_sums_over_attempts_also_killed_ones(tmp_path: Path) -
         "import os, sys, time, signal; from pathlib import Path; from cai import run as r\n"
         "r.HEARTBEAT_SECONDS, r.STATUS_SECONDS = 0.05, 0.0\n"
         "run = r.Run.open(Path(sys.argv[1]), usd_per_hour=3600.0)\n"
-        "for i in range(12): time.sleep(0.03); run.status(done=i)\n"
+        "for i in range(8): time.sleep(0.03); run.status(done=i)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    assert python(code, str(path)).wait(timeout=30) == -signal.SIGKILL
+    for _ in range(2):
+        assert python(code, str(path)).wait(timeout=30) == -signal.SIGKILL
     with Run.open(path, usd_per_hour=0.0) as run:
         total = run.spent()
-        assert total["attempts"] == 3 and 0.25 < total["seconds"] < 3
-        assert total["usd"] == pytest.approx(total["seconds"], abs=0.3)
-        assert run.read_status()["done"] == 11
-        assert [e["attempt"] for e in run.events("attempt")] == [1, 2, 3]
+        assert total["attempts"] == 4 and 0.3 < total["seconds"] < 3
+        assert total["usd"] == pytest.approx(total["seconds"], abs=0.1)
+        assert run.read_status()["done"] == 7
+        assert [e["attempt"] for e in run.events("attempt")] == [1, 2, 3, 4]
 
 
 def test_f29_a_clock_that_jumps_back_changes_no_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
