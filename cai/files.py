@@ -26,18 +26,24 @@ _ftruncate = os.ftruncate
 _replace = os.replace
 
 
-def io_error(path: Path, doing: str, error: OSError) -> CaiError:
+REMEDIES = {  # what a machine does to a program; any other OSError is a fault of the program
+    errno.ENOSPC: "free space on that disk and resume",
+    errno.EDQUOT: "free space in your quota and resume",
+    errno.EFBIG: "raise the file-size limit (ulimit -f) and resume",
+    errno.EROFS: "make the folder writable and resume",
+    errno.EACCES: "make the folder writable and resume",
+    errno.EIO: "the disk failed: copy the run folder to another disk and resume there",
+    errno.ELOOP: "it is a symbolic link: put the real file there",
+    errno.EMFILE: "raise the limit of open files (ulimit -n) and resume",
+    errno.ENFILE: "the machine has too many open files: close some and resume",
+    errno.ESTALE: "the disk is gone: mount it again and resume",
+    errno.ENOTCONN: "the disk is gone: mount it again and resume",
+}
+
+
+def io_error(path: Path | str, doing: str, error: OSError) -> CaiError:
     """One line for an operating-system error, with the remedy that fits its errno (exit 74)."""
-    remedies = {
-        errno.ENOSPC: "free space on that disk and resume",
-        errno.EDQUOT: "free space in your quota and resume",
-        errno.EFBIG: "raise the file-size limit (ulimit -f) and resume",
-        errno.EROFS: "make the folder writable and resume",
-        errno.EACCES: "make the folder writable and resume",
-        errno.EIO: "the disk failed: copy the run folder to another disk and resume there",
-        errno.ELOOP: "it is a symbolic link: put the real file there",
-    }
-    remedy = remedies.get(error.errno or 0, "cure the cause and resume; what was committed before is intact")
+    remedy = REMEDIES.get(error.errno or 0, "cure the cause and resume; what was committed before is intact")
     return CaiError(f"{path}: {doing} failed: {error.strerror or error}: {remedy}", errors.IO)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -359,6 +362,30 @@ def test_a_runs_folder_that_cannot_be_is_one_clear_line(
         code, _ = run_fake(*argv, "--set", f'runs="{runs}"')
         said = capsys.readouterr().err
         assert code == errors.USAGE and len(said.strip().splitlines()) == 1 and "cai.toml: runs: " in said
+
+
+@pytest.mark.slow
+def test_too_few_open_files_are_one_clear_line_wherever_they_run_out(run_fake: Runner, tmp_path: Path) -> None:
+    """From one descriptor that is free to enough of them; in forked children, since a failed run keeps some open."""
+    whole = run_fake("--milestone", "m0")[1]  # and everything is imported
+    free = os.dup(0)
+    os.close(free)
+    codes, said = [], []
+    for more in range(1, 30, 2):
+        if (child := os.fork()) == 0:
+            sys.stderr = (tmp_path / "said").open("w")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, free + more))
+            code, _ = run_fake("--milestone", "m0")
+            sys.stderr.flush()
+            os._exit(code)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        said.append((tmp_path / "said").read_text())
+        if codes[-1] == errors.DONE:
+            break
+    assert codes[-1] == errors.DONE and set(codes) <= {errors.USAGE, errors.IO, errors.DONE}, said
+    assert any("ulimit -n" in text for text in said) and not any("Traceback" in text for text in said), said
+    newest = (tmp_path / "runs" / "latest").resolve()
+    assert newest != whole and (newest / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
 
 
 def test_unknown_flag_and_missing_recipe(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
