@@ -26,11 +26,12 @@ from cai.engine import Rules
 from cai.errors import CaiError
 from cai.files import holds, write_atomic
 from cai.grid import Grid, load_grid
+from cai.manifest import read_manifest
 from cai.model import Backend, LoadedModel, backend_of, load
 from cai.progress import Progress
 from cai.prompts import Prompt, load_prompt
 from cai.recipe import Recipe, Source
-from cai.run import Run, Taken, check_identity, new_run_id, read_manifest, resolve_run
+from cai.run import Run, Taken, check_identity, new_run_id, resolve_run
 from cai.stage import Context
 
 LONGEST_NAME = 100  # of a file that a run may make, its id included

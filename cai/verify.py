@@ -23,7 +23,7 @@ from cai import repair
 from cai.attempts import read_events, spent
 from cai.console import printable
 from cai.lock import holder
-from cai.run import read_manifest
+from cai.manifest import read_manifest
 from cai.scanning import changed, is_torn_tail, read_points, scan
 from cai.tensors import safetensors_fp32
 from cai.training import checkpoints

@@ -432,6 +432,19 @@ def test_a_failed_gate_blocks_the_next_milestone_though_an_overlay_changes_what_
     assert run_fake(*two, "--set", "seed=7")[0] == errors.DONE  # another recipe, which m1 never tried
 
 
+@pytest.mark.parametrize("manifest", [b"[]", b'{"schema": 1, "backend": "fake", "items": null}', b"\xff"])
+@pytest.mark.parametrize("gates", [b"[]", b"3", b"{}"])
+def test_a_damaged_run_beside_it_hinders_no_run(run_fake: Runner, project: Path, manifest: bytes, gates: bytes) -> None:
+    """The estimate and the gate of the milestone before look into the other runs."""
+    other = project / "runs" / "20260101-000000-m0-abcdef"
+    (other / "eval").mkdir(parents=True)
+    (other / "manifest.json").write_bytes(manifest)
+    (other / "eval" / "gates.json").write_bytes(gates)
+    stage = b'{"attempt":1,"n":0,"s":1.0,"kind":"stage","stage":"answers","tokens":"x","seconds":{}}'
+    (other / "events.jsonl").write_bytes(stage + b"\n")
+    assert run_fake("--milestone", "m1", "--set", "items=1", "--until", "instructions")[0] == errors.DONE
+
+
 def test_no_gate_is_said_and_is_no_pass(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_fake("--milestone", "m0", "--set", "gates.m0=[]")[0] == errors.DONE
     assert "m0: done, the recipe sets no gate for it." in capsys.readouterr().out

@@ -16,7 +16,8 @@ import pytest
 from cai import cli, errors, files
 from cai import run as run_module
 from cai.errors import CaiError
-from cai.run import Run, check_identity, new_run_id, read_manifest, resolve_run, write_atomic, write_json_atomic
+from cai.manifest import read_manifest
+from cai.run import Run, check_identity, new_run_id, resolve_run, write_atomic, write_json_atomic
 from cai.session import locate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -263,6 +264,8 @@ def test_the_lock_of_a_killed_runner_is_free(tmp_path: Path) -> None:
         (b'{"schema": 1, "identi', errors.CORRUPT, "not whole"),
         (b"\0" * 40, errors.CORRUPT, "not whole"),
         (b"[]", errors.CORRUPT, "no schema number"),
+        (b'{"schema": 1, "training_identity": "x"}', errors.CORRUPT, "training_identity: should be a dict"),
+        (b'{"schema": 1, "sets": {}}', errors.CORRUPT, "sets: should be a list"),
         (b'{"schema": 2}', errors.USAGE, "newer than 1.*update the program"),
     ],
 )
