@@ -12,6 +12,7 @@ import os
 import pickle
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,27 @@ def test_stopped_between_micro_batches_leaves_the_last_whole_step(alone, tmp_pat
         run_train(tmp_path, event=events, stopped=stopped)
     run_train(tmp_path)
     assert sha(tmp_path) == sha(alone[0])
+
+
+def test_the_grace_period_waits_while_a_checkpoint_is_saved(tmp_path, monkeypatch):
+    depths = []
+
+    class Switch:
+        depth = 0
+
+        def __call__(self):
+            return False
+
+        @contextmanager
+        def hold(self):
+            self.depth += 1
+            yield
+            self.depth -= 1
+
+    switch, real = Switch(), checkpoints.seal
+    monkeypatch.setattr(checkpoints, "seal", lambda *args: (depths.append(switch.depth), real(*args)))
+    run_train(tmp_path, stopped=switch)
+    assert depths and set(depths) == {1} and switch.depth == 0
 
 
 def test_stopped_before_the_first_step(alone, tmp_path):
