@@ -23,6 +23,7 @@ from cai.records import RecordLog, read
 from cai.run import Run
 from cai.scanning import points_of
 from cai.supervise import Supervisor, work_done
+from cai.train import load_result
 
 ROOT = Path(__file__).resolve().parent.parent
 RunFake = Callable[..., tuple[int, Path]]
@@ -327,6 +328,15 @@ def test_verify_compares_every_text_of_the_data_set_with_the_records(finished: P
     example["critique"] += "!"
     path.write_bytes(orjson.dumps(example) + b"\n")
     assert "its critique is not in the records" in check(finished, "G11 dataset")[0].found
+
+
+@pytest.mark.parametrize(("name", "value"), [("pairs", [[]]), ("log", [{"loss": "x"}]), ("seconds", None)])
+def test_a_result_of_other_kinds_counts_as_none(finished: Path, name: str, value: Any) -> None:
+    path = finished / "train" / "result.json"
+    result = load_result(finished / "train")
+    assert result is not None and result.adapter == finished / "adapter"
+    path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {name: value}))
+    assert load_result(finished / "train") is None
 
 
 def test_verify_finds_a_flipped_byte_of_the_adapter(finished: Path) -> None:
