@@ -184,6 +184,17 @@ def test_degenerate_output_ends_with_exit_6_and_reasons(
     assert all(row["status"] == "rejected" for row in read_jsonl(run / "records.jsonl"))
 
 
+@pytest.mark.parametrize("redraws", [0, 2])
+def test_a_faulty_draw_is_drawn_again_as_often_as_the_recipe_says(
+    run_fake: Runner, project: Path, redraws: int
+) -> None:
+    (project / "given.txt").write_text("\n".join(f"What are {n} lanterns good for?" for n in range(9)))
+    empty = ("model.backend=fake", "model.name=fake:empty", "instructions.file=given.txt", f"pairs.redraws={redraws}")
+    _, run = run_fake("--milestone", "m0", fake=tuple(word for key in empty for word in ("--set", key)))
+    answers = [row for row in read_jsonl(run / "records.jsonl") if row["stage"] == "answers"]
+    assert answers and {row.get("draws", 1) for row in answers} == {redraws + 1}
+
+
 def test_near_duplicate_instructions_are_rejected_with_their_similarity(run_fake: Runner) -> None:
     fake = ("--set", "model.backend=fake", "--set", "model.name=fake:copying")
     code, run = run_fake("--milestone", "m1", "--until", "instructions", fake=fake)

@@ -120,17 +120,26 @@ def test_a_mistyped_run_id_is_answered_with_the_run_that_was_meant(tmp_path: Pat
         resolve_run("nope", tmp_path)
 
 
-def test_a_kill_while_a_run_is_created_leaves_no_half_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "write_json_atomic", killed)
-        with pytest.raises(KeyboardInterrupt):
-            made(tmp_path / "runs")
-    assert not [p for p in (tmp_path / "runs").iterdir() if not p.name.startswith(".")]
-    made(tmp_path / "runs").close()
-    assert not list((tmp_path / "runs").glob(".*.new"))
+@pytest.mark.parametrize("call", ["write", "replace", "rename"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_kill_while_a_run_is_created_leaves_no_half_run(tmp_path: Path, call: str, nth: int) -> None:
+    """SIGKILL at the n-th such call of a forked child: whole (the rename is done) or under a hidden name."""
+    root = tmp_path / "runs"
+    if (child := os.fork()) == 0:
+        module, name = (os, "rename") if call == "rename" else (files, f"_{call}")
+        real, calls = getattr(module, name), iter(range(1, 100))
+        fatal = lambda *rest: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == nth else real(*rest)  # noqa: E731
+        setattr(module, name, fatal)
+        made(root)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    seen = [path for path in root.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
+    assert os.WIFEXITED(status) == (call == "rename" and nth == 2) == bool(seen)
+    made(root, "20260101-000000-m0-abcdee").close()
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        made(root, "20260101-000000-m0-abcded")
+    assert not list(root.glob(".20260101-000000-m0-abcded*")), "what can clean up does"
 
 
 @pytest.mark.slow
@@ -320,11 +329,14 @@ def test_f29_a_clock_that_jumps_back_changes_no_duration(tmp_path: Path, monkeyp
     days = iter(["2030-01-01T00:00:00.000Z"] + ["1999-01-01T00:00:00.000Z"] * 100)
     run = made(tmp_path / "runs")
     monkeypatch.setattr(run_module, "utc_now", lambda: next(days))
+    clock = iter(range(2_000_000_000, 0, -10_000_000))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     run.event("before")
     time.sleep(0.05)
     run.event("after")
     total = run.spent()
     assert 0.05 <= total["seconds"] < 5 and run.events("after")[0]["t"].startswith("1999")
+    assert all(0 <= event["s"] < 5 for event in run.events()), "by the monotonic clock"
     run.close()
 
 

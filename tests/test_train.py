@@ -422,6 +422,13 @@ def test_an_adapter_that_is_not_finite_or_did_not_move_is_not_exported(tmp_path)
         adapter.require_sound(model.hf)
 
 
+def test_a_training_that_moved_nothing_leaves_no_adapter(tmp_path):
+    config = dpo(max_steps=1).model_copy(update={"learning_rate": 0.0})
+    with pytest.raises(CaiError, match="training moved nothing") as caught:
+        run_train(tmp_path, config=config)
+    assert caught.value.code == errors.QUALITY and not (tmp_path / "adapter").exists()
+
+
 def test_generation_finds_the_model_as_it_was(alone):
     model = TinyModel()
     before = type(model.hf).forward
