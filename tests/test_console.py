@@ -53,6 +53,7 @@ def test_a_dead_stream_is_survived() -> None:
         assert stream.write("line\n") == 5
         stream.flush()
     assert stream.dead and not stream.isatty()
+    assert os.write(stream.fileno(), b"a library's own line") == 20
     stream._inner.close()
     LastingStream(io.StringIO()).write("x")
 
