@@ -165,7 +165,10 @@ def test_the_switch_names_the_signal_and_gives_signals_back() -> None:
 
 
 def test_f21_sighup_does_nothing(tmp_path: Path) -> None:
-    process = child(tmp_path, "5", "0.8", "polite")
+    def default() -> None:  # under nohup, a child would ignore it of its own accord
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    process = child(tmp_path, "5", "0.8", "polite", preexec_fn=default)
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=5) == 0
     assert (tmp_path / "log").read_text() == "ready\nfinished\n"
