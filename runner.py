@@ -18,6 +18,7 @@ import traceback
 from cai import cli, errors
 from cai.console import last_through_hangups, printable
 from cai.errors import CaiError
+from cai.files import REMEDIES, io_error
 from cai.session import Inputs, read_inputs, say, session
 
 
@@ -32,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
         return error.code
     except KeyboardInterrupt:
         return errors.SIGINT
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in REMEDIES:
+            print(printable(str(io_error(error.filename or "runner.py", "a system call", error))), file=sys.stderr)
+            return errors.IO
         traceback.print_exc()
         print("This is a bug in the program; the run folder is intact and can be resumed.", file=sys.stderr)
         return errors.BUG

@@ -104,15 +104,27 @@ class LastingStream(io.TextIOBase):
 
 def last_through_hangups() -> None:
     """Make stdout and stderr outlive their terminal, and never fail on a character they cannot encode."""
-    for name in ("stdout", "stderr"):
+    _open_descriptors()
+    for fd, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
-        if stream is None or isinstance(stream, LastingStream):
+        if stream is None:  # closed when the program was started
+            stream = os.fdopen(fd, "w", encoding="utf-8", closefd=False)
+        if isinstance(stream, LastingStream):
             continue
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, LastingStream(stream))
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _open_descriptors() -> None:
+    """Point descriptors that were closed at the start (`2>&-`) at /dev/null: a log opened next would be stderr."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number, which is this one
 
 
 class StopSwitch:

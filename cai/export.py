@@ -91,7 +91,13 @@ def _adapter(run: Path) -> Path:
 
 def _name_base(config: Path, base: str) -> None:
     """The base model as others find it, so that the adapter folder loads by itself."""
-    values = orjson.loads(config.read_bytes())
+    try:
+        values = orjson.loads(config.read_bytes())
+    except orjson.JSONDecodeError:
+        values = None
+    if not isinstance(values, dict):
+        remedy = "remove the run's adapter folder and resume, which exports it again"
+        raise CaiError(f"{config}: not whole, as it is in the run: {remedy}", errors.CORRUPT)
     if values.get("base_model_name_or_path") != base:
         write_json_atomic(config, values | {"base_model_name_or_path": base})
 

@@ -27,18 +27,24 @@ _ftruncate = os.ftruncate
 _replace = os.replace
 
 
-def io_error(path: Path, doing: str, error: OSError) -> CaiError:
+REMEDIES = {  # what a machine does to a program; any other OSError is a fault of the program
+    errno.ENOSPC: "free space on that disk and resume",
+    errno.EDQUOT: "free space in your quota and resume",
+    errno.EFBIG: "raise the file-size limit (ulimit -f) and resume",
+    errno.EROFS: "make the folder writable and resume",
+    errno.EACCES: "make the folder writable and resume",
+    errno.EIO: "the disk failed: copy the run folder to another disk and resume there",
+    errno.ELOOP: "it is a symbolic link: put the real file there",
+    errno.EMFILE: "raise the limit of open files (ulimit -n) and resume",
+    errno.ENFILE: "the machine has too many open files: close some and resume",
+    errno.ESTALE: "the disk is gone: mount it again and resume",
+    errno.ENOTCONN: "the disk is gone: mount it again and resume",
+}
+
+
+def io_error(path: Path | str, doing: str, error: OSError) -> CaiError:
     """One line for an operating-system error, with the remedy that fits its errno (exit 74)."""
-    remedies = {
-        errno.ENOSPC: "free space on that disk and resume",
-        errno.EDQUOT: "free space in your quota and resume",
-        errno.EFBIG: "raise the file-size limit (ulimit -f) and resume",
-        errno.EROFS: "make the folder writable and resume",
-        errno.EACCES: "make the folder writable and resume",
-        errno.EIO: "the disk failed: copy the run folder to another disk and resume there",
-        errno.ELOOP: "it is a symbolic link: put the real file there",
-    }
-    remedy = remedies.get(error.errno or 0, "cure the cause and resume; what was committed before is intact")
+    remedy = REMEDIES.get(error.errno or 0, "cure the cause and resume; what was committed before is intact")
     return CaiError(f"{path}: {doing} failed: {error.strerror or error}: {remedy}", errors.IO)
 
 
@@ -49,6 +55,16 @@ def write_all(fd: int, data: bytes) -> None:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         limited = limit != resource.RLIM_INFINITY and os.fstat(fd).st_size >= limit
         raise OSError(errno.EFBIG if limited else errno.ENOSPC, f"short write, {written} of {len(data)} bytes")
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and those above it, unless they are there. Errors: OSError, CaiError(IO) for a link to nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        what = next((part for part in (folder, *folder.parents) if not part.is_dir() and os.path.lexists(part)), folder)
+        why = "a link to nothing: mount what it points to, or remove it" if what.is_symlink() else error.strerror
+        raise CaiError(f"{what}: {why}", errors.IO) from None
 
 
 def fsync_folder(folder: Path) -> None:
@@ -86,6 +102,15 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise io_error(path, "writing", error) from error
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what a `write_atomic` that was killed left below `folder`; of a process that lives, nothing."""
+    for path in folder.rglob(".*.new"):
+        pid = path.name.split(".")[-2]
+        if pid.isdigit() and (int(pid) == os.getpid() or not Path("/proc", pid).exists()):
+            with suppress(OSError):
+                path.unlink()
 
 
 def json_bytes(value: Any) -> bytes:
@@ -135,7 +160,9 @@ def quarantine_bytes(folder: Path, name: str, offset: int, data: bytes) -> Path:
     digest = hashlib.blake2b(data, digest_size=4).hexdigest()
     target = folder / f"{name}-at-{offset:012d}-{digest}.bin"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fsync_folder(folder.parent)
     except OSError as error:
         raise io_error(folder, "creating", error) from error
     write_atomic(target, data)

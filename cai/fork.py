@@ -16,9 +16,10 @@ from typing import Any
 from cai import errors, records
 from cai.attempts import read_events
 from cai.errors import CaiError
+from cai.manifest import read_manifest
 from cai.marks import REVIEW_KEY
 from cai.plan import try_of
-from cai.run import Run, read_manifest
+from cai.run import Run
 from cai.scanning import changed, read_points
 
 Row = dict[str, Any]

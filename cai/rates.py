@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
-
 from cai.attempts import read_events, spent
+from cai.errors import CaiError
+from cai.manifest import read_manifest
 from cai.recipe import STAGES, Recipe
 from cai.run import RUN_ID
 
@@ -92,18 +92,19 @@ def measured_before(root: Path, recipe: Recipe, backend: str) -> Measured | None
 
 
 def _measured(folder: Path, recipe: Recipe, backend: str) -> Measured | None:
+    """None also for a run that is damaged: it is no reason not to start another."""
     try:
-        manifest = orjson.loads((folder / "manifest.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError):
+        manifest = read_manifest(folder / "manifest.json")
+        identity = manifest.get("identity", {})
+        same = all(
+            identity.get(key) in (None, repr(value))
+            for key, value in (("model.name", recipe.model.name), ("model.quantization", recipe.model.quantization))
+        )
+        if manifest.get("backend") != backend or not same or not (folder / "eval" / "gates.json").is_file():
+            return None
+        return from_events(folder.name, manifest, read_events(folder / "events.jsonl"))
+    except (CaiError, ValueError, TypeError):
         return None
-    identity = manifest.get("identity", {})
-    same = all(
-        identity.get(key) in (None, repr(value))
-        for key, value in (("model.name", recipe.model.name), ("model.quantization", recipe.model.quantization))
-    )
-    if manifest.get("backend") != backend or not same or not (folder / "eval" / "gates.json").is_file():
-        return None
-    return from_events(folder.name, manifest, read_events(folder / "events.jsonl"))
 
 
 def from_events(run_id: str, manifest: Mapping[str, Any], events: list[dict[str, Any]]) -> Measured | None:

@@ -115,7 +115,7 @@ def resolve(source: Source, *, milestone: str = "", sets: Sequence[str] = (), em
         faults += _unknown(overlay, Recipe, prefix)
         base = _merge(base, overlay)
     for text in sets:
-        overlay = _parse_set(text)
+        overlay = parse_set(text)
         faults += [f"--set {fault}" for fault in _unknown(overlay, Recipe, ())]
         base = _merge(base, overlay)
     base["milestone"] = milestone
@@ -190,7 +190,7 @@ def _nearest(key: str, prefix: tuple[str, ...], known: Mapping[str, Any]) -> str
     return f"Did you mean {leaves[near[0]]}?" if near else f"Known here: {', '.join(known)}."
 
 
-def _parse_set(text: str) -> dict[str, Any]:
+def parse_set(text: str) -> dict[str, Any]:
     """`a.b=VALUE` -> nested table. VALUE is a TOML value; what is none is taken as a string."""
     path, sign, value = text.partition("=")
     keys = [key.strip() for key in path.split(".")]

@@ -181,8 +181,11 @@ class RecordLog:
         """
         points = read_points(path.with_suffix(".sum"))
         refuse_missing(path, points)
+        new = not path.exists()
         log = cls(path, key, durable)
         try:
+            if new and durable:  # a row that is synced is lost with its file's name
+                files.fsync_folder(path.parent)
             log._load(path.read_bytes(), points, quarantine)
         except OSError as error:
             log.close()

@@ -31,11 +31,11 @@ from cai.attempts import read_events, spent
 from cai.errors import CaiError
 from cai.files import write_atomic, write_json_atomic
 from cai.lock import take_lock, utc_now
+from cai.manifest import SCHEMA, read_manifest
 from cai.records import RecordLog
 
 __all__ = ["Run", "check_identity", "new_run_id", "resolve_run", "write_atomic", "write_json_atomic"]
 
-SCHEMA = 1  # of manifest.json; a run with a higher one was made by a newer program
 RUN_ID = re.compile(r"^[a-z0-9][a-z0-9._-]{0,79}$")
 HEARTBEAT_SECONDS = 15.0  # longest time of an attempt that kill -9 can leave uncounted
 STATUS_SECONDS = 0.5  # status.json is rewritten at most this often
@@ -78,7 +78,15 @@ def resolve_run(argument: str | Path, root: Path) -> Path:
         raise CaiError(f"{path}: is a symbolic link: name the run folder itself", errors.USAGE)
     if not path.is_dir():
         raise CaiError(f"{path}: no such run ({_hint(name, root)})", errors.USAGE)
+    _refuse_pipes(path)
     return path
+
+
+def _refuse_pipes(run: Path) -> None:
+    """CaiError(CORRUPT) for a pipe, socket or device in a run folder: reading it would wait for ever."""
+    for path in run.rglob("*"):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise CaiError(f"{path}: is a pipe or a device: put the file back, or remove it", errors.CORRUPT)
 
 
 def _hint(name: str, root: Path) -> str:
@@ -109,33 +117,6 @@ def _show(value: str | None) -> str:
         return "(absent)"
     text = repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """manifest.json, or CaiError: missing or not whole (CORRUPT), written by a newer program (USAGE)."""
-    try:
-        manifest = orjson.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CaiError(
-            f"{path}: missing, so it is unknown what made this run: put it back from a copy, or start a new run",
-            errors.CORRUPT,
-        ) from None
-    except orjson.JSONDecodeError as error:
-        raise CaiError(
-            f"{path}: not whole (line {error.lineno}): put it back from a copy, or start a new run",
-            errors.CORRUPT,
-        ) from error
-    except OSError as error:
-        raise files.io_error(path, "reading", error) from error
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(schema, int) or schema < 1:
-        raise CaiError(f"{path}: has no schema number: put it back from a copy, or start a new run", errors.CORRUPT)
-    if schema > SCHEMA:
-        raise CaiError(
-            f"{path}: schema {schema} is newer than {SCHEMA}, which this program reads: update the program",
-            errors.USAGE,
-        )
-    return manifest
 
 
 class Taken(CaiError):
@@ -193,7 +174,7 @@ class Run:
         beside = root / f".{run_id}.{os.getpid()}.new"
         whole = {"schema": SCHEMA, "run": run_id, "created": utc_now(), **manifest}
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            files.make_folder(root)
             beside.mkdir(mode=0o700)
             for name, content in files_.items():
                 write_atomic(beside / name, content.encode() if isinstance(content, str) else content)
@@ -218,6 +199,7 @@ class Run:
         lock = take_lock(path)
         try:
             run = cls(path, read_manifest(path / "manifest.json"), lock)
+            files.remove_halves(path)
             _point_latest(path.parent, path.name)
             return run._begin(start)
         except BaseException:

@@ -164,5 +164,4 @@ def is_torn_tail(data: bytes, found: Scan, points: list[Point]) -> bool:
         return True  # behind the last committed byte: a batch that was never synced, whatever it holds
     if found.followed:
         return False
-    tail = data[found.end :]
-    return not tail.endswith(b"\n") or b"\0" in tail or not points
+    return not data.endswith(b"\n") or not points

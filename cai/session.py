@@ -23,14 +23,15 @@ from cai import recipe as recipes
 from cai.console import StopSwitch
 from cai.constitution import Constitution, check_rounds, load_constitution
 from cai.engine import Rules
-from cai.errors import DRIFT, CaiError
+from cai.errors import CaiError
 from cai.files import holds, write_atomic
 from cai.grid import Grid, load_grid
+from cai.manifest import read_manifest
 from cai.model import Backend, LoadedModel, backend_of, load
 from cai.progress import Progress
 from cai.prompts import Prompt, load_prompt
 from cai.recipe import Recipe, Source
-from cai.run import Run, Taken, check_identity, new_run_id, read_manifest, resolve_run
+from cai.run import Run, Taken, check_identity, new_run_id, resolve_run
 from cai.stage import Context
 
 LONGEST_NAME = 100  # of a file that a run may make, its id included
@@ -172,7 +173,7 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
                 run.update_manifest(override=inputs.override)
             copy_inputs(inputs, run.path)  # a kill may have come before the first copy
         except BaseException:
-            run.close(code=DRIFT)
+            run.__exit__(*sys.exc_info())
             raise
         return run
     return create_run(inputs, args)
@@ -331,6 +332,6 @@ def locate(args: argparse.Namespace, argument: str) -> Path:
     source = recipes.read(args.recipe)
     root = source.folder.parent if in_run(source) else source.folder / str(source.table.get("runs", "runs"))
     for text in args.set:
-        if text.replace(" ", "").startswith("runs="):
-            root = source.folder / text.split("=", 1)[1].strip().strip("\"'")
+        if (named := recipes.parse_set(text).get("runs")) is not None:
+            root = source.folder / str(named)
     return resolve_run(argument or "latest", _usable(root, source))

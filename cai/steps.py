@@ -319,9 +319,9 @@ def check_milestone_before(inputs: Inputs) -> None:
             verdict = orjson.loads(path.read_bytes())
         except (OSError, orjson.JSONDecodeError):
             continue
-        if key is None or verdict.get("recipe") != key:
+        if key is None or not isinstance(verdict, dict) or verdict.get("recipe") != key:
             continue
-        if verdict["enforced"] and not verdict["passed"] and not verdict.get("override"):
+        if verdict.get("enforced") and not verdict.get("passed") and not verdict.get("override"):
             raise CaiError(
                 f"{path}: {earlier} did not pass its gate, so {name} does not start. "
                 'Cure it, or go on with --override-gate "why" (the reason stays in the report).',

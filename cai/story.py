@@ -111,7 +111,7 @@ class Story:
 
 def read_story(path: Path) -> Story:
     """Everything a report needs. Errors: CaiError only where there is no run at all (no manifest)."""
-    from cai.run import read_manifest
+    from cai.manifest import read_manifest
 
     gaps: list[str] = []
     manifest = read_manifest(path / "manifest.json")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 
 from cai import errors
 from cai.errors import CaiError
@@ -156,7 +157,7 @@ def load_result(folder: Path) -> TrainResult | None:
         sums = value.pop("files", {})
         value["adapter"] = Path(os.path.normpath(folder / value["adapter"]))
         value["too_long"] = tuple(value["too_long"])
-        result = TrainResult(**value)
+        result = TypeAdapter(TrainResult).validate_python(value)
         why = checkpoints.differs(result.adapter, sums, content=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing, or not what train() wrote
         return None

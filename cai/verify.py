@@ -23,7 +23,7 @@ from cai import repair
 from cai.attempts import read_events, spent
 from cai.console import printable
 from cai.lock import holder
-from cai.run import read_manifest
+from cai.manifest import read_manifest
 from cai.scanning import changed, is_torn_tail, read_points, scan
 from cai.tensors import safetensors_fp32
 from cai.training import checkpoints
@@ -274,8 +274,12 @@ def _adapter(run: Path) -> Results:
     if not found and not (run / "train" / "result.json").exists():
         yield "skip", "no adapter yet"
     for path in sorted((run / "train").glob("**/result.json")):
-        result = orjson.loads(path.read_bytes())
-        folder = Path(os.path.normpath(path.parent / result["adapter"]))
+        try:
+            result = orjson.loads(path.read_bytes())
+            folder = Path(os.path.normpath(path.parent / result["adapter"]))
+        except (ValueError, KeyError, TypeError):
+            yield "FAIL", f"{path.relative_to(run)}: not whole; a resume writes it again"
+            continue
         why = checkpoints.differs(folder, result.get("files", {}))
         if not why and not (folder / "adapter_model.safetensors").is_file():
             why = "adapter_model.safetensors is missing"
@@ -288,7 +292,11 @@ def _adapter(run: Path) -> Results:
 
 
 def _tensors(path: Path) -> Results:
-    tensors = safetensors_fp32(path)
+    try:
+        tensors = safetensors_fp32(path)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        yield "FAIL", f"{path.name}: no whole safetensors file; remove its folder, and a resume exports it again"
+        return
     if not tensors:
         yield "skip", "holds no tensor (fake model)"
         return
@@ -305,7 +313,7 @@ def _tensors(path: Path) -> Results:
 def _leftovers(run: Path) -> Results:
     names = [str(path.relative_to(run)) for path in run.rglob(".*.new")]
     yield (
-        ("note", f"half-written files of a killed writer, harmless: {', '.join(names[:5])}")
+        ("note", f"half-written files of a killed writer, a resume removes them: {', '.join(names[:5])}")
         if names
         else ("ok", "none")
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from cai import errors
+from cai import errors, files
 from cai.errors import CaiError
 from cai.prompts import ByteTokenizer
 from cai.training import checkpoints, reference
@@ -124,6 +126,44 @@ def test_publish_replaces_the_whole_folder(tmp_path):
         checkpoints.publish(beside, tmp_path / "adapter")
     assert [p.name for p in (tmp_path / "adapter").iterdir()] == ["file-2"]
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Syncs and renames from now on, as "call file"."""
+    seen = []
+
+    def note_call(module, name):
+        real = getattr(module, name)
+
+        def call(what, *rest):
+            place = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else what
+            seen.append(f"{name.strip('_')} {Path(place).name}")
+            return real(what, *rest)
+
+        monkeypatch.setattr(module, name, call)
+
+    note_call(os, "fsync")
+    note_call(files, "_fsync")
+    note_call(files, "_replace")
+    note_call(os, "rename")
+    return seen
+
+
+def test_f22_every_file_is_on_disk_before_the_seal_says_so(tmp_path, calls):
+    """After a power cut a seal over files that never got there would still be found by the resume, as damage."""
+    checkpoint = make(tmp_path, 1)
+    sealing = next(i for i, call in enumerate(calls) if call.startswith("replace .COMPLETE.json"))
+    assert {f"fsync {name}" for name in (*checkpoints.REQUIRED, checkpoint.name)} <= set(calls[:sealing])
+
+
+def test_f24_an_adapter_is_on_disk_before_its_rename(tmp_path, calls):
+    beside = tmp_path / ".adapter.new"
+    beside.mkdir()
+    (beside / "adapter_model.safetensors").write_text("x")
+    checkpoints.publish(beside, tmp_path / "adapter")
+    synced = ["fsync adapter_model.safetensors", "fsync .adapter.new"]
+    assert calls == [*synced, "rename .adapter.new", f"fsync {tmp_path.name}"]
 
 
 # --- the reference cache

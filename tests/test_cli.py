@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cai import cli
+import runner
+from cai import cli, errors
 from cai.errors import CaiError
 
 
@@ -42,3 +43,16 @@ def test_what_belongs_together_stays(argv):
 
 def test_a_run_is_no_command():
     assert cli.commands(cli.parse(["--resume", "runs/a", "--dry-run"])) == []
+
+
+def test_a_fault_is_told_inert(capsys):
+    assert runner.main(["\x1b]52;c;aGk=\x07\u202e.toml"]) == errors.USAGE
+    said = capsys.readouterr().err
+    assert said.startswith(r"\x1b]52;c;aGk=\x07\u202e.toml: no such recipe file")
+
+
+def test_a_fault_of_the_program_is_told_as_one(capsys, monkeypatch):
+    monkeypatch.setattr(runner, "read_inputs", lambda args: {}["gone"])
+    assert runner.main([]) == errors.BUG
+    said = capsys.readouterr().err
+    assert "KeyError: 'gone'" in said and said.endswith("the run folder is intact and can be resumed.\n")

@@ -53,6 +53,7 @@ def test_a_dead_stream_is_survived() -> None:
         assert stream.write("line\n") == 5
         stream.flush()
     assert stream.dead and not stream.isatty()
+    assert os.write(stream.fileno(), b"a library's own line") == 20
     stream._inner.close()
     LastingStream(io.StringIO()).write("x")
 
@@ -164,7 +165,10 @@ def test_the_switch_names_the_signal_and_gives_signals_back() -> None:
 
 
 def test_f21_sighup_does_nothing(tmp_path: Path) -> None:
-    process = child(tmp_path, "5", "0.8", "polite")
+    def default() -> None:  # under nohup, a child would ignore it of its own accord
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    process = child(tmp_path, "5", "0.8", "polite", preexec_fn=default)
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=5) == 0
     assert (tmp_path / "log").read_text() == "ready\nfinished\n"
@@ -199,3 +203,15 @@ def test_f21_piped_into_head(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.wait(timeout=8) == 0
     assert (tmp_path / "log").read_text() == "ready\nfinished\n"
+
+
+def test_f21_streams_that_were_closed_at_the_start(tmp_path: Path) -> None:
+    """`>&- 2>&-`: a file that is opened next takes no standard descriptor's number, and printing goes nowhere."""
+    code = "import sys; from cai.console import last_through_hangups; last_through_hangups(); "
+    code += (
+        "file = open('log', 'w'); print('x'); print('y', file=sys.stderr, flush=True); assert not sys.stderr.isatty(); "
+    )
+    code += "file.write(str(file.fileno()))"
+    command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+    assert int((tmp_path / "log").read_text()) > 2

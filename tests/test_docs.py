@@ -99,6 +99,18 @@ def test_each_guarantee_names_its_tests_and_each_fault_has_one():
     assert faults == set(range(1, 31)), set(range(1, 31)) - faults
 
 
+@pytest.mark.parametrize("text", [(REPO / "README.md").read_text(), cli.EPILOG], ids=["README", "--help"])
+def test_exit_codes_are_the_numbers_that_were_promised(text):
+    """Scripts rely on the numbers; every other test reads them by name."""
+    line = " ".join(text[text.index("Exit codes:") :].split())
+    words = "done, bug, usage, drift, locked, corrupt, quality, gate".split(", ")
+    for number, word in enumerate(words):
+        assert getattr(errors, word.upper()) == number
+        assert re.search(rf"\b{number} (a )?{word}\b", line), word
+    assert "74 input/output, 75 stopped but resumable, 130/143 signals" in line
+    assert (errors.IO, errors.RESUMABLE, errors.SIGINT, errors.SIGTERM) == (74, 75, 130, 143)
+
+
 def test_exit_codes_are_all_explained():
     text = (REPO / "docs" / "troubleshooting.md").read_text()
     table = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE) for code in row.split(",")}

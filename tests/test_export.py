@@ -20,7 +20,7 @@ import yaml
 from safetensors.numpy import save_file
 from view_support import REPO, item_rows, make_run, recipe
 
-from cai import dataset, merge
+from cai import dataset, errors, merge
 from cai import export as exporting
 from cai.errors import CaiError
 from cai.merge import Probe, check, compare
@@ -110,6 +110,14 @@ def test_the_exported_adapter_names_its_base_as_others_find_it(path, tmp_path):
     assert orjson.loads((to / "adapter" / "adapter_config.json").read_bytes())["base_model_name_or_path"] == (
         "HuggingFaceTB/SmolLM2-135M-Instruct"
     )
+
+
+@pytest.mark.parametrize("content", ["[]", '{"base_model', ""])
+def test_a_damaged_adapter_config_is_one_line(path, tmp_path, content):
+    (path / "adapter" / "adapter_config.json").write_text(content)
+    with pytest.raises(CaiError, match=r"adapter_config\.json: not whole.*resume") as caught:
+        exporting.export(path, tmp_path / "out", lambda line: None)
+    assert caught.value.code == errors.CORRUPT
 
 
 def test_a_base_in_a_local_folder_is_named_without_its_place(path):

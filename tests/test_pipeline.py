@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 import shlex
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from support import FAKE, read_jsonl
 
 import runner
 from cai import cli, errors, plan
+from cai.engine import Completion, never
+from cai.fake import FakeEngine
 from cai.session import read_inputs
 
 Runner = Callable[..., tuple[int, Path]]
@@ -110,6 +115,44 @@ def test_a_run_cut_anywhere_resumes_to_the_same_bytes(run_fake: Runner, project:
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.fixture
+def slices(monkeypatch: pytest.MonkeyPatch, project: Path) -> list[tuple[list[int], int]]:
+    """For each slice that is generated: its items, and how many rows stand in the newest run's log by then."""
+    seen: list[tuple[list[int], int]] = []
+    real = FakeEngine.completions
+
+    def completions(self: FakeEngine, stopped: Callable[[], bool] = never) -> Iterator[Completion]:
+        log = (project / "runs" / "latest" / "records.jsonl").read_bytes()
+        seen.append(([request.id for request in self._queue], log.count(b"\n")))
+        return real(self, stopped)
+
+    monkeypatch.setattr(FakeEngine, "completions", completions)
+    return seen
+
+
+def test_g2_each_slice_is_committed_before_the_next_begins(
+    run_fake: Runner, slices: list[tuple[list[int], int]]
+) -> None:
+    _, run = run_fake("--milestone", "m1", "--set", "engine.batch_size=3", "--until", "answers")
+    rows = read_jsonl(run / "records.jsonl")
+    before = len([row for row in rows if row["stage"] != "answers"])
+    items = [row["item"] for row in rows if row["stage"] == "answers"]
+    assert slices[-4:] == [(items[at : at + 3], before + at) for at in range(0, 10, 3)]
+
+
+def test_g4_a_slice_of_which_a_part_is_on_disk_is_generated_whole(
+    run_fake: Runner, slices: list[tuple[list[int], int]]
+) -> None:
+    """What a row is drawn beside changes its last bits: alone, it would differ from that of the run left alone."""
+    _, run = run_fake("--milestone", "m1", "--set", "engine.batch_size=3", "--until", "answers")
+    whole, done = (run / "records.jsonl").read_bytes(), slices[-4:]
+    (run / "records.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:-5]))
+    del slices[:]
+    run_fake("--resume", str(run), "--until", "answers", fake=())
+    assert [items for items, _ in slices] == [items for items, _ in done[1:]]
+    assert (run / "records.jsonl").read_bytes() == whole
+
+
 def test_rejected_pairs_are_retried_then_replaced_and_the_bound_is_kept(
     run_fake: Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +182,17 @@ def test_degenerate_output_ends_with_exit_6_and_reasons(
     code, run = run_fake("--milestone", "m0", fake=fake)
     assert code == errors.QUALITY
     assert all(row["status"] == "rejected" for row in read_jsonl(run / "records.jsonl"))
+
+
+@pytest.mark.parametrize("redraws", [0, 2])
+def test_a_faulty_draw_is_drawn_again_as_often_as_the_recipe_says(
+    run_fake: Runner, project: Path, redraws: int
+) -> None:
+    (project / "given.txt").write_text("\n".join(f"What are {n} lanterns good for?" for n in range(9)))
+    empty = ("model.backend=fake", "model.name=fake:empty", "instructions.file=given.txt", f"pairs.redraws={redraws}")
+    _, run = run_fake("--milestone", "m0", fake=tuple(word for key in empty for word in ("--set", key)))
+    answers = [row for row in read_jsonl(run / "records.jsonl") if row["stage"] == "answers"]
+    assert answers and {row.get("draws", 1) for row in answers} == {redraws + 1}
 
 
 def test_near_duplicate_instructions_are_rejected_with_their_similarity(run_fake: Runner) -> None:
@@ -225,8 +279,22 @@ def test_an_edited_input_is_drift(
     code, _ = run_fake("--resume", f"runs/{run.name}", fake=())
     text = capsys.readouterr().err
     assert code == errors.DRIFT and named in text and "--fork" in text
+    assert named in (end := read_jsonl(run / "events.jsonl")[-1])["error"] and end["code"] == errors.DRIFT
     code, _ = run_fake("--resume", f"runs/{run.name}", fake=())
     assert code == errors.DRIFT  # still
+
+
+def test_g8_other_weights_under_the_same_name_are_drift(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    """The hub's `main` moved on, or a local copy was exchanged: known once the weights are loaded, before any row."""
+    _, run = run_fake("--milestone", "m0", "--until", "instructions")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["model"]["revision"] = "0123abcd"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    before = (run / "records.jsonl").read_bytes()
+    capsys.readouterr()
+    assert run_fake("--resume", str(run), fake=())[0] == errors.DRIFT
+    assert "revision: '0123abcd' -> 'none'" in capsys.readouterr().err
+    assert (run / "records.jsonl").read_bytes() == before
 
 
 def test_a_run_continues_from_its_own_copies(run_fake: Runner, project: Path) -> None:
@@ -307,6 +375,30 @@ def test_a_runs_folder_that_cannot_be_is_one_clear_line(
         assert code == errors.USAGE and len(said.strip().splitlines()) == 1 and "cai.toml: runs: " in said
 
 
+@pytest.mark.slow
+def test_too_few_open_files_are_one_clear_line_wherever_they_run_out(run_fake: Runner, tmp_path: Path) -> None:
+    """From one descriptor that is free to enough of them; in forked children, since a failed run keeps some open."""
+    whole = run_fake("--milestone", "m0")[1]  # and everything is imported
+    free = os.dup(0)
+    os.close(free)
+    codes, said = [], []
+    for more in range(1, 30, 2):
+        if (child := os.fork()) == 0:
+            sys.stderr = (tmp_path / "said").open("w")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, free + more))
+            code, _ = run_fake("--milestone", "m0")
+            sys.stderr.flush()
+            os._exit(code)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        said.append((tmp_path / "said").read_text())
+        if codes[-1] == errors.DONE:
+            break
+    assert codes[-1] == errors.DONE and set(codes) <= {errors.USAGE, errors.IO, errors.DONE}, said
+    assert any("ulimit -n" in text for text in said) and not any("Traceback" in text for text in said), said
+    newest = (tmp_path / "runs" / "latest").resolve()
+    assert newest != whole and (newest / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
+
+
 def test_unknown_flag_and_missing_recipe(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import runner
 
@@ -349,6 +441,19 @@ def test_a_failed_gate_blocks_the_next_milestone_though_an_overlay_changes_what_
     assert run_fake(*two)[0] == errors.GATE
     assert "m1 did not pass its gate, so m2 does not start" in capsys.readouterr().err
     assert run_fake(*two, "--set", "seed=7")[0] == errors.DONE  # another recipe, which m1 never tried
+
+
+@pytest.mark.parametrize("manifest", [b"[]", b'{"schema": 1, "backend": "fake", "items": null}', b"\xff"])
+@pytest.mark.parametrize("gates", [b"[]", b"3", b"{}"])
+def test_a_damaged_run_beside_it_hinders_no_run(run_fake: Runner, project: Path, manifest: bytes, gates: bytes) -> None:
+    """The estimate and the gate of the milestone before look into the other runs."""
+    other = project / "runs" / "20260101-000000-m0-abcdef"
+    (other / "eval").mkdir(parents=True)
+    (other / "manifest.json").write_bytes(manifest)
+    (other / "eval" / "gates.json").write_bytes(gates)
+    stage = b'{"attempt":1,"n":0,"s":1.0,"kind":"stage","stage":"answers","tokens":"x","seconds":{}}'
+    (other / "events.jsonl").write_bytes(stage + b"\n")
+    assert run_fake("--milestone", "m1", "--set", "items=1", "--until", "instructions")[0] == errors.DONE
 
 
 def test_no_gate_is_said_and_is_no_pass(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:

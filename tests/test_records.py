@@ -173,8 +173,8 @@ def test_f06_a_flipped_byte_anywhere_is_never_silent(tmp_path: Path) -> None:
     """G6: exit 5 naming line and byte; only the very last newline's loss looks like a tear, and is noted as a loss."""
     path = filled(tmp_path, BATCHES)
     data, sums = path.read_bytes(), path.with_suffix(".sum").read_bytes()
-    for offset in range(len(data)):
-        path.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
+    for offset, other in [(at, byte) for at in range(len(data)) for byte in (data[at] ^ 1, 0)]:
+        path.write_bytes(data[:offset] + bytes([other]) + data[offset + 1 :])
         path.with_suffix(".sum").write_bytes(sums)
         if offset == len(data) - 1:
             with reopened(path) as log:
@@ -284,6 +284,45 @@ def test_damage_under_eval_names_the_run_to_repair(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"text 1", b"TEXT 1"))
     with pytest.raises(CaiError, match=f"--repair {tmp_path}$"):
         reopened(path)
+
+
+def noted_calls(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
+    """What is called from now on, as "call file"."""
+    calls: list[str] = []
+
+    def noted(name: str, real: Any) -> Any:
+        def call(fd: int, *rest: Any) -> Any:
+            calls.append(f"{name} {Path(os.readlink(f'/proc/self/fd/{fd}')).name}")
+            return real(fd, *rest)
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(files, name, noted(name, getattr(files, name)))
+    return calls
+
+
+def test_a_new_log_is_in_its_synced_folder_before_the_first_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that was synced is lost with the name of its file: G1 holds from the first row on."""
+    calls = noted_calls(monkeypatch, "_fsync", "_fdatasync")
+    path = filled(tmp_path, BATCHES[:1])
+    assert calls == [f"_fsync {tmp_path.name}", "_fdatasync records.jsonl"]
+    calls.clear()
+    reopened(path).close()
+    assert not calls
+
+
+def test_the_cut_of_a_tail_is_synced_after_its_bytes_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = filled(tmp_path, BATCHES)
+    with path.open("ab") as file:
+        file.write(b"torn")
+    calls = noted_calls(monkeypatch, "_fsync", "_ftruncate")
+    reopened(path).close()
+    (kept,) = (tmp_path / "quarantine").iterdir()
+    assert calls[:2] == [f"_fsync {tmp_path.name}", f"_fsync .{kept.name}.{os.getpid()}.new"]
+    assert calls[2:] == ["_fsync quarantine", "_ftruncate records.jsonl", "_fsync records.jsonl"]
 
 
 @pytest.mark.parametrize("call", ["_write", "_fdatasync"])

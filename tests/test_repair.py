@@ -23,6 +23,7 @@ from cai.records import RecordLog, read
 from cai.run import Run
 from cai.scanning import points_of
 from cai.supervise import Supervisor, work_done
+from cai.train import load_result
 
 ROOT = Path(__file__).resolve().parent.parent
 RunFake = Callable[..., tuple[int, Path]]
@@ -290,7 +291,9 @@ BROKEN = [
     ("adapter/adapter_model.safetensors", None, "adapter"),
     ("adapter/adapter_model.safetensors", HALF, "adapter"),
     ("adapter/adapter_config.json", b"{}", "adapter"),
+    ("adapter/adapter_model.safetensors", b"", "adapter"),
     ("train/result.json", b"[]", "adapter"),
+    ("train/result.json", HALF, "adapter"),
     ("constitution.yaml", HALF, "inputs"),
     ("prompts/critiques.yaml", None, "inputs"),
     ("recipe.resolved.toml", None, ""),
@@ -312,7 +315,8 @@ def test_g11_a_damaged_derived_file_is_named_and_a_resume_makes_it_again(
     if content is not None:
         path.write_bytes(before[: len(before) // 2] if content is HALF else content)
     if promise:
-        assert "FAIL" in {found.verdict for found in check(finished, promise)}
+        failed = [found.found for found in check(finished, promise) if found.verdict == "FAIL"]
+        assert failed and all(path.name in found and "Error:" not in found for found in failed)
     assert run_fake("--resume", str(finished))[0] == errors.DONE
     assert verify.sound(verify.verify(finished)), verify.table(verify.verify(finished))
     assert path.read_bytes() == before or name == "train/result.json"  # holds the seconds that training took
@@ -324,6 +328,15 @@ def test_verify_compares_every_text_of_the_data_set_with_the_records(finished: P
     example["critique"] += "!"
     path.write_bytes(orjson.dumps(example) + b"\n")
     assert "its critique is not in the records" in check(finished, "G11 dataset")[0].found
+
+
+@pytest.mark.parametrize(("name", "value"), [("pairs", [[]]), ("log", [{"loss": "x"}]), ("seconds", None)])
+def test_a_result_of_other_kinds_counts_as_none(finished: Path, name: str, value: Any) -> None:
+    path = finished / "train" / "result.json"
+    result = load_result(finished / "train")
+    assert result is not None and result.adapter == finished / "adapter"
+    path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {name: value}))
+    assert load_result(finished / "train") is None
 
 
 def test_verify_finds_a_flipped_byte_of_the_adapter(finished: Path) -> None:

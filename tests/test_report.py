@@ -12,7 +12,9 @@ import pytest
 from view_support import ANSWER, item_rows, make_run, recipe, records
 
 from cai.charts import histogram, line_chart, nice
+from cai.console import UNSAFE
 from cai.exhibits import choose, exhibits, rejected_exhibits
+from cai.rendering import fenced, inline
 from cai.report import benchmark_rows, curves, gather, headline, page, write_pages
 from cai.run import Run
 from cai.story import read_story
@@ -106,6 +108,24 @@ def test_the_page_is_one_offline_file_without_scripts(run_path):
         v is None or not v.startswith(("http", "javascript", "//")) for _, n, v in parsed.attributes if n == "href"
     )
     assert len(parsed.ids) == len(set(parsed.ids))
+
+
+def test_both_pages_say_at_the_top_that_the_text_is_harmful(run_path):
+    for name in ("report.html", "report.md"):
+        text = (run_path / name).read_text()
+        assert "Harmful text." in text[: text.index("</style>") + 3000 if "</style>" in text else 400], name
+
+
+@pytest.mark.parametrize("render", [inline, fenced])
+def test_hostile_text_stays_within_its_place_in_markdown(render):
+    """A cell or a line stays one, with every mark escaped; a block ends where it ends, whatever fences it holds."""
+    text = render("`````\n# a | <b> [x](http://y) *z* _w_ \x1b[31m\u2028\\")
+    assert not UNSAFE.search(text)
+    if render is inline:
+        assert "\n" not in text and not re.search(r"(?<!\\)(\\\\)*[`*_\[\]<>|#]", text)
+    else:
+        first, *_, last = text.split("\n")
+        assert first == "``````text" and last == "``````" and text.count("``````") == 2
 
 
 def test_every_example_stands_in_both_pages(run_path):

@@ -65,6 +65,12 @@ def test_nothing_reports_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [os.environ[name] for name in names] == ["1", "1", "1"]
 
 
+@pytest.mark.slow
+def test_no_average_stands_for_a_nan() -> None:
+    """Fact 5: with transformers' filter a NaN loss is logged as the mean of the others."""
+    assert {value for _, value in values("logging_nan_inf_filter")} == {False}
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "adapter_model.bin"])
 def test_a_folder_of_pickled_weights_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")

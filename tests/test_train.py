@@ -12,6 +12,7 @@ import os
 import pickle
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,27 @@ def test_stopped_between_micro_batches_leaves_the_last_whole_step(alone, tmp_pat
         run_train(tmp_path, event=events, stopped=stopped)
     run_train(tmp_path)
     assert sha(tmp_path) == sha(alone[0])
+
+
+def test_the_grace_period_waits_while_a_checkpoint_is_saved(tmp_path, monkeypatch):
+    depths = []
+
+    class Switch:
+        depth = 0
+
+        def __call__(self):
+            return False
+
+        @contextmanager
+        def hold(self):
+            self.depth += 1
+            yield
+            self.depth -= 1
+
+    switch, real = Switch(), checkpoints.seal
+    monkeypatch.setattr(checkpoints, "seal", lambda *args: (depths.append(switch.depth), real(*args)))
+    run_train(tmp_path, stopped=switch)
+    assert depths and set(depths) == {1} and switch.depth == 0
 
 
 def test_stopped_before_the_first_step(alone, tmp_path):
@@ -398,6 +420,13 @@ def test_an_adapter_that_is_not_finite_or_did_not_move_is_not_exported(tmp_path)
     parameter.data[0, 0] = float("inf")
     with pytest.raises(CaiError, match="not finite"):
         adapter.require_sound(model.hf)
+
+
+def test_a_training_that_moved_nothing_leaves_no_adapter(tmp_path):
+    config = dpo(max_steps=1).model_copy(update={"learning_rate": 0.0})
+    with pytest.raises(CaiError, match="training moved nothing") as caught:
+        run_train(tmp_path, config=config)
+    assert caught.value.code == errors.QUALITY and not (tmp_path / "adapter").exists()
 
 
 def test_generation_finds_the_model_as_it_was(alone):
