@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from cai import cli
+from cai import cli, errors
 from cai.errors import CaiError
 
 
@@ -42,3 +46,11 @@ def test_what_belongs_together_stays(argv):
 
 def test_a_run_is_no_command():
     assert cli.commands(cli.parse(["--resume", "runs/a", "--dry-run"])) == []
+
+
+def test_a_python_without_the_requirements_is_told_which_one_has_them():
+    """`python runner.py` outside .venv: what a new user types first. -S: without installed packages."""
+    command = [sys.executable, "-S", str(Path(cli.__file__).parents[1] / "runner.py"), "--status"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == errors.USAGE
+    assert "source .venv/bin/activate" in done.stderr and done.stderr.count("\n") == 1
