@@ -141,13 +141,7 @@ def _with_quotes(judged: Judged, quotes: str) -> Judged:
 
 def _flags(flags: Mapping[str, Any]) -> list[str]:
     named = [name.replace("_", " ") for name, value in flags.items() if value is True]
-    return [*named, *(f"ran to the limit: {_place(where)}" for where in flags.get("ran_to_limit", []))]
-
-
-def _place(where: str) -> str:
-    """`revisions r1` as the page counts: revisions of round 2."""
-    stage, _, number = where.partition(" r")
-    return f"{stage} of round {int(number) + 1}" if number.isdigit() and stage in ("critiques", "revisions") else stage
+    return [*named, *(f"ran to the limit: {where}" for where in flags.get("ran_to_limit", []))]
 
 
 def _fresh(scores: Mapping[str, Row]) -> Row:

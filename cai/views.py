@@ -14,7 +14,7 @@ from cai import recipe as recipes
 from cai.attempts import spent
 from cai.evaluate.phrases import finds_nothing
 from cai.exhibits import judge_critique, judge_revision
-from cai.rendering import number
+from cai.rendering import number, stage_name
 from cai.story import Story
 
 Row = dict[str, Any]
@@ -50,6 +50,7 @@ def funnel(story: Story) -> list[Row]:
             {
                 "stage": stage,
                 "round": round_,
+                "name": stage_name(stage, round_),
                 "rows": len(rows),
                 "ok": status["ok"],
                 "rejected": status["rejected"],
@@ -63,7 +64,7 @@ def funnel(story: Story) -> list[Row]:
 
 
 def _stage_order(key: tuple[str, int], order: Mapping[str, int]) -> tuple[int, int, int]:
-    """critiques r0, revisions r0, critiques r1, ...: rounds before stages once the answers stand."""
+    """Critiques and revisions of round 1, then of round 2, ...: rounds before stages once the answers stand."""
     stage, round_ = key
     place = order.get(stage, 9)
     return (2, round_, place) if stage in ("critiques", "revisions") else (place if place < 2 else 3, 0, place)

@@ -36,9 +36,12 @@ def test_a_finished_run(tmp_path):
 
 def test_a_run_at_work_and_one_that_was_killed(tmp_path):
     with Run.create(tmp_path, "20261122-180000-m1-abc123", {}, {"milestone": "m1"}, usd_per_hour=1.74) as run:
-        run.status(now=True, stage="critiques", round=1, done=12, total=20, tokens_per_second=82.4, eta_seconds=90.0)
+        run.status(
+            now=True, stage="critiques", round=1, done=12, total=20, tokens_per_second=82.4, eta_seconds=[60.0, 90.0]
+        )
         state = lines_of(run.path)["state"]
-        assert state == "state        running, attempt 1: critiques r1 12/20, 82 tok/s, 1 min 30 s to go in this stage"
+        assert state.split(None, 1)[1].startswith("running, attempt 1: critiques, round 2: 12/20, 82 tok/s, ")
+        assert state.endswith(", 1 min to 1 min 30 s to go in this stage")
         later = datetime.now(UTC) + timedelta(hours=2)
         assert "silent for 2 h 00 min (killed, or in a long step)" in lines_of(run.path, later)["state"]
 
