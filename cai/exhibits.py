@@ -217,6 +217,9 @@ GLOSSARY = (
         "J1 to J4",
         "Opinions of a judge model. They count only where the recipe requires them, after it passed its exam.",
     ),
+    ("ROUGE-L", "Likeness of two texts by their longest common run of words, gaps allowed: 0 for none, 1 for equal."),
+    ("Nats a token", "Natural logarithm of how much likelier, for each token: 0.15 is 16% likelier, 0.69 twice."),
+    ("Log-odds", "Above 0 the judge says yes rather than no; 2 is about seven to one."),
 )
 
 
