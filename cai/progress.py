@@ -98,6 +98,7 @@ class Progress:
         self.open = False
         seconds = time.monotonic() - self.began
         if self.bar is not None:
+            self.bar.set_postfix_str(self.rates())
             self.bar.close()
             self.bar = None
         else:

@@ -66,6 +66,9 @@ def screen(path: Path, now: datetime | None = None) -> str:
     budget = _budget(path)
     model = (manifest.get("model") or {}).get("model") or _model(path)
     state = _state(events, status, now or datetime.now(UTC), holder_died(path))
+    skipped = any(event.get("kind") == "gates_skipped" for event in events)
+    if state == "done" and not skipped and not (path / "eval" / "gates.json").is_file():
+        state = "stopped where it was asked to, can go on"  # --until
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     rows = [
         ("run", f"{path.name}: {manifest.get('milestone', '?')} on {model} ({manifest.get('backend', '?')})"),

@@ -66,7 +66,7 @@ def test_a_watch_outlasts_a_long_silent_step(tmp_path, monkeypatch):
         seen = watch(run.path, 0.0)
         assert "silent for" in next(seen)
         assert "silent for" in next(seen)
-    assert "done" in next(seen)
+    assert "stopped where it was asked to" in next(seen)
     assert next(seen, None) is None
 
 
@@ -161,3 +161,12 @@ def test_many_rows_are_counted_in_time(tmp_path):
     began = time.monotonic()
     assert "35,000 accepted" in screen(path)
     assert time.monotonic() - began < 2.0
+
+
+def test_a_run_that_stopped_where_it_was_asked_to_is_not_done(tmp_path):
+    """`--until pairs` ends with 0, and nothing was trained."""
+    path = make_run(tmp_path)
+    (path / "eval" / "gates.json").unlink()
+    found = lines_of(path)
+    assert found["state"].endswith("stopped where it was asked to, can go on")
+    assert "--resume" in found["go"]
