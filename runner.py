@@ -15,11 +15,21 @@ import argparse
 import sys
 import traceback
 
-from cai import cli, errors
-from cai.console import last_through_hangups, printable
-from cai.errors import CaiError
-from cai.files import REMEDIES, io_error
-from cai.session import Inputs, read_inputs, say, session
+try:
+    from cai import cli, errors
+    from cai.console import last_through_hangups, printable
+    from cai.errors import CaiError
+    from cai.files import REMEDIES, io_error
+    from cai.session import Inputs, read_inputs, say, session
+except ModuleNotFoundError as missing:
+    if (missing.name or "cai").partition(".")[0] == "cai":
+        raise
+    print(
+        f"{missing.name}: not installed for {sys.executable}. Run `make setup`, then `source .venv/bin/activate` "
+        "(or call .venv/bin/python).",
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from None
 
 
 def main(argv: list[str] | None = None) -> int:

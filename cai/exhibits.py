@@ -141,13 +141,7 @@ def _with_quotes(judged: Judged, quotes: str) -> Judged:
 
 def _flags(flags: Mapping[str, Any]) -> list[str]:
     named = [name.replace("_", " ") for name, value in flags.items() if value is True]
-    return [*named, *(f"ran to the limit: {_place(where)}" for where in flags.get("ran_to_limit", []))]
-
-
-def _place(where: str) -> str:
-    """`revisions r1` as the page counts: revisions of round 2."""
-    stage, _, number = where.partition(" r")
-    return f"{stage} of round {int(number) + 1}" if number.isdigit() and stage in ("critiques", "revisions") else stage
+    return [*named, *(f"ran to the limit: {where}" for where in flags.get("ran_to_limit", []))]
 
 
 def _fresh(scores: Mapping[str, Row]) -> Row:
@@ -223,6 +217,9 @@ GLOSSARY = (
         "J1 to J4",
         "Opinions of a judge model. They count only where the recipe requires them, after it passed its exam.",
     ),
+    ("ROUGE-L", "Likeness of two texts by their longest common run of words, gaps allowed: 0 for none, 1 for equal."),
+    ("Nats a token", "Natural logarithm of how much likelier, for each token: 0.15 is 16% likelier, 0.69 twice."),
+    ("Log-odds", "Above 0 the judge says yes rather than no; 2 is about seven to one."),
 )
 
 

@@ -59,9 +59,12 @@ def export(run: Path, to: Path, say: Say, *, merged: bool = False) -> Path:
     """Adapter, data set and report of a run in `to`. Errors: CaiError for no adapter, a full folder, a bad merge."""
     story = read_story(run)
     adapter = _adapter(run)
-    if to.exists() and any(to.iterdir()):
-        raise CaiError(f"{to}: is not empty. Give --to a new folder.")
-    to.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        if to.exists() and any(to.iterdir()):
+            raise CaiError(f"{to}: is not empty. Give --to a new folder.")
+        to.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:  # a file, a folder that is not ours, a name that cannot be
+        raise CaiError(f"{to}: {error.strerror}. Give --to a new folder in one that you may write.") from None
     _copy(adapter, to / "adapter", ADAPTER_FILES)
     _name_base(to / "adapter" / "adapter_config.json", base_name(story, adapter))
     write_atomic(to / "adapter" / "README.md", model_card(story, adapter).encode())

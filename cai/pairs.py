@@ -14,6 +14,7 @@ from typing import Any
 
 from cai.evaluate.phrases import finds_nothing, has_control_tokens, is_refusal, leftovers
 from cai.evaluate.text import appends_only, rouge_l, words
+from cai.rendering import stage_name
 from cai.rowfile import Rows
 from cai.settings import PairsSection
 
@@ -121,7 +122,7 @@ def _missing(chain: Chain, plan: PairPlan) -> str:
                 f for f in chain.failures if f["stage"] == stage and (stage == "instructions" or f["round"] == round_)
             ]
             why = f": {same[-1]['reason']}" if same else ""
-            return f"{stage} r{round_}{why}"
+            return f"{stage_name(stage, round_)}{why}"
     return ""
 
 
@@ -166,7 +167,7 @@ def _example(chain: Chain, plan: PairPlan) -> Row:
 
 
 def _flags(chain: Chain, rounds: Sequence[Row]) -> Row:
-    limited = sorted(f"{stage} r{r}" for (stage, r), row in chain.rows.items() if row.get("finish") == "length")
+    limited = sorted(stage_name(stage, r) for (stage, r), row in chain.rows.items() if row.get("finish") == "length")
     texts = [row["text"] for row in chain.rows.values()]
     return {
         "answer_refuses": is_refusal(chain.rows["answers", 0]["text"]),
@@ -207,8 +208,8 @@ def _near_identical(example: Row, config: PairsSection) -> str:
 
 
 def _ran_to_limit(example: Row, config: PairsSection) -> str:
-    last = f"revisions r{len(example['rounds']) - 1}"
-    hit = [name for name in example["flags"]["ran_to_limit"] if name in ("answers r0", last)]
+    last = stage_name("revisions", len(example["rounds"]) - 1)
+    hit = [name for name in example["flags"]["ran_to_limit"] if name in ("answers", last)]
     return ", ".join(hit) if config.reject_limit else ""
 
 

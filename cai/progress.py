@@ -20,11 +20,14 @@ from cai import memory, records
 from cai.console import printable
 from cai.engine import EngineStats
 from cai.errors import CaiError
-from cai.rendering import duration, number, usd, usd_fine
+from cai.pace import Pace
+from cai.rendering import duration, duration_range, number, stage_name, usd, usd_fine
 from cai.run import Run
 
 PLAIN_SECONDS = 30.0
 STATUS_SECONDS = 2.0
+BAR_SECONDS = 1.0
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's own time to go does not know of batches
 
 
 class Progress:
@@ -39,28 +42,36 @@ class Progress:
         self.open = False  # between `begin` and `end`
         self.whole: set[int] | None = None  # items whose last revision stands: the pairs that may be accepted
         self.rounds = 1
+        self.pace = Pace()
 
-    def begin(self, stage: str, round_: int, total: int, done: int = 0, unit: str = "item") -> None:
+    def begin(self, stage: str, round_: int, total: int, done: int = 0, unit: str = "item", together: int = 1) -> None:
+        """`together`: how many items run side by side, and so finish at about the same time."""
         self.stage, self.round, self.total, self.done, self.unit = stage, round_, total, done, unit
         self.tokens = self.finished = self.rejected = 0
-        self.before, self.open = done, True
+        self.before, self.open, self.pace = done, True, Pace(together)
         self.began = self.last_line = time.monotonic()
         memory.begin_phase()
         if self.whole is None:
             self._count_whole()
         if sys.stderr.isatty():
-            self.bar = tqdm(total=total, initial=done, desc=self.name, unit=unit, dynamic_ncols=True, file=sys.stderr)
+            self.bar = tqdm(
+                total=total, initial=done, desc=self.name, bar_format=BAR, dynamic_ncols=True, file=sys.stderr
+            )
         self._status(True)
 
     @property
     def name(self) -> str:
-        return f"{self.stage} r{self.round}" if self.round else self.stage
+        return stage_name(self.stage, self.round)
+
+    def say(self, text: str) -> None:
+        """A line between two stages."""
+        sys.stderr.write(printable(f"{text}\n"))
 
     def step(self, tokens: int, items: int = 1) -> None:
         self.tokens += tokens
         self.finished += items
+        self.pace.note(time.monotonic() - self.began, self.finished, self.total - self.shown)
         if self.bar is not None:
-            self.bar.set_postfix_str(self.rates(), refresh=False)
             self.bar.update(items)
         self.tick()
 
@@ -87,6 +98,7 @@ class Progress:
         self.open = False
         seconds = time.monotonic() - self.began
         if self.bar is not None:
+            self.bar.set_postfix_str(self.rates())
             self.bar.close()
             self.bar = None
         else:
@@ -117,12 +129,14 @@ class Progress:
         return asked
 
     def tick(self) -> None:
-        """Whatever is due: a plain line every 30 s, status.json every 2 s."""
+        """Whatever is due: a plain line every 30 s (a bar every second), status.json every 2 s."""
         clock = time.monotonic()
-        if self.bar is None and clock - self.last_line >= PLAIN_SECONDS:
+        if clock - self.last_line >= (PLAIN_SECONDS if self.bar is None else BAR_SECONDS):
             self.last_line = clock
-            eta = self.eta_seconds()
-            self._line(f", {duration(clock - self.began)} so far" + (f", {duration(eta)} to go" if eta else ""))
+            if self.bar is None:
+                self._line(f", {duration(clock - self.began)} so far{self._to_go()}")
+            else:
+                self.bar.set_postfix_str(self.rates() + self._to_go())
         if clock - self.last_status >= STATUS_SECONDS:
             self._status()
 
@@ -142,11 +156,13 @@ class Progress:
         """Over all attempts, for one item whose chain is whole (the pairs are judged when all are)."""
         return self.run.spent()["usd"] / len(self.whole) if self.whole and self.usd_per_hour else None
 
-    def eta_seconds(self) -> float | None:
-        """From this stage's own rate; None before the first completion."""
-        left = self.total - self.shown
-        spent = time.monotonic() - self.began
-        return spent / self.finished * max(left, 0) if self.finished else None
+    def eta_seconds(self) -> tuple[float, float] | None:
+        """(low, high) of this stage, from its own rate; None until as many items are done as run side by side."""
+        return self.pace.to_go(time.monotonic() - self.began)
+
+    def _to_go(self) -> str:
+        eta = self.eta_seconds()
+        return f", {duration_range(*eta)} to go" if eta and eta[1] else ""
 
     @property
     def shown(self) -> int:
@@ -171,7 +187,7 @@ class Progress:
             rejected=self.rejected,
             stage_seconds=round(clock - self.began, 1),
             tokens_per_second=round(self.tokens / max(clock - self.began, 1e-6), 1),
-            eta_seconds=None if eta is None else round(eta, 1),
+            eta_seconds=None if eta is None else [round(seconds, 1) for seconds in eta],
             seconds=round(spent["seconds"], 1),
             usd=round(spent["usd"], 4),
             whole_items=len(self.whole or ()),

@@ -98,3 +98,18 @@ def duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s" if rest and minutes < 10 else f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def duration_range(low: float, high: float) -> str:
+    """`3 min to 5 min`; one time where both read the same, `up to 40 s` where the lower end is none."""
+    first, last = duration(low), duration(high)
+    if first == last:
+        return last
+    return f"{first} to {last}" if low >= 1 else f"up to {last}"
+
+
+def stage_name(stage: str, round_: int) -> str:
+    """A stage's round for the eye, counted from one. An instruction's rounds are tries, a critique's its principles."""
+    if stage in ("critiques", "revisions"):
+        return f"{stage}, round {round_ + 1}"
+    return f"{stage}, try {round_ + 1}" if round_ else stage

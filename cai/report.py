@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai import errors, hygiene, table, views
+from cai import errors, hygiene, metrics, table, views
 from cai.charts import Chart, histogram, line_chart
 from cai.exhibits import GLOSSARY, edits, exhibits, lengths, rejected_exhibits
 from cai.files import write_atomic
@@ -82,6 +82,7 @@ def gather(story: Story) -> Row:
         "hygiene_lines": hygiene.lines(story.cleaned.facts),
         "principles": views.by_principle(story),
         "figures": figure_rows(story.figures),
+        "meanings": metrics.meanings(story.figures),
         "benchmarks": benchmark_rows(story.figures),
         "added": added(story),
         "curves": curves(story.log, story.figures),

@@ -32,7 +32,7 @@ from cai.evaluate.cases import GENERIC_CRITIQUE, Case, from_examples, others
 from cai.evaluate.verdict import sample, shuffled
 from cai.marks import CRITIQUE_MARKS, REVIEW_KEY, REVISION_MARKS, agreement, filter_pairs
 from cai.records import RecordLog
-from cai.rendering import environment, percent
+from cai.rendering import environment, number, percent
 from cai.story import Story, read_story
 from cai.views import command_line
 
@@ -169,7 +169,7 @@ def finish(path: Path, say: Callable[[str], None]) -> None:
 
     story = read_story(path)
     for row in agreement(story):
-        kappa = "" if row["kappa"] is None else f", kappa {row['kappa']:.2f}"
+        kappa = "" if row["kappa"] is None else f", kappa {number(row['kappa'], 2)}"
         say(printable(f"{row['who']}, {row['what']}: n={row['n']}, {percent(row['raw'])}{kappa}"))
     if story.reviews:
         kept = [pair_row(pair) for pair in filter_pairs(story.cleaned.kept, story.reviews)]
@@ -192,12 +192,12 @@ def _train_on_marks(story: Story) -> str:
 
 def ask(session: Session, read: Callable[[str], str], say: Callable[[str], None]) -> None:
     """One task after the other on the terminal; an empty line or end of input leaves."""
-    say("Some texts may be harmful or offensive. Enter alone stops; what is marked stays.")
-    for number, task in enumerate(session.pending):
+    say("Some texts may be harmful or offensive. Enter alone stops; a mark that is given stands.")
+    for place, task in enumerate(session.pending, 1):
         case, marks = task.case, MARKS[task.what]
         parts = [("Instruction", case.instruction), ("Principle", case.principle), ("Answer", case.answer)]
         parts += [("Critique", case.critique)] + ([("Revision", case.revision)] if task.what == "revision" else [])
-        say(f"\n--- {number + 1} of {len(session.pending) + number}, {task.what}")
+        say(f"\n--- {place} of {len(session.pending) + place - 1}, {task.what}")
         say("\n".join(printable(f"{name}: {text}") for name, text in parts))
         letters = {mark[0]: mark for mark in (*marks, "skip")}
         choice = ", ".join(f"{letter} = {mark}" for letter, mark in letters.items())

@@ -109,7 +109,8 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
     units = [unit for item in items if (unit := stage.render(context, item, round_)) is not None]
     done = len(units) - len(todo)
     context.model()  # its loading is no part of the stage's time
-    context.progress.begin(stage.name, round_, total=len(units), done=done)
+    together = max(context.engine.stats.batch_size, 1)
+    context.progress.begin(stage.name, round_, total=len(units), done=done, together=together)
     added = 0
     for rows in _batches(context, stage, units, todo):
         rows = accept(rows) if accept else rows

@@ -23,7 +23,7 @@ from cai.attempts import read_events, spent
 from cai.console import printable
 from cai.gates import whole_verdicts
 from cai.lock import holder_died
-from cai.rendering import duration, number, usd, usd_fine
+from cai.rendering import duration, duration_range, number, stage_name, usd, usd_fine
 
 Row = dict[str, Any]
 WATCH_SECONDS = 2.0
@@ -66,6 +66,9 @@ def screen(path: Path, now: datetime | None = None) -> str:
     budget = _budget(path)
     model = (manifest.get("model") or {}).get("model") or _model(path)
     state = _state(events, status, now or datetime.now(UTC), holder_died(path))
+    skipped = any(event.get("kind") == "gates_skipped" for event in events)
+    if state == "done" and not skipped and not (path / "eval" / "gates.json").is_file():
+        state = "stopped where it was asked to, can go on"  # --until
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     rows = [
         ("run", f"{path.name}: {manifest.get('milestone', '?')} on {model} ({manifest.get('backend', '?')})"),
@@ -115,12 +118,13 @@ def _ended(event: Row) -> str:
 def _at(status: Row) -> str:
     if not status.get("stage"):
         return ""
-    name = f"{status['stage']} r{status['round']}" if status.get("round") else str(status["stage"])
-    text = f": {name} {status.get('done', 0)}/{status.get('total', 0)}"
+    round_, eta = status.get("round"), status.get("eta_seconds")
+    name = stage_name(str(status["stage"]), round_ if isinstance(round_, int) else 0)
+    text = f": {name}: {status.get('done', 0)}/{status.get('total', 0)}"
     if status.get("tokens_per_second"):
         text += f", {status['tokens_per_second']:.0f} tok/s"
-    if status.get("eta_seconds"):
-        text += f", {duration(status['eta_seconds'])} to go in this stage"
+    if isinstance(eta, list) and len(eta) == 2 and eta[1]:
+        text += f", {duration_range(*eta)} to go in this stage"
     return text
 
 

@@ -52,7 +52,7 @@ CATEGORY_HEAD = ("metric", "category", "n", "base", "SFT", "DPO", "judge")
 DATA_HEAD = ("metric", "value", "95% interval", "n", "unscored", "judge")
 GUARD_HEAD = ("of", "which", "pairs", "dropped", "guard")
 CHECK_HEAD = ("used for", "model", "n", "kappa", "95% interval", "sensitivity", "specificity", "verdict")
-FUNNEL_HEAD = ("stage", "round", "rows", "accepted", "rejected", "reasons")
+FUNNEL_HEAD = ("stage", "rows", "accepted", "rejected", "reasons")
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def funnel_rows(story: Story) -> list[tuple[str, ...]]:
     rows = []
     for row in views.funnel(story):
         reasons = ", ".join(f"{reason} {count}" for reason, count in row["reasons"][:4])
-        rows.append((row["stage"], *(str(row[key]) for key in ("round", "rows", "ok", "rejected")), reasons))
+        rows.append((row["name"], *(str(row[key]) for key in ("rows", "ok", "rejected")), reasons))
     if not rows:
         return []
     cleaned = story.cleaned

@@ -14,7 +14,7 @@ from cai import recipe as recipes
 from cai.attempts import spent
 from cai.evaluate.phrases import finds_nothing
 from cai.exhibits import judge_critique, judge_revision
-from cai.rendering import number
+from cai.rendering import number, stage_name
 from cai.settings_m3 import STAND_IN
 from cai.story import Story
 
@@ -52,10 +52,12 @@ def funnel(story: Story) -> list[Row]:
     order, model = {stage: i for i, stage in enumerate(recipes.STAGES)}, story.recipe.guard.model
     found = []
     for (stage, round_), counts in sorted(groups.items(), key=lambda g: _stage_order(g[0], order)):
+        label = f"guard ({STAND_IN})" if stage == "guard" and model == STAND_IN else stage
         found.append(
             {
-                "stage": f"guard ({STAND_IN})" if stage == "guard" and model == STAND_IN else stage,
+                "stage": label,
                 "round": round_,
+                "name": stage_name(label, round_),
                 "rows": counts["rows"],
                 "ok": counts["ok"],
                 "rejected": counts["rejected"],
@@ -69,7 +71,7 @@ def funnel(story: Story) -> list[Row]:
 
 
 def _stage_order(key: tuple[str, int], order: Mapping[str, int]) -> tuple[int, int, int]:
-    """critiques r0, revisions r0, critiques r1, ...: rounds before stages once the answers stand."""
+    """Critiques and revisions of round 1, then of round 2, ...: rounds before stages once the answers stand."""
     stage, round_ = key
     place = order.get(stage, 9)
     return (2, round_, place) if stage in ("critiques", "revisions") else (place if place < 2 else 3, 0, place)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import runner
@@ -56,3 +60,11 @@ def test_a_fault_of_the_program_is_told_as_one(capsys, monkeypatch):
     assert runner.main([]) == errors.BUG
     said = capsys.readouterr().err
     assert "KeyError: 'gone'" in said and said.endswith("the run folder is intact and can be resumed.\n")
+
+
+def test_a_python_without_the_requirements_is_told_which_one_has_them():
+    """`python runner.py` outside .venv: what a new user types first. -S: without installed packages."""
+    command = [sys.executable, "-S", str(Path(cli.__file__).parents[1] / "runner.py"), "--status"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == errors.USAGE
+    assert "source .venv/bin/activate" in done.stderr and done.stderr.count("\n") == 1

@@ -70,6 +70,9 @@ def test_what_cannot_be_exported_is_refused(path, tmp_path):
     (full / "x").write_text("x")
     with pytest.raises(CaiError, match="not empty"):
         exporting.export(path, full, lambda line: None)
+    for nowhere in (full / "x", full / "x" / "y"):
+        with pytest.raises(CaiError, match=f"{nowhere}: Not a directory. Give --to a new folder"):
+            exporting.export(path, nowhere, lambda line: None)
     (path / "adapter" / "adapter_config.json").unlink()
     with pytest.raises(CaiError, match="no trained adapter"):
         exporting.export(path, tmp_path / "out", lambda line: None)

@@ -61,3 +61,11 @@ def test_a_name_that_no_run_measures_is_refused_with_the_nearest(name: str, near
 def test_every_default_gate_names_figures() -> None:
     gates = [gate for milestone in ("m0", "m1", "m2", "m3") for gate in GatesSection().of(milestone)]
     assert gates and not [name for gate in gates for name in (gate.metric, *gate.beats) if metrics.fault(name)]
+
+
+def test_the_report_says_what_each_figure_is():
+    """Every name that a run can measure has a meaning of its own family, and only those of the run are shown."""
+    unexplained = [name for name in metrics.NAMES if not any(name.startswith(begin) for begin, _ in metrics.MEANINGS)]
+    assert unexplained == []
+    shown = dict(metrics.meanings(["critiques.csi", "critiques.csi.shuffled", "fresh.base.empty"]))
+    assert list(shown) == ["critiques.csi", "fresh.…", "….shuffled"]

@@ -105,7 +105,7 @@ def test_a_short_refusal_of_a_red_team_prompt_is_a_pair():
 def test_missing_stage_names_the_stage_and_why():
     rows = [*item_rows()[:-1], row("revisions", 0, 1, "", "rejected", reason="unparsed")]
     assert build(rows, PLAN).rejects == [
-        {"item": 0, "reason": "missing_stage", "detail": "revisions r1: unparsed", "all": []}
+        {"item": 0, "reason": "missing_stage", "detail": "revisions, round 2: unparsed", "all": []}
     ]
 
 

@@ -14,7 +14,7 @@ from view_support import ANSWER, item_rows, make_run, recipe, records
 from cai.charts import histogram, line_chart, nice
 from cai.console import UNSAFE
 from cai.exhibits import choose, exhibits, rejected_exhibits
-from cai.rendering import fenced, inline
+from cai.rendering import TEMPLATES, fenced, inline
 from cai.report import benchmark_rows, curves, gather, headline, page, write_pages
 from cai.run import Run
 from cai.story import read_story
@@ -371,3 +371,16 @@ def test_charts_say_in_words_what_they_show():
     alike = histogram("Length", {"a": [27.0, 27.0]}, "words")
     assert alike is not None and [tick.label for tick in alike.x_ticks][:2] == ["27", "28"]  # no half words
     assert line_chart("Loss", {"loss": [(1, float("nan")), (2, 1.0), (3, 2.0)]}) is not None
+
+
+def test_a_run_without_an_example_offers_none_to_mark(tmp_path):
+    """It had said "All 0 accepted examples" and to mark them by hand."""
+    content = page(gather(read_story(make_run(tmp_path, []))))
+    assert "No accepted example yet." in content
+    assert "All 0" not in content and "Nobody has marked" not in content
+
+
+def test_text_from_right_to_left_begins_at_the_right():
+    """Each paragraph by its own first letter, whatever the page's direction (seen in Chromium)."""
+    style = next(line for line in (TEMPLATES / "report.css").read_text().splitlines() if line.startswith(".text {"))
+    assert "unicode-bidi: plaintext" in style and "text-align: start" in style

@@ -36,9 +36,12 @@ def test_a_finished_run(tmp_path):
 
 def test_a_run_at_work_and_one_that_was_killed(tmp_path):
     with Run.create(tmp_path, "20261122-180000-m1-abc123", {}, {"milestone": "m1"}, usd_per_hour=1.74) as run:
-        run.status(now=True, stage="critiques", round=1, done=12, total=20, tokens_per_second=82.4, eta_seconds=90.0)
+        run.status(
+            now=True, stage="critiques", round=1, done=12, total=20, tokens_per_second=82.4, eta_seconds=[60.0, 90.0]
+        )
         state = lines_of(run.path)["state"]
-        assert state == "state        running, attempt 1: critiques r1 12/20, 82 tok/s, 1 min 30 s to go in this stage"
+        assert state.split(None, 1)[1].startswith("running, attempt 1: critiques, round 2: 12/20, 82 tok/s, ")
+        assert state.endswith(", 1 min to 1 min 30 s to go in this stage")
         later = datetime.now(UTC) + timedelta(hours=2)
         assert "silent for 2 h 00 min (killed, or in a long step)" in lines_of(run.path, later)["state"]
 
@@ -63,7 +66,7 @@ def test_a_watch_outlasts_a_long_silent_step(tmp_path, monkeypatch):
         seen = watch(run.path, 0.0)
         assert "silent for" in next(seen)
         assert "silent for" in next(seen)
-    assert "done" in next(seen)
+    assert "stopped where it was asked to" in next(seen)
     assert next(seen, None) is None
 
 
@@ -158,3 +161,12 @@ def test_many_rows_are_counted_in_time(tmp_path):
     began = time.monotonic()
     assert "35,000 accepted" in screen(path)
     assert time.monotonic() - began < 2.0
+
+
+def test_a_run_that_stopped_where_it_was_asked_to_is_not_done(tmp_path):
+    """`--until pairs` ends with 0, and nothing was trained."""
+    path = make_run(tmp_path)
+    (path / "eval" / "gates.json").unlink()
+    found = lines_of(path)
+    assert found["state"].endswith("stopped where it was asked to, can go on")
+    assert "--resume" in found["go"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from cai import plan
 from cai.grid import Grid
 from cai.pairs import PairPlan, PairSet, build
-from cai.stage import Context, pending, run_stage
+from cai.stage import Context, run_stage
 from cai.stages import chain, guard, instructions
 
 
@@ -48,6 +48,9 @@ def collect(context: Context, grid: Grid, source: Path | None, until: str = "") 
             break
         if attempt:
             context.run.event("wave", attempt=attempt, slots=len(items), reasons=pairs.reasons)
+            context.progress.say(
+                f"{len(items)} slot(s) have no pair yet: wave {attempt + 1} of at most {plan.tries(recipe)}"
+            )
         _instructions(context, stage, items, lines)
         if until != "instructions":
             _answers_to_revisions(context, items, until)
@@ -83,12 +86,3 @@ def _answers_to_revisions(context: Context, items: Sequence[int], until: str) ->
             run_stage(context, stage, items, round_)
             if until == stage.name:
                 return
-
-
-def left_over(context: Context, items: Sequence[int]) -> dict[str, int]:
-    """How many units of each stage have their inputs and no row: what a resume would do first."""
-    counts = {"answers": len(pending(context, chain.ANSWERS, items, 0))}
-    for round_ in range(context.recipe.rounds):
-        for stage in (chain.CRITIQUES, chain.REVISIONS):
-            counts[f"{stage.name} r{round_}"] = len(pending(context, stage, items, round_))
-    return {name: count for name, count in counts.items() if count}
