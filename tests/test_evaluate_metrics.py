@@ -23,6 +23,7 @@ from cai.evaluate.text import (
     grounding,
     idf,
     misquoted_share,
+    quoted_spans,
     repeats,
     rouge_l,
     words,
@@ -60,6 +61,21 @@ def test_grounding_weighs_rare_words():
     assert weights["copper"] > weights["roof"]
     assert grounding("copper roof", "copper", weights) > grounding("copper roof", "roof", weights)
     assert grounding("an answer should", "an answer should", weights) == 0.0  # no content word
+
+
+def test_a_script_without_spaces_counts_by_the_character():
+    """Else a Chinese critique of 60 characters is "6 words", shares none with its answer, and is always refused."""
+    assert words("一年有365天") == ("一", "年", "有", "365", "天")
+    assert words("Don't stop 止まる") == ("don't", "stop", "止", "ま", "る")
+    about, other = "草莓放在阳光下会发霉", "日本的首都是东京"
+    assert grounding("把草莓放在阳光下是错误的", about, idf([about, other])) > 0.3
+    assert grounding("把草莓放在阳光下是错误的", other, idf([about, other])) == 0.0
+    assert rouge_l("草莓放在冰箱", "草莓放在阳光下") == pytest.approx(2 * 4 / (6 + 7))
+
+
+@pytest.mark.parametrize("quoted", ["„bei geschlossenem Fenster“", "«bei geschlossenem Fenster»", "「約五千万人」"])
+def test_quotation_marks_of_other_languages_quote(quoted):
+    assert quoted_spans(f"Es heißt {quoted}, und das ist falsch.") == [quoted[1:-1]]
 
 
 def test_spans_quotes_first_then_sentences():
