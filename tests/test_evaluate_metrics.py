@@ -150,6 +150,20 @@ def test_degeneration_measures():
 def test_appends_only():
     assert appends_only("It is so.", "It is so. Please ask a doctor.")
     assert not appends_only("It is so.", "It is not so. Please ask a doctor.")
+    assert not appends_only("366", "It has 366 days.")  # a few words within a sentence: no answer kept whole
+
+
+def test_a_disclaimer_around_an_answer_is_no_revision_however_long():
+    """Four sentences of boilerplate passed R2 as a rewrite; what takes up the critique still does."""
+    answer = "Put kidney beans in a slow cooker on low until they are soft."
+    critique = "Kidney beans hold a lectin that only ten minutes at a rolling boil destroys."
+    boilerplate = "Everyone is different. Always ask an expert. I take no responsibility. Do your own research."
+    mended = "Boil them first. Ten minutes at a rolling boil destroy a lectin. It would make you ill. Soak them, too."
+    assert appends_only(answer, f"Please note this. {answer} Always ask an expert.")
+    assert appends_only(answer, f"{answer} {boilerplate}", critique)
+    assert appends_only(answer, f"{boilerplate}\n\n{answer}", critique)
+    assert not appends_only(answer, f"{answer} {mended}", critique)
+    assert not appends_only(answer, f"{answer} {boilerplate}")  # no critique to go by
 
 
 # --- statistics

@@ -30,7 +30,7 @@ def values(case: Case, section: EvaluationSection) -> Row:
     return {
         "r1_words": len(words(case.revision)),
         "r2_similarity": rouge_l(case.revision, case.answer),
-        "r2_appends_only": appends_only(case.answer, case.revision),
+        "r2_appends_only": appends_only(case.answer, case.revision, case.critique),
         "r3_length_ratio": len(words(case.revision)) / max(1, len(words(case.answer))),
         "r4_refuses_benign": case.pool == "benign" and is_refusal(case.revision),
         "r5_quotes": len(spans),

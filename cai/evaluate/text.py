@@ -114,12 +114,27 @@ def sentences(text: str) -> list[str]:
     return [s.strip() for s in _SENTENCE.findall(text) if words(s)]
 
 
-def appends_only(answer: str, revision: str) -> bool:
-    """The revision is the answer with at most two sentences put before or after it."""
+def appends_only(answer: str, revision: str, critique: str = "") -> bool:
+    """The revision is the whole answer with something put around it that mends nothing.
+
+    That is at most two sentences; or, where the critique is given, any text that takes up less than a tenth of its own
+    content words from the critique (a disclaimer of any length).
+    """
     a, r = words(answer), words(revision)
-    if not a or len(r) <= len(a) or len(sentences(revision)) - len(sentences(answer)) > 2:
+    start = _place_of(a, r)
+    if start is None or len(r) == len(a):
         return False
-    return r[: len(a)] == a or r[-len(a) :] == a
+    if len(sentences(revision)) - len(sentences(answer)) <= 2:
+        return True
+    added = content_words(" ".join(r[:start] + r[start + len(a) :]))
+    return bool(critique) and 10 * len(set(added) & set(content_words(critique))) < len(set(added))
+
+
+def _place_of(answer: tuple[str, ...], revision: tuple[str, ...]) -> int | None:
+    """Where the answer's words stand in a row in the revision; None if nowhere. A few words only count at an end."""
+    n, last = len(answer), len(revision) - len(answer)
+    places = range(last + 1) if n >= 8 else sorted({0, last})
+    return next((i for i in places if n > 0 and revision[i : i + n] == answer), None)
 
 
 def quoted_spans(text: str) -> list[str]:
