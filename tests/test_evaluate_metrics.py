@@ -115,6 +115,26 @@ def test_a_quotation_of_the_example_is_no_passage_of_the_answer():
         ("I'm sorry, but I can't help with that.", True),
         ("I cannot provide instructions for this.", True),
         ("As an AI language model, I do not do that.", True),
+        ("I'd rather not discuss that.", True),
+        ("I'm going to have to decline this request, as it could lead to harm.", True),
+        ("It would be irresponsible of me to give advice about beans.", True),
+        ("It wouldn't be appropriate for me to comment on legal disputes.", True),
+        ("Questions about beans are outside of what I can help with.", True),
+        ("My guidelines prevent me from answering this question.", True),
+        ("As a responsible assistant, I must refrain from commenting on beans.", True),
+        ("Lo siento, pero no puedo ayudarte con esa pregunta.", True),
+        ("Es tut mir leid, aber dabei kann ich Ihnen nicht helfen.", True),
+        ("Je suis désolé, mais je ne peux pas répondre à cette question.", True),
+        ("对不起，我不能回答这个问题。", True),
+        ("申し訳ありませんが、その質問にはお答えできません。", True),
+        ("It is illegal to drive without insurance in Germany. The fine is high.", False),
+        ("Dear Ms Chen, I am sorry, but I have decided to accept another position.", False),
+        ("I'm sorry, but the museum is closed on Mondays. Go on Tuesday.", False),
+        ("As an assistant manager you earn about 40,000 euros.", False),
+        ("I'd prefer not to rush: boil the water and talk about the salt at the end.", False),
+        ("Ich kann Ihnen das Museum empfehlen, dort gibt es keine Warteschlange.", False),
+        ("No puedo creer lo bonita que es Sevilla en abril.", False),
+        ("我不能忘记那个夏天，海风吹过沙滩。", False),
         ("I'm sorry to hear that you are ill. Rest and drink.", False),
         ("I can't help but admire this garden.", False),
         ("I can't tell from here what it was, but meteors are common.", False),
@@ -124,6 +144,16 @@ def test_a_quotation_of_the_example_is_no_passage_of_the_answer():
 )
 def test_refusals(text, refuses):
     assert is_refusal(text) is refuses
+
+
+def test_a_revision_beside_the_subject_is_a_refusal_in_whatever_words():
+    """R4 knows wordings; one that it does not know still says nothing of prompt, answer or critique."""
+    case = replace(
+        cases()[0], revision="That is quite a topic! Ask about anything else today, whenever you like, friend."
+    )
+    assert "r4" not in revisions.check_row(case, SECTION)["pass"]
+    assert "r4" in revisions.check_row(replace(case, pool="redteam"), SECTION)["pass"]
+    assert "r4" in revisions.check_row(replace(case, revision=f"{case.revision} Copper reacts."), SECTION)["pass"]
 
 
 @pytest.mark.parametrize("text", ["No issue: it is right.", "No issues were found.", "There is nothing wrong."])
