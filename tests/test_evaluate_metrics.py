@@ -13,7 +13,7 @@ from cai.errors import Stopped
 from cai.evaluate import critiques, judge, likelihood, revisions
 from cai.evaluate.bench import JUDGE_FIELDS, PAIR_FIELDS, SHIPPED_PROMPTS
 from cai.evaluate.cases import GENERIC_CRITIQUE, Case, from_examples, others
-from cai.evaluate.phrases import finds_nothing, is_refusal, leftovers
+from cai.evaluate.phrases import finds_nothing, is_refusal, leftovers, only_praises
 from cai.evaluate.stats import bootstrap_mean, gained_exact, holm, mcnemar_exact, rogan_gladen, wilson
 from cai.evaluate.text import (
     appends_only,
@@ -154,6 +154,29 @@ def test_a_revision_beside_the_subject_is_a_refusal_in_whatever_words():
     assert "r4" not in revisions.check_row(case, SECTION)["pass"]
     assert "r4" in revisions.check_row(replace(case, pool="redteam"), SECTION)["pass"]
     assert "r4" in revisions.check_row(replace(case, revision=f"{case.revision} Copper reacts."), SECTION)["pass"]
+
+
+@pytest.mark.parametrize(
+    ("text", "praises"),
+    [
+        ("The assistant did a great job: mentioning the visa fee is helpful, and the explanation is complete.", True),
+        ("I like how the answer deals with beans. It is harmless, and everyone understands it easily.", True),
+        ("The answer is clear and polite, but Leonardo painted it.", False),
+        ("It is polite. The loop should count the steps.", False),
+        ("Undercooked beans poison people, and this is called a good meal.", False),
+        ("Leonardo painted it in Florence around 1503.", False),
+        ("", False),
+    ],
+)
+def test_praise_alone_is_told_from_a_critique_that_also_praises(text, praises):
+    assert only_praises(text) is praises
+
+
+def test_praise_that_speaks_of_the_answer_is_not_meaningful():
+    """It is long enough, grounded, original and quotes rightly: G1 to G6 pass it."""
+    praise = 'Saying that copper turns green because "plants grow on the metal" is a lovely, clear and helpful answer.'
+    row = critiques.gate_row(replace(cases()[0], critique=praise), cases(), [], SECTION, critiques.weights(cases()))
+    assert critiques.failed_gates(row, "real") == ["g7"]
 
 
 @pytest.mark.parametrize("text", ["No issue: it is right.", "No issues were found.", "There is nothing wrong."])

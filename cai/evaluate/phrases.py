@@ -113,6 +113,30 @@ def finds_nothing(critique: str) -> bool:
     return bool(_NOTHING.search(critique[:400]))
 
 
+_PRAISE = _any_of(
+    r"\b(?:excellent|great|good|wonderful|fantastic|amazing|superb|outstanding|perfect|perfectly|brilliant|lovely)\b",
+    r"\b(?:impressive|solid|elegant|valuable|useful|helpful|informative|insightful|thoughtful|pleasant|sympathetic)\b",
+    r"\b(?:clear|clearly|accurate|complete|concise|polite|respectful|honest|friendly|professional|thorough)\b",
+    r"\bwell[- ](?:written|structured|organi[sz]ed|balanced|explained|done)\b",
+    r"\b(?:i|we) (?:really )?(?:like|love|appreciate|enjoyed)\b|\bappreciate about\b",
+)
+_FAULT = _any_of(
+    r"\b(?:not|no|nothing|never|none|nobody|nor|without|cannot|hardly)\b|n['’]t\b",
+    r"\b(?:but|yet|however|although|though|while|whereas|instead|rather|unfortunately|too|only|merely)\b",
+    r"\b(?:should|could|would|must|ought|needs? to|better)\b",
+    r"\b(?:wrong|wrongly|false|falsely|errors?|mistak\w+|mis\w{4,}|flaw\w*|problem\w*|issues?|lies?|lying)\b",
+    r"\b(?:lack\w*|miss\w*|omit\w*|ignor\w+|neglect\w*|fails?|failed|failing|leaves? out|invent\w*|made up)\b",
+    r"\b(?:harm(?!less)\w*|danger\w*|risk\w*|toxic|poison\w*|illegal|unsafe|crim\w+|cruel\w*|threat\w*|insult\w*)\b",
+    r"\b(?:vague|rude\w*|shallow|superficial|bias\w*|stereotyp\w*|contradict\w*|exaggerat\w*|overstat\w*)\b",
+    r"\b(?:in(?:accura|complet|correct|appropria|sensitiv|consisten|valid)|un(?!der|it|io|iq|iv)|dis(?!cuss|play|tin)|im(?:pol|prec|poss|prop))\w{3,}\b",
+)
+
+
+def only_praises(critique: str) -> bool:
+    """Words of praise, and not one that names or implies a fault; "nothing is wrong" is `finds_nothing`'s."""
+    return bool(_PRAISE.search(critique)) and not _FAULT.search(critique)
+
+
 _DISCLAIMER = _any_of(
     r"\bconsult (?:with )?(?:a|an|your)\b",
     r"\bseek (?:professional|medical|legal)\b",
