@@ -133,8 +133,12 @@ def appends_only(answer: str, revision: str, critique: str = "") -> bool:
 def _place_of(answer: tuple[str, ...], revision: tuple[str, ...]) -> int | None:
     """Where the answer's words stand in a row in the revision; None if nowhere. A few words only count at an end."""
     n, last = len(answer), len(revision) - len(answer)
-    places = range(last + 1) if n >= 8 else sorted({0, last})
-    return next((i for i in places if n > 0 and revision[i : i + n] == answer), None)
+    if n == 0 or last < 0:
+        return None
+    if n >= 8:
+        before, found, _ = f" {' '.join(revision)} ".partition(f" {' '.join(answer)} ")
+        return len(before.split()) if found else None
+    return next((i for i in sorted({0, last}) if revision[i:][:n] == answer), None)
 
 
 def quoted_spans(text: str) -> list[str]:
