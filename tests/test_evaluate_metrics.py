@@ -297,6 +297,19 @@ def test_samples_are_nested_and_keep_order(keys, size, more):
     assert small == [key for key in keys if key in set(small)]
 
 
+def test_a_judge_whose_score_is_none_makes_no_tie():
+    case = replace(cases()[0], revision="Copper reacts with air and water.")
+    row = judge.judge_revisions(scorer(lambda context, word: math.nan), JUDGE, [case])[0]
+    assert math.isnan(row["j4"])
+    assert revisions.summarise([], [], [row], SECTION, "judge")["revisions.improves"].unscored == 1
+
+
+@pytest.mark.parametrize("ps", [[math.nan, 0.01, 0.03], [0.01, math.nan, 0.03], [0.01, 0.03, math.nan]])
+def test_holm_does_not_depend_on_where_a_p_is_missing(ps):
+    """One NaN made the others 1, 0.06 or 0.03, by its place: it sorts anywhere."""
+    assert sorted(holm(ps)) == pytest.approx([0.03, 0.06, 1.0])
+
+
 # --- trap 7
 
 
