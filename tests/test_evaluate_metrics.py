@@ -172,6 +172,23 @@ def test_praise_alone_is_told_from_a_critique_that_also_praises(text, praises):
     assert only_praises(text) is praises
 
 
+def test_g2_alone_refuses_an_echo_that_speaks_of_the_answer():
+    """The exam's echoes fail another gate, too: without this, G2 could go unnoticed."""
+    request = "Say where the answer on copper, plants, metal and spring invents a fact about why copper turns green."
+    echo = "I say where the answer on copper, plants, metal and spring invents a fact about why copper turns green."
+    row = critiques.gate_row(
+        replace(cases()[0], critique=echo), cases(), [request], SECTION, critiques.weights(cases())
+    )
+    assert critiques.failed_gates(row, "real") == ["g2"]
+
+
+def test_r2_alone_refuses_a_disclaimer_where_the_critique_quotes_nothing():
+    """The exam's disclaimers keep what was quoted and fail R5, too: without this, half of R2 could go unnoticed."""
+    case = replace(cases()[0], critique="Copper reacts with air and water, and no plant has a part in it.")
+    disclaimed = replace(case, revision=f"{case.answer} Please ask an expert before you rely on this at home.")
+    assert set(revisions.CHECKS) - set(revisions.check_row(disclaimed, SECTION)["pass"]) == {"r2"}
+
+
 def test_praise_that_speaks_of_the_answer_is_not_meaningful():
     """It is long enough, grounded, original and quotes rightly: G1 to G6 pass it."""
     praise = 'Saying that copper turns green because "plants grow on the metal" is a lovely, clear and helpful answer.'
