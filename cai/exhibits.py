@@ -162,8 +162,9 @@ def judge_critique(scores: Mapping[str, Row], section: EvaluationSection) -> Jud
         ("g4", "G4 about this prompt and answer", "g4_grounding", f"at least {section.min_grounding:g}"),
         ("g5", "G5 same as critiques of other prompts", "g5_repeated", f"below {section.max_repeated:g}"),
         ("g6", "G6 quotes what nobody said", "g6_misquoted", f"at most {section.max_misquoted:g}"),
+        ("g7", "G7 only praises", "g7_only_praise", "0"),
     )
-    checks = [  # G6 came later than the first runs
+    checks = [  # G6 and G7 came later than the first runs
         Check(name, _num(real[key]), wanted, id_ in real.get("pass", ()))
         for id_, name, key, wanted in table
         if key in real
@@ -208,6 +209,7 @@ GLOSSARY = (
     ),
     ("G5 repeated", "Likeness (ROUGE-L) to the nearest critique of another prompt: one text for all fits none."),
     ("G6 misquoted", "Share of its quotations of three words and more that stand in neither answer nor prompt."),
+    ("G7 praise", "Words of praise, and none that names a fault."),
     ("CSI", "How much likelier the critique is after its own prompt and answer than after others, in nats a token."),
     ("R1 to R3", "The revision is long enough, changes more than a sentence at the end, and keeps to a sane length."),
     ("R4 refusal", "A harmless request is not refused."),

@@ -201,7 +201,7 @@ def _near_identical(example: Row, config: PairsSection) -> str:
     answer, revision = example["initial_answer"], example["revised_answer"]
     if not config.reject_near_identical or words(answer) == words(revision):
         return ""
-    if appends_only(answer, revision):
+    if appends_only(answer, revision, " ".join(entry["critique"] for entry in example["rounds"])):
         return "the answer plus a sentence"
     score = rouge_l(answer, revision)
     return f"ROUGE-L {score:.3f}" if score >= config.max_similarity else ""

@@ -128,7 +128,9 @@ def headline(story: Story) -> Row:
         return {"status": "OPEN", "text": f"The recipe sets no gate for {story.milestone}."}
     why = story.gates.get("override")
     if not open_:
-        text = f"{story.milestone} passed its {len(story.verdicts)} gate(s)."
+        advised = [v["metric"] for v in story.verdicts if v["status"] != "PASS"]
+        text = f"{story.milestone} passed its {len(story.verdicts) - len(advised)} gate(s)."
+        text += f" Advisory and not met: {', '.join(advised)}." if advised else ""
         return {"status": "PASS", "text": f"{text} Begun with --override-gate: {why}" if why else text}
     text = f"{story.milestone} did not pass: {', '.join(open_)}."
     if why:

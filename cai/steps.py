@@ -284,6 +284,8 @@ def exit_code(context: Context, recipe: Recipe, verdicts: Sequence[Verdict], ove
     passed = gates.passed(verdicts)
     failed = [v.gate.metric for v in verdicts if not gates.passed([v])]
     verdict = "PASS" if passed else f"not passed: {', '.join(failed)}"
+    if advised := [v.gate.metric for v in verdicts if v.status != "PASS" and not v.blocks]:
+        verdict += f" (advisory and not met: {', '.join(advised)})"
     if not verdicts:
         verdict = "done, gates skipped" if recipe.pairs.accept_noise else "done, the recipe sets no gate for it"
     if not passed and not enforced(context):

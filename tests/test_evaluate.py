@@ -64,6 +64,39 @@ def test_p2_compares_before_and_after_by_token():
     assert figures["preference.p2.after"].facts["mcnemar_p"] == pytest.approx(2 * 0.5**8)
 
 
+@pytest.mark.parametrize("lost", [math.nan, None], ids=["from the model", "from the log"])
+def test_trap_07_a_log_probability_that_is_none_is_unscored_and_no_loss_or_tie(lost):
+    """A NaN margin was a lost pair (n counted it), a NaN judge a tie, and a null read back from the log a traceback."""
+    rows = [pair_row(i, 1.0) for i in range(8)] + [
+        pair_row(8, 1.0, chosen=lost),
+        pair_row(9, 1.0, "train", chosen=lost),
+    ]
+    figures = preference.summarise(rows, 20, too_long=1)
+    for name in ("p1", "p2.before", "p2.after"):
+        found = figures[f"preference.{name}"]
+        assert (found.value, found.n, found.unscored) == (1.0, 8, 2), name
+    assert (figures["preference.p1.train"].n, figures["preference.p1.train"].unscored) == (0, 1)
+    assert decide(figures["preference.p1"], GateSpec(metric="m", above=0.8)).status == "UNMEASURED"
+    assert preference.summarise([], 20, too_long=3)["preference.p1"].unscored == 3
+    fall = health.from_pairs(rows, 0.1, "heldout")["dpo.loss_fall.heldout"]
+    assert (fall.n, fall.unscored) == (8, 2)
+    fresh = [
+        {"item": i, "j4": 1.0, "log_odds": 2.0, "base_words": 9, "tuned_words": 9, "base": "b", "tuned": "t"}
+        for i in range(4)
+    ]
+    judged = preference.summarise_fresh([*fresh, fresh[0] | {"j4": lost, "log_odds": lost}], "judge", 50)
+    assert all((figure.n, figure.unscored) == (4, 1) for figure in judged.values())
+
+
+@pytest.mark.parametrize("lost", [math.nan, None], ids=["from the model", "from the log"])
+def test_trap_07_a_broken_model_has_not_forgotten_nothing(lost):
+    assert forgetting.not_negative(-1e-9) == 0.0 and math.isnan(forgetting.not_negative(math.nan))
+    kl = forgetting.summarise_kl([{"kl": 0.01}, {"kl": lost}], 50)["forgetting.kl"]
+    assert (kl.value, kl.n, kl.unscored) == (0.01, 1, 1)
+    nll = forgetting.summarise_nll([{"base": 3.0, "tuned": 3.1}, {"base": 3.0, "tuned": lost}], 50)
+    assert [(figure.n, figure.unscored) for figure in nll.values()] == [(1, 1), (1, 1)]
+
+
 def test_trap_10_length_alone_is_measured_and_must_be_beaten():
     longer = {"chosen_words": 50, "rejected_words": 20}
     rows = [pair_row(i, 1.0, **longer) for i in range(40)] + [

@@ -90,6 +90,17 @@ def test_a_failed_bar_is_named(rows):
         (b'{"prompt": 1\n', "line 1: no JSON"),
         (b'{"prompt":"p","answer":"a","critique":"c","kind":"good","good":1}\n', "good"),
         (b'{"prompt":"p","answer":"a","critique":"c","kind":"good","good":true,"revision":3}\n', "revision"),
+        (b'{"prompt":"p","answer":"a","critique":"c","kind":"good","good":true,"revison":"r"}\n', "mean revision?"),
+        (b'{"prompt":" ","answer":"a","critique":"c","kind":"good","good":true}\n', "prompt: empty"),
+        (b'{"prompt":"p","answer":"a","critique":"c","kind":"","good":true}\n', "kind"),
+        (b'{"prompt":"p","answer":"a","critique":"c","kind":"a\\nb","good":true}\n', "kind"),
+        (b'{"prompt":"p","answer":"a","critique":"c","kind":"k","good":true,"pool":"red-team"}\n', "redteam"),
+        (b'{"prompt":"p","answer":"a","critique":"c","kind":"k","good":true}\n' * 2, "line 2: the same row as line 1"),
+        (
+            b'{"prompt":"p","answer":"a","critique":"c","kind":"k","good":true}\n\n'
+            b'{"prompt":"p","answer":"a","critique":"c","kind":"k","good":false}\n',
+            "line 3: good: the same row as line 1 with the other label",
+        ),
     ],
 )
 def test_a_bad_file_is_one_clear_line(tmp_path, content, wanted):
@@ -120,6 +131,23 @@ def test_a_users_own_small_file_works(tmp_path):
     exam = run_exam(read_exam(path), SECTION, scorer(shared_words))
     assert len(exam.rows) == 2
     assert exam.line("mine", "both").n == 2
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+    row = {"prompt": "p", "answer": "a", "critique": "c", "kind": "k", "good": True, "id": 7}
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + orjson.dumps(row) + b"\r\n" + orjson.dumps(row | {"kind": "l"}) + b"\r\n")
+    assert [row["kind"] for row in read_exam(path)] == ["k", "l"]
+
+
+def test_a_kind_with_both_labels_shows_each_ones_own_figures():
+    """The bad rows' line of the table held the good rows' counts."""
+    good = {"prompt": "Does tin rust?", "answer": "Tin rusts away within a day when the rain falls on it."}
+    good |= {"critique": 'It is false that tin "rusts away within a day", since only iron rusts and tin resists rain.'}
+    rows = [good | {"kind": "roofing, by an expert", "good": True}]
+    rows += [rows[0] | {"critique": "Bad answer.", "good": False}] * 2
+    lines = run_exam(rows, SECTION).table.splitlines()
+    assert [line.split()[4:6] for line in lines[1:]] == [["good", "1/1"], ["bad", "0/2"]]
 
 
 @pytest.mark.long

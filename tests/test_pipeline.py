@@ -461,6 +461,12 @@ def test_no_gate_is_said_and_is_no_pass(run_fake: Runner, capsys: pytest.Capture
     assert "m0: done, the recipe sets no gate for it." in capsys.readouterr().out
 
 
+def test_an_advisory_gate_that_is_not_met_is_named(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    gate = '[{metric = "pairs.kept", at_least = 99.0, advisory = true}]'
+    assert run_fake("--milestone", "m0", "--set", f"gates.m0={gate}", "--set", "gates.enforce=true")[0] == errors.DONE
+    assert "m0: PASS (advisory and not met: pairs.kept)" in capsys.readouterr().out
+
+
 def test_an_override_wants_a_reason(run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_fake("--milestone", "m0", "--override-gate", "  ")[0] == errors.USAGE
     assert "--override-gate" in capsys.readouterr().err

@@ -76,6 +76,15 @@ def test_an_overrides_reason_stays_whether_the_gates_passed_or_not(run_path):
         assert found["status"] == status and "one trial more" in found["text"]
 
 
+def test_an_advisory_gate_that_is_not_met_is_not_counted_as_passed(run_path):
+    story = read_story(run_path)
+    first, *rest = [{**v, "status": "PASS", "criterion": v["criterion"] | {"advisory": False}} for v in story.verdicts]
+    first = {**first, "status": "FAIL", "criterion": first["criterion"] | {"advisory": True}}
+    found = headline(replace(story, gates=story.gates | {"enforced": True, "verdicts": [first, *rest]}))
+    assert found["status"] == "PASS" and f"passed its {len(rest)} gate(s)." in found["text"]
+    assert f"Advisory and not met: {first['metric']}." in found["text"]
+
+
 def test_verdicts_come_first_then_everything_else(run_path):
     html = html_of(run_path)
     wanted = (

@@ -1,7 +1,7 @@
-"""Is a critique meaningful? G1-G6 without a model, CSI by likelihood, J1 and J2 by a judge; with shuffled and generic
+"""Is a critique meaningful? G1-G7 without a model, CSI by likelihood, J1 and J2 by a judge; with shuffled and generic
 controls of each.
 
-Owns the checks, their rows and their summaries. Meaningful = G1-G6 and CSI, and J1 and J2 where the recipe requires the
+Owns the checks, their rows and their summaries. Meaningful = G1-G7 and CSI, and J1 and J2 where the recipe requires the
 judge. A critique that finds nothing wrong is counted apart: it is neither meaningful nor a failure.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from cai.evaluate.cases import FALLBACK, GENERIC_CRITIQUE, Case, others
-from cai.evaluate.phrases import finds_nothing
+from cai.evaluate.phrases import finds_nothing, only_praises
 from cai.evaluate.stats import mcnemar_exact, rogan_gladen
 from cai.evaluate.text import Weights, copied_share, grounding, idf, misquoted_share, rouge_l, words
 from cai.evaluate.verdict import Outcome, Scored, Unscored, as_json, mean, rate, rounded, shuffled, worst_rows, yes
@@ -20,7 +20,7 @@ from cai.gates import Measured
 from cai.settings_eval import EvaluationSection
 
 Row = dict[str, Any]
-GATES = ("g1", "g2", "g3", "g4", "g5", "g6")
+GATES = ("g1", "g2", "g3", "g4", "g5", "g6", "g7")
 KINDS = ("real", "shuffled", "generic")
 MAX_PEERS = 100  # critiques of other prompts that G5 compares with: bounds an n^2 at 5,000 items
 
@@ -51,7 +51,7 @@ def peers(case: Case, pool: Sequence[Case]) -> list[str]:
 def gate_values(
     case: Case, idf_weights: Weights, requests: Sequence[str], peer: Sequence[str], section: EvaluationSection
 ) -> Row:
-    """G1-G6 of one critique as numbers. `peer`: critiques of other prompts."""
+    """G1-G7 of one critique as numbers. `peer`: critiques of other prompts."""
     text = case.critique
     return {
         "g1_words": len(words(text)),
@@ -60,6 +60,7 @@ def gate_values(
         "g4_grounding": grounding(text, f"{case.instruction} {case.answer}", idf_weights),
         "g5_repeated": max((rouge_l(text, other) for other in peer), default=0.0),
         "g6_misquoted": misquoted_share(text, (case.answer, case.instruction), section.min_quote_match),
+        "g7_only_praise": float(only_praises(text)),
     }
 
 
@@ -71,6 +72,7 @@ def gate_passes(values: Mapping[str, float], section: EvaluationSection) -> dict
         "g4": values["g4_grounding"] >= section.min_grounding,
         "g5": values["g5_repeated"] < section.max_repeated,
         "g6": values["g6_misquoted"] <= section.max_misquoted,
+        "g7": not values["g7_only_praise"],
     }
 
 
@@ -96,7 +98,7 @@ def gate_row(
 
 
 def failed_gates(row: Row, kind: str) -> list[str]:
-    """Of the gates that the row has a value of: G6 came later than the first rows on disk."""
+    """Of the gates that the row has a value of: G6 and G7 came later than the first rows on disk."""
     measured = {name.split("_")[0] for name in row[kind]} & set(GATES)
     return sorted(measured - set(row[kind]["pass"]))
 
@@ -185,7 +187,7 @@ def _meaningful_rates(
     judge: str,
 ) -> list[Measured]:
     """The headline with its controls, exact McNemar against each, and the rate corrected for the check's own errors."""
-    name = f"G1-G6, likelihood of {judge}" + (", J1, J2" if section.judge == "require" else "; no truth judge")
+    name = f"G1-G7, likelihood of {judge}" + (", J1, J2" if section.judge == "require" else "; no truth judge")
     controls = [rate(f"critiques.meaningful.{kind}", outcomes[kind], judge=name) for kind in KINDS[1:]]
     facts: Row = {"finds_nothing": result["critiques.finds_nothing"].value}
     won = {kind: [o == Scored(1.0) for o in outcomes[kind]] for kind in KINDS}

@@ -9,6 +9,7 @@ runs.
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ Row = dict[str, Any]
 REQUIRED = {"prompt": str, "answer": str, "critique": str, "kind": str, "good": bool}
 OPTIONAL = {"principle": str, "critique_request": str, "revision": str, "pool": str, "theme": str}
 PARTS = ("deterministic", "likelihood", "both", "judge", "all")
+MAX_KIND = 40
 GOOD_AT_LEAST, BAD_AT_MOST = 0.8, 0.1
 CPU_JUDGE_ROWS = 2  # rows of each kind: a judge's verdict takes 16 prompts of about 450 tokens
 TRUTH_KINDS = ("invented", "cosmetic")  # only a judge of the truth can refuse these
@@ -64,18 +66,21 @@ class Exam:
     rows: list[Row]
     lines: list[Line]
 
-    def line(self, kind: str, part: str) -> Line | None:
-        return next((line for line in self.lines if line.kind == kind and line.part == part), None)
+    def line(self, kind: str, part: str, good: bool | None = None) -> Line | None:
+        """The first such line; `good`: of rows with this label, where a kind has both."""
+        found = (line for line in self.lines if line.kind == kind and line.part == part)
+        return next((line for line in found if good is None or line.good is good), None)
 
     @property
     def table(self) -> str:
         """Kinds down, parts across."""
         parts = [part for part in PARTS if any(line.part == part for line in self.lines)]
         kinds = list(dict.fromkeys((line.kind, line.good) for line in self.lines))
-        head = f"{'kind':<16}{'label':<7}" + "".join(f"{part:<24}" for part in parts)
+        width = max(16, *(len(kind) + 2 for kind, _ in kinds))
+        head = f"{'kind':<{width}}{'label':<7}" + "".join(f"{part:<24}" for part in parts)
         body = [
-            f"{kind:<16}{'good' if good else 'bad':<7}"
-            + "".join(f"{line.text if (line := self.line(kind, part)) else '':<24}" for part in parts)
+            f"{kind:<{width}}{'good' if good else 'bad':<7}"
+            + "".join(f"{line.text if (line := self.line(kind, part, good)) else '':<24}" for part in parts)
             for kind, good in kinds
         ]
         return "\n".join(text.rstrip() for text in (head, *body))
@@ -93,15 +98,30 @@ class Exam:
 
 
 def read_exam(path: Path) -> list[Row]:
-    """The labelled rows. Errors: CaiError naming file, line and key."""
+    """The labelled rows. Errors: CaiError naming file, line and key, also for a row that stands twice."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise CaiError(f"{path}: cannot read the labelled set: {error.strerror}. Give a JSON lines file.") from None
-    rows = [_checked(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    rows: list[Row] = []
+    seen: dict[tuple[Any, ...], tuple[int, bool]] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"{path}: line {number}"
+            rows.append(row := _checked(line, where))
+            texts = tuple(row.get(key) for key in ("prompt", "answer", "critique", "revision", "kind"))
+            first, good = seen.setdefault(texts, (number, row["good"]))
+            if first != number:
+                raise CaiError(f"{where}: {_twice(first, good == row['good'])}")
     if not rows:
         raise CaiError(f"{path}: no labelled row. Write one JSON object a line: {', '.join(REQUIRED)}.")
     return rows
+
+
+def _twice(first: int, same: bool) -> str:
+    if same:
+        return f"the same row as line {first}. Leave one out: what stands twice counts twice."
+    return f"good: the same row as line {first} with the other label. Decide which is right."
 
 
 def _checked(line: bytes, where: str) -> Row:
@@ -117,6 +137,18 @@ def _checked(line: bytes, where: str) -> Row:
     for key, kind in OPTIONAL.items():
         if key in row and not isinstance(row[key], kind):
             raise CaiError(f"{where}: {key}: not a {kind.__name__}. Correct it or leave it out.")
+    known = (*REQUIRED, *OPTIONAL)
+    for key in row.keys() - known:
+        if near := difflib.get_close_matches(key, known, 1, 0.75):
+            raise CaiError(f"{where}: {key}: unknown key. Did you mean {near[0]}?")
+    if not row["prompt"].strip():
+        raise CaiError(f"{where}: prompt: empty. Write what was asked.")
+    if not 0 < len(row["kind"].strip()) <= MAX_KIND or not row["kind"].isprintable():
+        raise CaiError(f"{where}: kind: not a name of 1 to {MAX_KIND} printable characters. It is a line of the table.")
+    if row.get("pool", "benign") not in ("benign", "redteam"):
+        raise CaiError(
+            f"{where}: pool: {row['pool'][:40]!r} is neither benign nor redteam. Correct it or leave it out."
+        )
     return row
 
 
@@ -301,6 +333,8 @@ def command(args: argparse.Namespace) -> int:
     for part in PARTS:
         if failures := exam.failures(part):
             say(f"{part}: misses the bar (good >= 80%, bad <= 10%): {'; '.join(failures)}")
+    if len({row["good"] for row in rows}) == 1:
+        say(f"{args.exam}: all rows have one label: how many of the other are accepted stays open")
     out = runs_root(inputs.source, recipe) / f"exam-{args.exam.stem}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in exam.rows))

@@ -15,7 +15,7 @@ import orjson
 
 from cai.evaluate.likelihood import Ask, Scorer, score
 from cai.evaluate.text import distinct_n, repeats, words
-from cai.evaluate.verdict import Scored, mean, rate, unmeasured, worst_rows, yes
+from cai.evaluate.verdict import Scored, lost, mean, rate, unmeasured, whole, worst_rows, yes
 from cai.gates import Measured
 
 Row = dict[str, Any]
@@ -83,7 +83,12 @@ def kl_per_token(model: Any, ids: Sequence[int]) -> float:
                 total += float((base_TV.exp() * (base_TV - tuned_TV)).sum())
     finally:
         model.hf.train(was_training)
-    return max(0.0, total / len(ids))
+    return not_negative(total / len(ids))
+
+
+def not_negative(kl: float) -> float:
+    """A KL below 0 by rounding is 0; one that is NaN stays NaN. `max(0.0, kl)` made a broken model's 0, a PASS."""
+    return 0.0 if kl < 0.0 else kl
 
 
 def _logps(model: Any, lm: Any, hidden_TH: Any, on: bool) -> Any:
@@ -93,16 +98,21 @@ def _logps(model: Any, lm: Any, hidden_TH: Any, on: bool) -> Any:
 
 def summarise_nll(rows: Sequence[Row], samples: int) -> dict[str, Measured]:
     """Tuned minus base, paired by document: the interval is a bootstrap over documents."""
-    worst = tuple(worst_rows(rows, lambda row: row["base"] - row["tuned"]))
-    differences = [Scored(row["tuned"] - row["base"]) for row in rows]
+    found = whole(rows, "base", "tuned")
+    missing = lost(len(rows) - len(found))
+    worst = tuple(worst_rows(found, lambda row: row["base"] - row["tuned"]))
+    differences = [*(Scored(row["tuned"] - row["base"]) for row in found), *missing]
     delta = mean("forgetting.nll_delta", differences, judge=JUDGE, samples=samples, worst=worst)
-    base = mean("forgetting.nll_base", [Scored(row["base"]) for row in rows], judge="base", samples=samples)
+    bases = [*(Scored(row["base"]) for row in found), *missing]
+    base = mean("forgetting.nll_base", bases, judge="base", samples=samples)
     return {delta.metric: delta, base.metric: base}
 
 
 def summarise_kl(rows: Sequence[Row], samples: int) -> dict[str, Measured]:
-    found = mean("forgetting.kl", [Scored(row["kl"]) for row in rows], judge="base || tuned", samples=samples)
-    return {found.metric: found}
+    found = whole(rows, "kl")
+    values = [*(Scored(row["kl"]) for row in found), *lost(len(rows) - len(found))]
+    kl = mean("forgetting.kl", values, judge="base || tuned", samples=samples)
+    return {kl.metric: kl}
 
 
 def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dict[str, Measured]:

@@ -10,12 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cai.evaluate.verdict import Scored, count, mean, unmeasured, worst_rows
+from cai.evaluate.verdict import Scored, count, lost, mean, unmeasured, whole, worst_rows
 from cai.gates import Measured
 from cai.settings import HealthSection
 from cai.training import signs
 
 Row = dict[str, Any]
+LOGPS = ("chosen", "rejected", "ref_chosen", "ref_rejected")
 
 
 def losses(log: Sequence[Mapping[str, float]]) -> list[float]:
@@ -62,8 +63,11 @@ def from_pairs(rows: Sequence[Row], beta: float, split: str = "train") -> dict[s
     """Eval-mode figures over pairs: the loss before is ln 2 for each, so the fall is paired."""
     tail = "" if split == "train" else f".{split}"
     judge = "policy against its base"
+    tried, rows = len(rows), whole(rows, *LOGPS)
+    missing = lost(tried - len(rows))
     if not rows:
-        return {f"dpo.loss{tail}": unmeasured(f"dpo.loss{tail}", f"no {split} pair", judge)}
+        why = "no log-probability is finite" if missing else f"no {split} pair"
+        return {f"dpo.loss{tail}": unmeasured(f"dpo.loss{tail}", why, judge, len(missing))}
     worst = tuple({"item": r["item"], "margin": round(margin(r), 4)} for r in worst_rows(rows, margin))
     series = {
         "dpo.loss": [pair_loss(row, beta) for row in rows],
@@ -71,11 +75,10 @@ def from_pairs(rows: Sequence[Row], beta: float, split: str = "train") -> dict[s
         "dpo.margin": [beta * margin(row) for row in rows],
         "dpo.chosen_fall": [chosen_fall(row) for row in rows],
     }
-    found = {f"{name}{tail}": mean(f"{name}{tail}", list(map(Scored, v)), judge=judge) for name, v in series.items()}
-    found[f"dpo.margin{tail}"] = mean(
-        f"dpo.margin{tail}", list(map(Scored, series["dpo.margin"])), judge=judge, worst=worst
-    )
-    return found
+    outcomes = {f"{name}{tail}": [*map(Scored, values), *missing] for name, values in series.items()}
+    found = {name: mean(name, values, judge=judge) for name, values in outcomes.items()}
+    margins = f"dpo.margin{tail}"
+    return found | {margins: mean(margins, outcomes[margins], judge=judge, worst=worst)}
 
 
 def warnings(figures: Mapping[str, Measured], watched: HealthSection) -> list[str]:

@@ -9,6 +9,7 @@ The subtraction cancels what the judge says whatever it reads: one that always s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -179,8 +180,10 @@ def pair_log_odds(scores: Mapping[Name, Score], name: Name) -> float:
 
 
 def pair_win(scores: Mapping[Name, Score], name: Name) -> float:
-    """1 if ours wins in both orders, 0 if it loses in both, else 0.5."""
+    """1 if ours wins in both orders, 0 if it loses in both, else 0.5; NaN, which is no tie, where a score is none."""
     first, second = _orders(scores, name)
+    if math.isnan(first) or math.isnan(second):
+        return math.nan
     if first > 0 and second < 0:
         return 1.0
     return 0.0 if first < 0 and second > 0 else 0.5

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cai.engine import ScoreRequest, never
-from cai.evaluate.health import margin
+from cai.evaluate.health import LOGPS, margin
 from cai.evaluate.phrases import is_refusal
 from cai.evaluate.stats import bootstrap_mean, mcnemar_exact
 from cai.evaluate.text import words
-from cai.evaluate.verdict import Scored, rate, unmeasured, worst_rows
+from cai.evaluate.verdict import Outcome, Scored, lost, rate, unmeasured, whole, worst_rows
 from cai.gates import Measured
 
 Row = dict[str, Any]
@@ -121,44 +122,53 @@ def permuted(rows: Sequence[Row], count: int, seed: int = 0) -> tuple[Measured, 
 
 
 def summarise(rows: Sequence[Row], permutations: int, too_long: int = 0) -> dict[str, Measured]:
-    """P1, P2, baselines and controls on held-out pairs; P1 on training pairs beside them."""
-    heldout = [row for row in rows if row["split"] == "heldout"]
-    train = [row for row in rows if row["split"] != "heldout"]
-    figures = [rate("preference.p1.train", [Scored(implicit(r)) for r in train], judge=POLICY)]
+    """P1, P2, baselines and controls on held-out pairs; P1 on training pairs beside them.
+
+    Unscored are held-out pairs with a log-probability that is not finite, and `too_long` ones that have no row.
+    """
+    all_heldout = [row for row in rows if row["split"] == "heldout"]
+    all_train = [row for row in rows if row["split"] != "heldout"]
+    heldout, train = whole(all_heldout, *LOGPS), whole(all_train, *LOGPS)
+    missing = lost(len(all_heldout) - len(heldout)) + lost(too_long, "prompt too long")
+    wins = [*(Scored(implicit(row)) for row in train), *lost(len(all_train) - len(train))]
+    figures = [rate("preference.p1.train", wins, judge=POLICY)]
     if not heldout:
-        why = "no held-out pair: set heldout.items"
+        why = "no held-out pair could be scored" if missing else "no held-out pair: set heldout.items"
         names = ("p1", "p1.permuted", "p2.before", "p2.after", "length_only", "refusal_only")
-        figures += [unmeasured(f"preference.{name}", why, POLICY) for name in names]
+        figures += [unmeasured(f"preference.{name}", why, POLICY, len(missing)) for name in names]
         return {figure.metric: figure for figure in figures}
     control, p = permuted(heldout, permutations)
     worst = tuple({"item": r["item"], "margin": round(margin(r), 4)} for r in worst_rows(heldout, margin))
-    headline = rate("preference.p1", [Scored(implicit(r)) for r in heldout], judge=POLICY, worst=worst)
+    headline = rate("preference.p1", [*(Scored(implicit(r)) for r in heldout), *missing], judge=POLICY, worst=worst)
     headline.facts.update({"permutation_p": round(p, 5), "ties": sum(margin(r) == 0 for r in heldout)})
     figures += [headline, control]
     figures.append(baseline("preference.length_only", heldout, train, by_length))
     figures.append(baseline("preference.refusal_only", heldout, train, by_refusal))
-    return {figure.metric: figure for figure in (*figures, *_p2(heldout))}
+    return {figure.metric: figure for figure in (*figures, *_p2(heldout, missing))}
 
 
-def _p2(heldout: Sequence[Row]) -> list[Measured]:
+def _p2(heldout: Sequence[Row], missing: Sequence[Outcome]) -> list[Measured]:
     before = [win(normalised(row, "ref_")) for row in heldout]
     after = [win(normalised(row)) for row in heldout]
     p = mcnemar_exact([b == 1.0 for b in before], [a == 1.0 for a in after])
     facts = {"mcnemar_p": p}
     return [
-        rate("preference.p2.before", list(map(Scored, before)), judge="base"),
-        rate("preference.p2.after", list(map(Scored, after)), judge="tuned", facts=facts),
+        rate("preference.p2.before", [*map(Scored, before), *missing], judge="base"),
+        rate("preference.p2.after", [*map(Scored, after), *missing], judge="tuned", facts=facts),
     ]
 
 
 def summarise_fresh(rows: Sequence[Row], judge: str, samples: int) -> dict[str, Measured]:
     """P3 over judged fresh answers of base and tuned: the win rate, as it is and at equal length."""
+    tried, rows = len(rows), whole(rows, "log_odds")
+    missing = lost(tried - len(rows))
     if not rows:
         names = ("preference.p3", "preference.p3.length_controlled")
-        return {name: unmeasured(name, "no fresh answer was judged", judge) for name in names}
+        return {name: unmeasured(name, "no fresh answer was judged", judge, len(missing)) for name in names}
     worst = tuple({k: r[k] for k in ("item", "j4", "tuned", "base")} for r in worst_rows(rows, lambda r: r["log_odds"]))
-    wins = rate("preference.p3", [Scored(row["j4"]) for row in rows], judge=judge, worst=worst)
-    return {wins.metric: wins, "preference.p3.length_controlled": length_controlled(rows, judge, samples)}
+    wins = rate("preference.p3", [*(Scored(row["j4"]) for row in rows), *missing], judge=judge, worst=worst)
+    controlled = replace(length_controlled(rows, judge, samples), unscored=len(missing))
+    return {wins.metric: wins, controlled.metric: controlled}
 
 
 def length_controlled(rows: Sequence[Row], judge: str, samples: int) -> Measured:

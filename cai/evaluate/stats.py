@@ -78,7 +78,8 @@ def kappa(first: Sequence[bool], second: Sequence[bool]) -> float | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given (Holm 1979)."""
+    """Holm's step-down adjusted p-values, in the order given (Holm 1979). A p that is NaN rejects nothing: 1."""
+    p_values = [1.0 if math.isnan(p) else p for p in p_values]
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):

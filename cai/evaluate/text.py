@@ -2,7 +2,7 @@
 
 Owns what can be counted in a text without a model (`phrases` owns the wordings of refusals and the like). Pure; the
 same input gives the same float on every machine. Words are lower-cased `\\w+` runs (an apostrophe inside a word
-stays), so a script without spaces counts as few long words.
+stays); Chinese and Japanese, written without spaces, count by the character, and their content words are pairs of them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 
-_WORD = re.compile(r"\w+(?:['’]\w+)?")
-_SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
-_QUOTED = re.compile(r"[\"“«]([^\"“”«»\n]{4,300})[\"”»]|(?<!\w)['‘]([^'‘’\n]{8,300})['’](?!\w)")
+_NO_SPACES = "\u3005-\u3007\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs
+_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+(?:['’][^\W{_NO_SPACES}]+)?")
+_CHARACTER = re.compile(f"[{_NO_SPACES}]")
+_SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？]*")
+_QUOTED = re.compile(
+    r"[\"“„«「]([^\"“”„«»「」\n]{4,300})[\"”“»」]|(?<!\w)['‘‚]([^'‘’‚\n]{8,300})['’‘](?!\w)",
+)
 
 _STOP = """
 a about above after again all also am an and any are as at be because been being below between both but by can could did
@@ -69,7 +74,12 @@ def stem(word: str) -> str:
 
 
 def content_words(text: str) -> tuple[str, ...]:
-    return tuple(stem(word) for word in words(text) if word not in STOP_WORDS and len(word) > 1)
+    """Stems of the words that say something; of a script without spaces, each two neighbouring characters."""
+    own = words(text)
+    found = [stem(word) for word in own if word not in STOP_WORDS and len(word) > 1]
+    if _CHARACTER.search(text):
+        found += [a + b for a, b in pairwise(own) if _CHARACTER.fullmatch(a) and _CHARACTER.fullmatch(b)]
+    return tuple(found)
 
 
 class Weights(dict[str, float]):
@@ -104,12 +114,31 @@ def sentences(text: str) -> list[str]:
     return [s.strip() for s in _SENTENCE.findall(text) if words(s)]
 
 
-def appends_only(answer: str, revision: str) -> bool:
-    """The revision is the answer with at most two sentences put before or after it."""
+def appends_only(answer: str, revision: str, critique: str = "") -> bool:
+    """The revision is the whole answer with something put around it that mends nothing.
+
+    That is at most two sentences; or, where the critique is given, any text that takes up less than a tenth of its own
+    content words from the critique (a disclaimer of any length).
+    """
     a, r = words(answer), words(revision)
-    if not a or len(r) <= len(a) or len(sentences(revision)) - len(sentences(answer)) > 2:
+    start = _place_of(a, r)
+    if start is None or len(r) == len(a):
         return False
-    return r[: len(a)] == a or r[-len(a) :] == a
+    if len(sentences(revision)) - len(sentences(answer)) <= 2:
+        return True
+    added = content_words(" ".join(r[:start] + r[start + len(a) :]))
+    return bool(critique) and 10 * len(set(added) & set(content_words(critique))) < len(set(added))
+
+
+def _place_of(answer: tuple[str, ...], revision: tuple[str, ...]) -> int | None:
+    """Where the answer's words stand in a row in the revision; None if nowhere. A few words only count at an end."""
+    n, last = len(answer), len(revision) - len(answer)
+    if n == 0 or last < 0:
+        return None
+    if n >= 8:
+        before, found, _ = f" {' '.join(revision)} ".partition(f" {' '.join(answer)} ")
+        return len(before.split()) if found else None
+    return next((i for i in sorted({0, last}) if revision[i:][:n] == answer), None)
 
 
 def quoted_spans(text: str) -> list[str]:

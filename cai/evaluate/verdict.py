@@ -78,6 +78,16 @@ def yes(flag: bool) -> Scored:
     return Scored(1.0 if flag else 0.0)
 
 
+def lost(count: int, why: str = "a log-probability is not finite") -> list[Outcome]:
+    """So many units that could not be scored."""
+    return [Unscored(why)] * count
+
+
+def whole(rows: Sequence[Row], *names: str) -> list[Row]:
+    """The rows whose numbers of these names are finite; what is not stands in a stored row as null."""
+    return [row for row in rows if all(row[name] is not None and math.isfinite(row[name]) for name in names)]
+
+
 def as_json(outcome: Outcome) -> float | None:
     """For a row: the value, or None (the reason stands beside it)."""
     return outcome.value if isinstance(outcome, Scored) else None

@@ -14,7 +14,7 @@ from cai.evaluate import critiques, forgetting, harness, health, judge, likeliho
 from cai.evaluate.bench import Bench, Key, Row, every_example, fingerprint, load_judge, open_scores
 from cai.evaluate.cases import FALLBACK, Case, from_examples, nearby
 from cai.evaluate.text import words
-from cai.evaluate.verdict import count, sample, shuffled, unmeasured
+from cai.evaluate.verdict import count, sample, shuffled, unmeasured, whole
 from cai.files import holds, json_bytes, write_json_atomic
 from cai.gates import Measured
 from cai.pairs import PairSet
@@ -120,7 +120,8 @@ def _generic(bench: Bench, scored: Sequence[Key], by_key: dict[Key, Case]) -> di
         return [{"metric": "critiques.generic_lp", "item": i, "round": r, "lp": lp} for (i, r), lp in found.items()]
 
     keys = [*scored, *(case.key for case in FALLBACK)] if scored else []
-    return {(row["item"], row["round"]): row["lp"] for row in bench.fill("critiques.generic_lp", keys, 16, compute)}
+    rows = whole(bench.fill("critiques.generic_lp", keys, 16, compute), "lp")
+    return {(row["item"], row["round"]): row["lp"] for row in rows}
 
 
 def _judged(bench: Bench, scored: Sequence[Key], by_key: dict[Key, Case]) -> tuple[list[Row], list[Row]]:
@@ -172,7 +173,8 @@ def preference_figures(bench: Bench, pairs: PairSet, training_pairs: Sequence[Ro
         return rows + skipped
 
     rows = bench.fill("preference.pairs", [(item, 0) for item in by_item], SLICE, logps)
-    figures = preference.summarise(rows, bench.section.permutations)
+    too_long = len(pairs.heldout) - sum(row["split"] == "heldout" for row in rows)
+    figures = preference.summarise(rows, bench.section.permutations, too_long)
     for split in ("train", "heldout"):
         figures |= health.from_pairs([row for row in rows if row["split"] == split], dpo.beta, split)
     return figures
