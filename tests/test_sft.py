@@ -20,6 +20,7 @@ from cai.gates import Measured
 from cai.prompts import ByteTokenizer
 from cai.recipe import read, resolve
 from cai.settings import DpoSection, LoraSection, ModelSection, SftSection
+from cai.story import read_story
 from cai.training.rows import PairRow, PairRows, revisions_only
 from cai.verify import verify
 from tests.conftest import ROOT
@@ -84,7 +85,7 @@ def test_the_report_says_what_dpo_adds_and_the_table_has_the_column(run_fake: Ru
     assert "## What DPO adds" in text and 'id="added"' in page
     lines = text.split("## What DPO adds")[1].split("##")[0].strip().splitlines()
     assert len(lines) == 4 + len(second.SERIES) and lines[2].count("|") == lines[3].count("|") == lines[4].count("|")
-    rows = {row[0]: row for row in table.main_rows(table.read_story(run).figures)}
+    rows = {row[0]: row for row in table.main_rows(read_story(run).figures)}
     assert not [name for name in rows if name.endswith(".sft") or name.startswith("dpo_over")]
     assert rows["preference.p1"][2] != table.NONE and rows["forgetting.nll_delta"][2] != table.NONE
     assert "What DPO adds to SFT" in (run / "eval/table.md").read_text() + (run / "eval/table.tex").read_text()
@@ -128,7 +129,7 @@ def test_the_arm_never_stands_in_the_place_of_dpo(run_fake: Runner) -> None:
     plain = resolve(read(ROOT / "cai.toml"), milestone="m1")
     assert budget.training_pairs_seen(recipe) == 1.5 * budget.training_pairs_seen(plain)
     (run / "train/result.json").unlink()
-    assert len(log := table.read_story(run).log) == 10 and not [entry for entry in log if "arm" in entry]
+    assert len(log := read_story(run).log) == 10 and not [entry for entry in log if "arm" in entry]
     path = run / "adapter-sft/adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")
     changed, broken = [c.found for c in verify(run) if c.verdict == "FAIL"]
@@ -261,7 +262,7 @@ def test_benchmarks_measure_the_arm_too(run_fake: Runner, project: Path) -> None
         if "fingerprint" not in row.values()
     ]
     assert set(rows) == {"tuned"}
-    main = {row[0]: row for row in table.main_rows(table.read_story(run).figures)}
+    main = {row[0]: row for row in table.main_rows(read_story(run).figures)}
     assert main["HarmBench attack success"][2] != table.NONE and main["MT-Bench rating, all questions"][2] != table.NONE
     before = (run / "eval/benchmarks.json").read_bytes()
     assert run_fake(*asked, *more, fake=())[0] == errors.DONE
