@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ class PairSet:
     examples: Sequence[Row]
     kept: Sequence[Row]
     rejects: Sequence[Row]
+    sizes: Mapping[int, int] = field(default_factory=dict, compare=False, repr=False)  # item -> rows it was built from
 
     @property
     def train(self) -> list[Row]:
@@ -64,22 +65,25 @@ class Chain:
         return self.rows.get((stage, round_))
 
 
-def chains(rows: Iterable[Row], wanted: Callable[[int], bool] = lambda item: True) -> Iterator[Chain]:
-    """Records by item, in item order, one item at a time. An instruction's accepted attempt stands at round 0."""
-    rows = rows if isinstance(rows, Sequence) else list(rows)
+def _places(rows: Sequence[Row], wanted: Callable[[int], bool]) -> dict[int, array[int]]:
+    """Where each wanted item's rows stand."""
     items = (key[1] for key in rows.each_key()) if isinstance(rows, Rows) else (row["item"] for row in rows)
     places: dict[int, array[int]] = {}
     for place, item in enumerate(items):
         if wanted(item):
             places.setdefault(item, array("L")).append(place)
-    for item in sorted(places):
-        chain = Chain(item)
-        for row in (rows[place] for place in places[item]):
-            if row["status"] == "ok":
-                chain.rows[row["stage"], 0 if row["stage"] == "instructions" else row["round"]] = row
-            else:
-                chain.failures.append(row)
-        yield chain
+    return places
+
+
+def _chain(item: int, rows: Iterable[Row]) -> Chain:
+    """An instruction's accepted attempt stands at round 0."""
+    chain = Chain(item)
+    for row in rows:
+        if row["status"] == "ok":
+            chain.rows[row["stage"], 0 if row["stage"] == "instructions" else row["round"]] = row
+        else:
+            chain.failures.append(row)
+    return chain
 
 
 def build(
@@ -87,29 +91,46 @@ def build(
     plan: PairPlan,
     config: PairsSection | None = None,
     wanted: Callable[[int], bool] = lambda item: True,
+    before: PairSet | None = None,
 ) -> PairSet:
-    """Every wanted item's example, kept or rejected. Pure: the same rows give the same lists."""
-    config, total = config or PairsSection(), 0
+    """Every wanted item's example, kept or rejected, in item order. Pure: the same rows give the same lists.
+
+    `before`: built earlier with the same plan, config and log. A log only grows, so an item with as many rows as then
+    is what it was: its rows are not read again and its example is the same object.
+    """
+    config, rows = config or PairsSection(), rows if isinstance(rows, Sequence) else list(rows)
+    known: dict[int, tuple[Row | None, Row | None]] = {}  # item -> its reject, or None and its example
+    if before is not None:
+        known |= {reject["item"]: (reject, None) for reject in before.rejects}
+        known |= {example["item"]: (None, example) for example in before.examples}
+    places = _places(rows, wanted)
+    sizes = {item: len(found) for item, found in places.items()}
     examples: list[Row] = []
-    kept: list[Row] = []
     rejects: list[Row] = []
-    for chain in chains(rows, wanted):
-        total += 1
-        missing = _missing(chain, plan)
-        if missing:
-            rejects.append({"item": chain.item, "reason": "missing_stage", "detail": missing, "all": []})
-            continue
-        example = _example(chain, plan)
-        faults = find_faults(example, config) + _guard_faults(chain)
-        if faults:
-            reason, detail = faults[0]
-            every = [name for name, _ in faults]
-            rejects.append({"item": chain.item, "reason": reason, "detail": detail, "all": every, "example": example})
+    for item in sorted(places):
+        if before is not None and before.sizes.get(item) == sizes[item]:
+            reject, example = known[item]
         else:
+            reject, example = _judged(_chain(item, (rows[place] for place in places[item])), plan, config)
+        if reject is not None:
+            rejects.append(reject)
+        elif example is not None:
             examples.append(example)
-            kept.append(_pair(example))
-    assert total == len(kept) + len(rejects) == len(examples) + len(rejects), (total, len(kept), len(rejects))
-    return PairSet(examples, kept, rejects)
+    assert len(places) == len(examples) + len(rejects), (len(places), len(examples), len(rejects))
+    return PairSet(examples, [_pair(example) for example in examples], rejects, sizes)
+
+
+def _judged(chain: Chain, plan: PairPlan, config: PairsSection) -> tuple[Row | None, Row | None]:
+    """(reject, None) or (None, example)."""
+    if missing := _missing(chain, plan):
+        return {"item": chain.item, "reason": "missing_stage", "detail": missing, "all": []}, None
+    example = _example(chain, plan)
+    faults = find_faults(example, config) + _guard_faults(chain)
+    if not faults:
+        return None, example
+    reason, detail = faults[0]
+    every = [name for name, _ in faults]
+    return {"item": chain.item, "reason": reason, "detail": detail, "all": every, "example": example}, None
 
 
 def _missing(chain: Chain, plan: PairPlan) -> str:

@@ -124,3 +124,17 @@ def test_nothing_is_lost_whatever_the_text(items, random):
     assert len(straight.kept) + len(straight.rejects) == len(items)
     random.shuffle(rows)
     assert build(rows, PLAN) == straight  # order of the rows does not matter
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(2, 7), min_size=1, max_size=6), st.data())
+def test_a_log_that_grew_gives_what_it_gives_at_once_and_keeps_what_has_no_news(cuts, data):
+    rows = [r for i, cut in enumerate(cuts) for r in item_rows(i)[:cut]]
+    rows.append(row("guard", 0, 0, "", "rejected", reason="chosen_unsafe"))
+    pairs = None
+    for end in sorted(data.draw(st.sets(st.integers(0, len(rows)), max_size=4)) | {len(rows)}):
+        before, pairs = pairs, build(rows[:end], PLAN, before=pairs)
+        assert pairs == build(rows[:end], PLAN)
+        if before is not None:
+            earlier = {e["item"]: e for e in before.examples if before.sizes[e["item"]] == pairs.sizes[e["item"]]}
+            assert all(e is earlier[e["item"]] for e in pairs.examples if e["item"] in earlier)

@@ -20,11 +20,11 @@ def pair_plan(context: Context) -> PairPlan:
     return PairPlan(context.recipe.rounds, {p.id: p.principle for p in context.constitution.principles})
 
 
-def pairs_so_far(context: Context) -> PairSet:
-    """Examples, kept pairs and rejects of all records up to now."""
+def pairs_so_far(context: Context, before: PairSet | None = None) -> PairSet:
+    """Examples, kept pairs and rejects of all records up to now; what `before` has of items without news is kept."""
     wanted = {slot for slot in plan.slots(context.recipe)}
     rows = context.log.rows
-    return build(rows, pair_plan(context), context.recipe.pairs, lambda item: plan.slot_of(item) in wanted)
+    return build(rows, pair_plan(context), context.recipe.pairs, lambda item: plan.slot_of(item) in wanted, before)
 
 
 def waves(context: Context, pairs: PairSet, attempt: int) -> list[int]:
@@ -54,13 +54,11 @@ def collect(context: Context, grid: Grid, source: Path | None, until: str = "") 
         _instructions(context, stage, items, lines)
         if until != "instructions":
             _answers_to_revisions(context, items, until)
-        del pairs  # the examples of a large run are not held twice while they are built again
-        pairs = pairs_so_far(context)
+        pairs = pairs_so_far(context, pairs)
         if until not in ("", "pairs"):
             break
         if recipe.guard.enabled and guard.run_guard(context, pairs.examples):
-            del pairs
-            pairs = pairs_so_far(context)
+            pairs = pairs_so_far(context, pairs)
     return pairs
 
 
