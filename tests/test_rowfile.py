@@ -216,18 +216,18 @@ def test_examples_are_held_once_while_collecting_and_not_beside_those_of_the_rep
     run_fake: Callable[..., tuple[int, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = collect.build
-    made: list[weakref.ref[PairSet]] = []
-    before: list[int] = []
+    twice: list[int] = []
 
     def build(*given: Any, **more: Any) -> PairSet:
-        gc.collect()
-        before.append(sum(ref() is not None for ref in made))
         found = real(*given, **more)
-        made.append(weakref.ref(found))
+        gc.collect()
+        held = [o["item"] for o in gc.get_objects() if type(o) is dict and {"preference_pair", "rounds"} <= o.keys()]
+        assert held
+        twice.append(len(held) - len(set(held)))
         return found
 
     monkeypatch.setattr(collect, "build", build)
     monkeypatch.setattr("cai.story.build", build)
     sets = ("guard.enabled=true", "guard.model=stand-in", "checks.enabled=false", "evaluation.enabled=false")
     run_fake("--milestone", "m0", *(arg for key in sets for arg in ("--set", key)))
-    assert len(made) >= 3 and not any(before)  # before and after the guard, and for the report and its tables
+    assert len(twice) >= 3 and not any(twice)  # before and after the guard, and for the report and its tables
