@@ -111,7 +111,9 @@ def build(
         if before is not None and before.sizes.get(item) == sizes[item]:
             reject, example = known[item]
         else:
-            reject, example = _judged(_chain(item, (rows[place] for place in places[item])), plan, config)
+            reject, example = known.get(item, (None, None))
+            held = example if reject is None else reject.get("example")
+            reject, example = _judged(_chain(item, (rows[place] for place in places[item])), plan, config, held)
         if reject is not None:
             rejects.append(reject)
         elif example is not None:
@@ -120,11 +122,12 @@ def build(
     return PairSet(examples, [_pair(example) for example in examples], rejects, sizes)
 
 
-def _judged(chain: Chain, plan: PairPlan, config: PairsSection) -> tuple[Row | None, Row | None]:
-    """(reject, None) or (None, example)."""
+def _judged(chain: Chain, plan: PairPlan, config: PairsSection, held: Row | None) -> tuple[Row | None, Row | None]:
+    """(reject, None) or (None, example). `held`: the item's example of before; an equal one is not made twice."""
     if missing := _missing(chain, plan):
         return {"item": chain.item, "reason": "missing_stage", "detail": missing, "all": []}, None
     example = _example(chain, plan)
+    example = held if held == example else example
     faults = find_faults(example, config) + _guard_faults(chain)
     if not faults:
         return None, example

@@ -230,4 +230,4 @@ def test_examples_are_held_once_while_collecting_and_not_beside_those_of_the_rep
     monkeypatch.setattr("cai.story.build", build)
     sets = ("guard.enabled=true", "guard.model=stand-in", "checks.enabled=false", "evaluation.enabled=false")
     run_fake("--milestone", "m0", *(arg for key in sets for arg in ("--set", key)))
-    assert len(twice) >= 3 and not any(twice)  # before and after the guard, and for the report and its tables
+    assert len(twice) >= 3 and not any(twice), twice  # before and after the guard, and for the report and its tables
