@@ -39,6 +39,7 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 CONVERTER = "convert_hf_to_gguf.py"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
+PART = ".part"  # in the target folder: what is not whole yet; the next export there begins again
 PARTS = (("model", "adapter", ""), ("dataset", "dataset", "-pairs"), ("model", "merged", "-merged"))
 
 
@@ -60,27 +61,51 @@ def export(run: Path, to: Path, say: Say, *, merged: bool = False) -> Path:
     story = read_story(run)
     adapter = _adapter(run)
     try:
-        if to.exists() and any(to.iterdir()):
+        if to.exists() and any(path.name != PART for path in to.iterdir()):
             raise CaiError(f"{to}: is not empty. Give --to a new folder.")
         to.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.rmtree(to / PART, ignore_errors=True)
+        (to / PART).mkdir(mode=0o700)
     except OSError as error:  # a file, a folder that is not ours, a name that cannot be
         raise CaiError(f"{to}: {error.strerror}. Give --to a new folder in one that you may write.") from None
-    _copy(adapter, to / "adapter", ADAPTER_FILES)
-    _name_base(to / "adapter" / "adapter_config.json", base_name(story, adapter))
-    write_atomic(to / "adapter" / "README.md", model_card(story, adapter).encode())
-    if (run / "dataset").is_dir():
-        names = [str(p.relative_to(run / "dataset")) for p in sorted((run / "dataset").rglob("*")) if p.is_file()]
-        _copy(run / "dataset", to / "dataset", names)
-    if (run / "report.html").is_file():
-        _copy(run, to, ["report.html"])
-    if merged:
-        from cai.merge import merge
-
-        merge(story, adapter, to / "merged", say)
-        write_atomic(to / "merged" / "README.md", model_card(story, adapter, merged=True).encode())
-        to_gguf(to / "merged", to / "merged.gguf", say)
+    try:
+        _fill(story, adapter, to / PART)
+        _publish(to)
+        if merged:
+            _merge(story, adapter, to, say)
+    finally:
+        shutil.rmtree(to / PART, ignore_errors=True)
     say("\n".join(usage(story, to, merged)))
     return to
+
+
+def _fill(story: Story, adapter: Path, part: Path) -> None:
+    run = story.path
+    _copy(adapter, part / "adapter", ADAPTER_FILES)
+    _name_base(part / "adapter" / "adapter_config.json", base_name(story, adapter))
+    write_atomic(part / "adapter" / "README.md", model_card(story, adapter).encode())
+    if (run / "dataset").is_dir():
+        names = [str(p.relative_to(run / "dataset")) for p in sorted((run / "dataset").rglob("*")) if p.is_file()]
+        _copy(run / "dataset", part / "dataset", names)
+    if (run / "report.html").is_file():
+        _copy(run, part, ["report.html"])
+
+
+def _merge(story: Story, adapter: Path, to: Path, say: Say) -> None:
+    """merged/ appears when it was found to be the adapter's, merged.gguf when it is written."""
+    from cai.merge import merge
+
+    merge(story, adapter, to / PART / "merged", say)
+    write_atomic(to / PART / "merged" / "README.md", model_card(story, adapter, merged=True).encode())
+    _publish(to)
+    to_gguf(to / "merged", to / PART / "merged.gguf", say)
+    _publish(to)
+
+
+def _publish(to: Path) -> None:
+    """What is whole moves from the part folder to its place."""
+    for path in sorted((to / PART).iterdir()):
+        path.rename(to / path.name)
 
 
 def _adapter(run: Path) -> Path:

@@ -52,6 +52,19 @@ def test_folder_holds_adapter_data_and_cards(path, tmp_path):
         assert word in text
 
 
+def test_a_killed_export_leaves_nothing_that_looks_whole_and_is_begun_again(path, tmp_path, monkeypatch):
+    to = tmp_path / "out"
+    pid = os.fork()
+    if not pid:  # dies as SIGKILL would, with everything copied and nothing in its place
+        monkeypatch.setattr(exporting, "_publish", lambda to: os._exit(9))
+        exporting.export(path, to, lambda line: None)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert [p.name for p in to.iterdir()] == [exporting.PART]
+    (to / exporting.PART / "stale").touch()
+    exporting.export(path, to, lambda line: None)
+    assert {p.name for p in to.iterdir()} == {"adapter", "dataset"}
+
+
 def test_model_card_has_metrics_gates_cost_and_limits(path, tmp_path):
     card = (exporting.export(path, tmp_path / "out", lambda line: None) / "adapter" / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])

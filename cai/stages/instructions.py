@@ -147,15 +147,22 @@ def take_from_file(context: Context, items: Sequence[int], lines: Sequence[tuple
         if row["status"] == "ok" and row["parent"] is None:
             seen.add(row["text"])
     free = iter([(n, *line) for n, line in enumerate(lines) if n not in used])
-    fresh = []
-    for item in (i for i in items if context.log.get("instructions", i, 0) is None):
+    fresh, alike = [], 0
+    wanted = [i for i in items if context.log.get("instructions", i, 0) is None]
+    for item in wanted:
         for number, text, pool in free:
             if seen.nearest(text):
+                alike += 1
                 continue
             seen.add(text)
             fresh.append(_given(item, text, pool, None) | {"line": number})
             break
     context.log.append(fresh)
+    if len(fresh) < len(wanted):
+        context.progress.say(
+            f"instructions.file: {len(fresh)} of {len(wanted)} slots got a line; {alike} lines are too like an earlier "
+            f"one (instructions.similarity_threshold {seen.threshold}). Add lines, or lower items."
+        )
     return len(fresh)
 
 
