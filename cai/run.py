@@ -64,7 +64,10 @@ def resolve_run(argument: str | Path, root: Path) -> Path:
     """
     given = Path(argument)
     if given.parent != Path(".") and os.path.realpath(given.parent) != os.path.realpath(root):
-        raise CaiError(f"{argument}: is not inside {root}/: give {root}/<id> or {root}/latest", errors.USAGE)
+        raise CaiError(
+            f"{argument}: is not inside {root}/: give {root}/<id> or {root}/latest, or the run's recipe.toml as recipe",
+            errors.USAGE,
+        )
     name = given.name
     if name == "latest":
         try:
