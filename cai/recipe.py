@@ -281,6 +281,8 @@ def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False
     keep.pop("model.backend", None)
     if not recipe.hygiene.reviews:
         keep.pop("hygiene.reviews", None)
+    if recipe.engine.linears == "fp8":  # the other ways draw the same text
+        keep["engine.linears"] = flat["engine.linears"]
     if recipe.guard.enabled:
         keep |= {k: v for k, v in flat.items() if k.startswith("guard.")}
     return keep | {f"sha256({name})": sha for name, sha in files.items()}
@@ -319,6 +321,8 @@ def stage_identity(recipe: Recipe, stage: str, files: Mapping[str, str]) -> dict
     wanted = _STAGE_KEYS[stage]
     keep = {k: v for k, v in flat.items() if any(k == name or k.startswith(name + ".") for name in wanted)}
     keep.pop("model.backend", None)
+    if stage == "instructions" and recipe.engine.linears == "fp8":
+        keep["engine.linears"] = flat["engine.linears"]
     names = {f"prompts/{stage}.yaml"}
     names |= {"prompts/grid.yaml", "instructions.file"} if stage == "instructions" else set()
     names |= {"constitution.yaml"} if stage in ("critiques", "revisions") else set()

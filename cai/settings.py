@@ -72,7 +72,7 @@ class EngineSection(Section):
 
     backend: Literal["auto", "reference", "static", "native"] = "auto"
     batch_size: Count = 0
-    linears: Literal["auto", "bnb", "bf16", "fused"] = "auto"
+    linears: Literal["auto", "bnb", "bf16", "fused", "fp8"] = "auto"
     max_gpu_gb: Annotated[float, Field(ge=0.0, description="10^9 bytes this process may use; 0 = the card")] = 0.0
 
 

@@ -192,7 +192,7 @@ class Engine:
         pass
 
 
-def padding(batch_table, nats=4.0, backend="cuda"):
+def padding(batch_table, nats=4.0, backend="cuda", wanted=None):
     from cai.engine import build
 
     alone = Engine(lambda ids, size: [ids[0] + i for i in range(8)], nats)
@@ -200,7 +200,7 @@ def padding(batch_table, nats=4.0, backend="cuda"):
     real = build.make_engine
     build.make_engine = lambda *_a, **_k: alone
     try:
-        return doctor_model.padding_check(model, recipe(), [(10, 11, 12), (20, 21, 22), (30, 31, 32)])
+        return doctor_model.padding_check(model, wanted or recipe(), [(10, 11, 12), (20, 21, 22), (30, 31, 32)])
     finally:
         build.make_engine = real
 
@@ -223,6 +223,28 @@ def test_padding_garbage_fails_and_a_near_tie_does_not():
     tie = padding(wrong_for_the_second, nats=0.1)
     assert tie.status == "ok" and "1 differ at a near tie (at most 0.100 nats)" in tie.seen
     assert padding(wrong_for_the_second, nats=0.1, backend="embedded").status == "fail"
+
+
+def test_8_bit_drawing_may_part_where_exact_drawing_may_not():
+    fp8 = recipe().model_copy(update={"engine": recipe().engine.model_copy(update={"linears": "fp8"})})
+    assert padding(wrong_for_the_second, nats=1.0).status == "fail"
+    assert padding(wrong_for_the_second, nats=1.0, wanted=fp8).status == "ok"
+    assert padding(wrong_for_the_second, nats=1.0, wanted=fp8, backend="embedded").status == "fail"
+    assert padding(wrong_for_the_second, nats=4.0, wanted=fp8).status == "fail"
+
+
+@pytest.mark.parametrize(("nats", "status"), [(0.034, "ok"), (0.11, "warn"), (float("nan"), "warn")])
+def test_what_8_bit_drawing_changes_is_measured_and_said(monkeypatch, nats, status):
+    from cai.engine.native import scoring
+
+    seen = []
+    monkeypatch.setattr(scoring, "divergence", lambda engine, ids: seen.append(ids) or (nats, 0.9))
+    check = doctor_model.rounding_check(SimpleNamespace(name="native"), [(1, 2), (1, 2, 3)])
+    assert check.status == status and f"KL {nats:.4f} nats a token" in check.seen and "90.0% of 3 tokens" in check.seen
+    assert seen == [(1, 2, 3)]
+    assert ('engine.linears = "auto"' in check.seen) == (status == "warn")
+    other = doctor_model.rounding_check(SimpleNamespace(name="static"), [(1, 2)])
+    assert other.status == "warn" and "not used by the static engine" in other.seen
 
 
 def test_a_chat_token_in_a_base_prompt_fails():

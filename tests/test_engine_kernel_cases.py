@@ -16,7 +16,7 @@ if not GPU and os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 from cai.engine import sampling  # noqa: E402
-from cai.engine.native import attention, kernels, nf4  # noqa: E402
+from cai.engine.native import attention, fp8, kernels, nf4  # noqa: E402
 from cai.engine.native.attention import Step  # noqa: E402
 from cai.engine.native.cache import KVCache, Prefix, Shape  # noqa: E402
 from cai.engine.native.linears import Nf4  # noqa: E402
@@ -193,3 +193,63 @@ def test_permutes_give_every_code_of_the_table_to_the_bit():
 def test_the_table_is_bitsandbytes_own():
     functional = pytest.importorskip("bitsandbytes.functional")
     assert functional.get_4bit_type("nf4", device="cpu").tolist() == [float(v) for v in torch.tensor(nf4.NF4)]
+
+
+# -- 8-bit copies
+
+
+@pytest.mark.parametrize("rows,width", [(1, 64), (7, 576), (3, 1000), (2, 5120)])
+def test_rows_are_rounded_to_three_bits_of_mantissa_each_with_its_own_scale(rows, width):
+    x = random(rows, width)
+    x[0] *= 1e-6
+    x[-1] *= 3e4
+    rounded = fp8.round_rows(x)
+    assert rounded.values.dtype == torch.float8_e4m3fn and rounded.values.shape == x.shape
+    assert rounded.scales.shape == (rows, 1)
+    back, largest = rounded.values.double() * rounded.scales.double(), x.double().abs().amax(1, keepdim=True)
+    assert torch.allclose(back.abs().amax(1, keepdim=True), largest, rtol=1e-6)
+    error = (back - x.double()).abs()
+    assert (error <= x.double().abs() / 16 + largest / 448 * 2**-9).all()  # half a step, or half the smallest step
+    assert (error.norm(dim=1) > 1e-3 * x.double().norm(dim=1)).all()  # it was rounded at all
+
+
+def test_a_view_of_a_wider_tensor_is_rounded_row_by_row():
+    wide = random(5, 192)
+    part, alone = fp8.round_rows(wide[:, 64:128]), fp8.round_rows(wide[:, 64:128].contiguous())
+    assert torch.equal(part.values.float(), alone.values.float()) and torch.equal(part.scales, alone.scales)
+
+
+def test_rows_of_zeros_and_of_no_number():
+    x = torch.zeros(3, 64, device=DEVICE, dtype=DTYPE)
+    x[1, 5] = float("nan")
+    rounded = fp8.round_rows(x)
+    back = rounded.values.float() * rounded.scales
+    assert (back[0] == 0).all() and (back[2] == 0).all()
+    assert torch.isnan(back[1]).any()  # a fault stays visible
+
+
+needs_fp8 = pytest.mark.skipif(GPU and torch.cuda.get_device_capability() < (8, 9), reason="a card without fp8")
+
+
+@needs_fp8
+@pytest.mark.parametrize("tokens", [1, 3, 16, 130])
+@pytest.mark.parametrize("outputs,k,biased", [(48, 64, False), (160, 576, True), (1024, 320, True)])
+def test_the_8_bit_product_is_that_of_the_rounded_rows(tokens, outputs, k, biased):
+    x, w = random(tokens, k, dtype=torch.bfloat16), random(outputs, k, dtype=torch.bfloat16)
+    x[:, 0] *= 5  # a channel that stands out
+    bias = random(outputs, dtype=torch.bfloat16) if biased else None
+    x8, w8 = fp8.round_rows(x), fp8.round_rows(w)
+    exact = (x8.values.double() * x8.scales.double()) @ (w8.values.double() * w8.scales.double()).T
+    out = fp8.product(x8, w8, bias)
+    assert out.dtype == torch.bfloat16
+    close(out, exact if bias is None else exact + bias.double(), 1e-2)
+    plain = x.double() @ w.double().T + (0 if bias is None else bias.double())
+    close(out, plain, 0.08)
+
+
+@needs_fp8
+def test_a_row_s_8_bit_product_does_not_depend_on_the_other_rows():
+    x, w8 = random(32, 256, dtype=torch.bfloat16), fp8.round_rows(random(64, 256, dtype=torch.bfloat16))
+    together = fp8.product(fp8.round_rows(x), w8, None)
+    x[1:] *= 1000
+    close(fp8.product(fp8.round_rows(x), w8, None)[0], together[0], 5e-3)

@@ -8,7 +8,7 @@ import pytest
 
 from cai import recipe as recipes
 from cai.errors import USAGE, CaiError
-from cai.recipe import Recipe, identity, read, resolve
+from cai.recipe import Recipe, identity, read, resolve, stage_identity
 from cai.settings_eval import GatesSection, HygieneSection
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,6 +144,17 @@ def test_identity_covers_what_makes_the_data_and_nothing_else() -> None:
     assert identity(changed(seed=5), {}) != same
     assert identity(changed(engine=recipe.engine.model_copy(update={"batch_size": 3})), {}) != same
     assert identity(recipe, {"prompts/answers.yaml": "x"}) != same
+
+
+def test_8_bit_drawing_is_part_of_what_made_the_data_and_the_exact_ways_are_not() -> None:
+    """Records of both would be mixed by a resume; and what earlier runs noted must stay equal."""
+    recipe = changed()
+    fp8, fused = (changed(engine=recipe.engine.model_copy(update={"linears": linears})) for linears in ("fp8", "fused"))
+    assert identity(fused, {}) == identity(recipe, {}) and "engine.linears" not in identity(recipe, {})
+    assert identity(fp8, {}) == identity(recipe, {}) | {"engine.linears": "'fp8'"}
+    first, later = (stage_identity(fp8, stage, {}) for stage in ("instructions", "answers"))
+    assert first == stage_identity(recipe, "instructions", {}) | {"engine.linears": "'fp8'"}
+    assert later == stage_identity(recipe, "answers", {})  # a fork at a stage compares all stages before it, too
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "a
     if name == "reference":
         from cai.engine.reference import ReferenceEngine
 
-        return ReferenceEngine(model.hf, model.tokenizer, **options)
+        return noted(ReferenceEngine(model.hf, model.tokenizer, **options), linears)
     if name == "static":
         from cai.engine.static import StaticEngine
 
-        return StaticEngine(model.hf, model.tokenizer, **options)
+        return noted(StaticEngine(model.hf, model.tokenizer, **options), linears)
     if name not in ("auto", "native"):
         raise CaiError(f'engine.backend: {name!r} is none of "auto", "native", "static", "reference".')
     from cai.engine.native.decoder import unsupported
@@ -26,15 +26,23 @@ def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "a
     if reason := unsupported(model.hf):
         if name == "native":
             raise CaiError(f'engine.backend: native cannot run this model: {reason}. Use "static".')
-        static = make_engine("static", model, batch_size=batch_size)
+        static = make_engine("static", model, batch_size=batch_size, linears=linears)
         static.stats.extra["engine"] = f"static batches, since native cannot run this model: {reason}"
         return static
     from cai.engine.native.engine import NativeEngine
 
     try:
-        return NativeEngine(model.hf, model.tokenizer, linears=linears, **options)
+        return noted(NativeEngine(model.hf, model.tokenizer, linears=linears, **options), linears)
     except RuntimeError as error:
         if "C compiler" not in str(error):
             raise
     remedy = "Install one (apt-get install gcc) or name it in CC."
     raise CaiError(f"engine: no C compiler, which Triton needs to start its kernels. {remedy}")
+
+
+def noted(engine: Engine, linears: str) -> Engine:
+    """A wish that nothing came of is said."""
+    if linears != "auto":
+        text = f'linears: the loaded modules; "{linears}" is for the native engine on a GPU'
+        engine.stats.extra.setdefault("linears", text)
+    return engine

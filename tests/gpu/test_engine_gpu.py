@@ -101,6 +101,25 @@ def test_every_way_of_the_linears_scores_alike():
     assert totals["fused"] == pytest.approx(totals["bnb"], rel=1e-2)
 
 
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="no fp8 here")
+def test_8_bit_drawing_is_near_and_scores_stay_exact():
+    from cai.engine.native.scoring import divergence
+
+    loaded, wanted, scores = quantised(), requests(), []
+    scored = [ScoreRequest(i, tuple(range(i + 1, i + 40)), tuple(range(50, 90)), 20) for i in range(6)]
+    for linears in ("fused", "fp8"):
+        engine = NativeEngine(loaded, Numbers(), device="cuda", batch_size=16, linears=linears)
+        assert len(complete(engine, wanted)) == len(wanted)
+        scores.append([score.total for score in sorted(engine.score(scored), key=lambda score: score.id)])
+        nats, same = divergence(engine, tuple(range(10, 210)))
+        engine.close()
+        if linears == "fused":
+            assert nats == 0.0
+        else:
+            assert 1e-5 < nats < 0.1 and same > 0.7
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
+
+
 def test_50_open_close_cycles_keep_no_memory():
     loaded, wanted = quantised(), requests(8)
 

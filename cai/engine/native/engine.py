@@ -76,6 +76,7 @@ class NativeEngine:
 
                 self.ops.rms_norm(self.decoder.norm[None], self.decoder.norm, 1.0)  # no compiler: the error comes here
                 self.stats.extra["linears"] = tuning.choose(self.decoder, linears)
+            self.shared = self.groups[0].shared
             self._allocate()
 
     def _allocate(self) -> None:
@@ -89,8 +90,7 @@ class NativeEngine:
             prefill_tokens = CPU_PREFILL_TOKENS
         self.prefix = Prefix.empty(self.shape, min(1024, self.max_len), self.device)
         self.state = RowState(rows, self.cache.blocks_for(self.max_len) + 1, self.max_len, self.device)
-        self.scheduler = Scheduler(self.cache, rows, prefill_tokens)
-        self.dirty = False
+        self.scheduler, self.dirty = Scheduler(self.cache, rows, prefill_tokens), False
         self.stats.extra["kv_tokens"] = self.cache.blocks * self.cache.block_tokens
         if self.gpu:
             from cai.engine.native.graphs import Graphs
@@ -137,7 +137,7 @@ class NativeEngine:
             group.drop()
         if getattr(self, "graphs", None) is not None:
             self.graphs.clear()
-        for name in ("graphs", "cache", "prefix", "state", "scheduler", "saved", "decoder", "groups", "tuned"):
+        for name in "graphs cache prefix state scheduler saved decoder groups shared tuned".split():
             self.__dict__.pop(name, None)
         gc.collect()
         if self.gpu:
@@ -155,9 +155,9 @@ class NativeEngine:
         if scheduler.idle:
             return None
         self.use_prefix(scheduler.choose_prefix())
-        if admitted := scheduler.admit():
-            return self._prefill_rows(admitted)
-        return self._decode() if scheduler.active else None
+        with self.shared.draws():
+            admitted = scheduler.admit()
+            return self._prefill_rows(admitted) if admitted else self._decode()
 
     def _prefill_rows(self, admitted: list[Running]) -> Flight | None:
         """None where memory ran out: the rows wait again, and prompts are computed in pieces half as long."""

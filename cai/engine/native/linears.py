@@ -1,21 +1,23 @@
-"""How a projection is computed: the loaded module as it is, a bf16 copy, own dequantisation, or the fused NF4 kernel.
+"""How a projection is computed: the loaded module, a bf16 copy, own dequantisation, the fused NF4 kernel, an fp8 copy.
 
 Owns the groups of projections that read the same input (q/k/v and gate/up are one product where weights are copied or
 dequantised) and the LoRA part beside them. Doesn't own the choice (`tuning`). Invariant: whatever the way, the result
-is x @ dequantise(W).T + b (+ LoRA), to the rounding of the compute type.
+is x @ dequantise(W).T + b (+ LoRA), to the rounding of the compute type; "fp8" rounds to 8 bits and is used for drawing
+only, where the recipe asks for it.
 Axes: T tokens, K inputs, O outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
-Way = Literal["module", "bf16", "dequant", "fused"]
+Way = Literal["module", "bf16", "dequant", "fused", "fp8"]
 
 
 @dataclass(slots=True)
@@ -30,10 +32,22 @@ class Nf4:
 
 @dataclass(slots=True)
 class Shared:
-    """What all groups of an engine use in common: the way by number of tokens, and the dequantisation buffer."""
+    """What all groups of an engine use in common: the way by number of tokens, and the dequantisation buffer.
+
+    `drawing`: prompts and draws are computed, not scores or prefixes; only then may products be rounded to 8 bits.
+    """
 
     choose: Callable[[int], Way] = lambda tokens: "module"
     buffer: torch.Tensor | None = None
+    drawing: bool = False
+
+    @contextlib.contextmanager
+    def draws(self) -> Iterator[None]:
+        self.drawing = True
+        try:
+            yield
+        finally:
+            self.drawing = False
 
 
 @dataclass(slots=True)
@@ -45,6 +59,7 @@ class Group:
     copy: torch.Tensor | None = None
     bias: torch.Tensor | None = None  # of all modules, where one has a bias
     nf4: list[Nf4] | None = None
+    fp8: Any = None  # fp8.Rounded (sum of O, K)
     lora: list[tuple[torch.Tensor, torch.Tensor] | None] | None = None
     by_module: bool = False  # the active adapter is more than two factors: only the modules compute it
 
@@ -65,6 +80,10 @@ class Group:
             from cai.engine.native.nf4 import fused_linears
 
             y_TO = fused_linears(x_TK, self.nf4, self.bias)
+        elif way == "fp8":
+            from cai.engine.native.fp8 import product, round_rows
+
+            y_TO = product(round_rows(x_TK), self.fp8, self.bias)
         else:
             weight_OK = self.copy if self.copy is not None else self.dequantised()
             y_TO = F.linear(x_TK, weight_OK, self.bias)
@@ -81,7 +100,7 @@ class Group:
 
     def drop(self) -> None:
         """Back to the loaded modules; copies are freed."""
-        self.shared, self.copy, self.bias, self.nf4, self.lora = Shared(), None, None, None, None
+        self.shared, self.copy, self.bias, self.nf4, self.fp8, self.lora = Shared(), None, None, None, None, None
 
     def follow_adapter(self, dtype: torch.dtype) -> None:
         """Hold the active adapter's factors; what is more than factors is left to the modules."""

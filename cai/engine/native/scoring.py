@@ -1,7 +1,7 @@
 """Scores of given continuations on the native engine: rows prefilled like prompts, the shared prefix computed once.
 
-Owns how many requests go into one prefill, and what is tried when memory runs out. The head sees continuation positions
-only, in chunks, so full-vocabulary logits of a batch never exist.
+Owns how many requests go into one prefill, what is tried when memory runs out, and how far draws are rounded. The head
+sees continuation positions only, in chunks, so full-vocabulary logits of a batch never exist.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cai.engine import Score, ScoreRequest, hf
+from cai.engine.hf import HEAD_CHUNK_BYTES
 from cai.engine.native.batches import Packed, by_prefix, score_places
 from cai.errors import RESUMABLE, CaiError
 
@@ -70,3 +71,25 @@ def _scores(engine: Any, scored: list[ScoreRequest], packed: Packed, row_of: lis
     wanted, targets = (torch.tensor(x, device=engine.device) for x in score_places(scored, packed, row_of))
     hidden_TH = engine.prefill(packed, engine.prefix, wanted)
     return list(hf.split_scores(scored, hf.head_logps(engine.decoder.head, hidden_TH, targets).tolist()))
+
+
+@torch.no_grad()
+def divergence(engine: Any, token_ids: Sequence[int]) -> tuple[float, float]:
+    """What rounding changes while drawing: (mean KL of the exact distribution from the drawn one, nats a token; share
+    of tokens whose most likely successor is the same)."""
+    engine.use_prefix(())
+    wanted = torch.arange(len(token_ids), device=engine.device)
+    packed = [(list(token_ids), engine.cache.take(engine.cache.blocks_for(len(token_ids)), engine.stats.batch_size))]
+    try:
+        exact_TH = engine.prefill(packed, engine.prefix, wanted)
+        with engine.shared.draws():
+            drawn_TH = engine.prefill(packed, engine.prefix, wanted)
+    finally:
+        engine.cache.give_back(packed[0][1])
+    nats, same = 0.0, 0
+    step = max(1, HEAD_CHUNK_BYTES // (8 * engine.decoder.config.vocab_size))
+    for at in range(0, len(token_ids), step):
+        p_CV, q_CV = (engine.decoder.logits(h[at : at + step]).float().log_softmax(-1) for h in (exact_TH, drawn_TH))
+        nats += (p_CV.exp() * (p_CV - q_CV)).sum().item()
+        same += int((p_CV.argmax(-1) == q_CV.argmax(-1)).sum())
+    return nats / len(token_ids), same / len(token_ids)

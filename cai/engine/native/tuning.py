@@ -2,7 +2,8 @@
 
 Owns the choice for each number of tokens and the bf16 copies. What was measured is kept for the next start (`timings`).
 A kernel that this card cannot run, or whose product is not the dequantised one's, is never chosen. The recipe may force
-the way: "bnb" (modules as loaded), "bf16" (copies), "fused" (the NF4 kernels, nothing copied), "auto" (the fastest).
+the way: "bnb" (modules as loaded), "bf16" (copies), "fused" (the NF4 kernels, nothing copied), "auto" (the fastest),
+"fp8" (8-bit copies for drawing; scores and prefixes by the fastest of the others).
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from cai.memory import free_gpu_bytes
 TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 4096)  # numbers of tokens that are measured
 KV_SHARE = 0.75  # of the memory left by weights goes to the KV cache first when copies do not fit whole
 KV_BYTES_WANTED = 40 << 30  # copies may not push the cache below this
+KV_BYTES_NEEDED = 4 << 30  # 8-bit copies leave at least this
 FUSED_TOKENS = 512  # above it the weights would be decoded again and again
 AGREE_WITHIN = 1e-2  # relative; both round their weights to bf16 alike and differ by the order of sums
+FP8_AGREES_WITHIN = 0.1  # 0.038 was seen on random inputs
 
 
 def choose(decoder: Any, linears: str) -> str:
@@ -35,22 +38,33 @@ def choose(decoder: Any, linears: str) -> str:
     groups = [group for layer in decoder.layers for group in layer.linears.groups]
     if linears == "bnb" or not all(is_nf4(module) for group in groups for module in group.modules):
         kind = type(base_layer(groups[0].modules[0])).__name__
+        if linears == "fp8":
+            raise CaiError(f'engine.linears: "fp8" is made of NF4 weights, and these are {kind}. Use "auto".')
         return f"linears: the loaded modules ({kind}) as they are"
     shared = Shared()
     for group in groups:
         group.unpack(shared, decoder.dtype)
-    copied = 0 if linears == "fused" else copy_layers(decoder, must=linears == "bf16")
+    copied = 0 if linears in ("fused", "fp8") else copy_layers(decoder, must=linears == "bf16")
     if copied < len(decoder.layers):
         shared.buffer = torch.empty(max(group.numel for group in groups), dtype=decoder.dtype, device=decoder.device)
+    if linears == "fp8":
+        round_layers(decoder, groups)
     facts = timings.facts(decoder, copied, linears)
     known = timings.recall(facts, TOKENS)
     times = known or measure(decoder, copied, linears)
     if not known and not any(map(math.isnan, itertools.chain(*times.values()))):
         timings.remember(facts, times, TOKENS)
-    ways = fastest(times)
-    shared.choose = lambda tokens: ways[min(bisect.bisect_left(TOKENS, tokens), len(TOKENS) - 1)]
+    ways = fastest({way: row for way, row in times.items() if way != "fp8"})
+
+    def way_for(tokens: int) -> Way:
+        if shared.drawing and linears == "fp8":  # whatever the number of rows: a row's text does not depend on it
+            return "fp8"
+        return ways[min(bisect.bisect_left(TOKENS, tokens), len(TOKENS) - 1)]
+
+    shared.choose = way_for
     seen = " (measured at an earlier start)" if known else ""
-    return reason(ways, times, f"{copied}/{len(decoder.layers)}") + seen
+    drawn = "drawing: fp8 (8-bit products); the rest: " if linears == "fp8" else ""
+    return drawn + reason(ways, times, f"{copied}/{len(decoder.layers)}") + seen
 
 
 def fastest(times: Mapping[Way, Sequence[float]]) -> list[Way]:
@@ -81,13 +95,35 @@ def copy_layers(decoder: Any, must: bool) -> int:
     return copied
 
 
+def round_layers(decoder: Any, groups: Sequence[Group]) -> None:
+    """8-bit copies of all linears beside the NF4 weights."""
+    from cai.engine.native import fp8
+
+    fp8.require(decoder.device, decoder.dtype)
+    need = sum(group.numel for group in groups)
+    room = free_gpu_bytes(decoder.device) - reserve_bytes(decoder.device) - KV_BYTES_NEEDED
+    if room < need:
+        text = f"{need / 2**30:.0f} GiB for 8-bit copies, {max(0, room) / 2**30:.0f} are free beside the KV cache"
+        raise CaiError(f'engine.linears: "fp8" needs {text}. Use "auto".')
+    for group in groups:
+        group.fp8 = fp8.round_rows(group.dequantised())
+    try:
+        right = agrees(groups[:4], _inputs(groups[:4], 16, decoder), "fp8", FP8_AGREES_WITHIN)
+    except (RuntimeError, TritonError) as error:  # widths or a card that the product does not take
+        raise CaiError(f'engine.linears: "fp8" cannot run here ({str(error).splitlines()[0]}). Use "auto".') from None
+    if not right:
+        raise CaiError('engine.linears: "fp8" gives wrong products on this card. Use "auto".')
+
+
 def measure(decoder: Any, copied: int, linears: str) -> dict[Way, list[float]]:
     """Milliseconds of all layers' linears at each of TOKENS, by way, from two layers."""
     layers = decoder.layers
     plain = [g for layer in (layers[-1], layers[copied if copied < len(layers) else 0]) for g in layer.linears.groups]
     ways: list[Way] = ["fused", "dequant"] if copied < len(layers) else ["fused", "bf16"]
-    if linears == "auto":
+    if linears in ("auto", "fp8"):
         ways.append("module")
+    if linears == "fp8":
+        ways.append("fp8")
     times: dict[Way, list[float]] = {}
     for way in ways:
         times[way] = [_measure_way(plain, way, tokens, decoder) * len(layers) / 2 for tokens in TOKENS]
@@ -98,14 +134,11 @@ def _measure_way(groups: list[Group], way: Way, tokens: int, decoder: Any) -> fl
     """Milliseconds for the groups once; infinite for what this card cannot run."""
     if way == "fused" and tokens > FUSED_TOKENS:
         return float("inf")
-    inputs: dict[int, torch.Tensor] = {}
-    for group in groups:
-        width = base_layer(group.modules[0]).in_features
-        inputs[width] = torch.randn(tokens, width, device=decoder.device).to(decoder.dtype)
+    inputs = _inputs(groups, tokens, decoder)
     previous = groups[0].shared.choose
     groups[0].shared.choose = lambda count: way
     try:
-        if way == "fused" and not fused_agrees(groups, inputs):
+        if way == "fused" and not agrees(groups, inputs, way, AGREE_WITHIN):
             return float("inf")
         return milliseconds(lambda: [g(inputs[base_layer(g.modules[0]).in_features]) for g in groups])
     except torch.OutOfMemoryError:  # not kept for the next start, which may find more memory
@@ -116,12 +149,18 @@ def _measure_way(groups: list[Group], way: Way, tokens: int, decoder: Any) -> fl
         groups[0].shared.choose = previous
 
 
-def fused_agrees(groups: list[Group], inputs: dict[int, torch.Tensor]) -> bool:
-    """The fused product is the dequantised weights' product, to the rounding of the compute type."""
+def _inputs(groups: Sequence[Group], tokens: int, decoder: Any) -> dict[int, torch.Tensor]:
+    """Random inputs by width."""
+    widths = {base_layer(group.modules[0]).in_features for group in groups}
+    return {width: torch.randn(tokens, width, device=decoder.device).to(decoder.dtype) for width in widths}
+
+
+def agrees(groups: Sequence[Group], inputs: Mapping[int, torch.Tensor], way: Way, within: float) -> bool:
+    """The product is the dequantised weights', up to a share `within` of it."""
     for group in groups:
         x_TK = inputs[base_layer(group.modules[0]).in_features]
-        fused, plain = (torch.cat(group.base(x_TK, way), -1).float() for way in ("fused", "dequant"))
-        if not (fused - plain).norm() <= AGREE_WITHIN * plain.norm():
+        made, plain = (torch.cat(group.base(x_TK, each), -1).float() for each in (way, "dequant"))
+        if not (made - plain).norm() <= within * plain.norm():
             return False
     return True
 
