@@ -8,7 +8,7 @@ Useful tokens/s = drawn tokens / wall time of the whole stage, prefill and idle 
 Groups of backends run in processes of their own (Unsloth rewrites transformers at import, vLLM loads its own weights):
     stock      hf1 (HF generate, batch 1)  hf (HF generate, static batches)  hfcb (HF's continuous batching)
     vllm       on the same NF4 checkpoint; vllm-bf16 on the one of --bf16-model; an error line where not installed
-    unsloth    unsloth (Unsloth generate, static batches)  native  native-bnb/-fused/-bf16 (linears forced)
+    unsloth    unsloth (Unsloth generate, static batches)  native  native-bnb/-fused/-bf16/-fp8 (linears forced)
 `@80` behind a name caps the process's memory to 80 GB. `:N` takes N requests of each stage (default --per-stage);
 `:N/a+b` only of the stages a and b.
 
@@ -215,7 +215,7 @@ def measure(wanted: Wanted, weights: Weights, options: argparse.Namespace) -> di
     row["prompt_tokens_computed"] = engine.stats.prompt_tokens_computed - computed
     if wanted.name.startswith("native") and options.steps:
         row["ms_per_step"] = step_times(engine, options.steps, options.scale)
-        full = [rows for rows in options.steps if rows <= engine.stats.batch_size]
+        full = [rows for rows in options.steps if str(rows) in row["ms_per_step"]]
         if cuda and full:
             share, kernels = profile_steps(engine, full[-1], options.scale)
             row["idle_share"], row["kernels"] = {str(full[-1]): share}, {str(full[-1]): kernels}

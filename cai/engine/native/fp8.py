@@ -53,7 +53,7 @@ def _round_rows(x, values, scales, stride, width, BLOCK: tl.constexpr):
 def round_rows(x_RK: torch.Tensor) -> Rounded:
     """Each row in e4m3 with a scale of its own; a row of x is contiguous."""
     rows, width = x_RK.shape
-    # Triton's interpreter rounds 31.9 to 16 (it loses the carry into the exponent) and knows no NaN: torch rounds there.
+    # Triton's interpreter rounds 31.9 to 16 (it loses the carry into the exponent) and knows no NaN: torch does it.
     kept = torch.float32 if knobs.runtime.interpret else torch.float8_e4m3fn
     values = torch.empty((rows, width), dtype=kept, device=x_RK.device)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x_RK.device)

@@ -1,0 +1,112 @@
+"""What rounding the linears does to a model's distribution over its next token, in nats, on this project's prompts.
+
+Compared: the weights as loaded (fp32) with NF4; NF4 with its bf16 rounding; NF4 with 8-bit copies of the weights; and
+with 8-bit weights and inputs, which is what `engine.linears = "fp8"` draws with. Everything is computed in fp32 on
+rounded values, by the embedded model, so any machine will do (three minutes on one core). What it is for another model,
+`python runner.py cai.toml --doctor` says on a GPU ("8-bit drawing").
+
+    python bench/rounding.py --tokens 3072 --out rounding.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from cai import model  # noqa: E402
+from cai.engine.native.nf4 import NF4  # noqa: E402
+from cai.settings import ModelSection  # noqa: E402
+
+CONTEXT = 512
+
+
+def to_nf4(weight: torch.Tensor) -> torch.Tensor:
+    """The nearest of NF4's 16 values in blocks of 64, each scaled by its largest."""
+    blocks = weight.reshape(-1, 64)
+    scale = blocks.abs().amax(1, keepdim=True)
+    codes = ((blocks / scale)[..., None] - torch.tensor(NF4)).abs().argmin(-1)
+    return (torch.tensor(NF4)[codes] * scale).view_as(weight)
+
+
+def to_e4m3(rows: torch.Tensor) -> torch.Tensor:
+    """Each row scaled to e4m3's range and rounded, as `cai.engine.native.fp8.round_rows` does."""
+    scale = rows.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 448
+    return (rows / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+@torch.no_grad()
+def logps(hf: Any, ids: torch.Tensor) -> torch.Tensor:
+    """(T, V), of contexts of 512 tokens."""
+    return torch.cat([hf(part[None]).logits.float().log_softmax(-1)[0] for part in ids.split(CONTEXT)])
+
+
+def compared(p_TV: torch.Tensor, q_TV: torch.Tensor) -> dict[str, float]:
+    kl_T = (p_TV.exp() * (p_TV - q_TV)).sum(-1)
+    same = (p_TV.argmax(-1) == q_TV.argmax(-1)).float().mean()
+    return {
+        "kl_mean": round(kl_T.mean().item(), 5),
+        "kl_max": round(kl_T.max().item(), 3),
+        "same": round(same.item(), 4),
+    }
+
+
+def measure(hf: Any, ids: torch.Tensor) -> dict[str, dict[str, float]]:
+    linears = [m for m in hf.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+
+    def each(change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        for linear in linears:
+            linear.weight.data = change(linear.weight.data)
+        return logps(hf, ids)
+
+    loaded, rows = logps(hf, ids), {}
+    nf4 = each(to_nf4)
+    rows["NF4 against the loaded weights"] = compared(loaded, nf4)
+    kept = [linear.weight.data for linear in linears]
+    rows["bf16 copies against NF4"] = compared(nf4, each(lambda w: w.bfloat16().float()))
+    for linear, weight in zip(linears, kept, strict=True):
+        linear.weight.data = weight
+    rows["8-bit weights against NF4"] = compared(nf4, each(to_e4m3))
+    for linear in linears:
+        linear.register_forward_pre_hook(lambda module, inputs: (to_e4m3(inputs[0]),))
+    drawn = logps(hf, ids)
+    rows["8-bit weights and inputs against NF4"] = compared(nf4, drawn)
+    rows["8-bit weights and inputs against the loaded weights"] = compared(loaded, drawn)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=3072)
+    parser.add_argument("--out", default="rounding.json")
+    options = parser.parse_args()
+    loaded = model.load(ModelSection(), "embedded")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "prompts").glob("*.yaml")))
+    ids = torch.tensor(loaded.hf_tokenizer(text)["input_ids"][: options.tokens])
+    result = {
+        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "model": loaded.facts["model"],
+        "tokens": len(ids),
+        "rows": measure(loaded.hf, ids),
+    }
+    Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    print(
+        f"{result['model']}, {len(ids)} tokens of this project's prompts, {result['machine']}, torch {result['torch']}"
+    )
+    print("| compared | mean KL, nats a token | largest | same first choice |\n| --- | --- | --- | --- |")
+    for name, row in result["rows"].items():
+        print(f"| {name} | {row['kl_mean']} | {row['kl_max']} | {row['same']:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
