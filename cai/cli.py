@@ -38,7 +38,11 @@ COMMANDS = (
     "benchmark",
     "export",
 )
-MODES = {"resume": ("benchmark",), "dry_run": ("fork",)}  # flag of a run -> the commands that it may stand beside
+MODES = {
+    "resume": ("benchmark",),
+    "dry_run": ("fork",),
+    "until": (),
+}  # flag of a run -> the commands that it may stand beside
 
 
 class Parser(argparse.ArgumentParser):

@@ -26,7 +26,7 @@ from cai.auxiliary import Auxiliary, fits_beside, telling
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, never
 from cai.errors import CaiError
 from cai.evaluate.bench import open_marked
-from cai.evaluate.benchmarks import answers, figures, loaders, parse_names, sources, verdicts
+from cai.evaluate.benchmarks import answers, check_files, figures, loaders, parse_names, sources, verdicts
 from cai.evaluate.benchmarks.classifier_prompts import CONTEXTUAL, STANDARD, fill, sha_of
 from cai.evaluate.benchmarks.sources import OFFICIAL, Found, obtain
 from cai.evaluate.benchmarks.verdicts import OWN_REFUSAL, Case
@@ -41,6 +41,18 @@ Runner = Callable[..., tuple[int, Path]]
 DATA = os.environ.get("CAI_BENCHMARK_DATA", "")
 needs_data = pytest.mark.skipif(not DATA, reason="CAI_BENCHMARK_DATA names no folder with the official files")
 STAND_IN = ("--set", "benchmarks.judge=stand-in", "--set", "benchmarks.max_new_tokens=40")
+
+
+def test_all_files_that_cannot_be_had_are_told_at_once(tmp_path: Path) -> None:
+    section = BenchmarksSection(
+        harmbench="a.csv", xstest="b.csv", mtbench="c.jsonl", mtbench_prompts="d.jsonl", xstest_prompt="e.py"
+    )
+    with pytest.raises(CaiError) as caught:
+        check_files(["harmbench", "xstest", "mtbench"], section, tmp_path)
+    told = str(caught.value).splitlines()
+    keys = ["harmbench", "xstest", "mtbench", "mtbench_prompts", "xstest_prompt"]
+    assert all(f"benchmarks.{key}: No such file" in line for key, line in zip(keys, told, strict=True))
+    assert caught.value.code == errors.USAGE
 
 
 def found(name: str, text: str) -> Found:

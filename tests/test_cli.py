@@ -33,6 +33,7 @@ def test_an_override_needs_its_reason():
         ("--doctor --export runs/a --to out", "--doctor and --export"),
         ("--status --resume runs/a", "--status and --resume"),
         ("--export runs/a --to out --dry-run", "--export and --dry-run"),
+        ("--benchmark xstest --resume runs/a --until answers", "--benchmark and --until"),
     ],
 )
 def test_two_commands_at_once_are_refused(argv, named):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 from test_engine import PREFIX, Letters, Loaded, ScoreRequest, requests, tiny  # noqa: E402
 
 from cai.engine import build  # noqa: E402
-from cai.engine.native import kernels, linears, scoring, tuning  # noqa: E402
+from cai.engine.native import attention_kernels, linears, scoring, tuning  # noqa: E402
 from cai.engine.native.engine import NativeEngine  # noqa: E402
 from cai.engine.native.graphs import Graphs  # noqa: E402
 from cai.errors import CaiError  # noqa: E402
@@ -199,7 +199,7 @@ def test_int8_anywhere_means_no_graph():
     "dim,dtype,stages", [(128, torch.bfloat16, 3), (256, torch.bfloat16, 1), (128, torch.float32, 1)]
 )
 def test_long_keys_are_not_pipelined(dim, dtype, stages):
-    assert kernels.pipeline_stages(torch.empty(2, 4, dim, dtype=dtype)) == stages
+    assert attention_kernels.pipeline_stages(torch.empty(2, 4, dim, dtype=dtype)) == stages
 
 
 def test_what_the_cache_cannot_hold_is_refused_with_that_reason():

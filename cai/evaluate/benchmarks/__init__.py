@@ -7,7 +7,7 @@ generated first, then a judge is loaded where a verdict is missing. Imports neit
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,16 +75,25 @@ def require(section: BenchmarksSection, folder: Path) -> None:
 
 
 def check_files(names: Sequence[str], section: BenchmarksSection, folder: Path) -> None:
-    """Exit 2 where a file of these benchmarks cannot be had or read."""
+    """Exit 2 where a file of these benchmarks cannot be had or read: all of them at once, one line each."""
     from cai.evaluate.benchmarks.loaders import judge_prompts, load, refusal_prompt
     from cai.evaluate.benchmarks.sources import obtain
 
-    for name in names:
-        load(obtain(name, section, folder))
-        if name == "mtbench":
-            judge_prompts(obtain("mtbench_prompts", section, folder))
-        elif name == "xstest" and section.xstest_prompt:
-            refusal_prompt(obtain("xstest_prompt", section, folder))
+    readers: dict[str, Callable[[Any], Any]] = dict.fromkeys(names, load)
+    if "mtbench" in names:
+        readers["mtbench_prompts"] = judge_prompts
+    if "xstest" in names and section.xstest_prompt:
+        readers["xstest_prompt"] = refusal_prompt
+    faults = []
+    for name, read in readers.items():
+        try:
+            read(obtain(name, section, folder))
+        except CaiError as error:
+            if error.code != errors.USAGE:
+                raise
+            faults.append(str(error))
+    if faults:
+        raise CaiError("\n".join(faults))
 
 
 def at_hand(section: BenchmarksSection, folder: Path) -> tuple[dict[str, list[Task]], list[str]]:

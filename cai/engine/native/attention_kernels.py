@@ -1,0 +1,308 @@
+"""Attention on the GPU in Triton: one query a row over blocks and the shared prefix (decode), whole rows (prefill).
+
+Nothing here needs Hopper. Decode attention splits the keys of a row over programs and reads the shared prefix once for
+all rows; the parts are joined by their log-sum-exps (base 2 throughout). Sums are fp32 and in a fixed order.
+Axes as in `attention`; S parts of the keys.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from cai.engine.native.attention import Step
+
+LOG2E = 1.4426950408889634
+TILE_QUERIES, TILE_KEYS = 64, 64
+TILE_OWN_KEYS = 32  # decode, own keys: 3.9 TB/s with one warp; tiles of 64 and 4 warps gave 3.5, 128 gave 3.0 (H200)
+
+
+@triton.jit
+def _soften(scores, top, total, acc, v):
+    """One tile of the running softmax (base 2): new maximum, sum and weighted values."""
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)
+    weights = tl.exp2(scores - safe_top[:, None])
+    keep = tl.exp2(top - safe_top)
+    total = total * keep + tl.sum(weights, 1)
+    acc = acc * keep[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    return new_top, total, acc
+
+
+@triton.jit
+def _decode_own(
+    q,
+    k_cache,
+    v_cache,
+    table,
+    lens,
+    part_o,
+    part_l,
+    table_stride,
+    rows,
+    scale,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    kv_heads = tl.num_programs(1)
+    heads = kv_heads * G
+    length = tl.load(lens + row)
+    part = tl.cdiv(tl.cdiv(length, SPLITS), TILE) * TILE
+    low = split * part
+    high = tl.minimum(length, low + part)
+    group, dim = tl.arange(0, GROUP), tl.arange(0, D)
+    head = kv_head * G + group
+    query = tl.load(q + (row * heads + head)[:, None] * D + dim[None, :], mask=(group < G)[:, None], other=0.0)
+    top = tl.full([GROUP], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP], tl.float32)
+    acc = tl.zeros([GROUP, D], tl.float32)
+    for start in range(low, high, TILE):
+        token = start + tl.arange(0, TILE)
+        seen = token < high
+        block = tl.load(table + row * table_stride + token // BLOCK_TOKENS, mask=seen, other=0).to(tl.int64)
+        place = ((block * kv_heads + kv_head) * BLOCK_TOKENS + token % BLOCK_TOKENS) * D
+        key = tl.load(k_cache + place[None, :] + dim[:, None], mask=seen[None, :], other=0.0)
+        scores = tl.where(seen[None, :], tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
+        value = tl.load(v_cache + place[:, None] + dim[None, :], mask=seen[:, None], other=0.0)
+        top, total, acc = _soften(scores, top, total, acc, value)
+    at = (split * rows + row) * heads + head
+    safe_total = tl.where(total > 0, total, 1.0)
+    tl.store(part_o + at[:, None] * D + dim[None, :], acc / safe_total[:, None], mask=(group < G)[:, None])
+    log_sum = tl.where(total > 0, top + tl.log2(safe_total), float("-inf"))
+    tl.store(part_l + at, log_sum, mask=group < G)
+
+
+@triton.jit
+def _decode_prefix(
+    q,
+    keys,
+    values,
+    prefix_length,
+    part_o,
+    part_l,
+    head_stride,
+    rows,
+    scale,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    QUERIES: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    FIRST: tl.constexpr,
+):
+    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    heads = tl.num_programs(1) * G
+    length = tl.load(prefix_length)
+    part = tl.cdiv(tl.cdiv(length, SPLITS), TILE) * TILE
+    low = split * part
+    high = tl.minimum(length, low + part)
+    flat = tile * QUERIES + tl.arange(0, QUERIES)
+    row, head = flat // G, kv_head * G + flat % G
+    real, dim = row < rows, tl.arange(0, D)
+    query = tl.load(q + (row * heads + head)[:, None] * D + dim[None, :], mask=real[:, None], other=0.0)
+    top = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    acc = tl.zeros([QUERIES, D], tl.float32)
+    base = kv_head.to(tl.int64) * head_stride
+    for start in range(low, high, TILE):
+        token = start + tl.arange(0, TILE)
+        seen = token < high
+        key = tl.load(keys + base + token[None, :] * D + dim[:, None], mask=seen[None, :], other=0.0)
+        scores = tl.where(seen[None, :], tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
+        value = tl.load(values + base + token[:, None] * D + dim[None, :], mask=seen[:, None], other=0.0)
+        top, total, acc = _soften(scores, top, total, acc, value)
+    at = ((FIRST + split) * rows + row) * heads + head
+    safe_total = tl.where(total > 0, total, 1.0)
+    tl.store(part_o + at[:, None] * D + dim[None, :], acc / safe_total[:, None], mask=real[:, None])
+    tl.store(part_l + at, tl.where(total > 0, top + tl.log2(safe_total), float("-inf")), mask=real)
+
+
+@triton.jit
+def _join(part_o, part_l, out, count, D: tl.constexpr, PARTS: tl.constexpr):
+    """Weighted mean of the parts of one (row, head), by log-sum-exp; the row's own part is never empty."""
+    at, dim = tl.program_id(0), tl.arange(0, D)
+    top = tl.load(part_l + at)
+    for part in tl.static_range(1, PARTS):
+        top = tl.maximum(top, tl.load(part_l + part * count + at))
+    acc = tl.zeros([D], tl.float32)
+    total = 0.0
+    for part in tl.static_range(PARTS):
+        weight = tl.exp2(tl.load(part_l + part * count + at) - top)
+        acc += weight * tl.load(part_o + (part * count + at) * D + dim)
+        total += weight
+    tl.store(out + at * D + dim, (acc / total).to(out.dtype.element_ty))
+
+
+def pipeline_stages(q: torch.Tensor) -> int:
+    """Of loops over tiles of 64 keys: three where a key takes at most 256 bytes (88 KiB of shared memory), else one.
+
+    An RTX 4090 and an L40S give a program 99 KiB, an A100 163; keys of 512 bytes in three stages would take 168.
+    """
+    return 3 if q.shape[-1] * q.element_size() <= 256 else 1
+
+
+def splits_for(rows: int) -> tuple[int, int]:
+    """(own, prefix) key splits that fill a card of about 100 multiprocessors."""
+    if rows <= 8:
+        return 8, 8
+    if rows <= 64:
+        return 4, 4
+    return (2, 2) if rows <= 128 else (1, 1)
+
+
+def decode_attention(
+    q_BND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, step: Step, layer: int
+) -> torch.Tensor:
+    rows, heads, dim = q_BND.shape
+    kv_heads, block_tokens = k_cache.shape[1], k_cache.shape[2]
+    group = heads // kv_heads
+    own, shared = splits_for(rows)
+    part_o = torch.empty((own + shared, rows, heads, dim), dtype=torch.float32, device=q_BND.device)
+    part_l = torch.empty((own + shared, rows, heads), dtype=torch.float32, device=q_BND.device)
+    scale = dim**-0.5 * LOG2E
+    _decode_own[(rows, kv_heads, own)](
+        q_BND,
+        k_cache,
+        v_cache,
+        step.table_BW,
+        step.lens_B,
+        part_o,
+        part_l,
+        step.table_BW.stride(0),
+        rows,
+        scale,
+        group,
+        max(16, triton.next_power_of_2(group)),
+        dim,
+        block_tokens,
+        TILE_OWN_KEYS,
+        own,
+        num_warps=1,
+        num_stages=3,
+    )
+    prefix, queries = step.prefix, 64
+    _decode_prefix[(triton.cdiv(rows * group, queries), kv_heads, shared)](
+        q_BND,
+        prefix.keys[layer],
+        prefix.values[layer],
+        prefix.length,
+        part_o,
+        part_l,
+        prefix.keys.stride(1),
+        rows,
+        scale,
+        group,
+        dim,
+        queries,
+        TILE_KEYS,
+        shared,
+        own,
+        num_warps=4,
+        num_stages=pipeline_stages(q_BND),
+    )
+    out = torch.empty((rows, heads * dim), dtype=q_BND.dtype, device=q_BND.device)
+    _join[(rows * heads,)](part_o, part_l, out, rows * heads, dim, own + shared, num_warps=1)
+    return out
+
+
+@triton.jit
+def _prefill(
+    q,
+    k_cache,
+    v_cache,
+    keys,
+    values,
+    out,
+    tiles,
+    table,
+    prefix_length,
+    table_stride,
+    head_stride,
+    scale,
+    kv_heads,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    tile, head = tl.program_id(0), tl.program_id(1)
+    heads, kv_head = tl.num_programs(1), head // G
+    row, first = tl.load(tiles + tile * 4), tl.load(tiles + tile * 4 + 1)
+    length, at = tl.load(tiles + tile * 4 + 2), tl.load(tiles + tile * 4 + 3)
+    dim, own = tl.arange(0, D), first + tl.arange(0, QUERIES)
+    real = own < length
+    place_q = ((at + own).to(tl.int64) * heads + head)[:, None] * D + dim[None, :]
+    query = tl.load(q + place_q, mask=real[:, None], other=0.0)
+    top = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    acc = tl.zeros([QUERIES, D], tl.float32)
+    base = kv_head.to(tl.int64) * head_stride
+    shared = tl.load(prefix_length)
+    for start in range(0, shared, TILE):
+        token = start + tl.arange(0, TILE)
+        seen = token < shared
+        key = tl.load(keys + base + token[None, :] * D + dim[:, None], mask=seen[None, :], other=0.0)
+        scores = tl.where(seen[None, :], tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
+        value = tl.load(values + base + token[:, None] * D + dim[None, :], mask=seen[:, None], other=0.0)
+        top, total, acc = _soften(scores, top, total, acc, value)
+    for start in range(0, tl.minimum(length, first + QUERIES), TILE):
+        token = start + tl.arange(0, TILE)
+        seen = token < length
+        block = tl.load(table + row * table_stride + token // BLOCK_TOKENS, mask=seen, other=0).to(tl.int64)
+        place = ((block * kv_heads + kv_head) * BLOCK_TOKENS + token % BLOCK_TOKENS) * D
+        key = tl.load(k_cache + place[None, :] + dim[:, None], mask=seen[None, :], other=0.0)
+        visible = seen[None, :] & (token[None, :] <= own[:, None])
+        scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
+        value = tl.load(v_cache + place[:, None] + dim[None, :], mask=seen[:, None], other=0.0)
+        top, total, acc = _soften(scores, top, total, acc, value)
+    tl.store(
+        out + place_q, (acc / tl.where(total > 0, total, 1.0)[:, None]).to(out.dtype.element_ty), mask=real[:, None]
+    )
+
+
+def query_tiles(lens: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """(row, first token, length, start of the row among the packed tokens) of each tile of queries, int32."""
+    tiles, at = [], 0
+    for row, length in enumerate(lens):
+        tiles += [(row, first, length, at) for first in range(0, length, TILE_QUERIES)]
+        at += length
+    return torch.tensor(tiles, dtype=torch.int32, device=device)
+
+
+def prefill_attention(
+    q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, step: Step, layer: int
+) -> torch.Tensor:
+    tokens, heads, dim = q_TND.shape
+    out = torch.empty((tokens, heads * dim), dtype=q_TND.dtype, device=q_TND.device)
+    assert step.tiles is not None
+    prefix = step.prefix
+    _prefill[(step.tiles.shape[0], heads)](
+        q_TND,
+        k_cache,
+        v_cache,
+        prefix.keys[layer],
+        prefix.values[layer],
+        out,
+        step.tiles,
+        step.table_BW,
+        prefix.length,
+        step.table_BW.stride(0),
+        prefix.keys.stride(1),
+        dim**-0.5 * LOG2E,
+        k_cache.shape[1],
+        heads // k_cache.shape[1],
+        dim,
+        k_cache.shape[2],
+        TILE_QUERIES,
+        TILE_KEYS,
+        num_warps=4,
+        num_stages=pipeline_stages(q_TND),
+    )
+    return out
