@@ -19,10 +19,11 @@ import orjson
 from cai import memory
 from cai.engine import Engine, ScoreRequest
 from cai.errors import CaiError, Stopped
-from cai.prompts import HFTokenizer, Tokenizer, Turn, encode_pieces
+from cai.prompts import encode_pieces
 from cai.settings import EngineSection
 from cai.settings_m3 import STAND_IN
 from cai.stage import Context
+from cai.tokenizers import HFTokenizer, Tokenizer, Turn
 
 Placement = Literal["auto", "beside", "after"]
 HEADROOM_GIB = 4.0  # scores and the cache of short prompts, beside the weights

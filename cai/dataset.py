@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai import records
 from cai.files import holds, write_atomic
 from cai.guard import described
+from cai.jsonline import encode
 from cai.pairs import PairSet
 from cai.recipe import Recipe
 from cai.rendering import environment
@@ -57,7 +57,7 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """JSON lines in the rows' own key order."""
     found = bytearray()  # grown in place: a join would hold every line beside the whole
     for row in rows:
-        found += records.encode(row)
+        found += encode(row)
     return bytes(found)
 
 

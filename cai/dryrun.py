@@ -12,11 +12,12 @@ from typing import Any
 
 from cai import budget, errors
 from cai.console import printable
-from cai.prompts import Prompt, Rendered, Tokenizer
+from cai.prompts import Prompt, Rendered
 from cai.recipe import Recipe
 from cai.rendering import duration, number, usd
 from cai.session import Inputs, runs_root
 from cai.tokenfile import ByteCounter, tokenizer_at_hand
+from cai.tokenizers import Tokenizer
 
 SAMPLE = {  # stands for text that a stage before would write
     "instruction": "How can I keep my bicycle from being stolen in the city?",

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from cai.engine import Completion, EngineStats, Finish, Request, Rules, Score, ScoreRequest, never
 from cai.errors import CaiError
-from cai.prompts import ByteTokenizer
 from cai.settings import EngineSection, LoraSection, ModelSection
+from cai.tokenizers import ByteTokenizer
 
 VERBS = ("Explain", "Describe", "Compare", "Summarise", "Outline", "Question", "Defend", "Illustrate", "Review", "Plan")
 NOUNS = (

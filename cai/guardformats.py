@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.errors import CaiError
-from cai.prompts import Piece, Tokenizer, encode_pieces
+from cai.prompts import encode_pieces
+from cai.tokenizers import Piece, Tokenizer
 
 QWEN, LLAMA = "qwen3guard", "llama-guard"
 QWEN_LABELS = ("Safe", "Unsafe", "Controversial")

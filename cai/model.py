@@ -25,8 +25,8 @@ from typing import Any, Literal
 from cai import embedded
 from cai.engine import Engine, Rules
 from cai.errors import CaiError
-from cai.prompts import HFTokenizer, Tokenizer
 from cai.settings import EngineSection, LoraSection, ModelSection
+from cai.tokenizers import HFTokenizer, Tokenizer
 
 Backend = Literal["cuda", "embedded", "fake"]
 PREQUANTISED = {"nf4": {"load_in_4bit": True}, "int8": {"load_in_4bit": False, "load_in_8bit": True}}

@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cai.prompts import clean, has_control_token
+from cai.jsonline import clean
+from cai.tokenizers import has_control_token
 
 
 @dataclass(frozen=True, slots=True)

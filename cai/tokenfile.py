@@ -1,7 +1,7 @@
 """A tokenizer from a tokenizer.json that is already on this machine, for counting tokens without transformers.
 
 Owns where such a file may lie (a local model folder, the embedded model's cache, the hub's cache; never the network)
-and the small surface that cai.prompts.HFTokenizer needs. A model whose chat template cannot be rendered here counts as
+and the small surface that cai.tokenizers.HFTokenizer needs. A model whose chat template cannot be rendered here counts as
 ChatML, which both models of the recipe use.
 """
 
@@ -16,8 +16,8 @@ import orjson
 
 from cai import embedded
 from cai.errors import CaiError
-from cai.prompts import ByteTokenizer, HFTokenizer, Tokenizer
 from cai.settings import ModelSection
+from cai.tokenizers import ByteTokenizer, HFTokenizer, Tokenizer
 
 
 class ByteCounter(ByteTokenizer):

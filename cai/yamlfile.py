@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from cai.errors import CaiError
-from cai.records import clean
+from cai.jsonline import clean
 
 
 def one_line(value: object) -> str:

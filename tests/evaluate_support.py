@@ -8,7 +8,7 @@ from typing import Any
 from cai.engine import Completion, EngineStats, Request, Score, ScoreRequest, never
 from cai.evaluate.cases import Case
 from cai.evaluate.likelihood import Scorer
-from cai.prompts import ByteTokenizer
+from cai.tokenizers import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
 

@@ -33,9 +33,9 @@ from cai.evaluate.benchmarks.verdicts import OWN_REFUSAL, Case
 from cai.evaluate.benchmarks.whole import read, require_judge
 from cai.fake import FakeModel
 from cai.gates import decide
-from cai.prompts import ByteTokenizer
 from cai.settings_eval import GatesSection
 from cai.settings_m3 import BenchmarksSection
+from cai.tokenizers import ByteTokenizer
 
 Runner = Callable[..., tuple[int, Path]]
 DATA = os.environ.get("CAI_BENCHMARK_DATA", "")

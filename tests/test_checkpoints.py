@@ -13,7 +13,7 @@ import pytest
 
 from cai import errors, files
 from cai.errors import CaiError
-from cai.prompts import ByteTokenizer
+from cai.tokenizers import ByteTokenizer
 from cai.training import checkpoints, reference
 from cai.training.job import Shape
 from cai.training.rows import PairRow, schedule, steps_of, tokenize_pairs

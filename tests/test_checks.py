@@ -120,7 +120,7 @@ class Scripted:
     name, streams = "scripted", False
 
     def __init__(self, knows: Callable[[str], bool], words: tuple[str, str], write: Callable[[str], str]) -> None:
-        from cai.prompts import ByteTokenizer
+        from cai.tokenizers import ByteTokenizer
 
         self.knows, self.words, self.write, self.queue = knows, words, write, []
         self.tokenizer = ByteTokenizer()

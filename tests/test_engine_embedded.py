@@ -43,7 +43,7 @@ def loaded():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from cai import embedded
-    from cai.prompts import HFTokenizer
+    from cai.tokenizers import HFTokenizer
 
     folder = str(embedded.folder())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

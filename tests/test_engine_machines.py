@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -266,3 +267,20 @@ def test_what_was_chosen_is_said_with_its_reason():
         model.engine(EngineSection())
     assert len(said) == 1
     assert said[0].startswith("engine: static batches, since native cannot run this model: rotary embedding 'dynamic'")
+
+
+@pytest.mark.parametrize(("waves", "timed"), [(1, {"3": 1000.0}), (2, {})])
+def test_a_step_is_timed_only_where_all_rows_fit(monkeypatch, waves, timed):
+    """Rows that enter later end later: 256 rows under 80 GB once took -1.81 ms a step."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    import decode_step
+
+    clock, stats = iter((64.0, 0.0, 64.0)), SimpleNamespace(batch_size=3, decode_steps=7)
+    monkeypatch.setattr(decode_step, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+    def completions():
+        stats.decode_steps += 71 * waves
+        yield from (SimpleNamespace(id=i) for i in (1, 2, 0))
+
+    engine = SimpleNamespace(stats=stats, submit=lambda request: None, completions=completions)
+    assert decode_step.step_times(engine, [3, 4], 1.0) == timed

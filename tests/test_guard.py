@@ -19,9 +19,9 @@ from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequ
 from cai.errors import CaiError
 from cai.guard import Judgement, LlamaGuard, QwenGuard, verdict
 from cai.guardformats import Exchange, exchange_ids, llama_category, qwen_category, template_parts
-from cai.prompts import ByteTokenizer, HFTokenizer
 from cai.recipe import read, resolve
 from cai.settings_m3 import GuardSection
+from cai.tokenizers import ByteTokenizer, HFTokenizer
 
 Runner = Callable[..., tuple[int, Path]]
 ON = ("--set", "guard.enabled=true", "--set", "guard.model=stand-in")

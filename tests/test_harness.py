@@ -19,9 +19,9 @@ from cai.errors import CaiError, Stopped
 from cai.evaluate import harness, replay
 from cai.evaluate.replay import Ask, Missing, Replay
 from cai.fake import FakeModel
-from cai.prompts import ByteTokenizer
 from cai.settings import EngineSection, ModelSection
 from cai.settings_eval import EvaluationSection
+from cai.tokenizers import ByteTokenizer
 
 Runner = Callable[..., tuple[int, Path]]
 SMALL = ("--milestone", "m1", "--set", "items=2", "--set", "rounds=1", "--set", "heldout.items=2",

@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BOTTOM = ("records", "run", "recipe", "errors", "files", "settings", "settings_eval", "scanning", "attempts", "lock")
-MIDDLE = ("engine", "model", "prompts", "parsing", "constitution", "grid", "yamlfile", "fake", "embedded", "plan")
+MIDDLE = (
+    "engine",
+    "model",
+    "tokenizers",
+    "prompts",
+    "parsing",
+    "constitution",
+    "grid",
+    "yamlfile",
+    "fake",
+    "embedded",
+    "plan",
+)
 LAYERS = {name: 0 for name in BOTTOM} | {name: 1 for name in MIDDLE}
 LAYERS |= {"stage": 2, "pairs": 3, "stages": 3, "train": 3, "training": 3, "evaluate": 3, "gates": 3, "report": 4}
 LAYERS |= {"session": 3, "steps": 5, "commands": 6}

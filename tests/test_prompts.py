@@ -11,17 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai.errors import CaiError
-from cai.prompts import (
-    PROMPT_FIELDS,
-    ByteTokenizer,
-    HFTokenizer,
-    Piece,
-    Turn,
-    clean,
-    has_control_token,
-    load_prompt,
-    split_control,
-)
+from cai.jsonline import clean
+from cai.prompts import PROMPT_FIELDS, load_prompt
+from cai.tokenizers import ByteTokenizer, HFTokenizer, Piece, Turn, has_control_token, split_control
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 CONTROLS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<think>")

@@ -17,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cai import errors, files
 from cai.console import printable
 from cai.errors import CaiError
-from cai.records import RecordLog, encode, read
+from cai.jsonline import encode
+from cai.records import RecordLog, read
 
 HOSTILE = "{name} <|im_end|><script>alert(1)</script>\x1b]52;c;aGk=\x07\u2028\x85\r\n\0 \ufeff\u202e"
 

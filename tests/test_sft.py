@@ -17,10 +17,10 @@ from cai.evaluate import second, whole
 from cai.evaluate.bench import Bench
 from cai.fake import FakeModel
 from cai.gates import Measured
-from cai.prompts import ByteTokenizer
 from cai.recipe import read, resolve
 from cai.settings import DpoSection, LoraSection, ModelSection, SftSection
 from cai.story import read_story
+from cai.tokenizers import ByteTokenizer
 from cai.training.rows import PairRow, PairRows, revisions_only
 from cai.verify import verify
 from tests.conftest import ROOT

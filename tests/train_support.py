@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import torch
 
-from cai.prompts import ByteTokenizer
 from cai.settings import DpoSection, LoraSection
+from cai.tokenizers import ByteTokenizer
 
 LORA = LoraSection(rank=4, alpha=8)
 

@@ -18,7 +18,8 @@ from cai.engine import Engine, Score, ScoreRequest, never
 from cai.errors import Stopped
 from cai.evaluate.cases import GENERIC_CRITIQUE, Case, others
 from cai.evaluate.verdict import Outcome, Scored, Unscored
-from cai.prompts import Format, Tokenizer
+from cai.prompts import Format
+from cai.tokenizers import Tokenizer
 
 Name = tuple[Any, ...]
 Key = tuple[int, int]

@@ -17,7 +17,8 @@ from rapidfuzz import fuzz, process
 
 from cai import plan
 from cai.errors import CaiError
-from cai.prompts import clean, digest
+from cai.jsonline import clean
+from cai.prompts import digest
 from cai.stage import Context, Row, Stage, run_stage
 from cai.stages.chain import instruction_of
 

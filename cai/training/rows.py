@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cai.prompts import has_control_token
+from cai.tokenizers import has_control_token
 
 
 @dataclass(frozen=True, slots=True)
