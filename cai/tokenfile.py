@@ -1,8 +1,8 @@
 """A tokenizer from a tokenizer.json that is already on this machine, for counting tokens without transformers.
 
 Owns where such a file may lie (a local model folder, the embedded model's cache, the hub's cache; never the network)
-and the small surface that cai.tokenizers.HFTokenizer needs. A model whose chat template cannot be rendered here counts as
-ChatML, which both models of the recipe use.
+and the small surface that cai.tokenizers.HFTokenizer needs. A model whose chat template cannot be rendered here counts
+as ChatML, which both models of the recipe use.
 """
 
 from __future__ import annotations
