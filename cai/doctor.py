@@ -36,6 +36,9 @@ BYTES_A_WEIGHT = {
     "fp32": 4.0,
 }  # NF4: 4 bits + 8-bit scales in double quantisation
 ADAM_BYTES = 16  # fp32 weight, gradient and two moments of each LoRA weight
+FP8_CAPABILITY = (8, 9)
+FP8_ROOM_GIB = 8.0  # the smallest KV cache and the reserve beside it
+BYTES_AN_FP8_WEIGHT = 1 + 4 / 64  # and NF4's scales in fp32
 WORKING_GIB = 2.5  # CUDA context, dequantisation buffer, logits of one chunk, activations of one short pair
 
 
@@ -179,7 +182,10 @@ def gpu_checks(recipe: Recipe) -> Iterator[Check]:
         yield Check(
             "bf16", "fail", f"compute capability {card.major}.{card.minor} has no bf16: rent an Ampere or newer card"
         )
-    yield memory_check(recipe, local_config(recipe.model.name), free / 2**30)
+    config = local_config(recipe.model.name)
+    yield memory_check(recipe, config, free / 2**30)
+    if recipe.engine.linears == "fp8":
+        yield eight_bit_check(recipe, (card.major, card.minor), config, free / 2**30)
 
 
 def local_config(name: str) -> dict[str, Any]:
@@ -258,6 +264,26 @@ def memory_check(recipe: Recipe, config: Mapping[str, Any], free_gib: float) -> 
             "memory", "warn", f"{text}. Tight: gradient checkpointing and a small batch are chosen by themselves."
         )
     return Check("memory", "ok", text)
+
+
+def eight_bit_check(recipe: Recipe, card: tuple[int, int], config: Mapping[str, Any], free_gib: float) -> Check:
+    """Whether `engine.linears = "fp8"` can be: known before gigabytes are read."""
+    name, remedy = "8-bit drawing", 'Set engine.linears = "auto"'
+    if recipe.model.quantization != "nf4":
+        text = f'"fp8" is made of NF4 weights, and model.quantization is "{recipe.model.quantization}"'
+        return Check(name, "fail", f"{text}. {remedy}.")
+    if card < FP8_CAPABILITY:
+        text = f"needs compute capability 8.9 (Ada, Hopper), this card has {card[0]}.{card[1]}"
+        return Check(name, "fail", f"{text}. {remedy}.")
+    size = size_of(config, recipe.model.name)
+    if size is None:
+        return Check(name, "ok", f"compute capability {card[0]}.{card[1]}")
+    copies = size.linear * BYTES_AN_FP8_WEIGHT / 2**30
+    need = size.weights_gib("nf4") + copies + FP8_ROOM_GIB
+    text = (
+        f"8-bit copies {copies:.1f} GiB beside the weights, {need:.1f} with the smallest cache, of {free_gib:.1f} free"
+    )
+    return Check(name, "ok", text) if need <= free_gib else Check(name, "fail", f"{text}. {remedy}.")
 
 
 def price_check(recipe: Recipe) -> Check:

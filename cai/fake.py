@@ -146,7 +146,7 @@ class FakeModel:
     def tuned(self) -> bool:
         return self.lora and self._on
 
-    def engine(self, section: EngineSection) -> FakeEngine:
+    def engine(self, section: EngineSection, rounded: bool = False) -> FakeEngine:
         if self._engine is None:
             self._engine = FakeEngine(self, section.batch_size)
         return self._engine

@@ -70,17 +70,25 @@ class LoadedModel:
     rules: Rules = field(default_factory=Rules)
     say: Callable[[str], None] = print
     _engine: Engine | None = None
+    _linears: str = ""  # which the engine was asked for
 
     @property
     def embedded(self) -> bool:
         return self.backend == "embedded"
 
-    def engine(self, section: EngineSection) -> Engine:
-        """The engine over these weights; one at a time, made on first use and after `release`."""
+    def engine(self, section: EngineSection, rounded: bool = False) -> Engine:
+        """The engine over these weights; one at a time, made on first use and after `release`.
+
+        `rounded`: data are made, for which the recipe may ask for 8-bit products; what measures never gets them.
+        """
+        section = section if rounded else section.exact
+        if self._engine is not None and section.linears != self._linears:
+            self.release()
         if self._engine is None:
             from cai.engine.build import make_engine
 
             self.mode("generate")
+            self._linears = section.linears
             self._engine = make_engine(section.backend, self, batch_size=section.batch_size, linears=section.linears)
             self._engine.rules = self.rules
             for note in ("engine", "linears"):  # what was chosen for this model and card, and why

@@ -84,7 +84,7 @@ class Context:
 
     @property
     def engine(self) -> Engine:
-        return self.model().engine(self.recipe.engine)
+        return self.model().engine(self.recipe.engine, rounded=True)
 
     def ok(self, stage: str, item: int, round_: int = 0) -> Row | None:
         """The accepted row of a stage, if there is one."""

@@ -192,7 +192,7 @@ class Engine:
         pass
 
 
-def padding(batch_table, nats=4.0, backend="cuda", wanted=None):
+def padding(batch_table, nats=4.0, backend="cuda"):
     from cai.engine import build
 
     alone = Engine(lambda ids, size: [ids[0] + i for i in range(8)], nats)
@@ -200,7 +200,7 @@ def padding(batch_table, nats=4.0, backend="cuda", wanted=None):
     real = build.make_engine
     build.make_engine = lambda *_a, **_k: alone
     try:
-        return doctor_model.padding_check(model, wanted or recipe(), [(10, 11, 12), (20, 21, 22), (30, 31, 32)])
+        return doctor_model.padding_check(model, recipe(), [(10, 11, 12), (20, 21, 22), (30, 31, 32)])
     finally:
         build.make_engine = real
 
@@ -225,26 +225,68 @@ def test_padding_garbage_fails_and_a_near_tie_does_not():
     assert padding(wrong_for_the_second, nats=0.1, backend="embedded").status == "fail"
 
 
-def test_8_bit_drawing_may_part_where_exact_drawing_may_not():
-    fp8 = recipe().model_copy(update={"engine": recipe().engine.model_copy(update={"linears": "fp8"})})
-    assert padding(wrong_for_the_second, nats=1.0).status == "fail"
-    assert padding(wrong_for_the_second, nats=1.0, wanted=fp8).status == "ok"
-    assert padding(wrong_for_the_second, nats=1.0, wanted=fp8, backend="embedded").status == "fail"
-    assert padding(wrong_for_the_second, nats=4.0, wanted=fp8).status == "fail"
+def wishing(linears, **model):
+    made = recipe()
+    update = {"engine": made.engine.model_copy(update={"linears": linears})}
+    return made.model_copy(update=update | {"model": made.model.model_copy(update={"name": "some-32B", **model})})
 
 
-@pytest.mark.parametrize(("nats", "status"), [(0.034, "ok"), (0.11, "warn"), (float("nan"), "warn")])
-def test_what_8_bit_drawing_changes_is_measured_and_said(monkeypatch, nats, status):
+@pytest.mark.parametrize(
+    ("nats", "status", "words"),
+    [
+        (0.034, "ok", "KL 0.0340 nats a token"),
+        (0.11, "warn", 'More than 0.1: engine.linears = "auto"'),
+        (float("nan"), "warn", 'engine.linears = "auto"'),
+        (0.0, "warn", "nothing is rounded"),  # a CPU, or an adapter that only the modules compute
+    ],
+)
+def test_what_8_bit_drawing_changes_is_measured_and_said(monkeypatch, nats, status, words):
     from cai.engine.native import scoring
 
     seen = []
     monkeypatch.setattr(scoring, "divergence", lambda engine, ids: seen.append(ids) or (nats, 0.9))
     check = doctor_model.rounding_check(SimpleNamespace(name="native"), [(1, 2), (1, 2, 3)])
-    assert check.status == status and f"KL {nats:.4f} nats a token" in check.seen and "90.0% of 3 tokens" in check.seen
-    assert seen == [(1, 2, 3)]
-    assert ('engine.linears = "auto"' in check.seen) == (status == "warn")
+    assert (check.status, seen) == (status, [(1, 2, 3)]) and words in check.seen
     other = doctor_model.rounding_check(SimpleNamespace(name="static"), [(1, 2)])
-    assert other.status == "warn" and "not used by the static engine" in other.seen
+    assert other.status == "warn" and "nothing is rounded" in other.seen and len(seen) == 1
+
+
+@pytest.mark.parametrize("linears", ["fp8", "auto"])
+def test_it_is_measured_where_the_recipe_asks_for_it(monkeypatch, linears):
+    asked = []
+    for name in ("sample_prompts", "prompt_check", "padding_check", "stop_check"):
+        monkeypatch.setattr(doctor_model, name, lambda *a: {"answers": (1, 2)})
+    monkeypatch.setattr(doctor_model, "training_checks", lambda *a: iter(()))
+    monkeypatch.setattr(doctor_model, "rounding_check", lambda engine, texts: "measured")
+    model = SimpleNamespace(
+        backend="cuda", release=lambda: None, engine=lambda section, rounded: asked.append((section.linears, rounded))
+    )
+    found = list(doctor_model.model_checks(model, wishing(linears), {}))
+    assert ("measured" in found) == (linears == "fp8") and asked == [("fp8", True)] * (linears == "fp8")
+
+
+@pytest.mark.parametrize(
+    ("model", "card", "free", "status", "words"),
+    [
+        ({}, (9, 0), 79.0, "ok", "8-bit copies 30.1 GiB beside the weights"),
+        ({}, (8, 9), 79.0, "ok", "8-bit copies"),
+        ({}, (8, 6), 79.0, "fail", "needs compute capability 8.9 (Ada, Hopper), this card has 8.6"),
+        ({}, (9, 0), 47.0, "fail", "of 47.0 free. Set engine.linears"),
+        ({"quantization": "bf16"}, (9, 0), 139.0, "fail", 'made of NF4 weights, and model.quantization is "bf16"'),
+        ({"name": "unknown"}, (9, 0), 139.0, "ok", "compute capability 9.0"),
+    ],
+)
+def test_8_bit_copies_that_cannot_be_are_refused_before_gigabytes_are_read(model, card, free, status, words):
+    check = doctor.eight_bit_check(wishing("fp8", **model), card, {}, free)
+    assert check.status == status and words in check.seen, check.seen
+    assert ('Set engine.linears = "auto"' in check.seen) == (status == "fail")
+
+
+def test_the_machine_is_asked_for_8_bit_products_only_where_the_recipe_wants_them(monkeypatch):
+    monkeypatch.setattr(doctor, "local_config", lambda name: dict(QWEN_32B))
+    gpu(monkeypatch, gib=80)  # capability 8.0: an A100
+    found = {linears: {c.name: c.status for c in doctor.gpu_checks(wishing(linears))} for linears in ("fp8", "auto")}
+    assert found["fp8"]["8-bit drawing"] == "fail" and "8-bit drawing" not in found["auto"]
 
 
 def test_a_chat_token_in_a_base_prompt_fails():

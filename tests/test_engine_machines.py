@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 
 from test_engine import PREFIX, Letters, Loaded, ScoreRequest, requests, tiny  # noqa: E402
 
-from cai.engine import build  # noqa: E402
-from cai.engine.native import attention_kernels, linears, scoring, tuning  # noqa: E402
+from cai.engine import Rules, build  # noqa: E402
+from cai.engine.native import attention_kernels, linears, tuning  # noqa: E402
 from cai.engine.native.engine import NativeEngine  # noqa: E402
 from cai.engine.native.graphs import Graphs  # noqa: E402
 from cai.errors import CaiError  # noqa: E402
@@ -61,119 +61,6 @@ def test_a_way_that_ran_out_of_memory_is_tried_again_at_the_next_start(nf4_decod
     assert nf4_decoder.layers[0].linears.qkv.shared.choose(9999) == "dequant"
 
 
-@pytest.fixture
-def rounding(monkeypatch):
-    """Card and kernels of 8-bit copies, in plain torch."""
-    from cai.engine.native import fp8
-
-    monkeypatch.setattr(fp8, "require", lambda *a: None)
-    monkeypatch.setattr(fp8, "round_rows", lambda x: (x * 4).round() / 4)
-    monkeypatch.setattr(fp8, "product", lambda x, w, bias: x @ w.T if bias is None else x @ w.T + bias)
-    monkeypatch.setattr(linears.Group, "dequantised", lambda group: torch.cat([m.weight for m in group.modules]))
-    monkeypatch.setattr(tuning, "milliseconds", lambda run: 1.0)
-    monkeypatch.setattr(tuning, "free_gpu_bytes", lambda device: 80 << 30)
-    monkeypatch.setattr(tuning, "reserve_bytes", lambda device: 4 << 30)
-    monkeypatch.setattr(tuning, "agrees", lambda *a: True)
-    monkeypatch.setattr(tuning.timings, "remember", lambda *a: None)
-
-
-def test_8_bit_products_are_for_drawing_only(nf4_decoder, rounding):
-    said = tuning.choose(nf4_decoder, "fp8")
-    assert said.startswith("drawing: fp8 (8-bit products); the rest: linears by tokens: <=1: fused")
-    shared = nf4_decoder.layers[0].linears.qkv.shared
-    assert shared.choose(1) == "fused" and shared.choose(4096) != "fp8"
-    with shared.draws():
-        assert {shared.choose(tokens) for tokens in (1, 16, 9999)} == {"fp8"}
-    assert shared.choose(1) == "fused"
-    with pytest.raises(ZeroDivisionError), shared.draws():
-        raise ZeroDivisionError
-    assert not shared.drawing
-    tuning.choose(nf4_decoder, "auto")
-    shared = nf4_decoder.layers[0].linears.qkv.shared
-    with shared.draws():
-        assert shared.choose(1) == "fused"
-
-
-def test_8_bit_copies_that_cannot_be_are_one_line(nf4_decoder, rounding, monkeypatch):
-    monkeypatch.setattr(tuning, "agrees", lambda *a: False)
-    with pytest.raises(CaiError, match='"fp8" gives wrong products on this card'):
-        tuning.choose(nf4_decoder, "fp8")
-
-    def refused(*a):
-        raise RuntimeError("no such kernel\nand more")
-
-    monkeypatch.setattr(tuning, "agrees", refused)
-    with pytest.raises(CaiError, match=r'"fp8" cannot run here \(no such kernel\). Use "auto"'):
-        tuning.choose(nf4_decoder, "fp8")
-    monkeypatch.setattr(tuning, "free_gpu_bytes", lambda device: 8 << 30)
-    with pytest.raises(CaiError, match='"fp8" needs 0 GiB for 8-bit copies, 0 are free beside the KV cache'):
-        tuning.choose(nf4_decoder, "fp8")
-    monkeypatch.setattr(tuning, "is_nf4", lambda module: False)
-    with pytest.raises(CaiError, match='"fp8" is made of NF4 weights, and these are Linear'):
-        tuning.choose(nf4_decoder, "fp8")
-
-
-@pytest.mark.parametrize(("card", "dtype", "words"), [((8, 0), "bfloat16", "no 8-bit"), ((9, 0), "float16", "float16")])
-def test_a_card_without_8_bit_products_is_refused(monkeypatch, card, dtype, words):
-    from cai.engine.native import fp8
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some card")
-    with pytest.raises(CaiError, match=f'engine.linears: .*{words}.* Use "auto"'):
-        fp8.require("cuda", getattr(torch, dtype))
-    fp8.require("cuda", torch.bfloat16) if card >= (8, 9) else None
-
-
-def eight_bit(engine):
-    """The engine as "fp8" sets it up, with rounding in plain torch."""
-    decoder = SimpleNamespace(layers=engine.decoder.layers, dtype=torch.float32, device="cpu")
-    tuning.choose(decoder, "fp8")
-    engine.shared = engine.groups[0].shared
-    engine.shared.choose = lambda tokens: "fp8" if engine.shared.drawing else "module"
-    for group in engine.groups:
-        group.nf4 = group.modules  # not None: there is another way than the modules
-    return engine
-
-
-def test_prompts_and_draws_are_rounded_scores_and_prefixes_are_not(nf4_decoder, rounding):
-    plain, engine = NativeEngine(tiny(), Letters(), batch_size=4), eight_bit(NativeEngine(tiny(), Letters()))
-    wanted = [ScoreRequest(i, (*PREFIX, i), (3, 1, 4), len(PREFIX)) for i in range(4)]
-    assert [s.logps for s in engine.score(wanted)] == [s.logps for s in plain.score(wanted)]
-    for each in (plain, engine):
-        for request in requests(temperature=0.0):
-            each.submit(request)
-    drawn = [{done.id: done.token_ids for done in each.completions()} for each in (plain, engine)]
-    assert drawn[0] != drawn[1]
-    for key, saved in engine.saved.items():
-        assert all(torch.equal(one, other) for one, other in zip(saved, plain.saved[key], strict=True))
-    assert [s.logps for s in engine.score(wanted)] == [s.logps for s in plain.score(wanted)]
-
-
-def test_divergence_is_the_kl_of_the_exact_distribution_from_the_drawn_one(nf4_decoder, rounding):
-    engine, ids = eight_bit(NativeEngine(tiny(), Letters())), tuple(range(7, 47))
-    nats, same = scoring.divergence(engine, ids)
-    exact = torch.stack([logps_after(engine, ids[: n + 1]) for n in range(len(ids))])
-    engine.shared.choose = lambda tokens: "fp8"
-    drawn = torch.stack([logps_after(engine, ids[: n + 1]) for n in range(len(ids))])
-    assert nats == pytest.approx((exact.exp() * (exact - drawn)).sum(-1).mean().item(), rel=1e-3)
-    assert same == pytest.approx((exact.argmax(-1) == drawn.argmax(-1)).float().mean().item())
-    assert nats > 0 and len(engine.cache.free) == engine.cache.blocks
-    assert scoring.divergence(engine, ids) == (0.0, 1.0)  # nothing is rounded beside what always is
-
-
-def logps_after(engine, ids):
-    vocab = engine.decoder.config.vocab_size
-    scores = engine.score([ScoreRequest(token, ids, (token,)) for token in range(vocab)])
-    return torch.tensor([score.total for score in sorted(scores, key=lambda score: score.id)])
-
-
-def test_a_wish_for_linears_that_nothing_comes_of_is_said():
-    engine = build.make_engine("native", Loaded(tiny()), linears="fp8")
-    assert engine.stats.extra["linears"] == 'linears: the loaded modules; "fp8" is for the native engine on a GPU'
-    assert "fused" in build.make_engine("static", Loaded(tiny()), linears="fused").stats.extra["linears"]
-    assert "linears" not in build.make_engine("native", Loaded(tiny())).stats.extra
-
-
 def test_biases_have_the_compute_type(monkeypatch):
     """float16 weights with a bias on one of three projections: the joint bias was float32, which no product takes."""
     modules = [torch.nn.Linear(64, 4, bias=biased).half() for biased in (True, False, True)]
@@ -194,6 +81,24 @@ def test_int8_anywhere_means_no_graph():
     assert Graphs(engine).eager
     engine.groups = groups[:1]
     assert not Graphs(engine).eager
+
+
+def test_a_graph_serves_only_the_rules_it_was_captured_under(monkeypatch):
+    """lm_eval draws without the recipe's rules over the same engine: it got graphs that still had them."""
+    engine = SimpleNamespace(stats=SimpleNamespace(batch_size=4), groups=[], rules=Rules(0.1))
+    graphs, captured = Graphs(engine), []
+
+    def capture(bucket):
+        captured.append((bucket, engine.rules))
+        return SimpleNamespace(replay=lambda: None), len(captured)
+
+    monkeypatch.setattr(graphs, "_capture", capture)
+    assert [graphs.run(3), graphs.run(4)] == [1, 1]
+    engine.rules = Rules()
+    assert graphs.run(3) == 2
+    engine.rules = Rules(0.1)
+    assert graphs.run(3) == 1
+    assert captured == [(4, Rules(0.1)), (4, Rules())]
 
 
 @pytest.mark.parametrize(

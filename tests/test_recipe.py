@@ -149,7 +149,9 @@ def test_identity_covers_what_makes_the_data_and_nothing_else() -> None:
 def test_8_bit_drawing_is_part_of_what_made_the_data_and_the_exact_ways_are_not() -> None:
     """Records of both would be mixed by a resume; and what earlier runs noted must stay equal."""
     recipe = changed()
-    fp8, fused = (changed(engine=recipe.engine.model_copy(update={"linears": linears})) for linears in ("fp8", "fused"))
+    fp8, fused = (
+        resolve(read(SHIPPED), milestone="m1", sets=[f"engine.linears={linears}"]) for linears in ("fp8", "fused")
+    )
     assert identity(fused, {}) == identity(recipe, {}) and "engine.linears" not in identity(recipe, {})
     assert identity(fp8, {}) == identity(recipe, {}) | {"engine.linears": "'fp8'"}
     first, later = (stage_identity(fp8, stage, {}) for stage in ("instructions", "answers"))

@@ -101,7 +101,11 @@ def test_every_way_of_the_linears_scores_alike():
     assert totals["fused"] == pytest.approx(totals["bnb"], rel=1e-2)
 
 
-@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="no fp8 here")
+OLD = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9)
+needs_fp8 = pytest.mark.skipif(OLD, reason="a card without 8-bit products")
+
+
+@needs_fp8
 def test_8_bit_drawing_is_near_and_scores_stay_exact():
     from cai.engine.native.scoring import divergence
 
@@ -120,11 +124,12 @@ def test_8_bit_drawing_is_near_and_scores_stay_exact():
     assert scores[1] == pytest.approx(scores[0], rel=1e-3)
 
 
-def test_50_open_close_cycles_keep_no_memory():
+@pytest.mark.parametrize("linears", ["auto", pytest.param("fp8", marks=needs_fp8)])
+def test_50_open_close_cycles_keep_no_memory(linears):
     loaded, wanted = quantised(), requests(8)
 
     def cycle():
-        engine = NativeEngine(loaded, Numbers(), device="cuda", batch_size=8)
+        engine = NativeEngine(loaded, Numbers(), device="cuda", batch_size=8, linears=linears)
         complete(engine, wanted)
         engine.close()
         return torch.cuda.memory_allocated()

@@ -90,7 +90,7 @@ class NativeEngine:
             prefill_tokens = CPU_PREFILL_TOKENS
         self.prefix = Prefix.empty(self.shape, min(1024, self.max_len), self.device)
         self.state = RowState(rows, self.cache.blocks_for(self.max_len) + 1, self.max_len, self.device)
-        self.scheduler, self.dirty = Scheduler(self.cache, rows, prefill_tokens), False
+        self.scheduler, self.dirty = Scheduler(self.cache, rows, prefill_tokens, self.shared.rounding), False
         self.stats.extra["kv_tokens"] = self.cache.blocks * self.cache.block_tokens
         if self.gpu:
             from cai.engine.native.graphs import Graphs

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cai.engine import Rules
 from cai.engine.native.linears import is_int8
 
 SIDE: dict[str, torch.cuda.Stream] = {}  # one for the process: cuBLAS keeps a workspace (32 MiB) for every stream
@@ -24,7 +25,7 @@ class Graphs:
         self.engine = engine
         self.pool: Any = None
         self.limit = engine.stats.batch_size
-        self.captured: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self.captured: dict[tuple[int, Rules], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self.eager = any(is_int8(module) for group in engine.groups for module in group.modules)
 
     def bucket(self, rows: int) -> int:
@@ -35,9 +36,10 @@ class Graphs:
         bucket = self.bucket(rows)
         if self.eager:
             return self.engine.decode_on_device(bucket)
-        if bucket not in self.captured:
-            self.captured[bucket] = self._capture(bucket)
-        graph, drawn = self.captured[bucket]
+        key = bucket, self.engine.rules  # the draw under its rules is part of the graph
+        if key not in self.captured:
+            self.captured[key] = self._capture(bucket)
+        graph, drawn = self.captured[key]
         graph.replay()
         return drawn
 

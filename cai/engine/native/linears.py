@@ -34,11 +34,12 @@ class Nf4:
 class Shared:
     """What all groups of an engine use in common: the way by number of tokens, and the dequantisation buffer.
 
-    `drawing`: prompts and draws are computed, not scores or prefixes; only then may products be rounded to 8 bits.
+    `rounding`: products are rounded to 8 bits while `drawing`, that is for prompts and draws, not scores and prefixes.
     """
 
     choose: Callable[[int], Way] = lambda tokens: "module"
     buffer: torch.Tensor | None = None
+    rounding: bool = False
     drawing: bool = False
 
     @contextlib.contextmanager

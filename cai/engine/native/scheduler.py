@@ -53,6 +53,7 @@ class Scheduler:
     blocks: Blocks
     max_rows: int
     prefill_tokens: int  # the most prompt tokens computed at a time (a single longer row is allowed)
+    lone_prefixes: bool = False  # also what a single row has is set up: where a row's own tokens are computed otherwise
     waiting: OrderedDict[tuple[int, ...], deque[Row]] = field(default_factory=OrderedDict)
     active: dict[int, Running] = field(default_factory=dict)
     prefix: tuple[int, ...] = ()
@@ -75,12 +76,12 @@ class Scheduler:
     def choose_prefix(self) -> tuple[int, ...]:
         """The prefix to run next: the current one while rows wait for it or run, else the longest-waiting group's.
 
-        A prefix that a single row has is not set up; that row joins the rows without a prefix.
+        A prefix that a single row has is not set up (but see `lone_prefixes`); that row joins those without a prefix.
         """
         if self.active or self.prefix in self.waiting:
             return self.prefix
         lone = [prefix for prefix, group in self.waiting.items() if prefix and len(group) == 1]
-        for prefix in lone:
+        for prefix in () if self.lone_prefixes else lone:
             self.waiting.setdefault((), deque()).extend(self.waiting.pop(prefix))
         self.prefix = next(iter(self.waiting), self.prefix)
         return self.prefix

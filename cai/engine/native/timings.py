@@ -19,6 +19,7 @@ from cai.embedded import cache_root
 from cai.errors import CaiError
 from cai.files import write_json_atomic
 
+KERNELS = ("nf4.py", "fp8.py")
 VERSIONED = ("torch", "triton", "bitsandbytes")
 
 
@@ -34,13 +35,17 @@ def facts(decoder: Any, copied: int, linears: str) -> dict[str, Any]:
         "card": card.name,
         "memory": card.total_memory,
         "versions": {name: version(name) for name in VERSIONED},
-        "kernels": hashlib.sha256(Path(__file__).with_name("nf4.py").read_bytes()).hexdigest()[:16],
+        "kernels": hashlib.sha256(b"".join(map(source, KERNELS))).hexdigest()[:16],
         "shapes": [[(b.out_features, b.in_features) for b in map(base_layer, group.modules)] for group in groups],
         "layers": len(decoder.layers),
         "all_copied": copied == len(decoder.layers),
         "dtype": str(decoder.dtype),
         "linears": linears,
     }
+
+
+def source(name: str) -> bytes:
+    return Path(__file__).with_name(name).read_bytes()
 
 
 def version(name: str) -> str:

@@ -21,7 +21,7 @@ from cai.engine.native import timings
 from cai.engine.native.cache import reserve_bytes
 from cai.engine.native.graphs import capture, once
 from cai.engine.native.linears import Group, Shared, Way, base_layer, is_nf4
-from cai.errors import CaiError
+from cai.errors import RESUMABLE, CaiError
 from cai.memory import free_gpu_bytes
 
 TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 4096)  # numbers of tokens that are measured
@@ -36,12 +36,14 @@ FP8_AGREES_WITHIN = 0.1  # 0.038 was seen on random inputs
 def choose(decoder: Any, linears: str) -> str:
     """Set up the ways that `linears` allows, measure them, put the fastest in place, and say why it is."""
     groups = [group for layer in decoder.layers for group in layer.linears.groups]
-    if linears == "bnb" or not all(is_nf4(module) for group in groups for module in group.modules):
-        kind = type(base_layer(groups[0].modules[0])).__name__
+    other = next((module for group in groups for module in group.modules if not is_nf4(module)), None)
+    if linears == "bnb" or other is not None:
+        kind = type(base_layer(other or groups[0].modules[0])).__name__
         if linears == "fp8":
-            raise CaiError(f'engine.linears: "fp8" is made of NF4 weights, and these are {kind}. Use "auto".')
+            text = f"and not all projections are that (a {kind}, or other blocks)"
+            raise CaiError(f'engine.linears: "fp8" is made of NF4 weights in blocks of 64, {text}. Use "auto".')
         return f"linears: the loaded modules ({kind}) as they are"
-    shared = Shared()
+    shared = Shared(rounding=linears == "fp8")
     for group in groups:
         group.unpack(shared, decoder.dtype)
     copied = 0 if linears in ("fused", "fp8") else copy_layers(decoder, must=linears == "bf16")
@@ -57,7 +59,7 @@ def choose(decoder: Any, linears: str) -> str:
     ways = fastest({way: row for way, row in times.items() if way != "fp8"})
 
     def way_for(tokens: int) -> Way:
-        if shared.drawing and linears == "fp8":  # whatever the number of rows: a row's text does not depend on it
+        if shared.drawing and shared.rounding:  # whatever the number of rows: a row's text does not depend on it
             return "fp8"
         return ways[min(bisect.bisect_left(TOKENS, tokens), len(TOKENS) - 1)]
 
@@ -103,12 +105,17 @@ def round_layers(decoder: Any, groups: Sequence[Group]) -> None:
     need = sum(group.numel for group in groups)
     room = free_gpu_bytes(decoder.device) - reserve_bytes(decoder.device) - KV_BYTES_NEEDED
     if room < need:
-        text = f"{need / 2**30:.0f} GiB for 8-bit copies, {max(0, room) / 2**30:.0f} are free beside the KV cache"
+        text = f"{need / 2**30:.1f} GiB for 8-bit copies, {max(0, room) / 2**30:.1f} are free beside the KV cache"
         raise CaiError(f'engine.linears: "fp8" needs {text}. Use "auto".')
-    for group in groups:
-        group.fp8 = fp8.round_rows(group.dequantised())
+    first = groups[:4]
     try:
-        right = agrees(groups[:4], _inputs(groups[:4], 16, decoder), "fp8", FP8_AGREES_WITHIN)
+        for group in groups:
+            group.fp8 = fp8.round_rows(group.dequantised())
+        right = all(agrees(first, _inputs(first, tokens, decoder), "fp8", FP8_AGREES_WITHIN) for tokens in (1, 16, 512))
+        for group in first:  # as many tokens as a prefill has: that it runs
+            group.base(_inputs([group], TOKENS[-1], decoder)[base_layer(group.modules[0]).in_features], "fp8")
+    except torch.OutOfMemoryError:
+        raise CaiError('engine.linears: "fp8": out of memory over its copies. Use "auto".', RESUMABLE) from None
     except (RuntimeError, TritonError) as error:  # widths or a card that the product does not take
         raise CaiError(f'engine.linears: "fp8" cannot run here ({str(error).splitlines()[0]}). Use "auto".') from None
     if not right:
