@@ -159,11 +159,13 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
     if args.resume:
         path = resolve_run(args.resume, root)
         run = Run.open(path, **start_facts(inputs))
+        sets = (word for text in inputs.sets for word in ("--set", text))  # a fork knows only what it is told
+        asked = shlex.join([str(args.recipe), "--milestone", recipe.milestone, *sets])
         try:
-            check_identity(run.manifest.get("identity", {}), inputs.identity(), str(args.resume), str(args.recipe))
+            check_identity(run.manifest.get("identity", {}), inputs.identity(), str(path), asked)
             if "training_identity" in run.manifest:
                 now = inputs.identity(training=True)
-                check_identity(run.manifest["training_identity"], now, str(args.resume), str(args.recipe))
+                check_identity(run.manifest["training_identity"], now, str(path), asked)
             if not holds(run.resolved_path, recipes.dump(recipe)):
                 write_atomic(run.resolved_path, recipes.dump(recipe))
                 run.event("recipe_changed")

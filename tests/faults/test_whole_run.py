@@ -10,15 +10,17 @@ import os
 import pty
 import random
 import resource
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 import pytest
-from whole import Project, digest, events, kill, wait_for
+from whole import ROOT, Project, digest, events, kill, wait_for
 
 from cai import errors, verify
 from cai.records import read
@@ -140,6 +142,22 @@ def test_f15_a_changed_recipe_is_drift(made: Project, key: str, value: str) -> N
     done = made.resume(sets=(f"{key}={value}",))
     assert done.code == errors.DRIFT and f"{key}: " in done.err and "-> " in done.err and "--fork" in done.err
     assert digest(made.run, ("records.jsonl", "manifest.json", "recipe.resolved.toml")) == before
+
+
+def test_f15_both_remedies_do_what_they_say(made: Project) -> None:
+    """As printed, from the folder where the refused command was given, also where only a run's name was given."""
+    assert made.go("--milestone", "m1", "--limit", "2", "--until", "answers").code == 0
+    first = made.run
+    done = made.go("--resume", first.name, sets=("sampling.answers.temperature=0.5",))
+    assert done.code == errors.DRIFT
+    as_it_was, forked = (shlex.split(line.partition("python runner.py ")[2]) for line in done.err.splitlines()[-2:])
+    for words in (as_it_was, forked):
+        command = [sys.executable, str(ROOT / "runner.py"), *words]
+        ran = subprocess.run(command, cwd=made.folder, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0, ran.stderr
+    assert made.run != first and "temperature = 0.5" in (made.run / "recipe.resolved.toml").read_text()
+    assert {row["stage"] for row in read(made.run / "records.jsonl")} == {"instructions"}
+    assert 'milestone = "m1"' in (made.run / "recipe.resolved.toml").read_text()
 
 
 @pytest.mark.parametrize("name", ["prompts/revisions.yaml", "constitution.yaml"])
