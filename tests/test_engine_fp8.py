@@ -147,7 +147,7 @@ CANNOT = {
     "no number": (fp8, "product", lambda x, w, bias: x @ w.T * float("nan"), "gives wrong products on this card", 2),
     "no room": (tuning, "free_gpu_bytes", lambda device: 8 << 30, r"needs 0.0 GiB for 8-bit copies, 0.0 are free", 2),
     "another card": (fp8, "require", fault(CaiError("engine.linears: the card")), "engine.linears: the card", 2),
-    "not all NF4": (tuning, "is_nf4", lambda m: m.out_features != 48, "made of NF4 weights .* not all projections", 2),
+    "not all NF4": (tuning, "is_nf4", lambda m: m.out_features != 16, "made of NF4 weights .* not all projections", 2),
 }
 
 
