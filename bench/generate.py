@@ -23,9 +23,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import math
 import platform
-import random
 import subprocess
 import sys
 import tempfile
@@ -38,46 +36,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from decode_step import ceilings, profile_steps, roofline, step_times
+from shapes import STAGES, stage_requests
 
 from cai.engine import Request, Sampling
 
-SEED = 20261122
 CAP_BYTES = 80e9
-
-
-@dataclass(frozen=True)
-class StageShape:
-    """Tokens of the shared prefix, range of inputs, range of outputs."""
-
-    name: str
-    prefix: int
-    inputs: tuple[int, int]
-    outputs: tuple[int, int]
-
-
-STAGES = (
-    StageShape("instructions", 600, (20, 60), (20, 100)),
-    StageShape("answers", 800, (20, 150), (100, 500)),
-    StageShape("critiques", 1000, (150, 600), (60, 300)),
-    StageShape("revisions", 1000, (250, 900), (100, 500)),
-    StageShape("evaluation", 700, (20, 200), (100, 500)),
-)
-
-
-def stage_requests(stage: StageShape, count: int, vocab: int, scale: float) -> list[Request]:
-    """The first `count` requests of a stage; the same whatever the count."""
-    draw = random.Random(f"{SEED}-{stage.name}")
-    top = min(vocab, 40000)
-    length = lambda tokens: max(2, round(tokens * scale))  # noqa: E731
-    prefix = [draw.randrange(1000, top) for _ in range(length(stage.prefix))]
-    made = []
-    for item in range(count):
-        low, high = stage.inputs
-        own = length(math.exp(draw.uniform(math.log(low), math.log(high))))
-        new = length(draw.randint(*stage.outputs))
-        ids = (*prefix, *(draw.randrange(1000, top) for _ in range(own)))
-        made.append(Request(item, ids, Sampling(0.7, new), seed=draw.getrandbits(63), prefix_len=len(prefix)))
-    return made
 
 
 @dataclass(frozen=True)

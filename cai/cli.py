@@ -38,11 +38,8 @@ COMMANDS = (
     "benchmark",
     "export",
 )
-MODES = {
-    "resume": ("benchmark",),
-    "dry_run": ("fork",),
-    "until": (),
-}  # flag of a run -> the commands that it may stand beside
+# flag of a run -> the commands that it may stand beside
+MODES: dict[str, tuple[str, ...]] = {"resume": ("benchmark",), "dry_run": ("fork",), "until": ()}
 
 
 class Parser(argparse.ArgumentParser):

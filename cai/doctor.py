@@ -22,6 +22,7 @@ from typing import Any
 
 from cai import doctor_model, errors, memory
 from cai.doctor_model import Check, Status
+from cai.engine import FP8_CAPABILITY
 from cai.errors import CaiError
 from cai.recipe import Recipe
 
@@ -36,8 +37,7 @@ BYTES_A_WEIGHT = {
     "fp32": 4.0,
 }  # NF4: 4 bits + 8-bit scales in double quantisation
 ADAM_BYTES = 16  # fp32 weight, gradient and two moments of each LoRA weight
-FP8_CAPABILITY = (8, 9)
-FP8_ROOM_GIB = 8.0  # the smallest KV cache and the reserve beside it
+FP8_ROOM_GIB = 8.0  # the KV cache that `tuning` leaves at least, and the reserve beside it
 BYTES_AN_FP8_WEIGHT = 1 + 4 / 64  # and NF4's scales in fp32
 WORKING_GIB = 2.5  # CUDA context, dequantisation buffer, logits of one chunk, activations of one short pair
 

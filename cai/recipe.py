@@ -281,11 +281,15 @@ def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False
     keep.pop("model.backend", None)
     if not recipe.hygiene.reviews:
         keep.pop("hygiene.reviews", None)
-    if recipe.engine.linears == "fp8":  # the other ways draw the same text
-        keep["engine.linears"] = flat["engine.linears"]
+    keep |= _rounding(recipe)
     if recipe.guard.enabled:
         keep |= {k: v for k, v in flat.items() if k.startswith("guard.")}
     return keep | {f"sha256({name})": sha for name, sha in files.items()}
+
+
+def _rounding(recipe: Recipe) -> dict[str, str]:
+    """8-bit products change what is drawn; the other ways of the linears draw the same text."""
+    return {"engine.linears": repr("fp8")} if recipe.engine.linears == "fp8" else {}
 
 
 def short_hash(values: Mapping[str, str]) -> str:
@@ -321,8 +325,7 @@ def stage_identity(recipe: Recipe, stage: str, files: Mapping[str, str]) -> dict
     wanted = _STAGE_KEYS[stage]
     keep = {k: v for k, v in flat.items() if any(k == name or k.startswith(name + ".") for name in wanted)}
     keep.pop("model.backend", None)
-    if stage == "instructions" and recipe.engine.linears == "fp8":
-        keep["engine.linears"] = flat["engine.linears"]
+    keep |= _rounding(recipe) if stage == "instructions" else {}
     names = {f"prompts/{stage}.yaml"}
     names |= {"prompts/grid.yaml", "instructions.file"} if stage == "instructions" else set()
     names |= {"constitution.yaml"} if stage in ("critiques", "revisions") else set()

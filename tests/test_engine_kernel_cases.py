@@ -206,6 +206,7 @@ def test_rows_are_rounded_to_three_bits_of_mantissa_each_with_its_own_scale(rows
     rounded = fp8.round_rows(x)
     assert rounded.values.dtype == torch.float8_e4m3fn and rounded.values.shape == x.shape
     assert rounded.scales.shape == (rows, 1)
+    assert (rounded.values.float().abs().amax(1) == 448).all()  # the whole range is used
     back, largest = rounded.values.double() * rounded.scales.double(), x.double().abs().amax(1, keepdim=True)
     assert torch.allclose(back.abs().amax(1, keepdim=True), largest, rtol=1e-6)
     error = (back - x.double()).abs()

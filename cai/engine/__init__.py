@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+FP8_CAPABILITY = (8, 9)  # of the first cards with 8-bit floating-point products: Ada, then Hopper
 Finish = Literal["eos", "stop", "length"]
 
 

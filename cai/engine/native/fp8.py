@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from triton import knobs
 
+from cai.engine import FP8_CAPABILITY
 from cai.errors import CaiError
 
-CAPABILITY = (8, 9)
 ROWWISE = F.ScalingType.RowWise
 
 
@@ -33,7 +33,7 @@ class Rounded:
 def require(device: torch.device, dtype: torch.dtype) -> None:
     """Error: a card without 8-bit floating-point products, or another compute type than bf16."""
     major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) < CAPABILITY:
+    if (major, minor) < FP8_CAPABILITY:
         card = torch.cuda.get_device_name(device)
         raise CaiError(f'engine.linears: {card} has no 8-bit floating-point products ("fp8"). Use "auto".')
     if dtype != torch.bfloat16:
