@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from cai import errors
-from cai.attempts import read_events
 from cai.evaluate.benchmarks import NAMES, SEEN
-from cai.recipe import STAGES
+from cai.recipe.load import STAGES
+from cai.run.events import read_events
 
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]

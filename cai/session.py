@@ -18,21 +18,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai import plan
-from cai import recipe as recipes
-from cai.console import StopSwitch
-from cai.constitution import Constitution, check_rounds, load_constitution
+from cai.data import slots
+from cai.data.stage import Context
 from cai.engine import Rules
 from cai.errors import CaiError
-from cai.files import holds, write_atomic
-from cai.grid import Grid, load_grid
-from cai.manifest import read_manifest
-from cai.model import Backend, LoadedModel, backend_of, load
-from cai.progress import Progress
-from cai.prompts import Prompt, load_prompt
-from cai.recipe import Recipe, Source
-from cai.run import Run, Taken, check_identity, new_run_id, resolve_run
-from cai.stage import Context
+from cai.models.policy import Backend, LoadedModel, backend_of, load
+from cai.recipe import load as recipes
+from cai.recipe.constitution import Constitution, check_rounds, load_constitution
+from cai.recipe.grid import Grid, load_grid
+from cai.recipe.load import Recipe, Source
+from cai.recipe.prompts import Prompt, load_prompt
+from cai.run.folder import Run, Taken, check_identity, new_run_id, resolve_run
+from cai.run.manifest import read_manifest
+from cai.run.progress import Progress
+from cai.store.files import holds, write_atomic
+from cai.terminal import StopSwitch
 
 LONGEST_NAME = 100  # of a file that a run may make, its id included
 PROMPTS = ("instructions", "answers", "critiques", "revisions", "policy")
@@ -123,14 +123,14 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     paths = {"constitution.yaml": constitution_path, "prompts/grid.yaml": prompts_path / "grid.yaml"}
     paths |= {f"prompts/{name}.yaml": prompts_path / f"{name}.yaml" for name in PROMPTS}
     if recipe.instructions.file:
-        from cai.stages.instructions import read_file
+        from cai.data.instructions import read_file
 
         copy = source.folder / "instructions.file"
         path = copy if inside and copy.is_file() else home(source) / recipe.instructions.file
         read_file(path)
         paths["instructions.file"] = path
-    if recipe.instructions.file and recipe.model.backend == "fake" and recipe.items > plan.HELDOUT:
-        raise CaiError(f"{source.path}: items: at most {plan.HELDOUT}")
+    if recipe.instructions.file and recipe.model.backend == "fake" and recipe.items > slots.HELDOUT:
+        raise CaiError(f"{source.path}: items: at most {slots.HELDOUT}")
     files = {name: (path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]) for name, path in paths.items()}
     why = [str(manifest.get("override") or ""), (args.override_gate or "").strip()]
     override = "; ".join(dict.fromkeys(filter(None, why)))
@@ -279,14 +279,15 @@ class ModelOnDemand:
     def _preflight_machine(self) -> None:
         """On a GPU: driver, versions, disk and memory, before gigabytes are read or downloaded."""
         if self.inputs.backend == "cuda":
-            from cai import doctor
+            from cai.preflight import machine as doctor
 
             runs = runs_root(self.inputs.source, self.inputs.recipe)
             doctor.preflight("machine", doctor.machine_checks(self.inputs.recipe, "cuda", runs), self.run.event, say)
 
     def _preflight_model(self, model: LoadedModel) -> None:
         """On a GPU all checks of the loaded model; on the embedded one, that a padded batch equals its rows alone."""
-        from cai import doctor, doctor_model
+        from cai.preflight import machine as doctor
+        from cai.preflight import model as doctor_model
 
         recipe = self.inputs.recipe
         if self.inputs.backend == "cuda":

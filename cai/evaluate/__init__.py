@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cai.gates import Measured
-    from cai.pairs import PairSet
-    from cai.stage import Context
+    from cai.data.pairs import PairSet
+    from cai.data.stage import Context
+    from cai.evaluate.gates import Measured
 
 
 def evaluate_run(
@@ -25,6 +25,6 @@ def evaluate_run(
 
     Resumes from its rows; with none missing, no model is loaded. Errors: Stopped.
     """
-    from cai.evaluate.whole import measure
+    from cai.evaluate.measure import measure
 
     return measure(context, pairs, training_pairs, adapter, folder)

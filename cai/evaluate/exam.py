@@ -20,14 +20,14 @@ import orjson
 from cai.errors import DONE, CaiError
 from cai.evaluate import critiques, revisions
 from cai.evaluate import judge as judging
-from cai.evaluate.bench import make_scorer
 from cai.evaluate.cases import Case
 from cai.evaluate.likelihood import Scorer, responsiveness, specificity
-from cai.evaluate.phrases import finds_nothing, is_refusal
-from cai.evaluate.stats import wilson
-from cai.evaluate.verdict import Outcome, Scored, as_json, rounded, sample
-from cai.files import write_atomic
-from cai.settings_eval import EvaluationSection
+from cai.evaluate.scores import make_scorer
+from cai.metrics.figure import Outcome, Scored, as_json, rounded, sample
+from cai.metrics.stats import wilson
+from cai.metrics.wordings import finds_nothing, is_refusal
+from cai.recipe.settings_evaluation import EvaluationSection
+from cai.store.files import write_atomic
 
 Row = dict[str, Any]
 REQUIRED = {"prompt": str, "answer": str, "critique": str, "kind": str, "good": bool}
@@ -303,9 +303,9 @@ def _lines(scored: Iterable[Row]) -> list[Line]:
 
 def command(args: argparse.Namespace) -> int:
     """`runner.py RECIPE --exam FILE`: the table on screen, every row's scores beside the runs."""
-    from cai.evaluate.bench import JUDGE_FIELDS, PAIR_FIELDS
-    from cai.model import load
-    from cai.prompts import load_prompt
+    from cai.evaluate.scores import JUDGE_FIELDS, PAIR_FIELDS
+    from cai.models.policy import load
+    from cai.recipe.prompts import load_prompt
     from cai.session import read_inputs, runs_root, say
 
     rows = read_exam(args.exam)

@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
+from cai.evaluate.gates import Measured
 from cai.evaluate.likelihood import Ask, Scorer, score
-from cai.evaluate.text import distinct_n, repeats, words
-from cai.evaluate.verdict import Scored, lost, mean, rate, unmeasured, whole, worst_rows, yes
-from cai.gates import Measured
+from cai.metrics.figure import Scored, lost, mean, rate, unmeasured, whole, worst_rows, yes
+from cai.metrics.text import distinct_n, repeats, words
 
 Row = dict[str, Any]
 DATA = Path(__file__).parent / "data" / "neutral.jsonl"

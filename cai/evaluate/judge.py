@@ -17,8 +17,8 @@ from typing import Any
 from cai.engine import Score
 from cai.evaluate.cases import Case, others
 from cai.evaluate.likelihood import Ask, Name, Scorer, score
-from cai.evaluate.text import best_span
-from cai.prompts import Prompt
+from cai.metrics.text import best_span
+from cai.recipe.prompts import Prompt
 
 Row = dict[str, Any]
 JUDGE_FIELDS = frozenset({"instruction", "answer", "critique", "question"})

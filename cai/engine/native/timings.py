@@ -15,9 +15,9 @@ from typing import Any
 
 import orjson
 
-from cai.embedded import cache_root
 from cai.errors import CaiError
-from cai.files import write_json_atomic
+from cai.models.embedded import cache_root
+from cai.store.files import write_json_atomic
 
 KERNELS = ("nf4.py", "fp8.py")
 VERSIONED = ("torch", "triton", "bitsandbytes")

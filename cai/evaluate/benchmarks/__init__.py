@@ -15,10 +15,10 @@ from cai import errors
 from cai.errors import CaiError
 
 if TYPE_CHECKING:
+    from cai.data.stage import Context
     from cai.evaluate.benchmarks.loaders import Task
-    from cai.gates import Measured
-    from cai.settings_m3 import BenchmarksSection
-    from cai.stage import Context
+    from cai.evaluate.gates import Measured
+    from cai.recipe.settings_benchmarks import BenchmarksSection
 
 NAMES = ("harmbench", "xstest", "mtbench")
 SEEN = 5  # answers from which on it is strange that both arms say the same
@@ -26,7 +26,7 @@ SEEN = 5  # answers from which on it is strange that both arms say the same
 
 def command(args: argparse.Namespace) -> int:
     """Measure the named benchmarks on a run that has an adapter; decide its gates again and rewrite its report."""
-    from cai import steps
+    from cai import pipeline
     from cai.session import locate, read_inputs, say, session
 
     names = parse_names(args.benchmark)
@@ -41,8 +41,8 @@ def command(args: argparse.Namespace) -> int:
     with session(inputs, args) as context:
         figures = measure(context, names, inputs.folder, limit)
         say("\n".join(lines(figures)))
-        steps.decide(context, steps.stored_figures(context.run.eval), inputs.override)
-        steps.report(context, [])
+        pipeline.decide(context, pipeline.stored_figures(context.run.eval), inputs.override)
+        pipeline.report(context, [])
     return errors.DONE
 
 
@@ -60,14 +60,14 @@ def measure(context: Context, names: Sequence[str], folder: Path, limit: int = 0
 
     Resumes from its records; with none missing, no model is loaded. Errors: Stopped; CaiError (files, judges).
     """
-    from cai.evaluate.benchmarks.whole import measure_all
+    from cai.evaluate.benchmarks.suite import measure_all
 
     return measure_all(context, names, folder, limit)
 
 
 def require(section: BenchmarksSection, folder: Path) -> None:
     """Exit 2 where a file or judge of `benchmarks.run` cannot be had, or a file is not what it should be."""
-    from cai.evaluate.benchmarks.whole import require_judge
+    from cai.evaluate.benchmarks.suite import require_judge
 
     check_files(section.run, section, folder)
     for name in section.run:

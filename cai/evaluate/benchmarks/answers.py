@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cai.data.slots import seed_of
+from cai.data.stage import Context
 from cai.engine import Request, Sampling
-from cai.evaluate.bench import open_marked
 from cai.evaluate.benchmarks.loaders import Task
-from cai.plan import seed_of
-from cai.prompts import Example, Rendered, digest
-from cai.records import RecordLog
-from cai.stage import Context
+from cai.evaluate.scores import open_marked
+from cai.recipe.prompts import Example, Rendered, digest
+from cai.store.records import RecordLog
 
 Row = dict[str, Any]
 Key = tuple[str, int, int]

@@ -14,11 +14,11 @@ from typing import Any
 from cai.evaluate.benchmarks import SEEN
 from cai.evaluate.benchmarks.answers import BASE, TUNED
 from cai.evaluate.benchmarks.loaders import WRONG_REFERENCES, Task
-from cai.evaluate.phrases import is_refusal
-from cai.evaluate.stats import bootstrap_mean, holm, mcnemar_exact, wilcoxon
-from cai.evaluate.text import repeats
-from cai.evaluate.verdict import Outcome, Scored, Unscored, mean, rate, unmeasured, yes
-from cai.gates import Measured
+from cai.evaluate.gates import Measured
+from cai.metrics.figure import Outcome, Scored, Unscored, mean, rate, unmeasured, yes
+from cai.metrics.stats import bootstrap_mean, holm, mcnemar_exact, wilcoxon
+from cai.metrics.text import repeats
+from cai.metrics.wordings import is_refusal
 
 Row = dict[str, Any]
 Figures = dict[str, Measured]

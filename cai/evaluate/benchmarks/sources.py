@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cai.embedded import cache_root
 from cai.errors import CaiError
-from cai.files import write_atomic
-from cai.settings_m3 import BenchmarksSection
+from cai.models.embedded import cache_root
+from cai.recipe.settings_benchmarks import BenchmarksSection
+from cai.store.files import write_atomic
 
 GITHUB = "https://raw.githubusercontent.com"
 TIMEOUT_SECONDS = 60
