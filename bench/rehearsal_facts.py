@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cai import errors
-from cai.evaluate.benchmarks import NAMES, SEEN
+from cai.evaluate.benchmarks.sources import NAMES, SEEN
 from cai.recipe.load import STAGES
 from cai.run.events import read_events
 

@@ -10,16 +10,18 @@ import importlib
 
 from cai import errors
 from cai.commands import cli
-from cai.session import create_run, locate, read_inputs, say
+from cai.inputs import locate, read_inputs
+from cai.session import create_run
+from cai.terminal import say
 
 MODULES = {
     "status": "cai.commands.status",
-    "doctor": "cai.preflight.machine",
+    "doctor": "cai.commands.doctor",
     "compare": "cai.commands.compare",
-    "report": "cai.report.pages",
+    "report": "cai.commands.report",
     "review": "cai.commands.review",
-    "exam": "cai.evaluate.exam",
-    "benchmark": "cai.evaluate.benchmarks",
+    "exam": "cai.commands.exam",
+    "benchmark": "cai.commands.benchmark",
     "export": "cai.commands.export",
 }
 

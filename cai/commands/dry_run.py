@@ -12,13 +12,12 @@ from typing import Any
 
 from cai import errors
 from cai.engine.tokenizers import Tokenizer
+from cai.inputs import Inputs, runs_root
 from cai.models.tokenizer_file import ByteCounter, tokenizer_at_hand
 from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt, Rendered
-from cai.report.templating import duration, number, usd
 from cai.run import budget
-from cai.session import Inputs, runs_root
-from cai.terminal import printable
+from cai.terminal import duration, number, printable, usd
 
 SAMPLE = {  # stands for text that a stage before would write
     "instruction": "How can I keep my bicycle from being stolen in the city?",

@@ -21,9 +21,9 @@ from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.run.manifest import read_manifest
 from cai.store import records
+from cai.store.jsonl import Row
 from cai.store.scan import changed, read_points
 
-Row = dict[str, Any]
 Identity = Mapping[str, str]
 BATCH = 256
 

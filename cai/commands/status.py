@@ -14,18 +14,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from cai import errors
 from cai.evaluate.gates import whole_verdicts
-from cai.report.templating import duration, duration_range, number, stage_name, usd, usd_fine
 from cai.run.events import read_events, spent
+from cai.store.jsonl import Row
 from cai.store.lock import holder_died
-from cai.terminal import printable
+from cai.terminal import duration, duration_range, number, printable, stage_name, usd, usd_fine
 
-Row = dict[str, Any]
 WATCH_SECONDS = 2.0
 SILENT_SECONDS = 60.0  # an attempt without an end that was silent for longer is called silent, not running
 STAGES = ("instructions", "answers", "critiques", "revisions", "guard")
@@ -33,7 +31,7 @@ STAGES = ("instructions", "answers", "critiques", "revisions", "guard")
 
 def command(args: argparse.Namespace) -> int:
     """Print the screen of the run named (the latest by default); with --watch, until the run ends or Ctrl-C."""
-    from cai.session import locate
+    from cai.inputs import locate
 
     path = locate(args, args.status or "latest")
     if not args.watch:

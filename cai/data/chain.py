@@ -10,9 +10,10 @@ from typing import Any
 
 from cai.data import parsing, slots
 from cai.data.parsing import Parsed, Unparsed
-from cai.data.stage import Context, Stage, Unit
+from cai.data.stage import Stage, Unit
 from cai.recipe.constitution import Principle, choose
 from cai.recipe.grid import Grid
+from cai.run.context import Context
 
 
 def principle_of(context: Context, item: int, round_: int) -> Principle:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from cai.data import chain, guarding, instructions, slots
 from cai.data.pairs import PairPlan, PairSet, build
-from cai.data.stage import Context, run_stage
+from cai.data.stage import run_stage
 from cai.recipe.grid import Grid
+from cai.run.context import Context
 
 
 def pair_plan(context: Context) -> PairPlan:

@@ -17,9 +17,10 @@ from rapidfuzz import fuzz, process
 
 from cai.data import slots
 from cai.data.chain import instruction_of
-from cai.data.stage import Context, Row, Stage, run_stage
+from cai.data.stage import Row, Stage, run_stage
 from cai.errors import CaiError
 from cai.recipe.prompts import digest
+from cai.run.context import Context
 from cai.store.jsonl import clean
 
 POOLS = ("benign", "redteam")

@@ -10,15 +10,13 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cai.metrics.text import appends_only, rouge_l, words
 from cai.metrics.wordings import finds_nothing, has_control_tokens, is_refusal, leftovers
 from cai.recipe.settings import PairsSection
-from cai.report.templating import stage_name
+from cai.store.jsonl import Row
 from cai.store.rows import Rows
-
-Row = dict[str, Any]
+from cai.terminal import stage_name
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,11 @@ from typing import Any
 
 from cai.data.parsing import Parsed, Unparsed
 from cai.data.slots import seed_of
-from cai.engine import Completion, Engine, Request, Sampling
-from cai.models.policy import LoadedModel
-from cai.recipe.constitution import Constitution
-from cai.recipe.load import Recipe
-from cai.recipe.prompts import Prompt, Rendered
-from cai.run.folder import Run
-from cai.store.records import RecordLog
+from cai.engine import Completion, Request, Sampling
+from cai.recipe.prompts import Rendered
+from cai.run.context import Context
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 STREAM_WINDOW = 4  # a streaming engine holds this many batches: what a kill loses at most
 
 
@@ -66,30 +62,6 @@ class Draw:
 
     def seed(self, run_seed: int) -> int:
         return seed_of(run_seed, self.stage.name, self.unit.item, self.unit.round, self.number)
-
-
-@dataclass
-class Context:
-    """What the stages share. `model` is a function: the weights are loaded at the first unit that needs them."""
-
-    recipe: Recipe
-    run: Run
-    log: RecordLog
-    constitution: Constitution
-    prompts: Mapping[str, Prompt]
-    model: Callable[[], LoadedModel]
-    stopped: Callable[[], bool]
-    check_stop: Callable[[str], None]
-    progress: Any
-
-    @property
-    def engine(self) -> Engine:
-        return self.model().engine(self.recipe.engine, rounded=True)
-
-    def ok(self, stage: str, item: int, round_: int = 0) -> Row | None:
-        """The accepted row of a stage, if there is one."""
-        row = self.log.get(stage, item, round_)
-        return row if row is not None and row["status"] == "ok" else None
 
 
 def pending(context: Context, stage: Stage, items: Iterable[int], round_: int) -> list[int]:

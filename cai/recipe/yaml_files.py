@@ -15,11 +15,7 @@ from typing import Any
 import yaml
 
 from cai.errors import CaiError
-from cai.store.jsonl import clean
-
-
-def one_line(value: object) -> str:
-    return " ".join(str(value).split())
+from cai.store.jsonl import clean, one_line
 
 
 class _UniqueKeys:

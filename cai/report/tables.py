@@ -15,10 +15,10 @@ from cai.recipe import load as recipes
 from cai.recipe.settings_benchmarks import STAND_IN
 from cai.report.examples import judge_critique, judge_revision
 from cai.report.snapshot import Story
-from cai.report.templating import number, stage_name
 from cai.run.events import spent
+from cai.store.jsonl import Row
+from cai.terminal import number, stage_name
 
-Row = dict[str, Any]
 REPAIRS = {  # event kind -> what happened, in words
     "healed": "a torn tail was cut off a log; the cut bytes are in quarantine/",
     "out_of_memory": "memory ran out; the work was cut smaller and went on",

@@ -18,11 +18,10 @@ from tqdm import tqdm
 
 from cai.engine import EngineStats, memory
 from cai.errors import CaiError
-from cai.report.templating import duration, duration_range, number, stage_name, usd, usd_fine
 from cai.run.folder import Run
 from cai.run.pace import Pace
 from cai.store import records
-from cai.terminal import printable
+from cai.terminal import duration, duration_range, number, printable, stage_name, usd, usd_fine
 
 PLAIN_SECONDS = 30.0
 STATUS_SECONDS = 2.0

@@ -13,9 +13,9 @@ from support.pages import REPO, make_run, recipe
 
 from cai.commands import cli
 from cai.commands.dry_run import SHOWN_STAGES, dry_run
+from cai.inputs import read_inputs
 from cai.models.tokenizer_file import ByteCounter, TokenizerFile, tokenizer_at_hand
 from cai.run.budget import estimate
-from cai.session import read_inputs
 
 FAKE = ["--set", "model.backend=fake", "--set", "model.name=fake"]
 

@@ -17,7 +17,7 @@ from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.run.progress import Progress
 from cai.run.rates import EMBEDDED, H200, Range
-from cai.terminal import StopSwitch
+from cai.run.stop import StopSwitch
 
 ID = "20261122-200000-m1-abc123"
 
@@ -202,7 +202,7 @@ def test_the_grace_period_of_a_signal_still_waits_for_a_save(run, limit):
 def test_a_stop_by_a_signal_is_not_called_the_budgets(run):
     context = context_of(run, recipe())
     inputs = SimpleNamespace(recipe=priced(max_usd=1e9), backend="fake")
-    with pytest.raises(Stopped, match="stopped by SIGTERM"), within(context, inputs):
+    with pytest.raises(Stopped, match="stopped by SIGTERM"), within(context, inputs, lambda run: None):
         raise Stopped("stopped by SIGTERM in answers")
     assert not run.events("budget_stop")
     assert not run.report_html.exists()

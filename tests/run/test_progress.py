@@ -8,11 +8,11 @@ import pytest
 from support.pages import make_run, recipe, records, row
 
 from cai.recipe import load as recipes
-from cai.report.templating import stage_name
 from cai.run import progress as module
 from cai.run.folder import Run
 from cai.run.pace import Pace
 from cai.run.progress import Progress
+from cai.terminal import stage_name
 
 ID = "20261122-200000-m1-abc123"
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cai.data.dataset import write_dataset
 from cai.data.pairs import PairPlan, PairSet, build
-from cai.evaluate.gates import Measured, decide_all
+from cai.evaluate.gates import decide_all
+from cai.metrics.figure import Measured
 from cai.recipe import load as recipes
 from cai.recipe.load import Recipe
 from cai.recipe.settings import HeldoutSection
+from cai.report.cards import card
 from cai.run.folder import Run
 from cai.store.files import write_json_atomic
 
@@ -116,7 +119,7 @@ def make_run(
 def fill(run: Run, rows: list[dict[str, Any]], chosen: Recipe, facts: dict[str, Any]) -> None:
     """What later steps leave: events, data set, training result, figures, gates."""
     pairs = pair_set(rows)
-    write_dataset(run, pairs, Cleaned(pairs.train), chosen, facts)
+    write_dataset(run, pairs, Cleaned(pairs.train), partial(card, recipe=chosen, facts=facts))
     for stage in ("instructions", "answers", "critiques", "revisions"):
         tokens = sum(r["tokens"] for r in rows if r["stage"] == stage)
         count = sum(r["stage"] == stage for r in rows)
