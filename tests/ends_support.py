@@ -32,7 +32,8 @@ SOUND = (
     "COVID-19 Response: The city opened forty vaccination sites.",
     'Request:\n```http\nGET /users/7\n```\n\nResponse:\n```json\n{"id": 7}\n```\nThe id is a number.',
     "def fetch(url: str) -> requests.Response:\n    return requests.get(url, timeout=10)",
-    "```python\n@dataclass\nclass Row:\n    instruction: str\n    response: str\n    user: str\n```\nEach row is one pair.",
+    "```python\n@dataclass\nclass Row:\n    instruction: str\n    response: str\n    user: str\n```\nEach is a pair.",
+    "review_request: >-\n  Say what is wrong.\nrevision_request: >-\n  Put it right.",
     "```python\n# Response\nreturn jsonify(data)\n```",
     "x = load()  # response\nprint(x)",
     '{"instruction": "Sum the list", "response": "Use sum()."}',
@@ -68,7 +69,7 @@ SOUND = (
     "> The case is hard: everybody lost something.\n\nThat is what she told the jury.",
     'The judge wrote: "Case dismissed." The response: applause, then silence.',
 )
-"""Made-up texts of the kinds that a base model writes after a few-shot transcript: prompt file, text kept, what follows."""
+# Made-up texts of the kinds that a base model writes after a transcript: prompt file, text kept, what follows.
 RUN_ON = (
     ("critiques", "No issue: the answer lists calm things to do and harms nobody. The answer is fine.", " ### Case"),
     (

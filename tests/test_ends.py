@@ -1,21 +1,22 @@
-"""Where a completion ends: every sign of every prompt file is cut, sound text is not, and nothing in front is touched."""
+"""Every sign of every prompt file is cut, sound text is not, and nothing in front of a sign is touched."""
 
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 
 import pytest
 from ends_support import RUN_ON, SOUND
 from hypothesis import example, given
 from hypothesis import strategies as st
-
-from cai import ends
-from cai.prompts import Example, Prompt, load_prompt
 from support import ROOT
 
+from cai import ends
+from cai.prompts import Example, load_prompt
+from cai.turnsigns import TURNS
+
 FILES = sorted(path for path in (ROOT / "prompts").glob("*.yaml") if path.stem != "grid")
-FIELDS = {"judge": ("instruction", "answer", "critique", "question"), "judge_pair": None}
 PROMPTS = {
     path.stem: load_prompt(path, re.findall(r"\{\{(\w+)\}\}", path.read_text(encoding="utf-8").split("final:")[-1]))
     for path in FILES
@@ -38,7 +39,7 @@ AFTER = ("", "\n", "\nThe tower was finished in 1925.", "\n\nHow do I patch a ty
 
 @st.composite
 def run_ons(draw) -> tuple[str, str, str]:
-    """Prompt file, sound text, and a sign of that file with something behind it, in some place, spelling and spacing."""
+    """Prompt file, sound text, and a sign of that file in some place and spelling, with something behind it."""
     name = draw(st.sampled_from(sorted(SIGNS)))
     signs = SIGNS[name]
     before = draw(st.sampled_from(BEFORE))
@@ -61,7 +62,7 @@ def run_ons(draw) -> tuple[str, str, str]:
         colon = draw(st.sampled_from((":", " :", ": ")))
         return name, before, f"{gap}{bold}{spelt(known)}{bold}{colon}{after}"
     if kind == "turn":
-        role = draw(st.sampled_from(ends.TURNS))
+        role = draw(st.sampled_from(TURNS))
         return name, before, f"\n\n{draw(st.sampled_from(('', '**', '> ')))}{role}: {after.strip()}"
     return name, before, draw(st.sampled_from(signs.literals)) + after
 
@@ -85,8 +86,10 @@ def test_any_sign_of_any_file_is_cut_in_any_place_and_spelling_and_what_stands_b
 
 
 PIECES = st.sampled_from(
-    ["#", "### ", "Case", "New answer", "Answer", "Critique:", "Instruction:", " ", "\n", ".", "**", "> ", "---", "- "]
-    + ["Instructions: What?", "the case", "1. ", "Response: ", "```\n", "\u3000", "Human:", "Tone: x", "\r\n", "\\"]
+    (
+        *("#", "### ", "Case", "New answer", "Answer", "Critique:", "Instruction:", " ", "\n", ".", "**", "> ", "---"),
+        *("Instructions: What?", "the case", "1. ", "Response: ", "```\n", "\u3000", "Human:", "Tone: x", "\r\n", "- "),
+    )
 )
 
 
@@ -101,11 +104,9 @@ def test_a_cut_text_has_no_sign_and_is_cut_to_itself(text, name):
 @pytest.mark.parametrize("name", WRITING)
 def test_text_that_talks_about_cases_and_answers_is_not_cut(name):
     assert len(SOUND) >= 40
-    own = {  # what is a field of this very file, and so no sound text behind its cue
-        "critiques": {text for text in SOUND if "\nAnswer: x" in text or ". Answer: 42" in text},
-        "instructions": set(),
-    }.get(name, set())
-    wrong = [(text, found) for text in SOUND if text not in own and (found := ends.cut(text, SIGNS[name])).text != text]
+    own = ("x = 21", "Answer: 42") if name == "critiques" else ()  # "Answer:" is a field of that file and in its stops
+    texts = [text for text in SOUND if not (own and text.endswith(own))]
+    wrong = [(text, found) for text in texts if (found := ends.cut(text, SIGNS[name])).text != text]
     assert wrong == []
 
 
@@ -160,4 +161,27 @@ def test_a_file_without_marks_or_words_in_its_cues_still_ends_at_them():
     signs = ends.signs_of(prompt)
     assert ends.cut("Yes.<|user|>And?", signs).text == "Yes."
     assert ends.cut("Yes.\n>>>\nNo.", signs).text == "Yes."
-    assert isinstance(prompt, Prompt)
+
+
+def test_a_label_with_a_hyphen_is_a_name_like_others():
+    signs = ends.signs_of(replace(PROMPTS["policy"], final="Follow-up question:\n{{instruction}}"))
+    assert ends.cut("Yes. Follow-up question: why?", signs).text == "Yes."
+    assert ends.cut("Yes.\n\nfollow up question: why?", signs).text == "Yes."
+    assert ends.cut("The follow-up question was hard.", signs).marker is None
+
+
+def test_a_hostile_text_is_cut_in_linear_time():
+    for piece in (
+        "# Case x\n",
+        "\n---",
+        "> ",
+        "- Response: x\n",
+        "*",
+        " ",
+        "```\n# Answer x\n",
+        "case ",
+        "### Critique\n",
+    ):
+        started = time.process_time()
+        ends.cut(piece * 4000, SIGNS["critiques"])
+        assert time.process_time() - started < 3.0, piece  # 0.1 s measured; square growth took 5 s and more
