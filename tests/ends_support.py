@@ -1,6 +1,10 @@
 """Sound texts that talk about cases, answers, instructions and the like: nothing in them opens another turn."""
 
 SOUND = (
+    "### Case: Brown v. Board\nThe court held that separate schools are not equal.",
+    'def get() -> http.Response:\n    """Read it."""\n    return read()',
+    "Read the instructions: is there a date on them?",
+    "Materials: paper and glue. Instructions: Cut the paper and glue the edges.",
     "The case of Brown v. Board: in 1954 the court held that separate schools are not equal.",
     "In this case: keep the receipt, write to the shop, and wait two weeks.",
     "There are several reasons why this might be the case:\n1. Tickets cost more.\n2. The seats are worse.",
@@ -71,6 +75,9 @@ SOUND = (
 )
 # Made-up texts of the kinds that a base model writes after a transcript: prompt file, text kept, what follows.
 RUN_ON = (
+    ("critiques", "The answer is fine", " ### Case The next one is harder."),
+    ("answers", "A club helps too.", " Instructions: Write a Python function. It doubles a number."),
+    ("revisions", "A club helps too.", " Instructions: Write a Python function that doubles a number."),
     ("critiques", "No issue: the answer lists calm things to do and harms nobody. The answer is fine.", " ### Case"),
     (
         "critiques",
