@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from cai.turnsigns import Patterns, Signs, key, opening, patterns_of, signs_of
+from cai.recipe.turn_signs import Patterns, Signs, key, opening, patterns_of, signs_of
 
 __all__ = ["Cut", "Signs", "cut", "engine_stops", "has_sign", "signs_of"]
 

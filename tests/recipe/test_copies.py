@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from support import ROOT
+from support.runs import ROOT
 
-from cai.copies import RUN, copied, shots_of
-from cai.evaluate.text import words
-from cai.prompts import Example, load_prompt
+from cai.metrics.text import words
+from cai.recipe.copies import RUN, copied, shots_of
+from cai.recipe.prompts import Example, load_prompt
 
 STAGES = ("instructions", "answers", "critiques", "revisions")
 PROMPTS = {name: load_prompt(ROOT / "prompts" / f"{name}.yaml") for name in STAGES}

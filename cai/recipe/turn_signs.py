@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from cai.prompts import Prompt
+from cai.recipe.prompts import Prompt
 
 TURNS = ("Human", "User", "Assistant", "Instruction")  # what any model writes when it plays both sides
 PAIR = ("Instruction", "Response")  # tuned models saw this form so often that they write it after any prompt

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cai.evaluate.text import ngrams, words
-from cai.prompts import Prompt
+from cai.metrics.text import ngrams, words
+from cai.recipe.prompts import Prompt
 
 RUN = 8  # words in a row; shorter runs are idioms, and one wording of a fact ("the capital of France is Paris")
 

@@ -7,14 +7,14 @@ import time
 from dataclasses import replace
 
 import pytest
-from ends_support import RUN_ON, SOUND
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support import ROOT
+from support.runs import ROOT
+from support.texts import RUN_ON, SOUND
 
-from cai import ends
-from cai.prompts import Example, load_prompt
-from cai.turnsigns import TURNS
+from cai.recipe import ends
+from cai.recipe.prompts import Example, load_prompt
+from cai.recipe.turn_signs import TURNS
 
 FILES = sorted(path for path in (ROOT / "prompts").glob("*.yaml") if path.stem != "grid")
 PROMPTS = {
