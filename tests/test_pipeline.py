@@ -492,7 +492,7 @@ def test_dry_run_writes_nothing(run_fake: Runner, project: Path, capsys: pytest.
 
 def test_too_many_rounds_for_the_constitution(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     code, _ = run_fake("--milestone", "m1", "--set", "rounds=99")
-    assert code == errors.USAGE and "15 principles" in capsys.readouterr().err
+    assert code == errors.USAGE and "18 principles" in capsys.readouterr().err
 
 
 def test_a_users_constitution_of_one_principle_works(run_fake: Runner, project: Path) -> None:
