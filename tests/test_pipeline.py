@@ -80,7 +80,7 @@ def test_principles_of_an_item_differ_and_are_balanced(run_fake: Runner) -> None
         by_item.setdefault(row["item"], []).append(row["principle"])
     assert all(len(set(ids)) == 2 for ids in by_item.values())
     counts = [sum(row["principle"] == name for row in rows) for name in {row["principle"] for row in rows}]
-    assert len(counts) == 15 and max(counts) - min(counts) <= 1
+    assert len(counts) == 18 and max(counts) - min(counts) <= 1
 
 
 def test_two_runs_give_the_same_bytes(run_fake: Runner) -> None:

@@ -1,7 +1,7 @@
 """The wording of the shipped prompts: what a base model copies from few-shot examples must be worth copying.
 
-Each rule answers something that a real base model did: it wrote "No issue" to everything, opened its declines alike, copied
-a prompt's example into its texts, and wrote the cues of its transcript in mid-line.
+Each rule answers something that a real base model did: it wrote "No issue" to everything, opened its declines alike,
+copied a prompt's example into its texts, and wrote the cues of its transcript in mid-line.
 """
 
 from __future__ import annotations
