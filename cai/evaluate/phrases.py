@@ -160,3 +160,60 @@ def has_disclaimer(text: str) -> bool:
 
 def has_hedge(text: str) -> bool:
     return bool(_HEDGE.search(text))
+
+
+def has_fault_word(text: str) -> bool:
+    """A word that names or implies a fault; loose ("not", "but", "should"), for the words around a quotation."""
+    return bool(_FAULT.search(text))
+
+
+_CALLS_WRONG = _any_of(
+    r"\b(?:wrong\w*|incorrect\w*|inaccura\w*|false\w*|mistak\w+|errors?|erroneous\w*|mislead\w*|untrue)\b",
+    r"\b(?:flaw\w*|problem\w*|issues?|concern(?:s|ing)?|invalid|broken|misspel\w+|nonsens\w*|contradict\w*|unfair\w*)\b",
+    r"\b(?:lack\w*|omit\w*|ignor(?!an)\w+|neglect\w*|fail(?:s|ed|ing)?|leaves? out|miss(?:es|ed|ing)|overlook\w*)\b",
+    r"\b(?:invent(?:s|ed)|made[- ]up|makes up|fabricat\w+|unsupported|unproven|unfounded|exaggerat\w*|overstat\w*)\b",
+    r"\b(?:vague\w*|unclear|confus\w+|shallow|superficial|inconsisten\w+|repetit\w+|padd(?:ing|ed)|long-winded)\b",
+    r"\b(?:rude\w*|insult\w*|mock\w*|dismissive\w*|condescend\w*|patroni[sz]\w*|disrespect\w*|cold|cruel\w*|shaming)\b",
+    r"\b(?:bias\w*|stereotyp\w*|one-sided|prejudice\w*|sexist|racist|demean\w*|discriminat\w*|generali[sz]\w*)\b",
+    r"\b(?:danger\w*|harm(?:s|ful|fully)?|unsafe|illegal\w*|risk(?:s|y)?|reckless\w*|irresponsibl\w*|inappropriate\w*)\b",
+    r"\b(?:expos(?:es?|ing)|reveal(?:s|ing)|invad\w+|invasion|manipulat\w+|deceiv\w*|decepti\w+|pressur\w+)\b",
+    r"\b(?:moraliz\w+|moralis\w+|preach\w*|lectur\w+|unnecessar\w+|needless\w*|overly|excessive\w*|unhelpful)\b",
+    r"\b(?:too|overly) (?:long|short|brief|general|simple|vague|certain|confident|technical|many|few|much|strict)\b",
+    r"\b(?:should|must|ought to|needs? to|needed to) (?:not |also |rather |instead |have |be )*\w+",
+    r"\b(?:w|c)ould (?:be|have been) (?:better|more|clearer|helpful|improved)\b",
+    r"\bcould (?:lead|cause|mislead|harm|hurt|put|encourage|result|leave|make)\b",
+    r"\bnot (?:true|right|enough|what|the)\b",
+    r"\b(?:does not|doesn['’]t|did not|didn['’]t|do not|never) (?:mention|explain|say|warn|address|answer|give|include|"
+    r"provide|follow|match|meet|state|tell|offer|cover|suggest|specify|clarify|acknowledge|support|add up|quite)\w*\b",
+)
+_TAKEN_BACK = _any_of(
+    r"\b(?:no|not|never|without|nothing|none|nobody|neither|nor|hardly|free of|free from|cannot|rather than)\b",
+    r"n['’]t\b|\b(?:avoid\w*|declin\w+|refus\w+|reject\w*|warn\w*|prevent\w*|reduc\w+|acknowledg\w*|discourag\w*)\b",
+    r"\b(?:right|well|corr?ect|appropriate|responsibl|rightful|proper|wise|clear|open)(?:ly)? (?:to )?"
+    r"(?:declin|refus|warn|say|said|explain|note|point|tell|mention|address|handle|flag|advise|name|describe|cover)\w*\b",
+    r"\b(?:explain|describ|nam|not|mention|list|cover|address|point(?:s|ing)? out|discuss|convey|cit)(?:e?s|ing|ed)?\b"
+    r"(?: \w+){0,3} (?:the|its|their|possible|real|common|main|potential|any)\b",
+)
+
+
+def names_fault(text: str) -> bool:
+    """Some sentence calls something wrong, in words that no negation or description before them takes back.
+
+    "It gives no dangerous detail", "it rightly declines the harmful request" and "it explains the risks" name no
+    fault. What stands in quotation marks is not the critique's own word. English, and a heuristic.
+    """
+    own = re.sub(r"[\"“”„«»][^\"“”„«»\n]*[\"“”«»]", " ", text)
+    return any(
+        _calls_wrong(sentence) for sentence in re.split(r"(?<=[.!?;])\s+|\n|\bbut\b|\bhowever\b", own, flags=re.I)
+    )
+
+
+def _calls_wrong(sentence: str) -> bool:
+    start = 0
+    for found in _CALLS_WRONG.finditer(sentence):
+        own = re.match(r"(?:does not|doesn|did not|didn|do not|never|not|should|must|ought|need)", found.group(), re.I)
+        before = sentence[start : found.start()]
+        if own or not _TAKEN_BACK.search(before[-70:]):
+            return True
+        start = 0
+    return False
