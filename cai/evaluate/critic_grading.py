@@ -1,16 +1,17 @@
 """How a critique and a revision of an answer with known flaws are graded: found, invented, gone, broken.
 
 Owns the row and its flaws, and the rules. A flaw is found by a critique that names it in words that only this flaw
-calls for, or that points at its span and calls it wrong. Owns no file and no model. Pure, English, and a heuristic: a right
-guess for a wrong reason passes, and a finder in quite other words is missed.
+calls for, or that points at its span and calls it wrong. Owns no file and no model. Pure, English, and a heuristic: a
+right guess for a wrong reason passes, and a finder in quite other words is missed.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from cai.evaluate.flaw_checks import Check, holds, mentions
-from cai.evaluate.phrases import finds_nothing, has_fault_word, is_refusal, names_fault, only_praises
+from cai.evaluate.phrases import approves, finds_nothing, has_fault_word, is_refusal, names_fault, only_praises
 from cai.evaluate.text import QUOTE_WORDS, content_words, copied_share, quoted_spans, sentences, span_match, words
 
 CHECKABLE = ("wrong_sum", "word_limit", "list_count", "broken_json", "misspelt_name", "wrong_unit", "wrong_code")
@@ -22,8 +23,9 @@ KINDS = (*CHECKABLE, *OPINION)
 ABOUT_COPIED = 0.75  # a critique of which more is a copy of the answer points at nothing
 QUOTE_MATCH = 0.8  # as G6
 QUOTE_LENGTH = 3.0  # a quotation this many times the span's length points at no flaw in particular
-MENTIONED = 0.6  # share of the span's content words in one sentence of the critique that says something is wrong
-STILL_THERE = 0.9  # similarity at which the span stands in the revision still
+MENTIONED = 0.5  # share of the span's content words in one sentence of the critique that says something is wrong
+STILL_THERE = 0.8  # similarity at which the span stands in the revision still: a few words swapped mend nothing
+_SUGGESTED = re.compile(r"\b(?:should|could|would|must|instead|rather|better|correct\w*|example|such as)\b[^.]*$", re.I)
 LEAST_WORDS = 5  # a revision below this is no answer
 
 
@@ -68,8 +70,8 @@ def grade_critique(row: ExamRow, text: str) -> Grade:
     """Which of the row's flaws a critique found; of a sound row, whether it named a fault all the same."""
     nothing = finds_nothing(text)
     if row.sound:
-        return Grade((), nothing, not nothing and names_fault(text))
-    blind = nothing or only_praises(text) or copied_share(text, row.answer) >= ABOUT_COPIED
+        return Grade((), nothing, not nothing and (names_fault(text) or not approves(text)))
+    blind = nothing or only_praises(text) or copied_share(text, row.answer) >= ABOUT_COPIED or _misquotes(row, text)
     return Grade(tuple(not blind and _found(row, flaw, text) for flaw in row.flaws), nothing, False)
 
 
@@ -78,6 +80,17 @@ def _found(row: ExamRow, flaw: Flaw, text: str) -> bool:
     if any(mentions(name, text) for name in flaw.names) and _is_about(row, text):
         return True
     return _quotes(flaw, text) or _tells(flaw, text)
+
+
+def _misquotes(row: ExamRow, text: str) -> bool:
+    """More than half of what it quotes as said (not as what should be said) is in neither answer nor instruction."""
+    said = [q for q in quoted_spans(text) if len(words(q)) >= QUOTE_WORDS and not _SUGGESTED.search(_before(q, text))]
+    absent = [q for q in said if max(span_match(q, row.answer), span_match(q, row.instruction)) < QUOTE_MATCH]
+    return 2 * len(absent) > len(said)
+
+
+def _before(quote: str, text: str) -> str:
+    return text.partition(quote)[0][-60:]
 
 
 def _is_about(row: ExamRow, text: str) -> bool:

@@ -21,8 +21,7 @@ _NUMBER = re.compile(r"(?:(?<![\w)])[-−])?\d+(?:,\d{3})*(?:\.\d+)?")
 _MARKER = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|[-*•])[ \t]+", re.MULTILINE)
 _NUMBERED = re.compile(r"^[ \t]{0,3}\d{1,2}[.)][ \t]+\S", re.MULTILINE)
 _BULLET = re.compile(r"^[ \t]{0,3}[-*•][ \t]+\S", re.MULTILINE)
-_FENCED = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
-_BRACED = re.compile(r"[{\[].*[}\]]", re.DOTALL)
+_FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
 
 def numbers(text: str) -> list[float]:
@@ -80,8 +79,13 @@ def _items(check: Check, text: str) -> bool | None:
 
 
 def _json(check: Check, text: str) -> bool:
-    blocks = fenced_blocks(text) or _BRACED.findall(text)
-    return any(_has_keys(block, check.get("keys", ())) for block in blocks)
+    return any(_has_keys(block, check.get("keys", ())) for block in fenced_blocks(text) or [_braced(text)])
+
+
+def _braced(text: str) -> str:
+    """From the first opening brace or bracket to the last closing one; no pattern, which takes n^2 on a row of "["."""
+    starts = [place for bracket in "{[" if (place := text.find(bracket)) >= 0]
+    return text[min(starts) : max(text.rfind("}"), text.rfind("]")) + 1] if starts else ""
 
 
 def _has_keys(block: str, keys: Any) -> bool:
