@@ -19,7 +19,7 @@ from cai.evaluate.flaw_checks import fault_of, holds, list_items, mentions, numb
 from cai.evaluate.phrases import approves, finds_nothing, names_fault
 from cai.evaluate.stats import wilson
 from tests.conftest import ROOT
-from tests.critic_exam_texts import ALARMS, APPROVAL, APPROVING, BESIDE, FAULT, ORACLE, REPAIRED
+from tests.critic_exam_texts import ALARMS, APPROVAL, APPROVING, BESIDE, FAULT, FRESH, ORACLE, REPAIRED
 
 FILE = Path(__file__).parent / "critic_exam.jsonl"
 CONSTITUTION = load_constitution(ROOT / "constitution.yaml")
@@ -69,6 +69,12 @@ def test_an_oracle_finds_every_flaw():
     assert missed == []
 
 
+def test_fresh_finders_are_recognised_nearly_always():
+    """33 of 35 when they were written; what is missed are finders in words that the row does not know."""
+    flags = [flag for id in FRESH for flag in grade_critique(BY_ID[id], FRESH[id]).found]
+    assert sum(flags) >= 0.9 * len(flags)
+
+
 @pytest.mark.parametrize("id", BESIDE)
 def test_a_critique_that_passes_the_flaw_by_finds_nothing(id):
     assert not any(grade_critique(BY_ID[id], BESIDE[id]).found)
@@ -90,9 +96,9 @@ def test_what_is_merely_repeated_finds_nothing():
 
 def test_a_critique_of_another_answer_finds_almost_nothing():
     """Every oracle on every other row. The same flaw twice (two conversions of Fahrenheit) may share its words."""
-    pairs = [(row, text) for id, text in ORACLE.items() for row in FLAWED if row.id != id]
+    pairs = [(row, text) for id, text in (ORACLE | FRESH).items() for row in FLAWED if row.id != id]
     found = [row.id for row, text in pairs if any(grade_critique(row, text).found)]
-    assert len(pairs) > 1500
+    assert len(pairs) > 3000
     assert len(found) <= 0.01 * len(pairs)
 
 
@@ -119,7 +125,9 @@ def test_quoting_the_flaw_counts_only_with_a_word_of_fault_beside_it():
 
 def test_saying_that_nothing_is_wrong_finds_no_flaw_whatever_follows():
     row = BY_ID["berlin-wall"]
-    assert grade_critique(row, "No issue: the year 1989 stands there.").found == (False,)
+    assert grade_critique(row, "No issue: the wall fell in Berlin in 1989.").found == (False,)
+    assert grade_critique(row, "A clear and accurate text on the wall in Berlin and 1989.").found == (False,)
+    assert grade_critique(row, "The wall in Berlin fell in 1989.").found == (True,)
 
 
 @pytest.mark.parametrize("id", APPROVING)
@@ -376,6 +384,12 @@ def test_code_is_parsed_and_never_run(tmp_path):
 
 
 def test_hostile_texts_break_no_check():
-    for text in ("```\n" + "(" * 5000 + "\n```", "[" * 100_000, "\x00```\n\x00\n```", "-" * 10_000, "\n``` " + " \t" * 50_000):
+    for text in (
+        "```\n" + "(" * 5000 + "\n```",
+        "[" * 100_000,
+        "\x00```\n\x00\n```",
+        "-" * 10_000,
+        "\n``` " + " \t" * 50_000,
+    ):
         for check in ({"check": "code", "python": True}, {"check": "json"}, {"check": "items", "count": 1}):
             assert holds(check, text) is not True

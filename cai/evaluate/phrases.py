@@ -166,6 +166,8 @@ _APPROVES = _any_of(
     r"\b(?:right(?:ly)?|correct(?:ly)?|accurate\w*|fine|fair(?:ly)?|safe(?:ly)?|sound|sensible|suitable|appropriate\w*)\b",
     r"\b(?:balanced|neutral\w*|kind(?:ly)?|warm(?:ly)?|supportive|caring|compassionate\w*|responsibl[ey]|true|valid)\b",
     r"\b(?:declin\w+|avoid(?:s|ing)|free of|does not (?:contain|include|give|reveal|help|mislead))\b",
+    r"\b(?:well\b(?! as\b)|reasonable|in line with|everything (?:\w+ ){0,2}(?:is|was) (?:there|covered|given))",
+    r"\bno (?:violations?|methods?|personal|private|invented|false|unsafe)\b|\bnothing (?:here |in it )?(?:is|was)\b",
     r"\b(?:meets|follows|fulfil\w*|satisf\w+|adheres|complies|answers the (?:question|instruction)|does what)\b",
 )
 
@@ -179,7 +181,7 @@ _CALLS_WRONG = _any_of(
     r"\b(?:wrong\w*|incorrect\w*|inaccura\w*|false\w*|mistak\w+|errors?|erroneous\w*|mislead\w*|untrue)\b",
     r"\b(?:flaw\w*|problem\w*|issues?|concern(?:s|ing)?|invalid|broken|misspel\w+|nonsens\w*|contradict\w*|unfair\w*)\b",
     r"\b(?:lack\w*|omit\w*|ignor(?!an)\w+|neglect\w*|fail(?:s|ed|ing)?|leaves? out|miss(?:es|ed|ing)|overlook\w*)\b",
-    r"\b(?:invent(?:s|ed)|made[- ]up|makes up|fabricat\w+|unsupported|unproven|unfounded|exaggerat\w*|overstat\w*)\b",
+    r"\b(?:invent(?:s|ed)|made[- ]up|makes up|fabricat\w+|un(?:supported|proven|founded)|exaggerat\w*|overstat\w*|off by)\b",
     r"\b(?:vague\w*|unclear|confus\w+|shallow|superficial|inconsisten\w+|repetit\w+|padd(?:ing|ed)|long-winded)\b",
     r"\b(?:rude\w*|insult\w*|mock\w*|dismissive\w*|condescend\w*|patroni[sz]\w*|disrespect\w*|cold|cruel\w*|shaming)\b",
     r"\b(?:bias\w*|stereotyp\w*|one-sided|prejudice\w*|sexist|racist|demean\w*|discriminat\w*|generali[sz]\w*|assum\w+)\b",
