@@ -148,7 +148,7 @@ def test_a_kill_while_a_run_is_created_leaves_no_half_run(tmp_path: Path, call: 
 def test_runs_that_begin_in_the_same_second_each_get_a_folder(tmp_path: Path) -> None:
     """Four runners of one recipe, released at once: four whole runs, none disturbs another."""
     code = (
-        "import sys, time; from pathlib import Path; from cai import session as s; from cai.run.folder import folder as r\n"
+        "import sys, time; from pathlib import Path; from cai import session as s; from cai.run import folder as r\n"
         "class Same(s.argparse.Namespace): set, limit, override_gate = [], 0, None\n"
         "r.utc_now(); s.new_run_id = lambda *a: '20260101-000000-m0-abcdef'\n"
         "inputs = s.read_inputs(s.argparse.Namespace(recipe=Path('cai.toml'), milestone='m0', resume='', limit=0,\n"
@@ -311,7 +311,7 @@ def test_time_and_cost_are_sums_over_attempts_also_killed_ones(tmp_path: Path) -
     made(root).close()
     path = root / "20260101-000000-m0-abcdef"
     code = (
-        "import os, sys, time, signal; from pathlib import Path; from cai.run.folder import folder as r\n"
+        "import os, sys, time, signal; from pathlib import Path; from cai.run import folder as r\n"
         "r.HEARTBEAT_SECONDS, r.STATUS_SECONDS = 0.05, 0.0\n"
         "run = r.Run.open(Path(sys.argv[1]), usd_per_hour=3600.0)\n"
         "for i in range(8): time.sleep(0.03); run.status(done=i)\n"
