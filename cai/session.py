@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import os
 import shlex
 import shutil
@@ -18,15 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.data import slots
 from cai.data.stage import Context
 from cai.engine import Rules
 from cai.errors import CaiError
+from cai.intake import files as intake_files
+from cai.intake import instructionfile, told
+from cai.intake.files import InputFile
+from cai.intake.instructionfile import Intake
 from cai.models.policy import Backend, LoadedModel, backend_of, load
 from cai.recipe import load as recipes
 from cai.recipe.constitution import Constitution, check_rounds, load_constitution
 from cai.recipe.grid import Grid, load_grid
 from cai.recipe.load import Recipe, Source
+from cai.recipe.paths import expanded
 from cai.recipe.prompts import Prompt, load_prompt
 from cai.run.folder import Run, Taken, check_identity, new_run_id, resolve_run
 from cai.run.manifest import read_manifest
@@ -41,9 +44,10 @@ VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything the recipe names, read and checked. `files`: name in the run folder -> (path, sha256).
+    """Everything the recipe names, read and checked. `files`: name in the run folder -> path, bytes and hash.
 
     `sets`: what --set says, now and when the run began. `override`: why gates are overridden, likewise; "" if not.
+    `given`: the user's own instructions. `grown_from`: the run's copy of that file if it only grew since.
     """
 
     source: Source
@@ -52,17 +56,28 @@ class Inputs:
     constitution: Constitution
     prompts: Mapping[str, Prompt]
     grid: Grid
-    files: Mapping[str, tuple[Path, str]]
+    files: Mapping[str, InputFile]
     sets: Sequence[str] = ()
     override: str = ""
+    given: Intake | None = None
+    grown_from: InputFile | None = None
 
     @property
     def hashes(self) -> dict[str, str]:
-        return {name: sha for name, (_, sha) in self.files.items()}
+        return {name: file.sha for name, file in self.files.items()}
 
-    def identity(self, training: bool = False) -> dict[str, str]:
+    @property
+    def hashes_then(self) -> dict[str, str]:
+        """The hashes as the run knows them: a file of instructions that only grew counts as what it was."""
+        return self.hashes | ({intake_files.NAME: self.grown_from.sha} if self.grown_from else {})
+
+    def identity(self, training: bool = False, *, then: bool = False) -> dict[str, str]:
         model = {"model.backend": self.backend}
-        return recipes.identity(self.recipe, self.hashes, training=training) | model
+        return recipes.identity(self.recipe, self.hashes_then if then else self.hashes, training=training) | model
+
+    def stages(self, *, then: bool = False) -> dict[str, dict[str, str]]:
+        hashes = self.hashes_then if then else self.hashes
+        return {stage: recipes.stage_identity(self.recipe, stage, hashes) for stage in recipes.STAGES}
 
     @property
     def folder(self) -> Path:
@@ -70,8 +85,14 @@ class Inputs:
         return home(self.source)
 
     @property
-    def instructions_path(self) -> Path | None:
-        return self.files["instructions.file"][0] if self.recipe.instructions.file else None
+    def told(self) -> list[str]:
+        """What is to be said about the files before anything starts."""
+        notes = [file.note for file in self.files.values() if file.note] + list(self.constitution.notes)
+        if self.given is None:
+            return notes
+        recipe, name = self.recipe, str(self.files[intake_files.NAME].path)
+        pool, heldout = recipe.instructions.pool, recipe.heldout.items
+        return [*notes, *told.about(self.given, name, wanted=recipe.items, heldout=heldout, pool=pool)]
 
 
 def runs_root(source: Source, recipe: Recipe) -> Path:
@@ -113,32 +134,61 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     runs_root(source, recipe)
     if args.limit:
         recipe = recipe.model_copy(update={"items": min(recipe.items, args.limit)})
-    inside = in_run(source)
-    constitution_path = source.folder / ("constitution.yaml" if inside else recipe.constitution)
-    prompts_path = source.folder / ("prompts" if inside else recipe.prompts)
-    constitution = load_constitution(constitution_path)
+    run = locate(args, args.resume) if args.resume else None
+    named = {text.partition("=")[0].strip() for text in args.set}
+    files = intake_files.read_all(_paths(source, recipe), run, named)
+    constitution = load_constitution(files["constitution.yaml"].path, files["constitution.yaml"].data)
     check_rounds(constitution, recipe.rounds)
-    prompts = {name: _load_prompt(prompts_path / f"{name}.yaml", recipe) for name in PROMPTS}
-    grid = load_grid(prompts_path / "grid.yaml")
-    paths = {"constitution.yaml": constitution_path, "prompts/grid.yaml": prompts_path / "grid.yaml"}
-    paths |= {f"prompts/{name}.yaml": prompts_path / f"{name}.yaml" for name in PROMPTS}
-    if recipe.instructions.file:
-        from cai.data.instructions import read_file
-
-        copy = source.folder / "instructions.file"
-        path = copy if inside and copy.is_file() else home(source) / recipe.instructions.file
-        read_file(path)
-        paths["instructions.file"] = path
-    if recipe.instructions.file and recipe.model.backend == "fake" and recipe.items > slots.HELDOUT:
-        raise CaiError(f"{source.path}: items: at most {slots.HELDOUT}")
-    files = {name: (path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]) for name, path in paths.items()}
+    prompts = {name: _load_prompt(files[f"prompts/{name}.yaml"], recipe) for name in PROMPTS}
+    grid = load_grid(files["prompts/grid.yaml"].path, files["prompts/grid.yaml"].data)
     why = [str(manifest.get("override") or ""), (args.override_gate or "").strip()]
     override = "; ".join(dict.fromkeys(filter(None, why)))
-    return Inputs(source, recipe, backend, constitution, prompts, grid, files, sets, override)
+    given = _given(recipe, files)
+    inputs = Inputs(source, recipe, backend, constitution, prompts, grid, files, sets, override, given)
+    return _since(inputs, run, manifest) if run else inputs
 
 
-def _load_prompt(path: Path, recipe: Recipe) -> Prompt:
-    return replace(load_prompt(path), few_shot=getattr(recipe.few_shot, path.stem, -1))
+def _paths(source: Source, recipe: Recipe) -> dict[str, Path]:
+    """Name in the run folder -> where that file is."""
+    inside = in_run(source)
+    prompts = source.folder / ("prompts" if inside else recipe.prompts)
+    paths = {"constitution.yaml": source.folder / ("constitution.yaml" if inside else recipe.constitution)}
+    paths |= {f"prompts/{name}.yaml": prompts / f"{name}.yaml" for name in (*PROMPTS, "grid")}
+    if recipe.instructions.file:
+        copy = source.folder / intake_files.NAME
+        paths[intake_files.NAME] = copy if inside and copy.is_file() else home(source) / recipe.instructions.file
+    return paths
+
+
+def _given(recipe: Recipe, files: Mapping[str, InputFile]) -> Intake | None:
+    if (file := files.get(intake_files.NAME)) is None:
+        return None
+    section = recipe.instructions
+    return instructionfile.read(file.data, str(file.path), key=section.key, pool=section.pool)
+
+
+def grown_since(inputs: Inputs, run: Path, manifest: Mapping[str, Any]) -> Inputs:
+    """The inputs, marked if the file of instructions differs from the run's by more lines alone."""
+    then = manifest.get("files", {}).get(intake_files.NAME)
+    if inputs.given is None or then in (None, inputs.hashes[intake_files.NAME]):
+        return inputs
+    section = inputs.recipe.instructions
+    copy = intake_files.grown_from(run, manifest, inputs.given, key=section.key, pool=section.pool)
+    return replace(inputs, grown_from=copy)
+
+
+def _since(inputs: Inputs, run: Path, manifest: Mapping[str, Any]) -> Inputs:
+    """On a resume: new lines are taken until training began; from then on the run's own copy holds."""
+    inputs = grown_since(inputs, run, manifest)
+    if inputs.grown_from is None or "training_identity" not in manifest:
+        return inputs
+    note = f"{intake_files.NAME}: has grown since training began; this run goes on with its own copy (--fork takes all)"
+    files = {**inputs.files, intake_files.NAME: replace(inputs.grown_from, note=note)}
+    return replace(inputs, files=files, given=_given(inputs.recipe, files), grown_from=None)
+
+
+def _load_prompt(file: InputFile, recipe: Recipe) -> Prompt:
+    return replace(load_prompt(file.path, content=file.data), few_shot=getattr(recipe.few_shot, file.path.stem, -1))
 
 
 def _manifest_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -162,13 +212,16 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         sets = (word for text in inputs.sets for word in ("--set", text))  # a fork knows only what it is told
         asked = shlex.join([str(args.recipe), "--milestone", recipe.milestone, *sets])
         try:
-            check_identity(run.manifest.get("identity", {}), inputs.identity(), str(path), asked)
+            check_identity(run.manifest.get("identity", {}), inputs.identity(then=True), str(path), asked)
             if "training_identity" in run.manifest:
-                now = inputs.identity(training=True)
+                now = inputs.identity(training=True, then=True)
                 check_identity(run.manifest["training_identity"], now, str(path), asked)
             if not holds(run.resolved_path, recipes.dump(recipe)):
                 write_atomic(run.resolved_path, recipes.dump(recipe))
                 run.event("recipe_changed")
+            if inputs.grown_from:  # before the copy: a kill in between leaves what the next resume mends
+                run.update_manifest(identity=inputs.identity(), stages=inputs.stages(), files=inputs.hashes)
+                run.event("instructions_grew", before=inputs.grown_from.sha, now=inputs.hashes[intake_files.NAME])
             if args.set:
                 run.update_manifest(sets=_later_sets(run.manifest.get("sets", []), args.set))
             if inputs.override != run.manifest.get("override", ""):
@@ -198,7 +251,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
     recipe, root = inputs.recipe, runs_root(inputs.source, inputs.recipe)
     identity = inputs.identity()
     content: dict[str, bytes | str] = {
-        "recipe.toml": inputs.source.path.read_bytes(),
+        "recipe.toml": inputs.source.data,
         "recipe.resolved.toml": recipes.dump(recipe),
     }
     manifest = {
@@ -207,7 +260,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         "backend": inputs.backend,
         "home": os.path.relpath(inputs.folder, root / "a-run"),
         "identity": identity,
-        "stages": {stage: recipes.stage_identity(recipe, stage, inputs.hashes) for stage in recipes.STAGES},
+        "stages": inputs.stages(),
         "files": inputs.hashes,
         "items": recipe.items,
         "heldout_items": recipe.heldout.items,
@@ -233,10 +286,9 @@ def copy_inputs(inputs: Inputs, folder: Path) -> None:
     Called after the identity was checked, so a copy that was damaged becomes whole again.
     """
     (folder / "prompts").mkdir(exist_ok=True)
-    for name, (path, _) in inputs.files.items():
-        data = path.read_bytes()
-        if not holds(folder / name, data):
-            write_atomic(folder / name, data)
+    for name, file in inputs.files.items():
+        if not holds(folder / name, file.data):
+            write_atomic(folder / name, file.data)
 
 
 def versions() -> dict[str, str]:
@@ -333,8 +385,8 @@ def free_gib(folder: Path) -> float:
 def locate(args: argparse.Namespace, argument: str) -> Path:
     """The run folder that a command's argument names (`runs/ID`, `ID`, `runs/latest`), without opening it."""
     source = recipes.read(args.recipe)
-    root = source.folder.parent if in_run(source) else source.folder / str(source.table.get("runs", "runs"))
+    root = source.folder.parent if in_run(source) else source.folder / expanded(str(source.table.get("runs", "runs")))
     for text in args.set:
         if (named := recipes.parse_set(text).get("runs")) is not None:
-            root = source.folder / str(named)
+            root = source.folder / expanded(str(named))
     return resolve_run(argument or "latest", _usable(root, source))

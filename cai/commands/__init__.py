@@ -10,7 +10,8 @@ import importlib
 
 from cai import errors
 from cai.commands import cli
-from cai.session import create_run, locate, read_inputs, say
+from cai.run.manifest import read_manifest
+from cai.session import create_run, grown_since, locate, read_inputs, say
 
 MODULES = {
     "status": "cai.commands.status",
@@ -53,11 +54,10 @@ def _repair(args: argparse.Namespace) -> int:
 def _fork(args: argparse.Namespace) -> int:
     """A new run with the unchanged records of an old one; with --dry-run only what would stay and its cost."""
     from cai.commands import fork as forking
-    from cai.recipe.load import STAGES, stage_identity
 
     path, inputs = locate(args, args.fork), read_inputs(args)
-    stages = {stage: stage_identity(inputs.recipe, stage, inputs.hashes) for stage in STAGES}
-    plan = forking.plan_fork(path, inputs.identity(), stages)
+    then = grown_since(inputs, path, read_manifest(path / "manifest.json"))
+    plan = forking.plan_fork(path, then.identity(then=True), then.stages(then=True))
     say("\n".join(forking.describe(plan, inputs.recipe.budget.usd_per_hour)))
     if args.dry_run:
         return errors.DONE
