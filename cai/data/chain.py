@@ -15,7 +15,7 @@ from cai.data.parsing import Parsed, Unparsed
 from cai.data.stage import Inputs, Stage, Unit
 from cai.recipe.constitution import Principle, choose
 from cai.recipe.grid import Grid
-from cai.recipe.load import Recipe, flatten, rounding
+from cai.recipe.load import Recipe, drop_unset, flatten, rounding
 from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.terminal import stage_name
@@ -209,6 +209,7 @@ def stage_identity(recipe: Recipe, stage: str, files: Mapping[str, str]) -> dict
     flat = flatten(recipe.model_dump(mode="json"))
     keep = {k: v for k, v in flat.items() if any(k == name or k.startswith(name + ".") for name in wanted)}
     keep.pop("model.backend", None)
+    drop_unset(keep)
     keep |= rounding(recipe) if stage == CHAIN[0].name else {}
     inputs = {f"prompts/{found.prompt}.yaml", *found.files} if found else set()
     return keep | {f"sha256({name})": sha for name, sha in files.items() if name in inputs}

@@ -7,12 +7,13 @@ Everything is computed from the records, so a resume walks the same waves and fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from cai.data import chain, guarding, instructions, slots
 from cai.data.pairs import PairPlan, PairSet, build
 from cai.data.stage import run_stage
 from cai.recipe.grid import Grid
+from cai.recipe.intake.entries import Given
+from cai.recipe.intake.instructionfile import Intake
 from cai.run.context import Context
 
 
@@ -33,13 +34,13 @@ def waves(context: Context, pairs: PairSet, attempt: int) -> list[int]:
     return [slots.item_at(slot, attempt) for slot in slots.slots(context.recipe) if slot not in filled]
 
 
-def collect(context: Context, grid: Grid, source: Path | None, until: str = "") -> PairSet:
+def collect(context: Context, grid: Grid, given: Intake | None, until: str = "") -> PairSet:
     """Run the stages until each slot has its pair or its tries are used up.
 
-    `until`: stop after that stage; "pairs" is the end of all. `source`: the user's own instructions, if any.
+    `until`: stop after that stage; "pairs" is the end of all. `given`: the user's own instructions, if any.
     """
     recipe = context.recipe
-    lines = instructions.read_file(source) if source else []
+    lines = given.requests if given else ()
     stage = chain.make_instructions(grid)
     pairs = PairSet([], [], [])
     for attempt in range(slots.tries(recipe)):
@@ -62,8 +63,8 @@ def collect(context: Context, grid: Grid, source: Path | None, until: str = "") 
     return pairs
 
 
-def _instructions(context: Context, stage: chain.Stage, items: Sequence[int], lines: Sequence[tuple[str, str]]) -> None:
-    fresh = [i for i in items if slots.is_fresh(i, context.recipe) or not _has_instruction(context, slots.earlier(i))]
+def _instructions(context: Context, stage: chain.Stage, items: Sequence[int], lines: Sequence[Given]) -> None:
+    fresh = [i for i in items if slots.is_fresh(i, context.recipe) or not _worth_repeating(context, slots.earlier(i))]
     instructions.repeat(context, [i for i in items if i not in set(fresh)])
     if lines:
         instructions.take_from_file(context, fresh, lines)
@@ -71,8 +72,11 @@ def _instructions(context: Context, stage: chain.Stage, items: Sequence[int], li
         instructions.generate(context, stage, fresh)
 
 
-def _has_instruction(context: Context, item: int) -> bool:
-    return chain.instruction_of(context, item) is not None
+def _worth_repeating(context: Context, item: int) -> bool:
+    """Whether other seeds may help this item: it has an instruction, and one that leaves room for an answer."""
+    answer = context.log.get("answers", item, 0)
+    too_long = answer is not None and str(answer["reason"]).startswith("prompt_too_long")
+    return not too_long and chain.instruction_of(context, item) is not None
 
 
 def _answers_to_revisions(context: Context, items: Sequence[int], until: str) -> None:

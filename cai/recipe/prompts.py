@@ -160,9 +160,12 @@ def digest(*parts: bytes) -> str:
 REQUIRED, OPTIONAL = ("preamble", "cues", "examples", "final"), ("stop", "prefill")
 
 
-def load_prompt(path: str | Path, fields: Collection[str] | None = None) -> Prompt:
-    """Read and check a prompt file. `fields`: the names that `final` must use, None for any."""
-    data, sha = load_yaml(path)
+def load_prompt(path: str | Path, fields: Collection[str] | None = None, content: bytes | None = None) -> Prompt:
+    """Read and check a prompt file. `fields`: the names that `final` must use, None for any.
+
+    `content`: the file's bytes, where they were read already.
+    """
+    data, sha = load_yaml(path, content)
     check_keys(data, REQUIRED, OPTIONAL, str(path))
     check_keys(data["cues"], ("user", "assistant"), (), f"{path}: cues")
     texts = {"preamble": data["preamble"], "final": data["final"], "prefill": data.get("prefill", "")}

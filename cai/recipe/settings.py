@@ -11,8 +11,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Slots = Annotated[int, Field(ge=1, le=500_000)]  # items; the numbers above are the held-out ones (data.slots.HELDOUT)
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 
 
 class Section(BaseModel):
@@ -55,7 +57,7 @@ class SamplingSections(Section):
     revisions: SamplingSection = SamplingSection(temperature=0.7, max_new_tokens=500)
 
 
-FewShot = Annotated[int, Field(ge=-1)]
+FewShot = Annotated[int, Field(ge=-1, le=10_000)]
 
 
 class FewShotSection(Section):
@@ -82,9 +84,14 @@ class EngineSection(Section):
 
 
 class InstructionsSection(Section):
-    """Where instructions come from: `file` (JSON lines or plain text), or the model over a seeded grid."""
+    """Where instructions come from: `file` (JSON, CSV or plain text; `intake`), or the model over a seeded grid.
+
+    `key`: the key or column that holds the request, where it has a name of its own. `pool`: of rows that name none.
+    """
 
     file: str = ""
+    key: str = ""
+    pool: Literal["", "benign", "redteam"] = ""
     red_team_share: Fraction = 0.5
     max_tries: Positive = 4
     similarity_threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
@@ -114,7 +121,7 @@ class PairsSection(Section):
 class HeldoutSection(Section):
     """Prompts that go through every stage and are never trained on."""
 
-    items: Count = 0
+    items: Annotated[int, Field(ge=0, le=500_000)] = 0
 
 
 class LoraSection(Section):
@@ -140,11 +147,11 @@ class DpoSection(Section):
     warmup_ratio: Fraction = 0.1
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    max_length: Annotated[int, Field(ge=64)] = 2048
+    max_length: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
     save_steps: Positive = 10
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     first_loss_tolerance: Annotated[float, Field(gt=0.0)] = 0.01
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
 
     @model_validator(mode="after")
     def _length(self) -> DpoSection:

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+from support.critic_exam_texts import ALARMS, APPROVAL, APPROVING, BESIDE, FAULT, FRESH, ORACLE, REPAIRED
 
 from cai.errors import CaiError
 from cai.evaluate.cases import GENERIC_CRITIQUE
@@ -19,9 +20,8 @@ from cai.metrics.stats import wilson
 from cai.metrics.wordings import approves, finds_nothing, names_fault
 from cai.recipe.constitution import load_constitution
 from tests.conftest import ROOT
-from tests.critic_exam_texts import ALARMS, APPROVAL, APPROVING, BESIDE, FAULT, FRESH, ORACLE, REPAIRED
 
-FILE = Path(__file__).parent / "critic_exam.jsonl"
+FILE = Path(__file__).parents[1] / "critic_exam.jsonl"
 CONSTITUTION = load_constitution(ROOT / "constitution.yaml")
 ROWS = read_rows(FILE, CONSTITUTION)
 BY_ID = {row.id: row for row in ROWS}
