@@ -9,15 +9,15 @@ from typing import Any
 import orjson
 import pytest
 
-from cai.constitution import load_constitution
 from cai.errors import CaiError
 from cai.evaluate.cases import GENERIC_CRITIQUE
 from cai.evaluate.critic_exam import NAMES, Output, as_rows, summarise, table, units
 from cai.evaluate.critic_grading import CHECKABLE, ExamRow, Flaw, broken, flaw_gone, grade_critique
 from cai.evaluate.critic_rows import read_rows
 from cai.evaluate.flaw_checks import fault_of, holds, list_items, mentions, numbers
-from cai.evaluate.phrases import approves, finds_nothing, names_fault
-from cai.evaluate.stats import wilson
+from cai.metrics.stats import wilson
+from cai.metrics.wordings import approves, finds_nothing, names_fault
+from cai.recipe.constitution import load_constitution
 from tests.conftest import ROOT
 from tests.critic_exam_texts import ALARMS, APPROVAL, APPROVING, BESIDE, FAULT, FRESH, ORACLE, REPAIRED
 

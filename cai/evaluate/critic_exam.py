@@ -17,10 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cai.constitution import Constitution, Principle
 from cai.evaluate.critic_grading import CHECKABLE, KINDS, ExamRow, Grade, broken, flaw_gone, grade_critique
-from cai.evaluate.verdict import Outcome, Scored, Unscored, rate, yes
-from cai.gates import Measured
+from cai.metrics.figure import Measured, Outcome, Scored, Unscored, rate, yes
+from cai.recipe.constitution import Constitution, Principle
 
 NAMES = {
     "critic.recall": "share of known flaws that the model's own critique found, each answer counting once",

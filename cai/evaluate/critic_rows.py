@@ -12,11 +12,11 @@ from typing import Any
 
 import orjson
 
-from cai.constitution import Constitution
 from cai.errors import CaiError
 from cai.evaluate.cases import GENERIC_CRITIQUE
 from cai.evaluate.critic_grading import CHECKABLE, KINDS, ExamRow, Flaw, flaw_gone, grade_critique
 from cai.evaluate.flaw_checks import fault_of, holds, mentions
+from cai.recipe.constitution import Constitution
 
 POOLS = ("benign", "redteam")
 LENGTHS = {"short": (20, 60), "long": (150, 300)}  # words of the answer
