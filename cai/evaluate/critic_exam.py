@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.evaluate.critic_grading import CHECKABLE, KINDS, ExamRow, Grade, broken, flaw_gone, grade_critique
-from cai.evaluate.gates import Measured
-from cai.metrics.figure import Outcome, Scored, Unscored, rate, yes
+from cai.metrics.figure import Measured, Outcome, Scored, Unscored, rate, yes
 from cai.recipe.constitution import Constitution, Principle
 
 NAMES = {

@@ -11,23 +11,8 @@ import re
 from dataclasses import dataclass
 
 from cai.evaluate.flaw_checks import Check, holds, mentions
-from cai.metrics.text import (
-    QUOTE_WORDS,
-    content_words,
-    copied_share,
-    quoted_spans,
-    sentences,
-    span_match,
-    words,
-)
-from cai.metrics.wordings import (
-    approves,
-    finds_nothing,
-    has_fault_word,
-    is_refusal,
-    names_fault,
-    only_praises,
-)
+from cai.metrics.text import QUOTE_WORDS, content_words, copied_share, quoted_spans, sentences, span_match, words
+from cai.metrics.wordings import approves, finds_nothing, has_fault_word, is_refusal, names_fault, only_praises
 
 CHECKABLE = ("wrong_sum", "word_limit", "list_count", "broken_json", "misspelt_name", "wrong_unit", "wrong_code")
 OPINION = (
