@@ -139,7 +139,7 @@ def test_the_same_numbers_give_the_same_bytes_whatever_matplotlib_was_told_befor
 
     first = [path.read_bytes() for path in write_plots(tmp_path / "a", each_kind())]
     drawing._raw.cache_clear()
-    with matplotlib.rc_context({"svg.fonttype": "path", "font.size": 30, "svg.hashsalt": None, "lines.linewidth": 9}):
+    with matplotlib.rc_context({"svg.fonttype": "path", "font.size": 30, "svg.hashsalt": None, "axes.labelpad": 40}):
         second = [path.read_bytes() for path in write_plots(tmp_path / "b", each_kind())]
         assert matplotlib.rcParams["font.size"] == 30
     assert first == second and len(first) == 10
