@@ -15,6 +15,7 @@ from cai.evaluate import critiques, judge, likelihood, revisions
 from cai.evaluate.cases import GENERIC_CRITIQUE, Case, from_examples, others
 from cai.evaluate.gates import decide
 from cai.evaluate.scores import JUDGE_FIELDS, PAIR_FIELDS, SHIPPED_PROMPTS
+from cai.evaluate.verdict import combine
 from cai.metrics.figure import Scored, Unscored, mean, rate, sample
 from cai.metrics.stats import bootstrap_mean, gained_exact, holm, mcnemar_exact, rogan_gladen, wilson
 from cai.metrics.text import (
@@ -337,8 +338,8 @@ def test_trap_07_unscored_is_counted_never_dropped_and_never_good():
     nothing = mean("m", [Unscored("unparsed")], judge="x")
     assert nothing.value is None
     assert decide(nothing, GateSpec(metric="m", at_least=0.0)).status == "UNMEASURED"
-    assert critiques.combine([Scored(0.0), Unscored("x")]) == Scored(0.0)
-    assert critiques.combine([Scored(1.0), Unscored("x")]) == Unscored("x")
+    assert combine([Scored(0.0), Unscored("x")]) == Scored(0.0)
+    assert combine([Scored(1.0), Unscored("x")]) == Unscored("x")
 
 
 # --- critiques
