@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.data import slots
+from cai.data import chain, slots
 from cai.errors import CaiError
 from cai.models.policy import Backend, backend_of
 from cai.recipe import load as recipes
@@ -27,9 +27,6 @@ from cai.run.manifest import read_manifest
 from cai.store.files import holds, write_atomic
 
 LONGEST_NAME = 100  # of a file that a run may make, its id included
-
-
-PROMPTS = ("instructions", "answers", "critiques", "revisions", "policy")
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,11 @@ class Inputs:
     def identity(self, training: bool = False) -> dict[str, str]:
         model = {"model.backend": self.backend}
         return recipes.identity(self.recipe, self.hashes, training=training) | model
+
+    @property
+    def limit_tokens(self) -> int:
+        """The most tokens that one item generates when nothing is tried twice."""
+        return chain.limit_tokens(self.recipe)
 
     @property
     def folder(self) -> Path:
@@ -111,10 +113,10 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     prompts_path = source.folder / ("prompts" if inside else recipe.prompts)
     constitution = load_constitution(constitution_path)
     check_rounds(constitution, recipe.rounds)
-    prompts = {name: _load_prompt(prompts_path / f"{name}.yaml", recipe) for name in PROMPTS}
+    prompts = {name: _load_prompt(prompts_path / f"{name}.yaml", recipe) for name in chain.prompts()}
     grid = load_grid(prompts_path / "grid.yaml")
     paths = {"constitution.yaml": constitution_path, "prompts/grid.yaml": prompts_path / "grid.yaml"}
-    paths |= {f"prompts/{name}.yaml": prompts_path / f"{name}.yaml" for name in PROMPTS}
+    paths |= {f"prompts/{name}.yaml": prompts_path / f"{name}.yaml" for name in chain.prompts()}
     if recipe.instructions.file:
         from cai.data.instructions import read_file
 
@@ -131,7 +133,7 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
 
 
 def _load_prompt(path: Path, recipe: Recipe) -> Prompt:
-    return replace(load_prompt(path), few_shot=getattr(recipe.few_shot, path.stem, -1))
+    return replace(load_prompt(path, chain.prompts()[path.stem]), few_shot=getattr(recipe.few_shot, path.stem, -1))
 
 
 def _manifest_of(args: argparse.Namespace) -> dict[str, Any]:

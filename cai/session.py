@@ -13,9 +13,11 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cai.data import chain
 from cai.engine import Rules
 from cai.inputs import Inputs, copy_inputs, runs_root
 from cai.models.policy import LoadedModel, load
@@ -84,7 +86,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         "backend": inputs.backend,
         "home": os.path.relpath(inputs.folder, root / "a-run"),
         "identity": identity,
-        "stages": {stage: recipes.stage_identity(recipe, stage, inputs.hashes) for stage in recipes.STAGES},
+        "stages": {stage: chain.stage_identity(recipe, stage, inputs.hashes) for stage in chain.names()},
         "files": inputs.hashes,
         "items": recipe.items,
         "heldout_items": recipe.heldout.items,
@@ -171,7 +173,8 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
         with open_run(inputs, args) as run, run.records() as log:
             if log.notice:
                 say(log.notice)
-            progress = Progress(run, inputs.recipe.budget.usd_per_hour)
+            whole = partial(chain.whole_items, rounds=inputs.recipe.rounds)
+            progress = Progress(run, inputs.recipe.budget.usd_per_hour, whole)
             yield Context(
                 recipe=inputs.recipe,
                 run=run,

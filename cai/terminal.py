@@ -175,9 +175,9 @@ def duration_range(low: float, high: float) -> str:
     return f"{first} to {last}" if low >= 1 else f"up to {last}"
 
 
-def stage_name(stage: str, round_: int) -> str:
-    """A stage's round for the eye, counted from one. An instruction's rounds are tries, a critique's its principles."""
-    if stage in ("critiques", "revisions"):
+def stage_name(stage: str, round_: int, per_round: bool = False) -> str:
+    """A stage's round for the eye, counted from one. `per_round`: it is one of a principle, else a try."""
+    if per_round:
         return f"{stage}, round {round_ + 1}"
     return f"{stage}, try {round_ + 1}" if round_ else stage
 

@@ -55,10 +55,10 @@ def _repair(args: argparse.Namespace) -> int:
 def _fork(args: argparse.Namespace) -> int:
     """A new run with the unchanged records of an old one; with --dry-run only what would stay and its cost."""
     from cai.commands import fork as forking
-    from cai.recipe.load import STAGES, stage_identity
+    from cai.data import chain
 
     path, inputs = locate(args, args.fork), read_inputs(args)
-    stages = {stage: stage_identity(inputs.recipe, stage, inputs.hashes) for stage in STAGES}
+    stages = {stage: chain.stage_identity(inputs.recipe, stage, inputs.hashes) for stage in chain.names()}
     plan = forking.plan_fork(path, inputs.identity(), stages)
     say("\n".join(forking.describe(plan, inputs.recipe.budget.usd_per_hour)))
     if args.dry_run:

@@ -76,11 +76,7 @@ def _has_instruction(context: Context, item: int) -> bool:
 
 
 def _answers_to_revisions(context: Context, items: Sequence[int], until: str) -> None:
-    run_stage(context, chain.ANSWERS, items)
-    if until == "answers":
-        return
-    for round_ in range(context.recipe.rounds):
-        for stage in (chain.CRITIQUES, chain.REVISIONS):
-            run_stage(context, stage, items, round_)
-            if until == stage.name:
-                return
+    for stage, round_ in chain.ordered(context.recipe.rounds, context.recipe)[1:]:
+        run_stage(context, stage, items, round_)
+        if until == stage.name:
+            return

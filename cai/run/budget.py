@@ -73,10 +73,10 @@ class Estimate:
         return f"{low} to {high}{money} (rates: {self.source}{without})"
 
 
-def estimate(recipe: Recipe, backend: str, root: Path) -> Estimate:
+def estimate(recipe: Recipe, backend: str, root: Path, limit_tokens: int) -> Estimate:
     """Time and money of this milestone from the latest finished run of the same model, else from the table."""
     earlier = measured_before(root, recipe, backend)
-    return _from_run(recipe, earlier) if earlier else _from_table(recipe, backend)
+    return _from_run(recipe, earlier) if earlier else _from_table(recipe, backend, limit_tokens)
 
 
 def slot_count(recipe: Recipe) -> int:
@@ -114,9 +114,9 @@ def _from_run(recipe: Recipe, run: Measured) -> Estimate:
     )
 
 
-def _from_table(recipe: Recipe, backend: str) -> Estimate:
+def _from_table(recipe: Recipe, backend: str, limit_tokens: int) -> Estimate:
     rates = table_rates(backend)
-    limit = slot_count(recipe) * _limit_tokens(recipe)
+    limit = slot_count(recipe) * limit_tokens
     tokens = Range(limit * SHORT, limit * FULL * TRIES)
     if not rates.tokens_per_second:
         return Estimate(tokens, None, None, None, rates.source, recipe.budget.usd_per_hour)
@@ -133,14 +133,6 @@ def _from_table(recipe: Recipe, backend: str) -> Estimate:
         source=rates.source,
         usd_per_hour=recipe.budget.usd_per_hour,
     )
-
-
-def _limit_tokens(recipe: Recipe) -> int:
-    """The most tokens that one item generates when nothing is tried twice."""
-    sampling = recipe.sampling
-    first = 0 if recipe.instructions.file else sampling.instructions.max_new_tokens
-    each = sampling.critiques.max_new_tokens + sampling.revisions.max_new_tokens
-    return first + sampling.answers.max_new_tokens + recipe.rounds * each
 
 
 class Budget:
@@ -210,7 +202,7 @@ def check_before(inputs: Any, args: Any, root: Path) -> None:
     Errors: CaiError (exit 2) naming the limit and the estimate's lower end.
     """
     if not args.resume and not args.over_budget:
-        _refuse(inputs.recipe, estimate(inputs.recipe, inputs.backend, root))
+        _refuse(inputs.recipe, estimate(inputs.recipe, inputs.backend, root, inputs.limit_tokens))
 
 
 @contextmanager
@@ -240,7 +232,7 @@ def mind(context: Any, inputs: Any) -> Estimate:
     recipe, run = inputs.recipe, context.run
     budget = Budget(recipe.budget, run)
     budget.check("before anything was done")
-    found = estimate(recipe, inputs.backend, run.path.parent)
+    found = estimate(recipe, inputs.backend, run.path.parent, inputs.limit_tokens)
     if run.attempt == 1:
         run.event("estimate", **_event(found))
         if inputs.backend != "fake":

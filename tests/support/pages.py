@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cai.data import chain
 from cai.data.dataset import write_dataset
 from cai.data.pairs import PairPlan, PairSet, build
 from cai.evaluate.gates import decide_all
@@ -104,6 +105,7 @@ def make_run(
     facts = {"model": "SmolLM2-135M-Instruct", "backend": "embedded", "revision": "v1", "load_seconds": 4.2}
     manifest = {"milestone": "m1", "sets": [], "backend": "embedded", "identity": {"seed": "0"}, "model": facts}
     manifest |= {"items": chosen.items, "heldout_items": chosen.heldout.items, "versions": {"torch": "2.13.0"}}
+    manifest |= {"stages": {name: {} for name in chain.names()}}
     manifest |= more.get("manifest", {})
     start = {"usd_per_hour": more.get("usd_per_hour", 1.74), "argv": "cai.toml --milestone m1", "python": "3.11.7"}
     run = Run.create(root, run_id, content, manifest, **start)
