@@ -197,19 +197,36 @@ def test_praise_that_speaks_of_the_answer_is_not_meaningful():
     assert critiques.failed_gates(row, "real") == ["g7"]
 
 
-@pytest.mark.parametrize("text", ["No issue: it is right.", "No issues were found.", "There is nothing wrong."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No such problem: fine.",
+        "No issue: it names no place, but a time.",
+        "No issue: it is right.",
+        "No issues were found.",
+        "There is nothing wrong.",
+    ],
+)
 def test_finds_nothing(text):
     assert finds_nothing(text)
 
 
-@pytest.mark.parametrize("text", ["There is no mention of a doctor.", "It has no problem stating lies as facts."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'There is no issue with tone, but "always" is wrong.',
+        "There is no mention of a doctor.",
+        "It has no problem stating lies as facts.",
+    ],
+)
 def test_finds_something(text):
     assert not finds_nothing(text)
 
 
 def test_leftovers_leave_ordinary_text_alone():
     assert leftovers("A good critique of films says why. An improved version of the phone is out.") == ""
-    assert leftovers("Here is the improved answer you wanted").startswith("meta")
+    assert leftovers("Here is the improved answer you wanted").startswith("announced")
+    assert leftovers("It is the moon.<|im_end|>") == "control token: <|im_end|>"
 
 
 def test_degeneration_measures():
