@@ -160,6 +160,7 @@ def _refuse_half_quoted(text: str) -> None:
     quoted = [(number, match) for number, line in lines if (match := QUOTED.match(line))]
     if quoted and len(quoted) == len(lines) and any(match[1] for _, match in quoted):
         raise Broken(quoted[0][0], "quoted texts with commas behind them. Put [ and ] around all of them")
+    quoted = [] if any(match[1] for _, match in quoted) else quoted
     if quoted and len(quoted) < len(lines) and not any("," in line for _, line in lines if not line.startswith('"')):
         raise Broken(quoted[0][0], "in quotes, and other lines are not. Take the quotes off, or put every line in them")
 

@@ -86,7 +86,7 @@ class Reader:
     def _why(self, error: json.JSONDecodeError) -> str:
         """What is wrong at the place, in the words of whoever wrote the file."""
         before, at = self.text[max(0, error.pos - 200) : error.pos].rstrip(), self.text[error.pos : error.pos + 5]
-        kind = "not a JSON object" if self.text[self.at] == "{" else "not JSON"
+        kind = "not a JSON object" if self.text.startswith("{", self.at) else "not JSON"
         if before.endswith(",") and at[:1] in ("}", "]"):
             return f"{kind}: a comma before the closing bracket. Remove it"
         if at[:1] == "'":
