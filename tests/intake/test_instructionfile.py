@@ -1,4 +1,4 @@
-"""A user's file of instructions: what is plain is read, what is not is refused in one line; nothing else becomes text."""
+"""A user's file of instructions: what is plain is read, the rest is refused in one line; nothing else becomes text."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ READ: dict[str, tuple[str | bytes, list[str]]] = {
     "comment lines among objects": (f"// mine\n{one(prompt=TAP)}# and\n{one(prompt=POEM)}", BOTH),
     "plain lines among objects": (one(prompt=TAP) + POEM, BOTH),
     # other people's rows
-    "Alpaca's input": (one(instruction="Translate.", input="The goat sleeps.", output="x"), ["Translate.\n\nThe goat sleeps."]),
+    "Alpaca's input": (
+        one(instruction="Translate.", input="The goat sleeps.", output="x"),
+        ["Translate.\n\nThe goat sleeps."],
+    ),
     "Alpaca's empty input": (one(instruction=TAP, input="", output="x"), [TAP]),
     "Alpaca's <noinput>": (one(instruction=TAP, input="<noinput>"), [TAP]),
     "Dolly's context": (one(instruction="Who?", context="Ann came.", response="Ann"), ["Who?\n\nAnn came."]),
@@ -66,22 +69,37 @@ READ: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     "messages of parts": (one(messages=[{"role": "user", "content": [{"type": "text", "text": TAP}]}]), [TAP]),
     "ShareGPT": (one(conversations=[{"from": "human", "value": TAP}, {"from": "gpt", "value": "x"}]), [TAP]),
-    "ShareGPT that begins with the model": (one(conversations=[{"from": "gpt", "value": "x"}, {"from": "human", "value": TAP}]), [TAP]),
+    "ShareGPT that begins with the model": (
+        one(conversations=[{"from": "gpt", "value": "x"}, {"from": "human", "value": TAP}]),
+        [TAP],
+    ),
     "HH pairs": (one(chosen=f"\n\nHuman: {TAP}\n\nAssistant: a", rejected=f"\n\nHuman: {TAP}\n\nAssistant: b"), [TAP]),
-    "a transcript under instruction": (one(instruction=f"Human: {TAP}\n\nAssistant: a\n\nHuman: b\n\nAssistant:"), [TAP]),
+    "a transcript under instruction": (
+        one(instruction=f"Human: {TAP}\n\nAssistant: a\n\nHuman: b\n\nAssistant:"),
+        [TAP],
+    ),
     "a prompt of turns": (one(prompt=turns(TAP), chosen=turns("", "a")[1:]), [TAP]),
     "turns of a benchmark": (one(question_id=1, turns=BOTH), [TAP]),
     "an array that is one conversation": (json.dumps(turns(TAP, "a", POEM)), [TAP]),
     "an array of conversations": (json.dumps([turns(TAP, "a"), turns(POEM, "b")]), BOTH),
-    "a text that begins with User:": (one(instruction="User: root. What does it mean?"), ["User: root. What does it mean?"]),
+    "a text that begins with User:": (
+        one(instruction="User: root. What does it mean?"),
+        ["User: root. What does it mean?"],
+    ),
     # tables
-    "CSV": (f'id,prompt,kind\n1,"Boil, rinse: how?",a\n2,"Write a limerick\nabout a goat.",b\n', ["Boil, rinse: how?", "Write a limerick\nabout a goat."]),
+    "CSV": (
+        'id,prompt,kind\n1,"Boil, rinse: how?",a\n2,"Write a limerick\nabout a goat.",b\n',
+        ["Boil, rinse: how?", "Write a limerick\nabout a goat."],
+    ),
     "CSV of Windows": ('id,prompt\r\n1,"Two\r\nlines?"\r\n', ["Two\nlines?"]),
     "CSV with doubled quotes": ('prompt,id\n"Say ""hi"" to Ann.",1\n', ['Say "hi" to Ann.']),
     "CSV with semicolons": (f"id;Prompt\n1;{TAP}\n2;{POEM}\n", BOTH),
     "CSV with Excel's first line": (f"sep=;\nid;Prompt\n1;{TAP}\n", [TAP]),
     "CSV with spaces": (f'id, prompt\n1, "{TAP}"\n', [TAP]),
-    "CSV with Alpaca's columns": ("instruction,input,output\nTranslate.,The goat.,x\nSing.,,y\n", ["Translate.\n\nThe goat.", "Sing."]),
+    "CSV with Alpaca's columns": (
+        "instruction,input,output\nTranslate.,The goat.,x\nSing.,,y\n",
+        ["Translate.\n\nThe goat.", "Sing."],
+    ),
     "TSV": (f"instruction\tpool\n{TAP}\tbenign\n", [TAP]),
     "one column": ('prompt\n"Boil, rinse: how?"\nSing, now.\n', ["Boil, rinse: how?", "Sing, now."]),
     # plain text
@@ -98,9 +116,15 @@ READ: dict[str, tuple[str | bytes, list[str]]] = {
     "numbers with a bracket": (f"1) {TAP}\n2) {POEM}\n", BOTH),
     "numbered questions": (f"Q1: {TAP}\nQ2: {POEM}\n", BOTH),
     "boxes to tick": (f"- [ ] {TAP}\n- [x] {POEM}\n", BOTH),
-    "an item over two lines": ("- Write a limerick\n  about a goat.\n- Sing.\n", ["Write a limerick about a goat.", "Sing."]),
+    "an item over two lines": (
+        "- Write a limerick\n  about a goat.\n- Sing.\n",
+        ["Write a limerick about a goat.", "Sing."],
+    ),
     "comment lines before text": (f"// mine\n# all mine\n{TAP}\n", [TAP]),
-    "wrapped paragraphs": (f"{TAP}\n\nWrite a limerick about\na stubborn goat\nand its bell.\n", [TAP, "Write a limerick about a stubborn goat and its bell."]),
+    "wrapped paragraphs": (
+        f"{TAP}\n\nWrite a limerick about\na stubborn goat\nand its bell.\n",
+        [TAP, "Write a limerick about a stubborn goat and its bell."],
+    ),
     "a blank line between all": (f"{TAP}\n\n{POEM}\n", BOTH),
     "all in lower case": ("how do i descale it\nwhat is rust\nsing\n", ["how do i descale it", "what is rust", "sing"]),
     "an ordinal": ("2. Weltkrieg: wann begann er?", ["2. Weltkrieg: wann begann er?"]),
@@ -109,7 +133,7 @@ READ: dict[str, tuple[str | bytes, list[str]]] = {
     "gzip of JSON lines": (gzip.compress(rows({"prompt": TAP}, {"prompt": POEM}).encode()), BOTH),
     "gzip of CSV": (gzip.compress(f"id,prompt\n1,{TAP}\n".encode()), [TAP]),
     "two gzips in a row": (gzip.compress(f"{TAP}\n".encode()) + gzip.compress(POEM.encode()), BOTH),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", READ)
@@ -304,9 +328,42 @@ def test_no_bytes_make_a_traceback(data: bytes) -> None:
 
 
 SIGNS = st.sampled_from(
-    ['{"', '":', '"', "[", "]", "{", "}", ",", "\n", "\r", "\t", ";", "|", "- ", "1. ", "# ", "prompt", "instruction", "pool",
-     "messages", "role", "content", "user", "Human:", "\n\nAssistant:", "input", " ", "Sing.", "a", "é", "\ud83d", "null", "5"]
-)  # fmt: skip
+    [
+        '{"',
+        '":',
+        '"',
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        "\n",
+        "\r",
+        "\t",
+        ";",
+        "|",
+        "- ",
+        "1. ",
+        "# ",
+        "prompt",
+        "instruction",
+        "pool",
+        "messages",
+        "role",
+        "content",
+        "user",
+        "Human:",
+        "\n\nAssistant:",
+        "input",
+        " ",
+        "Sing.",
+        "a",
+        "é",
+        "\ud83d",
+        "null",
+        "5",
+    ]
+)
 
 
 @given(st.lists(SIGNS, max_size=40), st.sampled_from(["", "prompt", "a.b"]))

@@ -17,6 +17,7 @@ from cai.recipe.principles import requests_for, slug
 HARM, RUDE = "Say how it could hurt somebody.", "Name what is rude."
 FIX, POLITE = "Rewrite it without the harm.", "Rewrite it politely."
 OURS = {"id": "harm", "principle": "No harm.", "critique_request": HARM, "revision_request": FIX}
+RUDE_ROW = OURS | {"id": "rude", "critique_request": RUDE, "revision_request": POLITE}
 
 
 def load(text: str | bytes) -> Constitution:
@@ -31,15 +32,35 @@ def fault(text: str) -> str:
 
 
 WITH_REQUESTS = {
-    "ours as JSON": json.dumps([OURS, {**OURS, "id": "rude", "critique_request": RUDE, "revision_request": POLITE}]),
-    "ours as JSON with tabs": json.dumps([OURS, {**OURS, "id": "rude", "critique_request": RUDE, "revision_request": POLITE}], indent="\t"),
-    "ours as JSON lines": "\n".join(map(json.dumps, [OURS, {**OURS, "id": "rude", "critique_request": RUDE, "revision_request": POLITE}])),
-    "a mapping around": json.dumps({"version": 2, "principles": [OURS, {**OURS, "id": "rude", "critique_request": RUDE, "revision_request": POLITE}]}),
-    "LangChain's": f"- name: harm\n  critique_request: {HARM}\n  revision_request: {FIX}\n- name: rude\n  critique_request: {RUDE}\n  revision_request: {POLITE}\n",
-    "LangChain's in JavaScript": json.dumps([{"name": "harm", "critiqueRequest": HARM, "revisionRequest": FIX}, {"name": "rude", "critiqueRequest": RUDE, "revisionRequest": POLITE}]),
-    "pairs by name": json.dumps({"harm": {"prompt": "x {a}", "critique": f"CritiqueRequest: {HARM}\n\nCritique:", "edit_request": f"RevisionRequest: {FIX}\n\nRevision:"}, "rude": {"critique": RUDE, "edit_request": POLITE}}),
-    "pairs in a list": json.dumps({"constitutions": [{"critic": HARM, "revision": FIX}, {"critic": RUDE, "revision": POLITE}], "system_chat": [["a", "b"]]}),
-}  # fmt: skip
+    "ours as JSON": json.dumps([OURS, RUDE_ROW]),
+    "ours as JSON with tabs": json.dumps([OURS, RUDE_ROW], indent="\t"),
+    "ours as JSON lines": "\n".join(map(json.dumps, [OURS, RUDE_ROW])),
+    "a mapping around": json.dumps({"version": 2, "principles": [OURS, RUDE_ROW]}),
+    "LangChain's": f"- {{name: harm, critique_request: {HARM}, revision_request: {FIX}}}\n"
+    f"- {{name: rude, critique_request: {RUDE}, revision_request: {POLITE}}}\n",
+    "LangChain's in JavaScript": json.dumps(
+        [
+            {"name": "harm", "critiqueRequest": HARM, "revisionRequest": FIX},
+            {"name": "rude", "critiqueRequest": RUDE, "revisionRequest": POLITE},
+        ]
+    ),
+    "pairs by name": json.dumps(
+        {
+            "harm": {
+                "prompt": "x {a}",
+                "critique": f"CritiqueRequest: {HARM}\n\nCritique:",
+                "edit_request": f"RevisionRequest: {FIX}\n\nRevision:",
+            },
+            "rude": {"critique": RUDE, "edit_request": POLITE},
+        }
+    ),
+    "pairs in a list": json.dumps(
+        {
+            "constitutions": [{"critic": HARM, "revision": FIX}, {"critic": RUDE, "revision": POLITE}],
+            "system_chat": [["a", "b"]],
+        }
+    ),
+}
 
 
 @pytest.mark.parametrize("name", WITH_REQUESTS)
@@ -101,10 +122,18 @@ def test_pools_and_priority_are_kept() -> None:
         ("- {name: a, critique_request: b, rewrite: c}", ["'revision_request' is missing", "unknown key 'rewrite'"]),
         ("- {foo: a, bar: b}", ["'principle' is missing", "'foo', 'bar'"]),
         ("- {id: no, principle: yes, critique_request: c, revision_request: d}", ["principle: bool", "id: bool"]),
-        (json.dumps([{**OURS, "principle": "", "critique_request": 3}]), ["principle: is empty", "critique_request: int"]),
+        (
+            json.dumps([{**OURS, "principle": "", "critique_request": 3}]),
+            ["principle: is empty", "critique_request: int"],
+        ),
         (json.dumps([{**OURS, "critique_request": "Say how {answer} hurts."}]), ["placeholder '{answer}'"]),
         (json.dumps([{**OURS, "principle": "{{instruction}} is kind"}]), ["placeholder '{{instruction}}'"]),
-        (json.dumps([{**OURS, "critique_request": "CritiqueRequest: Say.", "revision_request": "Revision Request: Do."}]), ["'CritiqueRequest:'", "'Revision Request:'"]),
+        (
+            json.dumps(
+                [{**OURS, "critique_request": "CritiqueRequest: Say.", "revision_request": "Revision Request: Do."}]
+            ),
+            ["'CritiqueRequest:'", "'Revision Request:'"],
+        ),
         ("Be kind to {user}.\nTell the truth.\n", ["placeholder '{user}'"]),
         (json.dumps([{**OURS, "pools": "redteam", "priority": "high"}]), ["pools: write a list", "priority: str"]),
         (json.dumps([{**OURS, "pools": ["evil"], "priority": True}]), ["pools: write a list", "priority: bool"]),
@@ -115,13 +144,15 @@ def test_pools_and_priority_are_kept() -> None:
         ("- id: h\n  principle: Keep it: no harm.\n", ["put the text in quotes"]),
         ("PK\x03\x04", ["a zip archive"]),
     ],
-)  # fmt: skip
+)
 def test_all_faults_of_an_entry_stand_in_one_line(text: str, wanted: list[str]) -> None:
     message = fault(text)
     assert all(part in message for part in wanted), message
 
 
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True))  # fmt: skip
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +164,10 @@ def test_an_alias_is_refused_before_it_grows(text: str) -> None:
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("text", ["- !!bool maybe", "- !!int x", "- !!float x", "- !!timestamp x", "- !!python/name:os.system", "- " + "9" * 5000])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["- !!bool maybe", "- !!int x", "- !!float x", "- !!timestamp x", "- !!python/name:os.system", "- " + "9" * 5000],
+)
 def test_tags_and_numbers_that_yaml_cannot_make_are_one_line(text: str) -> None:
     assert "bad YAML" in fault(text)
 
@@ -154,7 +188,31 @@ def test_no_bytes_make_a_traceback(data: bytes) -> None:
         assert all(one.principle and one.critique_request and one.revision_request for one in found.principles)
 
 
-TOKENS = st.sampled_from(["- ", "\n", ": ", "id", "principle", "critique", "{", "}", "[", "]", "a", '"', "  ", "principles", "&a", "*a", "name", ", ", "|", "!!int ", "1"])  # fmt: skip
+TOKENS = st.sampled_from(
+    [
+        "- ",
+        "\n",
+        ": ",
+        "id",
+        "principle",
+        "critique",
+        "{",
+        "}",
+        "[",
+        "]",
+        "a",
+        '"',
+        "  ",
+        "principles",
+        "&a",
+        "*a",
+        "name",
+        ", ",
+        "|",
+        "!!int ",
+        "1",
+    ]
+)
 
 
 @given(st.lists(TOKENS, max_size=30))

@@ -1,4 +1,4 @@
-"""A file is read once: a pipe gives its bytes or is refused after a moment; a device and a huge file are refused at once."""
+"""A file is read once: a pipe gives its bytes or is refused after a moment, devices and huge files at once."""
 
 from __future__ import annotations
 
