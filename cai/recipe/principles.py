@@ -102,7 +102,7 @@ def _json(text: str) -> list[Any] | None:
 
 def _sentences(text: str, path: str | Path) -> list[str]:
     try:
-        return [entry.value for entry in plain.parse(text).entries]
+        return [entry.value for entry in plain.parse(plain.lines_of(text)).entries]
     except Broken as broken:
         raise CaiError(f"{path}: line {broken.line}: {broken.why.replace('request', 'principle')}") from None
 
