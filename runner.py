@@ -19,9 +19,10 @@ try:
     from cai import errors
     from cai.commands import cli
     from cai.errors import CaiError
-    from cai.session import Inputs, read_inputs, say, session
+    from cai.inputs import Inputs, read_inputs, runs_root
+    from cai.session import session
     from cai.store.files import REMEDIES, io_error
-    from cai.terminal import last_through_hangups, printable
+    from cai.terminal import last_through_hangups, printable, say
 except ModuleNotFoundError as missing:
     if (missing.name or "cai").partition(".")[0] == "cai":
         raise
@@ -64,9 +65,9 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
 
         return dry_run(inputs)
     pipeline.check_milestone_before(inputs)
-    budget.check_before(inputs, args)
+    budget.check_before(inputs, args, runs_root(inputs.source, recipe))
     announce(inputs)
-    with session(inputs, args) as context, budget.within(context, inputs):
+    with session(inputs, args) as context, budget.within(context, inputs, pipeline.report_what_exists):
         pairs = pipeline.collect(context, inputs, args.until)
         training_pairs = pipeline.write_dataset(context, inputs, pairs) if args.until in ("", "pairs") else []
         if args.until:

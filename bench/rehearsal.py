@@ -46,8 +46,10 @@ from rehearsal_facts import (  # noqa: E402
 )
 
 from cai import errors  # noqa: E402
-from cai.evaluate.benchmarks import NAMES  # noqa: E402
-from cai.evaluate.benchmarks.sources import OFFICIAL  # noqa: E402
+from cai.evaluate.benchmarks.sources import (  # noqa: E402
+    NAMES,
+    OFFICIAL,
+)
 from cai.models import policy  # noqa: E402
 from cai.store.files import write_json_atomic  # noqa: E402
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,18 @@ from cai.data import guarding, instructions
 from cai.data.collect import collect as collect_pairs
 from cai.data.pairs import PairSet
 from cai.data.slots import slots
-from cai.data.stage import Context
 from cai.errors import CaiError
 from cai.evaluate import gates
-from cai.evaluate.gates import Measured, Verdict
+from cai.evaluate.gates import Verdict
+from cai.inputs import Inputs, runs_root
 from cai.intake.told import pool_cure
+from cai.metrics.figure import Measured
 from cai.recipe import load as recipes
 from cai.recipe.load import Recipe
-from cai.report.templating import usd
+from cai.run.context import Context
 from cai.run.folder import RUN_ID, Run
-from cai.session import Inputs, runs_root, say
 from cai.store.files import holds, json_bytes, write_json_atomic
-from cai.terminal import printable
+from cai.terminal import printable, say, usd
 
 ORDER = ("m0", "m1", "m2", "m3")
 
@@ -71,7 +72,7 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
 def _require_benchmarks(context: Context, inputs: Inputs) -> None:
     """Files, judges and lm_eval tasks of the milestone's own benchmarks, before anything is generated."""
     if context.recipe.benchmarks.run:
-        from cai.evaluate.benchmarks import require
+        from cai.evaluate.benchmarks.suite import require
 
         require(context.recipe.benchmarks, inputs.folder)
     if context.recipe.evaluation.lm_eval:
@@ -103,12 +104,14 @@ def guarded(context: Context) -> None:
 def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict[str, Any]]:
     """Marks, hygiene, contamination, then dataset/; gives the pairs to train on."""
     from cai.data import dataset, hygiene
+    from cai.report import cards
 
     cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, _refused(context, pairs))
     if context.recipe.benchmarks.contamination:
         cleaned = replace(cleaned, kept=_uncontaminated(context, inputs, cleaned.kept))
     facts = context.run.manifest.get("model", {})
-    dataset.write_dataset(context.run, pairs, cleaned, context.recipe, facts)
+    described = partial(cards.card, recipe=context.recipe, facts=facts)
+    dataset.write_dataset(context.run, pairs, cleaned, described)
     kept = cleaned.kept
     for line in hygiene.held_back(cleaned.facts):
         say(line)
@@ -148,7 +151,7 @@ def _refused(context: Context, pairs: PairSet) -> dict[int, str]:
 def _uncontaminated(context: Context, inputs: Inputs, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The pairs that overlap no benchmark at hand; overlaps and what was not checked go to eval/contamination.json."""
     from cai.data import contamination
-    from cai.evaluate.benchmarks import at_hand
+    from cai.evaluate.benchmarks.suite import at_hand
 
     loaded, missing = at_hand(context.recipe.benchmarks, inputs.folder)
     sources = [source for name, tasks in loaded.items() for source in contamination.sources_of(name, tasks)]
@@ -219,15 +222,16 @@ def evaluate(
     context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[dict[str, Any]], adapter: Path
 ) -> dict[str, Measured]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
-    from cai.evaluate import benchmarks, evaluate_run
+    from cai.evaluate.benchmarks import suite
+    from cai.evaluate.measure import measure
 
-    results = evaluate_run(context, pairs, training_pairs, adapter, inputs.folder)
+    results = measure(context, pairs, training_pairs, adapter, inputs.folder)
     if context.recipe.sft.enabled:
-        from cai.training import sft
+        from cai.evaluate import arms as measured_arms
 
-        sft.run_arm(context, pairs, training_pairs, inputs.folder)
+        measured_arms.run_arm(context, pairs, training_pairs, inputs.folder)
     if context.recipe.benchmarks.run:
-        benchmarks.measure(context, context.recipe.benchmarks.run, inputs.folder)
+        suite.measure_all(context, context.recipe.benchmarks.run, inputs.folder)
     if len(context.recipe.dpo.seeds) > 1:
         from cai.training import arms
 
@@ -280,6 +284,13 @@ def report(context: Context, verdicts: Sequence[Verdict]) -> None:
     if found != context.run.manifest.get("memory", {}):
         context.run.update_manifest(memory=found)
     write_report(context.run)
+
+
+def report_what_exists(run: Run) -> None:
+    """The pages of a run that is stopped at its budget."""
+    from cai.report.pages import write_report
+
+    write_report(run)
 
 
 def enforced(context: Context) -> bool:

@@ -7,19 +7,18 @@ the first SIGINT or SIGTERM asks for a stop, the second ends the process at once
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from cai import errors
-from cai.errors import Stopped
+if TYPE_CHECKING:
+    pass
+
+import io
+import signal
+from contextlib import suppress
+from typing import TextIO
 
 # C0 without tab and newline, DEL, C1, bidi marks and embeddings and isolates, line and paragraph separator,
 # zero-width and byte-order marks, language tags (invisible text), lone surrogates.
@@ -43,9 +42,6 @@ def _spell(match: re.Match[str]) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-AFTER_HOLD_SECONDS = 1.0  # what a run gets to end gracefully once a save that was being waited for is done
 
 
 class LastingStream(io.TextIOBase):
@@ -127,90 +123,64 @@ def _open_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number, which is this one
 
 
-class StopSwitch:
-    """Turned by the first SIGINT or SIGTERM; `switch()` is the engines' `stopped` callback.
-
-    A thread reads the signals from a pipe, so that the switch turns even while the main thread is inside one long call
-    of a native library. A run that has not ended `grace_seconds` after the notice is ended with exit 75 (RESUMABLE):
-    everything committed is on disk, so this loses no more than the batch in flight. `hold()` puts that off for a save.
-    """
-
-    def __init__(self, grace_seconds: float = 3.0) -> None:
-        self.grace_seconds = grace_seconds
-        self.signal_number = 0
-        self._held = 0
-        self._read_fd = self._write_fd = -1
-        self._previous: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        return self.signal_number != 0
-
-    def check(self, doing: str) -> None:
-        """Raise Stopped (exit 75) if the switch was turned."""
-        if self():
-            name = signal.Signals(self.signal_number).name
-            raise Stopped(f"stopped by {name} {doing}; everything finished is kept, resume to go on")
-
-    def install(self) -> StopSwitch:
-        """Take over SIGINT and SIGTERM of this process (main thread only); forked children get the defaults back."""
-        self._read_fd, self._write_fd = os.pipe()
-        os.set_blocking(self._write_fd, False)
-        self._previous = {n: signal.signal(n, _nothing) for n in (signal.SIGINT, signal.SIGTERM)}
-        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=self._forget)
-        threading.Thread(target=self._watch, name="stop-switch", daemon=True).start()
-        return self
-
-    def uninstall(self) -> None:
-        """Give the signals back (tests)."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(-1)
-        self._previous = {}
-        if self._write_fd >= 0:
-            os.close(self._write_fd)  # the watching thread sees the end of the pipe and returns
-            self._write_fd = -1
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Within this block (a checkpoint save) the grace period does not end the process; a second signal does."""
-        self._held += 1
-        try:
-            yield
-        finally:
-            self._held -= 1
-
-    def _forget(self) -> None:
-        if self._previous:
-            signal.set_wakeup_fd(-1)
-            for number in self._previous:
-                signal.signal(number, signal.SIG_DFL)
-
-    def _watch(self) -> None:
-        while received := os.read(self._read_fd, 1):
-            number = received[0]
-            if number not in (signal.SIGINT, signal.SIGTERM):
-                continue
-            if self.signal_number:
-                os._exit(errors.SIGINT if number == signal.SIGINT else errors.SIGTERM)
-            self.signal_number = number
-            threading.Thread(target=self._end_in_time, name="stop-grace", daemon=True).start()
-            with suppress(OSError, ValueError):
-                name = signal.Signals(number).name
-                sys.stderr.write(f"\n{name}: stopping after what is in flight; again to stop at once\n")
-        os.close(self._read_fd)
-
-    def _end_in_time(self) -> None:
-        deadline = time.monotonic() + self.grace_seconds
-        while time.monotonic() < deadline:
-            time.sleep(0.05)
-            if self._held:
-                deadline = max(deadline, time.monotonic() + AFTER_HOLD_SECONDS)
-        with suppress(OSError, ValueError):
-            sys.stderr.write("the grace period is over: stopped, resumable\n")
-            sys.stderr.flush()
-        os._exit(errors.RESUMABLE)
+def number(value: Any, digits: int = 3) -> str:
+    """A float with `digits` significant digits, an int with thousands separators, None as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or (abs(value) >= 1000 and float(value).is_integer()):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value + 0.0:.{digits}g}"  # + 0.0: no "-0"
 
 
-def _nothing(number: int, frame: object) -> None:
-    """Handler that only keeps the default action from happening; the wakeup pipe carries the signal."""
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def usd(value: float | None) -> str:
+    """Dollars; below a cent as `< $0.01`, so that a price is never shown as nothing."""
+    if value is None:
+        return "–"
+    return "< $0.01" if 0 < value < 0.01 else f"${value:,.2f}"
+
+
+def usd_fine(value: float | None) -> str:
+    """Dollars with three significant digits below one: a pair costs cents."""
+    if value is None or value >= 1:
+        return usd(value)
+    return "< $0.0001" if 0 < value < 0.0001 else f"${value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds is None:
+        return "–"
+    if 0 < seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if rest and minutes < 10 else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def duration_range(low: float, high: float) -> str:
+    """`3 min to 5 min`; one time where both read the same, `up to 40 s` where the lower end is none."""
+    first, last = duration(low), duration(high)
+    if first == last:
+        return last
+    return f"{first} to {last}" if low >= 1 else f"up to {last}"
+
+
+def stage_name(stage: str, round_: int, per_round: bool = False) -> str:
+    """A stage's round for the eye, counted from one. `per_round`: it is one of a principle, else a try."""
+    if per_round:
+        return f"{stage}, round {round_ + 1}"
+    return f"{stage}, try {round_ + 1}" if round_ else stage
+
+
+def say(line: str) -> None:
+    print(line, flush=True)

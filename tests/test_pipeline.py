@@ -20,8 +20,8 @@ from cai import errors
 from cai.commands import cli
 from cai.data import slots
 from cai.engine import Completion, never
+from cai.inputs import read_inputs
 from cai.models.fake import FakeEngine
-from cai.session import read_inputs
 
 Runner = Callable[..., tuple[int, Path]]
 RECORD_KEYS = {

@@ -15,7 +15,8 @@ import pytest
 
 from cai import errors
 from cai.errors import Stopped
-from cai.terminal import LastingStream, StopSwitch, printable
+from cai.run.stop import StopSwitch
+from cai.terminal import LastingStream, printable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,7 +61,8 @@ def test_a_dead_stream_is_survived() -> None:
 
 CHILD = """
 import sys, time
-from cai.terminal import StopSwitch, last_through_hangups
+from cai.terminal import last_through_hangups
+from cai.run.stop import StopSwitch
 last_through_hangups()
 switch = StopSwitch(grace_seconds=float(sys.argv[1])).install()
 log = open(sys.argv[2], "a", buffering=1)
@@ -118,7 +120,7 @@ def test_g10_a_stop_that_takes_too_long_ends_resumable(tmp_path: Path) -> None:
 def test_g10_the_switch_turns_inside_one_long_native_call(tmp_path: Path) -> None:
     """SIGTERM in the middle of a call that returns to Python only after 20 s: the process ends in the grace period."""
     code = (
-        "import hashlib, os\nfrom cai.terminal import StopSwitch\nStopSwitch(grace_seconds=0.3).install()\n"
+        "import hashlib, os\nfrom cai.run.stop import StopSwitch\nStopSwitch(grace_seconds=0.3).install()\n"
         "print('ready', flush=True)\nhashlib.pbkdf2_hmac('sha512', b'x', b'y', 30_000_000)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -130,7 +132,7 @@ def test_g10_the_switch_turns_inside_one_long_native_call(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_hold_puts_the_deadline_off() -> None:
     code = (
-        "import time\nfrom cai.terminal import StopSwitch\nswitch = StopSwitch(grace_seconds=0.2).install()\n"
+        "import time\nfrom cai.run.stop import StopSwitch\nswitch = StopSwitch(grace_seconds=0.2).install()\n"
         "with switch.hold():\n print('ready', flush=True)\n time.sleep(1.2)\n print('saved', flush=True)\ntime.sleep(9)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -142,7 +144,7 @@ def test_hold_puts_the_deadline_off() -> None:
 
 def test_a_forked_child_does_not_pass_its_signals_to_the_parent() -> None:
     code = (
-        "import os, signal, sys, time\nfrom cai.terminal import StopSwitch\nswitch = StopSwitch().install()\n"
+        "import os, signal, sys, time\nfrom cai.run.stop import StopSwitch\nswitch = StopSwitch().install()\n"
         "child = os.fork()\nif child == 0:\n time.sleep(9)\n os._exit(0)\n"
         "time.sleep(0.2)\nos.kill(child, signal.SIGTERM)\n_, status = os.waitpid(child, 0)\ntime.sleep(0.2)\n"
         "sys.exit(0 if not switch() and os.WTERMSIG(status) == signal.SIGTERM else 1)"

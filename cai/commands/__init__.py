@@ -10,17 +10,19 @@ import importlib
 
 from cai import errors
 from cai.commands import cli
+from cai.inputs import grown_since, locate, read_inputs
 from cai.run.manifest import read_manifest
-from cai.session import create_run, grown_since, locate, read_inputs, say
+from cai.session import create_run
+from cai.terminal import say
 
 MODULES = {
     "status": "cai.commands.status",
-    "doctor": "cai.preflight.machine",
+    "doctor": "cai.commands.doctor",
     "compare": "cai.commands.compare",
-    "report": "cai.report.pages",
+    "report": "cai.commands.report",
     "review": "cai.commands.review",
-    "exam": "cai.evaluate.exam",
-    "benchmark": "cai.evaluate.benchmarks",
+    "exam": "cai.commands.exam",
+    "benchmark": "cai.commands.benchmark",
     "export": "cai.commands.export",
 }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cai.data import chain
 from cai.errors import CaiError
-from cai.recipe.load import STAGES, parse_set
+from cai.recipe.load import parse_set
 from cai.recipe.paths import expanded
 
 ABOUT = "Constitutional AI in one process: write, critique and revise answers, train on the pairs with DPO, measure, "
@@ -59,7 +60,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--milestone", default="", help="which [milestones.X] of the recipe applies")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the recipe")
     run.add_argument("--resume", type=_named, metavar="RUN", help="continue runs/ID (or runs/latest)")
-    stages = [*(s for s in STAGES if s != "guard"), "pairs"]
+    stages = [*(stage.name for stage in chain.CHAIN), "pairs"]
     run.add_argument("--until", choices=stages, default="", help="stop after this stage; pairs: before training")
     run.add_argument("--limit", type=int, default=0, metavar="N", help="at most N items (or benchmark rows): a trial")
     run.add_argument(

@@ -18,15 +18,13 @@ from cai.metrics.text import rouge_l, words
 from cai.report.examples import judge_critique, judge_revision
 from cai.report.snapshot import Story, read_story
 from cai.report.tables import phases
-from cai.report.templating import duration, number, usd
-from cai.terminal import printable
-
-Row = dict[str, Any]
+from cai.store.jsonl import Row
+from cai.terminal import duration, number, printable, usd
 
 
 def command(args: argparse.Namespace) -> int:
     """Print the comparison of two runs."""
-    from cai.session import locate
+    from cai.inputs import locate
 
     one, two = (read_story(locate(args, name)) for name in args.compare)
     print(printable("\n".join(lines(one, two))))

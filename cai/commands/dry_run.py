@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from cai import errors
+from cai.data import chain
 from cai.engine.tokenizers import Tokenizer
+from cai.inputs import Inputs, runs_root
 from cai.models.tokenizer_file import ByteCounter, tokenizer_at_hand
 from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt, Rendered
-from cai.report.templating import duration, number, usd
 from cai.run import budget
-from cai.session import Inputs, runs_root
-from cai.terminal import printable
+from cai.terminal import duration, number, printable, usd
 
 SAMPLE = {  # stands for text that a stage before would write
     "instruction": "How can I keep my bicycle from being stolen in the city?",
@@ -26,7 +26,6 @@ SAMPLE = {  # stands for text that a stage before would write
     "critique": 'The answer says "Use a good lock" and does not say what makes one good.',
 }
 SHOWN_CHARACTERS = 1000  # of a user's request that stands for the others
-SHOWN_STAGES = ("instructions", "answers", "critiques", "revisions", "policy")
 
 
 def dry_run(inputs: Inputs) -> int:
@@ -134,7 +133,7 @@ def render(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> Rendered:
 
 def _prompts(inputs: Inputs, tokenizer: Tokenizer, source: str) -> list[str]:
     lines = [f"One prompt of each stage. Token counts: {source}."]
-    for stage in SHOWN_STAGES:
+    for stage in chain.prompts():
         if stage == "instructions" and inputs.recipe.instructions.file:
             continue
         lines += ["", *_one_prompt(inputs, stage, tokenizer)]
@@ -148,7 +147,7 @@ def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
     about = "~" if isinstance(tokenizer, ByteCounter) else ""
     head = f"--- {stage} ({prompt.path}): {about}{count} tokens, of these {about}{prefix} the same in every prompt"
     if stage != "policy":
-        drawn = getattr(recipe.sampling, stage)
+        drawn = getattr(recipe.sampling, chain.drawn(stage))
         head += f"; then up to {drawn.max_new_tokens} at T={drawn.temperature:g}"
         if count + drawn.max_new_tokens > recipe.model.max_seq_length:
             raise errors.CaiError(
@@ -189,7 +188,7 @@ def counted(tokenizer: Tokenizer, rendered: Rendered) -> tuple[int, int]:
 
 def _estimate(inputs: Inputs) -> list[str]:
     recipe: Any = inputs.recipe
-    found = budget.estimate(recipe, inputs.backend, runs_root(inputs.source, recipe))
+    found = budget.estimate(recipe, inputs.backend, runs_root(inputs.source, recipe), inputs.limit_tokens)
     low, high = (number(int(round(v, -2))) for v in found.tokens)
     lines = [f"estimate      {low} to {high} generated tokens", f"              {found.line}"]
     seconds = found.seconds

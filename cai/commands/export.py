@@ -24,15 +24,15 @@ from typing import Any
 import orjson
 
 from cai import errors
-from cai.data.dataset import LICENSES
 from cai.errors import CaiError
 from cai.models.guard import described
+from cai.report.cards import LICENSES
 from cai.report.pages import figure, headline, money, verdict_row
 from cai.report.snapshot import Story, read_story
 from cai.report.templating import environment
 from cai.store.files import write_atomic, write_json_atomic
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 Say = Callable[[str], None]
 HUB_NAMES = {"SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # where the embedded model's original lies
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -45,7 +45,8 @@ PARTS = (("model", "adapter", ""), ("dataset", "dataset", "-pairs"), ("model", "
 
 def command(args: argparse.Namespace) -> int:
     """Write the folder; push it if `--push` names a repository. Exit 6 where a merged model is not the adapter's."""
-    from cai.session import locate, say
+    from cai.inputs import locate
+    from cai.terminal import say
 
     if args.to is None:
         raise CaiError("--export: needs --to FOLDER, an empty or new folder.")

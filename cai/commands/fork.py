@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cai import errors
+from cai.data import chain
 from cai.data.marks import REVIEW_KEY
 from cai.data.slots import try_of
 from cai.errors import CaiError
@@ -21,13 +22,11 @@ from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.run.manifest import read_manifest
 from cai.store import records
+from cai.store.jsonl import Row
 from cai.store.scan import changed, read_points
 
-Row = dict[str, Any]
 Identity = Mapping[str, str]
 BATCH = 256
-
-ORDER = ("instructions", "answers", "critiques", "revisions", "guard")
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def verified_rows(path: Path) -> list[Row]:
 
 def changed_stages(then: Mapping[str, Identity], now: Mapping[str, Identity]) -> dict[str, list[str]]:
     """Stage -> keys of its own inputs that differ."""
-    differing = {stage: _different(then.get(stage, {}), now.get(stage, {})) for stage in ORDER}
+    differing = {stage: _different(then.get(stage, {}), now.get(stage, {})) for stage in chain.names()}
     return {stage: keys for stage, keys in differing.items() if keys}
 
 
@@ -90,16 +89,9 @@ def _different(then: Identity, now: Identity) -> list[str]:
 def stays(row: Row, differs: Mapping[str, Any]) -> bool:
     """Whether nothing before or in this row's stage changed."""
     stage, round_ = row["stage"], int(row["round"])
-    if stage not in ORDER or "instructions" in differs:
+    if stage not in chain.names() or chain.CHAIN[0].name in differs:
         return False
-    upstream = {
-        "instructions": (),
-        "answers": ("answers",),
-        "critiques": ("answers", "critiques") + (("revisions",) if round_ else ()),
-        "revisions": ("answers", "critiques", "revisions"),
-        "guard": ORDER,
-    }[stage]
-    return not any(name in differs for name in upstream)
+    return not any(name in differs for name in chain.upstream(stage, round_))
 
 
 def _speeds(source: Path) -> dict[str, float]:
@@ -119,7 +111,7 @@ def describe(plan: ForkPlan, usd_per_hour: float = 0.0) -> list[str]:
     for stage, keys in plan.changed.items():
         lines.append(f"  changed for {stage}: {', '.join(keys)}")
     total = 0.0
-    for stage in ORDER:
+    for stage in chain.names():
         rows = [row for row in plan.again if row["stage"] == stage]
         if rows:
             tokens = sum(int(row.get("tokens") or 0) for row in rows)
@@ -137,7 +129,7 @@ def fill(plan: ForkPlan, run: Run) -> None:
         for start in range(0, len(plan.kept), BATCH):
             log.append(plan.kept[start : start + BATCH])
     _take_marks(plan, run)
-    made = {stage: sum(row["stage"] == stage for row in plan.again) for stage in ORDER}
+    made = {stage: sum(row["stage"] == stage for row in plan.again) for stage in chain.names()}
     run.event("forked", source=plan.source.name, kept=len(plan.kept), again=made, changed=plan.changed)
 
 

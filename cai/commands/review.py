@@ -26,17 +26,17 @@ from filelock import FileLock, Timeout
 
 from cai import errors
 from cai.data.dataset import lines, pair_row, write_if_changed
-from cai.data.marks import CRITIQUE_MARKS, REVIEW_KEY, REVISION_MARKS, agreement, filter_pairs
+from cai.data.marks import CRITIQUE_MARKS, REVIEW_KEY, REVISION_MARKS, filter_pairs
 from cai.errors import CaiError
 from cai.evaluate.cases import GENERIC_CRITIQUE, Case, from_examples, others
 from cai.metrics.figure import sample, shuffled
+from cai.report.agreement import agreement
 from cai.report.snapshot import Story, read_story
 from cai.report.tables import command_line
-from cai.report.templating import environment, number, percent
+from cai.report.templating import environment
 from cai.store.records import RecordLog
-from cai.terminal import printable
+from cai.terminal import number, percent, printable
 
-Row = dict[str, Any]
 RATER = re.compile(r"^[a-z0-9][a-z0-9._-]{0,39}$")
 MOST = 100  # examples a rater is asked about: above, a seeded sample, the same for every rater
 CONTROL_EVERY = 5  # one planted text for every so many real ones
@@ -62,7 +62,8 @@ class Task:
 
 def command(args: argparse.Namespace) -> int:
     """Serve the page (or ask in the terminal) until everything is marked or Ctrl-C; then write the report again."""
-    from cai.session import locate, say
+    from cai.inputs import locate
+    from cai.terminal import say
 
     path, rater = locate(args, args.review), args.rater or "me"
     story = read_story(path)

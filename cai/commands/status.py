@@ -14,26 +14,24 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from cai import errors
+from cai.data import chain
 from cai.evaluate.gates import whole_verdicts
-from cai.report.templating import duration, duration_range, number, stage_name, usd, usd_fine
 from cai.run.events import read_events, spent
+from cai.store.jsonl import Row
 from cai.store.lock import holder_died
-from cai.terminal import printable
+from cai.terminal import duration, duration_range, number, printable, usd, usd_fine
 
-Row = dict[str, Any]
 WATCH_SECONDS = 2.0
 SILENT_SECONDS = 60.0  # an attempt without an end that was silent for longer is called silent, not running
-STAGES = ("instructions", "answers", "critiques", "revisions", "guard")
 
 
 def command(args: argparse.Namespace) -> int:
     """Print the screen of the run named (the latest by default); with --watch, until the run ends or Ctrl-C."""
-    from cai.session import locate
+    from cai.inputs import locate
 
     path = locate(args, args.status or "latest")
     if not args.watch:
@@ -119,7 +117,7 @@ def _at(status: Row) -> str:
     if not status.get("stage"):
         return ""
     round_, eta = status.get("round"), status.get("eta_seconds")
-    name = stage_name(str(status["stage"]), round_ if isinstance(round_, int) else 0)
+    name = chain.label(str(status["stage"]), round_ if isinstance(round_, int) else 0)
     text = f": {name}: {status.get('done', 0)}/{status.get('total', 0)}"
     if status.get("tokens_per_second"):
         text += f", {status['tokens_per_second']:.0f} tok/s"
@@ -157,7 +155,7 @@ def _counts(path: Path) -> list[tuple[str, str]]:
         if row.get("status") != "ok":
             reasons.setdefault(stage, Counter())[str(row.get("reason")).split(":")[0]] += 1
     lines = []
-    for stage in STAGES:
+    for stage in chain.names():
         kept, lost = counts[stage, "ok"], counts[stage, "rejected"]
         if kept or lost:
             why = ", ".join(f"{reason} {count}" for reason, count in reasons.get(stage, Counter()).most_common(3))

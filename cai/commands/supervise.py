@@ -18,7 +18,7 @@ from pathlib import Path
 from cai import errors
 from cai.commands import cli
 from cai.errors import CaiError
-from cai.session import locate
+from cai.inputs import locate
 from cai.terminal import last_through_hangups, printable
 from cai.training import checkpoints
 

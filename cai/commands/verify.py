@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from cai.commands import repair
 from cai.commands.tensors import safetensors_fp32
+from cai.data import chain
 from cai.run.events import read_events, spent
 from cai.run.manifest import read_manifest
 from cai.store.lock import holder
@@ -158,7 +159,7 @@ def _chain(run: Path) -> Results:
     for row in rows:
         if row.get("status") == "ok":
             accepted.add((row["stage"], row["item"], 0 if row["stage"] == "instructions" else row["round"]))
-    orphans = [row for row in rows if (needs := _input_of(row)) and needs not in accepted]
+    orphans = [row for row in rows if any(needed not in accepted for needed in _inputs_of(row))]
     if orphans:
         first = orphans[0]
         where = f"{first['stage']} item {first['item']} round {first['round']}"
@@ -167,13 +168,9 @@ def _chain(run: Path) -> Results:
         yield "ok", "every answer, critique and revision has its input"
 
 
-def _input_of(row: dict[str, Any]) -> tuple[str, int, int] | None:
-    item, round_ = row["item"], row["round"]
-    return {
-        "answers": ("instructions", item, 0),
-        "critiques": ("revisions", item, round_ - 1) if round_ else ("answers", item, 0),
-        "revisions": ("critiques", item, round_),
-    }.get(row["stage"])
+def _inputs_of(row: dict[str, Any]) -> list[tuple[str, int, int]]:
+    stage = chain.named(row["stage"])
+    return [(name, row["item"], round_) for name, round_ in stage.needs(row["round"])] if stage else []
 
 
 def _attempts(run: Path) -> Results:

@@ -6,13 +6,19 @@ runs them, `runner` orders them. A round is one principle: critique of the curre
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cai.data import parsing, slots
 from cai.data.parsing import Parsed, Unparsed
-from cai.data.stage import Context, Stage, Unit
+from cai.data.stage import Inputs, Stage, Unit
 from cai.recipe.constitution import Principle, choose
 from cai.recipe.grid import Grid
+from cai.recipe.load import Recipe, drop_unset, flatten, rounding
+from cai.run.context import Context
+from cai.store.jsonl import Row
+from cai.terminal import stage_name
 
 
 def principle_of(context: Context, item: int, round_: int) -> Principle:
@@ -50,7 +56,7 @@ def make_instructions(grid: Grid) -> Stage:
         extra = {"pool": pool, "cell": cell, "split": slots.split_of(item), "parent": None}
         return Unit(item, attempt, cell, None, extra, shift=slot)
 
-    return Stage("instructions", "instructions", render, lambda text, unit: parsing.instruction(text), True, False)
+    return replace(INSTRUCTIONS, render=render)
 
 
 def _render_answer(context: Context, item: int, round_: int) -> Unit | None:
@@ -89,6 +95,134 @@ def _parse(parser: Any) -> Any:
     return parse
 
 
-ANSWERS = Stage("answers", "answers", _render_answer, _parse(parsing.answer), redraws_limit=True)
-CRITIQUES = Stage("critiques", "critiques", _render_critique, _parse(parsing.critique))
-REVISIONS = Stage("revisions", "revisions", _render_revision, _parse(parsing.revision), redraws_limit=True)
+def _answer_or_revision(round_: int) -> Inputs:
+    """The text that a round criticises."""
+    return (("revisions", round_ - 1),) if round_ else (("answers", 0),)
+
+
+INSTRUCTIONS = Stage(
+    "instructions",
+    "instructions",
+    lambda context, item, round_: None,  # `make_instructions` knows the grid
+    _parse(parsing.instruction),
+    limit_is_fault=True,
+    redraws=False,
+    keys=(
+        "seed",
+        "model",
+        "instructions",
+        "sampling.min_p",
+        "sampling.no_repeat_ngram",
+        "sampling.instructions",
+        "few_shot.instructions",
+    ),
+    files=("prompts/grid.yaml", "instructions.file"),
+    fields=frozenset({"topic", "kind", "persona", "tone"}),
+)
+ANSWERS = Stage(
+    "answers",
+    "answers",
+    _render_answer,
+    _parse(parsing.answer),
+    redraws_limit=True,
+    needs=lambda round_: (("instructions", 0),),
+    keys=("sampling.answers", "few_shot.answers"),
+    fields=frozenset({"instruction"}),
+)
+CRITIQUES = Stage(
+    "critiques",
+    "critiques",
+    _render_critique,
+    _parse(parsing.critique),
+    per_round=True,
+    needs=_answer_or_revision,
+    keys=("rounds", "sampling.critiques", "few_shot.critiques"),
+    files=("constitution.yaml",),
+    fields=frozenset({"instruction", "answer", "critique_request"}),
+)
+REVISIONS = Stage(
+    "revisions",
+    "revisions",
+    _render_revision,
+    _parse(parsing.revision),
+    redraws_limit=True,
+    per_round=True,
+    needs=lambda round_: (("critiques", round_),),
+    reads=_answer_or_revision,
+    keys=("rounds", "sampling.revisions", "few_shot.revisions"),
+    files=("constitution.yaml",),
+    fields=frozenset({"instruction", "answer", "critique", "revision_request"}),
+)
+CHAIN: tuple[Stage, ...] = (INSTRUCTIONS, ANSWERS, CRITIQUES, REVISIONS)
+GUARD = "guard"  # judges finished pairs: it stands behind the chain, with a model of its own (`guarding`)
+
+
+def names() -> tuple[str, ...]:
+    """Every stage that writes records, in order."""
+    return (*(stage.name for stage in CHAIN), GUARD)
+
+
+def named(name: str) -> Stage | None:
+    return next((stage for stage in CHAIN if stage.name == name), None)
+
+
+def drawn(prompt: str) -> str:
+    """The section of [sampling] by which completions of a prompt file are drawn."""
+    return next(stage.drawn for stage in CHAIN if stage.prompt == prompt)
+
+
+def prompts() -> dict[str, frozenset[str]]:
+    """Prompt file -> the names that its stage fills in; the policy's is trained and measured with."""
+    return {stage.prompt: stage.fields for stage in CHAIN if stage.prompt} | {"policy": frozenset({"instruction"})}
+
+
+def ordered(rounds: int, recipe: Recipe | None = None) -> list[tuple[Stage, int]]:
+    """(stage, round) in the order in which they run: what stands once, the rounds, what stands once behind them."""
+    chain = [stage for stage in CHAIN if recipe is None or stage.enabled(recipe)]
+    inner = [place for place, stage in enumerate(chain) if stage.per_round]
+    first, last = (inner[0], inner[-1] + 1) if inner else (len(chain), len(chain))
+    middle = [(stage, round_) for round_ in range(rounds) for stage in chain[first:last]]
+    return [*((stage, 0) for stage in chain[:first]), *middle, *((stage, 0) for stage in chain[last:])]
+
+
+def label(stage: str, round_: int) -> str:
+    """A stage's round for the eye."""
+    found = named(stage)
+    return stage_name(stage, round_, found is not None and found.per_round)
+
+
+def upstream(stage: str, round_: int) -> frozenset[str]:
+    """The stages on which a row depends, its own included; guard depends on all."""
+    if stage == GUARD:
+        return frozenset(names())
+    found = named(stage)
+    if found is None:
+        return frozenset()
+    inputs = {key for key in (*found.needs(round_), *found.reads(round_)) if key != (stage, round_)}
+    return frozenset({stage}).union(*(upstream(*key) for key in inputs))
+
+
+def stage_identity(recipe: Recipe, stage: str, files: Mapping[str, str]) -> dict[str, str]:
+    """What made one stage's records beside the stages before it: the keys and files that only this stage adds."""
+    found = named(stage)
+    wanted = found.keys if found else (stage,)  # the guard's section has its name
+    flat = flatten(recipe.model_dump(mode="json"))
+    keep = {k: v for k, v in flat.items() if any(k == name or k.startswith(name + ".") for name in wanted)}
+    keep.pop("model.backend", None)
+    drop_unset(keep)
+    keep |= rounding(recipe) if stage == CHAIN[0].name else {}
+    inputs = {f"prompts/{found.prompt}.yaml", *found.files} if found else set()
+    return keep | {f"sha256({name})": sha for name, sha in files.items() if name in inputs}
+
+
+def limit_tokens(recipe: Recipe) -> int:
+    """The most tokens that one item generates when nothing is tried twice."""
+    given = CHAIN[0].name if recipe.instructions.file else ""
+    drawn = [stage.drawn for stage, _ in ordered(recipe.rounds, recipe) if stage.drawn and stage.name != given]
+    return sum(getattr(recipe.sampling, section).max_new_tokens for section in drawn)
+
+
+def whole_items(rows: Iterable[Row], rounds: int) -> set[int]:
+    """The items whose last revision stands: the pairs that may be accepted."""
+    last = (REVISIONS.name, rounds - 1)
+    return {row["item"] for row in rows if (row.get("stage"), row.get("round")) == last and row["status"] == "ok"}

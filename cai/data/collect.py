@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from cai.data import chain, guarding, instructions, slots
 from cai.data.pairs import PairPlan, PairSet, build
-from cai.data.stage import Context, run_stage
+from cai.data.stage import run_stage
 from cai.intake.entries import Given
 from cai.intake.instructionfile import Intake
 from cai.recipe.grid import Grid
+from cai.run.context import Context
 
 
 def pair_plan(context: Context) -> PairPlan:
@@ -79,11 +80,7 @@ def _worth_repeating(context: Context, item: int) -> bool:
 
 
 def _answers_to_revisions(context: Context, items: Sequence[int], until: str) -> None:
-    run_stage(context, chain.ANSWERS, items)
-    if until == "answers":
-        return
-    for round_ in range(context.recipe.rounds):
-        for stage in (chain.CRITIQUES, chain.REVISIONS):
-            run_stage(context, stage, items, round_)
-            if until == stage.name:
-                return
+    for stage, round_ in chain.ordered(context.recipe.rounds, context.recipe)[1:]:
+        run_stage(context, stage, items, round_)
+        if until == stage.name:
+            return

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cai.evaluate.gates import Measured
+from cai.metrics.figure import Measured
 from cai.metrics.text import ngrams
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 GRAM, SHINGLE, SIMILAR = 13, 3, 0.7
 SHORTEST, LONGEST = 6, 18  # words of a text that `contained` and `one word` are about; from 19 on `similar` sees a word
 APOSTROPHES = dict.fromkeys(map(ord, "'’`"))

@@ -7,37 +7,23 @@ is not touched.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cai.data.pairs import PairSet
-from cai.models.guard import described
-from cai.recipe.load import Recipe
-from cai.report.templating import environment
 from cai.run.folder import Run
 from cai.store.files import holds, write_atomic
-from cai.store.jsonl import encode
+from cai.store.jsonl import Row, encode
 
-Row = dict[str, Any]
+Card = Callable[[PairSet, Sequence[Row], Sequence[Row]], str]  # (pairs, train rows, held-out rows) -> README.md
 PAIR_KEYS = ("prompt", "chosen", "rejected", "item", "pool")
-FEATURES = [
-    {"name": "prompt", "dtype": "string"},
-    {"name": "chosen", "dtype": "string"},
-    {"name": "rejected", "dtype": "string"},
-    {"name": "item", "dtype": "int64"},
-    {"name": "pool", "dtype": "string"},
-]
-TAGS = ["constitutional-ai", "preference", "dpo", "trl", "synthetic", "not-for-all-audiences"]
-LICENSES = {"Qwen/Qwen2.5-32B": "apache-2.0", "SmolLM2-135M-Instruct": "apache-2.0"}  # of the model that wrote the text
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def write_dataset(run: Run, pairs: PairSet, cleaned: Any, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+def write_dataset(run: Run, pairs: PairSet, cleaned: Any, card: Card) -> None:
     """Write dataset/examples.jsonl, pairs/train.jsonl, pairs/heldout.jsonl and README.md, each whole or not at all.
 
-    `cleaned.kept`: the training pairs after hygiene. `facts`: the model's, as in the manifest. Errors: CaiError(IO).
+    `cleaned.kept`: the training pairs after hygiene. `card` writes README.md. Errors: CaiError(IO).
     """
     train, heldout = [pair_row(p) for p in cleaned.kept], [pair_row(p) for p in pairs.heldout]
     folder = run.dataset
@@ -45,7 +31,7 @@ def write_dataset(run: Run, pairs: PairSet, cleaned: Any, recipe: Recipe, facts:
     write_if_changed(folder / "examples.jsonl", lines(pairs.examples))
     write_if_changed(folder / "pairs" / "train.jsonl", lines(train))
     write_if_changed(folder / "pairs" / "heldout.jsonl", lines(heldout))
-    write_if_changed(folder / "README.md", card(pairs, train, heldout, recipe, facts).encode())
+    write_if_changed(folder / "README.md", card(pairs, train, heldout).encode())
 
 
 def pair_row(pair: Mapping[str, Any]) -> Row:
@@ -64,61 +50,3 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
 def write_if_changed(path: Path, data: bytes) -> None:
     if not holds(path, data):
         write_atomic(path, data)
-
-
-def card(pairs: PairSet, train: Sequence[Row], heldout: Sequence[Row], recipe: Recipe, facts: Mapping[str, Any]) -> str:
-    """The README.md of the data set: front matter that names the splits, then what it is and how it was made."""
-    from huggingface_hub import DatasetCard, DatasetCardData  # half a second: only when a card is written
-
-    name = str(facts.get("model") or recipe.model.name)
-    splits = [("train", len(train))] + ([("heldout", len(heldout))] if heldout else [])
-    data = DatasetCardData(
-        language=["en"],
-        license=LICENSES.get(name),
-        annotations_creators=["machine-generated"],
-        size_categories=[_size(len(train) + len(heldout))],
-        task_categories=["text-generation"],
-        pretty_name="Constitutional AI preference pairs",
-        tags=TAGS,
-        configs=[
-            {
-                "config_name": "default",
-                "default": True,
-                "data_files": [{"split": split, "path": f"pairs/{split}.jsonl"} for split, _ in splits],
-            },
-        ],
-        dataset_info={
-            "config_name": "default",
-            "features": FEATURES,
-            "splits": [{"name": split, "num_examples": count} for split, count in splits],
-        },
-    )
-    body = (
-        environment()
-        .get_template("dataset_card.md.j2")
-        .render(
-            name=name,
-            embedded=facts.get("backend") == "embedded",
-            fake=facts.get("backend") == "fake",
-            revision=facts.get("revision", recipe.model.revision),
-            recipe=recipe,
-            guard=described(recipe.guard),
-            splits=splits,
-            pools=sorted(Counter(pair["pool"] for pair in train).items()),
-            dropped=len(pairs.train) - len(train),
-            examples=len(pairs.examples),
-            rejects=pairs.reasons,
-            principles=_principles(pairs.examples),
-        )
-    )
-    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
-
-
-def _size(count: int) -> str:
-    return next((name for limit, name in SIZES if count < limit), "n>1M")
-
-
-def _principles(examples: Sequence[Row]) -> list[tuple[str, str, int]]:
-    """(id, text, rounds it was used in), by id."""
-    used = Counter((r["principle_id"], r["principle"]) for example in examples for r in example["rounds"])
-    return [(id_, " ".join(text.split()), count) for (id_, text), count in sorted(used.items())]

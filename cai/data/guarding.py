@@ -7,17 +7,16 @@ Owns its records (stage "guard", one row a pair that passed every other rule); t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from cai.data.stage import Context
 from cai.errors import CaiError
-from cai.evaluate.benchmarks.loaders import SEPARATOR
 from cai.models import auxiliary, checks
 from cai.models.guard import REMEDY, Guard, Judgement, make_guard, style_of, verdict
-from cai.models.guard_formats import LLAMA, Exchange, template_parts
+from cai.models.guard_formats import LLAMA, SEPARATOR, Exchange, template_parts
 from cai.recipe.settings_benchmarks import STAND_IN
+from cai.run.context import Context
+from cai.run.loop import Key, fill
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 SLICE = 64  # pairs judged between two writes: what a kill loses
 CPU_SLICE = 8  # a small model on two cores needs seconds for one: progress should be seen
 KEY = "guard.model"
@@ -48,15 +47,13 @@ def run_guard(context: Context, examples: Sequence[Row]) -> int:
     with auxiliary.loaded(context, section.model, KEY, revision=section.revision, place=section.placement) as loaded:
         guard = make_guard(loaded, section)
         check_guard(context, guard)
-        context.progress.begin("guard", 0, total=len(examples), done=len(examples) - len(todo))
-        size = CPU_SLICE if loaded.on_cpu else SLICE
-        for start in range(0, len(todo), size):
-            context.check_stop("in guard")
-            rows = judge_slice(context, guard, todo[start : start + size])
-            context.log.append(rows)
-            context.progress.step(0, len(rows))
-            context.progress.committed(rows)
-    context.progress.end(guard=section.model)
+        by_item = {example["item"]: example for example in examples}
+
+        def compute(part: list[Key]) -> list[Row]:
+            return judge_slice(context, guard, [by_item[item] for _, item, _ in part])
+
+        keys = [("guard", example["item"], 0) for example in todo]
+        fill(context, context.log, "guard", keys, CPU_SLICE if loaded.on_cpu else SLICE, compute, guard=section.model)
     return len(todo)
 
 

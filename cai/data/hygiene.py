@@ -19,8 +19,8 @@ from cai.metrics.stats import gained_exact
 from cai.metrics.text import rouge_l, words
 from cai.metrics.wordings import has_disclaimer, has_hedge, is_refusal
 from cai.recipe.settings_evaluation import HygieneSection
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 Entry = tuple[str, str]  # place, phrase
 LEAK_SIZES = (3, 4, 5, 6)
 LEAK_MIN_PAIRS = 3  # a phrase in fewer chosen texts than this is no pattern

@@ -16,9 +16,10 @@ from rapidfuzz import fuzz, process
 
 from cai.data import slots
 from cai.data.chain import instruction_of
-from cai.data.stage import Context, Row, Stage, run_stage
+from cai.data.stage import Row, Stage, run_stage
 from cai.intake.entries import Given
 from cai.recipe.prompts import digest
+from cai.run.context import Context
 
 COMPARED_CHARACTERS = 2000  # of an instruction; the comparison is quadratic: two lines of 1 MB took 74 s
 

@@ -10,15 +10,13 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from cai.data.chain import label, ordered
 from cai.metrics.text import appends_only, rouge_l, words
 from cai.metrics.wordings import finds_nothing, has_control_tokens, is_refusal, leftovers
 from cai.recipe.settings import PairsSection
-from cai.report.templating import stage_name
+from cai.store.jsonl import Row
 from cai.store.rows import Rows
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -138,15 +136,13 @@ def _judged(chain: Chain, plan: PairPlan, config: PairsSection, held: Row | None
 
 def _missing(chain: Chain, plan: PairPlan) -> str:
     """Which stage an item lacks, with the reason its row was refused; "" if the chain is whole."""
-    wanted = [("instructions", 0), ("answers", 0)]
-    wanted += [(stage, r) for r in range(plan.rounds) for stage in ("critiques", "revisions")]
-    for stage, round_ in wanted:
+    for stage, round_ in ((each.name, r) for each, r in ordered(plan.rounds)):
         if chain.get(stage, round_) is None:
             same = [
                 f for f in chain.failures if f["stage"] == stage and (stage == "instructions" or f["round"] == round_)
             ]
             why = f": {same[-1]['reason']}" if same else ""
-            return f"{stage_name(stage, round_)}{why}"
+            return f"{label(stage, round_)}{why}"
     return ""
 
 
@@ -191,7 +187,7 @@ def _example(chain: Chain, plan: PairPlan) -> Row:
 
 
 def _flags(chain: Chain, rounds: Sequence[Row]) -> Row:
-    limited = sorted(stage_name(stage, r) for (stage, r), row in chain.rows.items() if row.get("finish") == "length")
+    limited = sorted(label(stage, r) for (stage, r), row in chain.rows.items() if row.get("finish") == "length")
     texts = [row["text"] for row in chain.rows.values()]
     return {
         "answer_refuses": is_refusal(chain.rows["answers", 0]["text"]),
@@ -232,7 +228,7 @@ def _near_identical(example: Row, config: PairsSection) -> str:
 
 
 def _ran_to_limit(example: Row, config: PairsSection) -> str:
-    last = stage_name("revisions", len(example["rounds"]) - 1)
+    last = label("revisions", len(example["rounds"]) - 1)
     hit = [name for name in example["flags"]["ran_to_limit"] if name in ("answers", last)]
     return ", ".join(hit) if config.reject_limit else ""
 

@@ -14,15 +14,12 @@ from typing import Any
 
 from cai.data.parsing import Parsed, Unparsed
 from cai.data.slots import seed_of
-from cai.engine import Completion, Engine, Request, Sampling
-from cai.models.policy import LoadedModel
-from cai.recipe.constitution import Constitution
+from cai.engine import Completion, Request, Sampling
 from cai.recipe.load import Recipe
-from cai.recipe.prompts import Prompt, Rendered
-from cai.run.folder import Run
-from cai.store.records import RecordLog
+from cai.recipe.prompts import Rendered
+from cai.run.context import Context
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 STREAM_WINDOW = 4  # a streaming engine holds this many batches: what a kill loses at most
 
 
@@ -38,10 +35,28 @@ class Unit:
     shift: int = 0
 
 
+Inputs = tuple[tuple[str, int], ...]  # (stage, round) of the rows that one row is made of
+
+
+def nothing(round_: int) -> Inputs:
+    return ()
+
+
+def always(recipe: Recipe) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Stage:
-    """`render(context, item, round)` gives the unit or None; `parse(text, unit)` judges the form of what came back.
+    """One step of the chain, whole: whoever needs to know of a stage (identity, fork, verify, status, tables, dry run,
+    budget) reads it here, so a new stage is one of these in `chain.CHAIN` and nothing else.
 
+    `render(context, item, round)` gives the unit or None where there is nothing to do; `parse(text, unit)` judges the
+    form of what came back. A stage that measures instead of writing has `score(context, units)`, the rows' own fields.
+
+    `needs(round)`: the rows without which a row of this round cannot be; `reads(round)`: those it also depends on.
+    `keys`, `files`: what of the recipe and of its input files this stage adds to those before it (a prompt is added by
+    itself). `sampling`: its section of [sampling] ("" = its name). `fields`: what fills its prompt.
     `limit_is_fault`: a completion that ran to the token limit is rejected here (else flagged, and judged as a pair).
     `redraws`: a rejected (or, with `redraws_limit`, cut) completion is drawn again, `pairs.redraws` times at most.
     """
@@ -49,10 +64,24 @@ class Stage:
     name: str
     prompt: str
     render: Callable[[Context, int, int], Unit | None]
-    parse: Callable[[str, Unit], Parsed | Unparsed]
+    parse: Callable[[str, Unit], Parsed | Unparsed] | None = None
     limit_is_fault: bool = False
     redraws: bool = True
     redraws_limit: bool = False
+    score: Callable[[Context, Sequence[Unit]], list[Row]] | None = None
+    per_round: bool = False
+    needs: Callable[[int], Inputs] = nothing
+    reads: Callable[[int], Inputs] = nothing
+    keys: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    fields: frozenset[str] = frozenset()
+    sampling: str = ""
+    enabled: Callable[[Recipe], bool] = always
+
+    @property
+    def drawn(self) -> str:
+        """The section of [sampling] that it draws by; "" for a stage that draws nothing."""
+        return (self.sampling or self.name) if self.parse else ""
 
 
 @dataclass(frozen=True)
@@ -66,30 +95,6 @@ class Draw:
 
     def seed(self, run_seed: int) -> int:
         return seed_of(run_seed, self.stage.name, self.unit.item, self.unit.round, self.number)
-
-
-@dataclass
-class Context:
-    """What the stages share. `model` is a function: the weights are loaded at the first unit that needs them."""
-
-    recipe: Recipe
-    run: Run
-    log: RecordLog
-    constitution: Constitution
-    prompts: Mapping[str, Prompt]
-    model: Callable[[], LoadedModel]
-    stopped: Callable[[], bool]
-    check_stop: Callable[[str], None]
-    progress: Any
-
-    @property
-    def engine(self) -> Engine:
-        return self.model().engine(self.recipe.engine, rounded=True)
-
-    def ok(self, stage: str, item: int, round_: int = 0) -> Row | None:
-        """The accepted row of a stage, if there is one."""
-        row = self.log.get(stage, item, round_)
-        return row if row is not None and row["status"] == "ok" else None
 
 
 def pending(context: Context, stage: Stage, items: Iterable[int], round_: int) -> list[int]:
@@ -110,7 +115,9 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
     done = len(units) - len(todo)
     context.model()  # its loading is no part of the stage's time
     together = max(context.engine.stats.batch_size, 1)
-    context.progress.begin(stage.name, round_, total=len(units), done=done, together=together)
+    context.progress.begin(
+        stage.name, round_, total=len(units), done=done, together=together, per_round=stage.per_round
+    )
     added = 0
     for rows in _batches(context, stage, units, todo):
         rows = accept(rows) if accept else rows
@@ -194,7 +201,7 @@ def _rendered(context: Context, stage: Stage, unit: Unit) -> Rendered:
 def _submit(context: Context, draw: Draw) -> Row | None:
     """Queue the request; a prompt that leaves no room for an answer becomes a rejected row instead."""
     recipe, model, rendered = context.recipe, context.model(), draw.rendered
-    drawn = getattr(recipe.sampling, draw.stage.name)
+    drawn = getattr(recipe.sampling, draw.stage.drawn)
     if len(rendered.token_ids) + drawn.max_new_tokens > model.max_seq_length:
         return _row(context, draw, "", "rejected", f"prompt_too_long: {len(rendered.token_ids)} tokens")
     sampling = Sampling(drawn.temperature, drawn.max_new_tokens, rendered.stop, model.tokenizer.eos_ids)
@@ -217,7 +224,7 @@ def _take(context: Context, draws: dict[int, Draw], rows: dict[int, Row], comple
 
 
 def _redraws(context: Context, stage: Stage) -> int:
-    greedy = getattr(context.recipe.sampling, stage.name).temperature == 0
+    greedy = getattr(context.recipe.sampling, stage.drawn).temperature == 0
     return context.recipe.pairs.redraws if stage.redraws and not greedy else 0
 
 
@@ -229,6 +236,7 @@ def _is_faulty(context: Context, stage: Stage, row: Row) -> bool:
 def _judged(context: Context, draw: Draw, completion: Completion) -> Row:
     if context.recipe.pairs.accept_noise:
         return _row(context, draw, completion.text.strip() or ".", "ok", None, completion)
+    assert draw.stage.parse is not None
     parsed = draw.stage.parse(completion.text, draw.unit)
     if isinstance(parsed, Unparsed):
         return _row(context, draw, completion.text, "rejected", parsed.reason, completion)

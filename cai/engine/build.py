@@ -9,7 +9,7 @@ from cai.errors import CaiError
 
 
 def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "auto") -> Engine:
-    """The engine over `model` (a LoadedModel: `.hf`, `.tokenizer`, `.device`). `batch_size` 0 = found from memory."""
+    """The engine over `model` (a Model: `.hf`, `.tokenizer`, `.device`). `batch_size` 0 = found from memory."""
     options: dict[str, Any] = {"batch_size": batch_size, "device": str(model.device)}
     if name == "reference":
         from cai.engine.oracle import ReferenceEngine

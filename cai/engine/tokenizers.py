@@ -11,8 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from cai.errors import CaiError
-from cai.recipe.yaml_files import one_line
-from cai.store.jsonl import clean
+from cai.store.jsonl import clean, one_line
 
 CONTROL_TOKEN = re.compile(
     r"<\|[A-Za-z0-9_▁]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?(?:think|tool_call|tool_response|s|bos|eos|pad|unk)>"

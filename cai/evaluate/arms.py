@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cai.data.pairs import PairSet
-from cai.data.stage import Context
 from cai.evaluate import measure as whole
-from cai.evaluate.gates import Measured
 from cai.evaluate.lm_eval import tasks as harness
 from cai.evaluate.preference import POLICY, implicit, normalised, win
-from cai.evaluate.scores import KEY, Bench, fingerprint, open_marked
-from cai.metrics.figure import unmeasured
+from cai.evaluate.scores import KEY, Bench, fingerprint
+from cai.metrics.figure import Measured, unmeasured
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact, wilcoxon
+from cai.run.context import Context
+from cai.run.loop import open_marked
 from cai.store import records
+from cai.store.files import holds, json_bytes, write_json_atomic
+from cai.store.jsonl import Row
+from cai.training import train as training
+from cai.training.sft import train_arm
 
-Row = dict[str, Any]
 Figures = dict[str, Measured]
 OVER = "dpo_over_sft."
 KEPT = ("preference.p1", "preference.p1.train", "preference.p2.after", "forgetting.nll_delta", "forgetting.kl")
@@ -119,3 +121,27 @@ def over(figure: Measured) -> Measured:
     facts = {name: value for name, value in figure.facts.items() if name not in ("base", "tuned", "by_category")}
     arms = {name: figure.facts[arm] for name, arm in (("sft", "base"), ("dpo", "tuned")) if arm in figure.facts}
     return replace(figure, metric=OVER + figure.metric, facts={**facts, **arms})
+
+
+def run_arm(
+    context: Context, pairs: PairSet, training_pairs: Sequence[Row], recipe_folder: Path
+) -> dict[str, Measured]:
+    """Train and measure what is not there yet; the arm's figures, also in eval/sft.json."""
+    adapter = train_arm(context, training_pairs)
+    figures = _trained(context)
+    if context.recipe.evaluation.enabled:
+        figures |= measure(context, pairs, training_pairs, adapter, recipe_folder)
+    content = {"figures": {name: figure.as_dict() for name, figure in figures.items()}}
+    path = context.run.eval / "sft.json"
+    if not holds(path, json_bytes(content)):
+        path.parent.mkdir(exist_ok=True)
+        write_json_atomic(path, content)
+    return figures
+
+
+def _trained(context: Context) -> dict[str, Measured]:
+    result = training.load_result(context.run.sft_train)
+    if result is None:
+        return {}
+    facts = {"first_loss": result.first_loss, "steps": result.steps, "truncated": result.truncated}
+    return {"sft.last_loss": Measured("sft.last_loss", result.last_loss, n=result.pairs, facts=facts)}

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from cai.evaluate.cases import FALLBACK, GENERIC_CRITIQUE, Case, others
-from cai.evaluate.gates import Measured
 from cai.metrics.figure import (
+    Measured,
     Outcome,
     Scored,
     Unscored,
@@ -29,8 +29,8 @@ from cai.metrics.stats import mcnemar_exact, rogan_gladen
 from cai.metrics.text import Weights, copied_share, grounding, idf, misquoted_share, rouge_l, words
 from cai.metrics.wordings import finds_nothing, only_praises
 from cai.recipe.settings_evaluation import EvaluationSection
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 GATES = ("g1", "g2", "g3", "g4", "g5", "g6", "g7")
 KINDS = ("real", "shuffled", "generic")
 MAX_PEERS = 100  # critiques of other prompts that G5 compares with: bounds an n^2 at 5,000 items

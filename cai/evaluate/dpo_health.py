@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from cai.evaluate.gates import Measured
-from cai.metrics.figure import Scored, count, lost, mean, unmeasured, whole, worst_rows
+from cai.metrics.figure import Measured, Scored, count, lost, mean, unmeasured, whole, worst_rows
 from cai.recipe.settings import HealthSection
+from cai.store.jsonl import Row
 from cai.training import health
 
-Row = dict[str, Any]
 LOGPS = ("chosen", "rejected", "ref_chosen", "ref_rejected")
 
 

@@ -8,46 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from cai.metrics.figure import Measured
 from cai.recipe.settings_evaluation import GateSpec
 
 Status = Literal["PASS", "FAIL", "UNDERPOWERED", "UNMEASURED"]
 SIGNS = {"at_least": ">=", "at_most": "<=", "above": ">", "below": "<"}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One figure with all that is needed to believe it.
-
-    `low`, `high`: 95% interval, None where there is none. `n`: scored units; `unscored`: units that could not be
-    scored, never counted as good. `judge`: who said so ("deterministic", a model's name, "likelihood of ...").
-    `worst`: up to three rows to look at. `facts`: further numbers of the same measurement (p-values, counts).
-    """
-
-    metric: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
-    unscored: int = 0
-    judge: str = "deterministic"
-    worst: tuple[dict[str, Any], ...] = ()
-    note: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @property
-    def text(self) -> str:
-        """`0.72 [0.43, 0.90] (n=11, 1 unscored)`"""
-        if self.value is None:
-            return f"not measured{': ' + self.note if self.note else ''}"
-        interval = "" if self.low is None or self.high is None else f" [{self.low:.3g}, {self.high:.3g}]"
-        missing = f", {self.unscored} unscored" if self.unscored else ""
-        return f"{self.value:.4g}{interval} (n={self.n}{missing})"
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from cai.data.pairs import PairSet
-from cai.data.stage import Context
 from cai.engine import Request, Sampling
 from cai.evaluate import critiques, dpo_health, forgetting, judge, likelihood, preference, revisions
 from cai.evaluate.cases import FALLBACK, Case, from_examples, nearby
-from cai.evaluate.gates import Measured
 from cai.evaluate.lm_eval import tasks
 from cai.evaluate.scores import Bench, Key, Row, every_example, fingerprint, load_judge, open_scores
-from cai.metrics.figure import count, sample, shuffled, unmeasured, whole
+from cai.metrics.figure import Measured, count, sample, shuffled, unmeasured, whole
 from cai.metrics.text import words
+from cai.run.context import Context
 from cai.store.files import holds, json_bytes, write_json_atomic
 
 Figures = dict[str, Measured]
@@ -26,7 +25,10 @@ SLICE = 8  # items scored between two writes: what a kill loses
 
 
 def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Row], adapter: Path, folder: Path) -> Figures:
-    """See `cai.evaluate.evaluate_run`."""
+    """Every figure of a run by metric name; rows go to eval/scores.jsonl, figures to eval/measured.json.
+
+    `folder`: where recipe paths are resolved. Resumes from its rows; with none missing, no model is loaded.
+    """
     figures = _counts(pairs)
     if not context.recipe.evaluation.enabled:
         return figures

@@ -15,13 +15,12 @@ from typing import Any
 
 from cai.engine import ScoreRequest, never
 from cai.evaluate.dpo_health import LOGPS, margin
-from cai.evaluate.gates import Measured
-from cai.metrics.figure import Outcome, Scored, lost, rate, unmeasured, whole, worst_rows
+from cai.metrics.figure import Measured, Outcome, Scored, lost, rate, unmeasured, whole, worst_rows
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact
 from cai.metrics.text import words
 from cai.metrics.wordings import is_refusal
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 POLICY = "policy against its base"
 
 

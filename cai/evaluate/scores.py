@@ -16,16 +16,17 @@ from typing import Any
 import orjson
 
 from cai.data.pairs import PairSet
-from cai.data.stage import Context
 from cai.engine import Engine, never
+from cai.engine.model import Model
 from cai.evaluate.judge import JUDGE_FIELDS, PAIR_FIELDS, Judge
 from cai.evaluate.likelihood import Scorer
-from cai.models.policy import LoadedModel
 from cai.recipe.prompts import load_prompt
 from cai.recipe.settings_evaluation import EvaluationSection
+from cai.run.context import Context
+from cai.run.loop import fill, open_marked
+from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 
-Row = dict[str, Any]
 Key = tuple[int, int]
 KEY = ("metric", "item", "round")
 SHIPPED_PROMPTS = Path(__file__).parent.parent.parent / "prompts"
@@ -55,8 +56,8 @@ class Bench:
     def model(self) -> Any:
         """The loaded model with this run's adapter on it, ready to score."""
         model = self.context.model()
-        if model is not self._model or model.worn != self.adapter:
-            model.wear(self.adapter, self.context.recipe.lora)
+        if model is not self._model or model.attached != self.adapter:
+            model.attach(self.adapter, self.context.recipe.lora)
             model.mode("generate")
             self._model = model
         return model
@@ -80,27 +81,19 @@ class Bench:
 
         A row that carries `skipped` says why a key has no score; it is written, and not returned.
         """
-        missing = [key for key in keys if not self.log.has(metric, *key)]
-        if missing:
-            self.context.progress.begin(f"evaluate {metric}", 0, total=len(keys), done=len(keys) - len(missing))
-        for start in range(0, len(keys), chunk):
-            part = list(keys[start : start + chunk])
-            wanted = {key for key in part if not self.log.has(metric, *key)}
-            if not wanted:
-                continue
-            self.context.check_stop("while evaluating")
-            rows = compute(part)
-            self.log.append([{"v": 1, **row} for row in rows if (row["item"], row["round"]) in wanted])
-            self.context.progress.step(0, len(wanted))
-            self.context.progress.committed([{"status": "ok"}] * len(wanted))
-        if missing:
-            self.context.progress.end()
-        found = (self.log.get(metric, *key) for key in keys)
-        return [row for row in found if row is not None and "skipped" not in row]
+        found = fill(
+            self.context,
+            self.log,
+            f"evaluate {metric}",
+            [(metric, *key) for key in keys],
+            chunk,
+            lambda part: compute([(item, round_) for _, item, round_ in part]),
+        )
+        return [row for row in found if "skipped" not in row]
 
 
 def make_scorer(
-    model: LoadedModel, engine: Engine, section: EvaluationSection, stopped: Callable[[], bool] = never
+    model: Model, engine: Engine, section: EvaluationSection, stopped: Callable[[], bool] = never
 ) -> Scorer:
     return Scorer(
         engine,
@@ -146,19 +139,3 @@ def every_example(pairs: PairSet) -> list[Row]:
 def open_scores(context: Context, mark: str) -> RecordLog:
     """eval/scores.jsonl of this fingerprint; the log of another one is set aside under its own name."""
     return open_marked(context, context.run.eval / "scores.jsonl", mark, KEY)
-
-
-def open_marked(context: Context, path: Path, mark: str, key: tuple[str, str, str]) -> RecordLog:
-    """The log at `path`, whose first row says what it was measured of (`mark`); that of another mark is set aside."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = RecordLog.open(path, context.run.quarantine, key=key)
-    head = log.get("fingerprint", 0, 0)
-    if head is not None and head["of"] != mark:
-        log.close()
-        for suffix in (".sum", ".jsonl"):  # in this order: a sum file without its log is a log that was lost
-            old = path.with_suffix(suffix)
-            if old.exists():
-                old.rename(path.with_name(f"{path.stem}-{head['of']}{suffix}"))
-        log = RecordLog.open(path, context.run.quarantine, key=key)
-    log.append([{key[0]: "fingerprint", "item": 0, "round": 0, "of": mark}])
-    return log

@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 import orjson
 
-from cai.data.stage import Context
 from cai.engine import Engine, ScoreRequest, memory
 from cai.engine.tokenizers import HFTokenizer, Tokenizer, Turn
 from cai.errors import CaiError, Stopped
 from cai.recipe.prompts import encode_pieces
 from cai.recipe.settings import EngineSection
 from cai.recipe.settings_benchmarks import STAND_IN
+from cai.run.context import Context
 
 Placement = Literal["auto", "beside", "after"]
 HEADROOM_GIB = 4.0  # scores and the cache of short prompts, beside the weights

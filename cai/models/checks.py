@@ -19,24 +19,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from cai import errors
-from cai.data.stage import Context
 from cai.errors import CaiError
-from cai.evaluate.benchmarks.answers import fill
-from cai.evaluate.gates import Measured
-from cai.evaluate.scores import open_marked
-from cai.metrics.figure import rate, unmeasured, yes
+from cai.metrics.figure import Measured, rate, unmeasured, yes
 from cai.metrics.stats import kappa, wilson
 from cai.recipe.prompts import digest
 from cai.recipe.settings_benchmarks import STAND_IN, ChecksSection
+from cai.run.context import Context
+from cai.run.loop import fill, open_marked
 from cai.store.files import holds, json_bytes, write_json_atomic
+from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 
-Row = dict[str, Any]
 Said = Callable[[Sequence[Row]], list[bool | None]]
 DATA = Path(__file__).parent / "data"
 SETS = {"guard": "harm", "harmbench": "harm", "xstest": "refusal", "mtbench": "rating"}

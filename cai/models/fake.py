@@ -120,7 +120,7 @@ class FakeEngine:
 
 
 class FakeModel:
-    """The LoadedModel surface without weights."""
+    """The Model surface without weights."""
 
     backend = "fake"
     device = "cpu"
@@ -137,7 +137,7 @@ class FakeModel:
         self.tokenizer = ByteTokenizer(eos_ids=(256 if section.format == "base" else 258,))
         self.hf = self.hf_tokenizer = None
         self.lora = False
-        self.worn: Any = None
+        self.attached: Any = None
         self._on = True
         self._engine: FakeEngine | None = None
         self.facts: dict[str, Any] = {"model": section.name, "backend": "fake", "revision": "none", "load_seconds": 0.0}
@@ -155,15 +155,15 @@ class FakeModel:
         self._engine = None
 
     def to_lora(self, lora: LoraSection, seed: int = 0, checkpointing: bool | str = False) -> None:
-        self.lora, self.worn = True, None
+        self.lora, self.attached = True, None
 
     def load_adapter(self, folder: Any, lora: LoraSection, seed: int = 0) -> None:
         if not (folder / "adapter_model.safetensors").is_file():
             raise CaiError(f"{folder}: no adapter in it. Resume the run to train it again.")
-        self.lora, self.worn = True, folder
+        self.lora, self.attached = True, folder
 
-    def wear(self, folder: Any, lora: LoraSection) -> None:
-        if self.worn != folder:
+    def attach(self, folder: Any, lora: LoraSection) -> None:
+        if self.attached != folder:
             self.load_adapter(folder, lora)
 
     @contextlib.contextmanager

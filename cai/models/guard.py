@@ -13,12 +13,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cai.data.stage import Context
 from cai.engine import Request, Sampling
 from cai.errors import CaiError, Stopped
-from cai.evaluate.gates import Measured
+from cai.metrics.figure import Measured
 from cai.models.auxiliary import Auxiliary, chat_ids, choices
 from cai.models.guard_formats import (
     EXCLUDED,
@@ -34,11 +33,12 @@ from cai.models.guard_formats import (
 )
 from cai.recipe.prompts import digest
 from cai.recipe.settings_benchmarks import STAND_IN, GuardSection
+from cai.run.context import Context
+from cai.store.jsonl import Row
 
 if TYPE_CHECKING:
     from cai.models.checks import Check
 
-Row = dict[str, Any]
 CATEGORY_TOKENS = 24
 NEUTRAL_UNSAFE = 0.2  # the stand-in is shifted so that a greeting scores this
 LICENCE = "Llama licence: a model trained with its help has a name that begins with Llama"

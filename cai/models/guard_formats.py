@@ -144,3 +144,6 @@ def llama_category(text: str, excluded: Sequence[str] = ()) -> str:
     if codes and not counted:
         return EXCLUDED
     return f"{counted[0]} {LLAMA_NAMES[counted[0]]}" if counted else "unparsed"
+
+
+SEPARATOR = "\n\n---\n\n"  # HarmBench's DirectRequest: context, then behaviour

@@ -66,7 +66,7 @@ class LoadedModel:
     max_seq_length: int
     facts: dict[str, Any] = field(default_factory=dict)
     lora: bool = False
-    worn: Path | None = None  # the folder of the adapter that is on these weights; None: none, or a fresh one
+    attached: Path | None = None  # the folder of the adapter that is on these weights; None: none, or a fresh one
     rules: Rules = field(default_factory=Rules)
     say: Callable[[str], None] = print
     _engine: Engine | None = None
@@ -108,7 +108,7 @@ class LoadedModel:
         from unsloth import FastLanguageModel
 
         self.release()
-        self.worn = None
+        self.attached = None
         if self.lora:
             self.hf = self.hf.unload()
             for attribute in ("peft_config", "_hf_peft_config_loaded"):
@@ -140,11 +140,11 @@ class LoadedModel:
         result: Any = set_peft_model_state_dict(self.hf, load_file(str(folder / "adapter_model.safetensors")))
         if getattr(result, "unexpected_keys", None):
             raise CaiError(f"{folder}: the adapter does not fit this model: {result.unexpected_keys[:3]}")
-        self.worn = folder
+        self.attached = folder
 
-    def wear(self, folder: Path, lora: LoraSection) -> None:
+    def attach(self, folder: Path, lora: LoraSection) -> None:
         """This adapter is on the weights afterwards: loaded, unless training or an earlier call left it there."""
-        if self.worn != folder:
+        if self.attached != folder:
             self.load_adapter(folder, lora)
 
     @contextlib.contextmanager

@@ -7,7 +7,6 @@ inside functions.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import math
 import os
@@ -20,10 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cai import errors
 from cai.engine import FP8_CAPABILITY, memory
 from cai.errors import CaiError
-from cai.preflight import model as doctor_model
 from cai.preflight.model import Check, Status
 from cai.recipe.load import Recipe
 
@@ -41,30 +38,6 @@ ADAM_BYTES = 16  # fp32 weight, gradient and two moments of each LoRA weight
 FP8_ROOM_GIB = 8.0  # the KV cache that `tuning` leaves at least, and the reserve beside it
 BYTES_AN_FP8_WEIGHT = 1 + 4 / 64  # and NF4's scales in fp32
 WORKING_GIB = 2.5  # CUDA context, dequantisation buffer, logits of one chunk, activations of one short pair
-
-
-def command(args: argparse.Namespace) -> int:
-    """`--doctor`: every check, a line each; exit 2 if one failed."""
-    from cai.session import read_inputs, runs_root, say
-
-    inputs = read_inputs(args)
-    found = []
-    for check in machine_checks(inputs.recipe, inputs.backend, runs_root(inputs.source, inputs.recipe)):
-        say(check.line())
-        found.append(check)
-    if any(check.status == "fail" for check in found):
-        say("the model was not loaded: cure the lines marked fail first")
-        return errors.USAGE
-    from cai.models.policy import load
-
-    model = load(inputs.recipe.model, inputs.backend, seed=inputs.recipe.seed, say=say)
-    for check in doctor_model.model_checks(model, inputs.recipe, inputs.prompts):
-        say(check.line())
-        found.append(check)
-    failed = sum(check.status == "fail" for check in found)
-    warned = sum(check.status == "warn" for check in found)
-    say(f"{len(found)} checks: {failed} failed, {warned} to look at")
-    return errors.USAGE if failed else errors.DONE
 
 
 def preflight(what: str, checks: Iterator[Check], event: Callable[..., None], say: Callable[[str], None]) -> None:

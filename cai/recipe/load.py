@@ -48,7 +48,6 @@ DEEPEST_KEY = 8  # parts of a key of --set; the recipe has four
 
 OVERLAYS = ("embedded", "milestones")
 _PYTHON_WORDS = re.compile(r"tuple|dictionary or instance of \w+")  # pydantic's; TOML has lists and tables
-STAGES = ("instructions", "answers", "critiques", "revisions", "guard")
 
 
 class Recipe(Section):
@@ -312,21 +311,21 @@ def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False
     keep.pop("model.backend", None)
     if not recipe.hygiene.reviews:
         keep.pop("hygiene.reviews", None)
-    _drop_unset(keep)
-    keep |= _rounding(recipe)
+    drop_unset(keep)
+    keep |= rounding(recipe)
     if recipe.guard.enabled:
         keep |= {k: v for k, v in flat.items() if k.startswith("guard.")}
     return keep | {f"sha256({name})": sha for name, sha in files.items()}
 
 
-def _drop_unset(keep: dict[str, str]) -> None:
+def drop_unset(keep: dict[str, str]) -> None:
     """Keys that came later and say nothing where they are empty: a run of before has none of them."""
     for name in ("instructions.key", "instructions.pool"):
         if keep.get(name) == repr(""):
             del keep[name]
 
 
-def _rounding(recipe: Recipe) -> dict[str, str]:
+def rounding(recipe: Recipe) -> dict[str, str]:
     """8-bit products change what is drawn; the other ways of the linears draw the same text."""
     return {"engine.linears": repr("fp8")} if recipe.engine.linears == "fp8" else {}
 
@@ -334,39 +333,3 @@ def _rounding(recipe: Recipe) -> dict[str, str]:
 def short_hash(values: Mapping[str, str]) -> str:
     text = "\n".join(f"{key}={values[key]}" for key in sorted(values))
     return hashlib.sha256(text.encode()).hexdigest()[:6]
-
-
-def with_dpo(recipe: Recipe, **changes: Any) -> Recipe:
-    """A copy with other DPO keys (several seeds from one data set)."""
-    return recipe.model_copy(update={"dpo": recipe.dpo.model_copy(update=changes)})
-
-
-_STAGE_KEYS = {
-    "instructions": (
-        "seed",
-        "model",
-        "instructions",
-        "sampling.min_p",
-        "sampling.no_repeat_ngram",
-        "sampling.instructions",
-        "few_shot.instructions",
-    ),
-    "answers": ("sampling.answers", "few_shot.answers"),
-    "critiques": ("rounds", "sampling.critiques", "few_shot.critiques"),
-    "revisions": ("rounds", "sampling.revisions", "few_shot.revisions"),
-    "guard": ("guard",),
-}
-
-
-def stage_identity(recipe: Recipe, stage: str, files: Mapping[str, str]) -> dict[str, str]:
-    """What made one stage's records beside the stages before it: the keys and files that only this stage adds."""
-    flat = flatten(recipe.model_dump(mode="json"))
-    wanted = _STAGE_KEYS[stage]
-    keep = {k: v for k, v in flat.items() if any(k == name or k.startswith(name + ".") for name in wanted)}
-    keep.pop("model.backend", None)
-    _drop_unset(keep)
-    keep |= _rounding(recipe) if stage == "instructions" else {}
-    names = {f"prompts/{stage}.yaml"}
-    names |= {"prompts/grid.yaml", "instructions.file"} if stage == "instructions" else set()
-    names |= {"constitution.yaml"} if stage in ("critiques", "revisions") else set()
-    return keep | {f"sha256({name})": sha for name, sha in files.items() if name in names}

@@ -26,13 +26,6 @@ from cai.recipe.yaml_files import check_keys, check_text, load_yaml
 from cai.store.jsonl import clean
 
 Format = Literal["base", "chat"]
-PROMPT_FIELDS: dict[str, frozenset[str]] = {  # file stem -> the names that its stage fills in
-    "instructions": frozenset({"topic", "kind", "persona", "tone"}),
-    "answers": frozenset({"instruction"}),
-    "critiques": frozenset({"instruction", "answer", "critique_request"}),
-    "revisions": frozenset({"instruction", "answer", "critique", "revision_request"}),
-    "policy": frozenset({"instruction"}),
-}
 PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 BRACES = re.compile(r"\{\{.*?\}\}", re.DOTALL)  # whatever looks like a placeholder must be one
 
@@ -168,7 +161,7 @@ REQUIRED, OPTIONAL = ("preamble", "cues", "examples", "final"), ("stop", "prefil
 
 
 def load_prompt(path: str | Path, fields: Collection[str] | None = None, content: bytes | None = None) -> Prompt:
-    """Read and check a prompt file. `fields`: the names that `final` must use, by default those of the file's stage.
+    """Read and check a prompt file. `fields`: the names that `final` must use, None for any.
 
     `content`: the file's bytes, where they were read already.
     """
@@ -180,7 +173,7 @@ def load_prompt(path: str | Path, fields: Collection[str] | None = None, content
     for key, value in texts.items():
         check_text(value, f"{path}: {key}", empty=key in ("preamble", "prefill"))
     final = clean(data["final"]).strip()
-    expected = PROMPT_FIELDS.get(Path(path).stem) if fields is None else frozenset(fields)
+    expected = None if fields is None else frozenset(fields)
     names = _placeholders(final, expected, f"{path}: final")
     return Prompt(
         name=Path(path).stem,

@@ -15,8 +15,8 @@ from cai.metrics.text import quoted_spans, rouge_l, words
 from cai.recipe.settings_evaluation import EvaluationSection
 from cai.report.diff import Segment, cut, quotations, word_diff
 from cai.report.snapshot import Story
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 SHOW_ALL = 120  # up to this many examples, all are shown
 SAMPLED, EXTREMES = 40, 10  # above: a seeded sample, and this many of the worst and of the best
 

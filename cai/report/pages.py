@@ -6,25 +6,24 @@ examples, the templates lay them out. A pure function of the run folder: the sam
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai import errors
 from cai.data import hygiene
-from cai.data.marks import agreement
 from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
 from cai.report import publication, tables
+from cai.report.agreement import agreement
 from cai.report.charts import Chart, histogram, line_chart
 from cai.report.examples import GLOSSARY, edits, exhibits, lengths, rejected_exhibits
 from cai.report.snapshot import Story, read_story
-from cai.report.templating import duration, environment, number, usd, usd_fine
+from cai.report.templating import environment
 from cai.run.folder import Run
 from cai.store.files import write_atomic
+from cai.store.jsonl import Row
+from cai.terminal import duration, number, usd, usd_fine
 
-Row = dict[str, Any]
 MARKDOWN_EXAMPLES = 30  # report.md holds every example of M0 and M1, and the first ones of larger runs
 TARGETS = {"m0": (0.5, 0.87), "m1": (1.0, 1.74), "m2": (3.0, 5.22), "m3": (5.0, None)}  # hours, dollars: the plan
 CURVES = (
@@ -51,16 +50,6 @@ def write_pages(path: Path) -> None:
     write_atomic(path / "report.md", markdown(content).encode())
     del content
     publication.write(story)
-
-
-def command(args: argparse.Namespace) -> int:
-    """`--report RUN`: write both pages again."""
-    from cai.session import locate, say
-
-    path = locate(args, args.report)
-    write_pages(path)
-    say(f"{path / 'report.html'}")
-    return errors.DONE
 
 
 def page(content: Mapping[str, Any]) -> str:

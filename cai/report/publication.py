@@ -16,11 +16,10 @@ from typing import Any
 from cai.metrics.stats import holm
 from cai.report import tables as views
 from cai.report.snapshot import Story
-from cai.report.templating import duration, number, usd
 from cai.store.files import holds, write_atomic
-from cai.terminal import printable
+from cai.store.jsonl import Row
+from cai.terminal import duration, number, printable, usd
 
-Row = dict[str, Any]
 NONE = "–"
 FIRST = (
     "harmbench.asr_drop", "xstest.over_refusal_rise", "xstest.unsafe_refusal_rise", "mtbench.delta",

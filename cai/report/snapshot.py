@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -24,9 +23,9 @@ from cai.recipe.constitution import load_constitution
 from cai.recipe.load import Recipe, Source
 from cai.run.events import read_events, spent
 from cai.store import records
+from cai.store.jsonl import Row
 from cai.store.rows import ByItem, Latest, Rows
 
-Row = dict[str, Any]
 REVIEW = {"rater": str, "key": str, "what": str, "mark": str, "item": int}  # what every mark has
 SCORE_KEY = ("metric", "item", "round")
 

@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from cai.data import chain
 from cai.metrics.wordings import finds_nothing
-from cai.recipe import load as recipes
 from cai.recipe.settings_benchmarks import STAND_IN
 from cai.report.examples import judge_critique, judge_revision
 from cai.report.snapshot import Story
-from cai.report.templating import number, stage_name
 from cai.run.events import spent
+from cai.store.jsonl import Row
+from cai.terminal import number
 
-Row = dict[str, Any]
 REPAIRS = {  # event kind -> what happened, in words
     "healed": "a torn tail was cut off a log; the cut bytes are in quarantine/",
     "out_of_memory": "memory ran out; the work was cut smaller and went on",
@@ -49,7 +49,7 @@ def funnel(story: Story) -> list[Row]:
         counts["limited"] += row.get("finish") == "length"
         if row["status"] != "ok":
             reasons.setdefault(key, Counter())[str(row["reason"]).split(":")[0]] += 1
-    order, model = {stage: i for i, stage in enumerate(recipes.STAGES)}, story.recipe.guard.model
+    order, model = {stage: i for i, stage in enumerate(chain.names())}, story.recipe.guard.model
     found = []
     for (stage, round_), counts in sorted(groups.items(), key=lambda g: _stage_order(g[0], order)):
         label = f"guard ({STAND_IN})" if stage == "guard" and model == STAND_IN else stage
@@ -57,7 +57,7 @@ def funnel(story: Story) -> list[Row]:
             {
                 "stage": label,
                 "round": round_,
-                "name": stage_name(label, round_),
+                "name": chain.label(label, round_),
                 "rows": counts["rows"],
                 "ok": counts["ok"],
                 "rejected": counts["rejected"],
@@ -74,7 +74,12 @@ def _stage_order(key: tuple[str, int], order: Mapping[str, int]) -> tuple[int, i
     """Critiques and revisions of round 1, then of round 2, ...: rounds before stages once the answers stand."""
     stage, round_ = key
     place = order.get(stage, 9)
-    return (2, round_, place) if stage in ("critiques", "revisions") else (place if place < 2 else 3, 0, place)
+    found = chain.named(stage)
+    return (1, round_, place) if found and found.per_round else (0 if place < _first_round() else 2, place, round_)
+
+
+def _first_round() -> int:
+    return next(place for place, stage in enumerate(chain.CHAIN) if stage.per_round)
 
 
 PRINCIPLE_COUNTS = "rounds nothing kept tried meaningful meaningful_n addresses addresses_n".split()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,9 @@ from typing import Any
 from cai.errors import CaiError, Stopped
 from cai.recipe.load import Recipe
 from cai.recipe.settings import BudgetSection, DpoSection
-from cai.report.templating import duration, usd, usd_fine
 from cai.run.folder import Run
 from cai.run.rates import Measured, Range, measured_before, table_rates
-from cai.session import runs_root
-from cai.terminal import printable
+from cai.terminal import duration, printable, usd, usd_fine
 
 # Only an estimate's margins: what one run's rate says about the next run's. Linear scaling, -30% / +50%.
 LOW, HIGH = 0.7, 1.5
@@ -75,10 +73,10 @@ class Estimate:
         return f"{low} to {high}{money} (rates: {self.source}{without})"
 
 
-def estimate(recipe: Recipe, backend: str, root: Path) -> Estimate:
+def estimate(recipe: Recipe, backend: str, root: Path, limit_tokens: int) -> Estimate:
     """Time and money of this milestone from the latest finished run of the same model, else from the table."""
     earlier = measured_before(root, recipe, backend)
-    return _from_run(recipe, earlier) if earlier else _from_table(recipe, backend)
+    return _from_run(recipe, earlier) if earlier else _from_table(recipe, backend, limit_tokens)
 
 
 def slot_count(recipe: Recipe) -> int:
@@ -116,9 +114,9 @@ def _from_run(recipe: Recipe, run: Measured) -> Estimate:
     )
 
 
-def _from_table(recipe: Recipe, backend: str) -> Estimate:
+def _from_table(recipe: Recipe, backend: str, limit_tokens: int) -> Estimate:
     rates = table_rates(backend)
-    limit = slot_count(recipe) * _limit_tokens(recipe)
+    limit = slot_count(recipe) * limit_tokens
     tokens = Range(limit * SHORT, limit * FULL * TRIES)
     if not rates.tokens_per_second:
         return Estimate(tokens, None, None, None, rates.source, recipe.budget.usd_per_hour)
@@ -135,14 +133,6 @@ def _from_table(recipe: Recipe, backend: str) -> Estimate:
         source=rates.source,
         usd_per_hour=recipe.budget.usd_per_hour,
     )
-
-
-def _limit_tokens(recipe: Recipe) -> int:
-    """The most tokens that one item generates when nothing is tried twice."""
-    sampling = recipe.sampling
-    first = 0 if recipe.instructions.file else sampling.instructions.max_new_tokens
-    each = sampling.critiques.max_new_tokens + sampling.revisions.max_new_tokens
-    return first + sampling.answers.max_new_tokens + recipe.rounds * each
 
 
 class Budget:
@@ -205,19 +195,19 @@ class Budget:
         return over
 
 
-def check_before(inputs: Any, args: Any) -> None:
-    """Refuse what cannot fit, before there is a run folder; `--over-budget` starts it all the same.
+def check_before(inputs: Any, args: Any, root: Path) -> None:
+    """Refuse what cannot fit, before there is a run folder below `root`; `--over-budget` starts it all the same.
 
     A resumed run is not refused: what it has spent and done is known, and the limits stop it in time.
     Errors: CaiError (exit 2) naming the limit and the estimate's lower end.
     """
     if not args.resume and not args.over_budget:
-        _refuse(inputs.recipe, estimate(inputs.recipe, inputs.backend, runs_root(inputs.source, inputs.recipe)))
+        _refuse(inputs.recipe, estimate(inputs.recipe, inputs.backend, root, inputs.limit_tokens))
 
 
 @contextmanager
-def within(context: Any, inputs: Any) -> Iterator[Estimate]:
-    """What happens inside keeps to the budget: it is stopped at a limit, with what exists reported.
+def within(context: Any, inputs: Any, report: Callable[[Run], None]) -> Iterator[Estimate]:
+    """What happens inside keeps to the budget: it is stopped at a limit, with what exists reported by `report`.
 
     Wherever the stop was seen (between completions, in a training step, while evaluating), it ends here: as Stopped
     with the line that goes on.
@@ -231,7 +221,8 @@ def within(context: Any, inputs: Any) -> Iterator[Estimate]:
             raise
         where = f"in {context.progress.name}" if context.progress.stage else "before anything was done"
         context.run.event("budget_stop", where=where, **budget.run.spent())
-        _write_report(context.run)
+        with suppress(Exception):  # that no report can be written is no reason to go on spending
+            report(context.run)
         budget.check(where)
         raise
 
@@ -241,7 +232,7 @@ def mind(context: Any, inputs: Any) -> Estimate:
     recipe, run = inputs.recipe, context.run
     budget = Budget(recipe.budget, run)
     budget.check("before anything was done")
-    found = estimate(recipe, inputs.backend, run.path.parent)
+    found = estimate(recipe, inputs.backend, run.path.parent, inputs.limit_tokens)
     if run.attempt == 1:
         run.event("estimate", **_event(found))
         if inputs.backend != "fake":
@@ -250,14 +241,6 @@ def mind(context: Any, inputs: Any) -> Estimate:
         budget.install(context)
     context.stopped = context.progress.watch(context.stopped)
     return found
-
-
-def _write_report(run: Run) -> None:
-    """What exists at the limit, as a report; that it cannot be written is no reason to go on spending."""
-    from cai.report.pages import write_report
-
-    with suppress(Exception):
-        write_report(run)
 
 
 def _event(found: Estimate) -> dict[str, Any]:

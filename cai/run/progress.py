@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -18,12 +17,12 @@ from tqdm import tqdm
 
 from cai.engine import EngineStats, memory
 from cai.errors import CaiError
-from cai.report.templating import duration, duration_range, number, stage_name, usd, usd_fine
 from cai.run.folder import Run
 from cai.run.pace import Pace
 from cai.store import records
-from cai.terminal import printable
+from cai.terminal import duration, duration_range, number, printable, stage_name, usd, usd_fine
 
+Rows = Sequence[Mapping[str, Any]]
 PLAIN_SECONDS = 30.0
 STATUS_SECONDS = 2.0
 BAR_SECONDS = 1.0
@@ -33,19 +32,31 @@ BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's own tim
 class Progress:
     """One stage at a time: `begin`, `step` for every completion, `committed` for every batch on disk, `end`."""
 
-    def __init__(self, run: Run, usd_per_hour: float) -> None:
-        self.run, self.usd_per_hour = run, usd_per_hour
+    def __init__(
+        self, run: Run, usd_per_hour: float, whole_items: Callable[[Rows], set[int]] = lambda rows: set()
+    ) -> None:
+        self.run, self.usd_per_hour, self._whole_among = run, usd_per_hour, whole_items
         self.bar: tqdm[Any] | None = None
         self.stage, self.round, self.unit = "", 0, "item"
         self.total = self.done = self.tokens = self.finished = self.rejected = self.before = 0
         self.began = self.last_line = self.last_status = time.monotonic()
         self.open = False  # between `begin` and `end`
         self.whole: set[int] | None = None  # items whose last revision stands: the pairs that may be accepted
-        self.rounds = 1
+        self.per_round = False
         self.pace = Pace()
 
-    def begin(self, stage: str, round_: int, total: int, done: int = 0, unit: str = "item", together: int = 1) -> None:
+    def begin(
+        self,
+        stage: str,
+        round_: int,
+        total: int,
+        done: int = 0,
+        unit: str = "item",
+        together: int = 1,
+        per_round: bool = False,
+    ) -> None:
         """`together`: how many items run side by side, and so finish at about the same time."""
+        self.per_round = per_round
         self.stage, self.round, self.total, self.done, self.unit = stage, round_, total, done, unit
         self.tokens = self.finished = self.rejected = 0
         self.before, self.open, self.pace = done, True, Pace(together)
@@ -61,7 +72,7 @@ class Progress:
 
     @property
     def name(self) -> str:
-        return stage_name(self.stage, self.round)
+        return stage_name(self.stage, self.round, self.per_round)
 
     def say(self, text: str) -> None:
         """A line between two stages."""
@@ -198,9 +209,4 @@ class Progress:
         """Read once what earlier attempts left; a folder that cannot be read counts as empty."""
         self.whole = set()
         with suppress(OSError, ValueError, CaiError):
-            self.rounds = int(tomllib.loads(self.run.resolved_path.read_text()).get("rounds", 1))
             self.whole = self._whole_among(records.look(self.run.records_path))
-
-    def _whole_among(self, rows: Sequence[Mapping[str, Any]]) -> set[int]:
-        last = self.rounds - 1
-        return {r["item"] for r in rows if r.get("stage") == "revisions" and r["round"] == last and r["status"] == "ok"}

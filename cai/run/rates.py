@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai.errors import CaiError
-from cai.recipe.load import STAGES, Recipe
+from cai.recipe.load import Recipe
 from cai.run.events import read_events, spent
 from cai.run.folder import RUN_ID
 from cai.run.manifest import read_manifest
@@ -109,11 +109,12 @@ def _measured(folder: Path, recipe: Recipe, backend: str) -> Measured | None:
 
 def from_events(run_id: str, manifest: Mapping[str, Any], events: list[dict[str, Any]]) -> Measured | None:
     """None where the events don't tell what generation took (no stage event, or a fork that took records over)."""
-    stages = [e for e in events if e["kind"] == "stage" and e.get("stage") in STAGES]
+    known = manifest.get("stages", {})  # evaluation and training have events of this kind, too
+    stages = [e for e in events if e["kind"] == "stage" and e.get("stage") in known]
     if not stages or any(e["kind"] == "forked" and e.get("kept") for e in events):
         return None
     trained = [e for e in events if e["kind"] == "trained" and "arm" not in e]
-    rounds = {e.get("round", 0) for e in stages if e.get("stage") == "critiques"}
+    rounds = {e.get("round", 0) for e in stages if e.get("stage") != "instructions"}  # whose rounds are tries
     return Measured(
         run_id=run_id,
         backend=str(manifest.get("backend")),

@@ -167,3 +167,8 @@ def quarantine_bytes(folder: Path, name: str, offset: int, data: bytes) -> Path:
         raise io_error(folder, "creating", error) from error
     write_atomic(target, data)
     return target
+
+
+def cache_root() -> Path:
+    base = os.environ.get("CAI_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    return Path(base or Path.home() / ".cache").expanduser() / "cai"

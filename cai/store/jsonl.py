@@ -13,6 +13,7 @@ from cai import errors
 from cai.errors import CaiError
 from cai.terminal import UNSAFE
 
+Row = dict[str, Any]  # one line of a log or a data set, before its kind is known
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -62,3 +63,7 @@ def _clean_all(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_clean_all(name): _clean_all(inner) for name, inner in value.items()}
     return [_clean_all(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def one_line(value: object) -> str:
+    return " ".join(str(value).split())

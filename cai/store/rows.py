@@ -18,8 +18,8 @@ import orjson
 from cai import errors
 from cai.errors import CaiError
 from cai.store import files
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 Key = tuple[Any, ...]
 
 

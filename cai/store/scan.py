@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from cai.store import files
-
-Row = dict[str, Any]
+from cai.store.jsonl import Row
 
 RECORD_KEY = ("stage", "item", "round")
 SUM_LINE = re.compile(rb"^(\d{1,18}) (\d{1,18}) ([0-9a-f]{16})$", re.MULTILINE)

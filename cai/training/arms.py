@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from cai.data.stage import Context
-from cai.evaluate.gates import Measured
+from cai.metrics.figure import Measured
+from cai.run.context import Context
 from cai.store.files import write_json_atomic
+from cai.store.jsonl import Row
 from cai.training import train as training
-
-Row = dict[str, Any]
 
 
 def train_seeds(context: Context, pairs: Sequence[Row], heldout: Sequence[Row]) -> dict[str, Measured]:

@@ -10,41 +10,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from cai import errors
-from cai.data.pairs import PairSet
-from cai.data.stage import Context
 from cai.errors import CaiError
-from cai.evaluate.gates import Measured
 from cai.recipe.load import flatten
-from cai.session import say
-from cai.store.files import holds, json_bytes, write_json_atomic
+from cai.run.context import Context
+from cai.store.files import write_json_atomic
+from cai.store.jsonl import Row
+from cai.terminal import say
 from cai.training import train as training
 
-Row = dict[str, Any]
 INPUTS = "inputs.json"
 UNTRAINED = ("save_steps", "gradient_checkpointing", "first_loss_tolerance", "seeds", "beta")
-
-
-def run_arm(
-    context: Context, pairs: PairSet, training_pairs: Sequence[Row], recipe_folder: Path
-) -> dict[str, Measured]:
-    """Train and measure what is not there yet; the arm's figures, also in eval/sft.json."""
-    adapter = train_arm(context, training_pairs)
-    figures = _trained(context)
-    if context.recipe.evaluation.enabled:
-        from cai.evaluate.arms import measure
-
-        figures |= measure(context, pairs, training_pairs, adapter, recipe_folder)
-    content = {"figures": {name: figure.as_dict() for name, figure in figures.items()}}
-    path = context.run.eval / "sft.json"
-    if not holds(path, json_bytes(content)):
-        path.parent.mkdir(exist_ok=True)
-        write_json_atomic(path, content)
-    return figures
 
 
 def train_arm(context: Context, pairs: Sequence[Row]) -> Path:
@@ -122,11 +101,3 @@ def settle_inputs(folder: Path, adapter: Path, now: Mapping[str, str]) -> None:
             f"Restore them, or remove {folder} and {adapter} to train it anew.",
             errors.DRIFT,
         )
-
-
-def _trained(context: Context) -> dict[str, Measured]:
-    result = training.load_result(context.run.sft_train)
-    if result is None:
-        return {}
-    facts = {"first_loss": result.first_loss, "steps": result.steps, "truncated": result.truncated}
-    return {"sft.last_loss": Measured("sft.last_loss", result.last_loss, n=result.pairs, facts=facts)}

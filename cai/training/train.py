@@ -97,7 +97,7 @@ def train(
         learnt = _learn(
             Job(model, tokenized.rows, lora, dpo, folder, seed, event, stopped, progress, objective, health), adapter
         )
-    model.worn = adapter
+    model.attached = adapter
     result = TrainResult(
         adapter=adapter,
         pairs=len(tokenized.rows),

@@ -12,12 +12,17 @@ import pytest
 from support.pages import REPO, make_run, recipe
 
 from cai.commands import cli
-from cai.commands.dry_run import SHOWN_STAGES, dry_run
+from cai.commands.dry_run import dry_run
+from cai.data import chain
+from cai.inputs import read_inputs
 from cai.models.tokenizer_file import ByteCounter, TokenizerFile, tokenizer_at_hand
-from cai.run.budget import estimate
-from cai.session import read_inputs
+from cai.run import budget
 
 FAKE = ["--set", "model.backend=fake", "--set", "model.name=fake"]
+
+
+def estimate(recipe, backend, root):
+    return budget.estimate(recipe, backend, root, chain.limit_tokens(recipe))
 
 
 def inputs(*more: str):
@@ -27,7 +32,7 @@ def inputs(*more: str):
 def test_shows_every_stage_and_an_estimate(capsys):
     assert dry_run(inputs("--milestone", "m1", *FAKE)) == 0
     out = capsys.readouterr().out
-    for stage in SHOWN_STAGES:
+    for stage in chain.prompts():
         assert f"--- {stage} (" in out
     assert "How can I keep my bicycle" in out
     assert "estimate" in out

@@ -24,10 +24,10 @@ from cai import errors
 from cai.commands import export as exporting
 from cai.commands import merge
 from cai.commands.merge import Probe, check, compare
-from cai.data import dataset
 from cai.data.pairs import PairPlan, build
 from cai.errors import CaiError
 from cai.recipe.settings import LoraSection
+from cai.report import cards
 from cai.report.snapshot import read_story
 
 
@@ -112,7 +112,7 @@ def test_hostile_text_is_inert_in_both_cards(path, tmp_path, monkeypatch):
     (path / "adapter" / "adapter_config.json").write_text("{}")
     card = exporting.model_card(read_story(path), path / "adapter")
     pairs = build(item_rows(0), PairPlan(2, {"honesty": HOSTILE, "no-harm": HOSTILE}))
-    data = dataset.card(pairs, pairs.train, [], recipe(), {"model": HOSTILE, "revision": HOSTILE})
+    data = cards.card(pairs, pairs.train, [], recipe(), {"model": HOSTILE, "revision": HOSTILE})
     for text in (card, data):
         front, body = text.split("---\n", 2)[1:]
         assert yaml.safe_load(front)

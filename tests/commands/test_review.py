@@ -14,9 +14,11 @@ from support.pages import make_run, recipe, records
 from support.runs import read_jsonl
 
 from cai.commands import review
-from cai.data.marks import agreement, filter_pairs, kappa, refused
+from cai.data.marks import filter_pairs, refused
 from cai.errors import CaiError
+from cai.metrics.stats import kappa
 from cai.recipe.settings import HeldoutSection
+from cai.report.agreement import agreement
 from cai.report.examples import exhibits
 from cai.report.pages import write_pages
 from cai.report.snapshot import read_story

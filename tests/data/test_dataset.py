@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import orjson
 import pytest
 import yaml
 from support.pages import Cleaned, item_rows, make_run, pair_set, recipe, records
 
 from cai.data.dataset import write_dataset
+from cai.report.cards import card
 from cai.run.folder import Run
 
 FACTS = {"model": "SmolLM2-135M-Instruct", "backend": "embedded", "revision": "v1", "load_seconds": 3.0}
@@ -16,7 +19,7 @@ FACTS = {"model": "SmolLM2-135M-Instruct", "backend": "embedded", "revision": "v
 def written(tmp_path, rows, facts=FACTS, name="20261122-180000-m1-abc123"):
     pairs = pair_set(rows)
     with Run.create(tmp_path, name, {}, {}) as run:
-        write_dataset(run, pairs, Cleaned(pairs.train), recipe(), facts)
+        write_dataset(run, pairs, Cleaned(pairs.train), partial(card, recipe=recipe(), facts=facts))
     return run.dataset
 
 
@@ -49,7 +52,7 @@ def test_a_file_that_is_right_is_not_written_again(tmp_path):
     before = {p: p.stat().st_ino for p in (path / "dataset").rglob("*") if p.is_file()}
     pairs = pair_set(records())
     with Run.open(path) as run:
-        write_dataset(run, pairs, Cleaned(pairs.train), recipe(), FACTS)
+        write_dataset(run, pairs, Cleaned(pairs.train), partial(card, recipe=recipe(), facts=FACTS))
     assert before == {p: p.stat().st_ino for p in before}
 
 

@@ -311,7 +311,7 @@ def test_only_who_makes_data_gets_8_bit_products(monkeypatch):
 
 
 def test_the_stages_make_data():
-    from cai.data.stage import Context
+    from cai.run.context import Context
 
     asked = []
     model = SimpleNamespace(engine=lambda section, rounded=False: asked.append((section, rounded)))

@@ -25,17 +25,17 @@ from cai import errors
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, never
 from cai.engine.tokenizers import ByteTokenizer
 from cai.errors import CaiError
-from cai.evaluate.benchmarks import answers, check_files, figures, loaders, parse_names, sources, verdicts
+from cai.evaluate.benchmarks import answers, figures, loaders, sources, verdicts
 from cai.evaluate.benchmarks.classifier_prompts import CONTEXTUAL, STANDARD, fill, sha_of
 from cai.evaluate.benchmarks.sources import OFFICIAL, Found, obtain
-from cai.evaluate.benchmarks.suite import read, require_judge
+from cai.evaluate.benchmarks.suite import check_files, parse_names, read, require_judge
 from cai.evaluate.benchmarks.verdicts import OWN_REFUSAL, Case
 from cai.evaluate.gates import decide
-from cai.evaluate.scores import open_marked
 from cai.models.auxiliary import Auxiliary, fits_beside, telling
 from cai.models.fake import FakeModel
 from cai.recipe.settings_benchmarks import BenchmarksSection
 from cai.recipe.settings_evaluation import GatesSection
+from cai.run.loop import open_marked
 
 Runner = Callable[..., tuple[int, Path]]
 DATA = os.environ.get("CAI_BENCHMARK_DATA", "")

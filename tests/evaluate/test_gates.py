@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cai.evaluate.gates import Measured, decide, decide_all, passed
+from cai.evaluate.gates import decide, decide_all, passed
+from cai.metrics.figure import Measured
 from cai.metrics.stats import wilson
 from cai.recipe.settings_evaluation import GateSpec, GatesSection
 

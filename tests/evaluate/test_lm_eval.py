@@ -77,7 +77,7 @@ def test_both_arms_on_the_embedded_model_are_those_of_lm_evals_own_backend(
     model.to_lora(LoraSection(rank=4, alpha=8))
     move_adapter(model)
     bench = bench_of(model, tmp_path)
-    model.worn = bench.adapter
+    model.attached = bench.adapter
     measured = tasks.measure(bench, ROOT)
     found = tasks.figures(measured)
     assert [found[f"forgetting.{name}_delta"].n for name in TASKS] == [6, 5]

@@ -15,7 +15,7 @@ from support.runs import FAKE, ROOT, read_jsonl
 import runner
 from cai import errors
 from cai.commands import cli
-from cai.session import read_inputs
+from cai.inputs import read_inputs
 
 Runner = Callable[..., tuple[int, Path]]
 ASKED = [

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cai.data.chain import stage_identity
 from cai.errors import USAGE, CaiError
 from cai.recipe import load as recipes
-from cai.recipe.load import Recipe, identity, read, resolve, stage_identity
+from cai.recipe.load import Recipe, identity, read, resolve
 from cai.recipe.settings_evaluation import GatesSection, HygieneSection
 
 ROOT = Path(__file__).resolve().parents[2]

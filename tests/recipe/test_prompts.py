@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cai.data import chain
 from cai.engine.tokenizers import ByteTokenizer, HFTokenizer, Piece, Turn, has_control_token, split_control
 from cai.errors import CaiError
-from cai.recipe.prompts import PROMPT_FIELDS, load_prompt
+from cai.recipe.prompts import load_prompt
 from cai.store.jsonl import clean
 
 PROMPTS = Path(__file__).resolve().parents[2] / "prompts"
@@ -120,7 +121,7 @@ def test_a_cue_that_ends_its_line_and_a_prefill(tmp_path):
     assert rendered.stop == ("\n### Q", "\n### A", "END")
 
 
-@pytest.mark.parametrize("name", sorted(PROMPT_FIELDS))
+@pytest.mark.parametrize("name", sorted(chain.prompts()))
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["byte", "hf"])
 def test_shipped_prompts_hold_no_control_id_that_content_brought(name, tokenizer):
     prompt = load_prompt(PROMPTS / f"{name}.yaml")
@@ -134,7 +135,7 @@ def test_shipped_prompts_hold_no_control_id_that_content_brought(name, tokenizer
     assert tokenizer.decode(chat.token_ids) == chat.text
 
 
-@pytest.mark.parametrize("name", sorted(set(PROMPT_FIELDS) - {"policy"}))
+@pytest.mark.parametrize("name", sorted(set(chain.prompts()) - {"policy"}))
 def test_shipped_prompts_have_three_examples_and_a_bounded_prefix(name):
     prompt = load_prompt(PROMPTS / f"{name}.yaml")
     assert len(prompt.examples) >= 3
@@ -302,7 +303,7 @@ def test_chat_faults_name_the_remedy():
 def test_a_bad_file_gives_one_line_with_file_key_and_remedy(tmp_path, old, new, message):
     path = write(tmp_path, GOOD.replace(old, new))
     with pytest.raises(CaiError, match=message) as caught:
-        load_prompt(path)
+        load_prompt(path, ["instruction"])
     assert str(path) in str(caught.value) and "\n" not in str(caught.value) and caught.value.code == 2
 
 
@@ -335,7 +336,7 @@ def test_the_embedded_tokenizer_keeps_control_strings_out():
         ids = tokenizer.encode(token)
         assert control_ids_in(ids, tokenizer) == []
         assert tokenizer.decode(ids) == clean(token)
-    for name in PROMPT_FIELDS:
+    for name in chain.prompts():
         prompt = load_prompt(PROMPTS / f"{name}.yaml")
         fields = dict.fromkeys(prompt.fields, HOSTILE)
         base = prompt.render(fields, format="base", tokenizer=tokenizer)

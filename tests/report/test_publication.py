@@ -11,7 +11,8 @@ from support.benchmarks import write_files
 from support.runs import ROOT
 
 from cai import errors
-from cai.evaluate.gates import Measured, decide
+from cai.evaluate.gates import decide
+from cai.metrics.figure import Measured
 from cai.recipe.load import read, resolve
 from cai.recipe.settings_evaluation import GateSpec
 from cai.report import publication

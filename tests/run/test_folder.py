@@ -16,10 +16,10 @@ import pytest
 from cai import errors
 from cai.commands import cli
 from cai.errors import CaiError
+from cai.inputs import locate
 from cai.run import folder as run_module
 from cai.run.folder import Run, check_identity, new_run_id, resolve_run, write_atomic, write_json_atomic
 from cai.run.manifest import read_manifest
-from cai.session import locate
 from cai.store import files
 
 ROOT = Path(__file__).resolve().parents[2]

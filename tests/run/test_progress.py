@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 from support.pages import make_run, recipe, records, row
 
+from cai.data import chain
 from cai.recipe import load as recipes
-from cai.report.templating import stage_name
 from cai.run import progress as module
 from cai.run.folder import Run
 from cai.run.pace import Pace
@@ -48,7 +49,7 @@ def test_a_stage_writes_its_status_and_event(run):
 
 def test_plain_line_every_half_minute_and_status_every_two_seconds(run, clock, capsys):
     shown = Progress(run, 3600.0)
-    shown.begin("critiques", 1, total=100)
+    shown.begin("critiques", 1, total=100, per_round=True)
     clock[0] += 10.0
     shown.step(50)
     clock[0] += 21.0
@@ -81,7 +82,7 @@ def test_a_long_batch_ticks_through_the_stop_question(run, clock, capsys):
 def test_money_counts_earlier_attempts_and_their_whole_items(tmp_path):
     path = make_run(tmp_path, records(3, heldout=0, rejects=False))
     with Run.open(path, usd_per_hour=3600.0) as run:
-        shown = Progress(run, 3600.0)
+        shown = Progress(run, 3600.0, partial(chain.whole_items, rounds=2))
         shown.begin("revisions", 1, total=4, done=3)
         shown.committed([row("revisions", 3, 1, "x")])
         assert shown.whole == {0, 1, 2, 3}
@@ -165,4 +166,4 @@ def test_the_first_stretch_warms_up_and_margins_narrow():
     ],
 )
 def test_a_try_is_not_called_a_round(stage, round_, name):
-    assert stage_name(stage, round_) == name
+    assert chain.label(stage, round_) == name

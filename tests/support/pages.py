@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cai.data import chain
 from cai.data.dataset import write_dataset
 from cai.data.pairs import PairPlan, PairSet, build
-from cai.evaluate.gates import Measured, decide_all
+from cai.evaluate.gates import decide_all
+from cai.metrics.figure import Measured
 from cai.recipe import load as recipes
 from cai.recipe.load import Recipe
 from cai.recipe.settings import HeldoutSection
+from cai.report.cards import card
 from cai.run.folder import Run
 from cai.store.files import write_json_atomic
 
@@ -101,6 +105,7 @@ def make_run(
     facts = {"model": "SmolLM2-135M-Instruct", "backend": "embedded", "revision": "v1", "load_seconds": 4.2}
     manifest = {"milestone": "m1", "sets": [], "backend": "embedded", "identity": {"seed": "0"}, "model": facts}
     manifest |= {"items": chosen.items, "heldout_items": chosen.heldout.items, "versions": {"torch": "2.13.0"}}
+    manifest |= {"stages": {name: {} for name in chain.names()}}
     manifest |= more.get("manifest", {})
     start = {"usd_per_hour": more.get("usd_per_hour", 1.74), "argv": "cai.toml --milestone m1", "python": "3.11.7"}
     run = Run.create(root, run_id, content, manifest, **start)
@@ -116,7 +121,7 @@ def make_run(
 def fill(run: Run, rows: list[dict[str, Any]], chosen: Recipe, facts: dict[str, Any]) -> None:
     """What later steps leave: events, data set, training result, figures, gates."""
     pairs = pair_set(rows)
-    write_dataset(run, pairs, Cleaned(pairs.train), chosen, facts)
+    write_dataset(run, pairs, Cleaned(pairs.train), partial(card, recipe=chosen, facts=facts))
     for stage in ("instructions", "answers", "critiques", "revisions"):
         tokens = sum(r["tokens"] for r in rows if r["stage"] == stage)
         count = sum(r["stage"] == stage for r in rows)

@@ -18,8 +18,8 @@ from cai.engine.tokenizers import ByteTokenizer
 from cai.errors import CaiError
 from cai.evaluate import arms as second
 from cai.evaluate import measure
-from cai.evaluate.gates import Measured
 from cai.evaluate.scores import Bench
+from cai.metrics.figure import Measured
 from cai.models.fake import FakeModel
 from cai.recipe.load import read, resolve
 from cai.recipe.settings import DpoSection, LoraSection, ModelSection, SftSection
@@ -103,7 +103,7 @@ def test_each_log_is_scored_with_its_own_adapter(run_fake: Runner, monkeypatch: 
     def fill(self, metric, keys, chunk, compute):  # type: ignore[no-untyped-def]
         def spied(part):  # type: ignore[no-untyped-def]
             rows = compute(part)
-            seen.setdefault(self.log.path.name, set()).add(self.context.model().worn.name)
+            seen.setdefault(self.log.path.name, set()).add(self.context.model().attached.name)
             return rows
 
         return real(self, metric, keys, chunk, spied)
@@ -120,7 +120,7 @@ def test_a_fresh_lora_of_the_preflight_is_never_measured(tmp_path: Path) -> None
     model.to_lora(LoraSection())
     context = SimpleNamespace(model=lambda: model, recipe=SimpleNamespace(lora=LoraSection()))
     Bench(context, None, tmp_path, None).model()  # type: ignore[arg-type]
-    assert model.worn == tmp_path
+    assert model.attached == tmp_path
 
 
 def test_the_arm_never_stands_in_the_place_of_dpo(run_fake: Runner) -> None:

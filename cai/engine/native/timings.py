@@ -16,8 +16,7 @@ from typing import Any
 import orjson
 
 from cai.errors import CaiError
-from cai.models.embedded import cache_root
-from cai.store.files import write_json_atomic
+from cai.store.files import cache_root, write_json_atomic
 
 KERNELS = ("nf4.py", "fp8.py")
 VERSIONED = ("torch", "triton", "bitsandbytes")

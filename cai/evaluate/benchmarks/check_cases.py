@@ -10,8 +10,7 @@ from typing import Any
 
 from cai.evaluate.benchmarks.loaders import Task
 from cai.evaluate.benchmarks.verdicts import Case
-
-Row = dict[str, Any]
+from cai.store.jsonl import Row
 
 
 def cases(name: str, rows: Sequence[Row]) -> list[Case]:

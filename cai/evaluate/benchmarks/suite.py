@@ -6,32 +6,42 @@ sha256, judge, whether the judge is proven, limit. Each part lives in its own mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai import errors
+from cai.errors import CaiError
+from cai.evaluate.benchmarks.sources import NAMES
+
+if TYPE_CHECKING:
+    from cai.evaluate.benchmarks.loaders import Task
+    from cai.metrics.figure import Measured
+    from cai.recipe.settings_benchmarks import BenchmarksSection
+    from cai.run.context import Context
+
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import orjson
 
-from cai.data.stage import Context
-from cai.errors import CaiError
 from cai.evaluate import arms as second
-from cai.evaluate.benchmarks import NAMES, answers, check_cases, figures, loaders, sources, verdicts
+from cai.evaluate.benchmarks import answers, check_cases, figures, loaders, sources, verdicts
 from cai.evaluate.benchmarks.answers import ARMS, BASE, TUNED, Policy
 from cai.evaluate.benchmarks.loaders import Loaded, Task
 from cai.evaluate.benchmarks.verdicts import REGEX, Case
-from cai.evaluate.gates import Measured
-from cai.metrics.figure import sample
+from cai.metrics.figure import Measured, sample
 from cai.models import auxiliary, checks
 from cai.models.auxiliary import Auxiliary
 from cai.models.checks import Check
 from cai.recipe.settings_benchmarks import STAND_IN, BenchmarksSection
-from cai.session import say
+from cai.run.context import Context
+from cai.run.loop import fill
 from cai.store.files import write_json_atomic
+from cai.store.jsonl import Row
 from cai.store.records import RecordLog
+from cai.terminal import say
 
-Row = dict[str, Any]
 Figures = dict[str, Measured]
 JUDGED_AT_ONCE = 32
 JUDGE_NAMES = {REGEX: "regular expression"}
@@ -148,7 +158,7 @@ def _judge(context: Context, plans: Sequence[Plan]) -> tuple[list[list[Row]], Ch
             def compute(part: list[Any]) -> list[Row]:
                 return _verdict_rows(context, each, judge, [of[key] for key in part], tokens)
 
-            return answers.fill(context, log, f"judge {each.stem}", list(of), JUDGED_AT_ONCE, compute)
+            return fill(context, log, f"judge {each.stem}", list(of), JUDGED_AT_ONCE, compute)
 
         check = checks.measure(context, check_log, plan.name, JUDGE_NAMES.get(name, name), said)
         return [rows_of(*one) for one in zip(plans, logs, cases, strict=True)], check
@@ -274,3 +284,60 @@ def _measured(row: Any) -> Measured | None:
         return None
     numbers = all(isinstance(value, int | float | None) for value in (figure.value, figure.low, figure.high))
     return figure if numbers and isinstance(figure.facts, dict) else None
+
+
+def parse_names(text: str) -> list[str]:
+    """`harmbench,xstest` -> names, each known and once."""
+    names = list(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+    unknown = [name for name in names if name not in NAMES]
+    if unknown or not names:
+        raise CaiError(f"--benchmark: {(unknown or [text])[0]!r} is unknown. Known: {', '.join(NAMES)}.")
+    return names
+
+
+def require(section: BenchmarksSection, folder: Path) -> None:
+    """Exit 2 where a file or judge of `benchmarks.run` cannot be had, or a file is not what it should be."""
+
+    check_files(section.run, section, folder)
+    for name in section.run:
+        require_judge(name, section)
+
+
+def check_files(names: Sequence[str], section: BenchmarksSection, folder: Path) -> None:
+    """Exit 2 where a file of these benchmarks cannot be had or read: all of them at once, one line each."""
+    from cai.evaluate.benchmarks.loaders import judge_prompts, load, refusal_prompt
+    from cai.evaluate.benchmarks.sources import obtain
+
+    readers: dict[str, Callable[[Any], Any]] = dict.fromkeys(names, load)
+    if "mtbench" in names:
+        readers["mtbench_prompts"] = judge_prompts
+    if "xstest" in names and section.xstest_prompt:
+        readers["xstest_prompt"] = refusal_prompt
+    faults = []
+    for name, read in readers.items():
+        try:
+            read(obtain(name, section, folder))
+        except CaiError as error:
+            if error.code != errors.USAGE:
+                raise
+            faults.append(str(error))
+    if faults:
+        raise CaiError("\n".join(faults))
+
+
+def at_hand(section: BenchmarksSection, folder: Path) -> tuple[dict[str, list[Task]], list[str]]:
+    """The tasks of every benchmark that needs no download, or that the milestone runs; the names of the others."""
+    from cai.evaluate.benchmarks.loaders import load
+    from cai.evaluate.benchmarks.sources import is_near, obtain
+
+    near = [name for name in NAMES if is_near(name, section) or name in section.run]
+    loaded = {name: load(obtain(name, section, folder)).tasks for name in near}
+    return loaded, [name for name in NAMES if name not in near]
+
+
+def lines(figures: Mapping[str, Any]) -> list[str]:
+    """The headline figures for the screen."""
+    from cai.evaluate.benchmarks.figures import PRIMARY
+
+    shown = [name for name in figures if name in PRIMARY or name.split(".")[1] in ("asr", "over_refusal", "score")]
+    return [f"{name} {figures[name].text}, judge: {figures[name].judge}" for name in shown]

@@ -19,8 +19,8 @@ from cai.data.slots import seed_of
 from cai.engine import Request, Rules, Sampling, Score, ScoreRequest, never
 from cai.errors import CaiError
 from cai.recipe.prompts import digest
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 DEFAULT_NEW_TOKENS = 256
 LOG_HALF = math.log(0.5)
 TIE = 1e-3  # nats by which one log-prob may be rounded against another

@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import CaiError
-from cai.evaluate.gates import Measured
 from cai.evaluate.lm_eval.replay import Ask, Missing, Replay, answer
-from cai.evaluate.scores import Bench, open_marked
-from cai.metrics.figure import unmeasured
+from cai.evaluate.scores import Bench
+from cai.metrics.figure import Measured, unmeasured
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact, wilcoxon
 from cai.recipe.prompts import digest
 from cai.recipe.settings_evaluation import EvaluationSection
+from cai.run.loop import open_marked
 from cai.store import records
+from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 
-Row = dict[str, Any]
 Scores = dict[tuple[str, int], float]  # (leaf task, document) -> score
 VERSION = "0.4.13"
 INSTALL = f"Install it with `make lm-eval` (lm_eval=={VERSION}), or empty evaluation.lm_eval."
