@@ -6,7 +6,7 @@ imports torch. Units are in the key names or the field's description.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -126,13 +126,31 @@ class LoraSection(Section):
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+LossName = Literal["sigmoid", "sft", "ipo", "hinge", "sigmoid_norm", "robust", "apo_zero", "apo_down"]
+NOT_TRAINED = {"save_steps", "save_minutes", "gradient_checkpointing", "first_loss_tolerance", "seeds", "eval_steps",
+               "keep"}  # fmt: skip
+ADDED = {"start", "label_smoothing", "ld_alpha", "weight", "soft_labels"}  # as they stand they leave the weights alone
+
+
 class DpoSection(Section):
-    """TRL's DPO. Exactly one of `max_steps` (> 0) and `epochs` (> 0) decides the length."""
+    """TRL's DPO. Exactly one of `max_steps` (> 0) and `epochs` (> 0) decides the length.
+
+    `start`: the policy, and with it the reference, is the base, or the LoRA of an SFT stage ([sft]) that DPO trains on.
+    `label_smoothing`: robust's share of wrong labels. `ld_alpha`: what the tokens beyond the shorter completion count
+    (1 = as the others). `weight`, `soft_labels`: what a pair's `margin` (log-odds of its label check) decides.
+    `save_minutes`: checkpoints by time (0 = each `save_steps`). `eval_steps`: the loss of held-out pairs each so many
+    steps (0 = never); `keep`: which weights become the adapter, the last or those of the best held-out loss.
+    """
 
     max_steps: Count = 0
     epochs: Annotated[float, Field(ge=0.0)] = 0.0
-    loss_type: tuple[Literal["sigmoid", "sft", "ipo", "hinge"], ...] = ("sigmoid",)
+    start: Literal["base", "sft"] = "base"
+    loss_type: tuple[LossName, ...] = ("sigmoid",)
     loss_weights: tuple[float, ...] = ()
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    ld_alpha: Fraction = 1.0
+    weight: Literal["none", "margin"] = "none"
+    soft_labels: bool = False
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 5e-6
     beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
     batch_size: Positive = 1
@@ -142,6 +160,9 @@ class DpoSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     max_length: Annotated[int, Field(ge=64)] = 2048
     save_steps: Positive = 10
+    save_minutes: Annotated[float, Field(ge=0.0)] = 0.0
+    eval_steps: Count = 0
+    keep: Literal["last", "best"] = "last"
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     first_loss_tolerance: Annotated[float, Field(gt=0.0)] = 0.01
     seeds: tuple[int, ...] = (0,)
@@ -155,6 +176,21 @@ class DpoSection(Section):
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise ValueError("dpo.seeds needs at least one seed and no seed twice")
         return self
+
+    @model_validator(mode="after")
+    def _losses(self) -> DpoSection:
+        if ("robust" in self.loss_type) != (self.label_smoothing > 0.0):
+            raise ValueError('dpo.label_smoothing above 0 and "robust" in dpo.loss_type need each other')
+        if "robust" in self.loss_type and self.soft_labels:
+            raise ValueError("dpo.soft_labels says how sure each label is, dpo.label_smoothing one figure for all: one")
+        if self.keep == "best" and not self.eval_steps:
+            raise ValueError('dpo.keep = "best" needs a held-out loss to choose by: set dpo.eval_steps above 0')
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        """The keys that decide the trained weights; a key that older versions lack only where it does something."""
+        values = self.model_dump(mode="json", exclude=NOT_TRAINED)
+        return {k: v for k, v in values.items() if k not in ADDED or v != type(self).model_fields[k].default}
 
 
 class HealthSection(Section):
@@ -174,7 +210,8 @@ class HealthSection(Section):
 class SftSection(Section):
     """A second arm: the same LoRA trained from the start on the revisions alone; it says what DPO adds.
 
-    Seed, batch, schedule and `max_length` are [dpo]'s; with `max_steps` and `epochs` at 0 its length is too.
+    With `dpo.start = "sft"` it is DPO's first stage, whether enabled or not. Seed, batch, schedule and `max_length` are
+    [dpo]'s; with `max_steps` and `epochs` at 0 its length is too.
     """
 
     enabled: bool = False
@@ -191,7 +228,8 @@ class SftSection(Section):
     def recipe(self, dpo: DpoSection) -> DpoSection:
         """[dpo] with what this arm has of its own: length, learning rate and the plain likelihood of the revision."""
         own = {"max_steps": self.max_steps, "epochs": self.epochs} if self.max_steps or self.epochs else {}
-        changed = {"learning_rate": self.learning_rate, "loss_type": ("sft",), "loss_weights": (), **own}
+        plain = {name: DpoSection.model_fields[name].default for name in (*ADDED, "eval_steps", "keep")}
+        changed = {"learning_rate": self.learning_rate, "loss_type": ("sft",), "loss_weights": (), **plain, **own}
         return dpo.model_copy(update=changed)
 
 

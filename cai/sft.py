@@ -26,7 +26,6 @@ from cai.stage import Context
 
 Row = dict[str, Any]
 INPUTS = "inputs.json"
-UNTRAINED = ("save_steps", "gradient_checkpointing", "first_loss_tolerance", "seeds", "beta")
 
 
 def run_arm(
@@ -85,7 +84,7 @@ def inputs(context: Context, pairs: Sequence[Row]) -> dict[str, str]:
     """Everything the arm's adapter depends on: name -> value."""
     recipe = context.recipe
     rows = orjson.dumps([[pair["prompt"], pair["chosen"]] for pair in pairs])
-    settings = recipe.sft.recipe(recipe.dpo).model_dump(mode="json", exclude=set(UNTRAINED))
+    settings = {k: v for k, v in recipe.sft.recipe(recipe.dpo).deciding().items() if k != "beta"}
     return {
         "revisions": hashlib.sha256(rows).hexdigest()[:16],
         "prompts/policy.yaml": context.prompts["policy"].sha,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from trl.models.utils import _ForwardRedirection
 
 from cai import errors
 from cai.errors import CaiError, Stopped
@@ -34,7 +35,8 @@ KEEP_CHECKPOINTS = 2
 class Plan:
     """Everything one attempt at training needs beside the model. `order`: row indexes, steps x effective batch.
 
-    `refs`: the reference's log-probs of each row; empty where the loss has no reference.
+    `refs`: the reference's log-probs of each row; empty where the loss has no reference. `weights`, `labels`: what each
+    row counts, and how sure its order is; None where the recipe asks for neither.
     """
 
     rows: Sequence[PairRow]
@@ -56,6 +58,8 @@ class Plan:
     health: HealthSection = field(default_factory=HealthSection)
     tolerance: float = 0.01
     log: list[dict[str, float]] = field(default_factory=list)
+    weights: Sequence[float] | None = None
+    labels: Sequence[float] | None = None
 
 
 class Guarded(Trainer):
@@ -84,6 +88,15 @@ class Guarded(Trainer):
 
     def _collate(self, indexes: Sequence[int]) -> Batch:
         return self.plan.collate([self.plan.rows[i] for i in indexes])
+
+    def _through(self, model: Any, method: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+        """`method(*arguments)` inside the forward pass of `model`, the module that accelerate prepared.
+
+        Around several processes that is DistributedDataParallel, which joins gradients only of what passed through it:
+        called beside it, each process would train on its own pairs alone, without an error.
+        """
+        inner: Any = self.model
+        return method(*arguments) if model is inner else _ForwardRedirection()(model, inner, method, *arguments)
 
     def _add_loss(self, loss: torch.Tensor) -> None:
         """Keep the step's loss on the device; it is read once, in `_check_step`."""

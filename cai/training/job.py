@@ -20,12 +20,12 @@ from cai import errors
 from cai.errors import CaiError, Stopped
 from cai.settings import DpoSection, HealthSection, LoraSection
 from cai.training import checkpoints, reference
+from cai.training.labels import label_probabilities, pair_weights
 from cai.training.rows import PairRow, rows_sha, schedule, steps_of
 from cai.training.scoring import to_device
 
 Objective = Literal["dpo", "sft"]  # pairs against a reference, or the likelihood of the revisions
 PINNED = ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "accelerate")
-UNTRAINED_KEYS = {"save_steps", "gradient_checkpointing", "first_loss_tolerance", "seeds"}
 BATCH_KEYS = {"batch_size", "gradient_accumulation"}
 
 
@@ -85,7 +85,8 @@ class Job:
             len(self.rows), max_steps=self.dpo.max_steps, epochs=self.dpo.epochs, effective_batch=self.effective
         )
         self.order = schedule(self.rows, steps=self.steps, effective_batch=self.effective, seed=self.seed)
-        settings = self.dpo.model_dump(mode="json", exclude=UNTRAINED_KEYS | BATCH_KEYS)
+        self.weights, self.labels = pair_weights(self.rows, self.dpo), label_probabilities(self.rows, self.dpo)
+        settings = {k: v for k, v in self.dpo.deciding().items() if k not in BATCH_KEYS}
         self.identity = {
             "rows": rows_sha(self.rows),
             "model": model_name(self.model),
@@ -97,6 +98,8 @@ class Job:
             "seed": self.seed,
             "versions": versions(),
         }
+        if self.weights is not None or self.labels is not None:
+            self.identity["margins"] = reference.key_of(margins=[row.margin for row in self.rows])
 
     def run(self) -> tuple[Any, Shape, int]:
         """Attempts until one ends: (trainer, shape that worked, step resumed from)."""
@@ -166,7 +169,7 @@ class Job:
             accumulation=shape.accumulation, checkpointing=shape.checkpointing and not self.layout.own_checkpointing,
             dpo=self.dpo, seed=self.seed, folder=self.folder, forward=self.layout.forward,
             collate=self.layout.collate, event=self.event, stopped=self.stopped, progress=self.progress,
-            health=self.health,
+            health=self.health, weights=self.weights, labels=self.labels,
             tolerance=first_loss_tolerance(self.dpo, refs, self.order[: self.effective if refs else 0], str(hf.dtype)),
             seal_facts={"identity": self.identity, "micro_batch": shape.micro_batch,
                         "accumulation": shape.accumulation, "gradient_checkpointing": shape.checkpointing},
@@ -210,15 +213,20 @@ class Job:
 
         batch = to_device(self.layout.collate([self.rows[i] for i in group]), self.model.device)
         with self.model.adapter(True), torch.set_grad_enabled(self.layout.reference_with_grad):
-            sums = sequence_logps(self.model.hf, batch, self.layout.forward)[0].detach()
+            sums = sequence_logps(self.model.hf, batch, self.layout.forward, self.dpo.ld_alpha)[0].detach()
         return [(chosen, rejected) for chosen, rejected in sums.T.tolist()]
 
 
 def first_loss_tolerance(dpo: DpoSection, refs: Sequence[reference.Logps], first: Sequence[int], dtype: str) -> float:
-    """The recipe's, or more where long completions make rounding larger: beta/2 x relative step x mean |sum|."""
+    """The recipe's, or more where long completions make rounding larger: slope x relative step x mean |sum|.
+
+    At equal models sigmoid falls by beta/2 a nat; of the others none falls faster than 2 / (1 - 2 label_smoothing)
+    times that.
+    """
     step = 2.0**-20 if "float32" in dtype else 2.0**-12
     size = sum(abs(refs[i][0]) + abs(refs[i][1]) for i in first) / max(1, len(first))
-    return max(dpo.first_loss_tolerance, 0.5 * dpo.beta * step * size)
+    steeper = 1.0 if dpo.loss_type == ("sigmoid",) else 2.0 * len(dpo.loss_type) / (1.0 - 2.0 * dpo.label_smoothing)
+    return max(dpo.first_loss_tolerance, 0.5 * dpo.beta * steeper * step * size)
 
 
 def model_name(model: Any) -> str:

@@ -40,6 +40,9 @@ class RevisionTrainer(Guarded, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
+        return self._through(model, self._revision_loss, inputs)
+
+    def _revision_loss(self, inputs: Batch) -> torch.Tensor:
         _, logps_N = sequence_logps(self.model, inputs, self.plan.forward)
         # transformers divides by the micro-batches of the step
         loss = -logps_N.sum() * (self.current_gradient_accumulation_steps / self._tokens_of_step())

@@ -6,7 +6,6 @@ and the check of the first loss; what guards each step is training/guarded.py's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from cai import errors
 from cai.errors import CaiError
 from cai.training import signs
 from cai.training.guarded import Guarded, HealthWatch, Plan, Watch, arguments
-from cai.training.loss import Batch, pair_loss, sequence_logps
+from cai.training.loss import Batch, first_loss, pair_loss, sequence_logps, shared_lengths
 
 __all__ = ["PairTrainer", "Plan"]
 
@@ -42,21 +41,31 @@ class PairTrainer(Guarded, DPOTrainer):
             hf.delete_adapter("ref")
 
     def _collate(self, indexes: Sequence[int]) -> Batch:
-        batch = super()._collate(indexes)
-        refs = [self.plan.refs[i] for i in indexes]
+        batch, plan = super()._collate(indexes), self.plan
+        refs = [plan.refs[i] for i in indexes]
         batch["ref_2B"] = torch.tensor(refs, dtype=torch.float64).float().T.contiguous()
+        for name, values in (("weights_B", plan.weights), ("labels_B", plan.labels)):
+            if values is not None:
+                batch[name] = torch.tensor([values[i] for i in indexes], dtype=torch.float32)
         return batch
 
     def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False) -> torch.Tensor:
-        logps_2B, logps_N = sequence_logps(self.model, inputs, self.plan.forward)
+        return self._through(model, self._pair_loss, inputs)
+
+    def _pair_loss(self, inputs: Batch) -> torch.Tensor:
+        dpo = self.plan.dpo
+        logps_2B, logps_N = sequence_logps(self.model, inputs, self.plan.forward, dpo.ld_alpha)
         loss = pair_loss(
             logps_2B,
             inputs["ref_2B"],
             logps_N,
             inputs["lengths_S"],
-            beta=self.plan.dpo.beta,
-            loss_type=self.plan.dpo.loss_type,
-            loss_weights=self.plan.dpo.loss_weights,
+            beta=dpo.beta,
+            loss_type=dpo.loss_type,
+            loss_weights=dpo.loss_weights,
+            label_smoothing=dpo.label_smoothing,
+            weights_B=inputs.get("weights_B"),
+            labels_B=inputs.get("labels_B"),
         )
         self._note(loss.detach(), logps_2B.detach(), inputs["ref_2B"], inputs["lengths_S"])
         return loss
@@ -66,8 +75,9 @@ class PairTrainer(Guarded, DPOTrainer):
         self._add_loss(loss)
         rewards_2B = self.plan.dpo.beta * (logps_2B - ref_2B)
         margin_B = rewards_2B[0] - rewards_2B[1]
-        pairs = len(lengths_S) // 2
-        counts_2B = torch.tensor(lengths_S, dtype=torch.float32).view(2, pairs).to(logps_2B.device, non_blocking=True)
+        pairs, alpha = len(lengths_S) // 2, self.plan.dpo.ld_alpha
+        counts_S = [n + alpha * (m - n) for n, m in zip(shared_lengths(lengths_S), lengths_S, strict=True)]
+        counts_2B = torch.tensor(counts_S, dtype=torch.float32).view(2, pairs).to(logps_2B.device, non_blocking=True)
         values = {
             "rewards/chosen": rewards_2B[0],
             "rewards/rejected": rewards_2B[1],
@@ -83,12 +93,14 @@ class PairTrainer(Guarded, DPOTrainer):
             self._metrics["train"][name].append(value_B.mean())
 
     def _check_first_loss(self, loss: float) -> None:
-        """Before any step policy and reference are the same model, so DPO's loss is log 2 (and margins are 0)."""
+        """Before any step policy and reference are the same model: DPO's loss is log 2, and margins are 0."""
         plan = self.plan
-        if plan.dpo.loss_type != ("sigmoid",):
+        expected = first_loss(plan.dpo.loss_type, plan.dpo.loss_weights)
+        if expected is None:
             return
-        weight = (plan.dpo.loss_weights or (1.0,))[0]
-        expected = weight * math.log(2)
+        if plan.weights is not None:
+            first = plan.order[: plan.micro_batch * plan.accumulation]
+            expected *= sum(plan.weights[i] for i in first) / len(first)
         plan.event("first_loss", loss=loss, expected=expected, tolerance=plan.tolerance)
         if abs(loss - expected) > plan.tolerance:
             raise CaiError(
