@@ -1,4 +1,4 @@
-"""Every loss and its gradient against TRL's own code on the same batch, in both layouts; weights and soft labels by hand.
+"""Every loss and gradient against TRL's own code on the same batch, in both layouts; weights and soft labels by hand.
 
 TRL's trainer runs untouched but for its Triton kernel, which no CPU has.
 """
@@ -184,18 +184,9 @@ def test_a_pair_without_a_margin_ends_it_before_training(margin, asked):
 
 
 def loss_of(name, logps, **more):
-    return float(
-        pair_loss(
-            torch.tensor(logps),
-            torch.zeros(2, 2),
-            torch.tensor([-1.0] * 5 + [-2.0] * 5),
-            [2, 3, 4, 1],
-            beta=1.0,
-            loss_type=(name,),
-            loss_weights=(),
-            **more,
-        )  # fmt: skip
-    )
+    zeros, each, lengths = torch.zeros(2, 2), torch.tensor([-1.0] * 5 + [-2.0] * 5), [2, 3, 4, 1]
+    settings = {"beta": 1.0, "loss_type": (name,), "loss_weights": ()} | more
+    return float(pair_loss(torch.tensor(logps), zeros, each, lengths, **settings))
 
 
 def test_a_weighted_loss_by_hand():
@@ -227,7 +218,7 @@ def with_margins(*margins):
 
 
 def test_a_training_by_weights_and_soft_labels(tmp_path):
-    """The first loss is log 2 times the weight of the first step, known before it; other margins are another training."""
+    """The first loss is log 2 times the weight of the first step, known before it; other margins: another training."""
     config = dpo(weight="margin", soft_labels=True)
     events = Events()
     result = run_train(tmp_path, pairs=with_margins(0.5, 3.0, 1.0, 4.0, -1.0, 2.0), config=config, event=events)
