@@ -12,6 +12,7 @@ import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from cai import errors
 from cai.errors import CaiError, Stopped
 from cai.settings import DpoSection, HealthSection, LoraSection
 from cai.training import checkpoints, reference
+from cai.training.heldout import Heldout
 from cai.training.labels import label_probabilities, pair_weights
 from cai.training.rows import PairRow, rows_sha, schedule, steps_of
 from cai.training.scoring import to_device
@@ -72,6 +74,9 @@ class Job:
     progress: Callable[[int, int], None]
     objective: Objective = "dpo"
     health: HealthSection = field(default_factory=HealthSection)
+    start: Path | None = None  # the adapter that training goes on with; None: a fresh one
+    heldout: Sequence[PairRow] = ()
+    heldout_refs: list[reference.Logps] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         from cai.training.layout import layout_for
@@ -98,6 +103,8 @@ class Job:
             "seed": self.seed,
             "versions": versions(),
         }
+        if self.start is not None:
+            self.identity["start"] = checkpoints.file_sha(self.start / "adapter_model.safetensors")
         if self.weights is not None or self.labels is not None:
             self.identity["margins"] = reference.key_of(margins=[row.margin for row in self.rows])
 
@@ -158,9 +165,9 @@ class Job:
         from cai.training.guarded import Plan
 
         hf = self.model.hf
-        adapter.reset(hf, self.seed)
+        self._begin()
         layout.set_checkpointing(hf, self.layout, shape.checkpointing)
-        refs = self._references(shape) if self.objective == "dpo" else []
+        refs = self._references(shape, self.rows, self.order) if self.objective == "dpo" else []
         if found:
             checkpoints.check_identity(found[0], found[1], self.identity)
             self.event("resume", checkpoint=found[0].name)
@@ -169,13 +176,13 @@ class Job:
             accumulation=shape.accumulation, checkpointing=shape.checkpointing and not self.layout.own_checkpointing,
             dpo=self.dpo, seed=self.seed, folder=self.folder, forward=self.layout.forward,
             collate=self.layout.collate, event=self.event, stopped=self.stopped, progress=self.progress,
-            health=self.health, weights=self.weights, labels=self.labels,
+            health=self.health, weights=self.weights, labels=self.labels, heldout=self._heldout(shape),
             tolerance=first_loss_tolerance(self.dpo, refs, self.order[: self.effective if refs else 0], str(hf.dtype)),
             seal_facts={"identity": self.identity, "micro_batch": shape.micro_batch,
                         "accumulation": shape.accumulation, "gradient_checkpointing": shape.checkpointing},
         )  # fmt: skip
         trainer = self._trainer()(hf, self.model.hf_tokenizer, plan, self.model.device)
-        adapter.reset(hf, self.seed)  # TRL's constructor casts the adapter of a 4-bit model to bf16
+        self._begin()  # TRL's constructor casts the adapter of a 4-bit model to bf16
         adapter.require_fp32(hf)
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
         adapter.require_fp32(hf)
@@ -190,28 +197,50 @@ class Job:
 
         return PairTrainer
 
-    def _references(self, shape: Shape) -> list[reference.Logps]:
-        """From the cache, or computed with the fresh adapter (B = 0) in this attempt's micro-batches."""
-        key = reference.key_of(identity=self.identity, order=self.order, micro_batch=shape.micro_batch,
-                               layout=self.layout.name, checkpointing=shape.checkpointing)  # fmt: skip
-        refs = reference.cached(self.folder, key)
+    def _begin(self) -> None:
+        """The adapter as it stands before the first step, and as the reference is computed with."""
+        from cai.training import adapter
+
+        if self.start is None:
+            adapter.reset(self.model.hf, self.seed)
+        else:
+            adapter.restore(self.model.hf, self.start)
+
+    def _heldout(self, shape: Shape) -> Heldout | None:
+        if not self.heldout or not (self.dpo.eval_steps or self.start):
+            return None
+        every = range(len(self.heldout))
+        self.heldout_refs = self._references(shape, self.heldout, every, reference.HELDOUT)
+        return Heldout(
+            self.heldout, self.heldout_refs, self.dpo.eval_steps, self.dpo.keep == "best", model_name(self.model),
+            self.layout.reference_with_grad,
+        )  # fmt: skip
+
+    def _references(
+        self, shape: Shape, rows: Sequence[PairRow], order: Sequence[int], name: str = reference.NAME
+    ) -> list[reference.Logps]:
+        """From the cache, or computed with the adapter as it begins, in this attempt's micro-batches."""
+        more = {} if rows is self.rows else {"heldout": rows_sha(rows)}
+        key = reference.key_of(identity=self.identity, order=list(order), micro_batch=shape.micro_batch,
+                               layout=self.layout.name, checkpointing=shape.checkpointing, **more)  # fmt: skip
+        refs = reference.cached(self.folder, key, name)
         if refs is not None:
             return refs
         began = time.monotonic()
         self.model.hf.train()
-        refs = reference.compute(self.order, len(self.rows), shape.micro_batch, self._score, self.stopped)
+        refs = reference.compute(order, len(rows), shape.micro_batch, partial(self._score, rows), self.stopped)
         if refs is None:
             raise Stopped("training stopped while the reference was computed; resume to go on.")
-        reference.store(self.folder, key, refs, set(self.order))
-        self.event("reference", pairs=len(set(self.order)), seconds=time.monotonic() - began)
+        reference.store(self.folder, key, refs, set(order), name)
+        self.event("reference", pairs=len(set(order)), seconds=time.monotonic() - began)
         return refs
 
-    def _score(self, group: Sequence[int]) -> list[reference.Logps]:
+    def _score(self, rows: Sequence[PairRow], group: Sequence[int]) -> list[reference.Logps]:
         import torch
 
         from cai.training.loss import sequence_logps
 
-        batch = to_device(self.layout.collate([self.rows[i] for i in group]), self.model.device)
+        batch = to_device(self.layout.collate([rows[i] for i in group]), self.model.device)
         with self.model.adapter(True), torch.set_grad_enabled(self.layout.reference_with_grad):
             sums = sequence_logps(self.model.hf, batch, self.layout.forward, self.dpo.ld_alpha)[0].detach()
         return [(chosen, rejected) for chosen, rejected in sums.T.tolist()]

@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from cai.training.guarded import Guarded, Plan, Watch, arguments
+from cai.training.callbacks import callbacks_of
+from cai.training.guarded import Guarded, Plan, arguments
 from cai.training.loss import Batch, sequence_logps
 
 
@@ -33,7 +34,7 @@ class RevisionTrainer(Guarded, SFTTrainer):
             processing_class=tokenizer,
             data_collator=plan.collate,  # without one TRL sets the pad token of tokenizer and model, which others use
             train_dataset=Dataset.from_dict(stand_in),
-            callbacks=[Watch(self)],
+            callbacks=callbacks_of(self),
         )
         self._settle(base, own_forward)
 

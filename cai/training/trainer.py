@@ -6,8 +6,9 @@ and the check of the first loss; what guards each step is training/guarded.py's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -15,9 +16,11 @@ from trl import DPOConfig, DPOTrainer
 
 from cai import errors
 from cai.errors import CaiError
-from cai.training import signs
-from cai.training.guarded import Guarded, HealthWatch, Plan, Watch, arguments
+from cai.training import heldout, signs
+from cai.training.callbacks import HealthWatch, MakeUp, callbacks_of
+from cai.training.guarded import Guarded, Plan, arguments
 from cai.training.loss import Batch, first_loss, pair_loss, sequence_logps, shared_lengths
+from cai.training.scoring import to_device
 
 __all__ = ["PairTrainer", "Plan"]
 
@@ -34,7 +37,7 @@ class PairTrainer(Guarded, DPOTrainer):
             args=DPOConfig(**arguments(plan, device), beta=plan.dpo.beta, precompute_ref_log_probs=False),
             processing_class=tokenizer,
             train_dataset=Dataset.from_dict({"prompt": ["x"], "chosen": ["y"], "rejected": ["z"]}),
-            callbacks=[Watch(self), HealthWatch(self)],
+            callbacks=[*callbacks_of(self), HealthWatch(self), MakeUp(self)],
         )
         self._settle(base, own_forward)
         if "ref" in hf.peft_config:  # TRL 1.15 copies a PeftModel's adapter; a resume would then load only the copy
@@ -91,6 +94,51 @@ class PairTrainer(Guarded, DPOTrainer):
         }
         for name, value_B in values.items():
             self._metrics["train"][name].append(value_B.mean())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """After a step's entry the held-out one, where due: both stand in the checkpoint that is saved next."""
+        super().log(logs, start_time)
+        if "loss" in logs:
+            self.watch_heldout()
+
+    def watch_heldout(self) -> None:
+        """Measure the held-out pairs where this step is due and its log has none; a stop on the way ends here."""
+        held, history, step = self.plan.heldout, self.state.log_history, self.state.global_step
+        if held is None or not held.due(step, self.plan.steps) or heldout.measured(history, step):
+            return
+        entry = self._heldout_entry(held)
+        if entry is None:
+            return self.stop_here()  # its checkpoint lacks the entry, and the resume begins with it
+        bad = [name for name, value in entry.items() if not math.isfinite(value)]
+        if bad:
+            raise CaiError(f"training step {step}: {', '.join(bad)} of the held-out pairs not finite", errors.QUALITY)
+        history.append(entry)
+        self.plan.event("heldout", **{name.removeprefix(heldout.PREFIX): value for name, value in entry.items()})
+        if held.keep_best and heldout.best_step(history) == step:
+            heldout.export_best(self.model, self.plan.folder, step, held.base_name)
+
+    def _heldout_entry(self, held: heldout.Heldout) -> dict[str, float] | None:
+        """Loss, margin and accuracy of the held-out pairs; None where a stop cuts it short (a resume makes it up)."""
+        plan, dpo, size, model = self.plan, self.plan.dpo, self.plan.micro_batch, cast(Any, self.model)
+        model.train()  # as the reference was computed
+        sums: list[list[float]] = []
+        for start in range(0, len(held.rows), size):
+            if self.state.global_step < plan.steps and plan.stopped():
+                return None
+            rows, refs = held.rows[start : start + size], held.refs[start : start + size]
+            batch = to_device(plan.collate(rows), self.accelerator.device)
+            ref_2B = torch.tensor(refs, dtype=torch.float64).float().T.contiguous().to(self.accelerator.device)
+            with torch.set_grad_enabled(held.with_grad):
+                logps_2B, logps_N = sequence_logps(model, batch, plan.forward, dpo.ld_alpha)
+                loss = pair_loss(
+                    logps_2B, ref_2B, logps_N, batch["lengths_S"], beta=dpo.beta, loss_type=dpo.loss_type,
+                    loss_weights=dpo.loss_weights, label_smoothing=dpo.label_smoothing,
+                )  # fmt: skip
+            scores_2B = (logps_2B - ref_2B).detach()
+            margins_B = dpo.beta * (scores_2B[0] - scores_2B[1])
+            wins_B = (margins_B > 0).float() + 0.5 * (margins_B == 0).float()
+            sums.append(torch.stack([loss.detach() * len(rows), margins_B.sum(), wins_B.sum()]).tolist())
+        return heldout.entry(self.state.global_step, sums, len(held.rows))
 
     def _check_first_loss(self, loss: float) -> None:
         """Before any step policy and reference are the same model: DPO's loss is log 2, and margins are 0."""
