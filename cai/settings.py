@@ -204,6 +204,11 @@ class HealthSection(Section):
     max_chosen_fall: Annotated[float, Field(ge=0.0)] = 0.3  # nats a token that the chosen texts may lose
     max_loss_rise: Annotated[float, Field(ge=0.0)] = 0.2  # over the first loss
     max_truncated: Fraction = 0.02  # share of the pairs
+    max_heldout_rise: Annotated[float, Field(ge=0.0)] = 0.05  # of the held-out loss over its lowest
+    min_margin: Annotated[float, Field(ge=0.0)] = 0.05  # below these three the adapter barely moved: beta x margin, ...
+    min_kl: Annotated[float, Field(ge=0.0)] = 0.002  # ... nats a token on neutral text, ...
+    max_same_answers: Fraction = 0.5  # ... and the share of fresh answers that are the base's, from which it is one
+    max_kl: Annotated[float, Field(ge=0.0)] = 0.1  # above it moved too far; as the gates have it
     stop: tuple[Literal["displacement", "rising_loss", "truncation"], ...] = ()
 
 

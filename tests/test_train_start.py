@@ -1,12 +1,17 @@
-"""DPO that starts from an SFT stage: one adapter in the end, the stage's as the reference, the same bytes after a stop."""
+"""DPO that starts from an SFT stage: one adapter in the end, the stage as reference, the same bytes after a stop."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
-from test_train import Events, sha
+from test_train import TESTS, Events, sha
 from train_support import LORA, FakePrompt, TinyModel, dpo, make_pairs, run_train
 
 from cai.errors import CaiError, Stopped
@@ -94,7 +99,7 @@ def test_another_stage_is_another_training(tmp_path):
     (tmp_path / "train" / "sft" / "result.json").unlink()
     for checkpoint in (tmp_path / "train" / "sft").glob("checkpoint-*"):
         checkpoint.rename(checkpoint.with_name("x" + checkpoint.name))
-    with pytest.raises(CaiError, match="other conditions .*start: "):
+    with pytest.raises(CaiError, match=r"other conditions .*start: "):
         two_stages(tmp_path, stage=STAGE.model_copy(update={"learning_rate": 1e-3}))
 
 
@@ -122,3 +127,17 @@ def test_dpo_that_left_the_stage_as_it_was_exports_nothing(tmp_path):
     with pytest.raises(CaiError, match="left adapter-sft as it was"):
         two_stages(tmp_path, config=config)
     assert not (tmp_path / "adapter").exists()
+
+
+def test_killed_anywhere_on_the_embedded_model_the_adapters_keep_their_bytes(tmp_path):
+    """SIGKILL in the SFT stage, after it, in DPO before its first checkpoint and after that; then a plain resume."""
+    command = [sys.executable, str(TESTS / "train_child.py"), "kill-stages", str(tmp_path)]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=one_thread)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    assert told["codes"] == [-signal.SIGKILL] * 4 and told["resumed_from"] == 2
+    assert abs(told["first_loss"] - math.log(2)) < 1e-6
+    for name in ("adapter", "adapter-sft"):
+        weights = [(tmp_path / way / name / "adapter_model.safetensors").read_bytes() for way in ("alone", "killed")]
+        assert weights[0] == weights[1], name

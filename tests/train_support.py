@@ -92,7 +92,7 @@ class TinyModel:
 
         if self.lora:
             self.hf = self.hf.unload()
-            del self.hf.peft_config
+            vars(self.hf).pop("peft_config", None)
         self.lora = True
         self.hf = get_peft_model(
             self.hf,

@@ -97,7 +97,7 @@ class HealthWatch(TrainerCallback):
 
     def _look(self, state: Any) -> list[signs.Sign]:
         plan = self.trainer.plan
-        found = signs.in_log([entry for entry in state.log_history if "loss" in entry], plan.health)
+        found = signs.in_log(state.log_history, plan.health)
         for sign in found:
             if sign.name not in self.told:
                 self.told.add(sign.name)

@@ -17,9 +17,10 @@ from cai import errors
 from cai.errors import CaiError
 from cai.training import checkpoints
 from cai.training.rows import PairRow
+from cai.training.signs import HELDOUT
 
 PREFIX = "heldout/"
-LOSS = "heldout/loss"
+LOSS = HELDOUT
 BEST = "best-"
 
 
