@@ -9,10 +9,10 @@ from cai.errors import CaiError
 
 
 def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "auto") -> Engine:
-    """The engine over `model` (a LoadedModel: `.hf`, `.tokenizer`, `.device`). `batch_size` 0 = found from memory."""
+    """The engine over `model` (a Model: `.hf`, `.tokenizer`, `.device`). `batch_size` 0 = found from memory."""
     options: dict[str, Any] = {"batch_size": batch_size, "device": str(model.device)}
     if name == "reference":
-        from cai.engine.reference import ReferenceEngine
+        from cai.engine.oracle import ReferenceEngine
 
         return noted(ReferenceEngine(model.hf, model.tokenizer, **options), linears)
     if name == "static":

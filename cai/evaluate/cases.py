@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cai.evaluate.verdict import place, shuffled
+from cai.metrics.figure import place, shuffled
 
 GENERIC_CRITIQUE = (
     "The answer could be improved in several ways. It should be clearer, more accurate and more helpful, it should take"

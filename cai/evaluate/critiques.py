@@ -12,14 +12,25 @@ from dataclasses import replace
 from typing import Any
 
 from cai.evaluate.cases import FALLBACK, GENERIC_CRITIQUE, Case, others
-from cai.evaluate.phrases import finds_nothing, only_praises
-from cai.evaluate.stats import mcnemar_exact, rogan_gladen
-from cai.evaluate.text import Weights, copied_share, grounding, idf, misquoted_share, rouge_l, words
-from cai.evaluate.verdict import Outcome, Scored, Unscored, as_json, mean, rate, rounded, shuffled, worst_rows, yes
-from cai.gates import Measured
-from cai.settings_eval import EvaluationSection
+from cai.metrics.figure import (
+    Measured,
+    Outcome,
+    Scored,
+    Unscored,
+    as_json,
+    mean,
+    rate,
+    rounded,
+    shuffled,
+    worst_rows,
+    yes,
+)
+from cai.metrics.stats import mcnemar_exact, rogan_gladen
+from cai.metrics.text import Weights, copied_share, grounding, idf, misquoted_share, rouge_l, words
+from cai.metrics.wordings import finds_nothing, only_praises
+from cai.recipe.settings_evaluation import EvaluationSection
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 GATES = ("g1", "g2", "g3", "g4", "g5", "g6", "g7")
 KINDS = ("real", "shuffled", "generic")
 MAX_PEERS = 100  # critiques of other prompts that G5 compares with: bounds an n^2 at 5,000 items

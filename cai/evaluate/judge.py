@@ -12,15 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cai.engine import Score
 from cai.evaluate.cases import Case, others
 from cai.evaluate.likelihood import Ask, Name, Scorer, score
-from cai.evaluate.text import best_span
-from cai.prompts import Prompt
+from cai.metrics.text import best_span
+from cai.recipe.prompts import Prompt
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 JUDGE_FIELDS = frozenset({"instruction", "answer", "critique", "question"})
 PAIR_FIELDS = frozenset({"instruction", "principle", "first", "second"})
 REMOVED = "(none was written)"

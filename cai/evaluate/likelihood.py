@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.engine import Engine, Score, ScoreRequest, never
+from cai.engine.tokenizers import Tokenizer
 from cai.errors import Stopped
 from cai.evaluate.cases import GENERIC_CRITIQUE, Case, others
-from cai.evaluate.verdict import Outcome, Scored, Unscored
-from cai.prompts import Format
-from cai.tokenizers import Tokenizer
+from cai.metrics.figure import Outcome, Scored, Unscored
+from cai.recipe.prompts import Format
 
 Name = tuple[Any, ...]
 Key = tuple[int, int]

@@ -11,14 +11,13 @@ from typing import Any
 
 from cai.evaluate.cases import Case
 from cai.evaluate.critiques import above, combine, positive
-from cai.evaluate.phrases import finds_nothing, is_refusal
-from cai.evaluate.stats import mcnemar_exact
-from cai.evaluate.text import appends_only, content_words, quoted_spans, rouge_l, span_match, words
-from cai.evaluate.verdict import Outcome, Scored, Unscored, as_json, mean, rate, rounded, worst_rows, yes
-from cai.gates import Measured
-from cai.settings_eval import EvaluationSection
+from cai.metrics.figure import Measured, Outcome, Scored, Unscored, as_json, mean, rate, rounded, worst_rows, yes
+from cai.metrics.stats import mcnemar_exact
+from cai.metrics.text import appends_only, content_words, quoted_spans, rouge_l, span_match, words
+from cai.metrics.wordings import finds_nothing, is_refusal
+from cai.recipe.settings_evaluation import EvaluationSection
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 CHECKS = ("r1", "r2", "r3", "r4", "r5")
 STILL_THERE = 0.95  # a span counts as gone below this similarity: a changed word in five already is
 

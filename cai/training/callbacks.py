@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 
 from cai import errors
 from cai.errors import CaiError
-from cai.training import signs
-from cai.training.guarded import Guarded
+from cai.training import health as signs
+from cai.training.guards import Guarded
 
 
 def callbacks_of(trainer: Guarded) -> list[TrainerCallback]:

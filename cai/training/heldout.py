@@ -16,8 +16,8 @@ from typing import Any
 from cai import errors
 from cai.errors import CaiError
 from cai.training import checkpoints
-from cai.training.rows import PairRow
-from cai.training.signs import HELDOUT
+from cai.training.health import HELDOUT
+from cai.training.token_rows import PairRow
 
 PREFIX = "heldout/"
 LOSS = HELDOUT

@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from cai import errors
 from cai.errors import CaiError, Stopped
-from cai.settings import DpoSection, HealthSection, LoraSection
-from cai.training import checkpoints, reference
+from cai.recipe.settings import DpoSection, HealthSection, LoraSection
+from cai.training import checkpoints, reference_logps
 from cai.training.heldout import Heldout
 from cai.training.labels import label_probabilities, pair_weights
-from cai.training.rows import PairRow, rows_sha, schedule, steps_of
 from cai.training.scoring import to_device
+from cai.training.token_rows import PairRow, rows_sha, schedule, steps_of
 
 Objective = Literal["dpo", "sft"]  # pairs against a reference, or the likelihood of the revisions
 PINNED = ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "accelerate")
@@ -76,10 +76,10 @@ class Job:
     health: HealthSection = field(default_factory=HealthSection)
     start: Path | None = None  # the adapter that training goes on with; None: a fresh one
     heldout: Sequence[PairRow] = ()
-    heldout_refs: list[reference.Logps] = field(default_factory=list)
+    heldout_refs: list[reference_logps.Logps] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        from cai.training.layout import layout_for
+        from cai.training.forward import layout_for
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise CaiError("training runs in one process: start it without torchrun (WORLD_SIZE is above 1)")
@@ -97,7 +97,7 @@ class Job:
             "model": model_name(self.model),
             "revision": str(self.model.facts.get("revision", "")),
             "quantization": str(self.model.facts.get("quantization", "")),
-            "lora": reference.key_of(**self.lora.model_dump(mode="json")),
+            "lora": reference_logps.key_of(**self.lora.model_dump(mode="json")),
             self.objective: settings,
             "effective_batch": self.effective,
             "seed": self.seed,
@@ -106,7 +106,7 @@ class Job:
         if self.start is not None:
             self.identity["start"] = checkpoints.file_sha(self.start / "adapter_model.safetensors")
         if self.weights is not None or self.labels is not None:
-            self.identity["margins"] = reference.key_of(margins=[row.margin for row in self.rows])
+            self.identity["margins"] = reference_logps.key_of(margins=[row.margin for row in self.rows])
 
     def run(self) -> tuple[Any, Shape, int]:
         """Attempts until one ends: (trainer, shape that worked, step resumed from)."""
@@ -127,7 +127,7 @@ class Job:
         shape = Shape(self.dpo.batch_size, self.dpo.gradient_accumulation, self.dpo.gradient_checkpointing == "on")
         if self.dpo.gradient_checkpointing != "auto":
             return shape
-        from cai.training.probe import choose_shape
+        from cai.training.fit import choose_shape
 
         return choose_shape(self.model, self.layout, self.rows, self.order, shape, self.event)
 
@@ -161,12 +161,12 @@ class Job:
         return None, why
 
     def _train(self, shape: Shape, found: tuple[Path, dict[str, Any]] | None) -> Any:
-        from cai.training import adapter, layout  # torch from here on
-        from cai.training.guarded import Plan
+        from cai.training import adapter, forward  # torch from here on
+        from cai.training.guards import Plan
 
         hf = self.model.hf
         self._begin()
-        layout.set_checkpointing(hf, self.layout, shape.checkpointing)
+        forward.set_checkpointing(hf, self.layout, shape.checkpointing)
         refs = self._references(shape, self.rows, self.order) if self.objective == "dpo" else []
         if found:
             checkpoints.check_identity(found[0], found[1], self.identity)
@@ -190,10 +190,10 @@ class Job:
 
     def _trainer(self) -> Any:
         if self.objective == "sft":
-            from cai.training.revisions import RevisionTrainer
+            from cai.training.sft_trainer import RevisionTrainer
 
             return RevisionTrainer
-        from cai.training.trainer import PairTrainer
+        from cai.training.trainers import PairTrainer
 
         return PairTrainer
 
@@ -210,32 +210,32 @@ class Job:
         if not self.heldout or not (self.dpo.eval_steps or self.start):
             return None
         every = range(len(self.heldout))
-        self.heldout_refs = self._references(shape, self.heldout, every, reference.HELDOUT)
+        self.heldout_refs = self._references(shape, self.heldout, every, reference_logps.HELDOUT)
         return Heldout(
             self.heldout, self.heldout_refs, self.dpo.eval_steps, self.dpo.keep == "best", model_name(self.model),
             self.layout.reference_with_grad,
         )  # fmt: skip
 
     def _references(
-        self, shape: Shape, rows: Sequence[PairRow], order: Sequence[int], name: str = reference.NAME
-    ) -> list[reference.Logps]:
+        self, shape: Shape, rows: Sequence[PairRow], order: Sequence[int], name: str = reference_logps.NAME
+    ) -> list[reference_logps.Logps]:
         """From the cache, or computed with the adapter as it begins, in this attempt's micro-batches."""
         more = {} if rows is self.rows else {"heldout": rows_sha(rows)}
-        key = reference.key_of(identity=self.identity, order=list(order), micro_batch=shape.micro_batch,
+        key = reference_logps.key_of(identity=self.identity, order=list(order), micro_batch=shape.micro_batch,
                                layout=self.layout.name, checkpointing=shape.checkpointing, **more)  # fmt: skip
-        refs = reference.cached(self.folder, key, name)
+        refs = reference_logps.cached(self.folder, key, name)
         if refs is not None:
             return refs
         began = time.monotonic()
         self.model.hf.train()
-        refs = reference.compute(order, len(rows), shape.micro_batch, partial(self._score, rows), self.stopped)
+        refs = reference_logps.compute(order, len(rows), shape.micro_batch, partial(self._score, rows), self.stopped)
         if refs is None:
             raise Stopped("training stopped while the reference was computed; resume to go on.")
-        reference.store(self.folder, key, refs, set(order), name)
+        reference_logps.store(self.folder, key, refs, set(order), name)
         self.event("reference", pairs=len(set(order)), seconds=time.monotonic() - began)
         return refs
 
-    def _score(self, rows: Sequence[PairRow], group: Sequence[int]) -> list[reference.Logps]:
+    def _score(self, rows: Sequence[PairRow], group: Sequence[int]) -> list[reference_logps.Logps]:
         import torch
 
         from cai.training.loss import sequence_logps
@@ -246,7 +246,9 @@ class Job:
         return [(chosen, rejected) for chosen, rejected in sums.T.tolist()]
 
 
-def first_loss_tolerance(dpo: DpoSection, refs: Sequence[reference.Logps], first: Sequence[int], dtype: str) -> float:
+def first_loss_tolerance(
+    dpo: DpoSection, refs: Sequence[reference_logps.Logps], first: Sequence[int], dtype: str
+) -> float:
     """The recipe's, or more where long completions make rounding larger: slope x relative step x mean |sum|.
 
     At equal models sigmoid falls by beta/2 a nat; of the others none falls faster than 2 / (1 - 2 label_smoothing)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from cai import errors
 from cai.errors import CaiError
-from cai.settings import DpoSection
-from cai.training.rows import PairRow
+from cai.recipe.settings import DpoSection
+from cai.training.token_rows import PairRow
 
 MOST = 4.0  # log-odds from which a label counts no more: 98.2% sure, beyond it a check's own calibration is doubtful
 

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from cai.errors import CaiError
-from cai.settings import LossName
-from cai.training.rows import PairRow
+from cai.recipe.settings import LossName
+from cai.training.token_rows import PairRow
 
 CHUNK_BYTES = 256 * 2**20  # fp32 logits of one chunk
 Batch = dict[str, Any]

@@ -24,7 +24,7 @@ from cai.training.adapter import NAME
 from cai.training.attention import attend, attention_index
 from cai.training.kernels import rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward
 from cai.training.loss import Batch, base_of
-from cai.training.rows import PairRow
+from cai.training.token_rows import PairRow
 
 PLAIN_ROPE = ("default", "linear", "llama3", "yarn")  # whose frequencies do not hang on the length of the text
 SHAPES = {"llama", "qwen2", "qwen3", "mistral"}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from cai.engine.memory import free_gpu_bytes
 from cai.errors import CaiError
-from cai.memory import free_gpu_bytes
 
 TRASH = 0
 GPU_BLOCK_TOKENS = 32

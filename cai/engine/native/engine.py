@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, hf, never
+from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, generate, never
 from cai.engine.native import attention, scoring
 from cai.engine.native.batches import Flight, Packed, packed_step
 from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, Prefix, Shape, gpu_blocks, small_card
@@ -22,9 +22,9 @@ from cai.engine.native.decoder import Decoder
 from cai.engine.native.linears import adapter_signature, tuned_module
 from cai.engine.native.scheduler import Running, Scheduler, prompt_tokens
 from cai.engine.native.state import RowState
-from cai.engine.rows import Decoder as TokenDecoder
-from cai.engine.rows import Pieces, Row
 from cai.engine.sampling import allowed, pick, seed_tensor
+from cai.engine.stopping import Decoder as TokenDecoder
+from cai.engine.stopping import Pieces, Row
 from cai.errors import RESUMABLE, CaiError
 
 MAX_LEN = 4096  # where neither model nor loader says
@@ -51,7 +51,7 @@ class NativeEngine:
         linears: str = "auto",
         max_len: int = 0,
     ) -> None:
-        config = hf.causal_lm(hf_model).config
+        config = generate.causal_lm(hf_model).config
         known = getattr(hf_model, "max_seq_length", None) or MAX_LEN
         self.max_len = max_len or min(config.max_position_embeddings, known)
         self.gpu = torch.device(device).type == "cuda"
@@ -70,7 +70,7 @@ class NativeEngine:
         self.graphs: Any = None
         self.current: Any = None  # (tokens, adapter) of the prefix in place
         self.signature: Any = None  # of the adapter that the linears hold
-        with hf.memory_named("when the engine was set up"):
+        with generate.memory_named("when the engine was set up"):
             if self.gpu:
                 from cai.engine.native import tuning
 
@@ -162,7 +162,7 @@ class NativeEngine:
     def _prefill_rows(self, admitted: list[Running]) -> Flight | None:
         """None where memory ran out: the rows wait again, and prompts are computed in pieces half as long."""
         packed: Packed = [(list(prompt_tokens(r.row, self.scheduler.prefix)), r.blocks) for r in admitted]
-        drawn = hf.unless_memory_runs_out(lambda: self._first_draws(admitted, packed))
+        drawn = generate.unless_memory_runs_out(lambda: self._first_draws(admitted, packed))
         if drawn is None:
             if len(admitted) == 1:
                 raise CaiError("engine: out of memory for a single prompt. Use a larger card.", RESUMABLE)
@@ -230,7 +230,7 @@ class NativeEngine:
         rows = [scheduler.active[slot] for slot in sorted(scheduler.active)]
         span, longest = rows[-1].slot + 1, 1 + max(r.tokens for r in rows)
         step = (lambda: self.graphs.run(span)) if self.graphs else (lambda: self.decode_on_device(span, longest))
-        drawn = hf.unless_memory_runs_out(step)
+        drawn = generate.unless_memory_runs_out(step)
         if drawn is None:
             self._decode_fewer(rows)
             return None
@@ -320,11 +320,11 @@ class NativeEngine:
         if token_ids and key not in self.saved:
             while len(self.saved) >= SAVED_PREFIXES:
                 self.saved.pop(next(iter(self.saved)))
-            computed = hf.unless_memory_runs_out(lambda: self._computed(token_ids))
+            computed = generate.unless_memory_runs_out(lambda: self._computed(token_ids))
             if computed is None:
                 self.saved.clear()  # what earlier stages left
                 self._memory_ran_out()
-                with hf.memory_named("for the prefix of a stage"):
+                with generate.memory_named("for the prefix of a stage"):
                     computed = self._computed(token_ids)
             self.saved[key] = computed
         self.prefix.set(token_ids, *self.saved.get(key, (None, None)))

@@ -1,0 +1,160 @@
+"""The publication table: rows, signs, escapes, rebuilt from the files alone, gates that a stand-in never passes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.benchmarks import write_files
+from support.runs import ROOT
+
+from cai import errors
+from cai.evaluate.gates import decide
+from cai.metrics.figure import Measured
+from cai.recipe.load import read, resolve
+from cai.recipe.settings_evaluation import GateSpec
+from cai.report import publication
+from cai.report.publication import HEAD, NONE, Table
+
+Runner = Callable[..., tuple[int, Path]]
+
+
+def figure(name: str, value: float | None, **more: object) -> dict[str, object]:
+    return Measured(name, value, **more).as_dict()  # type: ignore[arg-type]
+
+
+def test_a_drop_is_shown_as_dpo_minus_base_with_its_interval_turned() -> None:
+    facts = {"base": 0.5, "tuned": 0.3, "p": 0.04, "p_holm": 0.08}
+    figures = {
+        "harmbench.asr_drop": figure("harmbench.asr_drop", 0.2, low=0.1, high=0.4, n=60, unscored=2, facts=facts)
+    }
+    row = dict(zip(HEAD, publication.main_rows(figures)[0], strict=True))
+    assert row["metric"] == "HarmBench attack success"
+    assert (row["base"], row["SFT"], row["DPO"]) == ("0.5", NONE, "0.3")
+    assert row["difference"].replace("−", "-") == "-0.2"
+    assert row["95% interval"].replace("−", "-") == "-0.4 to -0.1"
+    assert (row["n"], row["unscored"], row["p"], row["p (Holm)"]) == ("60", "2", "0.04", "0.08")
+
+
+def test_every_figure_stands_in_exactly_one_row() -> None:
+    figures = {
+        "mtbench.delta": figure("mtbench.delta", 0.1, facts={"base": 5.0, "tuned": 5.1}),
+        "mtbench.score.base": figure("mtbench.score.base", 5.0),
+        "mtbench.score.tuned": figure("mtbench.score.tuned", 5.1),
+        "harmbench.empty.base": figure("harmbench.empty.base", 0.0),
+        "harmbench.empty.tuned": figure("harmbench.empty.tuned", 0.5),
+        "preference.p1": figure("preference.p1", 0.9, n=60),
+        "forgetting.kl": figure("forgetting.kl", None),
+    }
+    rows = publication.main_rows(figures)
+    assert [row[0] for row in rows] == [
+        "MT-Bench rating, all questions",
+        "harmbench.empty",
+        "forgetting.kl",
+        "preference.p1",
+    ]
+    assert rows[1][1:4] == ("0", NONE, "0.5") or rows[1][1:4] == ("0.0", NONE, "0.5")
+    assert rows[2][3] == NONE
+
+
+def test_a_figure_stands_in_the_column_of_its_arm_and_one_of_no_arm_elsewhere() -> None:
+    names = (
+        "fresh.base.empty", "fresh.tuned.empty", "forgetting.nll_base", "preference.p2.before", "sft.last_loss",
+        "dpo.loss", "critiques.csi", "guard.dropped", "preference.length_only",
+    )  # fmt: skip
+    figures = {name: figure(name, float(place)) for place, name in enumerate(names, 1)}
+    rows = {row[0]: row[1:4] for row in publication.main_rows(figures)}
+    assert rows == {
+        "fresh.empty": ("1", NONE, "2"),
+        "forgetting.nll_base": ("3", NONE, NONE),
+        "preference.p2.before": ("4", NONE, NONE),
+        "sft.last_loss": (NONE, "5", NONE),
+        "dpo.loss": (NONE, NONE, "6"),
+    }
+    data = {row[0]: row[1] for row in publication.data_rows(figures)}
+    assert data == {"critiques.csi": "7", "guard.dropped": "8", "preference.length_only": "9"}
+
+
+def test_categories_have_every_arm_and_their_judge() -> None:
+    def drop(tuned: float) -> dict[str, object]:
+        cells = {"chemical": {"n": 3, "base": 0.5, "tuned": tuned}}
+        return figure("harmbench.asr_drop", 0.1, judge="J", facts={"by_category": cells})
+
+    figures = {"harmbench.asr_drop": drop(0.25), "harmbench.asr_drop.sft": drop(0.125)}
+    assert publication.category_rows(figures) == [
+        ("HarmBench attack success", "chemical", "3", "0.5", "0.125", "0.25", "J")
+    ]
+
+
+def test_what_the_guard_dropped_stands_by_pool_reason_and_category() -> None:
+    facts = {
+        "reasons": {"chosen_unsafe": 2, "not_safer": 1},
+        "by_category": {"Violent": 2, "not_safer": 1},
+        "by_pool": {"benign": {"n": 4, "dropped": 1}, "redteam": {"n": 6, "dropped": 2}},
+    }
+    rows = publication.guard_rows({"guard.dropped": figure("guard.dropped", 0.3, n=10, judge="G", facts=facts)})
+    assert rows == [
+        ("pool", "benign", "4", "1", "G"),
+        ("pool", "redteam", "6", "2", "G"),
+        ("reason", "chosen_unsafe", "10", "2", "G"),
+        ("reason", "not_safer", "10", "1", "G"),
+        ("category", "Violent", "10", "2", "G"),
+    ]
+    assert publication.guard_rows({}) == []
+
+
+def test_latex_holds_no_letter_that_does_not_compile() -> None:
+    tex = publication.latex([Table("DPO − SFT", ("a", "b"), [("base || tuned – é", "日本 ≤ 1")])])
+    assert all(sign < "\u0180" for sign in tex)
+    assert (
+        "DPO $-$ SFT" in tex and r"base \textbar{}\textbar{} tuned -- é" in tex and "[U+65E5][U+672C] [U+2264] 1" in tex
+    )
+
+
+def test_hostile_cells_are_inert_in_both_formats() -> None:
+    content = [Table("a|b", ("x", "y"), [("<script>|`", "50% & _x_ \\input{/etc} $1\n\\end{tabular}")])]
+    text, tex = publication.markdown(content), publication.latex(content)
+    assert "<script>" not in text and "\\|" in text
+    assert len(text.strip().splitlines()) == 5
+    assert "\\input" not in tex and r"50\% \& \_x\_" in tex and tex.count(r"\end{tabular}") == 1
+
+
+def test_tables_of_a_run_are_rebuilt_from_its_files_by_one_command(run_fake: Runner, project: Path) -> None:
+    import runner
+
+    files = write_files(project)
+    _, run = run_fake("--milestone", "m1")
+    asked = ("--benchmark", "harmbench,xstest,mtbench", "--resume", "runs/latest", *files)
+    code, _ = run_fake(*asked, "--set", "benchmarks.judge=stand-in", "--set", "benchmarks.max_new_tokens=40")
+    assert code == errors.DONE
+    names = ("eval/table.md", "eval/table.tex")
+    assert runner.main([str(project / "cai.toml"), "--report", "runs/latest"]) == errors.DONE
+    first = {name: (run / name).read_bytes() for name in names}
+    assert b"HarmBench attack success" in first["eval/table.md"] and b"STAND-IN" in first["eval/table.md"]
+    assert b"Data funnel" in first["eval/table.md"] and b"By category" in first["eval/table.md"]
+    for name in names:
+        (run / name).unlink()
+    assert runner.main([str(project / "cai.toml"), "--report", "runs/latest"]) == errors.DONE
+    assert {name: (run / name).read_bytes() for name in names} == first
+    assert "−" not in first["eval/table.tex"].decode()
+    value = json.loads((run / "eval/benchmarks.json").read_text())["figures"]["mtbench.delta"]["facts"]["base"]
+    assert f"{value:.3g}".encode() in first["eval/table.md"]
+
+
+def test_a_gate_never_passes_on_the_stand_in() -> None:
+    gate = GateSpec(metric="harmbench.improvement", at_least=1.0)
+    real = Measured("harmbench.improvement", 2.0, n=60, facts={"stand_in": False})
+    assert decide(real, gate).status == "PASS"
+    assert decide(Measured("harmbench.improvement", 2.0, n=60, facts={"stand_in": True}), gate).status == "UNMEASURED"
+    assert decide(Measured("harmbench.improvement", 2.0, n=60, facts={"trial": True}), gate).status == "UNDERPOWERED"
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["harmbench.improvement", "harmbench.p", "xstest.over_refusal_rise", "mtbench.delta", "contamination.inputs"],
+)
+def test_the_shipped_m3_gates_name_the_benchmarks(metric: str) -> None:
+    recipe = resolve(read(ROOT / "cai.toml"), milestone="m3")
+    assert metric in [gate.metric for gate in recipe.gates.of("m3")]
