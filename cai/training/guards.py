@@ -58,6 +58,7 @@ class Plan:
     health: HealthSection = field(default_factory=HealthSection)
     tolerance: float = 0.01
     log: list[dict[str, float]] = field(default_factory=list)
+    first_loss: float | None = None  # what it must be, where that is known
     weights: Sequence[float] | None = None
     labels: Sequence[float] | None = None
     heldout: heldout.Heldout | None = None

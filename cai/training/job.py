@@ -22,7 +22,7 @@ from cai.errors import CaiError, Stopped
 from cai.recipe.settings import DpoSection, HealthSection, LoraSection
 from cai.training import checkpoints, reference_logps
 from cai.training.heldout import Heldout
-from cai.training.labels import label_probabilities, pair_weights
+from cai.training.labels import first_loss, label_probabilities, pair_weights
 from cai.training.scoring import to_device
 from cai.training.token_rows import PairRow, rows_sha, schedule, steps_of
 
@@ -103,6 +103,7 @@ class Job:
             "seed": self.seed,
             "versions": versions(),
         }
+        self.first_loss = first_loss(self.dpo, self.weights, self.order[: self.effective])
         if self.start is not None:
             self.identity["start"] = checkpoints.file_sha(self.start / "adapter_model.safetensors")
         if self.weights is not None or self.labels is not None:
@@ -177,6 +178,7 @@ class Job:
             dpo=self.dpo, seed=self.seed, folder=self.folder, forward=self.layout.forward,
             collate=self.layout.collate, event=self.event, stopped=self.stopped, progress=self.progress,
             health=self.health, weights=self.weights, labels=self.labels, heldout=self._heldout(shape),
+            first_loss=self.first_loss,
             tolerance=first_loss_tolerance(self.dpo, refs, self.order[: self.effective if refs else 0], str(hf.dtype)),
             seal_facts={"identity": self.identity, "micro_batch": shape.micro_batch,
                         "accumulation": shape.accumulation, "gradient_checkpointing": shape.checkpointing},

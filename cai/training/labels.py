@@ -1,4 +1,4 @@
-"""What a label check says of each pair in training: how much the pair counts, and how sure its order is. Pure.
+"""What is known of a loss before training: what each pair counts, how sure its order is, the first value. Pure.
 
 A pair may carry `margin`: the log-odds that its chosen text is the better one. Owns how a margin becomes a weight or a
 probability; the formulas that use them are training/loss.py's. Invariant: where the recipe asks for neither, or all
@@ -15,6 +15,8 @@ from cai.errors import CaiError
 from cai.recipe.settings import DpoSection
 from cai.training.token_rows import PairRow
 
+AT_START = {"sigmoid": math.log(2), "robust": math.log(2), "sigmoid_norm": math.log(2), "hinge": 1.0, "apo_zero": 1.0,
+            "apo_down": 1.0}  # fmt: skip
 MOST = 4.0  # log-odds from which a label counts no more: 98.2% sure, beyond it a check's own calibration is doubtful
 
 
@@ -39,6 +41,15 @@ def label_probabilities(rows: Sequence[PairRow], dpo: DpoSection) -> list[float]
         return None
     found = margins(rows, "dpo.soft_labels = true", "dpo.soft_labels = false")
     return [1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, margin)))) for margin in found]
+
+
+def first_loss(dpo: DpoSection, weights: Sequence[float] | None, first: Sequence[int]) -> float | None:
+    """The loss of the rows `first` while policy and reference are the same model; None where it hangs on the texts."""
+    if not set(dpo.loss_type) <= set(AT_START) or not first:
+        return None
+    each = dpo.loss_weights or [1.0] * len(dpo.loss_type)
+    value = sum(weight * AT_START[name] for name, weight in zip(dpo.loss_type, each, strict=True))
+    return value if weights is None else value * sum(weights[i] for i in first) / len(first)
 
 
 def margins(rows: Sequence[PairRow], asked: str, remedy: str) -> list[float]:

@@ -11,7 +11,6 @@ optimiser, nor which adapter is active. Invariant: full-vocabulary logits exist 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -237,15 +236,3 @@ def chosen_nll(logps_N: torch.Tensor, lengths_S: Sequence[int], weights_B: torch
         return -chosen.mean()
     sums_B = torch.stack([part.sum() for part in chosen.split(lengths_B)])
     return -(weights_B * sums_B).sum() / sum(lengths_B)
-
-
-AT_START = {"sigmoid": math.log(2), "robust": math.log(2), "sigmoid_norm": math.log(2), "hinge": 1.0, "apo_zero": 1.0,
-            "apo_down": 1.0}  # fmt: skip
-
-
-def first_loss(loss_type: Sequence[str], loss_weights: Sequence[float]) -> float | None:
-    """The loss while policy and reference are the same model; None where it hangs on the texts."""
-    if not set(loss_type) <= set(AT_START):
-        return None
-    weights = loss_weights or [1.0] * len(loss_type)
-    return sum(weight * AT_START[name] for name, weight in zip(loss_type, weights, strict=True))

@@ -11,6 +11,7 @@ effective batch never changes; a non-finite step is never applied; `adapter/` ap
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ class TrainResult:
 
     `heldout`: of the finished adapter against what DPO began from; `heldout_log`: the same while training, each
     `dpo.eval_steps`. `kept_step`: the step whose weights the adapter is, 0 where they are the last one's.
+    `expected_first_loss`: None where it hangs on the texts.
     """
 
     adapter: Path
@@ -63,6 +65,7 @@ class TrainResult:
     peak_gib: float = 0.0
     heldout_log: list[dict[str, float]] = field(default_factory=list, repr=False)
     kept_step: int = 0
+    expected_first_loss: float | None = math.log(2)
 
 
 def train(
@@ -216,6 +219,7 @@ def _learn(job: Job, adapter: Path) -> dict[str, Any]:
         "peak_gib": _peak_gib(model),
         "heldout_log": heldout.log_of(history),
         "kept_step": _kept_step(job, trainer.state),
+        "expected_first_loss": job.first_loss,
     }
     _leave_training(model, trainer)
     if learnt["kept_step"]:

@@ -19,7 +19,7 @@ from cai.errors import CaiError
 from cai.training import health, heldout
 from cai.training.callbacks import HealthWatch, MakeUp, callbacks_of
 from cai.training.guards import Guarded, Plan, arguments
-from cai.training.loss import Batch, first_loss, pair_loss, sequence_logps, shared_lengths
+from cai.training.loss import Batch, pair_loss, sequence_logps, shared_lengths
 from cai.training.scoring import to_device
 
 __all__ = ["PairTrainer", "Plan"]
@@ -142,13 +142,9 @@ class PairTrainer(Guarded, DPOTrainer):
 
     def _check_first_loss(self, loss: float) -> None:
         """Before any step policy and reference are the same model: DPO's loss is log 2, and margins are 0."""
-        plan = self.plan
-        expected = first_loss(plan.dpo.loss_type, plan.dpo.loss_weights)
+        plan, expected = self.plan, self.plan.first_loss
         if expected is None:
             return
-        if plan.weights is not None:
-            first = plan.order[: plan.micro_batch * plan.accumulation]
-            expected *= sum(plan.weights[i] for i in first) / len(first)
         plan.event("first_loss", loss=loss, expected=expected, tolerance=plan.tolerance)
         if abs(loss - expected) > plan.tolerance:
             raise CaiError(

@@ -16,8 +16,8 @@ from test_train import Events
 from cai.errors import CaiError
 from cai.recipe.settings import DpoSection, SftSection
 from cai.training import adapter
-from cai.training.labels import label_probabilities, pair_weights
-from cai.training.loss import first_loss, padded_batch, padded_forward, pair_loss, sequence_logps
+from cai.training.labels import first_loss, label_probabilities, pair_weights
+from cai.training.loss import padded_batch, padded_forward, pair_loss, sequence_logps
 from cai.training.packed import PackedForward, packed_batch
 from cai.training.token_rows import PairRow, tokenize_pairs
 
@@ -149,7 +149,7 @@ def test_the_first_loss_is_known_where_it_hangs_on_no_text(loss_type, facts):
         zeros, zeros, torch.full((14,), -1.0), lengths, beta=BETA, loss_type=loss_type,
         loss_weights=facts.get("loss_weights", ()), label_smoothing=facts.get("label_smoothing", 0.0),
     )  # fmt: skip
-    expected = first_loss(loss_type, facts.get("loss_weights", ()))
+    expected = first_loss(DpoSection(max_steps=1, loss_type=loss_type, **facts), None, [0, 1])
     assert (expected is None) == bool({"ipo", "sft"} & set(loss_type))
     if expected is not None:
         assert float(value) == pytest.approx(expected, abs=1e-6)
@@ -224,6 +224,7 @@ def test_a_training_by_weights_and_soft_labels(tmp_path):
     result = run_train(tmp_path, pairs=with_margins(0.5, 3.0, 1.0, 4.0, -1.0, 2.0), config=config, event=events)
     (first,) = events.of("first_loss")
     assert result.first_loss == pytest.approx(first["expected"], abs=1e-5) != pytest.approx(math.log(2), abs=1e-3)
+    assert result.expected_first_loss == first["expected"]
     assert result.last_loss < result.first_loss
     (tmp_path / "train" / "result.json").unlink()
     with pytest.raises(CaiError, match="margins: "):
