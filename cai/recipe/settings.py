@@ -209,7 +209,7 @@ class HealthSection(Section):
     min_kl: Annotated[float, Field(ge=0.0)] = 0.002  # ... nats a token on neutral text, ...
     max_same_answers: Fraction = 0.5  # ... and the share of fresh answers that are the base's, from which it is one
     max_kl: Annotated[float, Field(ge=0.0)] = 0.1  # above it moved too far; as the gates have it
-    stop: tuple[Literal["displacement", "rising_loss", "truncation"], ...] = ()
+    stop: tuple[Literal["displacement", "rising_loss", "truncation", "heldout_rise"], ...] = ()
 
 
 class SftSection(Section):

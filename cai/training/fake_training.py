@@ -16,6 +16,7 @@ from pathlib import Path
 from cai.errors import Stopped
 from cai.store.files import write_json_atomic
 from cai.training.checkpoints import publish
+from cai.training.heldout import PREFIX, Heldout, entry
 
 STATE = "fake_state.json"
 
@@ -31,6 +32,7 @@ def run(
     stopped: Callable[[], bool],
     progress: Callable[[int, int], None],
     start: Path | None = None,
+    heldout: Heldout | None = None,
 ) -> list[dict[str, float]]:
     """Every step's log entry; the loss starts at log 2 and falls by 5% a step."""
     state = folder / STATE
@@ -39,6 +41,10 @@ def run(
         if stopped():
             raise Stopped(f"training stopped after step {step - 1} of {steps}; resume to go on.")
         event("train_step", **_entry(step))
+        if heldout and heldout.due(step, steps):
+            event(
+                "heldout", **{name.removeprefix(PREFIX): value for name, value in heldout_entry(heldout, step).items()}
+            )
         write_json_atomic(state, {"step": step})
         progress(step, steps)
     _export(adapter, seed % 1000 + steps + (_value(start) if start else 0.0), name)
@@ -52,6 +58,14 @@ def _entry(step: int) -> dict[str, float]:
         "grad_norm": 1.0,
         "rewards/margins": 0.05 * (step - 1),
     }
+
+
+def heldout_entry(heldout: Heldout, step: int) -> dict[str, float]:
+    """Held-out pairs lag ten steps behind what is trained on."""
+    loss = _entry(max(1, step - 10))["loss"]
+    return entry(
+        step, [[loss * len(heldout.rows), 0.05 * step * len(heldout.rows), len(heldout.rows)]], len(heldout.rows)
+    )
 
 
 def _value(adapter: Path) -> float:

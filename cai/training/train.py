@@ -107,7 +107,8 @@ def train(
     model.to_lora(lora, seed)
     job = None
     if model.backend == "fake":
-        learnt = _learn_fake(model, tokenized.rows, dpo, folder, adapter, seed, event, stopped, progress, start)
+        learnt = _learn_fake(model, tokenized.rows, dpo, folder, adapter, seed, event, stopped, progress, start,
+                             watched)  # fmt: skip
     else:
         job = Job(model, tokenized.rows, lora, dpo, folder, seed, event, stopped, progress, objective, health, start,
                   watched)  # fmt: skip
@@ -240,13 +241,17 @@ def _kept_step(job: Job, state: Any) -> int:
 def _learn_fake(
     model: Any, rows: list[PairRow], dpo: DpoSection, folder: Path, adapter: Path, seed: int,
     event: Callable[..., None], stopped: Callable[[], bool], progress: Callable[[int, int], None], start: Path | None,
+    watched: Sequence[PairRow],
 ) -> dict[str, Any]:  # fmt: skip
     effective = dpo.batch_size * dpo.gradient_accumulation
     steps = steps_of(len(rows), max_steps=dpo.max_steps, epochs=dpo.epochs, effective_batch=effective)
+    held = heldout.Heldout(watched, [], dpo.eval_steps, False, model.name) if watched and dpo.eval_steps else None
     log = fake_training.run(
-        folder, adapter, steps, seed, name=model.name, event=event, stopped=stopped, progress=progress, start=start
-    )
-    return {"log": log, "steps": steps}
+        folder, adapter, steps, seed, name=model.name, event=event, stopped=stopped, progress=progress, start=start,
+        heldout=held,
+    )  # fmt: skip
+    measured = [step for step in range(1, steps + 1) if held and held.due(step, steps)]
+    return {"log": log, "steps": steps, "heldout_log": [fake_training.heldout_entry(held, s) for s in measured if held]}
 
 
 def _leave_training(model: Any, trainer: Any) -> None:
