@@ -126,11 +126,15 @@ def train(
         seconds=time.monotonic() - began,
         **learnt,
     )
-    relative = os.path.relpath(adapter, folder)  # the run folder may be moved
-    content = {**asdict(result), "adapter": relative, "files": checkpoints.sums_of(adapter)}
-    write_json_atomic(folder / "result.json", content)
+    _write_result(result, folder)
     event("trained", **{k: v for k, v in asdict(result).items() if k not in ("log", "heldout_log", "adapter")})
     return result
+
+
+def _write_result(result: TrainResult, folder: Path) -> None:
+    relative = os.path.relpath(result.adapter, folder)  # the run folder may be moved
+    content = {**asdict(result), "adapter": relative, "files": checkpoints.sums_of(result.adapter)}
+    write_json_atomic(folder / "result.json", content)
 
 
 def _tokenized(
