@@ -167,9 +167,9 @@ def kill_stages(folder: Path) -> None:
 
     The model is loaded once; each training that gets killed runs in a fork.
     """
-    from cai.model import load
     from test_train_start import two_stages
 
+    from cai.models.policy import load
     from cai.recipe.settings import ModelSection, SftSection
 
     config = dpo(start="sft", max_length=128, batch_size=1, gradient_accumulation=1, max_steps=3, learning_rate=1e-4)
