@@ -234,8 +234,6 @@ def _is_faulty(context: Context, stage: Stage, row: Row) -> bool:
 
 
 def _judged(context: Context, draw: Draw, completion: Completion) -> Row:
-    if context.recipe.pairs.accept_noise:
-        return _row(context, draw, completion.text.strip() or ".", "ok", None, completion)
     assert draw.stage.parse is not None
     parsed = draw.stage.parse(completion.text, draw.unit)
     if isinstance(parsed, Unparsed):
