@@ -1,4 +1,4 @@
-"""How deep the calls are from `runner.main` to the engine, to scoring and to the trainer, read from the stack of a run."""
+"""How deep the calls are from `runner.main` to engine, scoring and trainer, read from the stack of a run."""
 
 from __future__ import annotations
 
