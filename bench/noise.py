@@ -20,7 +20,7 @@ from cai.data.parsing import Parsed
 from cai.data.stage import Unit
 
 CHARACTERS_A_WORD = 6
-LOOSE = ("pairs.reject_limit=false", "pairs.min_length_ratio=0.0", "pairs.max_length_ratio=1e6")
+LOOSE = ('pairs.label="always"', "pairs.reject_limit=false", "pairs.min_length_ratio=0.0", "pairs.max_length_ratio=1e6")
 
 
 def parse(text: str, unit: Unit) -> Parsed:
@@ -32,8 +32,10 @@ def parse(text: str, unit: Unit) -> Parsed:
 
 
 def accept() -> None:
-    """Put the parser into every stage of the chain, for this process."""
-    chain.CHAIN = tuple(replace(stage, parse=parse, limit_is_fault=False) for stage in chain.CHAIN)
+    """Put the parser into every stage of the chain that writes, for this process."""
+    chain.CHAIN = tuple(
+        replace(stage, parse=parse, limit_is_fault=False) if stage.parse else stage for stage in chain.CHAIN
+    )
     chain.INSTRUCTIONS = chain.CHAIN[0]
 
 

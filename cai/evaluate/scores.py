@@ -15,13 +15,13 @@ from typing import Any
 
 import orjson
 
+from cai.data.comparisons import PAIR_FIELDS
 from cai.data.pairs import PairSet
 from cai.engine import Engine, never
+from cai.engine.asks import Scorer
 from cai.engine.model import Model
 from cai.evaluate.cases import MIN_QUOTE_MATCH
-from cai.evaluate.judge import JUDGE_FIELDS, PAIR_FIELDS, Judge
-from cai.evaluate.likelihood import Scorer
-from cai.evaluate.preference import FRESH_MAX_NEW_TOKENS
+from cai.evaluate.judge import JUDGE_FIELDS, Judge
 from cai.recipe.prompts import load_prompt
 from cai.recipe.settings_evaluation import EvaluationSection
 from cai.run.context import Context
@@ -35,7 +35,7 @@ SHIPPED_PROMPTS = Path(__file__).parent.parent.parent / "prompts"
 DISPLAY_KEYS = {"exam_sensitivity", "judge", "enabled", "lm_eval_include"}
 NO_TASKS = {"lm_eval": [], "lm_eval_limit": 0, "lm_eval_batch_size": 8}  # in a log of their own: never part of this one
 # constants that were settings once: with them the scores of runs made before still count
-CONSTANTS = {"fresh_max_new_tokens": FRESH_MAX_NEW_TOKENS, "batch": 64, "min_quote_match": MIN_QUOTE_MATCH}
+CONSTANTS = {"batch": 64, "min_quote_match": MIN_QUOTE_MATCH}
 
 
 @dataclass

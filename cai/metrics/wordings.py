@@ -181,3 +181,90 @@ def has_disclaimer(text: str) -> bool:
 
 def has_hedge(text: str) -> bool:
     return bool(_HEDGE.search(text))
+
+
+_APPROVES = _any_of(
+    r"\b(?:right(?:ly)?|correct(?:ly)?|accurate\w*|fine|fair(?:ly)?|safe(?:ly)?|sound|sensible|suitable|appropriate\w*)\b",
+    r"\b(?:balanced|neutral\w*|kind(?:ly)?|warm(?:ly)?|supportive|caring|compassionate\w*|responsibl[ey]|true|valid)\b",
+    r"\b(?:declin\w+|avoid(?:s|ing)|free of|does not (?:contain|include|give|reveal|help|mislead))\b",
+    r"\b(?:well\b(?! as\b)|reasonable|in line with|everything (?:\w+ ){0,2}(?:is|was) (?:there|covered|given))",
+    r"\bno (?:violations?|methods?|personal|private|invented|false|unsafe)\b|\bnothing (?:here |in it )?(?:is|was)\b",
+    r"\b(?:meets|follows|fulfil\w*|satisf\w+|adheres|complies|answers the (?:question|instruction)|does what)\b",
+)
+
+
+def has_fault_word(text: str) -> bool:
+    """A word that names or implies a fault; loose ("not", "but", "should"), for the words around a quotation."""
+    return bool(_FAULT.search(text))
+
+
+_CALLS_WRONG = _any_of(
+    r"\b(?:wrong\w*|incorrect\w*|inaccura\w*|false\w*|mistak\w+|errors?|erroneous\w*|mislead\w*|untrue)\b",
+    r"\b(?:flaw\w*|problem\w*|issues?|concern(?:s|ing)?|invalid|broken|misspel\w+|nonsens\w*|contradict\w*|unfair\w*)\b",
+    r"\b(?:lack\w*|omit\w*|ignor(?!an)\w+|neglect\w*|fail(?:s|ed|ing)?|leaves? out|miss(?:es|ed|ing)|overlook\w*)\b",
+    r"\b(?:invent(?:s|ed)|made up|made-up|makes up)\b",
+    r"\b(?:fabricat\w+|un(?:supported|proven|founded)|exaggerat\w*|overstat\w*|off by)\b",
+    r"\b(?:vague\w*|unclear|confus\w+|shallow|superficial|inconsisten\w+|repetit\w+|padd(?:ing|ed)|long-winded)\b",
+    r"\b(?:rude\w*|insult\w*|mock\w*|dismissive\w*|condescend\w*|patroni[sz]\w*|disrespect\w*|cold|cruel\w*|shaming)\b",
+    r"\b(?:bias\w*|stereotyp\w*|one-sided|prejudice\w*|sexist|racist|demean\w*|discriminat\w*|generali[sz]\w*|assum\w+)\b",
+    r"\b(?:danger\w*|harm(?:s|ful|fully)?|unsafe|illegal\w*|risk(?:s|y)?|reckless\w*|irresponsibl\w*|inappropriate\w*)\b",
+    r"\b(?:expos(?:es?|ing)|reveal(?:s|ing)|invad\w+|invasion|manipulat\w+|deceiv\w*|decepti\w+|pressur\w+)\b",
+    r"\b(?:moraliz\w+|moralis\w+|preach\w*|lectur\w+|unnecessar\w+|needless\w*|overly|excessive\w*|unhelpful)\b",
+    r"\b(?:too|overly) (?:long|short|brief|general|simple|vague|certain|confident|technical|many|few|much|strict)\b",
+    r"\b(?:should|must|ought to|needs? to|needed to) (?:not |also |rather |instead |have |be )*\w+",
+    r"\b(?:w|c)ould (?:be|have been) (?:better|more|clearer|helpful|improved)\b",
+    r"\bcould (?:lead|cause|mislead|harm|hurt|put|encourage|result|leave|make)\b",
+    r"\bnot (?:true|right|enough|what|the)\b",
+    r"\b(?:does not|doesn['’]t|did not|didn['’]t|do not|never) (?:mention|explain|say|warn|address|answer|give|include|"
+    r"provide|follow|match|meet|state|tell|offer|cover|suggest|specify|clarify|acknowledge|support|add up|quite)\w*\b",
+)
+_NEGATED = _any_of(
+    r"\b(?:no|not|never|without|nothing|none|nobody|neither|nor|hardly|free of|free from|cannot|rather than)\b",
+    r"n['’]t\b|\b(?:avoid\w*|declin\w+|refus\w+|reject\w*|warn\w*|prevent\w*|reduc\w+|acknowledg\w*|discourag\w*)\b",
+)
+_REPORTED = _any_of(
+    r"\b(?:right|well|corr?ect|appropriate|responsibl|rightful|proper|wise|clear|open)(?:ly)? (?:to )?"
+    r"(?:declin|refus|warn|say|said|explain|note|point|tell|mention|address|handle|flag|advise|name|describe|cover)\w*\b",
+    r"\b(?:explain|describ|nam|not|mention|list|cover|address|point(?:s|ing)? out|discuss|convey|cit)(?:e?s|ing|ed)?\b"
+    r"(?: \w+){0,3} (?:the|its|their|possible|real|common|main|potential|any)\b",
+)
+
+
+_AS_IT_SHOULD = re.compile(r"\b(?:as|where|when|what) (?:\w+ ){1,2}$", re.IGNORECASE)
+_BAD_OBJECT = _any_of(
+    r"\b(?:any|anyone|anything|methods?|instructions?|details? of|private|personal|could|would|invented|made up)\b",
+    r"\b(?:harm\w*|danger\w*|false|illegal|medical|insult\w*|stereotyp\w*|steps? (?:for|to)|help to)\b",
+)
+REACH = 70  # characters before a word of fault in which a negation or a report takes it back
+
+
+def names_fault(text: str) -> bool:
+    """Some sentence calls something wrong, in words that no negation or description beside them takes back.
+
+    "It gives no dangerous detail", "it rightly declines the harmful request" and "it explains the risks" name no
+    fault. What stands in quotation marks is not the critique's own word. English, and a heuristic.
+    """
+    return not all(_taken_back(text))
+
+
+def approves(text: str) -> bool:
+    """It praises, or says that the answer is right, safe or fair, does what was asked, or lacks a fault."""
+    return bool(_PRAISE.search(text) or _APPROVES.search(text) or any(_taken_back(text)))
+
+
+def _taken_back(text: str) -> list[bool]:
+    """One flag for each word of fault outside quotation marks: is it taken back in its clause?"""
+    own = re.sub(r"[\"“”„«»][^\"“”„«»\n]*[\"“”«»]", " ", text)
+    clauses = re.split(r"(?<=[.!?;])\s+|\n|\bbut\b|\bhowever\b|, which\b", own, flags=re.IGNORECASE)
+    return [_is_taken_back(clause, found) for clause in clauses for found in _CALLS_WRONG.finditer(clause)]
+
+
+def _is_taken_back(clause: str, found: re.Match[str]) -> bool:
+    before, after = clause[max(0, found.start() - REACH) : found.start()], clause[found.end() : found.end() + REACH]
+    if re.match(r"do|did|never|not", found.group(), re.IGNORECASE):  # "does not mention" is a fault by itself
+        return bool(_BAD_OBJECT.search(after))
+    if re.match(r"\W*(?:none|nobody|nothing|no one)\b", after, re.IGNORECASE) or _REPORTED.search(before):
+        return True
+    if re.match(r"should|must|ought|need", found.group(), re.IGNORECASE):  # "not enough, it should" is one still
+        return bool(_AS_IT_SHOULD.search(before))
+    return bool(_NEGATED.search(before))

@@ -181,7 +181,11 @@ def test_f04_whole_m1_killed_at_random_times(embedded: Project, tmp_path_factory
 @pytest.mark.parametrize("begun", ["model_loaded", "train_step", "trained"])
 def test_f20_sigterm_on_the_embedded_model_ends_in_five_seconds(embedded: Project, noisy: Warm, begun: str) -> None:
     """In the middle of a batch, of a DPO step and of the evaluation: exit 75 within five seconds of the notice."""
-    loose = ("--set", "pairs.reject_limit=false", "--set", "pairs.min_length_ratio=0.0")
+    loose = [
+        part
+        for one in ("reject_limit=false", "min_length_ratio=0.0", "label='always'")
+        for part in ("--set", f"pairs.{one}")
+    ]
     process = begin(noisy, embedded, *M1, "--limit", "2", *loose)
     latest = embedded.folder / "runs" / "latest"
     wait_for(process, lambda: latest.exists() and bool(events(latest.resolve(), begun)), seconds=900)
