@@ -289,8 +289,6 @@ def _judged(context: Context, draw: Draw, completion: Completion) -> Row:
 
     What is cut is finished: what stands behind the sign is no part of it, so it neither loops nor ran to its limit.
     """
-    if context.recipe.pairs.accept_noise:
-        return _row(context, draw, completion.text.strip() or ".", "ok", None, completion)
     prompt, unit = context.prompts[draw.stage.prompt], draw.unit
     found = cut(unit.prefill + completion.text, signs_of(prompt))
     if found.marker is None and draw.stage.trims and (kept := before_repetition(found.text)) != found.text:

@@ -135,10 +135,6 @@ class PairsSection(Section):
     """
 
     label: Literal["judge", "always"] = "always"
-
-    accept_noise: bool = Field(
-        False, description="timing runs on random weights: any text is accepted, gates are skipped, the report says so"
-    )
     redraws: Count = 2
     retries: Count = 1
     replacements: Count = 2

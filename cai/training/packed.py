@@ -233,6 +233,8 @@ def _linear_backward(
     dy: torch.Tensor, x: torch.Tensor, xa: torch.Tensor, part: Projection, dx: torch.Tensor | None, wants_dx: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """(dx added to the given one, dA, dB); gradients of A and B in fp32."""
+    # y = x W' + b + s (x A') B'  =>  dA = s (dy B)' x,  dB = s dy' (x A'),  dx = dy W + s (dy B) A;  W is frozen
+    # s (dy B), [T, R], is made once for dA and dx, and its part of dx is added in place: no second [T, H].
     dyb = (dy @ part.b).mul_(part.scale)  # [T, R]
     d_a = (dyb.t() @ x).float()
     d_b = (dy.t() @ xa).mul_(part.scale).float()
@@ -252,6 +254,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad):  # type: ignore[override]
+        # y = w x r, r = (mean(x^2) + eps)^-1/2  =>  dx = r (w dy - x r^2 mean(w dy x)).  w is frozen: no dw.
         x, weight = ctx.saved_tensors
         return rms_norm_backward(grad.contiguous(), x, weight, ctx.eps, None), None, None
 
@@ -264,6 +267,7 @@ class _Rope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad):  # type: ignore[override]
+        # y = R x with R orthogonal  =>  dx = R' dy: the rotation by the negative angle; x need not be kept
         return rotate(grad.contiguous(), *ctx.rope, inverse=True), None, None
 
 
@@ -281,6 +285,9 @@ class _NormLinears(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads):  # type: ignore[override]
+        # y_i = linear_i(h), h = norm(x)  =>  dh = sum_i dlinear_i(dy_i), then dx = dnorm(dh). h is made again from x:
+        # [T, H] a layer that is not kept. Where x needs no gradient (the
+        # first layer: embeddings are frozen) neither dh nor dx is made.
         x, weight, *xas = ctx.saved_tensors
         h, dh, d_trained = rms_norm(x, weight, ctx.eps), None, []
         wants_dx = ctx.needs_input_grad[0]
@@ -304,6 +311,7 @@ class _OutLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad):  # type: ignore[override]
+        # y = residual + linear(a)  =>  dresidual = dy, da = dlinear(dy)
         a_TH, xa = ctx.saved_tensors
         grad = grad.contiguous()
         dx, d_a, d_b = _linear_backward(grad, a_TH, xa, ctx.part, None, True)
@@ -327,6 +335,10 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad):  # type: ignore[override]
+        # y = x + down(m), m = silu(g) u, g = gate(h), u = up(h), h = norm(x)
+        # dm = dy W_d + s (dy B_d) A_d;  dg = dm u silu'(g), silu'(g) = sig(g) (1 + g (1 - sig(g)));  du = dm silu(g)
+        # dh = dgate(dg) + dup(du);  dx = dnorm(dh) + dy (the residual, added by rms_norm_backward)
+        # m comes back from swiglu_backward for dA, dB of `down`: not kept, and freed with dm before h is made again
         x, weight, g, u, xa_g, xa_u, xa_d = ctx.saved_tensors
         gate, up, down = ctx.parts
         grad = grad.contiguous()

@@ -55,7 +55,7 @@ def test_the_shipped_recipe_shows_gates_and_hygiene_as_they_are_without_it() -> 
     assert recipe.gates == GatesSection()
     assert recipe.hygiene == HygieneSection()
     table = read(SHIPPED).table
-    assert set(HygieneSection.model_fields) - set(table["hygiene"]) == {"enabled", "min_pairs"}
+    assert set(HygieneSection.model_fields) - set(table["hygiene"]) == {"enabled"}
     assert {"m0", "m1", "m2"} <= set(table["gates"])
 
 
