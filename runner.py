@@ -82,7 +82,7 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
 
 
 def announce(inputs: Inputs) -> None:
-    """The first line: which model this run is about, and whether it is the recipe's own."""
+    """The first lines: which model this run is about, whether it is the recipe's, and what the user's files hold."""
     recipe = inputs.recipe
     if inputs.backend == "embedded":
         say(f"No GPU: {recipe.milestone} runs on the embedded SmolLM2-135M-Instruct, not on {recipe.model.name}.")
@@ -90,6 +90,8 @@ def announce(inputs: Inputs) -> None:
         say(f"{recipe.milestone} runs on the fake model: its text and numbers mean nothing.")
     else:
         say(f"{recipe.milestone} runs on {recipe.model.name} ({recipe.model.quantization}).")
+    for line in inputs.told:
+        say(printable(line))
 
 
 def command(args: argparse.Namespace) -> int:

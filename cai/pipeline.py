@@ -25,6 +25,7 @@ from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, runs_root
 from cai.metrics.figure import Measured
 from cai.recipe import load as recipes
+from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
 from cai.run.context import Context
 from cai.run.folder import RUN_ID, Run
@@ -40,7 +41,7 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
     if not (context.run.train / "result.json").exists():
         guarding.require(context)
         _require_benchmarks(context, inputs)
-    pairs = collect_pairs(context, inputs.grid, inputs.instructions_path, until)
+    pairs = collect_pairs(context, inputs.grid, inputs.given, until)
     if len(context.log.rows) > before:
         found = instructions.summary(context.log.by_stage("instructions"), len(slots(context.recipe)))
         context.run.event("instructions_summary", **found)
@@ -50,7 +51,10 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
     wanted = len(slots(context.recipe))
     reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.reasons.items())
     if not pairs.kept:
-        cure = "change prompts, or raise pairs.replacements."
+        asked = context.log.by_stage("instructions")
+        cure = (
+            pool_cure(pairs.reasons, asked, inputs.given is not None) + "change prompts, or raise pairs.replacements."
+        )
         if "guard" in pairs.reasons:
             cure = "change guard.model or guard.threshold, or set guard.enabled=false, in a --fork of this run."
         raise CaiError(
@@ -59,7 +63,9 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
             errors.QUALITY,
         )
     if len(pairs.kept) < wanted:
-        say(f"pairs: {len(pairs.kept)} of {wanted} wanted; the bound of tries is reached. Rejected: {reasons}")
+        lines = f"; instructions.file has {len(inputs.given.requests)} lines" if inputs.given else ""
+        rejected = f" Rejected: {reasons}" if reasons else ""
+        say(f"pairs: {len(pairs.kept)} of {wanted} wanted; the bound of tries is reached{lines}.{rejected}")
     return pairs
 
 

@@ -41,13 +41,16 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         sets = (word for text in inputs.sets for word in ("--set", text))  # a fork knows only what it is told
         asked = shlex.join([str(args.recipe), "--milestone", recipe.milestone, *sets])
         try:
-            check_identity(run.manifest.get("identity", {}), inputs.identity(), str(path), asked)
+            check_identity(run.manifest.get("identity", {}), inputs.identity(then=True), str(path), asked)
             if "training_identity" in run.manifest:
-                now = inputs.identity(training=True)
+                now = inputs.identity(training=True, then=True)
                 check_identity(run.manifest["training_identity"], now, str(path), asked)
             if not holds(run.resolved_path, recipes.dump(recipe)):
                 write_atomic(run.resolved_path, recipes.dump(recipe))
                 run.event("recipe_changed")
+            if inputs.grown_from:  # before the copy: a kill in between leaves what the next resume mends
+                run.update_manifest(identity=inputs.identity(), stages=inputs.stages(), files=inputs.hashes)
+                run.event("instructions_grew", before=inputs.grown_from.sha, now=inputs.hashes["instructions.file"])
             if args.set:
                 run.update_manifest(sets=_later_sets(run.manifest.get("sets", []), args.set))
             if inputs.override != run.manifest.get("override", ""):
@@ -77,7 +80,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
     recipe, root = inputs.recipe, runs_root(inputs.source, inputs.recipe)
     identity = inputs.identity()
     content: dict[str, bytes | str] = {
-        "recipe.toml": inputs.source.path.read_bytes(),
+        "recipe.toml": inputs.source.data,
         "recipe.resolved.toml": recipes.dump(recipe),
     }
     manifest = {
@@ -86,7 +89,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         "backend": inputs.backend,
         "home": os.path.relpath(inputs.folder, root / "a-run"),
         "identity": identity,
-        "stages": {stage: chain.stage_identity(recipe, stage, inputs.hashes) for stage in chain.names()},
+        "stages": inputs.stages(),
         "files": inputs.hashes,
         "items": recipe.items,
         "heldout_items": recipe.heldout.items,

@@ -80,7 +80,7 @@ def test_principles_of_an_item_differ_and_are_balanced(run_fake: Runner) -> None
         by_item.setdefault(row["item"], []).append(row["principle"])
     assert all(len(set(ids)) == 2 for ids in by_item.values())
     counts = [sum(row["principle"] == name for row in rows) for name in {row["principle"] for row in rows}]
-    assert len(counts) == 15 and max(counts) - min(counts) <= 1
+    assert len(counts) == 18 and max(counts) - min(counts) <= 1
 
 
 def test_two_runs_give_the_same_bytes(run_fake: Runner) -> None:
@@ -492,7 +492,7 @@ def test_dry_run_writes_nothing(run_fake: Runner, project: Path, capsys: pytest.
 
 def test_too_many_rounds_for_the_constitution(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     code, _ = run_fake("--milestone", "m1", "--set", "rounds=99")
-    assert code == errors.USAGE and "15 principles" in capsys.readouterr().err
+    assert code == errors.USAGE and "18 principles" in capsys.readouterr().err
 
 
 def test_a_users_constitution_of_one_principle_works(run_fake: Runner, project: Path) -> None:

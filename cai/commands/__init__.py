@@ -10,7 +10,8 @@ import importlib
 
 from cai import errors
 from cai.commands import cli
-from cai.inputs import locate, read_inputs
+from cai.inputs import grown_since, locate, read_inputs
+from cai.run.manifest import read_manifest
 from cai.session import create_run
 from cai.terminal import say
 
@@ -55,11 +56,10 @@ def _repair(args: argparse.Namespace) -> int:
 def _fork(args: argparse.Namespace) -> int:
     """A new run with the unchanged records of an old one; with --dry-run only what would stay and its cost."""
     from cai.commands import fork as forking
-    from cai.data import chain
 
     path, inputs = locate(args, args.fork), read_inputs(args)
-    stages = {stage: chain.stage_identity(inputs.recipe, stage, inputs.hashes) for stage in chain.names()}
-    plan = forking.plan_fork(path, inputs.identity(), stages)
+    then = grown_since(inputs, path, read_manifest(path / "manifest.json"))
+    plan = forking.plan_fork(path, then.identity(then=True), then.stages(then=True))
     say("\n".join(forking.describe(plan, inputs.recipe.budget.usd_per_hour)))
     if args.dry_run:
         return errors.DONE

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from cai.data import chain
 from cai.errors import CaiError
+from cai.recipe.load import parse_set
+from cai.recipe.paths import expanded
 
 ABOUT = "Constitutional AI in one process: write, critique and revise answers, train on the pairs with DPO, measure, "
 ABOUT += "report. Without a command below it starts a run of the recipe's milestone, or with --resume goes on with one."
@@ -89,6 +91,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
     more.add_argument("--push", metavar="REPO", default="", help="with --export: also to this hub repository")
     args = parser.parse_args(argv)
+    _paths_at_home(args)
+    _milestone_of_sets(args)
     _one_command(args)
     for name, command in GOES_WITH.items():
         if getattr(args, name) and getattr(args, command) in (None, ""):
@@ -100,6 +104,29 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.limit < 0:
         raise CaiError("runner.py: --limit: must be 0 or more. Leave it out for no limit.")
     return args
+
+
+def _paths_at_home(args: argparse.Namespace) -> None:
+    """`--to=~/x`: a shell expands `~` only at the beginning of a word."""
+    for name in ("recipe", "to", "exam"):
+        if (path := getattr(args, name)) is not None:
+            if "\0" in str(path):
+                raise CaiError(f"runner.py: --{name}: holds a NUL. Name a path without it.")
+            setattr(args, name, Path(expanded(str(path))))
+
+
+def _milestone_of_sets(args: argparse.Namespace) -> None:
+    """`--set milestone=m1` is --milestone m1."""
+    keyed = [(text, parse_set(text).get("milestone")) for text in args.set if _is_milestone(text)]
+    for text, name in keyed:
+        if not isinstance(name, str) or args.milestone not in ("", name):
+            raise CaiError(f"runner.py: --set {text}: says another milestone than --milestone. Leave one out.")
+        args.milestone = name
+    args.set = [text for text in args.set if not _is_milestone(text)]
+
+
+def _is_milestone(text: str) -> bool:
+    return text.partition("=")[0].strip() == "milestone" and "=" in text
 
 
 def commands(args: argparse.Namespace) -> list[str]:

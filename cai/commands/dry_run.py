@@ -12,6 +12,7 @@ from typing import Any
 
 from cai import errors
 from cai.data import chain
+from cai.data.principles import WORDINGS
 from cai.engine.tokenizers import Tokenizer
 from cai.inputs import Inputs, runs_root
 from cai.models.tokenizer_file import ByteCounter, tokenizer_at_hand
@@ -23,8 +24,10 @@ from cai.terminal import duration, number, printable, usd
 SAMPLE = {  # stands for text that a stage before would write
     "instruction": "How can I keep my bicycle from being stolen in the city?",
     "answer": "Use a good lock, lock the frame to something fixed, and write down the frame number.",
+    "second": "Use two good locks of different kinds and photograph the frame number.",
     "critique": 'The answer says "Use a good lock" and does not say what makes one good.',
 }
+SHOWN_CHARACTERS = 1000  # of a user's request that stands for the others
 
 
 def dry_run(inputs: Inputs) -> int:
@@ -34,8 +37,9 @@ def dry_run(inputs: Inputs) -> int:
 
         require_package(inputs.recipe.evaluation, inputs.folder)
     tokenizer, source = tokenizer_at_hand(inputs.recipe.model, inputs.backend)
-    for part in (_head(inputs), _prompts(inputs, tokenizer, source), _estimate(inputs)):
-        print(printable("\n".join(part)), end="\n\n")
+    for part in (_head(inputs), _files(inputs, tokenizer), _prompts(inputs, tokenizer, source), _estimate(inputs)):
+        if part:
+            print(printable("\n".join(part)), end="\n\n")
     print("Nothing was loaded and nothing was written. Without --dry-run this starts the run.")
     return errors.DONE
 
@@ -48,13 +52,15 @@ def _head(inputs: Inputs) -> list[str]:
         "fake": f"the fake model ({recipe.model.name}): its text means nothing",
     }.get(inputs.backend, f"{recipe.model.name} at {recipe.model.revision} ({recipe.model.format}, "
           f"{recipe.model.quantization})")  # fmt: skip
-    instructions = recipe.instructions.file or (
+    instructions = (
         f"written by the model over {_cells(inputs)} cells, red-team share {recipe.instructions.red_team_share:g}"
     )
     effective = recipe.dpo.batch_size * recipe.dpo.gradient_accumulation
     length = f"{recipe.dpo.max_steps} steps" if recipe.dpo.max_steps else f"{recipe.dpo.epochs:g} epochs"
     gates = ", ".join(gate.metric for gate in recipe.gates.of(recipe.milestone)) or "none"
     heldout = f" + {recipe.heldout.items} held out" if recipe.heldout.items else ""
+    if inputs.given is not None:
+        instructions = inputs.files["instructions.file"].path.name + ", as shown below"
     rows = {
         "recipe": f"{source.path}, milestone {recipe.milestone}",
         "model": model,
@@ -69,6 +75,23 @@ def _head(inputs: Inputs) -> list[str]:
         "run folder": f"{runs_root(source, recipe)}/<time>-{recipe.milestone}-<hash>",
     }
     return [f"{name:<13} {text}" for name, text in rows.items()]
+
+
+def _files(inputs: Inputs, tokenizer: Tokenizer) -> list[str]:
+    """What the user's own files hold, and whether the longest request leaves room for an answer."""
+    lines = list(inputs.told)
+    if inputs.given is None:
+        return lines
+    recipe, longest = inputs.recipe, max(inputs.given.requests, key=lambda row: len(row.text))
+    prompt = inputs.prompts["answers"]
+    rendered = prompt.render({"instruction": longest.text}, format=recipe.model.format, tokenizer=tokenizer)
+    count, room = counted(tokenizer, rendered)[0], recipe.model.max_seq_length - recipe.sampling.answers.max_new_tokens
+    if count > room:
+        about = "~" if isinstance(tokenizer, ByteCounter) else ""
+        lines.append(
+            f"  line {longest.line} is too long: {about}{count:,} tokens of at most {room:,}; it is passed over"
+        )
+    return lines
 
 
 def _cells(inputs: Inputs) -> str:
@@ -92,10 +115,19 @@ def sample_fields(inputs: Inputs, stage: str) -> Mapping[str, str]:
     from cai.recipe.constitution import choose
 
     principle = choose(inputs.constitution, recipe.seed, 0, recipe.rounds)[0]
-    whole = SAMPLE | {
-        "critique_request": principle.critique_request,
-        "revision_request": principle.revision_request,
-    }
+    texts = [row.text for row in inputs.given.requests if len(row.text) <= SHOWN_CHARACTERS] if inputs.given else []
+    own = {"instruction": texts[0]} if texts else {}
+    whole = (
+        SAMPLE
+        | own
+        | {
+            "critique_request": principle.critique_request,
+            "revision_request": principle.revision_request,
+            "question": WORDINGS[0].format(principle.principle),
+            "principle": principle.principle,
+            "first": SAMPLE["answer"],
+        }
+    )
     return {name: whole[name] for name in inputs.prompts[stage].fields}
 
 
@@ -106,7 +138,7 @@ def render(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> Rendered:
 
 def _prompts(inputs: Inputs, tokenizer: Tokenizer, source: str) -> list[str]:
     lines = [f"One prompt of each stage. Token counts: {source}."]
-    for stage in chain.prompts():
+    for stage in inputs.prompts:
         if stage == "instructions" and inputs.recipe.instructions.file:
             continue
         lines += ["", *_one_prompt(inputs, stage, tokenizer)]
@@ -119,8 +151,8 @@ def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
     count, prefix = counted(tokenizer, rendered)
     about = "~" if isinstance(tokenizer, ByteCounter) else ""
     head = f"--- {stage} ({prompt.path}): {about}{count} tokens, of these {about}{prefix} the same in every prompt"
-    if stage != "policy":
-        drawn = getattr(recipe.sampling, chain.drawn(stage))
+    if section := chain.drawn(stage):
+        drawn = getattr(recipe.sampling, section)
         head += f"; then up to {drawn.max_new_tokens} at T={drawn.temperature:g}"
         if count + drawn.max_new_tokens > recipe.model.max_seq_length:
             raise errors.CaiError(
@@ -128,7 +160,7 @@ def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
                 f"model.max_seq_length = {recipe.model.max_seq_length}. Shorten the examples or raise it."
             )
     else:
-        head += "; for training and measuring"
+        head += "; for training and measuring" if stage == "policy" else "; read by likelihood, nothing is drawn"
     start = len(rendered.text) - len(_variable_part(prompt, rendered))
     lines = [head]
     if rendered.text[:start].strip():

@@ -1,67 +1,27 @@
 """Where instructions come from: a user's file, the item tried before, or the model over the grid, near-duplicates out.
 
-Owns reading the file, the near-duplicate rule and the diversity figures. Rows from a file or from an earlier try are
-records like any other (finish "file", no tokens). Invariant: no two accepted fresh instructions of a run are closer
-than the recipe's threshold, so no held-out prompt has a near-duplicate that is trained on.
+Owns the near-duplicate rule and the diversity figures; cai.recipe.intake reads the file. Rows from a file or
+from an earlier try are records like any other (finish "file", no tokens). Invariant: no two accepted fresh
+instructions of a run are closer than the recipe's threshold, so no held-out prompt has a near-duplicate that is
+trained on.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import orjson
 from rapidfuzz import fuzz, process
 
 from cai.data import slots
 from cai.data.chain import instruction_of
 from cai.data.stage import Row, Stage, run_stage
-from cai.errors import CaiError
+from cai.recipe.intake.entries import Given
 from cai.recipe.prompts import digest
 from cai.run.context import Context
-from cai.store.jsonl import clean
 
-POOLS = ("benign", "redteam")
 COMPARED_CHARACTERS = 2000  # of an instruction; the comparison is quadratic: two lines of 1 MB took 74 s
-
-
-def read_file(path: Path) -> list[tuple[str, str]]:
-    """(instruction, pool) of each line: a JSON object with `instruction` (and `pool`), or plain text, one a line.
-
-    Errors, each naming file, line and remedy: no file, nothing in it, a JSON line without a text `instruction`.
-    """
-    key = "instructions.file"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CaiError(f"{path}: {key}: cannot read it ({error.strerror}). Give an existing file.") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CaiError(f"{path}: {key}: not UTF-8 at byte {error.start}. Save it as UTF-8.") from None
-    lines = [(n, line.strip()) for n, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1) if line.strip()]
-    found = [_line(path, n, line) for n, line in lines]
-    if not found:
-        raise CaiError(f"{path}: {key}: no instruction in it. Write one a line, or a JSON object with `instruction`.")
-    return found
-
-
-def _line(path: Path, number: int, line: str) -> tuple[str, str]:
-    if not line.startswith("{"):
-        return clean(line), "benign"
-    where = f"{path}: line {number}"
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise CaiError(f"{where}: not a JSON object ({error}). Correct the line.") from None
-    instruction, pool = row.get("instruction"), row.get("pool", "benign")
-    if not isinstance(instruction, str) or not instruction.strip():
-        raise CaiError(f'{where}: no text under "instruction". Write {{"instruction": "..."}}.')
-    if pool not in POOLS:
-        raise CaiError(f'{where}: pool: {pool!r} is unknown. Write "benign" or "redteam".')
-    return clean(instruction).strip(), pool
 
 
 def normalise(text: str) -> str:
@@ -140,32 +100,44 @@ def _drop_near_duplicates(context: Context) -> Callable[[list[Row]], list[Row]]:
     return accept
 
 
-def take_from_file(context: Context, items: Sequence[int], lines: Sequence[tuple[str, str]]) -> int:
-    """Give each item the next unused line of the file, near-duplicates passed over; how many got one."""
+def take_from_file(context: Context, items: Sequence[int], lines: Sequence[Given]) -> int:
+    """Give each item the next unused request of the file, near-duplicates passed over; how many got one.
+
+    A row is known by its text, so a file that grew, or was put in another order, gives no request twice.
+    """
     seen = NearDuplicates([], context.recipe.instructions.similarity_threshold)
     rows = context.log.by_stage("instructions")
-    used = {row["line"] for row in rows if "line" in row}
+    used = {row["text"] for row in rows if "line" in row}
     for row in rows:
         if row["status"] == "ok" and row["parent"] is None:
             seen.add(row["text"])
-    free = iter([(n, *line) for n, line in enumerate(lines) if n not in used])
+    free = iter([line for line in lines if line.text not in used])
     fresh, alike = [], 0
     wanted = [i for i in items if context.log.get("instructions", i, 0) is None]
     for item in wanted:
-        for number, text, pool in free:
-            if seen.nearest(text):
+        for line in free:
+            if seen.nearest(line.text):
                 alike += 1
                 continue
-            seen.add(text)
-            fresh.append(_given(item, text, pool, None) | {"line": number})
+            seen.add(line.text)
+            fresh.append(_given(item, line.text, line.pool, None) | {"line": line.line})
             break
     context.log.append(fresh)
     if len(fresh) < len(wanted):
-        context.progress.say(
-            f"instructions.file: {len(fresh)} of {len(wanted)} slots got a line; {alike} lines are too like an earlier "
-            f"one (instructions.similarity_threshold {seen.threshold}). Add lines, or lower items."
-        )
+        _tell_shortage(context, len(fresh), len(wanted), alike, len(lines))
     return len(fresh)
+
+
+def _tell_shortage(context: Context, got: int, wanted: int, alike: int, lines: int) -> None:
+    """Once for a file, not in every wave again."""
+    if any(event.get("lines") == lines for event in context.run.events("instructions_short")):
+        return
+    context.run.event("instructions_short", got=got, wanted=wanted, alike=alike, lines=lines)
+    threshold = context.recipe.instructions.similarity_threshold
+    context.progress.say(
+        f"instructions.file: {got} of {wanted} slots got a line; {alike} lines are too like an earlier "
+        f"one (instructions.similarity_threshold {threshold}). Add lines, or lower items."
+    )
 
 
 def repeat(context: Context, items: Sequence[int]) -> None:

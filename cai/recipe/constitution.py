@@ -1,6 +1,7 @@
-"""The constitution: principles read strictly from YAML, and which one each round of each item uses.
+"""The constitution: its principles, and which one each round of each item uses.
 
-Owns the file's schema and the seeded choice. Doesn't own how a request is put to the model (prompts/critiques.yaml).
+Owns what a principle is and the seeded choice; `principles` reads the file. Doesn't own how a request is put to the
+model (prompts/critiques.yaml).
 `choose` is a pure function of (constitution, seed, item, rounds): any item can be computed alone and in any order.
 """
 
@@ -8,60 +9,61 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cai.errors import CaiError
-from cai.recipe.yaml_files import check_keys, check_text, load_yaml
+from cai.recipe import principles
+from cai.recipe.intake.text import text_of
+from cai.recipe.principles import KEYS
+from cai.recipe.yaml_files import read_yaml_bytes
 
-KEYS = ("id", "principle", "critique_request", "revision_request")
-ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+__all__ = ["KEYS", "Constitution", "Principle", "check_rounds", "choose", "load_constitution"]
 
 
 @dataclass(frozen=True, slots=True)
 class Principle:
+    """`pools`: the pools of requests that it is for, empty for all; `priority`: 0 where the file says nothing."""
+
     id: str
     principle: str
     critique_request: str
     revision_request: str
+    pools: tuple[str, ...] = ()
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Constitution:
-    """`sha`: 16 hex of the file's bytes. `principles`: at least one, ids distinct, in file order."""
+    """`sha`: 16 hex of the file's bytes. `principles`: at least one, ids distinct, in file order. `notes`: how read."""
 
     path: str
     sha: str
     principles: tuple[Principle, ...]
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, id: str) -> Principle:
         return next(principle for principle in self.principles if principle.id == id)
 
 
-def load_constitution(path: str | Path) -> Constitution:
-    """Read and check a constitution: a YAML list of one principle or more, each with the four KEYS."""
-    rows, sha = load_yaml(path)
-    if not isinstance(rows, list) or not rows:
-        raise CaiError(f"{path}: no principles found; write a list, each entry with the keys {', '.join(KEYS)}")
-    principles = tuple(_principle(row, i, str(path)) for i, row in enumerate(rows))
+def load_constitution(path: str | Path, data: bytes | None = None) -> Constitution:
+    """Read and check a constitution of one principle or more: YAML with the four KEYS, or a shape of `principles`.
+
+    `data`: the file's bytes, where the caller has read them already.
+    """
+    if data is None:
+        data = read_yaml_bytes(path)
+    text, _ = text_of(data, str(path))
+    found, notes = principles.read(text, path)
+    made = tuple(
+        Principle(one.id, one.principle, one.critique_request, one.revision_request, one.pools, one.priority)
+        for one in found
+    )
     seen: dict[str, int] = {}
-    for i, principle in enumerate(principles):
+    for i, principle in enumerate(made):
         if (first := seen.setdefault(principle.id, i)) != i:
             raise CaiError(f"{path}: principles[{i}]: id {principle.id!r} is that of principles[{first}]; rename one")
-    return Constitution(str(path), sha, principles)
-
-
-def _principle(row: Any, i: int, path: str) -> Principle:
-    named = isinstance(row, dict) and isinstance(row.get("id"), str)
-    where = f"{path}: principles[{i}]" + (f" ({row['id'][:64]!r})" if named else "")
-    check_keys(row, KEYS, (), where)
-    for key in KEYS:
-        check_text(row[key], f"{where}: {key}")
-    if not ID.fullmatch(row["id"]):
-        raise CaiError(f"{where}: id: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit")
-    return Principle(row["id"], *(" ".join(row[key].split()) for key in KEYS[1:]))
+    return Constitution(str(path), hashlib.sha256(data).hexdigest()[:16], made, tuple(notes))
 
 
 def check_rounds(constitution: Constitution, rounds: int) -> None:

@@ -78,9 +78,9 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def load_grid(path: str | Path) -> Grid:
+def load_grid(path: str | Path, content: bytes | None = None) -> Grid:
     """Read and check the word lists: both pools, each with every axis, each axis with one distinct text or more."""
-    data, sha = load_yaml(path)
+    data, sha = load_yaml(path, content)
     check_keys(data, POOLS, (), str(path))
     axes: dict[Pool, dict[str, tuple[str, ...]]] = {}
     for pool in POOLS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ import tomli_w
 from pydantic import BaseModel, Field, ValidationError
 
 from cai.errors import CaiError
+from cai.recipe.paths import at_home
 from cai.recipe.settings import (
     BudgetSection,
+    CritiquesSection,
     DpoSection,
     EngineSection,
     FewShotSection,
@@ -31,12 +34,19 @@ from cai.recipe.settings import (
     ModelSection,
     PairsSection,
     Positive,
+    PrinciplesSection,
     SamplingSections,
     Section,
     SftSection,
+    Slots,
 )
 from cai.recipe.settings_benchmarks import BenchmarksSection, ChecksSection, GuardSection
 from cai.recipe.settings_evaluation import EvaluationSection, GatesSection, HygieneSection
+from cai.recipe.writing import remedy
+from cai.store.reading import Missing, read_once
+
+MOST_BYTES = 4 << 20  # of a recipe
+DEEPEST_KEY = 8  # parts of a key of --set; the recipe has four
 
 OVERLAYS = ("embedded", "milestones")
 _PYTHON_WORDS = re.compile(r"tuple|dictionary or instance of \w+")  # pydantic's; TOML has lists and tables
@@ -46,7 +56,7 @@ class Recipe(Section):
     """A resolved recipe: plain frozen sections that are handed down; nothing below reads the TOML."""
 
     milestone: str = Field("m0", pattern=r"^[a-z0-9]{1,20}$")
-    items: Positive = 1
+    items: Slots = 1
     rounds: Positive = 1
     seed: int = Field(0, ge=0, lt=2**63)
     constitution: str = Field("constitution.yaml", min_length=1)
@@ -57,6 +67,8 @@ class Recipe(Section):
     few_shot: FewShotSection = FewShotSection()
     engine: EngineSection = EngineSection()
     instructions: InstructionsSection = InstructionsSection()
+    principles: PrinciplesSection = PrinciplesSection()
+    critiques: CritiquesSection = CritiquesSection()
     heldout: HeldoutSection = HeldoutSection()
     pairs: PairsSection = PairsSection()
     hygiene: HygieneSection = HygieneSection()
@@ -78,6 +90,7 @@ class Source:
 
     path: Path
     table: dict[str, Any]
+    data: bytes = b""  # as read; a new run keeps a copy of it
 
     @property
     def folder(self) -> Path:
@@ -91,17 +104,31 @@ class Source:
 def read(path: Path) -> Source:
     """Parse the TOML. Errors: missing or unreadable file, syntax (with line and column), a table of the wrong kind."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = read_once(path, where=str(path), most=MOST_BYTES, pipes=False)
+    except Missing:
         raise CaiError(f"{path}: no such recipe file. Give the path of a cai.toml.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise CaiError(f"{path}: TOML syntax: {error}. Correct that line.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    try:
+        table = parse_toml(data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n"))
+    except UnicodeDecodeError as error:
         raise CaiError(f"{path}: cannot read the recipe: {error}. Give a UTF-8 text file.") from None
+    except ValueError as error:
+        raise CaiError(f"{path}: TOML syntax: {error}. Correct that line.") from None
     for name in OVERLAYS:
         if not isinstance(table.get(name, {}), dict):
             raise CaiError(f"{path}: {name}: must be a table. Write [{name}].")
-    return Source(path, table)
+    return Source(path, table, data)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table of TOML text. Every fault is a ValueError of one line, also what tomllib does not expect."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except (ValueError, OverflowError) as error:  # a number of 5,000 digits
+        raise ValueError(str(error).split(";")[0]) from None
 
 
 def resolve(source: Source, *, milestone: str = "", sets: Sequence[str] = (), embedded: bool = False) -> Recipe:
@@ -113,8 +140,10 @@ def resolve(source: Source, *, milestone: str = "", sets: Sequence[str] = (), em
     for prefix, overlay in overlays:
         faults += _unknown(overlay, Recipe, prefix)
         base = _merge(base, overlay)
+    raw: dict[str, str] = {}  # what --set says, as it was written
     for text in sets:
         overlay = parse_set(text)
+        raw[text.partition("=")[0].strip()] = text.partition("=")[2].strip()
         faults += [f"--set {fault}" for fault in _unknown(overlay, Recipe, ())]
         base = _merge(base, overlay)
     base["milestone"] = milestone
@@ -122,10 +151,10 @@ def resolve(source: Source, *, milestone: str = "", sets: Sequence[str] = (), em
     try:
         recipe = Recipe.model_validate(_tuples(base, Recipe))
     except ValidationError as error:
-        faults += [line for line in map(_fault_line, error.errors()) if line]
+        faults += [line for fault in error.errors() if (line := _fault_line(fault, raw))]
     if faults or recipe is None:
         raise CaiError("\n".join(f"{source.path}: {fault}" for fault in dict.fromkeys(faults)))
-    return recipe
+    return at_home(recipe, str(source.path))
 
 
 def _overlays(source: Source, milestone: str, embedded: bool) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
@@ -193,12 +222,14 @@ def parse_set(text: str) -> dict[str, Any]:
     """`a.b=VALUE` -> nested table. VALUE is a TOML value; what is none is taken as a string."""
     path, sign, value = text.partition("=")
     keys = [key.strip() for key in path.split(".")]
-    if not sign or not all(keys):
-        raise CaiError(f"--set {text}: expected KEY=VALUE, for example --set dpo.beta=0.2")
+    if not sign or not all(keys) or len(keys) > DEEPEST_KEY:
+        raise CaiError(f"--set {text[:80]}: expected KEY=VALUE, for example --set dpo.beta=0.2")
     try:
-        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+        parsed = parse_toml(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
+    except ValueError as error:
+        raise CaiError(f"--set {path.strip()}: {error}. Write a smaller value.") from None
     for key in reversed(keys):
         parsed = {key: parsed}
     return parsed
@@ -227,7 +258,7 @@ def _tuples(value: Any, schema: type[BaseModel] | None) -> Any:
     return value
 
 
-def _fault_line(error: Any) -> str:
+def _fault_line(error: Any, raw: Mapping[str, str]) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
@@ -235,7 +266,11 @@ def _fault_line(error: Any) -> str:
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     message = error["msg"][0].lower() + error["msg"][1:]
     message = _PYTHON_WORDS.sub(lambda found: "list" if found[0] == "tuple" else "table", message)
-    return f"{path}: {message} (found {shown})"
+    written = remedy(error["type"], error.get("input"), raw.get(path))
+    if not written:
+        return f"{path}: {message} (found {shown})"
+    how = f": --set {shlex.quote(f'{path}={written}')}" if path in raw and not written[0].isalnum() else ""
+    return f"{path}: {message} (found {shown}). Write {written}{how}"
 
 
 def dump(recipe: Recipe) -> bytes:
@@ -264,6 +299,8 @@ _DATA_KEYS = (
     "engine.batch_size",
     "engine.backend",
     "instructions",
+    "principles",
+    "critiques",
     "pairs",
 )
 _TRAINING_KEYS = ("lora", "dpo", "hygiene", "heldout", "items")
@@ -280,10 +317,33 @@ def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False
     keep.pop("model.backend", None)
     if not recipe.hygiene.reviews:
         keep.pop("hygiene.reviews", None)
+    drop_unset(keep)
     keep |= rounding(recipe)
     if recipe.guard.enabled:
         keep |= {k: v for k, v in flat.items() if k.startswith("guard.")}
     return keep | {f"sha256({name})": sha for name, sha in files.items()}
+
+
+LATER_KEYS = {
+    "instructions.key": "",
+    "instructions.pool": "",
+    "principles.choice": "uniform",
+    "critiques.transcript": "separate",
+    "critiques.no_issue": "revise",
+    "pairs.label": "always",
+    "few_shot.reviews": -1,
+    "few_shot.relevance": -1,
+}
+
+
+def drop_unset(keep: dict[str, str]) -> None:
+    """Keys that came later and say nothing where they have these values: a run of before has none of them."""
+    for name, value in LATER_KEYS.items():
+        if keep.get(name) == repr(value):
+            del keep[name]
+    if "principles.choice" not in keep:
+        for name in [name for name in keep if name.startswith("principles.")]:
+            del keep[name]
 
 
 def rounding(recipe: Recipe) -> dict[str, str]:

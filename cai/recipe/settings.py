@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Slots = Annotated[int, Field(ge=1, le=500_000)]  # items; the numbers above are the held-out ones (data.slots.HELDOUT)
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 
 
 class Section(BaseModel):
@@ -55,7 +57,7 @@ class SamplingSections(Section):
     revisions: SamplingSection = SamplingSection(temperature=0.7, max_new_tokens=500)
 
 
-FewShot = Annotated[int, Field(ge=-1)]
+FewShot = Annotated[int, Field(ge=-1, le=10_000)]
 
 
 class FewShotSection(Section):
@@ -65,6 +67,31 @@ class FewShotSection(Section):
     answers: FewShot = -1
     critiques: FewShot = -1
     revisions: FewShot = -1
+    reviews: FewShot = -1
+    relevance: FewShot = -1
+
+
+class PrinciplesSection(Section):
+    """Which principle a round is about.
+
+    `choice`: "relevant" draws among the `top` principles that the answer breaks most (by more than `threshold` nats of
+    log-odds over sound answers), "uniform" deals them by item number. Texts are read up to `max_text_tokens`.
+    """
+
+    choice: Literal["relevant", "uniform"] = "uniform"
+    top: Positive = 3
+    threshold: Annotated[float, Field(ge=-20.0, le=20.0)] = 0.0
+    max_text_tokens: Positive = 640
+
+
+class CritiquesSection(Section):
+    """`transcript`: "joint" draws a revision behind its critique (prompts/reviews.yaml), "separate" by its own prompt.
+
+    `no_issue`: where a critique finds nothing, "keep" leaves the text as it is, "revise" goes on all the same.
+    """
+
+    transcript: Literal["separate", "joint"] = "separate"
+    no_issue: Literal["keep", "revise"] = "revise"
 
 
 class EngineSection(Section):
@@ -82,9 +109,14 @@ class EngineSection(Section):
 
 
 class InstructionsSection(Section):
-    """Where instructions come from: `file` (JSON lines or plain text), or the model over a seeded grid."""
+    """Where instructions come from: `file` (JSON, CSV or plain text; `intake`), or the model over a seeded grid.
+
+    `key`: the key or column that holds the request, where it has a name of its own. `pool`: of rows that name none.
+    """
 
     file: str = ""
+    key: str = ""
+    pool: Literal["", "benign", "redteam"] = ""
     red_team_share: Fraction = 0.5
     max_tries: Positive = 4
     similarity_threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
@@ -94,8 +126,11 @@ class PairsSection(Section):
     """What makes a pair, and how often what fails is tried again.
 
     `redraws`: a refused completion, with new seeds; `retries`: a refused pair, the same instruction again;
-    `replacements`: then a fresh instruction.
+    `replacements`: then a fresh instruction. `label`: "judge" refuses a pair whose chosen text the model itself does
+    not find better (`not_better`), "always" takes the revision for the better one.
     """
+
+    label: Literal["judge", "always"] = "always"
 
     accept_noise: bool = Field(
         False, description="timing runs on random weights: any text is accepted, gates are skipped, the report says so"
@@ -114,7 +149,7 @@ class PairsSection(Section):
 class HeldoutSection(Section):
     """Prompts that go through every stage and are never trained on."""
 
-    items: Count = 0
+    items: Annotated[int, Field(ge=0, le=500_000)] = 0
 
 
 class LoraSection(Section):
@@ -158,14 +193,14 @@ class DpoSection(Section):
     warmup_ratio: Fraction = 0.1
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    max_length: Annotated[int, Field(ge=64)] = 2048
+    max_length: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
     save_steps: Positive = 10
     save_minutes: Annotated[float, Field(ge=0.0)] = 0.0
     eval_steps: Count = 0
     keep: Literal["last", "best"] = "last"
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     first_loss_tolerance: Annotated[float, Field(gt=0.0)] = 0.01
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
 
     @model_validator(mode="after")
     def _length(self) -> DpoSection:

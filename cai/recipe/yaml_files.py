@@ -16,6 +16,7 @@ import yaml
 
 from cai.errors import CaiError
 from cai.store.jsonl import clean, one_line
+from cai.store.reading import MOST_WRITTEN_BYTES, Missing, read_once
 
 
 class _UniqueKeys:
@@ -54,23 +55,51 @@ def _parse(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def load_yaml(path: str | Path) -> tuple[Any, str]:
-    """(content, 16-hex sha of the bytes) of a YAML file; every fault is one line with the file and the place."""
+def load_yaml(path: str | Path, data: bytes | None = None) -> tuple[Any, str]:
+    """(content, 16-hex sha of the bytes) of a YAML file; every fault is one line with the file and the place.
+
+    `data`: the file's bytes, where the caller has read them already.
+    """
+    data = read_yaml_bytes(path) if data is None else data
     try:
-        data = Path(path).read_bytes()
-        text = data.decode("utf-8-sig")
-        return _without_surrogates(_parse(text)), hashlib.sha256(data).hexdigest()[:16]
-    except OSError as error:
-        raise CaiError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+        return parse_yaml(data.decode("utf-8-sig"), path), hashlib.sha256(data).hexdigest()[:16]
     except UnicodeDecodeError as error:
         raise CaiError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+
+
+def read_yaml_bytes(path: str | Path) -> bytes:
+    try:
+        return read_once(Path(path), where=str(path), most=MOST_WRITTEN_BYTES)
+    except Missing:
+        raise CaiError(f"{path}: cannot be read (No such file or directory); give the path of a YAML file") from None
+
+
+def parse_yaml(text: str, path: str | Path) -> Any:
+    """The content of YAML text. An alias is refused: nested ones make gigabytes of a few hundred bytes."""
+    try:
+        _refuse_aliases(text)
+        return _without_surrogates(_parse(text))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = one_line(getattr(error, "problem", None) or error)
+        problem += " (a colon within a text? put the text in quotes)" * problem.startswith("mapping values")
         raise CaiError(f"{path}: {place}bad YAML: {problem}; correct this line") from None
-    except (RecursionError, TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise CaiError(f"{path}: bad YAML: {type(error).__name__}; write plain keys, text and lists") from None
+
+
+def _refuse_aliases(text: str) -> None:
+    """No file of ours needs one (`*name`, `<<: *name`)."""
+    if "*" not in text:
+        return
+    loader = yaml.SafeLoader if _may_nest_deeply(text) else _FastLoader
+    alias = None
+    with suppress(yaml.YAMLError):  # what is no YAML is told by the parser
+        alias = next((token for token in yaml.scan(text, Loader=loader) if isinstance(token, yaml.AliasToken)), None)
+    if alias is not None:
+        problem = f"an alias (*{alias.value[:40]}) is not read, write its text out"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=alias.start_mark)
 
 
 def _without_surrogates(value: Any) -> Any:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cai.errors import CaiError
 from cai.recipe.constitution import KEYS, Constitution, Principle, check_rounds, choose, load_constitution
 
-SHIPPED = Path(__file__).resolve().parents[2] / "constitution.yaml"
+REPO = Path(__file__).resolve().parents[2]
+SHIPPED = REPO / "constitution.yaml"
 
 
 def entry(id: str = "a", **changes: object) -> str:
@@ -30,15 +31,28 @@ def load(tmp_path, text: str) -> Constitution:
     return load_constitution(path)
 
 
-def test_the_shipped_constitution_has_fifteen_distinct_principles():
+def test_the_shipped_constitution_has_eighteen_distinct_principles():
     constitution = load_constitution(SHIPPED)
-    assert len(constitution.principles) == 15
+    assert len(constitution.principles) == 18
     for key in KEYS:
-        assert len({getattr(principle, key) for principle in constitution.principles}) == 15
+        assert len({getattr(principle, key) for principle in constitution.principles}) == 18
     for principle in constitution.principles:
         assert principle.revision_request.startswith("Rewrite the answer")
         assert "uote" in principle.critique_request or "say" in principle.critique_request
     assert constitution["privacy"].id == "privacy"
+
+
+def test_what_makes_an_answer_more_helpful_leaves_a_declined_request_declined():
+    constitution = load_constitution(SHIPPED)
+    for id in ("helpful-accurate", "no-over-refusal", "clear-and-brief"):
+        assert "stays declined" in constitution[id].revision_request, id
+
+
+def test_the_negative_control_says_nothing_about_harm():
+    constitution = load_constitution(REPO / "docs" / "examples" / "constitution-helpful-only.yaml")
+    assert len(constitution.principles) == 5
+    texts = " ".join(getattr(principle, key) for principle in constitution.principles for key in KEYS).lower()
+    assert not [word for word in ("harm", "danger", "decline", "safe", "illegal", "refus") if word in texts]
 
 
 def test_what_only_the_python_loader_reads_is_read(tmp_path):
@@ -64,9 +78,9 @@ def test_any_number_of_principles_works(tmp_path, count):
         (entry("a", critque_request="x"), r"principles\[0\] \('a'\): unknown key 'critque_request'"),
         (entry("a") + entry("b", principle="''"), r"principles\[1\] \('b'\): principle: is empty"),
         (entry("a", principle="12"), r"principle: int found; write text"),
-        (entry("1"), r"principles\[0\]: id: int found"),
+        (entry("1.5"), r"principles\[0\]: id: float found"),
         (entry("'a b'"), r"id: use 1 to 64 letters"),
-        ("- just text", r"principles\[0\]: str found; write a mapping"),
+        ("- 12", r"principles\[0\]: int found; write a mapping"),
         ("- {id: a\n", r"line 2, column 1: bad YAML"),
         ("- {id: a, id: b}", "key 'id' is given twice"),
         ("[" * 100_000, "bad YAML: RecursionError"),

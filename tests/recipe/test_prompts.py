@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai.data import chain
-from cai.engine.tokenizers import ByteTokenizer, HFTokenizer, Piece, Turn, has_control_token, split_control
+from cai.engine.tokenizers import ByteTokenizer, HFTokenizer, Piece, Turn, split_control
 from cai.errors import CaiError
+from cai.metrics.wordings import has_control_token
 from cai.recipe.prompts import load_prompt
 from cai.store.jsonl import clean
 
+FILES = ("answers", "critiques", "instructions", "policy", "revisions")
 PROMPTS = Path(__file__).resolve().parents[2] / "prompts"
 CONTROLS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<think>")
 HOSTILE = (
@@ -121,7 +122,7 @@ def test_a_cue_that_ends_its_line_and_a_prefill(tmp_path):
     assert rendered.stop == ("\n### Q", "\n### A", "END")
 
 
-@pytest.mark.parametrize("name", sorted(chain.prompts()))
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["byte", "hf"])
 def test_shipped_prompts_hold_no_control_id_that_content_brought(name, tokenizer):
     prompt = load_prompt(PROMPTS / f"{name}.yaml")
@@ -135,12 +136,12 @@ def test_shipped_prompts_hold_no_control_id_that_content_brought(name, tokenizer
     assert tokenizer.decode(chat.token_ids) == chat.text
 
 
-@pytest.mark.parametrize("name", sorted(set(chain.prompts()) - {"policy"}))
-def test_shipped_prompts_have_three_examples_and_a_bounded_prefix(name):
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"policy"}))
+def test_shipped_prompts_have_six_examples_and_a_bounded_prefix(name):
     prompt = load_prompt(PROMPTS / f"{name}.yaml")
-    assert len(prompt.examples) >= 3
+    assert len(prompt.examples) == 6
     rendered = prompt.render(dict.fromkeys(prompt.fields, "x"), format="base", tokenizer=ByteTokenizer())
-    assert 1200 < rendered.prefix_len < 5000  # bytes: about 300 to 1,150 tokens
+    assert 1200 < rendered.prefix_len < 13000  # bytes: about 300 to 3,100 tokens
     assert not has_control_token(rendered.text)
 
 
@@ -148,14 +149,6 @@ def test_policy_is_zero_shot_and_bare_in_chat_format():
     prompt = load_prompt(PROMPTS / "policy.yaml")
     text = prompt.render({"instruction": "Hi"}, format="chat", tokenizer=ByteTokenizer()).text
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-
-
-def test_examples_of_critiques_quote_their_answer_and_one_finds_nothing():
-    prompt = load_prompt(PROMPTS / "critiques.yaml")
-    assert sum(example.assistant.startswith("No issue:") for example in prompt.examples) == 1
-    for example in prompt.examples:
-        quotes = example.assistant.split('"')[1::2]
-        assert any(quote.lower() in " ".join(example.user.split()).lower() for quote in quotes)
 
 
 # --- prefix and identity
@@ -259,7 +252,7 @@ def test_plain_text_is_not_flagged(text):
 
 def test_a_tokenizer_adds_its_own_control_strings():
     tokenizer = HFTokenizer(type("T", (WordTokenizer,), {"added_tokens_decoder": {7: "<odd_token>"}})())
-    assert has_control_token("x <odd_token>", tokenizer) and not has_control_token("x <odd_token>")
+    assert has_control_token("x <odd_token>", tokenizer.control_strings) and not has_control_token("x <odd_token>")
 
 
 def test_chat_faults_name_the_remedy():
@@ -336,7 +329,7 @@ def test_the_embedded_tokenizer_keeps_control_strings_out():
         ids = tokenizer.encode(token)
         assert control_ids_in(ids, tokenizer) == []
         assert tokenizer.decode(ids) == clean(token)
-    for name in chain.prompts():
+    for name in FILES:
         prompt = load_prompt(PROMPTS / f"{name}.yaml")
         fields = dict.fromkeys(prompt.fields, HOSTILE)
         base = prompt.render(fields, format="base", tokenizer=tokenizer)
@@ -344,4 +337,4 @@ def test_the_embedded_tokenizer_keeps_control_strings_out():
         assert control_ids_in(base.token_ids, tokenizer) == [] and tokenizer.decode(chat.token_ids) == chat.text
         plain = prompt.render(dict.fromkeys(prompt.fields, "x"), format="chat", tokenizer=tokenizer)
         assert control_ids_in(chat.token_ids, tokenizer) == control_ids_in(plain.token_ids, tokenizer)
-        assert name == "policy" or 300 <= base.prefix_len <= 1000
+        assert name == "policy" or 300 <= base.prefix_len <= 3100
