@@ -87,10 +87,14 @@ class PrinciplesSection(Section):
 class CritiquesSection(Section):
     """`transcript`: "joint" draws a revision behind its critique (prompts/reviews.yaml), "separate" by its own prompt.
 
+    `found`: "calibrated" decides by likelihood whether there is something to criticise, at a bar that `false_alarms` of
+    sound answers pass, and lets the critique begin with a quotation; "drawn" leaves it to what is drawn.
     `no_issue`: where a critique finds nothing, "keep" leaves the text as it is, "revise" goes on all the same.
     """
 
     transcript: Literal["separate", "joint"] = "separate"
+    found: Literal["calibrated", "drawn"] = "drawn"
+    false_alarms: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     no_issue: Literal["keep", "revise"] = "revise"
 
 

@@ -10,13 +10,13 @@ optimiser, nor which adapter is active. Invariant: full-vocabulary logits exist 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 
+from cai.engine.generate import logits_fp32
 from cai.errors import CaiError
 from cai.recipe.settings import LossName
 from cai.training.token_rows import PairRow
@@ -97,28 +97,6 @@ class TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, grad_N):  # type: ignore[override]
         (slope_NH,) = ctx.saved_tensors
         return (slope_NH * grad_N[:, None].to(slope_NH.dtype)), None, None, None, None
-
-
-def logits_fp32(hidden_NH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
-    """The head's logits in fp32 -> [N, V]; on a GPU the product's own accumulators.
-
-    Rounded to bf16 on the way, logits of 16 to 32 are 0.125 apart: about 0.5 nats (sd) in the sum of 200 tokens.
-    """
-    if hidden_NH.is_cuda and hidden_NH.dtype != torch.float32 and mm_gives_fp32(hidden_NH.dtype):
-        logits = torch.mm(hidden_NH, weight_VH.t(), out_dtype=torch.float32)
-        return logits if bias_V is None else logits.add_(bias_V)
-    return F.linear(hidden_NH, weight_VH, bias_V).float()
-
-
-@functools.cache
-def mm_gives_fp32(dtype: torch.dtype) -> bool:
-    """Whether this torch and card multiply `dtype` into fp32, and rightly so; asked once a process."""
-    try:
-        a, b = (torch.arange(256, device="cuda").view(16, 16).remainder(n).to(dtype) for n in (7, 5))
-        found = torch.mm(a, b.t(), out_dtype=torch.float32)
-    except (RuntimeError, TypeError, NotImplementedError):
-        return False
-    return found.dtype == torch.float32 and bool(torch.equal(found, a.float() @ b.float().t()))
 
 
 def head_of(hf: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
