@@ -126,7 +126,8 @@ def test_training_starts_at_log_two_in_fp32_and_resumes(model, tmp_path):
 
 def test_the_heads_logits_are_the_fp32_accumulators():
     """Rounded to bf16 logits near 30 are 0.125 apart; the product's accumulators keep what fp32 can hold."""
-    from cai.training.loss import TokenLogps, logits_fp32, mm_gives_fp32
+    from cai.engine.generate import logits_fp32, mm_gives_fp32
+    from cai.training.loss import TokenLogps
 
     generator = torch.Generator("cuda").manual_seed(0)
     hidden = (torch.randn(64, 512, generator=generator, device="cuda") * 2).bfloat16()
