@@ -50,6 +50,9 @@ def test_norms_and_activation_equal_eager(rows, width):
     both = random(rows, 2 * width)
     gate, up = both.split(width, -1)
     close(kernels.silu_mul(gate, up), attention.silu_mul(gate, up))
+    close(kernels.gelu_mul(gate, up), attention.gelu_mul(gate, up))
+    once = weight.float() + 1  # multiplied before the result is rounded
+    close(kernels.rms_norm(x, once, 1e-5), attention.rms_norm(x, once, 1e-5))
 
 
 SHAPE = Shape(layers=2, kv_heads=2, dim=16, dtype=DTYPE)
@@ -78,44 +81,56 @@ def filled(lens, prefix_length, block_tokens=4):
     return cache, torch.tensor(table, dtype=torch.int32, device=DEVICE), prefix, dense
 
 
-def expected_attention(q_ND, keys, values):
+SCALE = SHAPE.dim**-0.5 / 2  # of a model that has a scale of its own
+WIDE = attention.WIDE
+
+
+def expected_attention(q_ND, keys, values, window):
     """float64 softmax attention of one query over (M, tokens, D) keys."""
+    keys, values = (x[:, -window:] for x in (keys, values))
     keys, values = (x.repeat_interleave(HEADS // SHAPE.kv_heads, 0) for x in (keys, values))
-    scores = torch.einsum("nd,ntd->nt", q_ND.double(), keys) / SHAPE.dim**0.5
+    scores = torch.einsum("nd,ntd->nt", q_ND.double(), keys) * SCALE
     return torch.einsum("nt,ntd->nd", scores.softmax(-1), values).flatten()
 
 
-@pytest.mark.parametrize("prefix_length", [0, 1, 70])
+@pytest.mark.parametrize(
+    ("prefix_length", "window"), [(0, WIDE), (1, WIDE), (70, WIDE), (0, 33), (1, 1), (70, 4), (70, 33), (70, 130)]
+)
 @pytest.mark.parametrize("lens", [(1,), (3, 9, 70), tuple(range(1, 12))])
-def test_decode_attention_joins_prefix_and_own_keys(lens, prefix_length):
+def test_decode_attention_joins_prefix_and_own_keys(lens, prefix_length, window):
     cache, table, prefix, dense = filled(lens, prefix_length)
     lens_B = torch.tensor(lens, dtype=torch.int32, device=DEVICE)
     nothing = torch.zeros(0, device=DEVICE)
     step = Step(nothing, nothing, nothing, table, lens_B, prefix, prefill=False)
     q = random(len(lens), HEADS, SHAPE.dim)
-    out = kernels.decode_attention(q, cache.keys[1], cache.values[1], step, 1)
+    out = kernels.decode_attention(q, cache.keys[1], cache.values[1], step, 1, SCALE, window)
     for row in range(len(lens)):
-        close(out[row], expected_attention(q[row], *dense[row]))
+        close(out[row], expected_attention(q[row], *dense[row], window))
 
 
-@pytest.mark.parametrize("prefix_length", [0, 5, 70])
+@pytest.mark.parametrize(
+    ("prefix_length", "window"), [(0, WIDE), (5, WIDE), (70, WIDE), (0, 33), (5, 1), (70, 4), (70, 66)]
+)
 @pytest.mark.parametrize("lens", [(1,), (3, 70), (65, 2, 7)])
-def test_prefill_attention_is_causal_over_own_and_full_over_prefix(lens, prefix_length):
+def test_prefill_attention_is_causal_over_own_and_full_over_prefix(lens, prefix_length, window):
     cache, table, prefix, dense = filled(lens, prefix_length)
     nothing = torch.zeros(0, device=DEVICE)
     lens_B = torch.tensor(lens, dtype=torch.int32, device=DEVICE)
     step = Step(nothing, nothing, nothing, table, lens_B, prefix, prefill=True, lens=lens)
     step.tiles = kernels.query_tiles(lens, DEVICE)
     q, at = random(sum(lens), HEADS, SHAPE.dim), 0
-    out = kernels.prefill_attention(q, cache.keys[1], cache.values[1], step, 1)
+    out = kernels.prefill_attention(q, cache.keys[1], cache.values[1], step, 1, SCALE, window)
     for row, length in enumerate(lens):
         for place in {0, length // 2, length - 1}:
             keys, values = (x[:, : prefix_length + place + 1] for x in dense[row])
-            close(out[at + place], expected_attention(q[at + place], keys, values))
+            close(out[at + place], expected_attention(q[at + place], keys, values, window))
         at += length
 
 
-def test_rope_and_store_equals_eager():
+@pytest.mark.parametrize(
+    ("norm", "once"), [("none", False), ("each head", False), ("each head", True), ("all heads", True)]
+)
+def test_rope_and_store_equals_eager(norm, once):
     lens = (3, 6)
     cache, table, prefix, _ = filled(lens, 5)
     other = KVCache(SHAPE, cache.blocks, 4, DEVICE)
@@ -131,8 +146,12 @@ def test_rope_and_store_equals_eager():
     angles = torch.rand(64, SHAPE.dim // 2, device=DEVICE)
     shape = (HEADS, SHAPE.kv_heads, SHAPE.dim)
     run = (angles.cos(), angles.sin(), step)
-    out = kernels.rope_and_store(q, k, v, shape, *run, cache.keys[0], cache.values[0])
-    close(out, attention.rope_and_store(q, k, v, shape, *run, other.keys[0], other.values[0]))
+    norms = None
+    if norm != "none":
+        widths = (SHAPE.dim, SHAPE.dim) if norm == "each head" else (q.shape[1], k.shape[1])
+        norms = (*(random(width, dtype=torch.float32 if once else DTYPE) for width in widths), 1e-3)
+    out = kernels.rope_and_store(q, k, v, shape, *run, cache.keys[0], cache.values[0], norms)
+    close(out, attention.rope_and_store(q, k, v, shape, *run, other.keys[0], other.values[0], norms))
     close(cache.keys, other.keys)
     close(cache.values, other.values)
 

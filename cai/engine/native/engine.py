@@ -19,6 +19,7 @@ from cai.engine.native import attention, scoring
 from cai.engine.native.batches import Flight, Packed, packed_step
 from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, Prefix, Shape, gpu_blocks, small_card
 from cai.engine.native.decoder import Decoder
+from cai.engine.native.families import text_parts
 from cai.engine.native.linears import adapter_signature, tuned_module
 from cai.engine.native.scheduler import Running, Scheduler, prompt_tokens
 from cai.engine.native.state import RowState
@@ -51,7 +52,7 @@ class NativeEngine:
         linears: str = "auto",
         max_len: int = 0,
     ) -> None:
-        config = hf.causal_lm(hf_model).config
+        config, _ = text_parts(hf_model)
         known = getattr(hf_model, "max_seq_length", None) or MAX_LEN
         self.max_len = max_len or min(config.max_position_embeddings, known)
         self.gpu = torch.device(device).type == "cuda"
