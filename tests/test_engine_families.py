@@ -1,4 +1,4 @@
-"""Every family of decoders that the native engine runs, against transformers on random checkpoints of its shape in small.
+"""Every family of decoders that the native engine runs, against transformers on small random checkpoints of its shape.
 
 Norms and windows are such that leaving one out changes the text; windows are shorter than the rows.
 """

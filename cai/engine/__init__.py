@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 FP8_CAPABILITY = (8, 9)  # of the first cards with 8-bit floating-point products: Ada, then Hopper
+INT8_CAPABILITY = (8, 0)  # of the first cards that 8-bit integer products are made for: Ampere
 Finish = Literal["eos", "stop", "length"]
 
 
