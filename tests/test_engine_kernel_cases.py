@@ -16,7 +16,7 @@ if not GPU and os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 from cai.engine import sampling  # noqa: E402
-from cai.engine.native import attention, fp8, kernels, nf4  # noqa: E402
+from cai.engine.native import attention, fp8, int8, kernels, nf4  # noqa: E402
 from cai.engine.native.attention import Step  # noqa: E402
 from cai.engine.native.cache import KVCache, Prefix, Shape  # noqa: E402
 from cai.engine.native.linears import Nf4  # noqa: E402
@@ -273,3 +273,40 @@ def test_a_row_s_8_bit_product_does_not_depend_on_the_other_rows():
     together = fp8.product(fp8.round_rows(x), w8, None)
     x[1:] *= 1000
     close(fp8.product(fp8.round_rows(x), w8, None)[0], together[0], 5e-3)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (7, 576), (3, 1000)])
+def test_rows_in_int8_equal_plain_torch(rows, width):
+    x = random(rows, width)
+    x[-1] *= 3e4
+    values = torch.zeros((int8.padded(rows), width), dtype=torch.int8, device=DEVICE)
+    scales = torch.empty((rows, 1), dtype=torch.float32, device=DEVICE)
+    int8._round_rows[(rows,)](x, values, scales, x.stride(0), width, 1 << (width - 1).bit_length())
+    expected = int8.round_rows_eagerly(x)
+    close(scales, expected.scales)
+    assert ((values.int() - expected.values.int()).abs() <= 1).all()  # a tie may fall to the other side
+    assert (values != expected.values).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_integer_sums_are_scaled_back(biased):
+    sums = torch.randint(-(1 << 24), 1 << 24, (24, 48), dtype=torch.int32, device=DEVICE)
+    x_scales, w_scales = (torch.rand(n, 1).to(DEVICE) + 0.5 for n in (3, 40))
+    bias = random(40, dtype=torch.bfloat16) * 1e6 if biased else None
+    out = torch.empty((3, 40), dtype=torch.bfloat16, device=DEVICE)  # to which the interpreter truncates
+    given = out if bias is None else bias
+    int8._scale_back[(3, 3)](sums, x_scales, w_scales, given, out, 48, 40, biased, 16)
+    close(out, int8.scaled_back_eagerly(sums, x_scales, w_scales, bias), 1e-3 if GPU else 5e-3)
+
+
+@pytest.mark.skipif(not GPU, reason="tests/test_engine_int8.py has the arithmetic on a CPU")
+@pytest.mark.parametrize("tokens", [1, 16, 17, 131, 512])
+@pytest.mark.parametrize(("outputs", "k", "biased"), [(48, 64, False), (160, 576, True), (7168, 5120, True)])
+def test_the_int8_product_equals_that_of_a_cpu(tokens, outputs, k, biased):
+    x, w = random(tokens, k), random(outputs, k)
+    bias = random(outputs) if biased else None
+    out = int8.product(int8.round_rows(x), int8.round_rows(w), bias)
+    plain = x.double() @ w.double().T + (0 if bias is None else bias.double())
+    close(out, plain, 0.02)
+    x8, w8 = (int8.round_rows_eagerly(t.cpu()) for t in (x, w))
+    close(out.cpu(), int8.product(x8, w8, None if bias is None else bias.cpu()), 2e-3)
