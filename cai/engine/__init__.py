@@ -43,13 +43,17 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt. `prefix_len`: how many leading tokens it shares with its stage's other prompts (0 = unknown)."""
+    """One prompt. `prefix_len`: how many leading tokens it shares with its stage's other prompts (0 = unknown).
+
+    `first`: before all that wait behind the same prefix (a redraw, for which finished rows wait); never another draw.
+    """
 
     id: int
     token_ids: tuple[int, ...]
     sampling: Sampling
     seed: int = 0
     prefix_len: int = 0
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

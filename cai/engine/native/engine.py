@@ -102,7 +102,7 @@ class NativeEngine:
 
     def submit(self, request: Request) -> None:
         self.require(len(request.token_ids) + request.sampling.max_new_tokens, f"request {request.id}")
-        self.scheduler.add(Row(request, self.pieces))
+        self.scheduler.add(Row(request, self.pieces), request.first)
 
     def require(self, tokens: int, what: str) -> None:
         """Refuse a row that is longer than the model's context or than all of the cache."""
