@@ -223,7 +223,7 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     tokenizer = HFTokenizer(hf_tokenizer, eos_ids=[i for i in ids if i is not None])
     config = hf.config.get_text_config(decoder=True)
     limit = min(int(getattr(config, "max_position_embeddings", 4096)), LONGEST[cuda])
-    hf.max_seq_length = limit  # `native` makes room for as much
+    vars(hf)["max_seq_length"] = limit  # `native` makes room for as much
     facts = {"model": name, "revision": getattr(hf.config, "_commit_hash", None) or "local", "dtype": str(hf.dtype)}
     holder = _Holder(hf, tokenizer, torch.device("cuda" if cuda else "cpu"))
     engine = _engine_over(holder, section, cuda)

@@ -149,7 +149,8 @@ class QwenGuard:
         """
         encode = self.auxiliary.tokenizer.encode
         lead, safe = tuple(encode("Safety:")), tuple(encode(_lines("Safe", "None")))
-        labels, asks = tuple(f" {label}" for label in QWEN_LABELS), {}
+        labels = tuple(f" {label}" for label in QWEN_LABELS)
+        asks: dict[int, tuple[tuple[int, ...], tuple[str, ...]]] = {}
         for i, head in enumerate(heads):
             asks[2 * i] = (head + safe, YES_NO)
             asks[2 * i + 1] = (head + lead, labels)

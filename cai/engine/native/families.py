@@ -155,10 +155,20 @@ def layers_of(config: Any, body: Any, max_len: int) -> list[Layer]:
     tables = {kind: rope_table(config, max_len, body.embed_tokens.weight.device, kind) for kind in set(kinds)}
     made = []
     for kind, layer in zip(kinds, body.layers, strict=True):
-        norms = [name and norm_weight(config, getattr(layer, name)) for name in NORMS[config.model_type]]
-        attention = layer.self_attn
-        own = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        heads = tuple(norm_weight(config, norm) for norm in own if norm is not None)
-        pair = (heads[0], heads[1]) if heads else None
-        made.append(Layer(LayerLinears.of(layer), *norms, pair, tables[kind], window(config, kind)))  # type: ignore[arg-type]  # name and tensor
+        names = NORMS[config.model_type]
+        norms = [None if name is None else norm_weight(config, getattr(layer, name)) for name in names]
+        own = [getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm")]
+        heads = [norm_weight(config, norm) for norm in own if norm is not None]
+        made.append(
+            Layer(
+                linears=LayerLinears.of(layer),
+                before_attention=norms[0],
+                after_attention=norms[1],
+                before_mlp=norms[2],
+                after_mlp=norms[3],
+                head_norms=(heads[0], heads[1]) if heads else None,
+                rope=tables[kind],
+                window=window(config, kind),
+            )
+        )
     return made
