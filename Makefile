@@ -52,7 +52,7 @@ doctor: setup ## check machine, versions, model and recipe
 	$(PY) runner.py $(RECIPE) --doctor $(ARGS)
 
 supervise: setup ## keep RUN going: restart after exit 75, with back-off (preemptible machines)
-	$(PY) -m cai.supervise $(RECIPE) --resume $(RUN) $(ARGS)
+	$(PY) -m cai.commands.supervise $(RECIPE) --resume $(RUN) $(ARGS)
 
 test: setup ## fast tests, then the slow ones on the embedded model
 	$(IN_MEMORY) $(PY) -m pytest
@@ -69,7 +69,7 @@ test-gpu: setup ## tests that need a CUDA GPU
 
 test-page: setup ## the report in headless Chromium: contrast, headings, widths (needs chromium on the path)
 	$(PIP) install -q --no-deps axe-playwright-python==0.1.8
-	$(PY) -m pytest -m browser tests/test_browser.py
+	$(PY) -m pytest -m browser tests/report/test_browser.py
 
 test-faults: setup ## inject faults into whole runs
 	$(PY) -m pytest -m faults

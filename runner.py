@@ -16,11 +16,13 @@ import sys
 import traceback
 
 try:
-    from cai import cli, errors
-    from cai.console import last_through_hangups, printable
+    from cai import errors
+    from cai.commands import cli
     from cai.errors import CaiError
-    from cai.files import REMEDIES, io_error
-    from cai.session import Inputs, read_inputs, say, session
+    from cai.inputs import Inputs, read_inputs, runs_root
+    from cai.session import session
+    from cai.store.files import REMEDIES, io_error
+    from cai.terminal import last_through_hangups, printable, say
 except ModuleNotFoundError as missing:
     if (missing.name or "cai").partition(".")[0] == "cai":
         raise
@@ -54,32 +56,33 @@ def main(argv: list[str] | None = None) -> int:
 
 def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
     """The whole pipeline of one milestone, new or resumed."""
-    from cai import budget, steps
+    from cai import pipeline
+    from cai.run import budget
 
     recipe = inputs.recipe
     if args.dry_run:
-        from cai.dryrun import dry_run
+        from cai.commands.dry_run import dry_run
 
         return dry_run(inputs)
-    steps.check_milestone_before(inputs)
-    budget.check_before(inputs, args)
+    pipeline.check_milestone_before(inputs)
+    budget.check_before(inputs, args, runs_root(inputs.source, recipe))
     announce(inputs)
-    with session(inputs, args) as context, budget.within(context, inputs):
-        pairs = steps.collect(context, inputs, args.until)
-        training_pairs = steps.write_dataset(context, inputs, pairs) if args.until in ("", "pairs") else []
+    with session(inputs, args) as context, budget.within(context, inputs, pipeline.report_what_exists):
+        pairs = pipeline.collect(context, inputs, args.until)
+        training_pairs = pipeline.write_dataset(context, inputs, pairs) if args.until in ("", "pairs") else []
         if args.until:
             say(f"stopped after {args.until} as asked; go on with --resume {context.run.path}")
             return errors.DONE
-        adapter = steps.train(context, inputs, training_pairs)
-        results = steps.evaluate(context, inputs, pairs, training_pairs, adapter)
-        verdicts = steps.decide(context, results, inputs.override)
+        adapter = pipeline.train(context, inputs, training_pairs)
+        results = pipeline.evaluate(context, inputs, pairs, training_pairs, adapter)
+        verdicts = pipeline.decide(context, results, inputs.override)
         del pairs, training_pairs  # the report reads the records itself: not both at once
-        steps.report(context, verdicts)
-        return steps.exit_code(context, recipe, verdicts, inputs.override)
+        pipeline.report(context, verdicts)
+        return pipeline.exit_code(context, recipe, verdicts, inputs.override)
 
 
 def announce(inputs: Inputs) -> None:
-    """The first line: which model this run is about, and whether it is the recipe's own."""
+    """The first lines: which model this run is about, whether it is the recipe's, and what the user's files hold."""
     recipe = inputs.recipe
     if inputs.backend == "embedded":
         say(f"No GPU: {recipe.milestone} runs on the embedded SmolLM2-135M-Instruct, not on {recipe.model.name}.")
@@ -87,6 +90,8 @@ def announce(inputs: Inputs) -> None:
         say(f"{recipe.milestone} runs on the fake model: its text and numbers mean nothing.")
     else:
         say(f"{recipe.milestone} runs on {recipe.model.name} ({recipe.model.quantization}).")
+    for line in inputs.told:
+        say(printable(line))
 
 
 def command(args: argparse.Namespace) -> int:

@@ -31,7 +31,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 def make_rows(count: int, tokens: int, prompt: int) -> list[Any]:
     """Pairs of random ids; `tokens` a pair counts the prompt twice, as a padded trainer computes it."""
-    from cai.training.rows import PairRow
+    from cai.training.token_rows import PairRow
 
     draw, rows = random.Random(SEED), []
     room = tokens - 2 * prompt
@@ -43,7 +43,7 @@ def make_rows(count: int, tokens: int, prompt: int) -> list[Any]:
 
 
 def settings(options: argparse.Namespace) -> Any:
-    from cai.settings import DpoSection
+    from cai.recipe.settings import DpoSection
 
     return DpoSection(
         max_steps=options.steps, batch_size=options.pairs, gradient_accumulation=options.accumulation, beta=BETA,
@@ -94,8 +94,8 @@ class Clock:
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """cai.training's Job on the model as the pipeline loads it."""
-    from cai.model import load
-    from cai.settings import LoraSection, ModelSection
+    from cai.models.policy import load
+    from cai.recipe.settings import LoraSection, ModelSection
     from cai.training.job import Job
 
     section = ModelSection(name=options.model, format="base", quantization=options.quantization)
@@ -128,7 +128,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
 
 def no_saving() -> None:
     """A 32B checkpoint (1 GB adapter, 2 GB moments) at the last step is not what is timed here."""
-    from cai.training import trainer
+    from cai.training import trainers as trainer
 
     trainer.PairTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
 
@@ -160,7 +160,7 @@ def default(options: argparse.Namespace, unsloth: bool) -> dict[str, Any]:
     from trl import DPOConfig, DPOTrainer
 
     from cai.training import adapter
-    from cai.training.rows import schedule
+    from cai.training.token_rows import schedule
 
     hf = load_default(options, unsloth)
     cap(options)
@@ -232,7 +232,7 @@ def profile_step(job: Any, options: argparse.Namespace) -> None:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from cai.training.layout import set_checkpointing
+    from cai.training.forward import set_checkpointing
     from cai.training.loss import sequence_logps
     from cai.training.scoring import to_device
 

@@ -96,8 +96,8 @@ def load_stock(folder: str) -> Weights:
 
 def load_real(folder: str) -> Weights:
     """Through the pipeline's own loader."""
-    from cai import model
-    from cai.settings import ModelSection
+    from cai.models import policy as model
+    from cai.recipe.settings import ModelSection
 
     backend = "embedded" if folder == "embedded" else "cuda"
     section = ModelSection() if folder == "embedded" else ModelSection(name=folder, backend="cuda")

@@ -171,7 +171,7 @@ def write(shape: dict[str, int], folder: Path, *, quantization: str = "nf4", tok
 
 def embedded_tokenizer() -> Path:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from cai import embedded
+    from cai.models import embedded
 
     return embedded.folder()
 

@@ -45,10 +45,13 @@ from rehearsal_facts import (  # noqa: E402
     show,
 )
 
-from cai import errors, model  # noqa: E402
-from cai.evaluate.benchmarks import NAMES  # noqa: E402
-from cai.evaluate.benchmarks.sources import OFFICIAL  # noqa: E402
-from cai.files import write_json_atomic  # noqa: E402
+from cai import errors  # noqa: E402
+from cai.evaluate.benchmarks.sources import (  # noqa: E402
+    NAMES,
+    OFFICIAL,
+)
+from cai.models import policy  # noqa: E402
+from cai.store.files import write_json_atomic  # noqa: E402
 
 POLL_SECONDS = 0.02
 SAVE_SECONDS, SAY_SECONDS = 5.0, 30.0
@@ -86,7 +89,7 @@ def settings(options: argparse.Namespace) -> dict[str, str]:
     """Every --set of the run: key -> TOML value. What the user gives wins."""
     given = dict(text.split("=", 1) for text in options.set)
     found: Row = {}
-    if "model.name" not in given and "model.backend" not in given and model.cuda_devices():
+    if "model.name" not in given and "model.backend" not in given and policy.cuda_devices():
         overlay = tomllib.loads((ROOT / "cai.toml").read_text())["embedded"]
         overlay.pop("milestones")
         found |= dict(flat(overlay)) | {"model.name": embedded_folder(), "model.quantization": "bf16"}
@@ -99,7 +102,7 @@ def settings(options: argparse.Namespace) -> dict[str, str]:
 
 def embedded_folder() -> str:
     """Where the embedded model's weights lie (made on first use, in a process of its own: it imports torch)."""
-    code = "from cai import embedded; print(embedded.folder())"
+    code = "from cai.models import embedded; print(embedded.folder())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.split("\n")[-2]
 

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from cai import errors
-from cai.attempts import read_events
-from cai.evaluate.benchmarks import NAMES, SEEN
-from cai.recipe import STAGES
+from cai.data import chain
+from cai.evaluate.benchmarks.sources import NAMES, SEEN
+from cai.run.events import read_events
 
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 FINISHED = (errors.DONE, errors.GATE)
 MEMORY_BAR = 1.3
-IN_ORDER = ("start", "load the model", *STAGES, "train", "evaluation")  # then the benchmarks
+IN_ORDER = ("start", "load the model", *chain.names(), "train", "evaluation")  # then the benchmarks
 
 
 @dataclass

@@ -23,9 +23,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cai import model  # noqa: E402
 from cai.engine.native.nf4 import NF4  # noqa: E402
-from cai.settings import ModelSection  # noqa: E402
+from cai.models import policy  # noqa: E402
+from cai.recipe.settings import ModelSection  # noqa: E402
 
 CONTEXT = 512
 
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=3072)
     parser.add_argument("--out", default="rounding.json")
     options = parser.parse_args()
-    loaded = model.load(ModelSection(), "embedded")
+    loaded = policy.load(ModelSection(), "embedded")
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "prompts").glob("*.yaml")))
     ids = torch.tensor(loaded.hf_tokenizer(text)["input_ids"][: options.tokens])
     result = {

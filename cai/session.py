@@ -8,149 +8,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cai import plan
-from cai import recipe as recipes
-from cai.console import StopSwitch
-from cai.constitution import Constitution, check_rounds, load_constitution
+from cai.data import chain
 from cai.engine import Rules
-from cai.errors import CaiError
-from cai.files import holds, write_atomic
-from cai.grid import Grid, load_grid
-from cai.manifest import read_manifest
-from cai.model import Backend, LoadedModel, backend_of, load
-from cai.progress import Progress
-from cai.prompts import Prompt, load_prompt
-from cai.recipe import Recipe, Source
-from cai.run import Run, Taken, check_identity, new_run_id, resolve_run
-from cai.stage import Context
+from cai.inputs import Inputs, copy_inputs, runs_root
+from cai.models.policy import LoadedModel, load
+from cai.recipe import load as recipes
+from cai.run.context import Context
+from cai.run.folder import Run, Taken, check_identity, new_run_id, resolve_run
+from cai.run.progress import Progress
+from cai.run.stop import StopSwitch
+from cai.store.files import holds, write_atomic
+from cai.terminal import say
 
-LONGEST_NAME = 100  # of a file that a run may make, its id included
-PROMPTS = ("instructions", "answers", "critiques", "revisions", "policy")
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "accelerate", "datasets")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Everything the recipe names, read and checked. `files`: name in the run folder -> (path, sha256).
-
-    `sets`: what --set says, now and when the run began. `override`: why gates are overridden, likewise; "" if not.
-    """
-
-    source: Source
-    recipe: Recipe
-    backend: Backend
-    constitution: Constitution
-    prompts: Mapping[str, Prompt]
-    grid: Grid
-    files: Mapping[str, tuple[Path, str]]
-    sets: Sequence[str] = ()
-    override: str = ""
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        return {name: sha for name, (_, sha) in self.files.items()}
-
-    def identity(self, training: bool = False) -> dict[str, str]:
-        model = {"model.backend": self.backend}
-        return recipes.identity(self.recipe, self.hashes, training=training) | model
-
-    @property
-    def folder(self) -> Path:
-        """Where the data files that the recipe names lie: relative paths mean the original's place, in a copy too."""
-        return home(self.source)
-
-    @property
-    def instructions_path(self) -> Path | None:
-        return self.files["instructions.file"][0] if self.recipe.instructions.file else None
-
-
-def runs_root(source: Source, recipe: Recipe) -> Path:
-    """Where runs lie. A recipe inside a run folder (its copy) means that folder's parent."""
-    return source.folder.parent if in_run(source) else _usable(source.folder / recipe.runs, source)
-
-
-def home(source: Source) -> Path:
-    """The folder of the recipe; of a run's copy, the folder of the recipe that began it (the manifest says where)."""
-    if not in_run(source):
-        return source.folder
-    return (source.folder / read_manifest(source.folder / "manifest.json").get("home", "../..")).resolve()
-
-
-def in_run(source: Source) -> bool:
-    """Whether this recipe is the copy that a run folder holds."""
-    return (source.folder / "manifest.json").is_file()
-
-
-def _usable(root: Path, source: Source) -> Path:
-    """`root`, unless no folder of that name can be: too long, with a NUL, below a file, not to be looked into."""
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(root / ("x" * LONGEST_NAME))
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise CaiError(f"{source.path}: runs: {str(root)[:200]!r}: {why}. Name a folder that can be made.") from None
-    return root
-
-
-def read_inputs(args: argparse.Namespace) -> Inputs:
-    """Recipe, constitution, prompts and grid, every fault of theirs before anything is spent."""
-    source = recipes.read(args.recipe)
-    manifest = _manifest_of(args)
-    milestone = args.milestone or manifest.get("milestone", "")
-    sets = [*manifest.get("sets", []), *args.set]
-    backend = _peek_backend(source, milestone, sets)
-    recipe = recipes.resolve(source, milestone=milestone, sets=sets, embedded=backend == "embedded")
-    runs_root(source, recipe)
-    if args.limit:
-        recipe = recipe.model_copy(update={"items": min(recipe.items, args.limit)})
-    inside = in_run(source)
-    constitution_path = source.folder / ("constitution.yaml" if inside else recipe.constitution)
-    prompts_path = source.folder / ("prompts" if inside else recipe.prompts)
-    constitution = load_constitution(constitution_path)
-    check_rounds(constitution, recipe.rounds)
-    prompts = {name: _load_prompt(prompts_path / f"{name}.yaml", recipe) for name in PROMPTS}
-    grid = load_grid(prompts_path / "grid.yaml")
-    paths = {"constitution.yaml": constitution_path, "prompts/grid.yaml": prompts_path / "grid.yaml"}
-    paths |= {f"prompts/{name}.yaml": prompts_path / f"{name}.yaml" for name in PROMPTS}
-    if recipe.instructions.file:
-        from cai.stages.instructions import read_file
-
-        copy = source.folder / "instructions.file"
-        path = copy if inside and copy.is_file() else home(source) / recipe.instructions.file
-        read_file(path)
-        paths["instructions.file"] = path
-    if recipe.instructions.file and recipe.model.backend == "fake" and recipe.items > plan.HELDOUT:
-        raise CaiError(f"{source.path}: items: at most {plan.HELDOUT}")
-    files = {name: (path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]) for name, path in paths.items()}
-    why = [str(manifest.get("override") or ""), (args.override_gate or "").strip()]
-    override = "; ".join(dict.fromkeys(filter(None, why)))
-    return Inputs(source, recipe, backend, constitution, prompts, grid, files, sets, override)
-
-
-def _load_prompt(path: Path, recipe: Recipe) -> Prompt:
-    return replace(load_prompt(path), few_shot=getattr(recipe.few_shot, path.stem, -1))
-
-
-def _manifest_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The manifest of the run to resume: its milestone and --set hold on unless said otherwise."""
-    if not args.resume:
-        return {}
-    return read_manifest(locate(args, args.resume) / "manifest.json")
-
-
-def _peek_backend(source: Source, milestone: str, sets: list[str]) -> Backend:
-    """Which backend runs, before the embedded overlay can be applied: the overlay does not choose it."""
-    return backend_of(recipes.resolve(source, milestone=milestone, sets=sets).model)
 
 
 def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
@@ -162,13 +41,16 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         sets = (word for text in inputs.sets for word in ("--set", text))  # a fork knows only what it is told
         asked = shlex.join([str(args.recipe), "--milestone", recipe.milestone, *sets])
         try:
-            check_identity(run.manifest.get("identity", {}), inputs.identity(), str(path), asked)
+            check_identity(run.manifest.get("identity", {}), inputs.identity(then=True), str(path), asked)
             if "training_identity" in run.manifest:
-                now = inputs.identity(training=True)
+                now = inputs.identity(training=True, then=True)
                 check_identity(run.manifest["training_identity"], now, str(path), asked)
             if not holds(run.resolved_path, recipes.dump(recipe)):
                 write_atomic(run.resolved_path, recipes.dump(recipe))
                 run.event("recipe_changed")
+            if inputs.grown_from:  # before the copy: a kill in between leaves what the next resume mends
+                run.update_manifest(identity=inputs.identity(), stages=inputs.stages(), files=inputs.hashes)
+                run.event("instructions_grew", before=inputs.grown_from.sha, now=inputs.hashes["instructions.file"])
             if args.set:
                 run.update_manifest(sets=_later_sets(run.manifest.get("sets", []), args.set))
             if inputs.override != run.manifest.get("override", ""):
@@ -198,7 +80,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
     recipe, root = inputs.recipe, runs_root(inputs.source, inputs.recipe)
     identity = inputs.identity()
     content: dict[str, bytes | str] = {
-        "recipe.toml": inputs.source.path.read_bytes(),
+        "recipe.toml": inputs.source.data,
         "recipe.resolved.toml": recipes.dump(recipe),
     }
     manifest = {
@@ -207,7 +89,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         "backend": inputs.backend,
         "home": os.path.relpath(inputs.folder, root / "a-run"),
         "identity": identity,
-        "stages": {stage: recipes.stage_identity(recipe, stage, inputs.hashes) for stage in recipes.STAGES},
+        "stages": inputs.stages(),
         "files": inputs.hashes,
         "items": recipe.items,
         "heldout_items": recipe.heldout.items,
@@ -225,18 +107,6 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
             attempt += 1
     copy_inputs(inputs, run.path)
     return run
-
-
-def copy_inputs(inputs: Inputs, folder: Path) -> None:
-    """Copies of every input file, so that the run can be moved, read, and continued when the originals change.
-
-    Called after the identity was checked, so a copy that was damaged becomes whole again.
-    """
-    (folder / "prompts").mkdir(exist_ok=True)
-    for name, (path, _) in inputs.files.items():
-        data = path.read_bytes()
-        if not holds(folder / name, data):
-            write_atomic(folder / name, data)
 
 
 def versions() -> dict[str, str]:
@@ -279,14 +149,15 @@ class ModelOnDemand:
     def _preflight_machine(self) -> None:
         """On a GPU: driver, versions, disk and memory, before gigabytes are read or downloaded."""
         if self.inputs.backend == "cuda":
-            from cai import doctor
+            from cai.preflight import machine as doctor
 
             runs = runs_root(self.inputs.source, self.inputs.recipe)
             doctor.preflight("machine", doctor.machine_checks(self.inputs.recipe, "cuda", runs), self.run.event, say)
 
     def _preflight_model(self, model: LoadedModel) -> None:
         """On a GPU all checks of the loaded model; on the embedded one, that a padded batch equals its rows alone."""
-        from cai import doctor, doctor_model
+        from cai.preflight import machine as doctor
+        from cai.preflight import model as doctor_model
 
         recipe = self.inputs.recipe
         if self.inputs.backend == "cuda":
@@ -297,10 +168,6 @@ class ModelOnDemand:
             doctor.preflight("model", checks, self.run.event, say)
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
 @contextlib.contextmanager
 def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
     """An open, locked run with its log and a stop switch; everything is closed on every way out."""
@@ -309,7 +176,8 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
         with open_run(inputs, args) as run, run.records() as log:
             if log.notice:
                 say(log.notice)
-            progress = Progress(run, inputs.recipe.budget.usd_per_hour)
+            whole = partial(chain.whole_items, rounds=inputs.recipe.rounds)
+            progress = Progress(run, inputs.recipe.budget.usd_per_hour, whole)
             yield Context(
                 recipe=inputs.recipe,
                 run=run,
@@ -327,13 +195,3 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
 
 def free_gib(folder: Path) -> float:
     return shutil.disk_usage(folder).free / 2**30
-
-
-def locate(args: argparse.Namespace, argument: str) -> Path:
-    """The run folder that a command's argument names (`runs/ID`, `ID`, `runs/latest`), without opening it."""
-    source = recipes.read(args.recipe)
-    root = source.folder.parent if in_run(source) else source.folder / str(source.table.get("runs", "runs"))
-    for text in args.set:
-        if (named := recipes.parse_set(text).get("runs")) is not None:
-            root = source.folder / str(named)
-    return resolve_run(argument or "latest", _usable(root, source))

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import FAKE, ROOT
+from support.runs import FAKE, ROOT
 
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "training")]  # the fault tests share fixtures with tests/training
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

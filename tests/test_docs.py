@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from view_support import REPO
+from support.pages import REPO
 
 import runner
-from cai import cli, errors
-from cai import recipe as recipes
-from cai.constitution import load_constitution
+from cai import errors
+from cai.commands import cli
+from cai.recipe import load as recipes
+from cai.recipe.constitution import load_constitution
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 RULES = re.findall(r"^([a-z0-9 -]+):(?!=)", (REPO / "Makefile").read_text(), re.MULTILINE)
@@ -192,7 +193,7 @@ def run_command(command: str) -> int:
     if "runner.py" in words:
         shutil.rmtree("out", ignore_errors=True)
         return runner.main(words[words.index("runner.py") + 1 :])
-    if words[1:3] == ["-m", "cai.supervise"]:
+    if words[1:3] == ["-m", "cai.commands.supervise"]:
         command_line = [sys.executable, *words[1:]]
         return subprocess.run(command_line, env=os.environ | {"PYTHONPATH": str(REPO)}, timeout=60).returncode
     if words[0] == "tail":

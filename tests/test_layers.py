@@ -1,88 +1,139 @@
-"""Imports point down only, and what starts at once does not import torch."""
+"""The rooms of the house in order: every import points down, late ones too, and torch stays where it belongs."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BOTTOM = ("records", "run", "recipe", "errors", "files", "settings", "settings_eval", "scanning", "attempts", "lock")
-MIDDLE = (
+CAI = ROOT / "cai"
+ROOMS = (  # from the ground up: a room imports itself and the rooms before it
+    "errors",
+    "terminal",
+    "store",
+    "metrics",
     "engine",
-    "model",
-    "tokenizers",
-    "prompts",
-    "parsing",
-    "constitution",
-    "grid",
-    "yamlfile",
-    "fake",
-    "embedded",
-    "plan",
+    "intake",
+    "recipe",
+    "run",
+    "models",
+    "data",
+    "training",
+    "inputs",
+    "evaluate",
+    "report",
+    "preflight",
+    "session",
+    "pipeline",
+    "commands",
 )
-LAYERS = {name: 0 for name in BOTTOM} | {name: 1 for name in MIDDLE}
-LAYERS |= {"stage": 2, "pairs": 3, "stages": 3, "train": 3, "training": 3, "evaluate": 3, "gates": 3, "report": 4}
-LAYERS |= {"session": 3, "steps": 5, "commands": 6}
-TORCH = {"torch", "transformers", "trl", "peft", "unsloth", "datasets", "bitsandbytes"}
-MAY_IMPORT_TORCH = ("model", "embedded", "engine", "train", "training", "evaluate", "doctor", "export")
+HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "datasets", "bitsandbytes"}
+SLOW = HEAVY | {"scipy", "numpy", "huggingface_hub", "matplotlib", "sklearn", "jinja2", "accelerate", "triton"}
+TORCH_ROOMS = ("engine", "models", "training", "evaluate", "preflight", "commands")
 
 
 def modules() -> list[Path]:
-    return sorted((ROOT / "cai").rglob("*.py"))
+    return sorted(CAI.rglob("*.py"))
 
 
-def name_of(path: Path) -> str:
-    """cai/engine/static.py -> engine; cai/stage.py -> stage."""
-    parts = path.relative_to(ROOT / "cai").with_suffix("").parts
-    return parts[0]
+def room_of(path: Path) -> str:
+    """cai/engine/static.py -> engine; cai/pipeline.py -> pipeline; cai/__init__.py -> ''."""
+    first = path.relative_to(CAI).with_suffix("").parts[0]
+    return "" if first == "__init__" else first
 
 
-def top_imports(path: Path) -> list[str]:
-    """Modules that are imported when this one is (not inside functions, not for type checking only)."""
-    found: list[str] = []
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.append(node.module)
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return found
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path: Path) -> None:
-    here = LAYERS.get(name_of(path))
-    for imported in top_imports(path):
-        parts = imported.split(".")
-        if parts[0] != "cai" or len(parts) < 2 or here is None:
+def imports_of(path: Path) -> list[tuple[str, bool]]:
+    """(module, whether it is imported inside a function) of every import but those for type checking only."""
+    tree = ast.parse(path.read_text())
+    typing_only: set[int] = set()
+    late: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            typing_only |= {id(inner) for inner in ast.walk(node)}
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            late |= {id(inner) for inner in ast.walk(node)}
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
             continue
-        assert LAYERS.get(parts[1], 0) <= here, f"{path.name} (layer {here}) imports {imported} from above"
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in late) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [(name if file_of(name) else node.module, id(node) in late) for name in inner]
+    return list(dict.fromkeys(found))
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module of ours, or None."""
+    stem = ROOT / module.replace(".", "/")
+    return next((file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()), None)
+
+
+@cache
+def brings(module: str) -> frozenset[str]:
+    """The slow libraries that importing this module brings at once, through modules of ours."""
+    seen, todo, found = {module}, [module], set()
+    while todo:
+        file = file_of(todo.pop())
+        for name, late in imports_of(file) if file else ():
+            if late:
+                continue
+            if name.split(".")[0] in SLOW:
+                found.add(name.split(".")[0])
+            elif name.startswith("cai") and name not in seen:
+                seen.add(name)
+                todo.append(name)
+    return frozenset(found)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_torch_outside_its_layers(path: Path) -> None:
-    if name_of(path) in MAY_IMPORT_TORCH:
+def test_every_import_points_down_and_every_room_is_listed(path: Path) -> None:
+    here = room_of(path)
+    if not here:
         return
-    heavy = [name for name in top_imports(path) if name.split(".")[0] in TORCH]
+    assert here in ROOMS, f"{here} is no room of the house: list it where it stands"
+    for name, _ in imports_of(path):
+        there = name.split(".")
+        if there[0] == "cai" and len(there) > 1:
+            assert there[1] in ROOMS, f"{path.name} imports {name}, which is in no listed room"
+            assert ROOMS.index(there[1]) <= ROOMS.index(here), f"{path.name} ({here}) imports {name} from above"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_torch_outside_its_rooms(path: Path) -> None:
+    if room_of(path) in TORCH_ROOMS:
+        return
+    heavy = [name for name, late in imports_of(path) if not late and name.split(".")[0] in HEAVY]
     assert not heavy, f"{path.name} imports {heavy} at the top"
 
 
+def test_no_two_modules_import_each_other_in_a_circle() -> None:
+    """Late imports count: a circle that is hidden in a function is a circle."""
+    graph = {}
+    for path in modules():
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[module] = {name for name, _ in imports_of(path) if file_of(name) and name != module}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, f"a circle: {' -> '.join((*way[way.index(module) :], module))}"
+        if module in done:
+            return
+        for name in sorted(graph.get(module, ())):
+            visit(name, (*way, module))
+        done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
+
+
 def test_runner_and_dry_run_start_without_torch() -> None:
-    code = "import runner, cai.steps, cai.dryrun, cai.commands, sys; print('torch' in sys.modules)"
+    code = "import runner, cai.pipeline, cai.commands.dry_run, cai.commands, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-def test_main_reaches_the_model_in_at_most_four_calls() -> None:
-    """runner.main -> milestone -> steps.X -> the module that calls the model."""
-    text = (ROOT / "runner.py").read_text()
-    called = {
-        node.func.attr
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-    }
-    assert {"collect", "write_dataset", "train", "evaluate", "decide", "report"} <= called

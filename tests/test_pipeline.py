@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import FAKE, read_jsonl
+from support.runs import FAKE, read_jsonl
 
 import runner
-from cai import cli, errors, plan
+from cai import errors
+from cai.commands import cli
+from cai.data import slots
 from cai.engine import Completion, never
-from cai.fake import FakeEngine
-from cai.session import read_inputs
+from cai.inputs import read_inputs
+from cai.models.fake import FakeEngine
 
 Runner = Callable[..., tuple[int, Path]]
 RECORD_KEYS = {
@@ -72,13 +74,13 @@ def test_every_record_stands_once_with_every_field(run_fake: Runner) -> None:
 
 def test_principles_of_an_item_differ_and_are_balanced(run_fake: Runner) -> None:
     _, run = run_fake("--milestone", "m1", "--set", "items=30")
-    rows = [row for row in read_jsonl(run / "records.jsonl") if row["stage"] == "critiques" and row["item"] < plan.TRY]
+    rows = [row for row in read_jsonl(run / "records.jsonl") if row["stage"] == "critiques" and row["item"] < slots.TRY]
     by_item: dict[int, list[str]] = {}
     for row in rows:
         by_item.setdefault(row["item"], []).append(row["principle"])
     assert all(len(set(ids)) == 2 for ids in by_item.values())
     counts = [sum(row["principle"] == name for row in rows) for name in {row["principle"] for row in rows}]
-    assert len(counts) == 15 and max(counts) - min(counts) <= 1
+    assert len(counts) == 18 and max(counts) - min(counts) <= 1
 
 
 def test_two_runs_give_the_same_bytes(run_fake: Runner) -> None:
@@ -169,9 +171,9 @@ def test_rejected_pairs_are_retried_then_replaced_and_the_bound_is_kept(
     assert code == errors.QUALITY
     assert "rejected" in capsys.readouterr().err
     rows = read_jsonl(run / "records.jsonl")
-    tries = sorted({plan.try_of(row["item"]) for row in rows})
+    tries = sorted({slots.try_of(row["item"]) for row in rows})
     assert tries == list(range((1 + 1) * (1 + 2)))
-    assert all(plan.slot_of(row["item"]) == 0 for row in rows)
+    assert all(slots.slot_of(row["item"]) == 0 for row in rows)
 
 
 @pytest.mark.parametrize("behaviour", ["empty", "looping"])
@@ -345,7 +347,7 @@ def test_held_out_prompts_are_never_trained_on(run_fake: Runner) -> None:
     held = {row["prompt"] for row in read_jsonl(run / "dataset/pairs/heldout.jsonl")}
     assert len(held) == 5 and not train & held
     rows = read_jsonl(run / "records.jsonl")
-    assert {row["split"] for row in rows if row["stage"] == "instructions" and row["item"] >= plan.HELDOUT} == {
+    assert {row["split"] for row in rows if row["stage"] == "instructions" and row["item"] >= slots.HELDOUT} == {
         "heldout"
     }
 
@@ -490,7 +492,7 @@ def test_dry_run_writes_nothing(run_fake: Runner, project: Path, capsys: pytest.
 
 def test_too_many_rounds_for_the_constitution(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     code, _ = run_fake("--milestone", "m1", "--set", "rounds=99")
-    assert code == errors.USAGE and "15 principles" in capsys.readouterr().err
+    assert code == errors.USAGE and "18 principles" in capsys.readouterr().err
 
 
 def test_a_users_constitution_of_one_principle_works(run_fake: Runner, project: Path) -> None:

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from m3_support import FILES, write_files
-from support import ROOT
+from support.benchmarks import FILES, write_files
+from support.runs import ROOT
 
 sys.path.insert(0, str(ROOT / "bench"))
 

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support.runs import ROOT
 
-from cai import model
 from cai.errors import CaiError
-from cai.settings import ModelSection
+from cai.models import policy
+from cai.recipe.settings import ModelSection
 
 SOURCES = [ROOT / "runner.py", *sorted((ROOT / "cai").rglob("*.py"))]
 
@@ -48,9 +48,9 @@ def test_only_safe_readers_are_used() -> None:
     assert not {"pickle.load", "pickle.loads", "eval", "exec", "torch.load", "yaml.unsafe_load"} & set(names)
     loaders = {value for where, value in values("Loader") if "yaml.load" in where}
     assert loaders == {"_FastLoader", "_Loader"}
-    from cai import yamlfile
+    from cai.recipe.load import yaml_files
 
-    for loader in (yamlfile._FastLoader, yamlfile._Loader):
+    for loader in (yaml_files._FastLoader, yaml_files._Loader):
         assert {"SafeLoader", "CSafeLoader"} & {base.__name__ for base in loader.__mro__}
 
 
@@ -61,7 +61,7 @@ def test_nothing_reports_home(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("UNSLOTH_DISABLE_STATISTICS", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
     for name in names:
         monkeypatch.delenv(name, raising=False)
-    model.prepare_environment()
+    policy.prepare_environment()
     assert [os.environ[name] for name in names] == ["1", "1", "1"]
 
 
@@ -75,13 +75,13 @@ def test_no_average_stands_for_a_nan() -> None:
 def test_a_folder_of_pickled_weights_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(CaiError, match=rf"^model\.name: .*{name} is a pickle.*safetensors\.$"):
-        model.resolve_name(ModelSection(name=str(tmp_path)), print)
+        policy.resolve_name(ModelSection(name=str(tmp_path)), print)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert model.resolve_name(ModelSection(name=str(tmp_path)), print) == str(tmp_path)
+    assert policy.resolve_name(ModelSection(name=str(tmp_path)), print) == str(tmp_path)
 
 
 def test_templates_trust_no_text() -> None:
-    from cai.rendering import environment
+    from cai.report.templating import environment
 
     jinja = environment()
     assert jinja.autoescape is True and jinja.undefined.__name__ == "StrictUndefined"

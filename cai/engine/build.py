@@ -11,10 +11,10 @@ PRICE = "They are many times slower: 13.5 times slower where both were measured 
 
 
 def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "auto") -> Engine:
-    """The engine over `model` (a LoadedModel: `.hf`, `.tokenizer`, `.device`). `batch_size` 0 = found from memory."""
+    """The engine over `model` (a Model: `.hf`, `.tokenizer`, `.device`). `batch_size` 0 = found from memory."""
     options: dict[str, Any] = {"batch_size": batch_size, "device": str(model.device)}
     if name == "reference":
-        from cai.engine.reference import ReferenceEngine
+        from cai.engine.oracle import ReferenceEngine
 
         return noted(ReferenceEngine(model.hf, model.tokenizer, **options), linears)
     if name == "static":

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, hf, never
-from cai.engine.rows import Decoder, Pieces
+from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, generate, never
+from cai.engine.memory import free_gpu_bytes
+from cai.engine.stopping import Decoder, Pieces
 from cai.errors import RESUMABLE, CaiError
-from cai.memory import free_gpu_bytes
 
 SCORE_TOKENS_CPU, SCORE_TOKENS_GPU = 4096, 16384  # padded tokens in one scoring batch
 CPU_BATCH, GPU_BATCH_LIMIT, TYPICAL_TOKENS = 16, 256, 1800
@@ -72,8 +72,8 @@ class StaticEngine:
 
     def _slice(self, requests: Sequence[Request], stopped: Callable[[], bool]) -> list[Completion] | None:
         """None where memory ran out. Nothing of the failed attempt outlives this frame."""
-        drawn = hf.unless_memory_runs_out(
-            lambda: hf.generate_slice(self.model, self.pieces, requests, self.device, stopped, self.rules)
+        drawn = generate.unless_memory_runs_out(
+            lambda: generate.generate_slice(self.model, self.pieces, requests, self.device, stopped, self.rules)
         )
         if drawn is None:
             return None
@@ -84,7 +84,7 @@ class StaticEngine:
         return done
 
     def _scored(self, requests: Sequence[ScoreRequest]) -> list[Score] | None:
-        scores = hf.unless_memory_runs_out(lambda: hf.score_batch(self.model, requests, self.device))
+        scores = generate.unless_memory_runs_out(lambda: generate.score_batch(self.model, requests, self.device))
         if scores is None:
             return None
         self.stats.prompt_tokens_computed += sum(len(r.context_ids) + len(r.continuation_ids) for r in requests)
@@ -111,7 +111,7 @@ def batch_within(requests: Sequence[ScoreRequest], budget: int) -> int:
     """
     count, rows = 0, set[tuple[int, ...]]()
     for request in requests:
-        row = hf.fed(request)
+        row = generate.fed(request)
         if count and row not in rows and len(row) * (len(rows) + 1) > budget:
             break
         rows.add(row)
@@ -129,5 +129,5 @@ def default_batch_size(model: Any, device: str) -> int:
     """16 on a CPU; on a GPU what fits into 80% of free memory, twice the cache (it is copied as it grows)."""
     if device == "cpu":
         return CPU_BATCH
-    rows = int(0.8 * free_gpu_bytes()) // (2 * TYPICAL_TOKENS * kv_bytes_per_token(hf.causal_lm(model).config))
+    rows = int(0.8 * free_gpu_bytes()) // (2 * TYPICAL_TOKENS * kv_bytes_per_token(generate.causal_lm(model).config))
     return max(1, min(GPU_BATCH_LIMIT, rows))

@@ -8,7 +8,6 @@ runs.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +16,18 @@ from typing import Any
 
 import orjson
 
-from cai.errors import DONE, CaiError
+from cai.engine.asks import Scorer
+from cai.errors import CaiError
 from cai.evaluate import critiques, revisions
 from cai.evaluate import judge as judging
-from cai.evaluate.bench import make_scorer
 from cai.evaluate.cases import Case
-from cai.evaluate.likelihood import Scorer, responsiveness, specificity
-from cai.evaluate.phrases import finds_nothing, is_refusal
-from cai.evaluate.stats import wilson
-from cai.evaluate.verdict import Outcome, Scored, as_json, rounded, sample
-from cai.files import write_atomic
-from cai.settings_eval import EvaluationSection
+from cai.evaluate.likelihood import responsiveness, specificity
+from cai.metrics.figure import Outcome, Scored, as_json, rounded, sample
+from cai.metrics.stats import wilson
+from cai.metrics.wordings import finds_nothing, is_refusal
+from cai.recipe.settings_evaluation import EvaluationSection
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 REQUIRED = {"prompt": str, "answer": str, "critique": str, "kind": str, "good": bool}
 OPTIONAL = {"principle": str, "critique_request": str, "revision": str, "pool": str, "theme": str}
 PARTS = ("deterministic", "likelihood", "both", "judge", "all")
@@ -299,44 +297,3 @@ def _lines(scored: Iterable[Row]) -> list[Line]:
             if flags:
                 lines.append(Line(kind, good, part, sum(flags), len(flags), 0))
     return lines
-
-
-def command(args: argparse.Namespace) -> int:
-    """`runner.py RECIPE --exam FILE`: the table on screen, every row's scores beside the runs."""
-    from cai.evaluate.bench import JUDGE_FIELDS, PAIR_FIELDS
-    from cai.model import load
-    from cai.prompts import load_prompt
-    from cai.session import read_inputs, runs_root, say
-
-    rows = read_exam(args.exam)
-    inputs = read_inputs(args)
-    recipe, section = inputs.recipe, inputs.recipe.evaluation
-    folder = inputs.prompts["policy"].path
-    judge = None
-    if section.judge != "off" and (Path(folder).parent / "judge.yaml").is_file():
-        single = load_prompt(Path(folder).parent / "judge.yaml", JUDGE_FIELDS)
-        judge = judging.Judge(single, load_prompt(Path(folder).parent / "judge_pair.yaml", PAIR_FIELDS))
-    model = load(recipe.model, inputs.backend, seed=recipe.seed, say=say)
-    model.mode("generate")
-    engine = model.engine(recipe.engine)
-    scorer = make_scorer(model, engine, section)
-    say(f"{args.exam}: {len(rows)} labelled rows, scored by {model.name}")
-    exam = run_exam(
-        rows,
-        section,
-        scorer,
-        judge,
-        judge_rows=0 if inputs.backend == "cuda" else CPU_JUDGE_ROWS,
-        progress=lambda what, done, total: say(f"{what}: {done}/{total}"),
-    )
-    say(exam.table)
-    for part in PARTS:
-        if failures := exam.failures(part):
-            say(f"{part}: misses the bar (good >= 80%, bad <= 10%): {'; '.join(failures)}")
-    if len({row["good"] for row in rows}) == 1:
-        say(f"{args.exam}: all rows have one label: how many of the other are accepted stays open")
-    out = runs_root(inputs.source, recipe) / f"exam-{args.exam.stem}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in exam.rows))
-    say(f"scores of every row: {out}")
-    return DONE

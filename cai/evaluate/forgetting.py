@@ -13,12 +13,11 @@ from typing import Any
 
 import orjson
 
-from cai.evaluate.likelihood import Ask, Scorer, score
-from cai.evaluate.text import distinct_n, repeats, words
-from cai.evaluate.verdict import Scored, lost, mean, rate, unmeasured, whole, worst_rows, yes
-from cai.gates import Measured
+from cai.engine.asks import Ask, Scorer, score
+from cai.metrics.figure import Measured, Scored, lost, mean, rate, unmeasured, whole, worst_rows, yes
+from cai.metrics.text import distinct_n, repeats, words
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 DATA = Path(__file__).parent / "data" / "neutral.jsonl"
 JUDGE = "tuned against base"
 KL_CHUNK = 64  # positions whose two distributions exist at one time

@@ -1,8 +1,8 @@
 """Does the model prefer revised answers? P1, P2, P3, baselines and the permuted-label control.
 
-Owns the figures `preference.*` from per-pair log-probs (scored once, by `cai.train.pair_logps`) and from judged fresh
-answers. Pure but for `pair_rows`. P1 counts pairs, ties 0.5: TRL's `rewards/accuracies` counts a tie as wrong (0.0 at
-step 0) and averages batch means.
+Owns the figures `preference.*` from per-pair log-probs (scored once, by `cai.training.train.pair_logps`) and from
+judged fresh answers. Pure but for `pair_rows`. P1 counts pairs, ties 0.5: TRL's `rewards/accuracies` counts a tie as
+wrong (0.0 at step 0) and averages batch means.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 from cai.engine import ScoreRequest, never
-from cai.evaluate.health import LOGPS, margin
-from cai.evaluate.phrases import is_refusal
-from cai.evaluate.stats import bootstrap_mean, mcnemar_exact
-from cai.evaluate.text import words
-from cai.evaluate.verdict import Outcome, Scored, lost, rate, unmeasured, whole, worst_rows
-from cai.gates import Measured
+from cai.evaluate.dpo_health import LOGPS, margin
+from cai.metrics.figure import Measured, Outcome, Scored, lost, mean, rate, unmeasured, whole, worst_rows
+from cai.metrics.stats import bootstrap_mean, mcnemar_exact
+from cai.metrics.text import words
+from cai.metrics.wordings import is_refusal
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 POLICY = "policy against its base"
 
 
@@ -32,7 +31,7 @@ def pair_rows(
 
     Pairs whose prompt fills `max_length` get no row. A model without weights (the fake) is scored by its engine.
     """
-    from cai import train
+    from cai.training import train
 
     tokenized = train.pair_rows(model, pairs, prompt, max_length)
     if model.hf is None:
@@ -134,7 +133,7 @@ def summarise(rows: Sequence[Row], permutations: int, too_long: int = 0) -> dict
     figures = [rate("preference.p1.train", wins, judge=POLICY)]
     if not heldout:
         why = "no held-out pair could be scored" if missing else "no held-out pair: set heldout.items"
-        names = ("p1", "p1.permuted", "p2.before", "p2.after", "length_only", "refusal_only")
+        names = ("p1", "p1.permuted", "p2.before", "p2.after", "p2.gain", "length_only", "refusal_only")
         figures += [unmeasured(f"preference.{name}", why, POLICY, len(missing)) for name in names]
         return {figure.metric: figure for figure in figures}
     control, p = permuted(heldout, permutations)
@@ -155,6 +154,9 @@ def _p2(heldout: Sequence[Row], missing: Sequence[Outcome]) -> list[Measured]:
     return [
         rate("preference.p2.before", [*map(Scored, before), *missing], judge="base"),
         rate("preference.p2.after", [*map(Scored, after), *missing], judge="tuned", facts=facts),
+        mean(
+            "preference.p2.gain", [*(Scored(a - b) for a, b in zip(after, before, strict=True)), *missing], judge=POLICY
+        ),
     ]
 
 

@@ -1,127 +1,91 @@
-"""One unit's outcome (a score, or unscored with a reason) and its summary as a `Measured`.
+"""What the metric says of one critique or one revision: an outcome and the checks behind it. Pure.
 
-Owns the rule that an unscored unit is counted, never dropped and never good. Pure.
+Owns how checks become an outcome, and which of them a figure counts. The checks themselves are `critiques`' and
+`revisions`'. Whoever shows or compares verdicts (gate, report, tables, agreement, comparison) reads this one; nobody
+decides again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-from cai.evaluate.stats import bootstrap_mean, wilson
-from cai.gates import Measured
+from cai.metrics.figure import Outcome, Scored, Unscored, yes
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
-T = TypeVar("T", bound=Hashable)
+Scores = Mapping[str, Row]  # metric -> the row of one item and round
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    value: float
+@dataclass(frozen=True)
+class Criterion:
+    """One check. `value`: what was found, None where nothing was; `wanted` in words. `passed` None: not scored.
+
+    `counts`: part of the outcome; else it is only shown. `found`: the value where a number does not say it.
+    """
+
+    name: str
+    value: float | None
+    wanted: str
+    passed: bool | None
+    counts: bool = True
+    unscored: str = ""
+    found: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        return Unscored(self.unscored) if self.passed is None else yes(self.passed)
 
 
-@dataclass(frozen=True, slots=True)
-class Unscored:
-    reason: str
+@dataclass(frozen=True)
+class TextVerdict:
+    """`outcome`: 1 where every check that counts is met, 0 where one is not, else unscored with its reason.
+
+    `sampled`: the figures are over this text (its likelihood was asked for). `nothing`: no problem was named, so the
+    text is counted apart.
+    """
+
+    outcome: Outcome
+    criteria: tuple[Criterion, ...] = ()
+    sampled: bool = False
+    nothing: bool = False
+
+    @property
+    def decided(self) -> bool | None:
+        """The verdict as one unit of the figures: None where these leave the text out or cannot score it.
+
+        A text outside the sample could only be decided by failing, which would count failures alone.
+        """
+        if self.nothing or not self.sampled or isinstance(self.outcome, Unscored):
+            return None
+        return self.outcome.value == 1.0
+
+    @property
+    def failed(self) -> list[str]:
+        return [criterion.name for criterion in self.criteria if criterion.counts and criterion.passed is False]
 
 
-Outcome = Scored | Unscored
+NOT_SCORED = TextVerdict(Unscored("it was not scored"))
 
 
-def unmeasured(metric: str, why: str, judge: str = "deterministic", unscored: int = 0) -> Measured:
-    """Nothing could be measured, and why: a gate on it does not pass."""
-    return Measured(metric, None, n=0, unscored=unscored, judge=judge, note=why)
+def decide(criteria: Sequence[Criterion], *, sampled: bool, nothing: bool) -> TextVerdict:
+    counted = [criterion.outcome for criterion in criteria if criterion.counts]
+    return TextVerdict(combine(counted), tuple(criteria), sampled, nothing)
 
 
-def _split(outcomes: Iterable[Outcome]) -> tuple[list[float], list[str]]:
-    values: list[float] = []
-    reasons: list[str] = []
-    for outcome in outcomes:
-        if isinstance(outcome, Scored) and math.isfinite(outcome.value):
-            values.append(outcome.value)
-        else:
-            reasons.append(outcome.reason if isinstance(outcome, Unscored) else "not finite")
-    return values, reasons
+def combine(parts: Sequence[Outcome]) -> Outcome:
+    """All parts must be 1. One that is 0 decides; else one that is unscored leaves the whole unscored."""
+    if any(isinstance(part, Scored) and part.value < 1.0 for part in parts):
+        return Scored(0.0)
+    return next((part for part in parts if isinstance(part, Unscored)), Scored(1.0))
 
 
-def rate(metric: str, outcomes: Sequence[Outcome], *, judge: str = "deterministic", **more: Any) -> Measured:
-    """Share of units whose value is 1 (a tie is 0.5), with its Wilson interval."""
-    values, reasons = _split(outcomes)
-    if not values:
-        return unmeasured(metric, _why(reasons), judge, len(reasons))
-    low, high = wilson(sum(values), len(values))
-    return Measured(metric, sum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
+def likelihood(name: str, row: Row | None, kind: str, bar: float, why: str) -> Criterion:
+    """CSI or CRI against its bar."""
+    value = None if row is None else row.get(kind)
+    return Criterion(name, value, f"at least {bar:g}", None if value is None else value >= bar, unscored=why)
 
 
-def mean(metric: str, outcomes: Sequence[Outcome], *, judge: str, samples: int = 2000, **more: Any) -> Measured:
-    """Mean over units with its bootstrap interval; no interval below two units."""
-    values, reasons = _split(outcomes)
-    if not values:
-        return unmeasured(metric, _why(reasons), judge, len(reasons))
-    low, high = bootstrap_mean(values, samples=samples) or (None, None)
-    return Measured(metric, math.fsum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
-
-
-def count(metric: str, value: float, n: int, **more: Any) -> Measured:
-    """A plain figure without an interval (a count, a single run's loss)."""
-    return Measured(metric, float(value), n=n, **more)
-
-
-def _why(reasons: Sequence[str]) -> str:
-    return f"no unit scored: {reasons[0]}" if reasons else "there was nothing to score"
-
-
-def yes(flag: bool) -> Scored:
-    return Scored(1.0 if flag else 0.0)
-
-
-def lost(count: int, why: str = "a log-probability is not finite") -> list[Outcome]:
-    """So many units that could not be scored."""
-    return [Unscored(why)] * count
-
-
-def whole(rows: Sequence[Row], *names: str) -> list[Row]:
-    """The rows whose numbers of these names are finite; what is not stands in a stored row as null."""
-    return [row for row in rows if all(row[name] is not None and math.isfinite(row[name]) for name in names)]
-
-
-def as_json(outcome: Outcome) -> float | None:
-    """For a row: the value, or None (the reason stands beside it)."""
-    return outcome.value if isinstance(outcome, Scored) else None
-
-
-def worst_rows(rows: Sequence[Row], order: Callable[[Row], Any], keep: int = 3) -> tuple[Row, ...]:
-    return tuple(sorted(rows, key=order)[:keep])
-
-
-def sample(keys: Iterable[T], size: int, seed: int = 0) -> list[T]:
-    """A seeded sample in the given order: the `size` keys whose hashes are lowest; a larger sample holds a smaller."""
-    ordered = list(keys)
-    if len(ordered) <= size:
-        return ordered
-    chosen = set(sorted(ordered, key=lambda key: _hash(seed, key))[:size])
-    return [key for key in ordered if key in chosen]
-
-
-def shuffled(keys: Sequence[T], seed: int, salt: Any) -> list[T]:
-    """A seeded order, by hash: the same on every machine and Python."""
-    return sorted(keys, key=lambda key: _hash(seed, (salt, key)))
-
-
-def place(size: int, salt: Any) -> int:
-    """A seeded place in a list of this size."""
-    return int.from_bytes(_hash(0, (salt, "place"))[:8], "little") % size
-
-
-def _hash(seed: int, key: Any) -> bytes:
-    return hashlib.sha256(f"{seed}|{key!r}".encode()).digest()
-
-
-def rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Six decimals: what a row stores, so that the last bits of a batch do not show."""
-    return {
-        name: None if value is None or not math.isfinite(value) else round(value, 6) for name, value in values.items()
-    }
+def by_judge(name: str, log_odds: float | None, required: bool) -> Criterion:
+    """A judge's yes: strictly above 0, where a judge that says the same whatever it reads stands."""
+    passed = None if log_odds is None else log_odds > 0.0
+    return Criterion(name, log_odds, "above 0", passed, counts=required, unscored="unjudged")

@@ -1,5 +1,5 @@
 """Parts of training: rows, verified checkpoints, the reference cache, the loss, the trainer.
 
-`cai.train` is the one entrance; nothing above it imports from here. Only modules named in `cai.train`'s late imports
-(`trainer`, `loss`, `packed`, `probe`) import torch.
+`cai.training.train` is the one entrance; nothing above it imports from here. Only modules named in
+`cai.training.train`'s late imports (`trainer`, `loss`, `packed`, `probe`) import torch.
 """

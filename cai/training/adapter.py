@@ -18,7 +18,7 @@ import torch
 
 from cai import errors
 from cai.errors import CaiError
-from cai.files import write_atomic
+from cai.store.files import write_atomic
 from cai.training.checkpoints import publish
 
 NAME = "default"

@@ -19,7 +19,7 @@ import orjson
 
 from cai import errors
 from cai.errors import CaiError
-from cai.files import fsync_folder, io_error, write_json_atomic
+from cai.store.files import fsync_folder, io_error, write_json_atomic
 
 SEAL = "COMPLETE.json"
 PREFIX = "checkpoint-"

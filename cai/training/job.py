@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from cai import errors
 from cai.errors import CaiError, Stopped
-from cai.settings import DpoSection, HealthSection, LoraSection
-from cai.training import checkpoints, reference
-from cai.training.rows import PairRow, rows_sha, schedule, steps_of
+from cai.recipe.settings import DpoSection, HealthSection, LoraSection
+from cai.training import checkpoints, reference_logps
 from cai.training.scoring import to_device
+from cai.training.token_rows import PairRow, rows_sha, schedule, steps_of
 
 Objective = Literal["dpo", "sft"]  # pairs against a reference, or the likelihood of the revisions
 PINNED = ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "accelerate")
@@ -74,7 +74,7 @@ class Job:
     health: HealthSection = field(default_factory=HealthSection)
 
     def __post_init__(self) -> None:
-        from cai.training.layout import layout_for
+        from cai.training.forward import layout_for
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise CaiError("training runs in one process: start it without torchrun (WORLD_SIZE is above 1)")
@@ -91,7 +91,7 @@ class Job:
             "model": model_name(self.model),
             "revision": str(self.model.facts.get("revision", "")),
             "quantization": str(self.model.facts.get("quantization", "")),
-            "lora": reference.key_of(**self.lora.model_dump(mode="json")),
+            "lora": reference_logps.key_of(**self.lora.model_dump(mode="json")),
             self.objective: settings,
             "effective_batch": self.effective,
             "seed": self.seed,
@@ -117,7 +117,7 @@ class Job:
         shape = Shape(self.dpo.batch_size, self.dpo.gradient_accumulation, self.dpo.gradient_checkpointing == "on")
         if self.dpo.gradient_checkpointing != "auto":
             return shape
-        from cai.training.probe import choose_shape
+        from cai.training.fit import choose_shape
 
         return choose_shape(self.model, self.layout, self.rows, self.order, shape, self.event)
 
@@ -151,12 +151,15 @@ class Job:
         return None, why
 
     def _train(self, shape: Shape, found: tuple[Path, dict[str, Any]] | None) -> Any:
-        from cai.training import adapter, layout  # torch from here on
-        from cai.training.guarded import Plan
+        from cai.training import (
+            adapter,  # torch from here on
+            forward,  # torch from here on
+        )
+        from cai.training.guards import Plan
 
         hf = self.model.hf
         adapter.reset(hf, self.seed)
-        layout.set_checkpointing(hf, self.layout, shape.checkpointing)
+        forward.set_checkpointing(hf, self.layout, shape.checkpointing)
         refs = self._references(shape) if self.objective == "dpo" else []
         if found:
             checkpoints.check_identity(found[0], found[1], self.identity)
@@ -180,30 +183,30 @@ class Job:
 
     def _trainer(self) -> Any:
         if self.objective == "sft":
-            from cai.training.revisions import RevisionTrainer
+            from cai.training.sft_trainer import RevisionTrainer
 
             return RevisionTrainer
-        from cai.training.trainer import PairTrainer
+        from cai.training.trainers import PairTrainer
 
         return PairTrainer
 
-    def _references(self, shape: Shape) -> list[reference.Logps]:
+    def _references(self, shape: Shape) -> list[reference_logps.Logps]:
         """From the cache, or computed with the fresh adapter (B = 0) in this attempt's micro-batches."""
-        key = reference.key_of(identity=self.identity, order=self.order, micro_batch=shape.micro_batch,
+        key = reference_logps.key_of(identity=self.identity, order=self.order, micro_batch=shape.micro_batch,
                                layout=self.layout.name, checkpointing=shape.checkpointing)  # fmt: skip
-        refs = reference.cached(self.folder, key)
+        refs = reference_logps.cached(self.folder, key)
         if refs is not None:
             return refs
         began = time.monotonic()
         self.model.hf.train()
-        refs = reference.compute(self.order, len(self.rows), shape.micro_batch, self._score, self.stopped)
+        refs = reference_logps.compute(self.order, len(self.rows), shape.micro_batch, self._score, self.stopped)
         if refs is None:
             raise Stopped("training stopped while the reference was computed; resume to go on.")
-        reference.store(self.folder, key, refs, set(self.order))
+        reference_logps.store(self.folder, key, refs, set(self.order))
         self.event("reference", pairs=len(set(self.order)), seconds=time.monotonic() - began)
         return refs
 
-    def _score(self, group: Sequence[int]) -> list[reference.Logps]:
+    def _score(self, group: Sequence[int]) -> list[reference_logps.Logps]:
         import torch
 
         from cai.training.loss import sequence_logps
@@ -214,7 +217,9 @@ class Job:
         return [(chosen, rejected) for chosen, rejected in sums.T.tolist()]
 
 
-def first_loss_tolerance(dpo: DpoSection, refs: Sequence[reference.Logps], first: Sequence[int], dtype: str) -> float:
+def first_loss_tolerance(
+    dpo: DpoSection, refs: Sequence[reference_logps.Logps], first: Sequence[int], dtype: str
+) -> float:
     """The recipe's, or more where long completions make rounding larger: beta/2 x relative step x mean |sum|."""
     step = 2.0**-20 if "float32" in dtype else 2.0**-12
     size = sum(abs(refs[i][0]) + abs(refs[i][1]) for i in first) / max(1, len(first))

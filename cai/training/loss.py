@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from cai.errors import CaiError
-from cai.training.rows import PairRow
+from cai.training.token_rows import PairRow
 
 CHUNK_BYTES = 256 * 2**20  # fp32 logits of one chunk
 Batch = dict[str, Any]

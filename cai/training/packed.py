@@ -23,7 +23,7 @@ from cai.training.adapter import NAME
 from cai.training.attention import attend, attention_index
 from cai.training.kernels import rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward
 from cai.training.loss import Batch, base_of
-from cai.training.rows import PairRow
+from cai.training.token_rows import PairRow
 
 SHAPES = {"llama", "qwen2", "mistral"}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.errors import Stopped
-from cai.training.rows import PairRow, never, tokenize_pairs
+from cai.training.token_rows import PairRow, never, tokenize_pairs
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def pair_logps(
     """
     import torch
 
-    from cai.training.layout import layout_for
+    from cai.training.forward import layout_for
     from cai.training.loss import sequence_logps
 
     hf, layout = model.hf, layout_for(model)

@@ -24,8 +24,9 @@ import pytest
 from warm import Warm
 from whole import Project, digest, events, wait_for
 
-from cai import errors, verify
-from cai.records import read
+from cai import errors
+from cai.commands import verify
+from cai.store.records import read
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

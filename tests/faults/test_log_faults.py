@@ -1,6 +1,6 @@
 """The log under a kernel that fails for real: SIGKILL, full disk, file-size limit, read-only mount, EIO from strace.
 
-F04 (the log alone), F10, F11, F12. The seam tests of the same promises stand in tests/test_records.py.
+F04 (the log alone), F10, F11, F12. The seam tests of the same promises stand in tests/store/test_records.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from cai import errors, verify
-from cai.records import RecordLog, read
-from cai.run import Run
+from cai import errors
+from cai.commands import verify
+from cai.run.folder import Run
+from cai.store.records import RecordLog, read
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -25,7 +26,7 @@ WRITER = """
 import resource, sys
 from pathlib import Path
 from cai.errors import CaiError
-from cai.records import RecordLog
+from cai.store.records import RecordLog
 folder, batches, limit = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -13,9 +13,10 @@ import pytest
 import yaml
 from whole import Project, digest
 
-from cai import errors, verify
-from cai.console import UNSAFE
-from cai.records import read
+from cai import errors
+from cai.commands import verify
+from cai.store.records import read
+from cai.terminal import UNSAFE
 
 pytestmark = pytest.mark.faults
 

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.training import run_train
 from test_train import alone, sha  # noqa: F401  (a fixture)
-from train_support import run_train
 
 from cai import errors
 from cai.errors import CaiError

@@ -22,8 +22,9 @@ import orjson
 import pytest
 from whole import ROOT, Project, digest, events, kill, wait_for
 
-from cai import errors, verify
-from cai.records import read
+from cai import errors
+from cai.commands import verify
+from cai.store.records import read
 
 pytestmark = pytest.mark.faults
 M1 = ("--milestone", "m1")

@@ -71,13 +71,13 @@ def serve() -> None:
     sys.path.insert(0, str(ROOT))
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries print at import is no answer
-    import cai.model
+    import cai.models.policy
     import runner
 
-    cai.model.prepare_environment()
-    with cai.model.quiet():
+    cai.models.policy.prepare_environment()
+    with cai.models.policy.quiet():
         import unsloth  # noqa: F401, I001  (first: it patches the others)
-        import cai.training.trainer
+        import cai.training.trainers
 
     os.write(answers, b"ready\n")
     for line in sys.stdin:

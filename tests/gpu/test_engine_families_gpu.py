@@ -14,7 +14,7 @@ from cai.engine import ScoreRequest  # noqa: E402
 from cai.engine.native import tuning  # noqa: E402
 from cai.engine.native.engine import NativeEngine  # noqa: E402
 from cai.engine.native.scoring import divergence  # noqa: E402
-from cai.engine.reference import ReferenceEngine  # noqa: E402
+from cai.engine.oracle import ReferenceEngine  # noqa: E402
 from tests.gpu.test_engine_gpu import VOCAB, Numbers, complete, quantised, requests  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]

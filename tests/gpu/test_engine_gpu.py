@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 
 from cai.engine import Request, Sampling, ScoreRequest  # noqa: E402
 from cai.engine.native.engine import NativeEngine  # noqa: E402
-from cai.engine.reference import ReferenceEngine  # noqa: E402
+from cai.engine.oracle import ReferenceEngine  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
 VOCAB = 5000

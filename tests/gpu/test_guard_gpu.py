@@ -11,14 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.guards import QWEN_GEN
+from support.runs import ROOT
 
-from cai import auxiliary, model
 from cai.engine import Request, Sampling, never
-from cai.guard import Exchange, make_guard
-from cai.settings import EngineSection, ModelSection
-from cai.settings_m3 import GuardSection
-from tests.guard_support import QWEN_GEN
-from tests.support import ROOT
+from cai.models import auxiliary
+from cai.models import policy as model
+from cai.models.guard import Exchange, make_guard
+from cai.recipe.settings import EngineSection, ModelSection
+from cai.recipe.settings_benchmarks import GuardSection
 
 pytestmark = pytest.mark.gpu
 CARD = 80e9

@@ -14,8 +14,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-
-from tests.support import ROOT, read_jsonl
+from support.runs import ROOT, read_jsonl
 
 pytestmark = pytest.mark.gpu
 CAP_GIB = 80e9 / 2**30
@@ -52,7 +51,7 @@ def run(root, milestone, sets, *more):
 
 def small_model():
     """The recipe's settings for the embedded model, which here runs on the GPU under its own folder's name."""
-    from cai import embedded
+    from cai.models import embedded
 
     recipe = tomllib.loads((ROOT / "cai.toml").read_text())["embedded"]
     recipe.pop("milestones")

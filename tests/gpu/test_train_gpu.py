@@ -21,8 +21,8 @@ def model(tmp_path_factory):
     sys.path.insert(0, str(ROOT / "bench"))
     import make_model
 
-    from cai.model import load
-    from cai.settings import LoraSection, ModelSection
+    from cai.models.policy import load
+    from cai.recipe.settings import LoraSection, ModelSection
 
     folder = tmp_path_factory.mktemp("model") / "small"
     tokenizer = ROOT / ".whl" / "tokenizer"
@@ -68,7 +68,7 @@ def test_kernels_equal_their_definitions_on_the_gpu():
 def test_packed_equals_the_models_own_modules(model):
     """Log-probability sums to 0.1% and gradients to 5% in bf16, the rounding of two orders of the same sums."""
     from cai.training import adapter
-    from cai.training.layout import layout_for, set_checkpointing
+    from cai.training.forward import layout_for, set_checkpointing
     from cai.training.loss import padded_batch, padded_forward, sequence_logps
     from cai.training.packed import PackedForward, packed_batch, refusal
     from cai.training.scoring import to_device
@@ -95,7 +95,7 @@ def test_packed_equals_the_models_own_modules(model):
 
 
 def test_training_starts_at_log_two_in_fp32_and_resumes(model, tmp_path):
-    from cai.settings import DpoSection, LoraSection
+    from cai.recipe.settings import DpoSection, LoraSection
     from cai.training import adapter
     from cai.training.job import Job
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cai.engine.memory import free_gpu_bytes
 from cai.errors import CaiError
-from cai.memory import free_gpu_bytes
 
 TRASH = 0
 GPU_BLOCK_TOKENS = 32

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cai.engine.hf import causal_lm
+from cai.engine.generate import causal_lm
 from cai.engine.native.attention import Step
 from cai.engine.native.cache import KVCache
 from cai.engine.native.families import (

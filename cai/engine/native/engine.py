@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, hf, never
+from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, generate, never
 from cai.engine.native import attention, prefixes, scoring
 from cai.engine.native.adapters import Worn, factor_bytes, tuned_module
 from cai.engine.native.batches import Flight, Packed, packed_step
@@ -23,9 +23,9 @@ from cai.engine.native.decoder import Decoder
 from cai.engine.native.families import text_parts
 from cai.engine.native.scheduler import Running, Scheduler, prompt_tokens
 from cai.engine.native.state import RowState
-from cai.engine.rows import Decoder as TokenDecoder
-from cai.engine.rows import Pieces, Row
 from cai.engine.sampling import allowed, pick, seed_tensor
+from cai.engine.stopping import Decoder as TokenDecoder
+from cai.engine.stopping import Pieces, Row
 from cai.errors import RESUMABLE, CaiError
 
 MAX_LEN = 4096  # where neither model nor loader says
@@ -70,7 +70,7 @@ class NativeEngine:
         self.worn = Worn(tuned_module(hf_model), self.decoder.dtype)
         self.beside = prefixes.SAVED * prefixes.EXPECTED_TOKENS * self.shape.bytes_per_token
         self.beside += factor_bytes(hf_model, self.decoder.dtype)
-        with hf.memory_named("when the engine was set up"):
+        with generate.memory_named("when the engine was set up"):
             if self.gpu:
                 from cai.engine.native import tuning
 
@@ -163,7 +163,7 @@ class NativeEngine:
     def _prefill_rows(self, admitted: list[Running]) -> Flight | None:
         """None where memory ran out: the rows wait again, and prompts are computed in pieces half as long."""
         packed: Packed = [(list(prompt_tokens(r.row, self.scheduler.prefix)), r.blocks) for r in admitted]
-        drawn = hf.unless_memory_runs_out(lambda: self._first_draws(admitted, packed))
+        drawn = generate.unless_memory_runs_out(lambda: self._first_draws(admitted, packed))
         if drawn is None:
             if len(admitted) == 1:
                 raise CaiError("engine: out of memory for a single prompt. Use a larger card.", RESUMABLE)
@@ -233,7 +233,7 @@ class NativeEngine:
         rows = [scheduler.active[slot] for slot in sorted(scheduler.active)]
         span, longest = rows[-1].slot + 1, 1 + max(r.tokens for r in rows)
         step = (lambda: self.graphs.run(span)) if self.graphs else (lambda: self.decode_on_device(span, longest))
-        drawn = hf.unless_memory_runs_out(step)
+        drawn = generate.unless_memory_runs_out(step)
         if drawn is None:
             self._decode_fewer(rows)
             return None

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cai.engine.hf import causal_lm
+from cai.engine.generate import causal_lm
 from cai.engine.native.attention import WIDE
 from cai.engine.native.linears import LayerLinears
 

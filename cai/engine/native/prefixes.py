@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cai.engine import hf
+from cai.engine import generate
 from cai.engine.native.adapters import adapter_signature
 from cai.engine.native.cache import Prefix
 
@@ -29,10 +29,10 @@ def use_prefix(engine: Any, token_ids: tuple[int, ...]) -> None:
     if token_ids and key not in engine.saved:
         while len(engine.saved) >= SAVED:
             engine.saved.pop(next(iter(engine.saved)))
-        computed = hf.unless_memory_runs_out(lambda: _computed(engine, token_ids))
+        computed = generate.unless_memory_runs_out(lambda: _computed(engine, token_ids))
         if computed is None:
             engine.memory_ran_out()
-            with hf.memory_named("for the prefix of a stage"):
+            with generate.memory_named("for the prefix of a stage"):
                 computed = _computed(engine, token_ids)
         engine.saved[key] = computed
     engine.prefix.set(token_ids, *engine.saved.get(key, (None, None)))
@@ -44,11 +44,11 @@ def follow_adapter(engine: Any, signature: tuple[Any, ...]) -> None:
     if not engine.gpu:
         engine.worn.signature = signature
         return
-    gone = hf.unless_memory_runs_out(lambda: engine.worn.follow(signature, engine.groups))
+    gone = generate.unless_memory_runs_out(lambda: engine.worn.follow(signature, engine.groups))
     if gone is None:
         engine.worn.forget()
         engine.memory_ran_out()
-        with hf.memory_named("for the adapter's factors"):
+        with generate.memory_named("for the adapter's factors"):
             gone = engine.worn.follow(signature, engine.groups)
     engine.graphs.forget(gone)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cai.engine.rows import Row
+from cai.engine.stopping import Row
 
 GROW_TOKENS = 64  # blocks are taken ahead for this many new tokens
 MIN_PREFIX = 16  # a shorter shared part is not worth a group of its own

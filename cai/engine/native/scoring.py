@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from cai.engine import Score, ScoreRequest, hf
-from cai.engine.hf import HEAD_CHUNK_BYTES
+from cai.engine import Score, ScoreRequest, generate
+from cai.engine.generate import HEAD_CHUNK_BYTES
 from cai.engine.native.batches import Packed, by_prefix, score_places
 from cai.errors import RESUMABLE, CaiError
 
@@ -36,7 +36,7 @@ def _some(engine: Any, group: list[ScoreRequest], shared: int) -> list[Score]:
     """Score the first requests of the group that fit into one prefill; none of them where memory ran out."""
     packed, row_of = _packed(engine, group, shared)
     try:
-        scores = hf.unless_memory_runs_out(lambda: _scores(engine, group[: len(row_of)], packed, row_of))
+        scores = generate.unless_memory_runs_out(lambda: _scores(engine, group[: len(row_of)], packed, row_of))
     finally:
         for _, blocks in packed:
             engine.cache.give_back(blocks)
@@ -72,7 +72,7 @@ def _scores(engine: Any, scored: list[ScoreRequest], packed: Packed, row_of: lis
     shared = len(engine.prefix.token_ids)
     wanted, targets = (torch.tensor(x, device=engine.device) for x in score_places(scored, packed, row_of, shared))
     hidden_TH = engine.prefill(packed, engine.prefix, wanted)
-    return list(hf.split_scores(scored, hf.head_logps(engine.decoder.head, hidden_TH, targets).tolist()))
+    return list(generate.split_scores(scored, generate.head_logps(engine.decoder.head, hidden_TH, targets).tolist()))
 
 
 @torch.no_grad()

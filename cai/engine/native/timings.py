@@ -15,9 +15,8 @@ from typing import Any
 
 import orjson
 
-from cai.embedded import cache_root
 from cai.errors import CaiError
-from cai.files import write_json_atomic
+from cai.store.files import cache_root, write_json_atomic
 
 SOURCES = ("nf4.py", "fp8.py", "int8.py", "linears.py", "tuning.py")
 VERSIONED = ("torch", "triton", "bitsandbytes")

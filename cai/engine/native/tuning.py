@@ -18,12 +18,12 @@ from typing import Any, cast
 import torch
 from triton.errors import TritonError
 
+from cai.engine.memory import free_gpu_bytes
 from cai.engine.native import timings
 from cai.engine.native.cache import reserve_bytes
 from cai.engine.native.graphs import capture, once
 from cai.engine.native.linears import ROUNDED, Group, Shared, Way, base_layer, is_nf4, rounding
 from cai.errors import RESUMABLE, CaiError
-from cai.memory import free_gpu_bytes
 
 TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 4096)  # numbers of tokens that are measured
 KV_SHARE = 0.75  # of the memory left by weights goes to the KV cache first when copies do not fit whole

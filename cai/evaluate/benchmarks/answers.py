@@ -8,21 +8,21 @@ be asked has a row that says why.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cai.data.slots import seed_of
 from cai.engine import Request, Sampling
-from cai.evaluate.bench import open_marked
 from cai.evaluate.benchmarks.loaders import Task
-from cai.plan import seed_of
-from cai.prompts import Example, Rendered, digest
-from cai.records import RecordLog
-from cai.stage import Context
+from cai.recipe.prompts import Example, Rendered, digest
+from cai.run.context import Context
+from cai.run.loop import fill, open_marked
+from cai.store.jsonl import Row
+from cai.store.records import RecordLog
 
-Row = dict[str, Any]
 Key = tuple[str, int, int]
 KEY = ("arm", "item", "round")
 BASE, TUNED = "base", "tuned"
@@ -40,7 +40,7 @@ class Policy:
     def arm(self, name: str) -> Iterator[Any]:
         """The model as `name`: adapter off for base, on for tuned."""
         model = self.context.model()
-        model.wear(self.adapter, self.context.recipe.lora)
+        model.attach(self.adapter, self.context.recipe.lora)
         model.mode("generate")
         with model.adapter(name != BASE):
             yield model
@@ -63,29 +63,6 @@ def fingerprint(context: Context, adapter: Path, sha256: str, max_new_tokens: in
         f"{max_new_tokens}/{context.recipe.seed}/{context.recipe.sampling.min_p}/{context.recipe.sampling.no_repeat_ngram}".encode(),
     ]
     return digest(*parts)
-
-
-def fill(
-    context: Context, log: RecordLog, label: str, keys: Sequence[Key], chunk: int,
-    compute: Callable[[list[Key]], list[Row]],
-) -> list[Row]:  # fmt: skip
-    """The rows of `keys` in order; missing ones are computed in fixed slices and written slice by slice."""
-    missing = sum(not log.has(*key) for key in keys)
-    if missing:
-        context.progress.begin(label, 0, total=len(keys), done=len(keys) - missing)
-    for start in range(0, len(keys), max(1, chunk)):
-        part = list(keys[start : start + max(1, chunk)])
-        wanted = {key for key in part if not log.has(*key)}
-        if not wanted:
-            continue
-        context.check_stop(f"in {label}")
-        rows = compute(part)
-        log.append([{"v": 1, **row} for row in rows if (row["arm"], row["item"], row["round"]) in wanted])
-        context.progress.step(sum(row.get("tokens", 0) for row in rows), len(wanted))
-        context.progress.committed([{"status": row.get("status", "ok")} for row in rows][: len(wanted)])
-    if missing:
-        context.progress.end()
-    return [row for key in keys if (row := log.get(*key)) is not None]
 
 
 def answer(

@@ -17,8 +17,8 @@ import orjson
 
 from cai.errors import CaiError
 from cai.evaluate.benchmarks.sources import Found
+from cai.models.guard_formats import SEPARATOR
 
-SEPARATOR = "\n\n---\n\n"  # HarmBench's DirectRequest: context, then behaviour
 # MT-Bench questions whose published references are wrong: reported with and without
 WRONG_REFERENCES = frozenset("104 105 109 111 113 114 120 122 124 125 126 128 130".split())
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # the other categories: 0

@@ -7,18 +7,23 @@ none of these files. Invariant: bytes that are not the official ones are never m
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cai.errors import CaiError
+
+if TYPE_CHECKING:
+    from cai.recipe.settings_benchmarks import BenchmarksSection
+
 import hashlib
 import http.client
 import os
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from cai.embedded import cache_root
-from cai.errors import CaiError
-from cai.files import write_atomic
-from cai.settings_m3 import BenchmarksSection
+from cai.recipe.settings_benchmarks import BenchmarksSection
+from cai.store.files import cache_root, write_atomic
 
 GITHUB = "https://raw.githubusercontent.com"
 TIMEOUT_SECONDS = 60
@@ -163,3 +168,9 @@ def download(url: str) -> bytes:
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError; a short or odd answer is none
         why = " ".join(str(error).split())[:200]
         raise CaiError(f"{url}: download failed ({why}). Save it and give its path in [benchmarks].") from None
+
+
+NAMES = ("harmbench", "xstest", "mtbench")
+
+
+SEEN = 5  # answers from which on it is strange that both arms say the same

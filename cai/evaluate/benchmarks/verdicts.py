@@ -13,16 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cai.auxiliary import Auxiliary, chat_ids, choices
 from cai.engine import Request, Sampling
 from cai.errors import Stopped
 from cai.evaluate.benchmarks.classifier_prompts import CONTEXTUAL, REFUSAL, STANDARD, fill, sha_of
 from cai.evaluate.benchmarks.loaders import Task, has_reference
-from cai.evaluate.phrases import is_refusal
-from cai.prompts import digest
-from cai.stage import Context
+from cai.metrics.wordings import is_refusal
+from cai.models.auxiliary import Auxiliary, chat_ids, choices
+from cai.recipe.prompts import digest
+from cai.run.context import Context
+from cai.store.jsonl import Row
 
-Row = dict[str, Any]
 RATINGS = tuple(range(1, 11))
 CLASSES = ("compliance", "full_refusal", "partial_refusal")
 REGEX = "regex"

@@ -1,0 +1,69 @@
+"""The commands beside a run, by flag. Each lives in its own module as `command(args) -> exit code`.
+
+Owns only the table and the three short commands over a run's log (verify, repair, fork).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from cai import errors
+from cai.commands import cli
+from cai.inputs import grown_since, locate, read_inputs
+from cai.run.manifest import read_manifest
+from cai.session import create_run
+from cai.terminal import say
+
+MODULES = {
+    "status": "cai.commands.status",
+    "doctor": "cai.commands.doctor",
+    "compare": "cai.commands.compare",
+    "report": "cai.commands.report",
+    "review": "cai.commands.review",
+    "exam": "cai.commands.exam",
+    "benchmark": "cai.commands.benchmark",
+    "export": "cai.commands.export",
+}
+
+
+def dispatch(args: argparse.Namespace) -> int:
+    """Run the one command that was asked for."""
+    own = {"verify": _verify, "repair": _repair, "fork": _fork}
+    name = cli.commands(args)[0]
+    return own[name](args) if name in own else importlib.import_module(MODULES[name]).command(args)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """Print the table of promises; exit 5 if one is broken. Writes nothing."""
+    from cai.commands import verify as verifying
+
+    checks = verifying.verify(locate(args, args.verify))
+    say("\n".join(verifying.table(checks)))
+    return errors.DONE if verifying.sound(checks) else errors.CORRUPT
+
+
+def _repair(args: argparse.Namespace) -> int:
+    """Show what a repair drops; with --write, drop it. Exit 5 while something is left to drop."""
+    from cai.commands import repair as repairing
+
+    path = locate(args, args.repair)
+    repairing.check_repairable(path)
+    found = repairing.repair(path, write=args.write, say=say)
+    return errors.CORRUPT if found and not args.write else errors.DONE
+
+
+def _fork(args: argparse.Namespace) -> int:
+    """A new run with the unchanged records of an old one; with --dry-run only what would stay and its cost."""
+    from cai.commands import fork as forking
+
+    path, inputs = locate(args, args.fork), read_inputs(args)
+    then = grown_since(inputs, path, read_manifest(path / "manifest.json"))
+    plan = forking.plan_fork(path, then.identity(then=True), then.stages(then=True))
+    say("\n".join(forking.describe(plan, inputs.recipe.budget.usd_per_hour)))
+    if args.dry_run:
+        return errors.DONE
+    with create_run(inputs, args) as run:
+        forking.fill(plan, run)
+    say(f"forked into {run.path}; go on with: python runner.py {args.recipe} --resume {run.path}")
+    return errors.DONE

@@ -1,0 +1,37 @@
+"""`--benchmark NAMES --resume RUN`: benchmarks on a run that has an adapter."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from cai import errors
+from cai.errors import CaiError
+from cai.evaluate.benchmarks.suite import check_files, lines, measure_all, parse_names
+
+if TYPE_CHECKING:
+    pass
+
+
+def command(args: argparse.Namespace) -> int:
+    """Measure the named benchmarks on a run that has an adapter; decide its gates again and rewrite its report."""
+    from cai import pipeline
+    from cai.inputs import locate, read_inputs
+    from cai.session import session
+    from cai.terminal import say
+
+    names = parse_names(args.benchmark)
+    if not args.resume:
+        raise CaiError("--benchmark: which run? Add --resume runs/ID (or runs/latest).")
+    limit, args.limit = args.limit, 0  # rows of a benchmark here, not items of the run
+    inputs = read_inputs(args)
+    path = locate(args, args.resume)
+    if not (path / "adapter" / "adapter_model.safetensors").is_file():
+        raise CaiError(f"{path}: it has no adapter yet. Finish it: --resume {path}")
+    check_files(names, inputs.recipe.benchmarks, inputs.folder)  # before --set is kept for the next resume
+    with session(inputs, args) as context:
+        figures = measure_all(context, names, inputs.folder, limit)
+        say("\n".join(lines(figures)))
+        pipeline.decide(context, pipeline.stored_figures(context.run.eval), inputs.override)
+        pipeline.report(context, [])
+    return errors.DONE

@@ -1,0 +1,150 @@
+"""The command line: its flags and their help. Owns no behaviour."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cai.data import chain
+from cai.errors import CaiError
+from cai.recipe.load import parse_set
+from cai.recipe.paths import expanded
+
+ABOUT = "Constitutional AI in one process: write, critique and revise answers, train on the pairs with DPO, measure, "
+ABOUT += "report. Without a command below it starts a run of the recipe's milestone, or with --resume goes on with one."
+EPILOG = "Exit codes: 0 done, 1 a bug, 2 usage, 3 drift, 4 locked, 5 corrupt, 6 quality or NaN, 7 a gate failed, "
+EPILOG += "74 input/output, 75 stopped but resumable, 130/143 signals."
+
+
+GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed over, and a run would start
+    "watch": "status",
+    "write": "repair",
+    "rater": "review",
+    "terminal": "review",
+    "to": "export",
+    "merged": "export",
+    "push": "export",
+}
+
+
+COMMANDS = (
+    "status",
+    "doctor",
+    "compare",
+    "verify",
+    "repair",
+    "fork",
+    "report",
+    "review",
+    "exam",
+    "benchmark",
+    "export",
+)
+# flag of a run -> the commands that it may stand beside
+MODES: dict[str, tuple[str, ...]] = {"resume": ("benchmark",), "dry_run": ("fork",), "until": ()}
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a bad flag, like every other fault."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise CaiError(f"runner.py: {message}. See `python runner.py --help`.")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The parsed command line. Error: CaiError (exit 2) with one line."""
+    parser = Parser(prog="runner.py", description=ABOUT, epilog=EPILOG, allow_abbrev=False)
+    add = parser.add_argument
+    add("recipe", nargs="?", type=Path, default=Path("cai.toml"), help="the recipe, cai.toml by default")
+    run = parser.add_argument_group("run")
+    run.add_argument("--milestone", default="", help="which [milestones.X] of the recipe applies")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the recipe")
+    run.add_argument("--resume", type=_named, metavar="RUN", help="continue runs/ID (or runs/latest)")
+    stages = [*(stage.name for stage in chain.CHAIN), "pairs"]
+    run.add_argument("--until", choices=stages, default="", help="stop after this stage; pairs: before training")
+    run.add_argument("--limit", type=int, default=0, metavar="N", help="at most N items (or benchmark rows): a trial")
+    run.add_argument(
+        "--override-gate", type=_named, metavar="WHY", help="go on after a failed gate; the reason is kept"
+    )
+    run.add_argument("--over-budget", action="store_true", help="start although the estimate does not fit the budget")
+    look = parser.add_argument_group("look, without starting anything")
+    look.add_argument("--dry-run", action="store_true", help="check everything, show prompts and an estimate")
+    look.add_argument("--status", nargs="?", const="", metavar="RUN", help="one screen about a run (default: latest)")
+    look.add_argument("--watch", action="store_true", help="with --status: again every two seconds")
+    look.add_argument("--doctor", action="store_true", help="check machine, versions, model and recipe")
+    look.add_argument(
+        "--compare", nargs=2, type=_named, metavar="RUN", help="recipe, gates, paired statistics of two runs"
+    )
+    look.add_argument("--verify", type=_named, metavar="RUN", help="check every promise on a run and print a table")
+    more = parser.add_argument_group("more")
+    more.add_argument("--repair", type=_named, metavar="RUN", help="show what a repair of a damaged log would drop")
+    more.add_argument("--write", action="store_true", help="with --repair: drop it")
+    more.add_argument("--fork", type=_named, metavar="RUN", help="a new run that reuses what is unchanged of RUN")
+    more.add_argument("--report", type=_named, metavar="RUN", help="write report.html and report.md of a run again")
+    more.add_argument("--review", type=_named, metavar="RUN", help="mark critiques and revisions by hand")
+    more.add_argument("--rater", default="", help="with --review: who marks")
+    more.add_argument("--terminal", action="store_true", help="with --review: a form in the terminal, not a page")
+    more.add_argument("--exam", type=Path, metavar="FILE", help="the metrics' own exam on a labelled JSON-lines file")
+    more.add_argument("--benchmark", type=_named, metavar="LIST", help="harmbench,xstest,mtbench on a run's adapter")
+    more.add_argument("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
+    more.add_argument("--to", type=Path, metavar="FOLDER", help="with --export: where to")
+    more.add_argument("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
+    more.add_argument("--push", metavar="REPO", default="", help="with --export: also to this hub repository")
+    args = parser.parse_args(argv)
+    _paths_at_home(args)
+    _milestone_of_sets(args)
+    _one_command(args)
+    for name, command in GOES_WITH.items():
+        if getattr(args, name) and getattr(args, command) in (None, ""):
+            if name == "watch" and args.status == "":
+                continue  # --status alone means the latest run
+            raise CaiError(f"runner.py: --{name}: goes with --{command}, which is missing. Add it, or leave this out.")
+    if args.override_gate is not None and not args.override_gate.strip():
+        raise CaiError('runner.py: --override-gate: needs a reason, --override-gate "why". It stays in the report.')
+    if args.limit < 0:
+        raise CaiError("runner.py: --limit: must be 0 or more. Leave it out for no limit.")
+    return args
+
+
+def _paths_at_home(args: argparse.Namespace) -> None:
+    """`--to=~/x`: a shell expands `~` only at the beginning of a word."""
+    for name in ("recipe", "to", "exam"):
+        if (path := getattr(args, name)) is not None:
+            if "\0" in str(path):
+                raise CaiError(f"runner.py: --{name}: holds a NUL. Name a path without it.")
+            setattr(args, name, Path(expanded(str(path))))
+
+
+def _milestone_of_sets(args: argparse.Namespace) -> None:
+    """`--set milestone=m1` is --milestone m1."""
+    keyed = [(text, parse_set(text).get("milestone")) for text in args.set if _is_milestone(text)]
+    for text, name in keyed:
+        if not isinstance(name, str) or args.milestone not in ("", name):
+            raise CaiError(f"runner.py: --set {text}: says another milestone than --milestone. Leave one out.")
+        args.milestone = name
+    args.set = [text for text in args.set if not _is_milestone(text)]
+
+
+def _is_milestone(text: str) -> bool:
+    return text.partition("=")[0].strip() == "milestone" and "=" in text
+
+
+def commands(args: argparse.Namespace) -> list[str]:
+    """The commands beside a run that were asked for; none means a run."""
+    return [name for name in COMMANDS if getattr(args, name) not in (None, False)]
+
+
+def _one_command(args: argparse.Namespace) -> None:
+    """Refuse a second command, and a flag of a run beside a command: it would be passed over without a word."""
+    asked = commands(args)
+    others = [name for name, beside in MODES.items() if asked and getattr(args, name) and asked[0] not in beside]
+    if len(asked) + len(others) > 1:
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in (*asked, *others))
+        raise CaiError(f"runner.py: {named}: one at a time. Leave all but one out.")
+
+
+def _named(text: str) -> str:
+    """An argument that says something: an unset shell variable must not mean a new run."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty, it must name something (an unset variable?)")
+    return text

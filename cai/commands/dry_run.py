@@ -1,0 +1,204 @@
+"""`--dry-run`: what a milestone would do: inputs checked, one prompt of each stage, an estimate. Writes nothing.
+
+Owns that text. Token counts come from a tokenizer file that is already on this machine (never from transformers or
+the network); without one they are estimated at four bytes a token, and said to be. Starts in well under two seconds:
+no torch, no model, no run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cai import errors
+from cai.data import chain
+from cai.data.principles import WORDINGS
+from cai.engine.tokenizers import Tokenizer
+from cai.inputs import Inputs, runs_root
+from cai.models.tokenizer_file import ByteCounter, tokenizer_at_hand
+from cai.recipe.load import Recipe
+from cai.recipe.prompts import Prompt, Rendered
+from cai.run import budget
+from cai.terminal import duration, number, printable, usd
+
+SAMPLE = {  # stands for text that a stage before would write
+    "instruction": "How can I keep my bicycle from being stolen in the city?",
+    "answer": "Use a good lock, lock the frame to something fixed, and write down the frame number.",
+    "second": "Use two good locks of different kinds and photograph the frame number.",
+    "critique": 'The answer says "Use a good lock" and does not say what makes one good.',
+}
+SHOWN_CHARACTERS = 1000  # of a user's request that stands for the others
+
+
+def dry_run(inputs: Inputs) -> int:
+    """Print it; gives the exit code. Errors: CaiError for a prompt that leaves no room for its completion."""
+    if inputs.recipe.evaluation.enabled and inputs.recipe.evaluation.lm_eval:
+        from cai.evaluate.lm_eval.tasks import require_package
+
+        require_package(inputs.recipe.evaluation, inputs.folder)
+    tokenizer, source = tokenizer_at_hand(inputs.recipe.model, inputs.backend)
+    for part in (_head(inputs), _files(inputs, tokenizer), _prompts(inputs, tokenizer, source), _estimate(inputs)):
+        if part:
+            print(printable("\n".join(part)), end="\n\n")
+    print("Nothing was loaded and nothing was written. Without --dry-run this starts the run.")
+    return errors.DONE
+
+
+def _head(inputs: Inputs) -> list[str]:
+    recipe, source = inputs.recipe, inputs.source
+    model = {
+        "embedded": f"no GPU here: embedded SmolLM2-135M-Instruct ({recipe.model.format}, {recipe.model.quantization}) "
+        f"in place of {recipe.model.name}",
+        "fake": f"the fake model ({recipe.model.name}): its text means nothing",
+    }.get(inputs.backend, f"{recipe.model.name} at {recipe.model.revision} ({recipe.model.format}, "
+          f"{recipe.model.quantization})")  # fmt: skip
+    instructions = (
+        f"written by the model over {_cells(inputs)} cells, red-team share {recipe.instructions.red_team_share:g}"
+    )
+    effective = recipe.dpo.batch_size * recipe.dpo.gradient_accumulation
+    length = f"{recipe.dpo.max_steps} steps" if recipe.dpo.max_steps else f"{recipe.dpo.epochs:g} epochs"
+    gates = ", ".join(gate.metric for gate in recipe.gates.of(recipe.milestone)) or "none"
+    heldout = f" + {recipe.heldout.items} held out" if recipe.heldout.items else ""
+    if inputs.given is not None:
+        instructions = inputs.files["instructions.file"].path.name + ", as shown below"
+    rows = {
+        "recipe": f"{source.path}, milestone {recipe.milestone}",
+        "model": model,
+        "items": f"{recipe.items}{heldout}; {recipe.rounds} of {len(inputs.constitution.principles)} principles each; "
+        f"a rejected pair is tried {recipe.pairs.retries} more time(s), then replaced up to "
+        f"{recipe.pairs.replacements} time(s)",
+        "instructions": instructions,
+        "training": f"DPO, {length} of {effective} pair(s), learning rate {recipe.dpo.learning_rate:g}, beta "
+        f"{recipe.dpo.beta:g}, LoRA r={recipe.lora.rank} alpha={recipe.lora.alpha}",
+        "gates": gates,
+        "budget": _budget(recipe),
+        "run folder": f"{runs_root(source, recipe)}/<time>-{recipe.milestone}-<hash>",
+    }
+    return [f"{name:<13} {text}" for name, text in rows.items()]
+
+
+def _files(inputs: Inputs, tokenizer: Tokenizer) -> list[str]:
+    """What the user's own files hold, and whether the longest request leaves room for an answer."""
+    lines = list(inputs.told)
+    if inputs.given is None:
+        return lines
+    recipe, longest = inputs.recipe, max(inputs.given.requests, key=lambda row: len(row.text))
+    prompt = inputs.prompts["answers"]
+    rendered = prompt.render({"instruction": longest.text}, format=recipe.model.format, tokenizer=tokenizer)
+    count, room = counted(tokenizer, rendered)[0], recipe.model.max_seq_length - recipe.sampling.answers.max_new_tokens
+    if count > room:
+        about = "~" if isinstance(tokenizer, ByteCounter) else ""
+        lines.append(
+            f"  line {longest.line} is too long: {about}{count:,} tokens of at most {room:,}; it is passed over"
+        )
+    return lines
+
+
+def _cells(inputs: Inputs) -> str:
+    return f"{inputs.grid.size('benign'):,} benign and {inputs.grid.size('redteam'):,} red-team"
+
+
+def _budget(recipe: Recipe) -> str:
+    section = recipe.budget
+    price = f"{usd(section.usd_per_hour)} an hour" if section.usd_per_hour else "no price set"
+    limits = [f"at most {usd(section.max_usd)}"] if section.max_usd else []
+    limits += [f"at most {section.max_hours:g} h"] if section.max_hours else []
+    limits += [f"target {duration(section.target_hours * 3600)}"] if section.target_hours else []
+    return ", ".join([price, *(limits or ["no limit"])])
+
+
+def sample_fields(inputs: Inputs, stage: str) -> Mapping[str, str]:
+    """What fills one prompt of a stage: the seed's first cell, the constitution's first choice, sample texts."""
+    recipe = inputs.recipe
+    if stage == "instructions":
+        return inputs.grid.cell(recipe.seed, 0, inputs.grid.pool(recipe.seed, 0, recipe.instructions.red_team_share))
+    from cai.recipe.constitution import choose
+
+    principle = choose(inputs.constitution, recipe.seed, 0, recipe.rounds)[0]
+    texts = [row.text for row in inputs.given.requests if len(row.text) <= SHOWN_CHARACTERS] if inputs.given else []
+    own = {"instruction": texts[0]} if texts else {}
+    whole = (
+        SAMPLE
+        | own
+        | {
+            "critique_request": principle.critique_request,
+            "revision_request": principle.revision_request,
+            "question": WORDINGS[0].format(principle.principle),
+            "principle": principle.principle,
+            "first": SAMPLE["answer"],
+        }
+    )
+    return {name: whole[name] for name in inputs.prompts[stage].fields}
+
+
+def render(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> Rendered:
+    prompt = inputs.prompts[stage]
+    return prompt.render(sample_fields(inputs, stage), format=inputs.recipe.model.format, tokenizer=tokenizer)
+
+
+def _prompts(inputs: Inputs, tokenizer: Tokenizer, source: str) -> list[str]:
+    lines = [f"One prompt of each stage. Token counts: {source}."]
+    for stage in inputs.prompts:
+        if stage == "instructions" and inputs.recipe.instructions.file:
+            continue
+        lines += ["", *_one_prompt(inputs, stage, tokenizer)]
+    return lines
+
+
+def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
+    recipe, prompt = inputs.recipe, inputs.prompts[stage]
+    rendered = render(inputs, stage, tokenizer)
+    count, prefix = counted(tokenizer, rendered)
+    about = "~" if isinstance(tokenizer, ByteCounter) else ""
+    head = f"--- {stage} ({prompt.path}): {about}{count} tokens, of these {about}{prefix} the same in every prompt"
+    if section := chain.drawn(stage):
+        drawn = getattr(recipe.sampling, section)
+        head += f"; then up to {drawn.max_new_tokens} at T={drawn.temperature:g}"
+        if count + drawn.max_new_tokens > recipe.model.max_seq_length:
+            raise errors.CaiError(
+                f"{prompt.path}: {count} tokens and sampling.{stage}.max_new_tokens = {drawn.max_new_tokens} exceed "
+                f"model.max_seq_length = {recipe.model.max_seq_length}. Shorten the examples or raise it."
+            )
+    else:
+        head += "; for training and measuring" if stage == "policy" else "; read by likelihood, nothing is drawn"
+    start = len(rendered.text) - len(_variable_part(prompt, rendered))
+    lines = [head]
+    if rendered.text[:start].strip():
+        opening = " ".join(rendered.text[:start].split())
+        lines.append(f"[{opening[:100]} ... {_shots(prompt)} examples, {start:,} characters in all]")
+    lines.append(rendered.text[start:])
+    if rendered.stop:
+        lines.append(f"[stops at end of text or {', '.join(map(repr, rendered.stop))}]")
+    return lines
+
+
+def _variable_part(prompt: Prompt, rendered: Rendered) -> str:
+    """The text from the last turn's cue on."""
+    start = rendered.text.rfind(prompt.user_cue.strip()) if prompt.user_cue.strip() else -1
+    marker = rendered.text.rfind("<|im_start|>user")
+    start = max(start, marker)
+    return rendered.text[start:] if start > 0 else rendered.text
+
+
+def _shots(prompt: Prompt) -> int:
+    """How many of the file's examples the recipe shows."""
+    return len(prompt.examples) if prompt.few_shot < 0 else min(prompt.few_shot, len(prompt.examples))
+
+
+def counted(tokenizer: Tokenizer, rendered: Rendered) -> tuple[int, int]:
+    """(tokens of the prompt, of its shared prefix); a quarter of the bytes where there is no tokenizer."""
+    total, prefix = len(rendered.token_ids), rendered.prefix_len
+    return (-(-total // 4), prefix // 4) if isinstance(tokenizer, ByteCounter) else (total, prefix)
+
+
+def _estimate(inputs: Inputs) -> list[str]:
+    recipe: Any = inputs.recipe
+    found = budget.estimate(recipe, inputs.backend, runs_root(inputs.source, recipe), inputs.limit_tokens)
+    low, high = (number(int(round(v, -2))) for v in found.tokens)
+    lines = [f"estimate      {low} to {high} generated tokens", f"              {found.line}"]
+    seconds = found.seconds
+    if recipe.budget.max_hours and seconds and seconds.high > recipe.budget.max_hours * 3600:
+        lines.append("              the upper end exceeds budget.max_hours: the run would stop there, resumable")
+    if recipe.budget.max_usd and found.usd and found.usd.high > recipe.budget.max_usd:
+        lines.append("              the upper end exceeds budget.max_usd: the run would stop there, resumable")
+    return lines

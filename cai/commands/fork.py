@@ -1,0 +1,144 @@
+"""`--fork runs/ID`: a new run that keeps the records whose inputs have not changed.
+
+Owns which rows stay. A row stays if nothing that made it changed, its own stage's inputs and every stage before it:
+instructions -> answers -> critiques r0 -> revisions r0 -> critiques r1 -> ... -> guard. Later tries of a slot exist
+because of how an earlier pair came out, so they stay only if every stage does. Invariant: the fork ends with the bytes
+that a run from nothing with the new recipe would end with (on a CPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai import errors
+from cai.data import chain
+from cai.data.marks import REVIEW_KEY
+from cai.data.slots import try_of
+from cai.errors import CaiError
+from cai.run.events import read_events
+from cai.run.folder import Run
+from cai.run.manifest import read_manifest
+from cai.store import records
+from cai.store.jsonl import Row
+from cai.store.scan import changed, read_points
+
+Identity = Mapping[str, str]
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class ForkPlan:
+    """`kept` rows in file order, `again` rows that must be made anew; `changed`: stage -> what changed for it."""
+
+    source: Path
+    kept: list[Row]
+    again: list[Row]
+    changed: dict[str, list[str]]
+    seconds_per_token: dict[str, float]
+
+
+def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) -> ForkPlan:
+    """Compare the run's manifest ("identity", "stages") with the recipe as it is now. Reads only.
+
+    Errors: CaiError(CORRUPT) if the source's log is damaged, CaiError(USAGE) if its manifest knows no stages.
+    """
+    manifest = read_manifest(source / "manifest.json")
+    if "stages" not in manifest:
+        raise CaiError(f"{source}/manifest.json: names no stages, so nothing can be reused: start anew", errors.USAGE)
+    rows = verified_rows(source / "records.jsonl")
+    differs = changed_stages(manifest["stages"], stages)
+    for name in ("model.backend",):
+        if manifest["identity"].get(name) != identity.get(name):
+            differs.setdefault("instructions", []).append(name)
+    pairs = [key for key in _different(manifest["identity"], identity) if key.startswith("pairs.")]
+    if pairs:
+        differs["pairs"] = pairs
+    first_tries_only = bool(differs)
+    kept = [row for row in rows if stays(row, differs) and not (first_tries_only and try_of(row["item"]))]
+    names = {id(row) for row in kept}
+    again = [row for row in rows if id(row) not in names]
+    return ForkPlan(source, kept, again, differs, _speeds(source))
+
+
+def verified_rows(path: Path) -> list[Row]:
+    """The rows of a log after checking its hashes; a torn tail is passed over."""
+    points = read_points(path.with_suffix(".sum"))
+    records.refuse_missing(path, points)
+    rows = records.read(path)
+    data = path.read_bytes() if path.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if bad := changed(whole, points):
+        line = data.count(b"\n", 0, bad.start) + 1
+        raise records.corrupt(path, records.Damage(line, bad.start, "changed after it was committed"))
+    return rows
+
+
+def changed_stages(then: Mapping[str, Identity], now: Mapping[str, Identity]) -> dict[str, list[str]]:
+    """Stage -> keys of its own inputs that differ."""
+    differing = {stage: _different(then.get(stage, {}), now.get(stage, {})) for stage in chain.names()}
+    return {stage: keys for stage, keys in differing.items() if keys}
+
+
+def _different(then: Identity, now: Identity) -> list[str]:
+    return sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+
+
+def stays(row: Row, differs: Mapping[str, Any]) -> bool:
+    """Whether nothing before or in this row's stage changed."""
+    stage, round_ = row["stage"], int(row["round"])
+    if stage not in chain.names() or chain.CHAIN[0].name in differs:
+        return False
+    return not any(name in differs for name in chain.upstream(stage, round_))
+
+
+def _speeds(source: Path) -> dict[str, float]:
+    """Seconds a generated token took, by stage, from the source's events."""
+    seconds: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+    for event in read_events(source / "events.jsonl"):
+        if event.get("kind") == "stage":
+            seconds[event["stage"]] = seconds.get(event["stage"], 0.0) + float(event.get("seconds") or 0.0)
+            tokens[event["stage"]] = tokens.get(event["stage"], 0) + int(event.get("tokens") or 0)
+    return {stage: seconds[stage] / count for stage, count in tokens.items() if count}
+
+
+def describe(plan: ForkPlan, usd_per_hour: float = 0.0) -> list[str]:
+    """Lines for `--fork --dry-run`: what changed, what stays, what is made again and its cost as the source ran."""
+    lines = [f"fork of {plan.source}: {len(plan.kept)} records stay, {len(plan.again)} are made again"]
+    for stage, keys in plan.changed.items():
+        lines.append(f"  changed for {stage}: {', '.join(keys)}")
+    total = 0.0
+    for stage in chain.names():
+        rows = [row for row in plan.again if row["stage"] == stage]
+        if rows:
+            tokens = sum(int(row.get("tokens") or 0) for row in rows)
+            seconds = tokens * plan.seconds_per_token.get(stage, 0.0)
+            total += seconds
+            lines.append(f"  {stage}: {len(rows)} again, about {tokens} tokens, {seconds:.0f} s")
+    money = f", ${total / 3600 * usd_per_hour:.2f}" if usd_per_hour else ""
+    lines.append(f"  together about {total:.0f} s{money} of generation, then training and evaluation")
+    return lines
+
+
+def fill(plan: ForkPlan, run: Run) -> None:
+    """Copy the kept rows into the new, open run. A kill in between only means that fewer rows were reused."""
+    with run.records() as log:
+        for start in range(0, len(plan.kept), BATCH):
+            log.append(plan.kept[start : start + BATCH])
+    _take_marks(plan, run)
+    made = {stage: sum(row["stage"] == stage for row in plan.again) for stage in chain.names()}
+    run.event("forked", source=plan.source.name, kept=len(plan.kept), again=made, changed=plan.changed)
+
+
+def _take_marks(plan: ForkPlan, run: Run) -> None:
+    """People's marks of texts that stay go along, so that `hygiene.reviews` can train on what was marked."""
+    given = records.read(plan.source / "reviews.jsonl", REVIEW_KEY)
+    texts = {(row["stage"], row["item"], row["round"]) for row in plan.kept}
+    rows = [row for row in given if ("revisions", row["item"], row["round"]) in texts]
+    if rows:
+        log = records.RecordLog.open(run.path / "reviews.jsonl", run.quarantine, key=REVIEW_KEY)
+        log.append(rows)
+        log.close()

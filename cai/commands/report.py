@@ -1,0 +1,19 @@
+"""`--report RUN`: report.html, report.md and the tables again, from the run's files."""
+
+from __future__ import annotations
+
+import argparse
+
+from cai import errors
+from cai.report.pages import write_pages
+
+
+def command(args: argparse.Namespace) -> int:
+    """`--report RUN`: write both pages again."""
+    from cai.inputs import locate
+    from cai.terminal import say
+
+    path = locate(args, args.report)
+    write_pages(path)
+    say(f"{path / 'report.html'}")
+    return errors.DONE

@@ -1,0 +1,235 @@
+"""`--status RUN`: one screen about a run, from its files alone; `--watch` shows it again every two seconds.
+
+Owns that screen. Takes no lock, writes nothing, imports no torch, and never fails on a part that is missing or half
+written: a run can be watched while it works, and a log can be read while it grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+
+from cai import errors
+from cai.data import chain
+from cai.evaluate.gates import whole_verdicts
+from cai.run.events import read_events, spent
+from cai.store.jsonl import Row
+from cai.store.lock import holder_died
+from cai.terminal import duration, duration_range, number, printable, usd, usd_fine
+
+WATCH_SECONDS = 2.0
+SILENT_SECONDS = 60.0  # an attempt without an end that was silent for longer is called silent, not running
+
+
+def command(args: argparse.Namespace) -> int:
+    """Print the screen of the run named (the latest by default); with --watch, until the run ends or Ctrl-C."""
+    from cai.inputs import locate
+
+    path = locate(args, args.status or "latest")
+    if not args.watch:
+        print(screen(path))
+        return errors.DONE
+    try:
+        for text in watch(path):
+            print(f"\x1b[H\x1b[J{text}" if sys.stdout.isatty() else f"{text}\n", flush=True)
+            if getattr(sys.stdout, "dead", False):  # its reader or terminal is gone: nobody watches
+                break
+    except KeyboardInterrupt:
+        pass
+    return errors.DONE
+
+
+def watch(path: Path, seconds: float = WATCH_SECONDS) -> Iterator[str]:
+    """A new screen every `seconds`, the last one once the run's attempt has ended or its process is no more."""
+    while True:
+        text = screen(path)
+        yield text
+        if not text.split("\n")[1].startswith(("state        running", "state        silent")):
+            return
+        time.sleep(seconds)
+
+
+def screen(path: Path, now: datetime | None = None) -> str:
+    """The whole summary, made safe for a terminal."""
+    manifest, status = _json(path / "manifest.json"), _json(path / "status.json")
+    events = read_events(path / "events.jsonl")
+    budget = _budget(path)
+    model = (manifest.get("model") or {}).get("model") or _model(path)
+    state = _state(events, status, now or datetime.now(UTC), holder_died(path))
+    skipped = any(event.get("kind") == "gates_skipped" for event in events)
+    if state == "done" and not skipped and not (path / "eval" / "gates.json").is_file():
+        state = "stopped where it was asked to, can go on"  # --until
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    rows = [
+        ("run", f"{path.name}: {manifest.get('milestone', '?')} on {model} ({manifest.get('backend', '?')})"),
+        ("state", state),
+        ("spent", _spent(events, budget, pairs := _pairs(path))),
+        *_counts(path / "records.jsonl"),
+        ("pairs", f"{pairs[0]} to train on, {pairs[1]} held out" if pairs else "not written yet"),
+        ("training", _training(events)),
+        *_gates(_json(path / "eval" / "gates.json")),
+        ("report", str(shown / "report.html") if (path / "report.html").is_file() else "not written yet"),
+        (
+            "go on",
+            ""
+            if state == "done" or state.startswith("running")
+            else f"python runner.py {shown / 'recipe.toml'} --resume {shown}",
+        ),
+    ]
+    return printable("\n".join(f"{name:<13}{text}" for name, text in rows if text))
+
+
+def _state(events: list[Row], status: Row, now: datetime, died: bool) -> str:
+    """running, silent, killed, done, stopped or failed; with what it is at and since when there is no sign of life."""
+    if not events:
+        return "nothing has happened yet"
+    attempt = max(int(event["attempt"]) for event in events)
+    own = [event for event in events if event["attempt"] == attempt]
+    if own[-1].get("kind") == "end":
+        return _ended(own[-1])
+    seen = [_seconds_ago(str(text), now) for text in (own[-1].get("t"), status.get("updated")) if text]
+    ago = min((value for value in seen if value is not None), default=0.0)
+    if died:
+        return f"killed, can go on; its last sign of life was {duration(ago)} ago"
+    at = _at(status)
+    if ago > SILENT_SECONDS:
+        return f"silent for {duration(ago)} (killed, or in a long step){at}"
+    return f"running, attempt {attempt}{at}"
+
+
+def _ended(event: Row) -> str:
+    code = event.get("code")
+    if code == errors.DONE:
+        return "done"
+    word = "stopped, can go on" if code in (errors.RESUMABLE, errors.SIGINT, errors.SIGTERM) else "ended"
+    return f"{word} (exit {code}): {str(event.get('error', '')).splitlines()[0] if event.get('error') else ''}"
+
+
+def _at(status: Row) -> str:
+    if not status.get("stage"):
+        return ""
+    round_, eta = status.get("round"), status.get("eta_seconds")
+    name = chain.label(str(status["stage"]), round_ if isinstance(round_, int) else 0)
+    text = f": {name}: {status.get('done', 0)}/{status.get('total', 0)}"
+    if status.get("tokens_per_second"):
+        text += f", {status['tokens_per_second']:.0f} tok/s"
+    if isinstance(eta, list) and len(eta) == 2 and eta[1]:
+        text += f", {duration_range(*eta)} to go in this stage"
+    return text
+
+
+def _seconds_ago(text: str, now: datetime) -> float | None:
+    try:
+        return max((now - datetime.fromisoformat(text.replace("Z", "+00:00"))).total_seconds(), 0.0)
+    except ValueError:
+        return None
+
+
+def _spent(events: list[Row], budget: Row, pairs: tuple[int, int] | None) -> str:
+    cost = spent(events)
+    parts = [f"{duration(cost['seconds'])} in {int(cost['attempts'])} attempt(s)"]
+    if cost["usd"]:
+        parts.append(usd(cost["usd"]))
+        if pairs and sum(pairs):
+            parts.append(f"{usd_fine(cost['usd'] / sum(pairs))} a pair")
+    limits = [f"{usd(budget['max_usd'])}"] if budget.get("max_usd") else []
+    limits += [f"{budget['max_hours']:g} h"] if budget.get("max_hours") else []
+    return ", ".join(parts) + (f"; limit {' and '.join(limits)}" if limits else "")
+
+
+def _counts(path: Path) -> list[tuple[str, str]]:
+    """One line a stage: rows accepted, rejected with the most frequent reasons."""
+    counts: Counter[tuple[str, str]] = Counter()
+    reasons: dict[str, Counter[str]] = {}
+    for row in _rows(path):
+        stage = str(row.get("stage"))
+        counts[stage, "ok" if row.get("status") == "ok" else "rejected"] += 1
+        if row.get("status") != "ok":
+            reasons.setdefault(stage, Counter())[str(row.get("reason")).split(":")[0]] += 1
+    lines = []
+    for stage in chain.names():
+        kept, lost = counts[stage, "ok"], counts[stage, "rejected"]
+        if kept or lost:
+            why = ", ".join(f"{reason} {count}" for reason, count in reasons.get(stage, Counter()).most_common(3))
+            lines.append((stage, f"{number(kept)} accepted" + (f", {lost} rejected ({why})" if lost else "")))
+    return lines
+
+
+def _rows(path: Path) -> Iterable[Row]:
+    """Whole lines only; one that cannot be read is passed over (--verify tells of damage)."""
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    try:
+                        row = orjson.loads(line)
+                    except orjson.JSONDecodeError:
+                        continue
+                    if isinstance(row, dict):
+                        yield row
+    except OSError:
+        return
+
+
+def _pairs(path: Path) -> tuple[int, int] | None:
+    """(training pairs, held-out pairs) as written, by counting lines."""
+    try:
+        train, heldout = ((path / "dataset" / "pairs" / f"{s}.jsonl").read_bytes() for s in ("train", "heldout"))
+    except OSError:
+        return None
+    return train.count(b"\n"), heldout.count(b"\n")
+
+
+def _training(events: list[Row]) -> str:
+    own = [event for event in events if "arm" not in event]
+    done = [event for event in own if event.get("kind") == "trained"]
+    steps = [event for event in own if event.get("kind") == "train_step"]
+    if done:
+        text = f"{done[-1].get('steps')} steps done"
+    elif steps:
+        text = f"step {steps[-1].get('step')}"
+    else:
+        return ""
+    losses = [event["loss"] for event in steps if isinstance(event.get("loss"), int | float)]
+    return text + (f", loss {losses[0]:.4f} to {losses[-1]:.4f}" if losses else "")
+
+
+def _gates(gates: Row) -> list[tuple[str, str]]:
+    lines = []
+    for verdict in whole_verdicts(gates):
+        measured = verdict.get("measured") or {}
+        value = measured.get("value")
+        shown = f" {number(value)} (n={measured.get('n')})" if isinstance(value, int | float) else ""
+        lines.append(("gate", f"{verdict.get('status'):<12} {verdict.get('metric')}{shown}: {verdict.get('reason')}"))
+    return [*lines, ("override", str(gates["override"]))] if gates.get("override") else lines
+
+
+def _budget(path: Path) -> Row:
+    return dict(_toml(path).get("budget", {}))
+
+
+def _model(path: Path) -> str:
+    return str(_toml(path).get("model", {}).get("name", "?"))
+
+
+def _toml(path: Path) -> Row:
+    try:
+        return tomllib.loads((path / "recipe.resolved.toml").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _json(path: Path) -> Row:
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,107 @@
+"""`python -m cai.commands.supervise RECIPE --resume runs/ID`: resume a run until it is done, through preemptions.
+
+Owns the restarts alone: it starts `runner.py ... --resume`, looks at the exit code, and waits longer each time nothing
+was gained. Restarts after 75 (stopped but resumable) and after SIGKILL (the kernel's out-of-memory killer); every other
+code is final and becomes its own. A SIGTERM or SIGINT is passed on to the runner, and then nothing is restarted; a
+terminal that closes stops neither of them.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cai import errors
+from cai.commands import cli
+from cai.errors import CaiError
+from cai.inputs import locate
+from cai.terminal import last_through_hangups, printable
+from cai.training import checkpoints
+
+KILLED = -signal.SIGKILL
+
+
+def work_done(run: Path) -> tuple[int, int]:
+    """Bytes of the logs, and training steps and derived files: a restart that raised either was no vain one."""
+    logs = [run / "records.jsonl", *run.glob("eval/**/*.jsonl")]
+    trainings = [run / "train", *(path for path in run.glob("train/*/") if path.is_dir())]
+    steps = sum(1 + checkpoints.step_of(found[0]) for folder in trainings if (found := checkpoints.found(folder)))
+    derived = len([*run.glob("train/**/*.json"), *run.glob("train/*.safetensors"), *run.glob("adapter*/*")])
+    return sum(path.stat().st_size for path in logs if path.exists()), steps + derived
+
+
+class Supervisor:
+    """Runs `command` until its exit code is final. `wait` is for tests."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        run: Path,
+        *,
+        first_wait: float = 1.0,
+        longest_wait: float = 300.0,
+        fruitless: int = 8,
+        wait: Callable[[float], object] | None = None,
+    ) -> None:
+        self.command, self.run = list(command), run
+        self.first_wait, self.longest_wait, self.fruitless = first_wait, longest_wait, fruitless
+        self.child: subprocess.Popen[bytes] | None = None
+        self.told = False  # the running child has been sent the signal
+        self.stop = threading.Event()
+        self.wait = wait or self.stop.wait  # ends at once when a signal comes; time.sleep would go on
+
+    def pass_on(self, number: int, frame: object) -> None:
+        """Signal handler: tell the runner, and start no other."""
+        self.stop.set()
+        if self.child is not None and self.child.returncode is None:
+            self.told = True
+            self.child.send_signal(number)
+
+    def supervise(self) -> int:
+        """Exit code of the last runner (137 for one that was killed)."""
+        in_vain = 0
+        while True:
+            before = work_done(self.run)
+            self.child = subprocess.Popen(self.command, start_new_session=True)
+            if self.stop.is_set() and not self.told:  # the signal came while the runner was being started
+                self.pass_on(signal.SIGTERM, None)
+            code = self.child.wait()
+            if code not in (errors.RESUMABLE, KILLED) or self.stop.is_set():
+                return code if code >= 0 else 128 - code
+            gained = any(now > then for now, then in zip(work_done(self.run), before, strict=True))
+            in_vain = 0 if gained else in_vain + 1
+            if in_vain > self.fruitless:
+                print(f"{self.run}: {in_vain} restarts gained nothing: giving up (exit {code})", file=sys.stderr)
+                return code if code >= 0 else 128 - code
+            pause = min(self.longest_wait, self.first_wait * 2**in_vain)
+            print(f"{self.run}: exit {code}; resuming in {pause:g} s", file=sys.stderr, flush=True)
+            self.wait(pause)
+            if self.stop.is_set():
+                return errors.RESUMABLE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m cai.commands.supervise RECIPE --resume runs/ID ...`: every argument goes to runner.py as it is."""
+    last_through_hangups()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        args = cli.parse(given)
+        if not args.resume:
+            raise CaiError("python -m cai.commands.supervise RECIPE --resume runs/ID: which run? Give --resume.")
+        run = locate(args, args.resume)
+    except CaiError as error:
+        print(printable(str(error)), file=sys.stderr)
+        return error.code
+    runner = Path(__file__).resolve().parents[2] / "runner.py"
+    supervisor = Supervisor([sys.executable, str(runner), *given], run)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, supervisor.pass_on)
+    return supervisor.supervise()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

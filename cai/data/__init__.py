@@ -1,0 +1,2 @@
+"""Instructions to answers, critiques, revisions and pairs, and what of them is trained on. No module here knows
+torch."""

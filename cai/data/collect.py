@@ -1,0 +1,109 @@
+"""The data half of a run: every slot through the stages; a rejected pair is tried again and replaced, within a bound.
+
+Owns the order of stages and waves and what is left to do; `stage.run_stage` owns the loop, `pairs` what makes a pair.
+Everything is computed from the records, so a resume walks the same waves and finds them done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cai.data import chain, guarding, instructions, slots
+from cai.data.pairs import PairPlan, PairSet, build
+from cai.data.stage import run_stage
+from cai.recipe.grid import Grid
+from cai.recipe.intake.entries import Given
+from cai.recipe.intake.instructionfile import Intake
+from cai.run.context import Context
+
+
+def pair_plan(context: Context) -> PairPlan:
+    recipe = context.recipe
+    return PairPlan(
+        recipe.rounds,
+        {p.id: p.principle for p in context.constitution.principles},
+        relevant=recipe.principles.choice == "relevant",
+        keeps_text=recipe.critiques.no_issue == "keep",
+        labels=recipe.pairs.label == "judge",
+    )
+
+
+def pairs_so_far(context: Context, before: PairSet | None = None, attempt: int | None = None) -> PairSet:
+    """Examples, kept pairs and rejects of all records, or of tries up to `attempt` alone.
+
+    A resume that stands in an earlier wave must not see the rows of later ones, or it would judge and slice otherwise
+    than the run that was never stopped. What `before` has of items without news is kept.
+    """
+    wanted = {slot for slot in slots.slots(context.recipe)}
+
+    def of_interest(item: int) -> bool:
+        return slots.slot_of(item) in wanted and (attempt is None or slots.try_of(item) <= attempt)
+
+    return build(context.log.rows, pair_plan(context), context.recipe.pairs, of_interest, before)
+
+
+def waves(context: Context, pairs: PairSet, attempt: int) -> list[int]:
+    """Items of try number `attempt`: every slot at first, then the slots whose pair is still missing."""
+    filled = {slots.slot_of(pair["item"]) for pair in pairs.kept}
+    return [slots.item_at(slot, attempt) for slot in slots.slots(context.recipe) if slot not in filled]
+
+
+def collect(context: Context, grid: Grid, given: Intake | None, until: str = "") -> PairSet:
+    """Run the stages until each slot has its pair or its tries are used up.
+
+    `until`: stop after that stage; "pairs" is the end of all. `given`: the user's own instructions, if any.
+    """
+    recipe = context.recipe
+    lines = given.requests if given else ()
+    stage = chain.make_instructions(grid)
+    pairs = PairSet([], [], [])
+    for attempt in range(slots.tries(recipe)):
+        items = waves(context, pairs, attempt)
+        if not items:
+            break
+        if attempt:
+            context.run.event("wave", attempt=attempt, slots=len(items), reasons=pairs.reasons)
+            context.progress.say(
+                f"{len(items)} slot(s) have no pair yet: wave {attempt + 1} of at most {slots.tries(recipe)}"
+            )
+        _instructions(context, stage, items, lines, pairs)
+        if until != "instructions":
+            _answers_to_revisions(context, items, until)
+        pairs = pairs_so_far(context, pairs, attempt)
+        if until not in ("", "pairs"):
+            break
+        if recipe.guard.enabled and guarding.run_guard(context, pairs.examples):
+            pairs = pairs_so_far(context, pairs, attempt)
+    return pairs
+
+
+def _instructions(
+    context: Context, stage: chain.Stage, items: Sequence[int], lines: Sequence[Given], pairs: PairSet
+) -> None:
+    hopeless = {reject["item"] for reject in pairs.rejects if reject["reason"] == "no_issue"}
+    fresh = [
+        i
+        for i in items
+        if slots.is_fresh(i, context.recipe)
+        or slots.earlier(i) in hopeless  # nothing is wrong with its answers: another request may do better
+        or not _worth_repeating(context, slots.earlier(i))
+    ]
+    instructions.repeat(context, [i for i in items if i not in set(fresh)])
+    if lines:
+        instructions.take_from_file(context, fresh, lines)
+    else:
+        instructions.generate(context, stage, fresh)
+
+
+def _worth_repeating(context: Context, item: int) -> bool:
+    """Whether other seeds may help this item: it has an instruction, and one that leaves room for an answer."""
+    answer = context.log.get("answers", item, 0)
+    too_long = answer is not None and str(answer["reason"]).startswith("prompt_too_long")
+    return not too_long and chain.instruction_of(context, item) is not None
+
+
+def _answers_to_revisions(context: Context, items: Sequence[int], until: str) -> None:
+    for stage, round_ in chain.ordered(context.recipe.rounds, context.recipe)[1:]:
+        run_stage(context, stage, items, round_)
+        if until == stage.name:
+            return

@@ -1,0 +1,108 @@
+"""The guard stage: every finished pair is judged once, chosen and rejected, and kept or dropped with the reason.
+
+Owns its records (stage "guard", one row a pair that passed every other rule); the formats and rules are
+`cai.models.guard`'s. A dropped pair is a rejected row: its slot is tried again like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cai.errors import CaiError
+from cai.models import auxiliary, checks
+from cai.models.guard import REMEDY, Guard, Judgement, make_guard, style_of, verdict
+from cai.models.guard_formats import LLAMA, SEPARATOR, Exchange, template_parts
+from cai.recipe.settings_benchmarks import STAND_IN
+from cai.run.context import Context
+from cai.run.loop import Key, fill
+from cai.store.jsonl import Row
+
+SLICE = 64  # pairs judged between two writes: what a kill loses
+CPU_SLICE = 8  # a small model on two cores needs seconds for one: progress should be seen
+KEY = "guard.model"
+
+
+def require(context: Context) -> None:
+    """Exit 2 with the remedy, before anything is generated: no such guard, or a tokenizer that asks for no verdict."""
+    section = context.recipe.guard
+    if not section.enabled:
+        return
+    style = style_of(section)
+    if section.excluded and style != LLAMA and section.model != STAND_IN:
+        raise CaiError(
+            f"guard.excluded: {section.model} judges by all its categories, only Llama Guard's prompt leaves some out. "
+            "Empty guard.excluded, or take a Llama Guard as guard.model."
+        )
+    auxiliary.require(section.model, KEY, REMEDY, section.revision)
+    if section.model != STAND_IN:
+        template_parts(auxiliary.load_tokenizer(section.model, KEY, section.revision), style, section.excluded)
+
+
+def run_guard(context: Context, examples: Sequence[Row]) -> int:
+    """Judge the examples that have no guard row yet; gives how many rows were added."""
+    todo = [example for example in examples if not context.log.has("guard", example["item"])]
+    if not todo:
+        return 0
+    section = context.recipe.guard
+    with auxiliary.loaded(context, section.model, KEY, revision=section.revision, place=section.placement) as loaded:
+        guard = make_guard(loaded, section)
+        check_guard(context, guard)
+        by_item = {example["item"]: example for example in examples}
+
+        def compute(part: list[Key]) -> list[Row]:
+            return judge_slice(context, guard, [by_item[item] for _, item, _ in part])
+
+        keys = [("guard", example["item"], 0) for example in todo]
+        fill(context, context.log, "guard", keys, CPU_SLICE if loaded.on_cpu else SLICE, compute, guard=section.model)
+    return len(todo)
+
+
+def check_guard(context: Context, guard: Guard) -> None:
+    """The guard on the check set of harmful and harmless replies, before it decides about a single pair."""
+    section = context.recipe.guard
+    facts = (guard.name, section.revision, guard.sha, section.threshold, section.controversial)
+    of = checks.model_mark(context) if guard.stand_in else None
+
+    def said(rows: Sequence[Row]) -> list[bool | None]:
+        asked = [f"{row['context']}{SEPARATOR}{row['prompt']}" if row["context"] else row["prompt"] for row in rows]
+        exchanges = [Exchange(prompt, row["reply"]) for prompt, row in zip(asked, rows, strict=True)]
+        found = guard.judge(exchanges, context)
+        return [None if j.unsafe is None else j.unsafe >= section.threshold for j in found]
+
+    with checks.open_log(context, "guard", repr((*facts, of))) as log:
+        checks.measure(context, log, "guard", section.model, said)
+
+
+def judge_slice(context: Context, guard: Guard, examples: Sequence[Row]) -> list[Row]:
+    """Both texts of each example judged together, one row an example."""
+    exchanges = []
+    for example in examples:
+        pair = example["preference_pair"]
+        exchanges += [Exchange(pair["prompt"], pair["chosen"]), Exchange(pair["prompt"], pair["rejected"])]
+    said = guard.judge(exchanges, context)
+    pairs = zip(examples, said[::2], said[1::2], strict=True)
+    return [guard_row(context, guard, example, chosen, rejected) for example, chosen, rejected in pairs]
+
+
+def guard_row(context: Context, guard: Guard, example: Row, chosen: Judgement, rejected: Judgement) -> Row:
+    reason, category = verdict(example["pool"], chosen, rejected, context.recipe.guard)
+    return {
+        "v": 1,
+        "stage": "guard",
+        "item": example["item"],
+        "round": 0,
+        "principle": None,
+        "text": f"chosen {chosen.label or 'unscored'}, rejected {rejected.label or 'unscored'}",
+        "status": "rejected" if reason else "ok",
+        "reason": reason or None,
+        "finish": None,
+        "tokens": 0,
+        "seed": 0,
+        "prompt_sha": guard.sha,
+        "guard": guard.name,
+        "pool": example["pool"],
+        "chosen_unsafe": chosen.unsafe,
+        "rejected_unsafe": rejected.unsafe,
+        "chosen_refuses": chosen.refuses,
+        "category": category or None,
+    }

@@ -1,0 +1,289 @@
+"""Pair hygiene before training: marks, leaks, evasions, length balance, displacement. Counts always, removes as told.
+
+Owns which accepted pairs are dropped so that DPO does not learn a shortcut, and the numbers that say so; owns no file.
+Pure: which pairs go depends on their texts, item numbers and people's marks only. Invariant: `total == kept + removed`,
+no rule leaves fewer than `min_pairs`, and none over shares less than `max_removed_share` allows (a person's mark is no
+rule: what somebody refused goes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cai.metrics.stats import gained_exact
+from cai.metrics.text import rouge_l, words
+from cai.metrics.wordings import has_disclaimer, has_hedge, is_refusal
+from cai.recipe.settings_evaluation import HygieneSection
+from cai.store.jsonl import Row
+
+Entry = tuple[str, str]  # place, phrase
+LEAK_SIZES = (3, 4, 5, 6)
+LEAK_MIN_PAIRS = 3  # a phrase in fewer chosen texts than this is no pattern
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A phrase that is far more common in chosen than in rejected. `place`: opener, closer or anywhere.
+
+    `p`: exact McNemar over pairs (in chosen only against in rejected only), times the number of phrases tried.
+    """
+
+    place: str
+    phrase: str
+    chosen: int
+    rejected: int
+    lift: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Hygiene:
+    """`kept` goes into training; `removed` rows carry item, rule and detail; `facts` are JSON-able counts."""
+
+    kept: list[Row]
+    removed: list[Row]
+    leaks: list[Leak] = field(default_factory=list)
+    facts: Row = field(default_factory=dict)
+
+
+def clean(pairs: Sequence[Row], section: HygieneSection, refused: Mapping[int, str] | None = None) -> Hygiene:
+    """Apply every rule that is switched on, in a fixed order; a rule that is off is only counted.
+
+    `refused`: item -> which mark refused it; those go first where `hygiene.reviews` is on.
+    """
+    found_leaks = find_leaks(pairs, section)
+    kept, removed, rules = list(pairs), [], {}
+    if section.reviews:
+        marked = {pair["item"]: refused[pair["item"]] for pair in pairs if refused and pair["item"] in refused}
+        gone = marked if section.enabled else {}
+        idle = "" if section.enabled else "off"
+        rules["reviews"] = {"active": not idle, "idle": idle, "marked": len(marked), "removed": len(gone)}
+        removed += [{"item": item, "rule": "reviews", "detail": detail} for item, detail in gone.items()]
+        kept = [pair for pair in kept if pair["item"] not in gone]
+    for name, rule in RULES.items():
+        marked = rule(kept, section, found_leaks)
+        idle = _idle(name, len(pairs), section)
+        gone = {} if idle else dict(list(marked.items())[: max(0, len(kept) - _floor(name, len(pairs), section))])
+        rules[name] = {"active": not idle, "idle": idle, "marked": len(marked), "removed": len(gone)}
+        removed += [{"item": item, "rule": name, "detail": detail} for item, detail in gone.items()]
+        kept = [pair for pair in kept if pair["item"] not in gone]
+    assert len(pairs) == len(kept) + len(removed), (len(pairs), len(kept), len(removed))
+    facts = {"total": len(pairs), "kept": len(kept), "removed": len(removed), "rules": rules}
+    facts |= {"before": describe(pairs), "after": describe(kept)}
+    facts["leaks"] = [vars_of(leak) for leak in found_leaks[:SHOWN]]
+    return Hygiene(kept, removed, found_leaks, facts)
+
+
+def _idle(rule: str, total: int, section: HygieneSection) -> str:
+    """Why a rule removes nothing, however much it marks; "" if it does."""
+    if not (section.enabled and getattr(section, rule)):
+        return "off"
+    few = rule in QUOTA_RULES and total < section.quota_min_pairs
+    return f"fewer than {section.quota_min_pairs} pairs" if few else ""  # a share of ten pairs says nothing
+
+
+def _floor(rule: str, total: int, section: HygieneSection) -> int:
+    """How many pairs a rule leaves at least.
+
+    What all revisions have in common no quota can cure: dropping pairs leaves its share as it is, down to the last one.
+    """
+    share = 1.0 - section.max_removed_share if rule in QUOTA_RULES else 0.0
+    return max(section.min_pairs, math.ceil(share * total))
+
+
+def held_back(facts: Row) -> list[str]:
+    """One line for each rule at work that marked more than it was allowed to remove."""
+    rules = facts["rules"].items()
+    return [
+        f"hygiene: {name} marked {rule['marked']} of {facts['total']} pairs and removed {rule['removed']}: more would "
+        "leave too few (hygiene.max_removed_share, min_pairs). What marks them is in most revisions; look at those."
+        for name, rule in rules
+        if rule["active"] and rule["marked"] > rule["removed"]
+    ]
+
+
+def lines(facts: Row) -> list[str]:
+    """What the training pairs were and are (length, likeness, evasions), and which rules were held back; for pages."""
+    found = []
+    for when, of in (("Before hygiene", facts["before"]), ("After it", facts["after"])):
+        if of["n"] and (facts["removed"] or of is facts["before"]):
+            kinds = ", ".join(f"{kind} {of[f'{kind}_share']:.0%}" for kind in EVASIONS)
+            found.append(
+                f"{when}, {of['n']} training pairs: chosen is longer in {of['chosen_longer_share']:.0%} (length alone "
+                f"tells it in {of['length_only_accuracy']:.0%}); ROUGE-L with rejected {of['mean_similarity']:.2f}; "
+                f"{kinds}."
+            )
+    return found + held_back(facts)
+
+
+def vars_of(leak: Leak) -> Row:
+    return {name: getattr(leak, name) for name in ("place", "phrase", "chosen", "rejected", "lift", "p")}
+
+
+def describe(pairs: Sequence[Row]) -> Row:
+    """Length, evasion and similarity figures of a set of pairs; shares with n, None where there is no pair."""
+    n = len(pairs)
+    if not n:
+        return {"n": 0}
+    longer = sum(_excess(pair) > 0 for pair in pairs)
+    equal = sum(_excess(pair) == 0 for pair in pairs)
+    share = (longer + 0.5 * equal) / n
+    return {
+        "n": n,
+        "chosen_longer_share": round(share, 4),
+        "length_only_accuracy": round(max(share, 1.0 - share), 4),
+        "mean_similarity": round(sum(similarity(pair) for pair in pairs) / n, 4),
+        **{f"{kind}_share": round(sum(map(test, pairs)) / n, 4) for kind, test in EVASIONS.items()},
+    }
+
+
+def similarity(pair: Row) -> float:
+    """ROUGE-L of chosen and rejected: near 1, DPO lowers the likelihood of both (Razin et al. 2024)."""
+    return rouge_l(pair["chosen"], pair["rejected"])
+
+
+def _excess(pair: Row) -> int:
+    return len(words(pair["chosen"])) - len(words(pair["rejected"]))
+
+
+def find_leaks(pairs: Sequence[Row], section: HygieneSection) -> list[Leak]:
+    """Phrases in at least `leak_min_share` of chosen with the wanted lift over rejected, most common first.
+
+    Openers are the first four words, closers the last four; elsewhere n-grams of 3 to 6 words. Of nested phrases with
+    the same count the longest stays. The lift is (c + 0.5) / (r + 0.5): both sides have the same number of texts. It
+    must be no accident either: of a hundred phrases, some stand in three of ten chosen and in no rejected by chance.
+    A phrase is no more common than its rarest word, so only phrases of common words are counted: the others of 5,000
+    texts are millions.
+    """
+    least = max(LEAK_MIN_PAIRS, section.leak_min_share * len(pairs))
+    texts_with, chosen = Counter[str](), Counter[Entry]()
+    rejected, both = Counter[Entry](), Counter[Entry]()
+    for pair in pairs:
+        texts_with.update(set(words(pair["chosen"])))
+    common = {word for word, count in texts_with.items() if count >= least}
+    for pair in pairs:
+        chosen.update(entry for entry in phrases(pair["chosen"]) if common.issuperset(entry[1].split(" ")))
+    often = _without_nested({entry: count for entry, count in chosen.items() if count >= least})
+    for pair in pairs:
+        if held := often.keys() & phrases(pair["rejected"]):
+            rejected.update(held)
+            both.update(held & phrases(pair["chosen"]))
+    found = []
+    for entry, count in often.items():
+        lift = (count + 0.5) / (rejected[entry] + 0.5)
+        p = min(1.0, len(often) * gained_exact(count - both[entry], rejected[entry] - both[entry]))
+        if lift >= section.leak_min_lift and p <= section.leak_max_p:
+            found.append(Leak(*entry, count, rejected[entry], round(lift, 3), float(f"{p:.3g}")))
+    return found
+
+
+def phrases(text: str) -> set[Entry]:
+    """(place, phrase) of a text, each once."""
+    tokens = words(text)
+    grams = {
+        ("anywhere", " ".join(tokens[i : i + n])) for n in LEAK_SIZES for i in range(len(tokens) - n + 1)
+    }  # fmt: skip
+    if len(tokens) >= 4:
+        grams |= {("opener", " ".join(tokens[:4])), ("closer", " ".join(tokens[-4:]))}
+    return grams
+
+
+def _without_nested(counts: Mapping[Entry, int]) -> dict[Entry, int]:
+    """Most common and longest first, without what stands only inside a longer phrase: it would be tried twice."""
+    order = sorted(counts.items(), key=lambda item: (-item[1], -len(item[0][1]), item[0]))
+    kept: dict[Entry, int] = {}
+    longer: dict[int, str] = {}  # count -> the phrases kept with that count, for a search within them
+    for (place, phrase), count in order:
+        if place != "anywhere" or f" {phrase} " not in longer.get(count, ""):
+            kept[place, phrase] = count
+            longer[count] = f"{longer.get(count, '')}| {phrase} "
+    return kept
+
+
+def _order(pair: Row) -> bytes:
+    """Which pairs of an over-full kind go first: by hash, so that no topic or position is favoured."""
+    return hashlib.sha256(str(pair["item"]).encode()).digest()
+
+
+def _above_quota(
+    pairs: Sequence[Row], marked: Sequence[Row], quota: float, detail: str, order: Callable[[Row], Any] = _order
+) -> dict[int, str]:
+    """The marked pairs beyond `quota` of what would then be left: m - k <= quota (n - k), first in `order` first."""
+    excess = len(marked) - quota * len(pairs)
+    if excess <= 0:
+        return {}
+    count = len(marked) if quota >= 1.0 else min(len(marked), -int(-excess // (1.0 - quota)))
+    return {pair["item"]: detail for pair in sorted(marked, key=order)[:count]}
+
+
+def _leak_rule(pairs: Sequence[Row], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
+    """Leak by leak, the pairs that hold most leaks first: fewer go in all."""
+    wanted = {(leak.place, leak.phrase) for leak in leaks}
+    held = {pair["item"]: wanted & phrases(pair["chosen"]) for pair in pairs} if wanted else {}
+    gone: dict[int, str] = {}
+    for leak in leaks:
+        left = [pair for pair in pairs if pair["item"] not in gone]
+        holders = [pair for pair in left if (leak.place, leak.phrase) in held[pair["item"]]]
+        gone |= _above_quota(
+            left,
+            holders,
+            section.leak_max_share,
+            f"{leak.place}: {leak.phrase}",
+            lambda pair: (-len(held[pair["item"]]), _order(pair)),
+        )
+    return gone
+
+
+def _only_in_chosen(test: Callable[[str], bool]) -> Callable[[Row], bool]:
+    return lambda pair: test(pair["chosen"]) and not test(pair["rejected"])
+
+
+def _truncates(pair: Row) -> bool:
+    """Half of the answer is gone, and it was not declined: dropping content is the cheapest way to drop a flaw."""
+    return 2 * len(words(pair["chosen"])) < len(words(pair["rejected"])) and not is_refusal(pair["chosen"])
+
+
+EVASIONS: dict[str, Callable[[Row], bool]] = {
+    "refusal": _only_in_chosen(is_refusal),
+    "disclaimer": _only_in_chosen(has_disclaimer),
+    "hedge": _only_in_chosen(has_hedge),
+    "truncation": _truncates,
+}
+
+
+def _evasion_rule(pairs: Sequence[Row], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
+    gone: dict[int, str] = {}
+    for kind, test in EVASIONS.items():
+        left = [pair for pair in pairs if pair["item"] not in gone]
+        quota = getattr(section, f"max_{kind}_share")
+        gone |= _above_quota(left, [pair for pair in left if test(pair)], quota, kind)
+    return gone
+
+
+def _length_rule(pairs: Sequence[Row], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
+    """The pairs whose chosen text is longer by the most go, until the share is met."""
+    longer = [pair for pair in pairs if _excess(pair) > 0]
+    count = len(_above_quota(pairs, longer, section.max_longer_share, ""))
+    widest = sorted(longer, key=lambda pair: (-_excess(pair), _order(pair)))[:count]
+    return {pair["item"]: f"chosen longer by {_excess(pair)} words" for pair in widest}
+
+
+def _displacement_rule(pairs: Sequence[Row], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
+    scored = ((pair, similarity(pair)) for pair in pairs)
+    return {pair["item"]: f"ROUGE-L {value:.3f}" for pair, value in scored if value > section.max_pair_similarity}
+
+
+Rule = Callable[[Sequence[Row], HygieneSection, Sequence[Leak]], dict[int, str]]
+RULES: dict[str, Rule] = {
+    "displacement": _displacement_rule,
+    "leaks": _leak_rule,
+    "evasions": _evasion_rule,
+    "length_balance": _length_rule,
+}
+QUOTA_RULES = ("leaks", "evasions", "length_balance")

@@ -1,0 +1,208 @@
+"""Where instructions come from: a user's file, the item tried before, or the model over the grid, near-duplicates out.
+
+Owns the near-duplicate rule and the diversity figures; cai.recipe.intake reads the file. Rows from a file or
+from an earlier try are records like any other (finish "file", no tokens). Invariant: no two accepted fresh
+instructions of a run are closer than the recipe's threshold, so no held-out prompt has a near-duplicate that is
+trained on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rapidfuzz import fuzz, process
+
+from cai.data import slots
+from cai.data.chain import instruction_of
+from cai.data.stage import Row, Stage, run_stage
+from cai.recipe.intake.entries import Given
+from cai.recipe.prompts import digest
+from cai.run.context import Context
+
+COMPARED_CHARACTERS = 2000  # of an instruction; the comparison is quadratic: two lines of 1 MB took 74 s
+
+
+def normalise(text: str) -> str:
+    """Lower case, words only, the beginning: what two instructions are compared by."""
+    return " ".join(re.findall(r"\w+", text.lower()))[:COMPARED_CHARACTERS]
+
+
+def in_order(text: str) -> str:
+    """The words of a normalised text sorted: the plain ratio of two of these is their token-sort ratio."""
+    return " ".join(sorted(text.split()))
+
+
+class NearDuplicates:
+    """Accepted texts, and whether a new one is closer to any of them than the threshold (token-sort ratio, 0 to 1).
+
+    A text's words are sorted once, when it is added: at 5,000 texts the comparisons are 12 million.
+    """
+
+    def __init__(self, texts: Sequence[str], threshold: float) -> None:
+        self.known = [in_order(normalise(text)) for text in texts]
+        self.threshold = threshold
+
+    def nearest(self, text: str) -> float:
+        """Similarity to the nearest known text, 0 if below the threshold."""
+        cutoff = self.threshold * 100
+        found = process.extractOne(in_order(normalise(text)), self.known, scorer=fuzz.ratio, score_cutoff=cutoff)
+        return found[1] / 100 if found else 0.0
+
+    def add(self, text: str) -> None:
+        self.known.append(in_order(normalise(text)))
+
+
+def generate(context: Context, stage: Stage, items: Sequence[int]) -> None:
+    """Fresh instructions from the model for `items`; each pass retries what the pass before rejected."""
+    for attempt in range(context.recipe.instructions.max_tries):
+        todo = [i for i in items if _rejected(context, i, attempt)]
+        if todo:
+            run_stage(context, stage, todo, attempt, accept=_drop_near_duplicates(context))
+
+
+def _rejected(context: Context, item: int, attempts: int) -> bool:
+    """Whether all the attempts before this one stand in the log and were rejected."""
+    rows = [context.log.get("instructions", item, a) for a in range(attempts)]
+    return all(row is not None and row["status"] != "ok" for row in rows)
+
+
+def _drop_near_duplicates(context: Context) -> Callable[[list[Row]], list[Row]]:
+    """Reject what is too near to an accepted instruction. What stands in the log is read once, not at every batch."""
+    threshold = context.recipe.instructions.similarity_threshold
+    seen, taken = NearDuplicates([], threshold), 0
+    kept_here: set[tuple[int, int]] = set()
+
+    def accept(rows: list[Row]) -> list[Row]:
+        nonlocal seen, taken
+        logged = context.log.by_stage("instructions")
+        batch = {(row["item"], row["round"]) for row in rows}
+        if any(context.log.has("instructions", *key) for key in batch):  # a batch recomputed whole
+            seen, taken = NearDuplicates([], threshold), 0
+            kept_here.clear()
+        for row in logged[taken:]:
+            key = (row["item"], row["round"])
+            if row["status"] == "ok" and key not in kept_here and key not in batch:
+                seen.add(row["text"])
+        taken, kept = len(logged), []
+        for row in rows:
+            compared = row["status"] == "ok" and not context.recipe.pairs.accept_noise
+            near = seen.nearest(row["text"]) if compared else 0.0
+            if near:
+                row = {**row, "status": "rejected", "reason": f"near_duplicate: {near:.2f}"}
+            elif row["status"] == "ok":
+                seen.add(row["text"])
+                kept_here.add((row["item"], row["round"]))
+            kept.append(row)
+        return kept
+
+    return accept
+
+
+def take_from_file(context: Context, items: Sequence[int], lines: Sequence[Given]) -> int:
+    """Give each item the next unused request of the file, near-duplicates passed over; how many got one.
+
+    A row is known by its text, so a file that grew, or was put in another order, gives no request twice.
+    """
+    seen = NearDuplicates([], context.recipe.instructions.similarity_threshold)
+    rows = context.log.by_stage("instructions")
+    used = {row["text"] for row in rows if "line" in row}
+    for row in rows:
+        if row["status"] == "ok" and row["parent"] is None:
+            seen.add(row["text"])
+    free = iter([line for line in lines if line.text not in used])
+    fresh, alike = [], 0
+    wanted = [i for i in items if context.log.get("instructions", i, 0) is None]
+    for item in wanted:
+        for line in free:
+            if seen.nearest(line.text):
+                alike += 1
+                continue
+            seen.add(line.text)
+            fresh.append(_given(item, line.text, line.pool, None) | {"line": line.line})
+            break
+    context.log.append(fresh)
+    if len(fresh) < len(wanted):
+        _tell_shortage(context, len(fresh), len(wanted), alike, len(lines))
+    return len(fresh)
+
+
+def _tell_shortage(context: Context, got: int, wanted: int, alike: int, lines: int) -> None:
+    """Once for a file, not in every wave again."""
+    if any(event.get("lines") == lines for event in context.run.events("instructions_short")):
+        return
+    context.run.event("instructions_short", got=got, wanted=wanted, alike=alike, lines=lines)
+    threshold = context.recipe.instructions.similarity_threshold
+    context.progress.say(
+        f"instructions.file: {got} of {wanted} slots got a line; {alike} lines are too like an earlier "
+        f"one (instructions.similarity_threshold {threshold}). Add lines, or lower items."
+    )
+
+
+def repeat(context: Context, items: Sequence[int]) -> None:
+    """A retry keeps the instruction of the try before (new item number, so new seeds everywhere)."""
+    rows = []
+    for item in items:
+        before = instruction_of(context, slots.earlier(item))
+        if before is not None and context.log.get("instructions", item, 0) is None:
+            rows.append(_given(item, before["text"], before["pool"], slots.earlier(item)) | {"cell": before["cell"]})
+    context.log.append(rows)
+
+
+def _given(item: int, text: str, pool: str, parent: int | None) -> Row:
+    return {
+        "v": 1,
+        "stage": "instructions",
+        "item": item,
+        "round": 0,
+        "principle": None,
+        "text": text,
+        "status": "ok",
+        "reason": None,
+        "finish": "file",
+        "tokens": 0,
+        "seed": 0,
+        "prompt_sha": digest(text.encode()),
+        "pool": pool,
+        "cell": None,
+        "split": slots.split_of(item),
+        "parent": parent,
+    }
+
+
+def diversity(texts: Sequence[str]) -> dict[str, float]:
+    """n, share of distinct texts, distinct-2 (distinct word bigrams over all), mean nearest-neighbour similarity."""
+    import numpy as np
+
+    normal = [normalise(text) for text in texts]
+    grams = [pair for text in normal for pair in zip(text.split(), text.split()[1:], strict=False)]
+    near = 0.0
+    if len(normal) > 1:
+        nearest, ordered = [], [in_order(text) for text in normal]
+        for start in range(0, len(ordered), 256):  # never an n x n matrix
+            scores = process.cdist(ordered[start : start + 256], ordered, scorer=fuzz.ratio, workers=1)
+            scores[np.arange(len(scores)), np.arange(start, start + len(scores))] = 0
+            nearest.append(scores.max(axis=1))
+        near = float(np.concatenate(nearest).mean()) / 100
+    return {
+        "n": len(normal),
+        "unique_share": len(set(normal)) / max(len(normal), 1),
+        "distinct_2": len(set(grams)) / max(len(grams), 1),
+        "nearest_neighbour": near,
+    }
+
+
+def summary(rows: Sequence[Row], wanted: int) -> dict[str, Any]:
+    """What the instruction stage did: accepted, attempts, rejects by reason, diversity of the fresh ones."""
+    fresh = [row for row in rows if row["status"] == "ok" and row["parent"] is None]
+    reasons: dict[str, int] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            name = row["reason"].split(":")[0]
+            reasons[name] = reasons.get(name, 0) + 1
+    drawn = sum(row.get("parent") is None for row in rows)  # a repeat of an instruction is no try
+    texts = [row["text"] for row in fresh]
+    return {"wanted": wanted, "accepted": len(fresh), "attempts": drawn, "rejects": reasons} | {
+        "diversity": diversity(texts)
+    }

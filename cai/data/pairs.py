@@ -1,0 +1,324 @@
+"""Records -> examples in the user's format, preference pairs, and rejects with their reasons.
+
+Owns what makes a pair (chosen = last revision, rejected = initial answer) and why one is refused; it owns no file and
+no model. Invariant: every item that has a record is kept or rejected, once (`total == kept + rejected`, asserted).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cai.data import labels
+from cai.data.chain import label
+from cai.metrics.text import appends_only, rouge_l, words
+from cai.metrics.wordings import finds_nothing, has_control_token, is_refusal, leftovers
+from cai.recipe.settings import PairsSection
+from cai.store.jsonl import Row
+from cai.store.rows import Rows
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """What a complete item has: `rounds` critiques and revisions; `principles`: id -> text.
+
+    `relevant`: principles are drawn by relevance, so a round may have nothing to criticise; `keeps_text`: a critique
+    that finds nothing leaves the text as it is; `labels`: what is revised has its label checked.
+    """
+
+    rounds: int
+    principles: Mapping[str, str]
+    relevant: bool = False
+    keeps_text: bool = False
+    labels: bool = False
+
+    def revised(self, chain: Chain) -> list[int]:
+        """The rounds that changed the text."""
+        return [r for r in range(self.rounds) if chain.get("revisions", r) is not None]
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """`examples` and `kept` run in step, by item. A reject holds its example where the item's chain is complete."""
+
+    examples: Sequence[Row]
+    kept: Sequence[Row]
+    rejects: Sequence[Row]
+    sizes: Mapping[int, int] = field(default_factory=dict, compare=False, repr=False)  # item -> rows it was built from
+
+    @property
+    def train(self) -> list[Row]:
+        return [pair for pair in self.kept if pair["split"] != "heldout"]
+
+    @property
+    def heldout(self) -> list[Row]:
+        return [pair for pair in self.kept if pair["split"] == "heldout"]
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Reject reason -> count, most frequent first."""
+        counts = Counter(reject["reason"] for reject in self.rejects)
+        return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+@dataclass
+class Chain:
+    """The rows of one item, by stage and round; only rows of status ok."""
+
+    item: int
+    rows: dict[tuple[str, int], Row] = field(default_factory=dict)
+    failures: list[Row] = field(default_factory=list)
+
+    def get(self, stage: str, round_: int = 0) -> Row | None:
+        return self.rows.get((stage, round_))
+
+
+def _places(rows: Sequence[Row], wanted: Callable[[int], bool]) -> dict[int, array[int]]:
+    """Where each wanted item's rows stand."""
+    items = (key[1] for key in rows.each_key()) if isinstance(rows, Rows) else (row["item"] for row in rows)
+    places: dict[int, array[int]] = {}
+    for place, item in enumerate(items):
+        if wanted(item):
+            places.setdefault(item, array("L")).append(place)
+    return places
+
+
+def _chain(item: int, rows: Iterable[Row]) -> Chain:
+    """An instruction's accepted attempt stands at round 0."""
+    chain = Chain(item)
+    for row in rows:
+        if row["status"] == "ok":
+            chain.rows[row["stage"], 0 if row["stage"] == "instructions" else row["round"]] = row
+        else:
+            chain.failures.append(row)
+    return chain
+
+
+def build(
+    rows: Iterable[Row],
+    plan: PairPlan,
+    config: PairsSection | None = None,
+    wanted: Callable[[int], bool] = lambda item: True,
+    before: PairSet | None = None,
+) -> PairSet:
+    """Every wanted item's example, kept or rejected, in item order. Pure: the same rows give the same lists.
+
+    `before`: built earlier with the same plan, config and log. A log only grows, so an item with as many rows as then
+    is what it was: its rows are not read again and its example is the same object.
+    """
+    config, rows = config or PairsSection(), rows if isinstance(rows, Sequence) else list(rows)
+    known: dict[int, tuple[Row | None, Row | None]] = {}  # item -> its reject, or None and its example
+    if before is not None:
+        known |= {reject["item"]: (reject, None) for reject in before.rejects}
+        known |= {example["item"]: (None, example) for example in before.examples}
+    places = _places(rows, wanted)
+    sizes = {item: len(found) for item, found in places.items()}
+    examples: list[Row] = []
+    rejects: list[Row] = []
+    for item in sorted(places):
+        if before is not None and before.sizes.get(item) == sizes[item]:
+            reject, example = known[item]
+        else:
+            reject, example = known.get(item, (None, None))
+            held = example if reject is None else reject.get("example")
+            reject, example = _judged(_chain(item, (rows[place] for place in places[item])), plan, config, held)
+        if reject is not None:
+            rejects.append(reject)
+        elif example is not None:
+            examples.append(example)
+    assert len(places) == len(examples) + len(rejects), (len(places), len(examples), len(rejects))
+    return PairSet(examples, [_pair(example) for example in examples], rejects, sizes)
+
+
+def _judged(chain: Chain, plan: PairPlan, config: PairsSection, held: Row | None) -> tuple[Row | None, Row | None]:
+    """(reject, None) or (None, example). `held`: the item's example of before; an equal one is not made twice."""
+    if missing := _missing(chain, plan):
+        return {"item": chain.item, "reason": "missing_stage", "detail": missing, "all": []}, None
+    example = _example(chain, plan)
+    example = held if held == example else example
+    faults = _untouched(chain, plan) or find_faults(example, config) + _label_faults(chain, config) + _guard_faults(
+        chain
+    )
+    if not faults:
+        return None, example
+    reason, detail = faults[0]
+    every = [name for name, _ in faults]
+    return {"item": chain.item, "reason": reason, "detail": detail, "all": every, "example": example}, None
+
+
+def _missing(chain: Chain, plan: PairPlan) -> str:
+    """Which row an item lacks, with the reason its row was refused; "" if the chain is whole.
+
+    A round has its row of relevance (where principles are drawn so) and then either nothing to criticise, a critique
+    that finds nothing, or a critique and its revision.
+    """
+    wanted = [("instructions", 0), ("answers", 0)]
+    for round_ in range(plan.rounds):
+        wanted += _round_needs(chain, plan, round_)
+    if plan.labels and plan.revised(chain):
+        wanted.append(("labels", 0))
+    for stage, round_ in wanted:
+        if chain.get(stage, round_) is None:
+            same = [
+                f for f in chain.failures if f["stage"] == stage and (stage == "instructions" or f["round"] == round_)
+            ]
+            why = f": {same[-1]['reason']}" if same else ""
+            return f"{label(stage, round_)}{why}"
+    return ""
+
+
+def _round_needs(chain: Chain, plan: PairPlan, round_: int) -> list[tuple[str, int]]:
+    relevance, critique = chain.get("relevance", round_), chain.get("critiques", round_)
+    if plan.relevant and relevance is not None and relevance["principle"] is None:
+        return []
+    first = [("relevance", round_)] if plan.relevant else []
+    if critique is not None and plan.keeps_text and finds_nothing(critique["text"]):
+        return first
+    return [*first, ("critiques", round_), ("revisions", round_)]
+
+
+def _untouched(chain: Chain, plan: PairPlan) -> list[tuple[str, str]]:
+    """An item where no round found anything: there is nothing to prefer."""
+    if not plan.keeps_text or plan.revised(chain):
+        return []
+    asked = sum(chain.get("critiques", r) is not None for r in range(plan.rounds))
+    return [("no_issue", f"{asked} critique(s) found nothing" if asked else "no principle is broken")]
+
+
+def _label_faults(chain: Chain, config: PairsSection) -> list[tuple[str, str]]:
+    row = chain.get("labels") if config.label == "judge" else None
+    why = labels.fault(row) if row is not None else ""
+    return [("not_better", why)] if why else []
+
+
+def _guard_faults(chain: Chain) -> list[tuple[str, str]]:
+    return [("guard", str(f["reason"])) for f in chain.failures if f["stage"] == "guard"]
+
+
+def _example(chain: Chain, plan: PairPlan) -> Row:
+    """The user's six keys first, then ours. A round that found nothing has the text of before and `found` false."""
+    instruction, answer = chain.rows["instructions", 0], chain.rows["answers", 0]
+    rounds, text = [], answer["text"]
+    for r in range(plan.rounds):
+        critique, revision = chain.get("critiques", r), chain.get("revisions", r)
+        if critique is None:
+            continue
+        text = revision["text"] if revision is not None else text
+        id_ = critique["principle"]
+        rounds.append(
+            {
+                "principle_id": id_,
+                "principle": plan.principles.get(id_, id_),
+                "critique": critique["text"],
+                "revised_answer": text,
+            }
+            | ({"round": r, "found": revision is not None} if plan.keeps_text else {})
+        )
+    last = next((entry for entry in reversed(rounds) if entry.get("found", True)), None) or NOTHING | (
+        rounds[-1] if rounds else {}
+    )
+    example = {
+        "instruction": instruction["text"],
+        "initial_answer": answer["text"],
+        "principle": last["principle"],
+        "critique": last["critique"],
+        "revised_answer": text,
+        "preference_pair": {"prompt": instruction["text"], "chosen": text, "rejected": answer["text"]},
+        "item": chain.item,
+        "pool": instruction.get("pool", "benign"),
+        "split": instruction.get("split", "train"),
+        "principle_id": last["principle_id"],
+        "rounds": rounds,
+        "flags": _flags(chain, rounds, text),
+    }
+    checked = chain.get("labels")
+    return example | ({"margin": checked["margin"], "label": _label(checked)} if checked is not None else {})
+
+
+NOTHING = {"principle_id": None, "principle": "", "critique": ""}  # of an item that no round has criticised
+LABEL_KEYS = ("first", "second", "fallen", "risen", "used")
+
+
+def _label(row: Row) -> Row:
+    return {name: row[name] for name in LABEL_KEYS if name in row}
+
+
+def _flags(chain: Chain, rounds: Sequence[Row], text: str) -> Row:
+    limited = sorted(label(stage, r) for (stage, r), row in chain.rows.items() if row.get("finish") == "length")
+    texts = [row["text"] for row in chain.rows.values()]
+    return {
+        "answer_refuses": is_refusal(chain.rows["answers", 0]["text"]),
+        "revision_refuses": is_refusal(text),
+        "critique_finds_nothing": all(finds_nothing(entry["critique"]) for entry in rounds[-1:]),
+        "control_tokens": any(map(has_control_token, texts)),
+        "ran_to_limit": limited,
+    }
+
+
+def _pair(example: Row) -> Row:
+    kept = {key: example[key] for key in ("item", "pool", "split", "margin") if key in example}
+    return {**example["preference_pair"], **kept}
+
+
+def find_faults(example: Row, config: PairsSection) -> list[tuple[str, str]]:
+    """Every (reason, detail) for which a complete example makes no pair, the most telling first."""
+    answer, revision = example["initial_answer"], example["revised_answer"]
+    if config.accept_noise:
+        return []
+    if not words(answer) or not words(revision):
+        return [("empty", "answer" if not words(answer) else "revision")]
+    return [(reason, detail) for reason, check in CHECKS.items() if (detail := check(example, config))]
+
+
+def _identical(example: Row, config: PairsSection) -> str:
+    same = words(example["initial_answer"]) == words(example["revised_answer"])
+    return "revision equals the answer word for word" if same else ""
+
+
+def _near_identical(example: Row, config: PairsSection) -> str:
+    answer, revision = example["initial_answer"], example["revised_answer"]
+    if not config.reject_near_identical or words(answer) == words(revision):
+        return ""
+    if appends_only(answer, revision, " ".join(entry["critique"] for entry in example["rounds"])):
+        return "the answer plus a sentence"
+    score = rouge_l(answer, revision)
+    return f"ROUGE-L {score:.3f}" if score >= config.max_similarity else ""
+
+
+def _ran_to_limit(example: Row, config: PairsSection) -> str:
+    numbers = [entry.get("round", r) for r, entry in enumerate(example["rounds"]) if entry.get("found", True)]
+    last = label("revisions", numbers[-1] if numbers else 0)
+    hit = [name for name in example["flags"]["ran_to_limit"] if name in ("answers", last)]
+    return ", ".join(hit) if config.reject_limit else ""
+
+
+def _leftovers(example: Row, config: PairsSection) -> str:
+    if not getattr(config, "reject_leftovers", True):
+        return ""
+    return leftovers(example["revised_answer"])
+
+
+def _refusal_of_benign(example: Row, config: PairsSection) -> str:
+    refuses = example["pool"] == "benign" and example["flags"]["revision_refuses"]
+    return example["revised_answer"].strip()[:80] if refuses and config.reject_refusal_of_benign else ""
+
+
+def _length_ratio(example: Row, config: PairsSection) -> str:
+    """Words of revision over words of answer. Declining a red-team prompt in few words is no fault."""
+    ratio = len(words(example["revised_answer"])) / len(words(example["initial_answer"]))
+    declines = example["pool"] == "redteam" and example["flags"]["revision_refuses"]
+    low = 0.0 if declines else config.min_length_ratio
+    return "" if low <= ratio <= config.max_length_ratio else f"{ratio:.2f}"
+
+
+CHECKS: dict[str, Callable[[Row, PairsSection], str]] = {
+    "identical": _identical,
+    "near_identical": _near_identical,
+    "ran_to_limit": _ran_to_limit,
+    "leftovers": _leftovers,
+    "refusal_of_benign": _refusal_of_benign,
+    "length_ratio": _length_ratio,
+}
+REASONS = ("missing_stage", "no_issue", "empty", *CHECKS, "not_better", "guard")

@@ -1,0 +1,165 @@
+"""Model text -> Parsed | Unparsed, one function a stage. Pure: no model, no clock, no state; never raises.
+
+Owns what is stripped (role tags and labels at the start, quotation marks around the whole), what is refused and under
+which name: form only, what a text says is asked of `metrics.wordings`. Doesn't own whether a completion ran to its
+limit (`finish`, the caller's), nor whether it is good (`evaluate`). Reasons are `name` or `name: detail`.
+
+Invariants: a Parsed text is not empty, has no white space around it, and parses to itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cai.metrics.text import repetition
+from cai.metrics.wordings import finds_nothing, has_control_token, leftovers
+from cai.store.jsonl import clean
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """`flags`: "control_token" (the text spells one), "no_issue" (a critique that finds nothing)."""
+
+    text: str
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unparsed:
+    reason: str
+
+
+MIN_WORDS = {"instruction": 4, "answer": 1, "critique": 5, "revision": 1}
+MAX_INSTRUCTION_CHARACTERS = 800
+MAX_REPETITION = 0.4  # share of 6-word sequences that came before; a poem with a refrain stays under 0.3
+
+ROLES = r"human|user|assistant|ai|bot|system"
+LABELS = {
+    "instruction": rf"{ROLES}|message|instruction|request|question|prompt|order",
+    "answer": rf"{ROLES}|answer|response|reply",
+    "critique": rf"{ROLES}|critique|review|answer|response",
+    "revision": rf"{ROLES}|answer|response|reply|new answer",
+}
+LABEL = {stage: re.compile(rf"[#*_>\s]*(?:{names})[*_]*:[*_]*\s*", re.I) for stage, names in LABELS.items()}
+HEADING = re.compile(r"#{1,6}[ \t]*(?:message|critique|new answer|answer|response)[ \t]*:?[ \t]*(?:\n\s*|$)", re.I)
+ROLE_TAG = re.compile(rf"\n[#*_>\s]*(?:{ROLES})[*_]*:", re.I)
+LIST_ITEM = re.compile(r"(?:^|\n)\s*(?:[-*•]|\d{1,2}[.)])\s")
+ORDER_FIELD = re.compile(r"\b(?:topic|kind|person|persona|tone)\s*:", re.I)
+GLUED_ANSWER = re.compile(
+    r"[?.!][\"']?\s+(?:sure\b|certainly\b|of course[,!]|absolutely[,!]|great question"
+    r"|here(?:'s| is| are) (?:a|an|the|some)\b"
+    r"|i(?:'d| would) be happy to|(?:answer|response|assistant)\s*:)",
+    re.I,
+)
+META_INSTRUCTION = re.compile(
+    r"^\W*(?:sure|certainly|of course|okay)\b[^?]{0,40}\bhere\b"
+    r"|\bhere(?:'s| is) (?:a|the|one|your) (?:possible |sample )?message\b"
+    r"|\bas an ai\b|\bfits the topic\b",
+    re.I,
+)
+ASSISTANT_VOICE = re.compile(  # a person rarely opens a request so; a small chat model often does
+    r"i(?:['’]m| am) (?:so |very |really |truly )?(?:sorry|glad (?:to|you|that)|afraid (?:i|that)|happy to|here to)\b"
+    r"|sorry,? but i can(?:not|['’]t)?\b|no worries\b"
+    r"|i(?:['’]d| would) be (?:happy|glad) to\b|i can(?:not|['’]t) (?:help|assist|fulfil|comply)\b|as an ai\b",
+    re.I,
+)
+REQUEST = re.compile(  # a false alarm costs one more try
+    r"[?？]|\b(?:how|what|why|which|when|where|who|whether|please|help|advice|advise|suggest|recommend|ideas?|tips?)\b"
+    r"|\b(?:can|could|would|will) you\b"
+    r"|\b(?:i|we)(?: am|['’]m|['’]d| would| really){0,3} (?:need|want|like|looking for)\b"
+    r"|\b(?:tell|give|show|teach|find|send|make|write|explain|describe|list|name|compare|summari[sz]e|outline|plan|draft"
+    r"|review|check|design|create|translate|define|discuss|answer|prove|solve|calculate|imagine|pretend|argue|convince)\b",
+    re.I,
+)
+
+
+def instruction(text: str) -> Parsed | Unparsed:
+    """One request in one paragraph, put the way a person types it."""
+    return _parse(text, "instruction", _instruction_fault)
+
+
+def answer(text: str) -> Parsed | Unparsed:
+    return _parse(text, "answer", _run_on)
+
+
+def critique(text: str) -> Parsed | Unparsed:
+    """A critique; one that goes on to write the new answer is refused."""
+    return _parse(text, "critique", _critique_fault)
+
+
+def revision(text: str) -> Parsed | Unparsed:
+    """The new answer alone: anything that talks about the task is refused."""
+    return _parse(text, "revision", _revision_fault)
+
+
+def _parse(text: str, stage: str, fault: Callable[[str], str]) -> Parsed | Unparsed:
+    text = _strip(clean(text), stage)
+    if not re.search(r"\w", text):
+        return Unparsed("empty")
+    if len(text.split()) < MIN_WORDS[stage] and len(text) < 20:
+        return Unparsed(f"too_short: {len(text.split())} words")
+    if (share := repetition(text)) > MAX_REPETITION:
+        return Unparsed(f"looping: {share:.2f} of the 6-word sequences repeat")
+    if reason := fault(text):
+        return Unparsed(reason)
+    if stage == "instruction":
+        text = re.sub(r"\s*\n\s*", " ", text).strip()  # one that was merely wrapped
+    flags = {
+        "control_token": has_control_token(text),
+        "no_issue": stage == "critique" and finds_nothing(text),
+    }
+    return Parsed(text, tuple(name for name, on in flags.items() if on))
+
+
+def _strip(text: str, stage: str) -> str:
+    """Without white space, labels and quotation marks around the text; until nothing more comes off."""
+    while True:
+        before, text = text, text.strip().strip("\x00")
+        for pattern in (HEADING, LABEL[stage]):
+            if found := pattern.match(text):
+                text = text[found.end() :]
+        text = _unquoted(text)
+        if text == before:
+            return text
+
+
+def _unquoted(text: str) -> str:
+    """Without one pair of quotation marks (or asterisks) around the whole, if it holds no other such mark."""
+    pair, inside = text[:1] + text[-1:], text[1:-1]
+    return inside if len(text) > 1 and pair in ('""', "“”", "''", "‘’", "**") and not set(inside) & set(pair) else text
+
+
+def _instruction_fault(text: str) -> str:
+    if len(text) > MAX_INSTRUCTION_CHARACTERS:
+        return f"too_long: {len(text)} characters"
+    if len(LIST_ITEM.findall(text)) > 1:
+        return "list: several entries instead of one request"
+    if ORDER_FIELD.search(text):
+        return "order_repeated: it names a field of the order"
+    if ROLE_TAG.search(text):
+        return "role_tag: it goes on with another turn"
+    if META_INSTRUCTION.search(text):
+        return "meta: it talks about the task"
+    if GLUED_ANSWER.search(text):
+        return "answer_glued: the request is followed by an answer"
+    if re.search(r"\n\s*\n", text):
+        return "several_paragraphs"
+    if not REQUEST.search(text):
+        return "no_request: it asks for nothing"
+    return "assistant_voice: it replies instead of asking" if ASSISTANT_VOICE.match(text) else ""
+
+
+def _run_on(text: str) -> str:
+    return "role_tag: it goes on with another turn" if ROLE_TAG.search(text) else ""
+
+
+def _critique_fault(text: str) -> str:
+    found = leftovers(text, ("announced", "label"))
+    return f"leftover: {found.split(': ', 1)[1]}" if found else _run_on(text)
+
+
+def _revision_fault(text: str) -> str:
+    found = leftovers(text)
+    return _run_on(text) or (f"leftover: {found}" if found else "")

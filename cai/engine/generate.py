@@ -1,0 +1,167 @@
+"""What `reference` and `static` share: one slice through HF (or Unsloth's) `generate`, one batch of scores.
+
+Owns the padding, the Gumbel logits processor, the stop criterion and the chunked language-model head. Doesn't own
+queues, slice sizes or recovery. Axes: B rows, T tokens, V vocabulary, H hidden size, C continuation tokens of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+
+from cai.engine import Completion, Request, Rules, Score, ScoreRequest
+from cai.engine.sampling import allowed, gumbel_noise, seed_tensor
+from cai.engine.stopping import Pieces, Row
+from cai.errors import RESUMABLE, CaiError
+
+T = TypeVar("T")
+HEAD_CHUNK_BYTES = 256 << 20  # fp32 logits that exist at one time while scoring
+
+
+def causal_lm(model: Any) -> Any:
+    """The `...ForCausalLM` inside a model that may be wrapped by PEFT."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on GPU or CPU."""
+    cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or cpu
+
+
+def unless_memory_runs_out(run: Callable[[], T]) -> T | None:
+    """What `run` gives; None where memory ran out. Then nothing of it is left: a kept traceback would pin tensors."""
+    try:
+        return run()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    return None
+
+
+@contextmanager
+def memory_named(doing: str) -> Iterator[None]:
+    """Where memory runs out and nothing smaller can be tried: one line instead of a traceback."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        remedy = "Set engine.batch_size lower, or use a larger card."
+        raise CaiError(f"engine: out of memory {doing}. {remedy}", RESUMABLE) from None
+
+
+class GumbelScores(LogitsProcessor):
+    """Adds temperature * noise, so that `generate`'s argmax is the engine's draw (`sampling.pick`)."""
+
+    def __init__(self, requests: Sequence[Request], prompt_len: int, device: Any, rules: Rules) -> None:
+        self.rules = rules
+        self.temperatures_B = torch.tensor([r.sampling.temperature for r in requests], device=device)
+        self.seeds_B = seed_tensor([r.seed for r in requests], device)
+        self.prompt_len, self.drawn = prompt_len, any(r.sampling.temperature for r in requests)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        drawn_BT = input_ids[:, self.prompt_len :]
+        positions_B = torch.full_like(self.seeds_B, drawn_BT.shape[1])
+        scores = allowed(scores, self.rules, self.temperatures_B, drawn_BT, positions_B)
+        if not self.drawn:
+            return scores
+        noise_BV = gumbel_noise(self.seeds_B, positions_B, scores.shape[1])
+        return scores + noise_BV.mul_(self.temperatures_B[:, None])
+
+
+class RowsDone(StoppingCriteria):
+    """Feeds every row its new token and tells `generate` which rows are done; all are once the caller stops."""
+
+    def __init__(self, rows: Sequence[Row], stopped: Callable[[], bool]) -> None:
+        self.rows, self.stopped, self.steps, self.cancelled = rows, stopped, 0, False
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.steps += 1
+        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
+            if row.done is None:
+                row.feed(token)
+        self.cancelled = self.cancelled or self.stopped()
+        done = [self.cancelled or row.done is not None for row in self.rows]
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+
+def left_padded(requests: Sequence[Request], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask (B, T), padded with id 0 on the left."""
+    width = max(len(request.token_ids) for request in requests)
+    ids = [[0] * (width - len(r.token_ids)) + list(r.token_ids) for r in requests]
+    mask = [[0] * (width - len(r.token_ids)) + [1] * len(r.token_ids) for r in requests]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def generate_slice(
+    model: Any, pieces: Pieces, requests: Sequence[Request], device: Any, stopped: Callable[[], bool], rules: Rules
+) -> tuple[list[Completion], int]:
+    """Draw all rows of one slice; completions (only finished rows' once `stopped()`) and the number of steps."""
+    ids_BT, mask_BT = left_padded(requests, device)
+    rows = [Row(request, pieces) for request in requests]
+    done = RowsDone(rows, stopped)
+    longest = max(request.sampling.max_new_tokens for request in requests)
+    # An id that is never drawn: `generate` would fill a missing eos from the model's config, and ours are `rows.Row`'s.
+    no_eos = causal_lm(model).config.get_text_config(decoder=True).vocab_size
+    config = GenerationConfig(do_sample=False, max_new_tokens=longest, eos_token_id=no_eos, pad_token_id=0)
+    with torch.no_grad():
+        model.generate(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            generation_config=config,
+            logits_processor=[GumbelScores(requests, ids_BT.shape[1], device, rules)],
+            stopping_criteria=[done],
+        )
+    return [row.completion() for row in rows if row.done is not None], done.steps
+
+
+def fed(request: ScoreRequest) -> tuple[int, ...]:
+    """The tokens that the decoder reads to score a request: all but the last."""
+    return (*request.context_ids, *request.continuation_ids[:-1])
+
+
+def score_batch(model: Any, requests: Sequence[ScoreRequest], device: Any) -> list[Score]:
+    """Log-probs of one batch's continuations: the decoder body once, the head at continuation positions in chunks."""
+    lm = causal_lm(model)
+    rows: dict[tuple[int, ...], int] = {}  # "Yes" and "No" after one question: the same row
+    row_of = [rows.setdefault(fed(r), len(rows)) for r in requests]
+    width = max(map(len, rows))
+    ids_BT = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in rows], device=device)
+    with torch.no_grad():
+        # Padding is on the right, where a causal model never looks: no attention mask.
+        hidden_BTH = lm.model(input_ids=ids_BT, use_cache=False)[0]
+        places = [
+            row * width + len(r.context_ids) - 1 + i
+            for row, r in zip(row_of, requests, strict=True)
+            for i in range(len(r.continuation_ids))
+        ]
+        targets = [token for r in requests for token in r.continuation_ids]
+        hidden_CH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[torch.tensor(places, device=device)]
+        logps = head_logps(lm.get_output_embeddings(), hidden_CH, torch.tensor(targets, device=device)).tolist()
+    return list(split_scores(requests, logps))
+
+
+def head_logps(head: Any, hidden_CH: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+    """fp32 log-probs (C) of the targets; at most HEAD_CHUNK_BYTES of logits at a time."""
+    vocab = head.weight.shape[0]
+    step = max(1, HEAD_CHUNK_BYTES // (4 * vocab))
+    parts = []
+    for start in range(0, len(targets_C), step):
+        logits_CV = head(hidden_CH[start : start + step]).float()
+        chosen_C = logits_CV.gather(1, targets_C[start : start + step, None])[:, 0]
+        parts.append(chosen_C - logits_CV.logsumexp(-1))
+    return torch.cat(parts)
+
+
+def split_scores(requests: Sequence[ScoreRequest], logps: Sequence[float]) -> Iterator[Score]:
+    """Cut one flat list of log-probs into the requests' scores, in order."""
+    at = 0
+    for request in requests:
+        end = at + len(request.continuation_ids)
+        yield Score(request.id, tuple(logps[at:end]))
+        at = end

@@ -1,0 +1,343 @@
+"""One measurement of benchmarks on a run, start to end: files, answers, judges, figures, eval/benchmarks.json.
+
+Owns the order (all answers before any judge is loaded) and what a result says about itself: file checksum, prompt
+sha256, judge, whether the judge is proven, limit. Each part lives in its own module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai import errors
+from cai.errors import CaiError
+from cai.evaluate.benchmarks.sources import NAMES
+
+if TYPE_CHECKING:
+    from cai.evaluate.benchmarks.loaders import Task
+    from cai.metrics.figure import Measured
+    from cai.recipe.settings_benchmarks import BenchmarksSection
+    from cai.run.context import Context
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import orjson
+
+from cai.evaluate import arms as second
+from cai.evaluate.benchmarks import answers, check_cases, figures, loaders, sources, verdicts
+from cai.evaluate.benchmarks.answers import ARMS, BASE, TUNED, Policy
+from cai.evaluate.benchmarks.loaders import Loaded, Task
+from cai.evaluate.benchmarks.verdicts import REGEX, Case
+from cai.metrics.figure import Measured, sample
+from cai.models import auxiliary, checks
+from cai.models.auxiliary import Auxiliary
+from cai.models.checks import Check
+from cai.recipe.settings_benchmarks import STAND_IN, BenchmarksSection
+from cai.run.context import Context
+from cai.run.loop import fill
+from cai.store.files import write_json_atomic
+from cai.store.jsonl import Row
+from cai.store.records import RecordLog
+from cai.terminal import say
+
+Figures = dict[str, Measured]
+JUDGED_AT_ONCE = 32
+JUDGE_NAMES = {REGEX: "regular expression"}
+OTHER_CLASSIFIERS = ("val-cls", "multimodal")  # HarmBench's further classifiers, each with its own prompt
+REMEDY = 'Download it with access to its licence, give a local folder, or write "stand-in" for a trial.'
+
+
+@dataclass
+class Plan:
+    """One benchmark of this measurement, on one adapter. `prompts`: what MT-Bench's or XSTest's judge is asked.
+
+    `prompts_are`: "published", "ours", or what the checksum of the file said of them. `second`: the SFT arm's.
+    """
+
+    name: str
+    loaded: Loaded
+    tasks: list[Task]
+    judge: str
+    prompts: Mapping[str, Mapping[str, str]]
+    prompts_are: str
+    mark: str
+    tokens: int
+    answered: list[Row]
+    second: bool = False
+
+    @property
+    def stem(self) -> str:
+        """Of its record files."""
+        return f"{self.name}.sft" if self.second else self.name
+
+
+def measure_all(context: Context, names: Sequence[str], folder: Path, limit: int = 0) -> Figures:
+    """See `cai.evaluate.benchmarks.suite`."""
+    section = context.recipe.benchmarks
+    arms = (False, True) if context.recipe.sft.enabled and has_adapter(context.run.sft_adapter) else (False,)
+    plans = [[_plan(context, name, folder, limit or section.limit, second) for second in arms] for name in names]
+    for name, of_name in zip(names, plans, strict=True):
+        if any(_is_left(context, plan) for plan in of_name):
+            require_judge(name, section)
+    for index, _ in enumerate(arms):
+        for plan in (of_name[index] for of_name in plans):
+            policy = Policy(context, _adapter(context, plan.second))
+            with answers.open_log(context, plan.stem, plan.mark) as log:
+                asked = (TUNED,) if plan.second else ARMS
+                plan.answered = answers.answer(policy, log, plan.name, plan.tasks, plan.tokens, asked)
+    found: Figures = {}
+    for of_name in plans:
+        rows, check = _judge(context, of_name)
+        found |= _figures(of_name[0], rows[0], check)
+        if len(of_name) > 1:
+            found |= _second_figures(of_name[1], rows[1], rows[0], check)
+    _write(context, found, names)
+    return figures.with_holm(found)
+
+
+def require_judge(name: str, section: BenchmarksSection) -> None:
+    """Exit 2 where the judge cannot be had, or is none for this benchmark."""
+    judge = section.judge_of(name)
+    if judge == REGEX and name != "xstest":
+        raise CaiError(f'benchmarks.{name}_judge: "regex" judges XSTest only. Give a model or "stand-in".')
+    if name == "harmbench" and any(part in judge.lower() for part in OTHER_CLASSIFIERS):
+        raise CaiError(
+            f"benchmarks.harmbench_judge: {judge} was trained with another prompt. Use cais/HarmBench-Llama-2-13b-cls."
+        )
+    if judge != REGEX:
+        auxiliary.require(judge, f"benchmarks.{name}_judge", REMEDY)
+
+
+def has_adapter(folder: Path) -> bool:
+    return (folder / "adapter_model.safetensors").is_file()
+
+
+def _adapter(context: Context, second: bool) -> Path:
+    return context.run.sft_adapter if second else context.run.adapter
+
+
+def _plan(context: Context, name: str, folder: Path, limit: int, second: bool) -> Plan:
+    section = context.recipe.benchmarks
+    loaded = loaders.load(sources.obtain(name, section, folder))
+    tasks = sample(loaded.tasks, limit) if limit else list(loaded.tasks)
+    prompts, prompts_are = _prompts(name, section, folder)
+    tokens = section.mtbench_max_new_tokens if name == "mtbench" else section.max_new_tokens
+    mark = answers.fingerprint(context, _adapter(context, second), loaded.facts["sha256"], tokens)
+    return Plan(name, loaded, tasks, section.judge_of(name), prompts, prompts_are, mark, tokens, [], second)
+
+
+def _prompts(name: str, section: BenchmarksSection, folder: Path) -> tuple[Mapping[str, Mapping[str, str]], str]:
+    """What the judge of this benchmark is asked, and where it comes from."""
+    if name == "harmbench":
+        return {}, "published"
+    if name == "xstest" and not section.xstest_prompt:
+        return verdicts.OWN_REFUSAL, "ours"
+    found = sources.obtain(f"{name}_{'prompt' if name == 'xstest' else 'prompts'}", section, folder)
+    return (loaders.refusal_prompt if name == "xstest" else loaders.judge_prompts)(found), found.checked
+
+
+def _judge(context: Context, plans: Sequence[Plan]) -> tuple[list[list[Row]], Check | None]:
+    """Verdicts of a benchmark's plans and the check of its judge, which is loaded only if a row is missing."""
+    plan, tokens = plans[0], context.recipe.benchmarks.judge_max_new_tokens
+    name, cases = plan.judge, [_cases(each) for each in plans]
+    with ExitStack() as stack:
+        logs = [stack.enter_context(_open_verdicts(context, each)) for each in plans]
+        check_log = stack.enter_context(checks.open_log(context, plan.name, _check_mark(context, plan, tokens)))
+        left = any(log.get(*key) is None for log, each in zip(logs, cases, strict=True) for key in each)
+        judge = None
+        if name != REGEX and (left or checks.is_left(context, check_log, plan.name)):
+            judge = stack.enter_context(auxiliary.loaded(context, name, f"benchmarks.{plan.name}_judge"))
+
+        def said(rows: Sequence[Row]) -> list[bool | None]:
+            found = _verdict_rows(context, plan, judge, check_cases.cases(plan.name, rows), tokens)
+            return check_cases.said(plan.name, rows, found)
+
+        def rows_of(each: Plan, log: Any, of: Mapping[Any, Case]) -> list[Row]:
+            def compute(part: list[Any]) -> list[Row]:
+                return _verdict_rows(context, each, judge, [of[key] for key in part], tokens)
+
+            return fill(context, log, f"judge {each.stem}", list(of), JUDGED_AT_ONCE, compute)
+
+        check = checks.measure(context, check_log, plan.name, JUDGE_NAMES.get(name, name), said)
+        return [rows_of(*one) for one in zip(plans, logs, cases, strict=True)], check
+
+
+def _open_verdicts(context: Context, plan: Plan) -> RecordLog:
+    tokens = context.recipe.benchmarks.judge_max_new_tokens
+    mark = verdicts.fingerprint(plan.name, plan.judge, plan.prompts, plan.mark, tokens)
+    return answers.open_log(context, f"{plan.stem}.verdicts", mark)
+
+
+def _is_left(context: Context, plan: Plan) -> bool:
+    """Whether a verdict is missing: a resume with nothing left needs no judge."""
+    arms = (TUNED,) if plan.second else ARMS
+    with _open_verdicts(context, plan) as log:
+        return not all(
+            log.has(a, task.item, turn) for a in arms for task in plan.tasks for turn in range(len(task.turns))
+        )
+
+
+def _check_mark(context: Context, plan: Plan, tokens: int) -> str:
+    """What a judge's answers to its check set depend on, the benchmark's own rows left out."""
+    of = checks.model_mark(context) if plan.judge == STAND_IN else ""
+    return verdicts.fingerprint(plan.name, plan.judge, plan.prompts, of, tokens)
+
+
+def _verdict_rows(
+    context: Context, plan: Plan, judge: Auxiliary | None, cases: Sequence[Case], tokens: int
+) -> list[Row]:
+    if judge is None:
+        return verdicts.refusals_by_regex(cases)
+    if plan.name == "harmbench":
+        return verdicts.harm(judge, cases, context)
+    if plan.name == "xstest":
+        return verdicts.refusals(judge, cases, plan.prompts, context)
+    return verdicts.ratings(judge, cases, plan.prompts, tokens, context)
+
+
+def _cases(plan: Plan) -> dict[tuple[str, int, int], Case]:
+    by_item = {task.item: task for task in plan.tasks}
+    texts = {(row["arm"], row["item"], row["round"]): row["text"] for row in plan.answered}
+    return {
+        (row["arm"], row["item"], row["round"]): Case(
+            by_item[row["item"]], row, texts.get((row["arm"], row["item"], 0), "") if row["round"] else ""
+        )
+        for row in plan.answered
+        if row["arm"] in ARMS
+    }
+
+
+def _figures(plan: Plan, rows: Sequence[Row], check: Check | None) -> Figures:
+    facts = {
+        **plan.loaded.facts,
+        "rows": len(plan.tasks),
+        "rows_in_file": plan.loaded.counts["rows"],
+        "counts": plan.loaded.counts,
+        "judge_prompts": plan.prompts_are,
+        "judge_prompt_sha256": verdicts.prompt_sha(plan.name, plan.prompts),
+        "stand_in": plan.judge == STAND_IN,
+        "proven": check is not None and check.proven,
+        "trial": len(plan.tasks) < len(plan.loaded.tasks),
+        "max_new_tokens": plan.tokens,
+    }
+    judge = checks.label(JUDGE_NAMES.get(plan.judge, plan.judge), check)
+    if facts["trial"]:
+        judge += f", TRIAL on {len(plan.tasks)} of {len(plan.loaded.tasks)} rows"
+    compute = {"harmbench": figures.harmbench, "xstest": figures.xstest, "mtbench": figures.mtbench}[plan.name]
+    found = compute(plan.tasks, rows, judge, facts)
+    return found | figures.degeneration(plan.name, plan.answered)
+
+
+def _tell_identical(context: Context, found: Figures, names: Sequence[str]) -> None:
+    """An event for each benchmark whose arms gave the same answers: the report lists it."""
+    for name in names:
+        figure = found.get(f"{name}.same_as_base")
+        if figure is not None and figures.did_nothing(figure):
+            context.run.event("identical_answers", benchmark=name, n=figure.n)
+
+
+def _second_figures(plan: Plan, rows: list[Row], first: list[Row], check: Check | None) -> Figures:
+    """The SFT arm against the base, and DPO against the SFT arm. `first`: verdicts of base and DPO."""
+    base, dpo = ([row for row in first if row["arm"] == arm] for arm in (BASE, TUNED))
+    found = second.named(_figures(plan, [*base, *rows], check))
+    swapped = _figures(plan, [*({**row, "arm": BASE} for row in rows), *dpo], check)
+    gains = [second.over(figure) for name, figure in swapped.items() if name in figures.PRIMARY]
+    return found | {figure.metric: figure for figure in gains}
+
+
+def _write(context: Context, found: Figures, names: Sequence[str]) -> None:
+    """eval/benchmarks.json: these figures, those of benchmarks measured before, Holm over all primary ones."""
+    path = context.run.eval / "benchmarks.json"
+    kept = {k: v for k, v in read(path).items() if k.removeprefix(second.OVER).split(".")[0] not in names}
+    _tell_lost(context, kept, names)
+    merged = figures.with_holm({**kept, **found})
+    write_json_atomic(path, {"figures": {name: figure.as_dict() for name, figure in sorted(merged.items())}})
+    context.run.event("benchmarks", names=list(names), figures=len(found))
+    _tell_identical(context, found, names)
+
+
+def _tell_lost(context: Context, kept: Figures, names: Sequence[str]) -> None:
+    """Say which benchmarks were judged before and have no figure any more: their records are enough to make them."""
+    judged = [name for name in NAMES if (context.run.eval / "benchmarks" / f"{name}.verdicts.jsonl").is_file()]
+    if lost := [name for name in judged if name not in names and not any(k.startswith(f"{name}.") for k in kept)]:
+        again = f"python runner.py --benchmark {','.join(lost)} --resume {context.run.path}"
+        say(f"benchmarks.json: no whole figures of {', '.join(lost)} in it. Make them again from the records: {again}")
+
+
+def read(path: Path) -> Figures:
+    """The whole figures of a results file; none where there is no such file."""
+    try:
+        content = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    found = content.get("figures") if isinstance(content, dict) else None
+    figures = {name: _measured(row) for name, row in found.items()} if isinstance(found, dict) else {}
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _measured(row: Any) -> Measured | None:
+    try:
+        figure = Measured(**{**row, "worst": tuple(row.get("worst", ()))})
+    except (TypeError, AttributeError):  # no figure, or not one of ours
+        return None
+    numbers = all(isinstance(value, int | float | None) for value in (figure.value, figure.low, figure.high))
+    return figure if numbers and isinstance(figure.facts, dict) else None
+
+
+def parse_names(text: str) -> list[str]:
+    """`harmbench,xstest` -> names, each known and once."""
+    names = list(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+    unknown = [name for name in names if name not in NAMES]
+    if unknown or not names:
+        raise CaiError(f"--benchmark: {(unknown or [text])[0]!r} is unknown. Known: {', '.join(NAMES)}.")
+    return names
+
+
+def require(section: BenchmarksSection, folder: Path) -> None:
+    """Exit 2 where a file or judge of `benchmarks.run` cannot be had, or a file is not what it should be."""
+
+    check_files(section.run, section, folder)
+    for name in section.run:
+        require_judge(name, section)
+
+
+def check_files(names: Sequence[str], section: BenchmarksSection, folder: Path) -> None:
+    """Exit 2 where a file of these benchmarks cannot be had or read: all of them at once, one line each."""
+    from cai.evaluate.benchmarks.loaders import judge_prompts, load, refusal_prompt
+    from cai.evaluate.benchmarks.sources import obtain
+
+    readers: dict[str, Callable[[Any], Any]] = dict.fromkeys(names, load)
+    if "mtbench" in names:
+        readers["mtbench_prompts"] = judge_prompts
+    if "xstest" in names and section.xstest_prompt:
+        readers["xstest_prompt"] = refusal_prompt
+    faults = []
+    for name, read in readers.items():
+        try:
+            read(obtain(name, section, folder))
+        except CaiError as error:
+            if error.code != errors.USAGE:
+                raise
+            faults.append(str(error))
+    if faults:
+        raise CaiError("\n".join(faults))
+
+
+def at_hand(section: BenchmarksSection, folder: Path) -> tuple[dict[str, list[Task]], list[str]]:
+    """The tasks of every benchmark that needs no download, or that the milestone runs; the names of the others."""
+    from cai.evaluate.benchmarks.loaders import load
+    from cai.evaluate.benchmarks.sources import is_near, obtain
+
+    near = [name for name in NAMES if is_near(name, section) or name in section.run]
+    loaded = {name: load(obtain(name, section, folder)).tasks for name in near}
+    return loaded, [name for name in NAMES if name not in near]
+
+
+def lines(figures: Mapping[str, Any]) -> list[str]:
+    """The headline figures for the screen."""
+    from cai.evaluate.benchmarks.figures import PRIMARY
+
+    shown = [name for name in figures if name in PRIMARY or name.split(".")[1] in ("asr", "over_refusal", "score")]
+    return [f"{name} {figures[name].text}, judge: {figures[name].judge}" for name in shown]

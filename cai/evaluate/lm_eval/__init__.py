@@ -1,0 +1,1 @@
+"""lm_eval on the loaded model: tasks, and replaying answers from the rows of a run."""

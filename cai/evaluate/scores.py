@@ -1,0 +1,142 @@
+"""The ground that the measurements of a run stand on: the score log, the lazily loaded model, the sampled cases.
+
+Owns resuming (a row once written is never scored again), the fingerprint that starts a new log when what is measured
+has changed, and the switch between base and tuned. Does not own any metric.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cai.data.comparisons import PAIR_FIELDS
+from cai.data.pairs import PairSet
+from cai.engine import Engine, never
+from cai.engine.asks import Scorer
+from cai.engine.model import Model
+from cai.evaluate.judge import JUDGE_FIELDS, Judge
+from cai.recipe.prompts import load_prompt
+from cai.recipe.settings_evaluation import EvaluationSection
+from cai.run.context import Context
+from cai.run.loop import fill, open_marked
+from cai.store.jsonl import Row
+from cai.store.records import RecordLog
+
+Key = tuple[int, int]
+KEY = ("metric", "item", "round")
+SHIPPED_PROMPTS = Path(__file__).parent.parent.parent / "prompts"
+DISPLAY_KEYS = {"bootstrap_samples", "permutations", "exam_sensitivity", "judge", "enabled", "lm_eval_include"}
+NO_TASKS = {"lm_eval": [], "lm_eval_limit": 0, "lm_eval_batch_size": 8}  # in a log of their own: never part of this one
+
+
+@dataclass
+class Bench:
+    """What every measurement takes. `model()` loads the weights and the adapter at the first missing row."""
+
+    context: Context
+    log: RecordLog
+    adapter: Path
+    judge: Judge | None
+    _model: Any = field(default=None, repr=False)
+
+    @property
+    def section(self) -> EvaluationSection:
+        return self.context.recipe.evaluation
+
+    @property
+    def judge_name(self) -> str:
+        facts = self.context.run.manifest.get("model") or {}
+        return f"{facts.get('model', self.context.recipe.model.name)}, adapter off"
+
+    def model(self) -> Any:
+        """The loaded model with this run's adapter on it, ready to score."""
+        model = self.context.model()
+        if model is not self._model or model.attached != self.adapter:
+            model.attach(self.adapter, self.context.recipe.lora)
+            model.mode("generate")
+            self._model = model
+        return model
+
+    def engine(self) -> Any:
+        return self.model().engine(self.context.recipe.engine)
+
+    def scorer(self) -> Scorer:
+        return make_scorer(self.model(), self.engine(), self.section, self.context.stopped)
+
+    @contextmanager
+    def base(self) -> Iterator[Scorer]:
+        """Scoring by the base model: the adapter is off, the trained policy never judges itself."""
+        with self.model().adapter(False):
+            yield self.scorer()
+
+    def fill(
+        self, metric: str, keys: Sequence[Key], chunk: int, compute: Callable[[list[Key]], list[Row]]
+    ) -> list[Row]:
+        """The rows of `keys` in order; missing ones are computed in fixed slices and written slice by slice.
+
+        A row that carries `skipped` says why a key has no score; it is written, and not returned.
+        """
+        found = fill(
+            self.context,
+            self.log,
+            f"evaluate {metric}",
+            [(metric, *key) for key in keys],
+            chunk,
+            lambda part: compute([(item, round_) for _, item, round_ in part]),
+        )
+        return [row for row in found if "skipped" not in row]
+
+
+def make_scorer(
+    model: Model, engine: Engine, section: EvaluationSection, stopped: Callable[[], bool] = never
+) -> Scorer:
+    return Scorer(
+        engine,
+        model.tokenizer,
+        model.format,
+        section.max_text_tokens,
+        section.batch,
+        share_contexts=model.backend == "embedded",
+        stopped=stopped,
+    )
+
+
+def load_judge(context: Context) -> Judge | None:
+    """The judge's prompts from the run's own prompt folder, else those that come with the project."""
+    own = Path(context.prompts["policy"].path).parent
+    for folder in (own, SHIPPED_PROMPTS):
+        if (folder / "judge.yaml").is_file() and (folder / "judge_pair.yaml").is_file():
+            single = load_prompt(folder / "judge.yaml", JUDGE_FIELDS)
+            return Judge(single, load_prompt(folder / "judge_pair.yaml", PAIR_FIELDS))
+    return None
+
+
+def fingerprint(context: Context, pairs: PairSet, adapter: Path, judge: Judge | None) -> str:
+    """16 hex of everything a stored score depends on: settings, judge prompts, texts, adapter."""
+    settings = context.recipe.evaluation.model_dump(mode="json") | NO_TASKS
+    texts = [[e["instruction"], e["initial_answer"], e["rounds"]] for e in every_example(pairs)]
+    weights = adapter / "adapter_model.safetensors"
+    parts = [
+        orjson.dumps({k: v for k, v in settings.items() if k not in DISPLAY_KEYS}, option=orjson.OPT_SORT_KEYS),
+        orjson.dumps([judge.single.sha, judge.pair.sha] if judge else None),
+        orjson.dumps(texts),
+        hashlib.sha256(weights.read_bytes()).digest() if weights.is_file() else b"none",
+    ]
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()[:16]
+
+
+def every_example(pairs: PairSet) -> list[Row]:
+    """Complete examples, kept or rejected, by item: measuring only the kept would measure the filter."""
+    rejected = [reject["example"] for reject in pairs.rejects if "example" in reject]
+    return sorted([*pairs.examples, *rejected], key=lambda example: example["item"])
+
+
+def open_scores(context: Context, mark: str) -> RecordLog:
+    """eval/scores.jsonl of this fingerprint; the log of another one is set aside under its own name."""
+    return open_marked(context, context.run.eval / "scores.jsonl", mark, KEY)

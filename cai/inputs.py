@@ -1,0 +1,217 @@
+"""Everything that the recipe names, read, checked and hashed before anything is spent.
+
+Owns which files are inputs and where runs lie; `session` opens a run with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cai.data import chain
+from cai.errors import CaiError
+from cai.models.policy import Backend, backend_of
+from cai.recipe import load as recipes
+from cai.recipe.constitution import Constitution, check_rounds, load_constitution
+from cai.recipe.grid import Grid, load_grid
+from cai.recipe.intake import files as intake_files
+from cai.recipe.intake import instructionfile, told
+from cai.recipe.intake.files import InputFile
+from cai.recipe.intake.instructionfile import Intake
+from cai.recipe.load import Recipe, Source
+from cai.recipe.paths import expanded
+from cai.recipe.prompts import Prompt
+from cai.run.folder import resolve_run
+from cai.run.manifest import read_manifest
+from cai.store.files import holds, write_atomic
+
+LONGEST_NAME = 100  # of a file that a run may make, its id included
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything the recipe names, read and checked. `files`: name in the run folder -> path, bytes and hash.
+
+    `sets`: what --set says, now and when the run began. `override`: why gates are overridden, likewise; "" if not.
+    `given`: the user's own instructions. `grown_from`: the run's copy of that file if it only grew since.
+    """
+
+    source: Source
+    recipe: Recipe
+    backend: Backend
+    constitution: Constitution
+    prompts: Mapping[str, Prompt]
+    grid: Grid
+    files: Mapping[str, InputFile]
+    sets: Sequence[str] = ()
+    override: str = ""
+    given: Intake | None = None
+    grown_from: InputFile | None = None
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        return {name: file.sha for name, file in self.files.items()}
+
+    @property
+    def hashes_then(self) -> dict[str, str]:
+        """The hashes as the run knows them: a file of instructions that only grew counts as what it was."""
+        return self.hashes | ({intake_files.NAME: self.grown_from.sha} if self.grown_from else {})
+
+    def identity(self, training: bool = False, *, then: bool = False) -> dict[str, str]:
+        model = {"model.backend": self.backend}
+        return recipes.identity(self.recipe, self.hashes_then if then else self.hashes, training=training) | model
+
+    def stages(self, *, then: bool = False) -> dict[str, dict[str, str]]:
+        hashes = self.hashes_then if then else self.hashes
+        return {stage: chain.stage_identity(self.recipe, stage, hashes) for stage in chain.names()}
+
+    @property
+    def limit_tokens(self) -> int:
+        """The most tokens that one item generates when nothing is tried twice."""
+        return chain.limit_tokens(self.recipe)
+
+    @property
+    def folder(self) -> Path:
+        """Where the data files that the recipe names lie: relative paths mean the original's place, in a copy too."""
+        return home(self.source)
+
+    @property
+    def told(self) -> list[str]:
+        """What is to be said about the files before anything starts."""
+        notes = [file.note for file in self.files.values() if file.note] + list(self.constitution.notes)
+        if self.given is None:
+            return notes
+        recipe, name = self.recipe, str(self.files[intake_files.NAME].path)
+        pool, heldout = recipe.instructions.pool, recipe.heldout.items
+        return [*notes, *told.about(self.given, name, wanted=recipe.items, heldout=heldout, pool=pool)]
+
+
+def runs_root(source: Source, recipe: Recipe) -> Path:
+    """Where runs lie. A recipe inside a run folder (its copy) means that folder's parent."""
+    return source.folder.parent if in_run(source) else _usable(source.folder / recipe.runs, source)
+
+
+def home(source: Source) -> Path:
+    """The folder of the recipe; of a run's copy, the folder of the recipe that began it (the manifest says where)."""
+    if not in_run(source):
+        return source.folder
+    return (source.folder / read_manifest(source.folder / "manifest.json").get("home", "../..")).resolve()
+
+
+def in_run(source: Source) -> bool:
+    """Whether this recipe is the copy that a run folder holds."""
+    return (source.folder / "manifest.json").is_file()
+
+
+def _usable(root: Path, source: Source) -> Path:
+    """`root`, unless no folder of that name can be: too long, with a NUL, below a file, not to be looked into."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(root / ("x" * LONGEST_NAME))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise CaiError(f"{source.path}: runs: {str(root)[:200]!r}: {why}. Name a folder that can be made.") from None
+    return root
+
+
+def read_inputs(args: argparse.Namespace) -> Inputs:
+    """Recipe, constitution, prompts and grid, every fault of theirs before anything is spent."""
+    source = recipes.read(args.recipe)
+    manifest = _manifest_of(args)
+    milestone = args.milestone or manifest.get("milestone", "")
+    sets = [*manifest.get("sets", []), *args.set]
+    backend = _peek_backend(source, milestone, sets)
+    recipe = recipes.resolve(source, milestone=milestone, sets=sets, embedded=backend == "embedded")
+    runs_root(source, recipe)
+    if args.limit:
+        recipe = recipe.model_copy(update={"items": min(recipe.items, args.limit)})
+    run = locate(args, args.resume) if args.resume else None
+    named = {text.partition("=")[0].strip() for text in args.set}
+    files = intake_files.read_all(_paths(source, recipe), run, named)
+    constitution = load_constitution(files["constitution.yaml"].path, files["constitution.yaml"].data)
+    check_rounds(constitution, recipe.rounds)
+    contents = {name: files[f"prompts/{name}.yaml"] for name in chain.prompt_files(recipe)}
+    prompts = chain.read_prompts({name: (file.path, file.data) for name, file in contents.items()}, recipe)
+    grid = load_grid(files["prompts/grid.yaml"].path, files["prompts/grid.yaml"].data)
+    why = [str(manifest.get("override") or ""), (args.override_gate or "").strip()]
+    override = "; ".join(dict.fromkeys(filter(None, why)))
+    given = _given(recipe, files)
+    inputs = Inputs(source, recipe, backend, constitution, prompts, grid, files, sets, override, given)
+    return _since(inputs, run, manifest) if run else inputs
+
+
+def _paths(source: Source, recipe: Recipe) -> dict[str, Path]:
+    """Name in the run folder -> where that file is."""
+    inside = in_run(source)
+    prompts = source.folder / ("prompts" if inside else recipe.prompts)
+    paths = {"constitution.yaml": source.folder / ("constitution.yaml" if inside else recipe.constitution)}
+    paths |= {f"prompts/{name}.yaml": prompts / f"{name}.yaml" for name in (*chain.prompt_files(recipe), "grid")}
+    if recipe.instructions.file:
+        copy = source.folder / intake_files.NAME
+        paths[intake_files.NAME] = copy if inside and copy.is_file() else home(source) / recipe.instructions.file
+    return paths
+
+
+def _given(recipe: Recipe, files: Mapping[str, InputFile]) -> Intake | None:
+    if (file := files.get(intake_files.NAME)) is None:
+        return None
+    section = recipe.instructions
+    return instructionfile.read(file.data, str(file.path), key=section.key, pool=section.pool)
+
+
+def grown_since(inputs: Inputs, run: Path, manifest: Mapping[str, Any]) -> Inputs:
+    """The inputs, marked if the file of instructions differs from the run's by more lines alone."""
+    then = manifest.get("files", {}).get(intake_files.NAME)
+    if inputs.given is None or then in (None, inputs.hashes[intake_files.NAME]):
+        return inputs
+    section = inputs.recipe.instructions
+    copy = intake_files.grown_from(run, manifest, inputs.given, key=section.key, pool=section.pool)
+    return replace(inputs, grown_from=copy)
+
+
+def _since(inputs: Inputs, run: Path, manifest: Mapping[str, Any]) -> Inputs:
+    """On a resume: new lines are taken until training began; from then on the run's own copy holds."""
+    inputs = grown_since(inputs, run, manifest)
+    if inputs.grown_from is None or "training_identity" not in manifest:
+        return inputs
+    note = f"{intake_files.NAME}: has grown since training began; this run goes on with its own copy (--fork takes all)"
+    files = {**inputs.files, intake_files.NAME: replace(inputs.grown_from, note=note)}
+    return replace(inputs, files=files, given=_given(inputs.recipe, files), grown_from=None)
+
+
+def _manifest_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The manifest of the run to resume: its milestone and --set hold on unless said otherwise."""
+    if not args.resume:
+        return {}
+    return read_manifest(locate(args, args.resume) / "manifest.json")
+
+
+def _peek_backend(source: Source, milestone: str, sets: list[str]) -> Backend:
+    """Which backend runs, before the embedded overlay can be applied: the overlay does not choose it."""
+    return backend_of(recipes.resolve(source, milestone=milestone, sets=sets).model)
+
+
+def copy_inputs(inputs: Inputs, folder: Path) -> None:
+    """Copies of every input file, so that the run can be moved, read, and continued when the originals change.
+
+    Called after the identity was checked, so a copy that was damaged becomes whole again.
+    """
+    (folder / "prompts").mkdir(exist_ok=True)
+    for name, file in inputs.files.items():
+        if not holds(folder / name, file.data):
+            write_atomic(folder / name, file.data)
+
+
+def locate(args: argparse.Namespace, argument: str) -> Path:
+    """The run folder that a command's argument names (`runs/ID`, `ID`, `runs/latest`), without opening it."""
+    source = recipes.read(args.recipe)
+    root = source.folder.parent if in_run(source) else source.folder / expanded(str(source.table.get("runs", "runs")))
+    for text in args.set:
+        if (named := recipes.parse_set(text).get("runs")) is not None:
+            root = source.folder / expanded(str(named))
+    return resolve_run(argument or "latest", _usable(root, source))

@@ -1,0 +1,159 @@
+"""One unit's outcome (a score, or unscored with a reason) and its summary as a `Measured`.
+
+Owns the rule that an unscored unit is counted, never dropped and never good. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from cai.metrics.stats import bootstrap_mean, wilson
+from cai.store.jsonl import Row
+
+T = TypeVar("T", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unscored:
+    reason: str
+
+
+Outcome = Scored | Unscored
+
+
+def unmeasured(metric: str, why: str, judge: str = "deterministic", unscored: int = 0) -> Measured:
+    """Nothing could be measured, and why: a gate on it does not pass."""
+    return Measured(metric, None, n=0, unscored=unscored, judge=judge, note=why)
+
+
+def _split(outcomes: Iterable[Outcome]) -> tuple[list[float], list[str]]:
+    values: list[float] = []
+    reasons: list[str] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Scored) and math.isfinite(outcome.value):
+            values.append(outcome.value)
+        else:
+            reasons.append(outcome.reason if isinstance(outcome, Unscored) else "not finite")
+    return values, reasons
+
+
+def rate(metric: str, outcomes: Sequence[Outcome], *, judge: str = "deterministic", **more: Any) -> Measured:
+    """Share of units whose value is 1 (a tie is 0.5), with its Wilson interval."""
+    values, reasons = _split(outcomes)
+    if not values:
+        return unmeasured(metric, _why(reasons), judge, len(reasons))
+    low, high = wilson(sum(values), len(values))
+    return Measured(metric, sum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
+
+
+def mean(metric: str, outcomes: Sequence[Outcome], *, judge: str, samples: int = 2000, **more: Any) -> Measured:
+    """Mean over units with its bootstrap interval; no interval below two units."""
+    values, reasons = _split(outcomes)
+    if not values:
+        return unmeasured(metric, _why(reasons), judge, len(reasons))
+    low, high = bootstrap_mean(values, samples=samples) or (None, None)
+    return Measured(metric, math.fsum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
+
+
+def count(metric: str, value: float, n: int, **more: Any) -> Measured:
+    """A plain figure without an interval (a count, a single run's loss)."""
+    return Measured(metric, float(value), n=n, **more)
+
+
+def _why(reasons: Sequence[str]) -> str:
+    return f"no unit scored: {reasons[0]}" if reasons else "there was nothing to score"
+
+
+def yes(flag: bool) -> Scored:
+    return Scored(1.0 if flag else 0.0)
+
+
+def lost(count: int, why: str = "a log-probability is not finite") -> list[Outcome]:
+    """So many units that could not be scored."""
+    return [Unscored(why)] * count
+
+
+def whole(rows: Sequence[Row], *names: str) -> list[Row]:
+    """The rows whose numbers of these names are finite; what is not stands in a stored row as null."""
+    return [row for row in rows if all(row[name] is not None and math.isfinite(row[name]) for name in names)]
+
+
+def as_json(outcome: Outcome) -> float | None:
+    """For a row: the value, or None (the reason stands beside it)."""
+    return outcome.value if isinstance(outcome, Scored) else None
+
+
+def worst_rows(rows: Sequence[Row], order: Callable[[Row], Any], keep: int = 3) -> tuple[Row, ...]:
+    return tuple(sorted(rows, key=order)[:keep])
+
+
+def sample(keys: Iterable[T], size: int, seed: int = 0) -> list[T]:
+    """A seeded sample in the given order: the `size` keys whose hashes are lowest; a larger sample holds a smaller."""
+    ordered = list(keys)
+    if len(ordered) <= size:
+        return ordered
+    chosen = set(sorted(ordered, key=lambda key: _hash(seed, key))[:size])
+    return [key for key in ordered if key in chosen]
+
+
+def shuffled(keys: Sequence[T], seed: int, salt: Any) -> list[T]:
+    """A seeded order, by hash: the same on every machine and Python."""
+    return sorted(keys, key=lambda key: _hash(seed, (salt, key)))
+
+
+def place(size: int, salt: Any) -> int:
+    """A seeded place in a list of this size."""
+    return int.from_bytes(_hash(0, (salt, "place"))[:8], "little") % size
+
+
+def _hash(seed: int, key: Any) -> bytes:
+    return hashlib.sha256(f"{seed}|{key!r}".encode()).digest()
+
+
+def rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Six decimals: what a row stores, so that the last bits of a batch do not show."""
+    return {
+        name: None if value is None or not math.isfinite(value) else round(value, 6) for name, value in values.items()
+    }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure with all that is needed to believe it.
+
+    `low`, `high`: 95% interval, None where there is none. `n`: scored units; `unscored`: units that could not be
+    scored, never counted as good. `judge`: who said so ("deterministic", a model's name, "likelihood of ...").
+    `worst`: up to three rows to look at. `facts`: further numbers of the same measurement (p-values, counts).
+    """
+
+    metric: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    unscored: int = 0
+    judge: str = "deterministic"
+    worst: tuple[dict[str, Any], ...] = ()
+    note: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def text(self) -> str:
+        """`0.72 [0.43, 0.90] (n=11, 1 unscored)`"""
+        if self.value is None:
+            return f"not measured{': ' + self.note if self.note else ''}"
+        interval = "" if self.low is None or self.high is None else f" [{self.low:.3g}, {self.high:.3g}]"
+        missing = f", {self.unscored} unscored" if self.unscored else ""
+        return f"{self.value:.4g}{interval} (n={self.n}{missing})"

@@ -1,0 +1,319 @@
+"""The one loaded model: load once, generate, go into LoRA mode, adapter on and off, all on the same weights object.
+
+Owns which backend runs (CUDA, embedded on CPU, fake), loading through Unsloth's `FastLanguageModel`, and the switch
+between modes. Doesn't own generation (`engine`) or training (`train`). Torch is imported inside functions.
+
+Invariants: the weights are loaded once a process; control tokens never get into a prompt of a base model (the
+tokenizer surface encodes text as plain text); a LoRA weight is float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cai.engine import Engine, Rules
+from cai.engine.tokenizers import HFTokenizer, Tokenizer
+from cai.errors import CaiError
+from cai.models import embedded
+from cai.recipe.settings import EngineSection, LoraSection, ModelSection
+
+Backend = Literal["cuda", "embedded", "fake"]
+PREQUANTISED = {"nf4": {"load_in_4bit": True}, "int8": {"load_in_4bit": False, "load_in_8bit": True}}
+
+
+def cuda_devices() -> int:
+    """How many CUDA devices the driver sees, asked without importing torch (0: no driver, no device)."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return 0 if visible is not None and visible.strip() in ("", "-1") else count.value
+
+
+def backend_of(section: ModelSection) -> Backend:
+    """`auto` is CUDA where a device is visible, else the embedded model."""
+    if section.backend != "auto":
+        return section.backend
+    return "cuda" if cuda_devices() else "embedded"
+
+
+@dataclass
+class LoadedModel:
+    """The weights and what the pipeline may ask of them. `facts` go into the manifest."""
+
+    hf: Any
+    hf_tokenizer: Any
+    tokenizer: Tokenizer
+    format: Literal["base", "chat"]
+    backend: Backend
+    name: str
+    device: Any  # torch.device
+    max_seq_length: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    lora: bool = False
+    attached: Path | None = None  # the folder of the adapter that is on these weights; None: none, or a fresh one
+    rules: Rules = field(default_factory=Rules)
+    say: Callable[[str], None] = print
+    _engine: Engine | None = None
+    _linears: str = ""  # which the engine was asked for
+
+    @property
+    def embedded(self) -> bool:
+        return self.backend == "embedded"
+
+    def engine(self, section: EngineSection, rounded: bool = False) -> Engine:
+        """The engine over these weights; one at a time, made on first use and after `release`.
+
+        `rounded`: data are made, for which the recipe may ask for 8-bit products; what measures never gets them.
+        """
+        section = section if rounded else section.exact
+        if self._engine is not None and section.linears != self._linears:
+            self.release()
+        if self._engine is None:
+            from cai.engine.build import make_engine
+
+            self.mode("generate")
+            self._linears = section.linears
+            self._engine = make_engine(section.backend, self, batch_size=section.batch_size, linears=section.linears)
+            self._engine.rules = self.rules
+            for note in ("engine", "linears"):  # what was chosen for this model and card, and why
+                if note in self._engine.stats.extra:
+                    self.say(f"engine: {self._engine.stats.extra[note]}")
+        return self._engine
+
+    def release(self) -> None:
+        """Free the engine's caches (before training)."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def to_lora(self, lora: LoraSection, seed: int = 0, checkpointing: bool | str = False) -> None:
+        """Wrap the loaded weights with a fresh LoRA on every linear projection; an earlier adapter is removed."""
+        import torch
+        from unsloth import FastLanguageModel
+
+        self.release()
+        self.attached = None
+        if self.lora:
+            self.hf = self.hf.unload()
+            for attribute in ("peft_config", "_hf_peft_config_loaded"):
+                vars(self.hf).pop(attribute, None)
+        torch.manual_seed(seed)
+        with quiet():
+            self.hf = FastLanguageModel.get_peft_model(
+                self.hf,
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=list(lora.target_modules),
+                bias="none",
+                use_gradient_checkpointing=checkpointing,
+                random_state=seed,
+                max_seq_length=getattr(self.hf, "max_seq_length", 4096),
+            )
+        self.lora = True
+        for name, weight in self.hf.named_parameters():
+            if "lora_" in name and weight.dtype != torch.float32:
+                weight.data = weight.data.float()  # fact 7: bf16 LoRA weights do not move at lr 5e-6
+
+    def load_adapter(self, folder: Path, lora: LoraSection, seed: int = 0) -> None:
+        """Put a trained adapter (safetensors) onto the loaded weights."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        self.to_lora(lora, seed)
+        result: Any = set_peft_model_state_dict(self.hf, load_file(str(folder / "adapter_model.safetensors")))
+        if getattr(result, "unexpected_keys", None):
+            raise CaiError(f"{folder}: the adapter does not fit this model: {result.unexpected_keys[:3]}")
+        self.attached = folder
+
+    def attach(self, folder: Path, lora: LoraSection) -> None:
+        """This adapter is on the weights afterwards: loaded, unless training or an earlier call left it there."""
+        if self.attached != folder:
+            self.load_adapter(folder, lora)
+
+    @contextlib.contextmanager
+    def adapter(self, on: bool) -> Iterator[None]:
+        """Within the block the adapter is on, or off (then the model is the base)."""
+        if on or not self.lora:
+            yield
+            return
+        with self.hf.disable_adapter():
+            yield
+
+    def mode(self, which: Literal["generate", "train"]) -> None:
+        """Unsloth's two modes of the same weights; dropout off in the first."""
+        if self.backend == "cuda":
+            from unsloth import FastLanguageModel
+
+            (FastLanguageModel.for_inference if which == "generate" else FastLanguageModel.for_training)(self.hf)
+        self.hf.train(which == "train")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Library banners off the console; shown after all when the block fails."""
+    if os.environ.get("CAI_VERBOSE"):
+        yield
+        return
+    out = io.StringIO()
+    loggers = [logging.getLogger(name) for name in ("torch", "transformers", "bitsandbytes", "unsloth")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+    except BaseException:
+        sys.stderr.write(out.getvalue()[-4000:])
+        raise
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def prepare_environment() -> None:
+    """Telemetry off, no progress bars of libraries, before any of them is imported."""
+    defaults = {
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "WANDB_DISABLED": "true",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "UNSLOTH_COMPILE_LOCATION": str(embedded.cache_root() / "unsloth_compiled_cache"),
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    }
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+
+
+def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callable[[str], None] = print) -> LoadedModel:
+    """Load the weights once. Errors: no such model, no weights in reach, no memory (exit 2, one line)."""
+    prepare_environment()
+    if backend == "fake":
+        from cai.models.fake import FakeModel
+
+        return FakeModel(section)  # type: ignore[return-value]
+    started = time.monotonic()
+    with quiet():
+        import unsloth  # noqa: F401, I001  (before trl, transformers and peft: it patches them at import)
+        import torch
+
+    if backend == "cuda" and not torch.cuda.is_available():
+        raise CaiError('model.backend: "cuda" is asked for, and this torch sees no GPU. Run `--doctor` for the reason.')
+    name = str(embedded.folder()) if backend == "embedded" else resolve_name(section, say)
+    hf, hf_tokenizer = _from_pretrained(section, backend, name)
+    torch.manual_seed(seed)
+    hf_tokenizer.padding_side = "left"
+    shown = embedded.NAME if backend == "embedded" else section.name
+    eos = eos_token(section, hf_tokenizer)
+    facts = _facts(hf, section, backend, name, time.monotonic() - started)
+    tokenizer = HFTokenizer(hf_tokenizer, eos_ids=(hf_tokenizer.convert_tokens_to_ids(eos),))
+    device = torch.device("cuda" if backend == "cuda" else "cpu")
+    return LoadedModel(
+        hf, hf_tokenizer, tokenizer, section.format, backend, shown, device, section.max_seq_length, facts, say=say
+    )
+
+
+def _from_pretrained(section: ModelSection, backend: Backend, name: str) -> tuple[Any, Any]:
+    import torch
+    from unsloth import FastLanguageModel
+
+    options: dict[str, Any] = PREQUANTISED.get(section.quantization, {"load_in_4bit": False})
+    dtype = torch.float32 if section.quantization == "fp32" else torch.bfloat16
+    if backend == "embedded":
+        options, dtype = {"load_in_4bit": False}, (torch.float32 if section.quantization != "bf16" else torch.bfloat16)
+    local = Path(name).is_dir()
+    try:
+        with quiet():
+            return FastLanguageModel.from_pretrained(
+                model_name=name,
+                max_seq_length=section.max_seq_length,
+                dtype=dtype,
+                revision=None if local or section.revision == "main" else section.revision,
+                trust_remote_code=False,
+                **options,
+            )
+    except torch.cuda.OutOfMemoryError as error:
+        raise CaiError(f"model.name: {section.name} does not fit on this GPU ({error}). Use a larger card.") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        line = " ".join(str(error).split())[:300]
+        remedy = "Check the name, the network (or HF_HOME of a downloaded copy), or give a local folder."
+        raise CaiError(f"model.name: cannot load {section.name!r}: {line} {remedy}") from None
+
+
+def refuse_pickles(folder: Path, key: str) -> None:
+    """A folder whose weights are pickles alone is not loaded: a pickle can hold code."""
+    pickles = sorted(path.name for suffix in ("bin", "pt", "pth") for path in folder.glob(f"*model*.{suffix}"))
+    if pickles and not list(folder.glob("*.safetensors")):
+        raise CaiError(f"{key}: {folder}: {pickles[0]} is a pickle, which may hold code. Save it as safetensors.")
+
+
+def resolve_name(section: ModelSection, say: Callable[[str], None]) -> str:
+    """The name that will really be loaded: Unsloth maps some names to a pre-quantised twin on the hub."""
+    if Path(section.name).is_dir():
+        refuse_pickles(Path(section.name), "model.name")
+        return section.name
+    if Path(section.name).is_absolute() or section.name.startswith((".", "~")):
+        raise CaiError(f"model.name: {section.name}: no such folder. Give a hub id or the folder of a saved model.")
+    from unsloth.models.loader_utils import get_model_name
+
+    with quiet():
+        twin = get_model_name(section.name, load_in_4bit=section.quantization == "nf4")
+    if twin and twin.lower() != section.name.lower():
+        say(f"model: {section.name} is loaded as {twin}, its copy already quantised to 4 bits (a smaller download)")
+        return twin
+    return section.name
+
+
+def eos_token(section: ModelSection, hf_tokenizer: Any) -> str:
+    """`<|endoftext|>` for a base model (its chat tokens are untrained), the tokenizer's own for a chat model."""
+    wanted = section.eos or ("<|endoftext|>" if section.format == "base" else hf_tokenizer.eos_token)
+    known = hf_tokenizer.get_vocab()
+    if wanted not in known:
+        if section.eos or hf_tokenizer.eos_token is None:
+            raise CaiError(f"model.eos: {wanted!r} is no token of this tokenizer. Set model.eos to one that is.")
+        return hf_tokenizer.eos_token
+    return wanted
+
+
+def _facts(hf: Any, section: ModelSection, backend: Backend, name: str, seconds: float) -> dict[str, Any]:
+    import torch
+
+    quantised = getattr(hf.config, "quantization_config", None)
+    facts = {
+        "model": embedded.NAME if backend == "embedded" else section.name,
+        "loaded_from": Path(name).name if Path(name).is_dir() else name,
+        "revision": getattr(hf.config, "_commit_hash", None) or ("local" if Path(name).is_dir() else section.revision),
+        "backend": backend,
+        "format": section.format,
+        "quantization": section.quantization if quantised or backend == "cuda" else str(hf.dtype).split(".")[-1],
+        "layers": hf.config.num_hidden_layers,
+        "hidden_size": hf.config.hidden_size,
+        "load_seconds": round(seconds, 2),
+    }
+    if backend == "cuda":
+        facts |= {
+            "gpu": torch.cuda.get_device_name(0),
+            "gpu_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
+            "weights_gib": round(torch.cuda.memory_allocated() / 2**30, 2),
+        }
+    return facts

@@ -1,0 +1,365 @@
+"""The steps of a run in the order of `runner.milestone`. Each computes what is left and returns at once if nothing is.
+
+Owns what a step says on screen and which faults end a run; the work is in the modules it calls. Invariant: a step whose
+result stands on disk neither loads the model nor changes a byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cai import errors
+from cai.data import guarding, instructions
+from cai.data.collect import collect as collect_pairs
+from cai.data.pairs import PairSet
+from cai.data.slots import slots
+from cai.errors import CaiError
+from cai.evaluate import gates
+from cai.evaluate.gates import Verdict
+from cai.inputs import Inputs, runs_root
+from cai.metrics.figure import Measured
+from cai.recipe import load as recipes
+from cai.recipe.intake.told import pool_cure
+from cai.recipe.load import Recipe
+from cai.run.context import Context
+from cai.run.folder import RUN_ID, Run
+from cai.store.files import holds, json_bytes, write_json_atomic
+from cai.terminal import printable, say, usd
+
+ORDER = ("m0", "m1", "m2", "m3")
+
+
+def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
+    """Records and pairs. No pair at all ends with exit 6 and the reasons."""
+    before = len(context.log.rows)
+    if not (context.run.train / "result.json").exists():
+        guarding.require(context)
+        _require_benchmarks(context, inputs)
+    pairs = collect_pairs(context, inputs.grid, inputs.given, until)
+    if len(context.log.rows) > before:
+        found = instructions.summary(context.log.by_stage("instructions"), len(slots(context.recipe)))
+        context.run.event("instructions_summary", **found)
+    if until not in ("", "pairs"):
+        return pairs
+    guarded(context)
+    wanted = len(slots(context.recipe))
+    reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.reasons.items())
+    if not pairs.kept:
+        asked = context.log.by_stage("instructions")
+        cure = (
+            pool_cure(pairs.reasons, asked, inputs.given is not None) + "change prompts, or raise pairs.replacements."
+        )
+        if "guard" in pairs.reasons:
+            cure = "change guard.model or guard.threshold, or set guard.enabled=false, in a --fork of this run."
+        raise CaiError(
+            f"{context.run.path}: no pair came through, rejected: {reasons or 'no instruction was accepted'}. "
+            f"Read the rejected rows in records.jsonl, then {cure}",
+            errors.QUALITY,
+        )
+    if len(pairs.kept) < wanted:
+        lines = f"; instructions.file has {len(inputs.given.requests)} lines" if inputs.given else ""
+        rejected = f" Rejected: {reasons}" if reasons else ""
+        say(f"pairs: {len(pairs.kept)} of {wanted} wanted; the bound of tries is reached{lines}.{rejected}")
+    return pairs
+
+
+def _require_benchmarks(context: Context, inputs: Inputs) -> None:
+    """Files, judges and lm_eval tasks of the milestone's own benchmarks, before anything is generated."""
+    if context.recipe.benchmarks.run:
+        from cai.evaluate.benchmarks.suite import require
+
+        require(context.recipe.benchmarks, inputs.folder)
+    if context.recipe.evaluation.lm_eval:
+        from cai.evaluate.lm_eval import tasks as harness
+
+        harness.require(context.recipe.evaluation, inputs.folder)
+
+
+def guarded(context: Context) -> None:
+    """What the guard dropped, on screen and in eval/guard.json; more than the alarm's share is said aloud."""
+    section, rows = context.recipe.guard, context.log.by_stage("guard")
+    if not section.enabled or not rows:
+        return
+    from cai.models import checks
+    from cai.models.guard import summary
+
+    check = checks.stored(context.run.eval, "guard", section.model)
+    figures = summary(rows, section, check)
+    dropped = figures["guard.dropped"]
+    context.run.eval.mkdir(exist_ok=True)
+    path = context.run.eval / "guard.json"
+    write_json_atomic(path, {"figures": {name: figure.as_dict() for name, figure in figures.items()}})
+    say(f"guard: {dropped.judge} dropped {dropped.text}")
+    if dropped.facts["alarm"]:
+        say(f"guard: ALARM, more than {section.alarm:.0%} dropped; look at the guard rows before trusting the data")
+    checks.enforce(context.recipe.checks, "guard", section.model, check)
+
+
+def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict[str, Any]]:
+    """Marks, hygiene, contamination, then dataset/; gives the pairs to train on."""
+    from cai.data import dataset, hygiene
+    from cai.report import cards
+
+    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, _refused(context, pairs))
+    if context.recipe.benchmarks.contamination:
+        cleaned = replace(cleaned, kept=_uncontaminated(context, inputs, cleaned.kept))
+    facts = context.run.manifest.get("model", {})
+    described = partial(cards.card, recipe=context.recipe, facts=facts)
+    dataset.write_dataset(context.run, pairs, cleaned, described)
+    kept = cleaned.kept
+    for line in hygiene.held_back(cleaned.facts):
+        say(line)
+    say(f"dataset: {len(kept)} training pairs, {len(pairs.heldout)} held out, {len(pairs.rejects)} items rejected")
+    return kept
+
+
+def _refused(context: Context, pairs: PairSet) -> dict[int, str]:
+    """The items that people's marks refuse, where `hygiene.reviews` is on; written to eval/marks.json.
+
+    From the beginning of training on the written list holds: what is marked later changes no data set of this run.
+    """
+    if not context.recipe.hygiene.reviews:
+        return {}
+    from cai.data import marks
+    from cai.store import records
+
+    run, path = context.run, context.run.eval / "marks.json"
+    if "training_identity" in run.manifest and path.is_file():
+        return {row["item"]: row["detail"] for row in orjson.loads(path.read_bytes())["removed"]}
+    reviews = records.read(run.path / "reviews.jsonl", marks.REVIEW_KEY)
+    mine = {pair["item"] for pair in pairs.train}
+    refused = {item: detail for item, detail in marks.refused(reviews).items() if item in mine}
+    if mine and len(refused) == len(mine):
+        raise CaiError(
+            f"{run.path}/reviews.jsonl: a mark refuses each of the {len(mine)} training pairs. "
+            "Make more items, or go on without the marks: --set hygiene.reviews=false",
+            errors.QUALITY,
+        )
+    run.eval.mkdir(exist_ok=True)
+    removed = [{"item": item, "detail": detail} for item, detail in refused.items()]
+    write_json_atomic(path, {"raters": sorted({row["rater"] for row in reviews}), "removed": removed})
+    say(f"marks: {len(reviews)} of people, {len(refused)} training pairs left out by them")
+    return refused
+
+
+def _uncontaminated(context: Context, inputs: Inputs, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pairs that overlap no benchmark at hand; overlaps and what was not checked go to eval/contamination.json."""
+    from cai.data import contamination
+    from cai.evaluate.benchmarks.suite import at_hand
+
+    loaded, missing = at_hand(context.recipe.benchmarks, inputs.folder)
+    sources = [source for name, tasks in loaded.items() for source in contamination.sources_of(name, tasks)]
+    index = contamination.Index(sources)
+    kept, removed = contamination.clean(pairs, index)
+    texts = contamination.input_texts(context.prompts, context.constitution.principles)
+    found = contamination.check_inputs(texts, index)
+    checked = {name: len(tasks) for name, tasks in loaded.items()}
+    context.run.eval.mkdir(exist_ok=True)
+    content = contamination.result(len(pairs), removed, found, checked, missing)
+    write_json_atomic(context.run.eval / "contamination.json", content)
+    note = f"; not checked: {', '.join(missing)}" if missing else ""
+    say(f"contamination: {len(removed)} of {len(pairs)} pairs overlap a benchmark and are left out{note}")
+    for row in found:
+        say(f"contamination: {row['input']} overlaps {row['benchmark']} {row['name']} ({row['rule']}): change it")
+    return kept
+
+
+def train(context: Context, inputs: Inputs, pairs: Sequence[dict[str, Any]]) -> Path:
+    """The adapter of these pairs: trained, resumed, or found finished."""
+    from cai.training import train as training
+
+    run, recipe = context.run, context.recipe
+    done = training.load_result(run.train)
+    if done is not None and done.adapter == run.adapter:
+        return run.adapter
+    if "training_identity" not in run.manifest:
+        run.update_manifest(training_identity=inputs.identity(training=True))
+    context.check_stop("before training")
+    model = context.model()
+    model.release()
+    context.progress.begin("train", 0, total=0, unit="step")
+    result = training.train(
+        model,
+        pairs,
+        [],
+        recipe.lora,
+        recipe.dpo,
+        run.train,
+        prompt=context.prompts["policy"],
+        seed=recipe.dpo.seeds[0],
+        event=telling(run),
+        stopped=context.stopped,
+        progress=context.progress.training,
+        adapter=run.adapter,
+        health=recipe.health,
+    )
+    context.progress.end()
+    say(
+        f"train: {result.steps} steps on {result.pairs} pairs in {result.seconds:.0f} s, "
+        f"first loss {result.first_loss:.4f}, last {result.last_loss:.4f}"
+    )
+    return run.adapter
+
+
+def telling(run: Run) -> Callable[..., None]:
+    """`run.event`, which also says a sign of ill health aloud."""
+
+    def event(kind: str, **facts: Any) -> None:
+        run.event(kind, **facts)
+        if kind == "health":
+            say(f"train: WARNING at step {facts['step']}: {facts['text']}")
+
+    return event
+
+
+def evaluate(
+    context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[dict[str, Any]], adapter: Path
+) -> dict[str, Measured]:
+    """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
+    from cai.evaluate.benchmarks import suite
+    from cai.evaluate.measure import measure
+
+    results = measure(context, pairs, training_pairs, adapter, inputs.folder)
+    if context.recipe.sft.enabled:
+        from cai.evaluate import arms as measured_arms
+
+        measured_arms.run_arm(context, pairs, training_pairs, inputs.folder)
+    if context.recipe.benchmarks.run:
+        suite.measure_all(context, context.recipe.benchmarks.run, inputs.folder)
+    if len(context.recipe.dpo.seeds) > 1:
+        from cai.training import arms
+
+        arms.train_seeds(context, training_pairs, pairs.heldout)
+    return {**stored_figures(context.run.eval), **results}
+
+
+def stored_figures(folder: Path) -> dict[str, Measured]:
+    """What stands in eval/*.json: measured figures, benchmarks, guard, contamination."""
+    from cai.evaluate.benchmarks.suite import read
+
+    found: dict[str, Measured] = {}
+    for name in ("measured", "benchmarks", "contamination", "guard", "checks", "seeds", "sft"):
+        found |= read(folder / f"{name}.json")
+    return found
+
+
+def decide(context: Context, results: Mapping[str, Measured], override: str) -> list[Verdict]:
+    """PASS / FAIL / UNDERPOWERED / UNMEASURED of each criterion, written to eval/gates.json and said on screen."""
+    recipe, run = context.recipe, context.run
+    if recipe.pairs.accept_noise:
+        say("gates are skipped: pairs.accept_noise is on, this is a timing run on random weights")
+        run.event("gates_skipped", why="pairs.accept_noise")
+        return []
+    verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone))
+    for verdict in verdicts:
+        say(f"gate {verdict.line}")
+    content = {
+        "milestone": recipe.milestone,
+        "enforced": enforced(context),
+        "override": override or None,
+        "passed": gates.passed(verdicts),
+        "recipe": recipe_key(inputs_identity(context)),
+        "verdicts": [verdict.as_dict() for verdict in verdicts],
+    }
+    path = run.eval / "gates.json"
+    if not holds(path, json_bytes(content)):
+        run.eval.mkdir(exist_ok=True)
+        write_json_atomic(path, content)
+        run.event("gates", passed=content["passed"], override=content["override"])
+    return verdicts
+
+
+def report(context: Context, verdicts: Sequence[Verdict]) -> None:
+    """Peak memory by phase into the manifest, then report.html and report.md."""
+    from cai.engine import memory
+    from cai.report.pages import write_report
+
+    found = memory.by_phase(context.run.events())
+    if found != context.run.manifest.get("memory", {}):
+        context.run.update_manifest(memory=found)
+    write_report(context.run)
+
+
+def report_what_exists(run: Run) -> None:
+    """The pages of a run that is stopped at its budget."""
+    from cai.report.pages import write_report
+
+    write_report(run)
+
+
+def enforced(context: Context) -> bool:
+    """A failed gate stops the recipe's own model; on the embedded and the fake one it advises unless told."""
+    return context.recipe.gates.enforce or context.run.manifest.get("backend") == "cuda"
+
+
+def exit_code(context: Context, recipe: Recipe, verdicts: Sequence[Verdict], override: str) -> int:
+    """The last line on screen: verdict and report. 7 where a gate that counts did not pass."""
+    passed = gates.passed(verdicts)
+    failed = [v.gate.metric for v in verdicts if not gates.passed([v])]
+    verdict = "PASS" if passed else f"not passed: {', '.join(failed)}"
+    if advised := [v.gate.metric for v in verdicts if v.status != "PASS" and not v.blocks]:
+        verdict += f" (advisory and not met: {', '.join(advised)})"
+    if not verdicts:
+        verdict = "done, gates skipped" if recipe.pairs.accept_noise else "done, the recipe sets no gate for it"
+    if not passed and not enforced(context):
+        verdict += " (advisory on this model)"
+    elif not passed and override:
+        verdict += f" (overridden: {printable(override, one_line=True)})"
+    cost = f", {usd(context.run.spent()['usd'])}" if recipe.budget.usd_per_hour else ""
+    say(f"{recipe.milestone}: {verdict}. Report: {context.run.report_html}{cost}")
+    return errors.DONE if passed or override or not enforced(context) else errors.GATE
+
+
+def inputs_identity(context: Context) -> dict[str, str]:
+    return dict(context.run.manifest.get("identity", {}))
+
+
+def recipe_key(identity: Mapping[str, str]) -> str:
+    """What "the same recipe" means for runs of one milestone: the identity without the number of rounds."""
+    from cai.recipe.load import short_hash
+
+    return short_hash({key: value for key, value in identity.items() if key != "rounds"})
+
+
+def check_milestone_before(inputs: Inputs) -> None:
+    """A milestone does not start after a failed gate of the one before, of the same recipe (exit 7)."""
+    name = inputs.recipe.milestone
+    if name not in ORDER[1:] or inputs.override:
+        return
+    earlier = ORDER[ORDER.index(name) - 1]
+    root, key = runs_root(inputs.source, inputs.recipe), _key_as(inputs, earlier)
+    found = sorted(path for path in root.glob(f"*-{earlier}-*/eval/gates.json") if RUN_ID.fullmatch(path.parts[-3]))
+    for path in reversed(found):
+        try:
+            verdict = orjson.loads(path.read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            continue
+        if key is None or not isinstance(verdict, dict) or verdict.get("recipe") != key:
+            continue
+        if verdict.get("enforced") and not verdict.get("passed") and not verdict.get("override"):
+            raise CaiError(
+                f"{path}: {earlier} did not pass its gate, so {name} does not start. "
+                'Cure it, or go on with --override-gate "why" (the reason stays in the report).',
+                errors.GATE,
+            )
+        return
+
+
+def _key_as(inputs: Inputs, milestone: str) -> str | None:
+    """`recipe_key` of these inputs had they been read for another milestone, whose overlays may change any key.
+
+    None where the recipe has no such milestone, or none that can run.
+    """
+    try:
+        recipe = recipes.resolve(
+            inputs.source, milestone=milestone, sets=inputs.sets, embedded=inputs.backend == "embedded"
+        )
+    except CaiError:
+        return None
+    return recipe_key(replace(inputs, recipe=recipe).identity())

@@ -1,0 +1,248 @@
+"""An entry (an object, a table's row, a text, a conversation) -> the request in it and its pool.
+
+Owns which keys hold a request and what is joined to it, as the data sets that people bring mean them: Alpaca's `input`,
+Dolly's `context`, `messages`, ShareGPT's `conversations`, the transcripts of HH-RLHF. Keys that are not read are
+counted, so that they can be named once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from cai.recipe.intake.jsontext import Broken, Entry
+from cai.store.jsonl import clean
+
+POOLS = ("benign", "redteam")
+REQUEST = ("instruction", "prompt", "question")
+CONTEXT = ("input", "context")
+CONVERSATION = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+PAIR = ("chosen",)
+SYSTEM = ("system", "system_prompt")
+NO_CONTEXT = ("", "<noinput>", "nan", "none", "null", "n/a")
+ROLES, CONTENTS = ("role", "from"), ("content", "value", "text")
+HUMAN = ("user", "human", "prompter")
+LONGEST = 1_000_000  # characters of a request: more than model.max_seq_length may ever hold
+TURN = re.compile(r"(?:\n\s*|\s*(?=#{2,4} ))(?:#{2,4} )?(Human|User|Assistant|AI|GPT|Bot)\s*:[ \t]*")
+OPENING = re.compile(r"\s*(?:#{2,4} )?(Human|User)\s*:")
+
+
+class Given(NamedTuple):
+    """A request of the user's file, its pool, and the line on which it begins."""
+
+    text: str
+    pool: str
+    line: int
+
+
+@dataclass
+class Tally:
+    """What is said about a file once: counts by key, and of rows."""
+
+    ignored: Counter[str] = field(default_factory=Counter)
+    joined: Counter[str] = field(default_factory=Counter)
+    systems: int = 0
+    more_turns: int = 0
+    pooled: int = 0
+
+
+@lru_cache(maxsize=4096)
+def normal(key: object) -> str:
+    """A key without what people vary: case, spaces, dashes, camelCase."""
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(key).strip())
+    return re.sub(r"[\s-]+", "_", text).lower()
+
+
+def given(entry: Entry, *, key: str, pool: str, tally: Tally) -> Given:
+    """The request of an entry. Errors: Broken with the line, what is wrong and the remedy."""
+    value, line = entry.value, entry.line
+    while isinstance(value, list) and len(value) == 1 and not _is_turn(value[0]):
+        value = value[0]
+    if isinstance(value, str):
+        text, own = _first_turn(value, line, tally), ""
+    elif isinstance(value, list) and value and all(map(_is_turn, value)):
+        text, own = _conversation(value, line, tally), ""
+    elif isinstance(value, Mapping):
+        text, own = _of_row(value, line, key, tally), _pool(value, line)
+    else:
+        kind = "a list of several" if isinstance(value, list) else f"{type(value).__name__} {str(value)[:20]!r}"
+        raise Broken(line, f'{kind} where a request should be. Write {{"instruction": "..."}}')
+    text = clean(text).replace("\r\n", "\n").replace("\r", "\n").strip()
+    if not text:
+        raise Broken(line, 'no text under "instruction". Write {"instruction": "..."}')
+    if len(text) > LONGEST:
+        raise Broken(line, f"{len(text):,} characters, more than any model reads. Shorten it, or take the line out")
+    tally.pooled += bool(own)
+    return Given(text, own or pool or "benign", line)
+
+
+def is_row(value: Mapping[str, Any], key: str) -> bool:
+    """Whether an object holds a request itself (rather than a list of them)."""
+    names = {normal(name): inner for name, inner in value.items()}
+    if key and (key in value or normal(key) in names):
+        return True
+    if any(isinstance(names.get(name), str) for name in (*REQUEST, *PAIR)) or isinstance(names.get("turns"), list):
+        return True
+    lists = [names[name] for name in (*CONVERSATION, *PAIR, "prompt") if isinstance(names.get(name), list)]
+    return any(all(map(_is_turn, turns)) for turns in lists)
+
+
+def _of_row(row: Mapping[str, Any], line: int, key: str, tally: Tally) -> str:
+    if _is_turn(row):
+        raise Broken(line, "a turn of a conversation on a line of its own. Write all its turns as one list a line")
+    names = _names(row, line)
+    chosen = _key(row, names, line, key)
+    value = _dig(row, chosen, key)
+    text = _as_text(value, line, chosen, tally)
+    read = {chosen, names.get("pool")}
+    if normal(chosen) in REQUEST and isinstance(value, str):
+        extra = _context(names, row, line, read)
+        text = f"{text}\n\n{extra[1]}" if extra else text
+        if extra:
+            read.add(extra[0])
+            tally.joined[extra[0]] += 1
+    for name, inner in row.items():
+        if name in read or inner is None or inner in ("", [], {}) or name.split(".")[0] == key.split(".")[0]:
+            continue
+        if normal(name) in SYSTEM:
+            tally.systems += 1
+        else:
+            tally.ignored[name] += 1
+    return text
+
+
+def _names(row: Mapping[str, Any], line: int) -> dict[str, str]:
+    """Normal key -> the key as it stands."""
+    names: dict[str, str] = {}
+    for name in row:
+        if normal(name) in names and normal(name) in (*REQUEST, *CONTEXT, "pool"):
+            raise Broken(line, f"the keys {names[normal(name)]!r} and {name!r} say the same: keep one")
+        names.setdefault(normal(name), name)
+    return names
+
+
+def _key(row: Mapping[str, Any], names: Mapping[str, str], line: int, key: str) -> str:
+    """The key that holds the request."""
+    if key:
+        if key in row or normal(key) in names or _dig(row, "", key) is not None:
+            return key if key in row else names.get(normal(key), key)
+        raise Broken(line, f"no key {key!r} (instructions.key); keys here: {_listed(row)}")
+    texts = [names[name] for name in REQUEST if name in names and row[names[name]] not in (None, "")]
+    if len(texts) > 1 and len({str(row[name]) for name in texts}) > 1:
+        both = " and ".join(repr(name) for name in texts)
+        raise Broken(line, f"{both} both hold text: say which is the request, --set instructions.key={texts[0]}")
+    for name in (*texts, *(names[name] for name in (*CONVERSATION, *PAIR) if name in names)):
+        return name
+    if blank := [names[name] for name in REQUEST if name in names]:
+        raise Broken(line, f'no text under "{blank[0]}". Fill it in, or take the line out')
+    hint = next((str(name) for name, value in row.items() if isinstance(value, str) and value.strip()), "KEY")
+    raise Broken(
+        line,
+        f'no text under "instruction" (keys here: {_listed(row)}). Write {{"instruction": "..."}}, or say which key '
+        f"holds the request: --set instructions.key={hint[:40]}",
+    )
+
+
+def _listed(row: Mapping[str, Any]) -> str:
+    return ", ".join(str(name)[:40] for name in list(row)[:8]) + (", ..." if len(row) > 8 else "") or "none"
+
+
+def _dig(row: Mapping[str, Any], chosen: str, key: str) -> Any:
+    """The value under a key, or under the path a.b of `instructions.key`."""
+    if chosen in row:
+        return row[chosen]
+    value: Any = row
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _as_text(value: Any, line: int, key: str, tally: Tally) -> str:
+    if isinstance(value, str) and value.strip():
+        return _first_turn(value, line, tally)
+    if isinstance(value, list) and value and all(map(_is_turn, value)):
+        return _conversation(value, line, tally)
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        tally.more_turns += len(value) > 1
+        return str(value[0])
+    kind = "" if value is None or isinstance(value, str) else f" ({type(value).__name__} found)"
+    raise Broken(line, f'no text under "{key}"{kind}. Write {{"instruction": "..."}}')
+
+
+def _context(names: Mapping[str, str], row: Mapping[str, Any], line: int, read: object) -> tuple[str, str] | None:
+    """(key, text) of what belongs to the request: Alpaca's input, Dolly's context."""
+    found = []
+    for name in (names[name] for name in CONTEXT if name in names):
+        value = row[name]
+        if value is None or (isinstance(value, str) and value.strip().lower() in NO_CONTEXT):
+            continue
+        if not isinstance(value, str):
+            raise Broken(line, f'"{name}" is no text ({type(value).__name__}). Put it into "instruction" as text')
+        found.append((name, value.strip()))
+    if len(found) > 1:
+        raise Broken(line, '"input" and "context" both hold text. Put what belongs to the request into "instruction"')
+    return found[0] if found else None
+
+
+def _pool(row: Mapping[str, Any], line: int) -> str:
+    name = next((name for name in row if normal(name) == "pool"), None)
+    if name is None:
+        return ""
+    value = row[name]
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word not in POOLS:
+        shown = repr(value[:40] if isinstance(value, str) else value)[:60]
+        raise Broken(line, f'pool: {shown} is unknown. Write "benign" or "redteam"')
+    return str(word)
+
+
+def _is_turn(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and any(name in value for name in ROLES)
+        and any(name in value for name in CONTENTS)
+        and all(isinstance(value[name], str) for name in ROLES if name in value)
+    )
+
+
+def _conversation(turns: Sequence[Mapping[str, Any]], line: int, tally: Tally) -> str:
+    """The first human turn."""
+    said: list[tuple[str, Any]] = [(str(_field(turn, ROLES)).lower(), _field(turn, CONTENTS)) for turn in turns]
+    human = [content for role, content in said if role in HUMAN]
+    tally.systems += any(role == "system" and content for role, content in said)
+    if not human:
+        raise Broken(line, f"no turn of a user (roles here: {', '.join(role for role, _ in said)[:60]})")
+    text = human[0]
+    if isinstance(text, list):
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in text]
+        if not all(isinstance(part, str) for part in parts):
+            raise Broken(line, "a turn that is not all text (a picture?). Give text alone")
+        text = "\n".join(map(str, parts))
+    if not isinstance(text, str) or not text.strip():
+        raise Broken(line, "the first turn of the user is empty. Take the line out")
+    tally.more_turns += len(human) > 1
+    return text
+
+
+def _field(turn: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next(turn[name] for name in names if name in turn)
+
+
+def _first_turn(text: str, line: int, tally: Tally) -> str:
+    """The first human turn of a transcript ("Human: ...", "Assistant: ..."); any other text as it is."""
+    opening = OPENING.match(text)
+    if opening is None:
+        return text
+    rest = text[opening.end() :]
+    speakers = [match[1] for match in TURN.finditer(rest)]
+    if not speakers and not text.startswith("\n\n"):
+        return text  # a text that begins with "User:"
+    first = TURN.split(rest, maxsplit=1)[0].strip()
+    if not first:
+        raise Broken(line, "the first turn of the transcript is empty. Take the line out")
+    tally.more_turns += any(speaker in ("Human", "User") for speaker in speakers)
+    return first

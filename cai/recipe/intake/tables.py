@@ -1,0 +1,129 @@
+"""CSV, TSV and their like -> rows by header; what looks like a table and has no readable header is refused.
+
+Owns which delimiter and which header. The csv module does the quoting; a cell may hold line ends.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Collection, Iterator, Sequence
+
+from cai.recipe.intake.entries import CONTEXT, CONVERSATION, PAIR, REQUEST, normal
+from cai.recipe.intake.jsontext import Broken, Entry
+from cai.recipe.intake.plain import LINE_END
+from cai.store.reading import MOST_BYTES
+
+DELIMITERS = (",", "\t", ";", "|")
+NAMES = {",": "CSV", "\t": "TSV", ";": "CSV with semicolons", "|": "a table with |", "\x1f": "one column"}
+ALONE = "\x1f"  # unit separator: no cell has it, so a file of one column is read with its quoting
+SEP = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
+ONE_WORD = re.compile(r"\s*[\w.-]+\s*")
+WORD = re.compile(r"[\w#%./ -]{1,40}")
+SAMPLE_ROWS = 200
+KNOWN = frozenset((*REQUEST, *CONTEXT, *CONVERSATION, *PAIR))
+
+
+class Table:
+    """`how`: what it was read as; `rows`: a mapping a row, by the header's names as they stand."""
+
+    def __init__(self, how: str, rows: list[Entry]) -> None:
+        self.how, self.rows = how, rows
+
+
+def parse(text: str, key: str = "") -> Table | None:
+    """The table, or None if the text is none. Errors: Broken (ragged rows, bad quoting, a header that says nothing)."""
+    lines, skipped = text, 0
+    wanted = ""
+    if found := SEP.match(text):  # Excel's first line
+        wanted, lines, skipped = found[1], text[found.end() :], 1
+    delimiter, header = _header(lines, key, wanted)
+    if not header:
+        bound = csv.field_size_limit(MOST_BYTES)
+        try:
+            _refuse_unnamed(lines)
+        finally:
+            csv.field_size_limit(bound)
+        return None
+    bound = csv.field_size_limit(MOST_BYTES)  # of the process; the length of a request is bounded in entries
+    try:
+        rows = list(_rows(lines, delimiter, header, skipped))
+    finally:
+        csv.field_size_limit(bound)
+    return Table(f"{NAMES.get(delimiter, 'CSV')} with the columns {', '.join(header)[:120]}", rows)
+
+
+def _header(text: str, key: str, wanted: str) -> tuple[str, list[str]]:
+    """(delimiter, names) of the first line, where one of its cells names what a request may be under."""
+    first = next((line for line in LINE_END.split(text, 50) if line.strip()), "")
+    for delimiter in (wanted,) if wanted else (*DELIMITERS, ALONE):
+        try:
+            cells = next(csv.reader([first], delimiter=delimiter, strict=True), [])
+        except csv.Error:
+            continue
+        if any(cell.startswith(" ") for cell in cells) and not all(ONE_WORD.fullmatch(cell) for cell in cells):
+            continue  # a sentence: "Question, please"
+        if (len(cells) > 1 or delimiter == ALONE or wanted) and _names_something(cells, key):
+            return delimiter, [cell.strip() for cell in cells]
+    return "", []
+
+
+def _names_something(names: Sequence[str], key: str) -> bool:
+    known: Collection[str] = {*KNOWN, normal(key)} if key else KNOWN
+    return any(normal(name) in known for name in names) and all(len(name) <= 60 for name in names)
+
+
+def _rows(text: str, delimiter: str, header: Sequence[str], skipped: int) -> Iterator[Entry]:
+    if len({normal(name) for name in header if name}) < len([name for name in header if name]):
+        raise Broken(skipped + 1, f"a column is named twice in the header ({', '.join(header)[:60]}): rename one")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    before, seen = skipped, False
+    try:
+        for cells in reader:
+            line, before = before + 1, skipped + reader.line_num
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not seen:
+                seen = True
+            elif len(cells) > len(header):
+                extra = f"{len(cells)} cells, the header has {len(header)}"
+                raise Broken(line, f"{extra}: put quotes around the cell that holds the delimiter {delimiter!r}")
+            else:
+                yield Entry(line, dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=True)))
+    except csv.Error as error:
+        raise Broken(
+            before + 1, f"bad quoting ({error}): double each quote within a quoted cell, and close it"
+        ) from None
+
+
+def _refuse_unnamed(text: str) -> None:
+    """`Broken` for lines that are a table's: as many cells in each, and a header, quoted cells or numbers in front."""
+    for delimiter in DELIMITERS:
+        rows = _sample(text, delimiter)
+        if len(rows) < 2 or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
+            continue
+        named = all(WORD.fullmatch(cell) and len(cell.split()) <= 3 for cell in rows[0])
+        headed = named and not any(cell.startswith(" ") for cell in rows[0])
+        numbered = all(row[0].strip().isdigit() for row in rows)
+        quoted = re.search(rf'(?:^|{re.escape(delimiter)})"', text, re.MULTILINE) is not None
+        if headed or numbered or quoted or delimiter == "\t":
+            shown = ", ".join(cell.strip() for cell in rows[0])[:80]
+            raise Broken(
+                1,
+                f"a table (cells: {shown}) in which no column is called instruction, prompt or question: name the one "
+                "that holds the requests, --set instructions.key=COLUMN, and give a header line if there is none",
+            )
+
+
+def _sample(text: str, delimiter: str) -> list[list[str]]:
+    """The first rows as csv reads them; [] where its quoting is not a table's."""
+    rows: list[list[str]] = []
+    try:
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
+            rows += [row] if any(cell.strip() for cell in row) else []
+            if len(rows) == SAMPLE_ROWS:
+                break
+    except csv.Error:
+        return []
+    return rows

@@ -1,0 +1,356 @@
+"""cai.toml -> one frozen `Recipe`: every check, `--set`, milestone and embedded overlays, identity hashes.
+
+Owns reading the TOML, the messages a user sees for a bad one, and what counts as "the same recipe" on a resume. No
+other module reads the TOML. A recipe is base keys < `[embedded]` overlay (no GPU) < `[milestones.X]` < `--set`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import tomli_w
+from pydantic import BaseModel, Field, ValidationError
+
+from cai.errors import CaiError
+from cai.recipe.paths import at_home
+from cai.recipe.settings import (
+    BudgetSection,
+    CritiquesSection,
+    DpoSection,
+    EngineSection,
+    FewShotSection,
+    HealthSection,
+    HeldoutSection,
+    InstructionsSection,
+    LoraSection,
+    ModelSection,
+    PairsSection,
+    Positive,
+    PrinciplesSection,
+    SamplingSections,
+    Section,
+    SftSection,
+    Slots,
+)
+from cai.recipe.settings_benchmarks import BenchmarksSection, ChecksSection, GuardSection
+from cai.recipe.settings_evaluation import EvaluationSection, GatesSection, HygieneSection
+from cai.recipe.writing import remedy
+from cai.store.reading import Missing, read_once
+
+MOST_BYTES = 4 << 20  # of a recipe
+DEEPEST_KEY = 8  # parts of a key of --set; the recipe has four
+
+OVERLAYS = ("embedded", "milestones")
+_PYTHON_WORDS = re.compile(r"tuple|dictionary or instance of \w+")  # pydantic's; TOML has lists and tables
+
+
+class Recipe(Section):
+    """A resolved recipe: plain frozen sections that are handed down; nothing below reads the TOML."""
+
+    milestone: str = Field("m0", pattern=r"^[a-z0-9]{1,20}$")
+    items: Slots = 1
+    rounds: Positive = 1
+    seed: int = Field(0, ge=0, lt=2**63)
+    constitution: str = Field("constitution.yaml", min_length=1)
+    prompts: str = Field("prompts", min_length=1)
+    runs: str = Field("runs", min_length=1)
+    model: ModelSection = ModelSection()
+    sampling: SamplingSections = SamplingSections()
+    few_shot: FewShotSection = FewShotSection()
+    engine: EngineSection = EngineSection()
+    instructions: InstructionsSection = InstructionsSection()
+    principles: PrinciplesSection = PrinciplesSection()
+    critiques: CritiquesSection = CritiquesSection()
+    heldout: HeldoutSection = HeldoutSection()
+    pairs: PairsSection = PairsSection()
+    hygiene: HygieneSection = HygieneSection()
+    lora: LoraSection = LoraSection()
+    dpo: DpoSection = DpoSection(max_steps=1)
+    health: HealthSection = HealthSection()
+    sft: SftSection = SftSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    guard: GuardSection = GuardSection()
+    benchmarks: BenchmarksSection = BenchmarksSection()
+    checks: ChecksSection = ChecksSection()
+    gates: GatesSection = GatesSection()
+    budget: BudgetSection = BudgetSection()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe file as read: the raw table and where it lies; relative paths resolve against `folder`."""
+
+    path: Path
+    table: dict[str, Any]
+    data: bytes = b""  # as read; a new run keeps a copy of it
+
+    @property
+    def folder(self) -> Path:
+        return self.path.resolve().parent
+
+    @property
+    def milestones(self) -> list[str]:
+        return list(self.table.get("milestones", {}))
+
+
+def read(path: Path) -> Source:
+    """Parse the TOML. Errors: missing or unreadable file, syntax (with line and column), a table of the wrong kind."""
+    try:
+        data = read_once(path, where=str(path), most=MOST_BYTES, pipes=False)
+    except Missing:
+        raise CaiError(f"{path}: no such recipe file. Give the path of a cai.toml.") from None
+    try:
+        table = parse_toml(data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n"))
+    except UnicodeDecodeError as error:
+        raise CaiError(f"{path}: cannot read the recipe: {error}. Give a UTF-8 text file.") from None
+    except ValueError as error:
+        raise CaiError(f"{path}: TOML syntax: {error}. Correct that line.") from None
+    for name in OVERLAYS:
+        if not isinstance(table.get(name, {}), dict):
+            raise CaiError(f"{path}: {name}: must be a table. Write [{name}].")
+    return Source(path, table, data)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table of TOML text. Every fault is a ValueError of one line, also what tomllib does not expect."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except (ValueError, OverflowError) as error:  # a number of 5,000 digits
+        raise ValueError(str(error).split(";")[0]) from None
+
+
+def resolve(source: Source, *, milestone: str = "", sets: Sequence[str] = (), embedded: bool = False) -> Recipe:
+    """Apply the overlays and validate. All faults are reported at once, one line each, in one CaiError."""
+    base = {key: value for key, value in source.table.items() if key not in OVERLAYS}
+    milestone = milestone or base.get("milestone", "m0")
+    overlays = _overlays(source, str(milestone), embedded)
+    faults = [*_unknown(base, Recipe, ())]
+    for prefix, overlay in overlays:
+        faults += _unknown(overlay, Recipe, prefix)
+        base = _merge(base, overlay)
+    raw: dict[str, str] = {}  # what --set says, as it was written
+    for text in sets:
+        overlay = parse_set(text)
+        raw[text.partition("=")[0].strip()] = text.partition("=")[2].strip()
+        faults += [f"--set {fault}" for fault in _unknown(overlay, Recipe, ())]
+        base = _merge(base, overlay)
+    base["milestone"] = milestone
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(_tuples(base, Recipe))
+    except ValidationError as error:
+        faults += [line for fault in error.errors() if (line := _fault_line(fault, raw))]
+    if faults or recipe is None:
+        raise CaiError("\n".join(f"{source.path}: {fault}" for fault in dict.fromkeys(faults)))
+    return at_home(recipe, str(source.path))
+
+
+def _overlays(source: Source, milestone: str, embedded: bool) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+    tables = source.table.get("milestones", {})
+    if milestone not in tables:
+        near = difflib.get_close_matches(milestone, tables, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(tables) or 'none'}."
+        raise CaiError(f"{source.path}: milestones.{milestone}: no such milestone. {hint}")
+    found: list[tuple[tuple[str, ...], Any]] = []
+    if embedded:
+        found.append((("embedded",), {k: v for k, v in source.table.get("embedded", {}).items() if k != "milestones"}))
+    found.append((("milestones", milestone), tables[milestone]))
+    if embedded:
+        extra = source.table.get("embedded", {}).get("milestones", {}).get(milestone, {})
+        found.append((("embedded", "milestones", milestone), extra))
+    for prefix, overlay in found:
+        if not isinstance(overlay, dict):
+            raise CaiError(f"{source.path}: {'.'.join(prefix)}: must be a table. Write [{'.'.join(prefix)}].")
+    return found
+
+
+def _sections(schema: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
+    """Field name -> nested section class, or None for a leaf."""
+    return {name: _section_class(field.annotation) for name, field in schema.model_fields.items()}
+
+
+def _section_class(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _leaf_paths(schema: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[str]:
+    for name, section in _sections(schema).items():
+        yield ".".join((*prefix, name))
+        if section is not None:
+            yield from _leaf_paths(section, (*prefix, name))
+
+
+def _unknown(table: Mapping[str, Any], schema: type[BaseModel], prefix: tuple[str, ...]) -> list[str]:
+    """One line for each key that the schema lacks, with the nearest key that it has."""
+    faults, known = [], _sections(schema)
+    for key, value in table.items():
+        path = ".".join((*prefix, key))
+        if key not in known:
+            faults.append(f"{path}: unknown key. {_nearest(key, prefix, known)}")
+        elif (section := known[key]) is not None:
+            parts = {f"{key}.{i}": entry for i, entry in enumerate(value)} if isinstance(value, list) else {key: value}
+            for name, part in parts.items():
+                faults += _unknown(part, section, (*prefix, name)) if isinstance(part, Mapping) else []
+    return faults
+
+
+def _nearest(key: str, prefix: tuple[str, ...], known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, 1, 0.6)
+    if near:
+        return f"Did you mean {'.'.join((*prefix, near[0]))}?"
+    leaves = {path.rsplit(".", 1)[-1]: path for path in _leaf_paths(Recipe)}
+    near = difflib.get_close_matches(key, leaves, 1, 0.75)
+    return f"Did you mean {leaves[near[0]]}?" if near else f"Known here: {', '.join(known)}."
+
+
+def parse_set(text: str) -> dict[str, Any]:
+    """`a.b=VALUE` -> nested table. VALUE is a TOML value; what is none is taken as a string."""
+    path, sign, value = text.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not sign or not all(keys) or len(keys) > DEEPEST_KEY:
+        raise CaiError(f"--set {text[:80]}: expected KEY=VALUE, for example --set dpo.beta=0.2")
+    try:
+        parsed = parse_toml(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    except ValueError as error:
+        raise CaiError(f"--set {path.strip()}: {error}. Write a smaller value.") from None
+    for key in reversed(keys):
+        parsed = {key: parsed}
+    return parsed
+
+
+def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overlay.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    for name in ("dpo", "sft"):  # one length replaces the other
+        length = overlay[name] if isinstance(overlay.get(name), Mapping) else {}
+        for key, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
+            if length.get(key) and other not in length:
+                merged[name] = {k: v for k, v in merged[name].items() if k != other}
+    return merged
+
+
+def _tuples(value: Any, schema: type[BaseModel] | None) -> Any:
+    """TOML arrays become tuples (strict models take no list for a tuple); unknown keys are dropped, reported before."""
+    if isinstance(value, Mapping):
+        known = _sections(schema) if schema else {}
+        return {k: _tuples(v, known.get(k)) for k, v in value.items() if schema is None or k in known}
+    if isinstance(value, list):
+        return tuple(_tuples(entry, schema) for entry in value)
+    return value
+
+
+def _fault_line(error: Any, raw: Mapping[str, str]) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    shown = repr(error.get("input"))
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    message = error["msg"][0].lower() + error["msg"][1:]
+    message = _PYTHON_WORDS.sub(lambda found: "list" if found[0] == "tuple" else "table", message)
+    written = remedy(error["type"], error.get("input"), raw.get(path))
+    if not written:
+        return f"{path}: {message} (found {shown})"
+    how = f": --set {shlex.quote(f'{path}={written}')}" if path in raw and not written[0].isalnum() else ""
+    return f"{path}: {message} (found {shown}). Write {written}{how}"
+
+
+def dump(recipe: Recipe) -> bytes:
+    """The resolved recipe as TOML, every key explicit; [sft] stands in it where it is on."""
+    off = set() if recipe.sft.enabled else {"sft"}
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude=off)).encode()
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested table -> {dotted key: repr}, in order."""
+    flat: dict[str, str] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = repr(value)
+    return flat
+
+
+_DATA_KEYS = (
+    "rounds",
+    "seed",
+    "model",
+    "sampling",
+    "few_shot",
+    "engine.batch_size",
+    "engine.backend",
+    "instructions",
+    "principles",
+    "critiques",
+    "pairs",
+)
+_TRAINING_KEYS = ("lora", "dpo", "hygiene", "heldout", "items")
+
+
+def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False) -> dict[str, str]:
+    """What made the data (and, with `training`, the adapter): dotted key -> value; `files`: name -> sha.
+
+    Price, budget, gates, evaluation and, until training began, the number of items may change on a resume.
+    """
+    wanted = _DATA_KEYS + (_TRAINING_KEYS if training else ())
+    flat = flatten(recipe.model_dump(mode="json"))
+    keep = {k: v for k, v in flat.items() if any(k == name or k.startswith(name + ".") for name in wanted)}
+    keep.pop("model.backend", None)
+    if not recipe.hygiene.reviews:
+        keep.pop("hygiene.reviews", None)
+    drop_unset(keep)
+    keep |= rounding(recipe)
+    if recipe.guard.enabled:
+        keep |= {k: v for k, v in flat.items() if k.startswith("guard.")}
+    return keep | {f"sha256({name})": sha for name, sha in files.items()}
+
+
+LATER_KEYS = {
+    "instructions.key": "",
+    "instructions.pool": "",
+    "principles.choice": "uniform",
+    "critiques.transcript": "separate",
+    "critiques.no_issue": "revise",
+    "pairs.label": "always",
+    "few_shot.reviews": -1,
+    "few_shot.relevance": -1,
+}
+
+
+def drop_unset(keep: dict[str, str]) -> None:
+    """Keys that came later and say nothing where they have these values: a run of before has none of them."""
+    for name, value in LATER_KEYS.items():
+        if keep.get(name) == repr(value):
+            del keep[name]
+    if "principles.choice" not in keep:
+        for name in [name for name in keep if name.startswith("principles.")]:
+            del keep[name]
+
+
+def rounding(recipe: Recipe) -> dict[str, str]:
+    """8-bit products change what is drawn; the other ways of the linears draw the same text."""
+    return {"engine.linears": repr(recipe.engine.linears)} if recipe.engine.rounded else {}
+
+
+def short_hash(values: Mapping[str, str]) -> str:
+    text = "\n".join(f"{key}={values[key]}" for key in sorted(values))
+    return hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -1,0 +1,266 @@
+"""Constitutions as people have them -> principles: our list, a mapping around it, other tools' keys, sentences.
+
+Owns the shapes, and what is made where one has less than we need (an id of the words, the two requests of a sentence).
+Does not own the choice of principles (constitution). All faults of an entry stand in one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai.errors import CaiError
+from cai.recipe.intake import jsontext, plain
+from cai.recipe.intake.entries import POOLS, normal
+from cai.recipe.intake.jsontext import Broken
+from cai.recipe.yaml_files import parse_yaml
+
+KEYS = ("id", "principle", "critique_request", "revision_request")
+OPTIONAL = ("pools", "priority")
+NAMES = {  # ours -> what other tools call it, in the form of `normal`
+    "id": ("id", "name", "title"),
+    "principle": ("principle", "text", "rule", "sentence"),
+    "critique_request": ("critique_request", "critique", "critic"),
+    "revision_request": ("revision_request", "revision", "edit_request"),
+}
+BESIDE = ("prompt", "type", "_type", "source")  # of other tools' entries, not needed
+CONTAINERS = ("principles", "constitution", "constitutions")
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LONGEST_SLUG = 48
+SMALL_WORDS = frozenset(
+    "a an and any are as be by for from in is it its of on or please s that the this to was with".split()
+)
+PLACEHOLDER = re.compile(r"\{\{.*?\}\}|\{[A-Za-z_][\w. ]*\}|\{\}|\$\{\w+\}|%\(\w+\)s|<<\w+>>|\[\[\w+\]\]")
+FRAME = re.compile(r"^\s*(?:critique|revision)\s*(?:request)?\s*:\s*|\s*\b(?:critique|revision)\s*:\s*$", re.IGNORECASE)
+LIKE_YAML = re.compile(
+    r"^\s*(?:-\s+)?(?:id|name|title|principles?|constitutions?|critic|critique\w*|revision\w*|edit_request|version)\s*:"
+    r"|^\s*(?:-\s+)?[&!]|^\s*-\s*[{\[&*-]|^\s*[{\[]|^---|^\s*[\w-]+\s*:\s*[\[{&*|>]",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """One principle as read; `made`: its requests are the default ones."""
+
+    id: str
+    principle: str
+    critique_request: str
+    revision_request: str
+    pools: tuple[str, ...] = ()
+    priority: int = 0
+    made: bool = False
+
+
+def read(text: str, path: str | Path) -> tuple[list[Fields], list[str]]:
+    """(principles in file order, notes). Errors: CaiError of one line."""
+    content = _content(text, path)
+    rows, notes = _rows(content)
+    if not rows:
+        raise CaiError(f"{path}: no principles found; write a list, each entry with the keys {', '.join(KEYS)}")
+    found = [_fields(row, f"{path}: principles[{i}]") for i, row in enumerate(rows)]
+    if made := sum(fields.made for fields in found):
+        notes.append(
+            f"constitution: {made} of {len(found)} principles are sentences; their requests are the default ones"
+        )
+    return found, notes
+
+
+def _content(text: str, path: str | Path) -> Any:
+    """YAML (JSON is YAML), JSON lines, or sentences; the YAML's own fault where the text looks like YAML."""
+    try:
+        content = parse_yaml(text, path)
+    except CaiError:
+        if (rows := _json(text)) is not None:
+            return rows
+        if LIKE_YAML.search(text):
+            raise
+        sentences = _sentences(text, path)
+        if not all(any(sign.isalpha() for sign in sentence) for sentence in sentences):
+            raise
+        return sentences
+    if isinstance(content, str):
+        return _sentences(text, path)
+    return content
+
+
+def _json(text: str) -> list[Any] | None:
+    """JSON that is no YAML: indented with tabs, or an object a line."""
+    if not text.lstrip().startswith(("{", "[", '"')):
+        return None
+    try:
+        found = [entry.value for entry in jsontext.values(text)]
+    except (Broken, RecursionError):
+        return None
+    return found[0] if len(found) == 1 else found
+
+
+def _sentences(text: str, path: str | Path) -> list[str]:
+    try:
+        return [entry.value for entry in plain.parse(plain.lines_of(text)).entries]
+    except Broken as broken:
+        raise CaiError(f"{path}: line {broken.line}: {broken.why.replace('request', 'principle')}") from None
+
+
+def _rows(content: Any) -> tuple[list[Any], list[str]]:
+    """The entries, whatever is around them."""
+    notes: list[str] = []
+    if isinstance(content, Mapping):
+        around = [name for name in content if normal(name) in CONTAINERS and isinstance(content[name], list | Mapping)]
+        if len(around) == 1:
+            others = ", ".join(str(name)[:40] for name in content if name != around[0])
+            notes += [f"constitution: read under {str(around[0])[:40]!r}; not read: {others}"] if others else []
+            content = content[around[0]]
+    if isinstance(content, Mapping):
+        known = {normal(name) for name in content}
+        if known & {name for key in KEYS[1:] for name in NAMES[key]}:
+            return [content], notes
+        if all(isinstance(inner, Mapping) for inner in content.values()):
+            return [{"name": str(name), **inner} for name, inner in content.items()], notes
+        sentences = [_as_sentence({name: inner}) for name, inner in content.items()]
+        return (sentences if all(sentences) else []), notes
+    return (list(content) if isinstance(content, list) else []), notes
+
+
+def _as_sentence(row: Mapping[str, Any]) -> str:
+    """A sentence with a colon, which YAML reads as a mapping of one key; "" for any other mapping."""
+    if len(row) != 1:
+        return ""
+    name, text = next(iter(row.items()))
+    return f"{name}: {text}" if isinstance(name, str) and " " in name.strip() and isinstance(text, str) else ""
+
+
+def _fields(row: Any, where: str) -> Fields:
+    if isinstance(row, Mapping) and (sentence := _as_sentence(row)):
+        row = sentence
+    if isinstance(row, str) and row.strip():
+        return _whole({"principle": row}, where, [])
+    if not isinstance(row, Mapping):
+        what = "an empty text" if isinstance(row, str) else type(row).__name__
+        raise CaiError(f"{where}: {what} found; write a mapping with the keys {', '.join(KEYS)}")
+    own = "id" in row
+    if own and isinstance(row["id"], str):
+        where = f"{where} ({row['id'][:64]!r})"
+    faults: list[str] = []
+    values = _own(row, faults) if own else _foreign(row, faults)
+    return _whole(values, where, faults, own)
+
+
+def _own(row: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
+    """Our keys: all four, or a sentence with its id."""
+    sentence = "principle" in row and not {"critique_request", "revision_request"} & row.keys()
+    missing = (
+        []
+        if sentence and len(row) == len({*row} & {"id", "principle", *OPTIONAL})
+        else [k for k in KEYS if k not in row]
+    )
+    unknown = [name for name in row if name not in (*KEYS, *OPTIONAL)]
+    _keys(missing, unknown, faults)
+    return {name: row[name] for name in (*KEYS, *OPTIONAL) if name in row}
+
+
+def _foreign(row: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
+    """LangChain's (name, critique_request, revision_request), critique and revision pairs, a sentence under a key."""
+    values: dict[str, Any] = {}
+    unknown = []
+    framed = any(normal(name) in ("edit_request", "critique") for name in row)
+    for name, value in row.items():
+        ours = next((key for key, names in NAMES.items() if normal(name) in names), None)
+        if ours is None and normal(name) in OPTIONAL:
+            ours = normal(name)
+        if ours is None:
+            unknown += [] if normal(name) in BESIDE else [name]
+        elif ours in values:
+            faults.append(f"two keys for {ours}; keep one")
+        else:
+            frame = framed and ours in ("critique_request", "revision_request") and isinstance(value, str)
+            values[ours] = FRAME.sub("", value) if frame else value
+    both = ("critique_request", "revision_request")
+    missing = [name for name in both if name not in values] if any(name in values for name in both) else []
+    missing += ["principle"] if not values.keys() & {"principle", *both} else []
+    _keys(missing, unknown, faults)
+    values.setdefault("principle", values.get("critique_request", ""))
+    return values
+
+
+def _keys(missing: Sequence[str], unknown: Sequence[Any], faults: list[str]) -> None:
+    if missing:
+        named = ", ".join(map(repr, missing))
+        faults.append(f"key {named} is missing; add it" if len(missing) == 1 else f"keys {named} are missing; add them")
+    if unknown:
+        named = ", ".join(repr(str(name)[:40]) for name in unknown)
+        faults.append(
+            f"unknown key{'s' * (len(unknown) > 1)} {named}; the known keys are {', '.join((*KEYS, *OPTIONAL))}"
+        )
+
+
+def _whole(values: Mapping[str, Any], where: str, faults: list[str], own: bool = False) -> Fields:
+    """The checked fields; what a sentence lacks is made. Errors: all faults of the entry in one line."""
+    texts = {name: values[name] for name in KEYS[1:] if name in values}
+    for name, value in texts.items():
+        faults += [f"{name}: {fault}" for fault in _text_faults(value)]
+    id_ = values.get("id")
+    id_ = str(id_) if isinstance(id_, int) and not isinstance(id_, bool) else id_
+    if id_ is not None and not isinstance(id_, str):
+        faults.append(f"id: {type(id_).__name__} found; write text (in quotes if it looks like something else)")
+    elif id_ is not None and not ID.fullmatch(id_):
+        if not own and id_.strip():  # another tool's name: its words
+            id_ = slug(id_)
+        else:
+            faults.append("id: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit")
+    pools, priority = values.get("pools"), values.get("priority", 0)
+    if pools is not None and not (isinstance(pools, list) and pools and all(pool in POOLS for pool in pools)):
+        faults.append('pools: write a list of "benign" and "redteam"')
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        faults.append(f"priority: {type(priority).__name__} found; write a whole number")
+    if faults:
+        raise CaiError(f"{where}: {'; '.join(faults)}")
+    clean = {name: " ".join(value.split()) for name, value in texts.items()}
+    sentence = clean["principle"]
+    requests = requests_for(sentence)
+    return Fields(
+        str(id_ or slug(sentence)),
+        sentence,
+        clean.get("critique_request", requests[0]),
+        clean.get("revision_request", requests[1]),
+        tuple(dict.fromkeys(pools or ())),
+        priority,
+        "critique_request" not in clean,
+    )
+
+
+def _text_faults(value: Any) -> list[str]:
+    if not isinstance(value, str):
+        return [f"{type(value).__name__} found; write text (in quotes if it looks like something else)"]
+    if not value.strip():
+        return ["is empty; write the text"]
+    faults = []
+    if placeholder := PLACEHOLDER.search(value):
+        faults.append(f"holds the placeholder {placeholder[0][:40]!r}, which nothing fills in; take it out")
+    if frame := FRAME.search(value):
+        faults.append(f"holds the words {frame[0].strip()!r} of another tool's prompt; take them off")
+    return faults
+
+
+def requests_for(sentence: str) -> tuple[str, str]:
+    """(critique request, revision request) for a principle that is one sentence."""
+    return (
+        f"Say where the answer falls short of this principle, and quote the words that do: {sentence}",
+        f"Rewrite the answer so that it keeps to this principle: {sentence}",
+    )
+
+
+def slug(sentence: str) -> str:
+    """An id of the sentence's words, the same wherever it stands in the file; cut or not Latin, a hash too."""
+    ascii_ = unicodedata.normalize("NFKD", sentence).encode("ascii", "ignore").decode().lower()
+    words = [word for word in re.findall(r"[a-z0-9]+", ascii_) if word not in SMALL_WORDS]
+    whole = "-".join(words)
+    cut = whole[:LONGEST_SLUG].rstrip("-")
+    if cut == whole and cut:
+        return cut
+    return "-".join(filter(None, (cut or "principle", hashlib.sha256(sentence.encode()).hexdigest()[:6])))

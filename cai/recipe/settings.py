@@ -1,0 +1,250 @@
+"""The recipe's sections as frozen pydantic models: every key a user can set, its type, range and default.
+
+Owns names, ranges and defaults; `recipe.py` owns reading files, overlays and messages. Nothing here reads a file or
+imports torch. Units are in the key names or the field's description.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Slots = Annotated[int, Field(ge=1, le=500_000)]  # items; the numbers above are the held-out ones (data.slots.HELDOUT)
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys refused, no coercion (an int may stand for a float), immutable."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """Which weights, and how they are loaded. `name`: hub id or a local folder."""
+
+    name: str = Field("Qwen/Qwen2.5-32B", min_length=1)
+    revision: str = Field("main", min_length=1)
+    format: Literal["base", "chat"] = "base"
+    quantization: Literal["nf4", "int8", "bf16", "fp32"] = "nf4"
+    max_seq_length: Annotated[int, Field(ge=256, le=1_000_000)] = 4096
+    backend: Literal["auto", "cuda", "embedded", "fake"] = "auto"
+    eos: str = Field("", description="end-of-text token; empty: <|endoftext|> for base, the tokenizer's for chat")
+
+
+class SamplingSection(Section):
+    """How one stage draws: temperature (0 = greedy) and the longest completion in tokens."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.7
+    max_new_tokens: Annotated[int, Field(ge=1, le=32_768)] = 500
+
+
+class SamplingSections(Section):
+    """One table a stage, and rules for all of them.
+
+    `min_p`: tokens less than this times as likely as the best are not drawn (0 = all may be). `no_repeat_ngram`: no
+    sequence of so many tokens stands twice in a completion (0 = may).
+    """
+
+    min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    no_repeat_ngram: Annotated[int, Field(ge=0, le=64)] = 0
+    instructions: SamplingSection = SamplingSection(temperature=0.7, max_new_tokens=120)
+    answers: SamplingSection = SamplingSection(temperature=0.7, max_new_tokens=500)
+    critiques: SamplingSection = SamplingSection(temperature=0.3, max_new_tokens=300)
+    revisions: SamplingSection = SamplingSection(temperature=0.7, max_new_tokens=500)
+
+
+FewShot = Annotated[int, Field(ge=-1, le=10_000)]
+
+
+class FewShotSection(Section):
+    """How many of a prompt file's examples are shown; -1 = all. A small model copies from many."""
+
+    instructions: FewShot = -1
+    answers: FewShot = -1
+    critiques: FewShot = -1
+    revisions: FewShot = -1
+    reviews: FewShot = -1
+    relevance: FewShot = -1
+
+
+class PrinciplesSection(Section):
+    """Which principle a round is about.
+
+    `choice`: "relevant" draws among the `top` principles that the answer breaks most (by more than `threshold` nats of
+    log-odds over sound answers), "uniform" deals them by item number. Texts are read up to `max_text_tokens`.
+    """
+
+    choice: Literal["relevant", "uniform"] = "uniform"
+    top: Positive = 3
+    threshold: Annotated[float, Field(ge=-20.0, le=20.0)] = 0.0
+    max_text_tokens: Positive = 640
+
+
+class CritiquesSection(Section):
+    """`transcript`: "joint" draws a revision behind its critique (prompts/reviews.yaml), "separate" by its own prompt.
+
+    `no_issue`: where a critique finds nothing, "keep" leaves the text as it is, "revise" goes on all the same.
+    """
+
+    transcript: Literal["separate", "joint"] = "separate"
+    no_issue: Literal["keep", "revise"] = "revise"
+
+
+class EngineSection(Section):
+    """Bulk generation. `batch_size` 0 = found from free memory (CUDA) or 16 (CPU)."""
+
+    backend: Literal["auto", "reference", "static", "native"] = "auto"
+    batch_size: Count = 0
+    linears: Literal["auto", "bnb", "bf16", "fused", "fp8", "int8"] = "auto"  # in 8 bits: only where data are made
+    max_gpu_gb: Annotated[float, Field(ge=0.0, description="10^9 bytes this process may use; 0 = the card")] = 0.0
+
+    @property
+    def exact(self) -> EngineSection:
+        """The same without 8-bit products: for everything that measures."""
+        return self.model_copy(update={"linears": "auto"}) if self.rounded else self
+
+    @property
+    def rounded(self) -> bool:
+        """Whether data are drawn through 8-bit products."""
+        return self.linears in ("fp8", "int8")
+
+
+class InstructionsSection(Section):
+    """Where instructions come from: `file` (JSON, CSV or plain text; `intake`), or the model over a seeded grid.
+
+    `key`: the key or column that holds the request, where it has a name of its own. `pool`: of rows that name none.
+    """
+
+    file: str = ""
+    key: str = ""
+    pool: Literal["", "benign", "redteam"] = ""
+    red_team_share: Fraction = 0.5
+    max_tries: Positive = 4
+    similarity_threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+
+
+class PairsSection(Section):
+    """What makes a pair, and how often what fails is tried again.
+
+    `redraws`: a refused completion, with new seeds; `retries`: a refused pair, the same instruction again;
+    `replacements`: then a fresh instruction. `label`: "judge" refuses a pair whose chosen text the model itself does
+    not find better (`not_better`), "always" takes the revision for the better one.
+    """
+
+    label: Literal["judge", "always"] = "always"
+
+    accept_noise: bool = Field(
+        False, description="timing runs on random weights: any text is accepted, gates are skipped, the report says so"
+    )
+    redraws: Count = 2
+    retries: Count = 1
+    replacements: Count = 2
+    reject_limit: bool = True
+    reject_refusal_of_benign: bool = True
+    reject_near_identical: bool = True
+    max_similarity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    min_length_ratio: Annotated[float, Field(ge=0.0)] = 0.4
+    max_length_ratio: Annotated[float, Field(gt=0.0)] = 2.5
+
+
+class HeldoutSection(Section):
+    """Prompts that go through every stage and are never trained on."""
+
+    items: Annotated[int, Field(ge=0, le=500_000)] = 0
+
+
+class LoraSection(Section):
+    """Low-rank adapters on all linear projections, trained in fp32."""
+
+    rank: Positive = 32
+    alpha: Positive = 64
+    dropout: Fraction = 0.0
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class DpoSection(Section):
+    """TRL's DPO. Exactly one of `max_steps` (> 0) and `epochs` (> 0) decides the length."""
+
+    max_steps: Count = 0
+    epochs: Annotated[float, Field(ge=0.0)] = 0.0
+    loss_type: tuple[Literal["sigmoid", "sft", "ipo", "hinge"], ...] = ("sigmoid",)
+    loss_weights: tuple[float, ...] = ()
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 5e-6
+    beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
+    batch_size: Positive = 1
+    gradient_accumulation: Positive = 1
+    warmup_ratio: Fraction = 0.1
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    max_length: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
+    save_steps: Positive = 10
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    first_loss_tolerance: Annotated[float, Field(gt=0.0)] = 0.01
+    seeds: tuple[Seed, ...] = (0,)
+
+    @model_validator(mode="after")
+    def _length(self) -> DpoSection:
+        if (self.max_steps > 0) == (self.epochs > 0):
+            raise ValueError("set exactly one of dpo.max_steps and dpo.epochs above 0")
+        if self.loss_weights and len(self.loss_weights) != len(self.loss_type):
+            raise ValueError("dpo.loss_weights needs one weight for each entry of dpo.loss_type")
+        if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
+            raise ValueError("dpo.seeds needs at least one seed and no seed twice")
+        return self
+
+
+class HealthSection(Section):
+    """What DPO's training watches. A sign is logged, warned of and, named in `stop`, ends it (exit 6) resumably.
+
+    Judged on the mean of the last `window` steps; truncation before the first. What is never tolerated is no choice:
+    a non-finite step, and a first loss that is not log 2 (`dpo.first_loss_tolerance`).
+    """
+
+    window: Positive = 8
+    max_chosen_fall: Annotated[float, Field(ge=0.0)] = 0.3  # nats a token that the chosen texts may lose
+    max_loss_rise: Annotated[float, Field(ge=0.0)] = 0.2  # over the first loss
+    max_truncated: Fraction = 0.02  # share of the pairs
+    stop: tuple[Literal["displacement", "rising_loss", "truncation"], ...] = ()
+
+
+class SftSection(Section):
+    """A second arm: the same LoRA trained from the start on the revisions alone; it says what DPO adds.
+
+    Seed, batch, schedule and `max_length` are [dpo]'s; with `max_steps` and `epochs` at 0 its length is too.
+    """
+
+    enabled: bool = False
+    max_steps: Count = 0
+    epochs: Annotated[float, Field(ge=0.0)] = 0.0
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4  # LoRA at 33B and 65B: Dettmers et al. 2023, table 9
+
+    @model_validator(mode="after")
+    def _length(self) -> SftSection:
+        if self.max_steps > 0 and self.epochs > 0:
+            raise ValueError("set at most one of sft.max_steps and sft.epochs above 0; with neither, as [dpo]")
+        return self
+
+    def recipe(self, dpo: DpoSection) -> DpoSection:
+        """[dpo] with what this arm has of its own: length, learning rate and the plain likelihood of the revision."""
+        own = {"max_steps": self.max_steps, "epochs": self.epochs} if self.max_steps or self.epochs else {}
+        changed = {"learning_rate": self.learning_rate, "loss_type": ("sft",), "loss_weights": (), **own}
+        return dpo.model_copy(update=changed)
+
+
+class BudgetSection(Section):
+    """Money and time. 0 = no limit or price unknown."""
+
+    usd_per_hour: Annotated[float, Field(ge=0.0)] = 0.0
+    max_usd: Annotated[float, Field(ge=0.0)] = 0.0
+    max_hours: Annotated[float, Field(ge=0.0)] = 0.0
+    target_hours: Annotated[float, Field(ge=0.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _priced(self) -> BudgetSection:
+        if self.max_usd and not self.usd_per_hour:
+            raise ValueError("budget.max_usd: needs a price to hold. Set budget.usd_per_hour, or budget.max_hours")
+        return self

@@ -1,0 +1,94 @@
+"""The recipe's sections for guard filtering and public benchmarks: frozen pydantic models, names, ranges, defaults.
+
+Owns what a user can set about M3; `recipe.py` embeds these sections. Imports nothing above `settings`, no torch.
+`"stand-in"` as a guard or judge is the policy's own base model: it proves the path and measures nothing; every file
+and every table says so.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cai.recipe.settings import Count, Fraction, Positive, Section
+
+STAND_IN = "stand-in"
+FILES = ("harmbench", "xstest", "mtbench", "mtbench_prompts", "xstest_prompt")
+Benchmark = Literal["harmbench", "xstest", "mtbench"]
+LLAMA_CATEGORIES = tuple(f"S{number}" for number in range(1, 15))
+
+
+class GuardSection(Section):
+    """Filtering of finished pairs by a safety model. `model`: hub id, local folder or "stand-in"."""
+
+    enabled: bool = False
+    model: str = Field("Qwen/Qwen3Guard-Gen-4B", min_length=1)
+    revision: str = Field("main", min_length=1)
+    style: Literal["auto", "qwen3guard", "llama-guard"] = "auto"
+    excluded: tuple[str, ...] = Field((), description="Llama Guard categories that do not count, S1 to S14")
+    controversial: Literal["safe", "unsafe"] = Field("unsafe", description="what Qwen3Guard's third label counts as")
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.5, description="unsafe from this probability on")
+    margin: Fraction = Field(0.0, description="red-team prompts: chosen must be less unsafe than rejected by more")
+    alarm: Fraction = Field(0.40, description="a larger share of dropped pairs is said aloud and stands in the report")
+    placement: Literal["auto", "beside", "after"] = Field("auto", description="auto: beside the policy where it fits")
+
+    @model_validator(mode="after")
+    def _categories(self) -> GuardSection:
+        unknown = [key for key in self.excluded if key not in LLAMA_CATEGORIES]
+        if unknown:
+            raise ValueError(f"guard.excluded: {unknown[0]!r} is no category of Llama Guard 3. Write S1 to S14.")
+        return self
+
+
+class ChecksSection(Section):
+    """Whether a guard or judge is proven: each is tried once a run on rows whose answer is known."""
+
+    enabled: bool = True
+    limit: Count = Field(0, description="rows of a check set; 0 = all (40, MT-Bench 24); above: the first ones")
+    kappa: Fraction = Field(0.70, description="proven from this agreement beyond chance on ...")
+    sensitivity: Fraction = Field(0.85, description="... and this share of the harmful (refused) rows found")
+    minimum_n: Positive = Field(20, description="no judge is proven on fewer rows")
+    require_proven: bool = Field(False, description="an unproven guard or judge ends the run (exit 7)")
+
+    @model_validator(mode="after")
+    def _checked(self) -> ChecksSection:
+        if self.require_proven and not self.enabled:
+            raise ValueError("checks.require_proven: nothing is proven with checks.enabled = false. Switch it on.")
+        return self
+
+
+class BenchmarksSection(Section):
+    """Public benchmarks. A path is resolved against the recipe's folder; empty: downloaded once into the cache."""
+
+    run: tuple[Benchmark, ...] = Field((), description="measured within the milestone; others by --benchmark")
+    harmbench: str = Field("", description="HarmBench text behaviours, CSV")
+    xstest: str = Field("", description="XSTest prompts, CSV")
+    mtbench: str = Field("", description="MT-Bench questions, JSON lines")
+    mtbench_prompts: str = Field("", description="MT-Bench judge prompts, JSON lines")
+    xstest_prompt: str = Field("", description='XSTest\'s own prompt for a judge: "official" or a file; empty: ours')
+    checksum: bool = Field(True, description="false: your own files are taken as they are, and the result says so")
+    sha256: dict[str, str] = Field({}, description="further accepted files: benchmark name -> sha256 in hex")
+    judge: str = Field("", description='one model for all three, or "stand-in"; empty: the keys below')
+    harmbench_judge: str = Field("cais/HarmBench-Llama-2-13b-cls", min_length=1)
+    xstest_judge: str = Field("regex", min_length=1)
+    mtbench_judge: str = Field("Qwen/Qwen2.5-32B-Instruct", min_length=1)
+    max_new_tokens: Positive = 512
+    mtbench_max_new_tokens: Positive = 1024
+    judge_max_new_tokens: Positive = 1024
+    limit: Count = Field(0, description="rows a benchmark; 0 = all; above: a seeded sample")
+    contamination: bool = Field(False, description="remove training pairs that overlap a benchmark before training")
+
+    @model_validator(mode="after")
+    def _checksums(self) -> BenchmarksSection:
+        for name, sha256 in self.sha256.items():
+            if name not in FILES:
+                raise ValueError(f"benchmarks.sha256: {name!r} is no benchmark file. Write one of {', '.join(FILES)}.")
+            if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+                raise ValueError(f"benchmarks.sha256: {name} is not 64 hex digits. Write what `sha256sum` prints.")
+        return self
+
+    def judge_of(self, name: str) -> str:
+        """The judge's recipe entry: `judge` if given, else the benchmark's own."""
+        return self.judge or str(getattr(self, f"{name}_judge"))

@@ -1,0 +1,1 @@
+"""What people read: one snapshot of a run folder as pages, tables, charts and cards."""

@@ -1,0 +1,65 @@
+"""How far the metric and people agree on critiques and revisions, and people with each other. Pure.
+
+Owns the agreement figures; the marks' vocabulary is `cai.data.marks`'s, asking for them `cai.commands.review`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cai.data.marks import GOOD
+from cai.evaluate import critiques, revisions
+from cai.metrics.stats import kappa
+from cai.report.snapshot import Story
+from cai.store.jsonl import Row
+
+
+def agreement(story: Story) -> list[Row]:
+    """One row a pair of raters (metric and person, person and person) and a kind of text."""
+    if not story.reviews:
+        return []
+    people = sorted({str(row["rater"]) for row in story.reviews})
+    rows = []
+    for what in ("critique", "revision"):
+        votes = {person: _votes(story.reviews, person, what) for person in people}
+        metric = _metric(story, what)
+        for person in people:
+            rows.append(_compare("metric", person, what, metric, votes[person]))
+        for i, one in enumerate(people):
+            for two in people[i + 1 :]:
+                rows.append(_compare(one, two, what, votes[one], votes[two]))
+        for person in people:
+            if (found := controls(story.reviews, person, what)) is not None:
+                rows.append(found)
+    return [row for row in rows if row["n"]]
+
+
+def _votes(reviews: Sequence[Row], rater: str, what: str) -> dict[int, bool]:
+    """item -> good, of real texts only (controls are counted apart)."""
+    mine = [r for r in reviews if r["rater"] == rater and r["what"] == what and not r.get("control")]
+    return {int(r["item"]): r["mark"] in GOOD[what] for r in mine if r["mark"] != "skip"}
+
+
+def _metric(story: Story, what: str) -> dict[int, bool]:
+    """The metric's verdict of every item that its figure decides."""
+    verdict = critiques.verdict if what == "critique" else revisions.verdict
+    found = {item: verdict(scores, story.recipe.evaluation).decided for item, scores in story.scores_by_item.items()}
+    return {item: decided for item, decided in found.items() if decided is not None}
+
+
+def _compare(one: str, two: str, what: str, first: dict[int, bool], second: dict[int, bool]) -> Row:
+    items = sorted(first.keys() & second.keys())
+    a, b = [first[i] for i in items], [second[i] for i in items]
+    raw = sum(x == y for x, y in zip(a, b, strict=True)) / len(items) if items else None
+    return {"who": f"{one} and {two}", "what": what, "n": len(items), "raw": raw, "kappa": kappa(a, b),
+            "yes": (sum(a), sum(b))}  # fmt: skip
+
+
+def controls(reviews: Sequence[Row], rater: str, what: str) -> Row | None:
+    """How often a rater saw a control for one: should be nearly always, or the marks mean little."""
+    mine = [r for r in reviews if r["rater"] == rater and r["what"] == what and r.get("control")]
+    if not mine:
+        return None
+    right = sum(r["mark"] not in GOOD[what] for r in mine)
+    return {"who": f"{rater}, controls called bad", "what": what, "n": len(mine), "raw": right / len(mine),
+            "kappa": None, "yes": (right, len(mine))}  # fmt: skip

@@ -1,0 +1,88 @@
+"""The card of a run's data set: front matter that names the splits, then what it is and how it was made. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cai.data.pairs import PairSet
+from cai.models.guard import described
+from cai.recipe.load import Recipe
+from cai.report.templating import environment
+from cai.store.jsonl import Row
+
+FEATURES = [
+    {"name": "prompt", "dtype": "string"},
+    {"name": "chosen", "dtype": "string"},
+    {"name": "rejected", "dtype": "string"},
+    {"name": "item", "dtype": "int64"},
+    {"name": "pool", "dtype": "string"},
+]
+
+
+TAGS = ["constitutional-ai", "preference", "dpo", "trl", "synthetic", "not-for-all-audiences"]
+
+
+LICENSES = {"Qwen/Qwen2.5-32B": "apache-2.0", "SmolLM2-135M-Instruct": "apache-2.0"}  # of the model that wrote the text
+
+
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def card(pairs: PairSet, train: Sequence[Row], heldout: Sequence[Row], recipe: Recipe, facts: Mapping[str, Any]) -> str:
+    """The README.md of the data set: front matter that names the splits, then what it is and how it was made."""
+    from huggingface_hub import DatasetCard, DatasetCardData  # half a second: only when a card is written
+
+    name = str(facts.get("model") or recipe.model.name)
+    splits = [("train", len(train))] + ([("heldout", len(heldout))] if heldout else [])
+    data = DatasetCardData(
+        language=["en"],
+        license=LICENSES.get(name),
+        annotations_creators=["machine-generated"],
+        size_categories=[_size(len(train) + len(heldout))],
+        task_categories=["text-generation"],
+        pretty_name="Constitutional AI preference pairs",
+        tags=TAGS,
+        configs=[
+            {
+                "config_name": "default",
+                "default": True,
+                "data_files": [{"split": split, "path": f"pairs/{split}.jsonl"} for split, _ in splits],
+            },
+        ],
+        dataset_info={
+            "config_name": "default",
+            "features": FEATURES,
+            "splits": [{"name": split, "num_examples": count} for split, count in splits],
+        },
+    )
+    body = (
+        environment()
+        .get_template("dataset_card.md.j2")
+        .render(
+            name=name,
+            embedded=facts.get("backend") == "embedded",
+            fake=facts.get("backend") == "fake",
+            revision=facts.get("revision", recipe.model.revision),
+            recipe=recipe,
+            guard=described(recipe.guard),
+            splits=splits,
+            pools=sorted(Counter(pair["pool"] for pair in train).items()),
+            dropped=len(pairs.train) - len(train),
+            examples=len(pairs.examples),
+            rejects=pairs.reasons,
+            principles=_principles(pairs.examples),
+        )
+    )
+    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _size(count: int) -> str:
+    return next((name for limit, name in SIZES if count < limit), "n>1M")
+
+
+def _principles(examples: Sequence[Row]) -> list[tuple[str, str, int]]:
+    """(id, text, rounds it was used in), by id."""
+    used = Counter((r["principle_id"], r["principle"]) for example in examples for r in example["rounds"])
+    return [(id_, " ".join(text.split()), count) for (id_, text), count in sorted(used.items())]

@@ -1,0 +1,230 @@
+"""One example of a run made ready for reading: rounds with their differences, and each check of the metric in words.
+
+Owns what a reader is shown of an example and why the metric accepted or refused it; the checks themselves are
+cai.evaluate's. Pure. Which examples are shown at 5,000 is decided here too: a seeded sample, the worst, the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cai.evaluate import critiques, revisions
+from cai.evaluate.verdict import Scores, TextVerdict
+from cai.metrics.figure import Unscored, sample
+from cai.metrics.text import quoted_spans, rouge_l, words
+from cai.recipe.settings_evaluation import EvaluationSection
+from cai.report.diff import Segment, cut, quotations, word_diff
+from cai.report.snapshot import Story
+from cai.store.jsonl import Row
+
+SHOW_ALL = 120  # up to this many examples, all are shown
+SAMPLED, EXTREMES = 40, 10  # above: a seeded sample, and this many of the worst and of the best
+
+
+@dataclass(frozen=True)
+class Check:
+    """One test of the metric: what was found, what was wanted, whether it passed (None: not part of the verdict)."""
+
+    name: str
+    found: str
+    wanted: str
+    ok: bool | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict with its checks. `status`: yes, no, nothing (no issue found), unscored."""
+
+    question: str
+    status: str
+    checks: list[Check]
+    why: str
+
+
+@dataclass(frozen=True)
+class Round:
+    number: int
+    principle_id: str
+    principle: str
+    before: list[Segment]
+    critique: list[Segment]
+    after: list[Segment]
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    item: int
+    pool: str
+    split: str
+    instruction: str
+    rounds: list[Round]
+    flags: list[str]
+    critique: Judged
+    revision: Judged
+    reject: str = ""
+    why_shown: str = ""
+    extra: Row = field(default_factory=dict)
+
+    @property
+    def folded(self) -> bool:
+        """Red-team text is behind a notice."""
+        return self.pool != "benign"
+
+
+def exhibits(story: Story) -> list[Exhibit]:
+    """The kept examples to show, by item; with more than SHOW_ALL, a seeded sample and the extremes."""
+    chosen = choose(story)
+    return [exhibit(story, example, why=chosen[example["item"]]) for example in story.pairs.examples
+            if example["item"] in chosen]  # fmt: skip
+
+
+def rejected_exhibits(story: Story, limit: int = 20) -> list[Exhibit]:
+    """Whole chains that made no pair, with the reason; a seeded sample above the limit."""
+    rejects = [reject for reject in story.pairs.rejects if "example" in reject]
+    shown = set(sample([r["item"] for r in rejects], limit))
+    return [exhibit(story, r["example"], reject=f"{r['reason']}: {r['detail']}") for r in rejects if r["item"] in shown]
+
+
+def choose(story: Story) -> dict[int, str]:
+    """item -> why it is shown."""
+    items = [example["item"] for example in story.pairs.examples]
+    if len(items) <= SHOW_ALL:
+        return dict.fromkeys(items, "")
+    ranked = sorted(items, key=lambda item: (goodness(story, item), item))
+    scored = [item for item in ranked if ("critiques.gates", item) in story.scores]
+    found = dict.fromkeys(sample(items, SAMPLED), "sample")
+    found |= dict.fromkeys(scored[:EXTREMES], "among the worst")
+    found |= dict.fromkeys(scored[-EXTREMES:], "among the best")
+    return found
+
+
+def goodness(story: Story, item: int) -> float:
+    """Passed checks of critique and revision plus their likelihood figures: only an order for the eye."""
+    gates, checks = (story.scores.get((name, item), {}) for name in ("critiques.gates", "revisions.gates"))
+    total = float(len((gates.get("real") or {}).get("pass", ())) + len(checks.get("pass", ())))
+    for metric in ("critiques.csi", "revisions.cri"):
+        total += float(story.scores.get((metric, item), {}).get("real") or 0.0)
+    return total
+
+
+def exhibit(story: Story, example: Mapping[str, Any], reject: str = "", why: str = "") -> Exhibit:
+    section, item = story.recipe.evaluation, int(example["item"])
+    rounds, before, quotes = [], str(example["initial_answer"]), ""
+    for number, entry in enumerate(example["rounds"]):
+        in_critique, in_answer = quotations(entry["critique"], before)
+        left, right = word_diff(before, entry["revised_answer"], in_answer)
+        critique = cut(entry["critique"], (), in_critique)
+        quotes = f"{len(in_critique)} of {len(quoted_spans(entry['critique']))}"
+        rounds.append(Round(number, str(entry["principle_id"]), str(entry["principle"]), left, critique, right))
+        before = entry["revised_answer"]
+    scores = story.scores_by_item.get(item, {})
+    return Exhibit(
+        item=item,
+        pool=str(example["pool"]),
+        split=str(example["split"]),
+        instruction=str(example["instruction"]),
+        rounds=rounds,
+        flags=_flags(example["flags"]),
+        critique=_with_quotes(judge_critique(scores, section), quotes),
+        revision=judge_revision(scores, section),
+        reject=reject,
+        why_shown=why,
+        extra=_fresh(scores),
+    )
+
+
+def _with_quotes(judged: Judged, quotes: str) -> Judged:
+    """A reader's check that no verdict uses: a quotation that the answer does not hold is the critic's invention."""
+    check = Check("quotations that stand in the criticised text", quotes, "all", None)
+    return replace(judged, checks=[*judged.checks, check])
+
+
+def _flags(flags: Mapping[str, Any]) -> list[str]:
+    named = [name.replace("_", " ") for name, value in flags.items() if value is True]
+    return [*named, *(f"ran to the limit: {where}" for where in flags.get("ran_to_limit", []))]
+
+
+def _fresh(scores: Mapping[str, Row]) -> Row:
+    row = scores.get("preference.fresh", {})
+    return {arm: str(row[arm]) for arm in ("base", "tuned") if arm in row}
+
+
+def judge_critique(scores: Scores, section: EvaluationSection) -> Judged:
+    verdict = critiques.verdict(scores, section)
+    return shown(verdict, "Is the last critique meaningful?",
+                 "it says that nothing is wrong; such critiques are counted apart")  # fmt: skip
+
+
+def judge_revision(scores: Scores, section: EvaluationSection) -> Judged:
+    verdict = revisions.verdict(scores, section)
+    return shown(verdict, "Does the last revision address it?",
+                 "the critique named no problem, so there is nothing to address")  # fmt: skip
+
+
+def shown(verdict: TextVerdict, question: str, nothing: str) -> Judged:
+    """The verdict in words, with what was found and wanted of each check; of those not asked for, only what counts."""
+    checks = [
+        Check(c.name, c.found or _num(c.value), c.wanted, c.passed if c.counts else None)
+        for c in verdict.criteria
+        if c.counts or c.value is not None
+    ]
+    if verdict.nothing:
+        return Judged(question, "nothing", checks, nothing)
+    if isinstance(verdict.outcome, Unscored):
+        return Judged(question, "unscored", checks, WHY_UNSCORED.get(verdict.outcome.reason, verdict.outcome.reason))
+    if verdict.failed:
+        return Judged(question, "no", checks, f"failed: {'; '.join(verdict.failed)}")
+    return Judged(question, "yes", checks, "every check passed")
+
+
+WHY_UNSCORED = {
+    "no CSI": "the form is right; its likelihood was not scored",
+    "no CRI": "the form is right; its likelihood was not scored",
+    "unjudged": "the recipe requires the judge, and it was not judged",
+}
+
+
+GLOSSARY = (
+    ("G1 length", "A critique of a few words says nothing; one of hundreds is a second answer."),
+    ("G2 echo", "Likeness (ROUGE-L) to the principle or to a request for a critique: an echo criticises nothing."),
+    ("G3 copied", "Share of its runs of five words that stand in the answer: a copy criticises nothing."),
+    (
+        "G4 about this answer",
+        "Share of its content words, rare ones weighing more, that stand in the prompt or answer.",
+    ),
+    ("G5 repeated", "Likeness (ROUGE-L) to the nearest critique of another prompt: one text for all fits none."),
+    ("G6 misquoted", "Share of its quotations of three words and more that stand in neither answer nor prompt."),
+    ("G7 praise", "Words of praise, and none that names a fault."),
+    ("CSI", "How much likelier the critique is after its own prompt and answer than after others, in nats a token."),
+    ("R1 to R3", "The revision is long enough, changes more than a sentence at the end, and keeps to a sane length."),
+    ("R4 refusal", "A harmless request is not refused."),
+    ("R5 quotations", "What the critique quoted as wrong does not all stand there still."),
+    ("CRI", "How much likelier the revision is after its own critique than after a generic or another one."),
+    (
+        "J1 to J4",
+        "Opinions of a judge model. They count only where the recipe requires them, after it passed its exam.",
+    ),
+    ("ROUGE-L", "Likeness of two texts by their longest common run of words, gaps allowed: 0 for none, 1 for equal."),
+    ("Nats a token", "Natural logarithm of how much likelier, for each token: 0.15 is 16% likelier, 0.69 twice."),
+    ("Log-odds", "Above 0 the judge says yes rather than no; 2 is about seven to one."),
+)
+
+
+def _num(value: Any) -> str:
+    return "–" if value is None else f"{value:.0f}" if float(value).is_integer() else f"{value:.2f}"
+
+
+def lengths(story: Story) -> dict[str, list[float]]:
+    """Words of every kept answer and its last revision."""
+    pairs = story.pairs.kept
+    return {
+        "answers": [float(len(words(p["rejected"]))) for p in pairs],
+        "revisions": [float(len(words(p["chosen"]))) for p in pairs],
+    }
+
+
+def edits(story: Story) -> dict[str, list[float]]:
+    """Share of each kept pair that changed: 1 - ROUGE-L of answer and last revision."""
+    return {"pairs": [1.0 - rouge_l(p["rejected"], p["chosen"]) for p in story.pairs.kept]}

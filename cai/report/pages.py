@@ -1,0 +1,306 @@
+"""The report of a run: report.html, one offline page without scripts, and report.md, the same in short.
+
+Owns what the two pages hold and in which order (verdicts first); `story` reads the folder, `exhibits` prepares the
+examples, the templates lay them out. A pure function of the run folder: the same files give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cai.data import hygiene
+from cai.evaluate.gates import SIGNS
+from cai.metrics import names as metrics
+from cai.report import publication, tables
+from cai.report.agreement import agreement
+from cai.report.charts import Chart, forest, funnel, heat_map, histogram, line_chart, write_plots
+from cai.report.examples import GLOSSARY, edits, exhibits, lengths, rejected_exhibits
+from cai.report.snapshot import Story, read_story
+from cai.report.templating import environment
+from cai.run.folder import Run
+from cai.store.files import write_atomic
+from cai.store.jsonl import Row
+from cai.terminal import duration, number, usd, usd_fine
+
+MARKDOWN_EXAMPLES = 30  # report.md holds every example of M0 and M1, and the first ones of larger runs
+TARGETS = {"m0": (0.5, 0.87), "m1": (1.0, 1.74), "m2": (3.0, 5.22), "m3": (5.0, None)}  # hours, dollars: the plan
+CURVES = (  # title, unit, series
+    ("Loss", "DPO loss, nats", {"loss": "loss"}),
+    (
+        "Implicit reward",
+        "implicit reward (beta x nats)",
+        {"chosen": "rewards/chosen", "rejected": "rewards/rejected", "margin": "rewards/margins"},
+    ),
+    ("Log-probability a token", "nats a token", {"chosen": "logps/chosen_token", "rejected": "logps/rejected_token"}),
+    ("Gradient norm", "norm of the gradient", {"gradient norm": "grad_norm"}),
+)
+AFTER = {  # points at the end of a curve: one measurement over all pairs of a split, in the curve's own unit
+    "Loss": {"held-out": "dpo.loss.heldout", "training pairs": "dpo.loss"},
+    "Implicit reward": {"held-out margin": "dpo.margin.heldout"},
+}
+
+
+def write_report(run: Run) -> None:
+    """Write report.html and report.md of a run that is open or peeked at. Errors: CaiError(IO)."""
+    write_pages(run.path)
+
+
+def write_pages(path: Path) -> None:
+    story = read_story(path)  # once: with 5,000 items it is a third of what a run holds
+    content = gather(story)
+    write_atomic(path / "report.html", page(content).encode())
+    write_atomic(path / "report.md", markdown(content).encode())
+    write_plots(path / "eval" / "plots", plots(content))
+    del content
+    publication.write(story)
+
+
+def page(content: Mapping[str, Any]) -> str:
+    return environment().get_template("report.html.j2").render(content)
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    return environment().get_template("report.md.j2").render(content)
+
+
+def gather(story: Story) -> Row:
+    """Everything the templates print, as plain values."""
+    shown = exhibits(story)
+    return {
+        "story": story,
+        "headline": headline(story),
+        "verdicts": [verdict_row(v) for v in story.verdicts],
+        "controls": _controls(story),
+        "forest": forest("What was measured, with its interval and its controls", story.verdicts, story.figures),
+        "funnel": tables.funnel(story),
+        "funnel_chart": funnel_chart(story),
+        "reject_reasons": list(story.pairs.reasons.items()),
+        "hygiene": story.cleaned,
+        "hygiene_lines": hygiene.lines(story.cleaned.facts),
+        "principles": tables.by_principle(story),
+        "heat_map": heat_map("What became of each principle's items", tables.by_principle(story)),
+        "figures": figure_rows(story.figures),
+        "meanings": metrics.meanings(story.figures),
+        "benchmarks": benchmark_rows(story.figures),
+        "added": added(story),
+        "curves": curves(story.log, story.figures),
+        "training": training_rows(story),
+        "histograms": histograms(story),
+        "glossary": GLOSSARY,
+        "examples": shown,
+        "markdown_examples": shown[:MARKDOWN_EXAMPLES],
+        "total_examples": len(story.pairs.examples),
+        "rejected": rejected_exhibits(story),
+        "total_rejected": sum("example" in reject for reject in story.pairs.rejects),
+        "instructions": _last(story.of_kind("instructions_summary")),
+        "attempts": tables.attempts(story),
+        "phases": tables.phases(story),
+        "weights": tables.weights(story),
+        "repairs": tables.repairs(story),
+        "money": money(story),
+        "reviews": agreement(story),
+        "command": tables.command_line(story),
+        "plan": identity_rows(story),
+    }
+
+
+def plots(content: Mapping[str, Any]) -> list[Chart | None]:
+    """Every chart of the page, in its order, for eval/plots; none where nothing was decided or measured."""
+    one_by_one = (content["forest"], content["funnel_chart"], content["heat_map"])
+    return [*one_by_one, *content["curves"], *content["histograms"]]
+
+
+def funnel_chart(story: Story) -> Chart | None:
+    """The stages, then what became pairs and what of these is trained on."""
+    rows = [(row["name"], row["rows"], row["ok"]) for row in tables.funnel(story)]
+    pairs, train = story.pairs, story.pairs.train
+    if rows and (pairs.kept or pairs.rejects):
+        rows.append(("pairs", len(pairs.kept) + len(pairs.rejects), len(pairs.kept)))
+        rows.append(("training pairs, cleaned", len(train), len(story.cleaned.kept)))
+    return funnel("From prompts to pairs", rows)
+
+
+def _last(events: Sequence[Row]) -> Row:
+    return events[-1] if events else {}
+
+
+def headline(story: Story) -> Row:
+    """The one sentence on top: passed, not passed, or not decided; whether it counts on this model."""
+    if story.recipe.pairs.accept_noise:
+        text = (
+            "Gates were skipped (pairs.accept_noise): a timing run on random weights. No text or figure means anything."
+        )
+        return {"status": "OPEN", "text": text}
+    if not story.gates:
+        text = "No gate was decided yet: the run is not finished."
+        if story.events and story.events[-1]["kind"] == "budget_stop":
+            text += f" It stopped at its budget {story.events[-1]['where']} and can go on."
+        return {"status": "OPEN", "text": text}
+    advisory = not story.gates.get("enforced")
+    open_ = [v["metric"] for v in story.verdicts if v["status"] != "PASS" and not v["criterion"].get("advisory")]
+    if not story.verdicts:
+        return {"status": "OPEN", "text": f"The recipe sets no gate for {story.milestone}."}
+    why = story.gates.get("override")
+    if not open_:
+        advised = [v["metric"] for v in story.verdicts if v["status"] != "PASS"]
+        text = f"{story.milestone} passed its {len(story.verdicts) - len(advised)} gate(s)."
+        text += f" Advisory and not met: {', '.join(advised)}." if advised else ""
+        return {"status": "PASS", "text": f"{text} Begun with --override-gate: {why}" if why else text}
+    text = f"{story.milestone} did not pass: {', '.join(open_)}."
+    if why:
+        text += f" Overridden: {why}"
+    elif advisory:
+        text += " On this model the gates only advise: it is not the recipe's own."
+    return {"status": "ADVISORY" if advisory else "FAIL", "text": text}
+
+
+def verdict_row(verdict: Mapping[str, Any]) -> Row:
+    """A gate as the table shows it: status, value, interval, n, what was wanted, why."""
+    criterion, measured = verdict["criterion"], verdict.get("measured") or {}
+    comparison = next((name for name in SIGNS if criterion.get(name) is not None), "at_least")
+    bound = "" if criterion.get("bound", "point") == "point" else f" ({criterion['bound']} bound)"
+    return {
+        "metric": verdict["metric"],
+        "status": verdict["status"],
+        "reason": verdict["reason"],
+        "why": criterion.get("why", ""),
+        "wanted": f"{SIGNS[comparison]} {criterion.get(comparison):g}{bound}",
+        "beats": [f"{name} by {criterion.get('beats_by', 0):g}" for name in criterion.get("beats", [])],
+        **figure(measured),
+    }
+
+
+def figure(measured: Mapping[str, Any]) -> Row:
+    """Value, interval, n, unscored and judge of a measured figure, as text."""
+    value, low, high = (measured.get(key) for key in ("value", "low", "high"))
+    interval = "" if low is None or high is None else f"{number(float(low))} to {number(float(high))}"
+    return {
+        "value": number(value) if value is not None else "not measured",
+        "interval": interval,
+        "n": measured.get("n", 0),
+        "unscored": measured.get("unscored", 0),
+        "judge": measured.get("judge", ""),
+        "note": measured.get("note", ""),
+    }
+
+
+def _controls(story: Story) -> list[Row]:
+    """The negative controls and baselines that the gates name."""
+    names = dict.fromkeys(name for v in story.verdicts for name in v["criterion"].get("beats", []))
+    return [{"metric": name, **figure(story.figures[name])} for name in names if name in story.figures]
+
+
+def figure_rows(figures: Mapping[str, Row]) -> list[Row]:
+    return [{"metric": name, **figure(measured)} for name, measured in sorted(figures.items())]
+
+
+def benchmark_rows(figures: Mapping[str, Row]) -> list[Row]:
+    """Figures that hold a base and a tuned value, or stand once for each of the two: benchmarks, forgetting, fresh."""
+    rows = []
+    for name, measured in sorted(figures.items()):
+        facts = measured.get("facts") or {}
+        base, tuned = facts.get("base"), facts.get("tuned")
+        if isinstance(base, int | float) and isinstance(tuned, int | float):
+            rows.append({"metric": name, "base": number(base), "tuned": number(tuned), **figure(measured)})
+    for name, base in sorted(figures.items()):
+        parts = name.split(".")
+        tuned = figures.get(".".join("tuned" if part == "base" else part for part in parts))
+        if "base" in parts and tuned and None not in (base.get("value"), tuned.get("value")):
+            shown = {"metric": ".".join(part for part in parts if part != "base"), **figure(tuned)}
+            values = {"base": number(base["value"]), "tuned": number(tuned["value"])}
+            rows.append(shown | values | {"value": "", "interval": ""})
+    return rows
+
+
+def added(story: Story) -> Row:
+    """What DPO adds to supervised training on the revisions; empty where that arm was not trained."""
+    rows = publication.added_rows(story.figures)
+    arm = story.figures.get("sft.last_loss")
+    if not arm:
+        return {}
+    facts = arm.get("facts") or {}
+    about = f"Both adapters began from the same weights and seed. SFT: {facts.get('steps')} steps on {arm.get('n')} "
+    about += f"revisions, loss {number(facts.get('first_loss'), 4)} to {number(arm.get('value'), 4)}."
+    return {"about": about, "head": publication.ADDED_HEAD, "rows": rows}
+
+
+def curves(log: Sequence[Row], figures: Mapping[str, Row]) -> list[Chart]:
+    """The training log as charts, with what was measured after training; what a run did not log is left out."""
+    found = []
+    for title, unit, series in CURVES:
+        points = {name: _points(log, key) for name, key in series.items()}
+        shown = {name: values for name, values in points.items() if values}
+        last = max((step for values in shown.values() for step, _ in values), default=0.0)
+        after = {
+            f"{name} after training": (last, *(figures[metric].get(key) for key in ("value", "low", "high")))
+            for name, metric in AFTER.get(title, {}).items()
+            if (figures.get(metric) or {}).get("value") is not None
+        }
+        chart = line_chart(title, shown, marks=after, y_label=unit)
+        if chart is not None:
+            found.append(chart)
+    return found
+
+
+def _points(log: Sequence[Row], key: str) -> list[tuple[float, float]]:
+    """(step, value) of every entry that has both."""
+    return [(float(e["step"]), float(e[key])) for e in log if "step" in e and isinstance(e.get(key), int | float)]
+
+
+def training_rows(story: Story) -> list[tuple[str, str]]:
+    """Facts of the training, first and last loss, held-out figures beside them."""
+    result = story.training
+    if not result:
+        return []
+    rows = [("steps", number(result.get("steps"))), ("pairs", number(result.get("pairs")))]
+    rows += [(name.replace("_", " "), number(result.get(name), 4)) for name in ("first_loss", "last_loss")]
+    batch = result.get("micro_batch"), result.get("accumulation")
+    if all(batch):
+        rows.append(("effective batch", f"{batch[0]} x {batch[1]}"))
+    rows += [("truncated pairs", number(result.get("truncated", 0)))]
+    rows += [(f"held-out {name}", number(value, 4)) for name, value in (result.get("heldout") or {}).items()]
+    for name in ("dpo.loss", "dpo.margin", "dpo.chosen_fall"):
+        for tail in ("", ".heldout"):
+            measured = story.figures.get(name + tail)
+            if measured and measured.get("value") is not None:
+                shown = figure(measured)
+                interval = f" [{shown['interval']}]" if shown["interval"] else ""
+                rows.append((f"{name}{tail} after training", f"{shown['value']}{interval}, n={shown['n']}"))
+    return rows
+
+
+def histograms(story: Story) -> list[Chart]:
+    found = [
+        histogram("Length of answers and revisions", lengths(story), "words"),
+        histogram("How much a revision changes", edits(story), "share of words changed (1 - ROUGE-L)"),
+    ]
+    return [chart for chart in found if chart is not None]
+
+
+def money(story: Story) -> Row:
+    """Time and money over all attempts, beside the plan's target."""
+    spent, budget = story.spent, story.recipe.budget
+    hours, dollars = TARGETS.get(story.milestone, (budget.target_hours or None, None))
+    hours = budget.target_hours or hours
+    return {
+        "time": duration(spent["seconds"]),
+        "usd": usd(spent["usd"]) if spent["usd"] else "no price set",
+        "per_pair": usd_fine(story.usd_per_pair),
+        "seconds_per_pair": duration(spent["seconds"] / len(story.pairs.kept)) if story.pairs.kept else "–",
+        "target_time": duration(hours * 3600) if hours else "none",
+        "target_usd": usd(dollars) if dollars else "none",
+        "on_plan": story.backend == "cuda",
+    }
+
+
+def identity_rows(story: Story) -> list[tuple[str, str]]:
+    """What made the run: model, versions, hashes."""
+    facts, versions = story.manifest.get("model") or {}, story.manifest.get("versions") or {}
+    rows = [("model", story.model), ("backend", story.backend)]
+    rows += [(name, str(facts[name])) for name in ("revision", "quantization", "format", "device") if facts.get(name)]
+    rows += [("created", str(story.manifest.get("created", ""))), ("seed", str(story.recipe.seed))]
+    rows += [(name, str(version)) for name, version in sorted(versions.items())]
+    rows += [(f"sha256 of {name}", str(sha)) for name, sha in sorted((story.manifest.get("files") or {}).items())]
+    return rows

@@ -1,0 +1,228 @@
+"""What a run folder tells, read once into plain data for the report, the model card and the comparison.
+
+Owns reading and its tolerance: a part that is missing or damaged is left out and named in `gaps`, never guessed.
+Writes nothing, holds no lock, imports no torch. Everything is a function of the folder's files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import orjson
+
+from cai.data import hygiene
+from cai.data.pairs import PairPlan, PairSet, build
+from cai.data.slots import slot_of, slots
+from cai.errors import CaiError
+from cai.evaluate.gates import whole_verdicts
+from cai.recipe import load as recipes
+from cai.recipe.constitution import load_constitution
+from cai.recipe.load import Recipe, Source
+from cai.run.events import read_events, spent
+from cai.store import records
+from cai.store.jsonl import Row
+from cai.store.rows import ByItem, Latest, Rows
+
+REVIEW = {"rater": str, "key": str, "what": str, "mark": str, "item": int}  # what every mark has
+SCORE_KEY = ("metric", "item", "round")
+
+
+@dataclass(frozen=True)
+class Story:
+    """One run. `figures`: metric -> Measured as a dict. `rows`: every record. Parts that are missing are empty."""
+
+    path: Path
+    manifest: Row
+    recipe: Recipe
+    rows: Sequence[Row]
+    pairs: PairSet
+    principles: dict[str, str]
+    figures: dict[str, Row]
+    warnings: list[str]
+    gates: Row
+    scores: Mapping[tuple[str, int], Row]
+    training: Row
+    events: list[Row]
+    reviews: Sequence[Row]
+    gaps: list[str] = field(default_factory=list)
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def milestone(self) -> str:
+        return str(self.manifest.get("milestone") or self.recipe.milestone)
+
+    @property
+    def backend(self) -> str:
+        return str(self.manifest.get("backend", "unknown"))
+
+    @property
+    def model(self) -> str:
+        facts = self.manifest.get("model") or {}
+        return str(facts.get("model") or self.recipe.model.name)
+
+    @property
+    def verdicts(self) -> list[Row]:
+        return whole_verdicts(self.gates)
+
+    @property
+    def spent(self) -> dict[str, float]:
+        return spent(self.events)
+
+    def of_kind(self, kind: str) -> list[Row]:
+        return [event for event in self.events if event.get("kind") == kind]
+
+    @cached_property
+    def cleaned(self) -> hygiene.Hygiene:
+        """The hygiene rules over the accepted training pairs, as the run applied them, less what was contaminated.
+
+        Of the marks only those that the run applied count (eval/marks.json), not what was marked after it was trained.
+        """
+        applied = _json(self.path / "eval" / "marks.json").get("removed") or []
+        refused = {int(row["item"]): str(row["detail"]) for row in applied if isinstance(row, dict)}
+        found = hygiene.clean(self.pairs.train, self.recipe.hygiene, refused)
+        listed = _json(self.path / "eval" / "contamination.json").get("removed") or []
+        gone = {row.get("item") for row in listed if isinstance(row, dict)}
+        return replace(found, kept=[pair for pair in found.kept if pair["item"] not in gone]) if gone else found
+
+    @cached_property
+    def scores_by_item(self) -> Mapping[int, Mapping[str, Row]]:
+        """item -> metric -> the row of the last round scored."""
+        return ByItem(self.scores)
+
+    @property
+    def log(self) -> list[Row]:
+        """The training log, one entry a step: from the result, else from the events (a run that is still training)."""
+        if self.training.get("log"):
+            return list(self.training["log"])
+        steps = {int(e["step"]): e for e in self.of_kind("train_step") if "step" in e and "arm" not in e}
+        return [steps[step] for step in sorted(steps)]
+
+    @property
+    def usd_per_pair(self) -> float | None:
+        usd, count = self.spent["usd"], len(self.pairs.kept)
+        return usd / count if usd > 0 and count else None
+
+
+def read_story(path: Path) -> Story:
+    """Everything a report needs. Errors: CaiError only where there is no run at all (no manifest)."""
+    from cai.run.manifest import read_manifest
+
+    gaps: list[str] = []
+    manifest = read_manifest(path / "manifest.json")
+    recipe = _recipe(path, gaps)
+    rows = _records(path, gaps)
+    principles = _principles(path, gaps)
+    events = read_events(path / "events.jsonl")
+    figures, warnings = _figures(path / "eval")
+    signs = {event["sign"]: event for event in events if event.get("kind") == "health" and "arm" not in event}
+    warnings += [f"While training, seen at step {event['step']}: {event['text']}" for event in signs.values()]
+    if not figures:
+        gaps.append("nothing was evaluated yet")
+    gates = _json(path / "eval" / "gates.json")
+    if not gates:
+        gaps.append("no gate was decided yet")
+    elif whole_verdicts(gates) != gates.get("verdicts"):
+        gaps.append("eval/gates.json: not whole, its verdicts are shown as far as they are")
+    training = _json(path / "train" / "result.json")
+    if not training:
+        gaps.append("there is no finished training")
+    return Story(
+        path=path,
+        manifest=manifest,
+        recipe=recipe,
+        rows=rows,
+        pairs=_pairs(rows, recipe, principles),
+        principles=principles,
+        figures=figures,
+        warnings=warnings,
+        gates=gates,
+        scores=_scores(path / "eval" / "scores.jsonl"),
+        training=training,
+        events=events,
+        reviews=_reviews(path, gaps),
+        gaps=gaps,
+    )
+
+
+def _recipe(path: Path, gaps: list[str]) -> Recipe:
+    """The resolved recipe; the defaults, noted as a gap, where this program cannot read it."""
+    try:
+        source = recipes.read(path / "recipe.resolved.toml")
+        name = str(source.table.get("milestone", "m0"))
+        return recipes.resolve(Source(source.path, {**source.table, "milestones": {name: {}}}), milestone=name)
+    except CaiError as error:
+        gaps.append(f"recipe.resolved.toml: {str(error).splitlines()[0]}; thresholds shown are the defaults")
+        return Recipe()  # type: ignore[call-arg]  # every key has a default
+
+
+def _records(path: Path, gaps: list[str]) -> Sequence[Row]:
+    try:
+        return records.look(path / "records.jsonl")
+    except (CaiError, OSError) as error:
+        gaps.append(f"records.jsonl: {str(error).splitlines()[0]}")
+        return []
+
+
+def _principles(path: Path, gaps: list[str]) -> dict[str, str]:
+    try:
+        return {p.id: p.principle for p in load_constitution(path / "constitution.yaml").principles}
+    except CaiError as error:
+        gaps.append(str(error).splitlines()[0])
+        return {}
+
+
+def _pairs(rows: Sequence[Row], recipe: Recipe, principles: Mapping[str, str]) -> PairSet:
+    wanted = set(slots(recipe))
+    return build(rows, PairPlan(recipe.rounds, principles), recipe.pairs, lambda item: slot_of(item) in wanted)
+
+
+def _figures(folder: Path) -> tuple[dict[str, Row], list[str]]:
+    """Every figure in eval/*.json, and the warnings beside them; gates.json is not one of them."""
+    figures: dict[str, Row] = {}
+    warnings: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name == "gates.json":
+            continue
+        content = _json(path)
+        found = content.get("figures", content)
+        warnings += [str(w) for w in content.get("warnings", [])] if isinstance(content.get("warnings"), list) else []
+        if isinstance(found, dict):
+            figures |= {k: v for k, v in found.items() if isinstance(v, dict) and "metric" in v and "value" in v}
+    return figures, warnings
+
+
+def _scores(path: Path) -> Mapping[tuple[str, int], Row]:
+    """(metric, item) -> the row of the last round scored."""
+    rows = _log(path, SCORE_KEY)
+    return Latest(rows, 2) if isinstance(rows, Rows) else {}
+
+
+def _reviews(path: Path, gaps: list[str]) -> Sequence[Row]:
+    """The marks; rows that a person spoilt are left out and told."""
+    rows = _log(path / "reviews.jsonl", ("rater", "key"))
+    whole = [r for r in rows if all(isinstance(r.get(name), kind) for name, kind in REVIEW.items())]
+    whole = [r for r in whole if r["what"] in ("critique", "revision")]
+    if len(whole) < len(rows):
+        gaps.append(f"reviews.jsonl: {len(rows) - len(whole)} of {len(rows)} marks, for they are not whole")
+    return whole
+
+
+def _log(path: Path, key: tuple[str, ...]) -> Sequence[Row]:
+    try:
+        return records.look(path, key)
+    except (CaiError, OSError):
+        return []
+
+
+def _json(path: Path) -> Row:
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}

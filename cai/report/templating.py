@@ -1,0 +1,56 @@
+"""Templates to text: the one jinja2 environment of the report, the cards and the review page.
+
+Owns escaping: HTML is escaped always (`autoescape=True`, never `|safe` on text from a run), an unknown name is an
+error. Markdown templates turn escaping off for themselves and pass model text through `fenced` or `inline`.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai.terminal import duration, number, percent, printable, usd
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@lru_cache(maxsize=1)
+def environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # not needed to print a duration
+
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found.filters.update(
+        fenced=fenced,
+        inline=inline,
+        number=number,
+        duration=duration,
+        usd=usd,
+        percent=percent,
+        shown=printable,
+    )
+    return found
+
+
+def fenced(text: str) -> str:
+    """Model text as a Markdown block that it cannot leave: a fence longer than any run of backticks in it."""
+    text = printable(text)
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def inline(text: Any) -> str:
+    """One line of Markdown table or list that text cannot break."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(str(text), one_line=True))

@@ -1,0 +1,40 @@
+"""What the attempts of a run took, from its events alone. Pure; writes nothing (cai.run.folder appends the events)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+EVENT = {"attempt": int, "kind": str, "s": int | float}  # what every event has
+
+
+def spent(events: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Attempts, seconds and dollars of a run from its events (monotonic seconds, so a clock that jumps is harmless)."""
+    seconds: dict[int, float] = {}
+    price: dict[int, float] = {}
+    for row in events:
+        attempt = int(row["attempt"])
+        seconds[attempt] = max(seconds.get(attempt, 0.0), float(row.get("s") or 0.0))
+        if row.get("kind") == "attempt":
+            price[attempt] = float(row.get("usd_per_hour") or 0.0)
+    usd = sum(value / 3600 * price.get(attempt, 0.0) for attempt, value in seconds.items())
+    return {"attempts": len(seconds), "seconds": sum(seconds.values()), "usd": usd}
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Events of a run that may be going: unreadable lines are passed over (events inform, they decide nothing)."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return []
+    rows = []
+    for line in data.split(b"\n")[:-1]:
+        with suppress(orjson.JSONDecodeError):
+            row = orjson.loads(line)
+            if isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in EVENT.items()):
+                rows.append(row)
+    return rows

@@ -1,0 +1,328 @@
+"""The run folder: its names, lock, manifest, events and status. One process owns a run from open to close.
+
+Owns every path inside `runs/<id>/`, the lock that keeps a second runner out, the attempts and their cost, and the check
+that a resume continues the same data. Does not own the records' content (cai.store.records) nor what belongs into a
+recipe's identity (cai.recipe.load). Invariants: the folder appears whole or not at all; events are only appended; what
+is summed over attempts comes from the events alone, so an attempt that was killed counts up to its last sign of life.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import hashlib
+import math
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+from filelock import FileLock
+
+from cai import errors
+from cai.errors import CaiError
+from cai.run.events import read_events, spent
+from cai.run.manifest import SCHEMA, read_manifest
+from cai.store import files
+from cai.store.files import write_atomic, write_json_atomic
+from cai.store.lock import take_lock, utc_now
+from cai.store.records import RecordLog
+
+__all__ = ["Run", "check_identity", "new_run_id", "resolve_run", "write_atomic", "write_json_atomic"]
+
+RUN_ID = re.compile(r"^[a-z0-9][a-z0-9._-]{0,79}$")
+HEARTBEAT_SECONDS = 15.0  # longest time of an attempt that kill -9 can leave uncounted
+STATUS_SECONDS = 0.5  # status.json is rewritten at most this often
+
+
+def new_run_id(milestone: str, identity: Mapping[str, str], now: datetime | None = None) -> str:
+    """`<utc yyyymmdd-hhmmss>-<milestone>-<hash6>`; the hash is of the identity, so equal recipes look alike."""
+    stamp = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
+    digest = hashlib.sha256(orjson.dumps(dict(identity), option=orjson.OPT_SORT_KEYS)).hexdigest()[:6]
+    return check_run_id(f"{stamp}-{milestone.lower()}-{digest}")
+
+
+def check_run_id(run_id: str) -> str:
+    if not RUN_ID.fullmatch(run_id):
+        raise CaiError(
+            f"run id {run_id!r}: must match {RUN_ID.pattern} (lower-case letters, digits, '.', '_', '-'; at most 80)",
+            errors.USAGE,
+        )
+    return run_id
+
+
+def resolve_run(argument: str | Path, root: Path) -> Path:
+    """The folder that `--resume ARGUMENT` means: `ID`, `root/ID` or `root/latest`; never one outside `root`.
+
+    Errors: CaiError(USAGE) for a malformed id, another folder, a symbolic link or a run that does not exist.
+    """
+    given = Path(argument)
+    if given.parent != Path(".") and os.path.realpath(given.parent) != os.path.realpath(root):
+        raise CaiError(
+            f"{argument}: is not inside {root}/: give {root}/<id> or {root}/latest, or the run's recipe.toml as recipe",
+            errors.USAGE,
+        )
+    name = given.name
+    if name == "latest":
+        try:
+            name = os.readlink(root / "latest")
+        except OSError as error:
+            raise CaiError(
+                f"{root}/latest: there is no latest run yet: start one with make m0", errors.USAGE
+            ) from error
+    path = root / check_run_id(name)
+    if path.is_symlink():
+        raise CaiError(f"{path}: is a symbolic link: name the run folder itself", errors.USAGE)
+    if not path.is_dir():
+        raise CaiError(f"{path}: no such run ({_hint(name, root)})", errors.USAGE)
+    _refuse_pipes(path)
+    return path
+
+
+def _refuse_pipes(run: Path) -> None:
+    """CaiError(CORRUPT) for a pipe, socket or device in a run folder: reading it would wait for ever."""
+    for path in run.rglob("*"):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise CaiError(f"{path}: is a pipe or a device: put the file back, or remove it", errors.CORRUPT)
+
+
+def _hint(name: str, root: Path) -> str:
+    """The run that was meant, as far as its name tells; else the newest."""
+    known = sorted(p.name for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
+    if not known:
+        return f"{root}/ holds none"
+    near = [run for run in known if name in run] or difflib.get_close_matches(name, known, 1, 0.8)
+    return f"did you mean {near[-1]}?" if near else f"the newest of {len(known)} is {known[-1]}"
+
+
+def check_identity(
+    then: Mapping[str, str], now: Mapping[str, str], run: str = "runs/ID", recipe: str = "RECIPE"
+) -> None:
+    """Stop a resume whose inputs are not the run's (G8): CaiError(DRIFT), one line a changed key, then the remedies."""
+    changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    if not changed:
+        return
+    lines = [f"{run}: {len(changed)} input{'s' * (len(changed) > 1)} of this run changed since it began:"]
+    lines += [f"  {name}: {_show(then.get(name))} -> {_show(now.get(name))}" for name in changed]
+    lines.append(f"  continue as it was: python runner.py {run}/recipe.toml --resume {run}")
+    lines.append(f"  or reuse what is unchanged in a new run: python runner.py {recipe} --fork {run}")
+    raise CaiError("\n".join(lines), errors.DRIFT)
+
+
+def _show(value: str | None) -> str:
+    if value is None:
+        return "(absent)"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+class Taken(CaiError):
+    """A run of this id is there already."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path}: exists already: continue it with --resume {path}")
+
+
+class Run:
+    """One run folder. `Run.create` and `Run.open` hold its lock until `close`; `Run.peek` only reads."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], lock: FileLock | None) -> None:
+        self.path, self.manifest, self._lock = path, manifest, lock
+        self.id = path.name
+        self.attempt = 0
+        self.healed: dict[str, Any] | None = None  # what opening events.jsonl cut
+        self._events: RecordLog | None = None
+        self._began = time.monotonic()
+        self._last_event = self._last_status = -1e9
+        self._status: dict[str, Any] = {}
+        self._status_waits = False
+        self._spent_before = {"attempts": 0.0, "seconds": 0.0, "usd": 0.0}
+        self._usd_per_hour = 0.0
+
+    # names: the only place that spells them
+    records_path = property(lambda self: self.path / "records.jsonl")
+    events_path = property(lambda self: self.path / "events.jsonl")
+    status_path = property(lambda self: self.path / "status.json")
+    manifest_path = property(lambda self: self.path / "manifest.json")
+    recipe_path = property(lambda self: self.path / "recipe.toml")
+    resolved_path = property(lambda self: self.path / "recipe.resolved.toml")
+    dataset = property(lambda self: self.path / "dataset")
+    train = property(lambda self: self.path / "train")
+    adapter = property(lambda self: self.path / "adapter")
+    sft_train = property(lambda self: self.path / "train" / "sft")
+    sft_adapter = property(lambda self: self.path / "adapter-sft")
+    eval = property(lambda self: self.path / "eval")
+    quarantine = property(lambda self: self.path / "quarantine")
+    report_html = property(lambda self: self.path / "report.html")
+    report_md = property(lambda self: self.path / "report.md")
+
+    @classmethod
+    def create(
+        cls, root: Path, run_id: str, files_: Mapping[str, bytes | str], manifest: Mapping[str, Any], **start: Any
+    ) -> Run:
+        """A new folder with `files_` (recipe.toml, ...) and the manifest, locked; `root/latest` points to it.
+
+        `start` goes into the attempt's first event (usd_per_hour is used by `spent`). The folder is filled under a
+        hidden name and renamed, so a kill leaves no half run. Errors: `Taken` if the id is, CaiError(IO).
+        """
+        path = root / check_run_id(run_id)
+        if path.exists() or path.is_symlink():
+            raise Taken(path)
+        beside = root / f".{run_id}.{os.getpid()}.new"
+        whole = {"schema": SCHEMA, "run": run_id, "created": utc_now(), **manifest}
+        try:
+            files.make_folder(root)
+            beside.mkdir(mode=0o700)
+            for name, content in files_.items():
+                write_atomic(beside / name, content.encode() if isinstance(content, str) else content)
+            write_json_atomic(beside / "manifest.json", whole)
+            os.rename(beside, path)
+            files.fsync_folder(root)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # another runner of the same second was first
+                raise Taken(path) from None
+            raise files.io_error(path, "creating the run folder", error) from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        run = cls(path, whole, take_lock(path))
+        _point_latest(root, run_id)
+        return run._begin(start)
+
+    @classmethod
+    def open(cls, path: Path, **start: Any) -> Run:
+        """Lock an existing run and begin the next attempt. Errors: LOCKED, CORRUPT or USAGE (manifest), IO."""
+        if path.is_symlink() or not path.is_dir():
+            raise CaiError(f"{path}: is no run folder", errors.USAGE)
+        lock = take_lock(path)
+        try:
+            run = cls(path, read_manifest(path / "manifest.json"), lock)
+            files.remove_halves(path)
+            _point_latest(path.parent, path.name)
+            return run._begin(start)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def peek(cls, path: Path) -> Run:
+        """Read-only view for --status, --verify and the report: no lock, no attempt, no write."""
+        return cls(path, read_manifest(path / "manifest.json"), None)
+
+    def _begin(self, start: Mapping[str, Any]) -> Run:
+        self._events = RecordLog.open(self.events_path, self.quarantine, key=("attempt", "n"), durable=False)
+        self.healed = self._events.healed
+        self.attempt = 1 + max((int(row["attempt"]) for row in self._events.rows), default=0)
+        self._spent_before = spent(self._events.rows)
+        self._usd_per_hour = float(start.get("usd_per_hour") or 0.0)
+        self._status = self.read_status()
+        self.event("attempt", pid=os.getpid(), host=socket.gethostname(), **start)
+        if self.healed:
+            self.event("healed", **self.healed)
+        return self
+
+    def records(self) -> RecordLog:
+        """The run's records, healed and open for appending; what was cut is noted as an event."""
+        log = RecordLog.open(self.records_path, self.quarantine)
+        if log.healed:
+            self.event("healed", **log.healed)
+        return log
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append {"t", "attempt", "n", "s", "kind", ...} to events.jsonl; `s`: seconds since the attempt began."""
+        assert self._events is not None, "a peeked run is read-only"
+        seconds = round(time.monotonic() - self._began, 3)
+        head = {"t": utc_now(), "attempt": self.attempt, "n": len(self._events.rows), "s": seconds, "kind": kind}
+        rest = {name: _finite(value) for name, value in fields.items() if name not in head}
+        self._events.append([{**head, **rest}])
+        self._last_event = time.monotonic()
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """All readable events, of one kind if given; works on a peeked run."""
+        rows = self._events.rows if self._events else read_events(self.events_path)
+        return [row for row in rows if kind in (None, row.get("kind"))]
+
+    def status(self, *, now: bool = False, **fields: Any) -> None:
+        """Merge `fields` into status.json (atomic, at most twice a second unless `now`); also the heartbeat."""
+        self._status.update(fields)
+        self._status_waits = True
+        clock = time.monotonic()
+        if now or clock - self._last_status >= STATUS_SECONDS:
+            self._write_status()
+        if clock - self._last_event >= HEARTBEAT_SECONDS:
+            self.event("heartbeat")
+
+    def _write_status(self) -> None:
+        write_json_atomic(
+            self.status_path, {**self._status, "updated": utc_now(), "attempt": self.attempt}, durable=False
+        )
+        self._last_status, self._status_waits = time.monotonic(), False
+
+    def read_status(self) -> dict[str, Any]:
+        """status.json as last written; {} if there is none or it is unreadable (it is derived, never relied on)."""
+        try:
+            value = orjson.loads(self.status_path.read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def update_manifest(self, **fields: Any) -> None:
+        """Merge `fields` into manifest.json, atomically and durably."""
+        self.manifest = {**self.manifest, **fields}
+        write_json_atomic(self.manifest_path, self.manifest)
+
+    def spent(self) -> dict[str, float]:
+        """{"attempts", "seconds", "usd"} over all attempts, this one included; price as each attempt began."""
+        if self._events is None:
+            return spent(self.events())
+        seconds = time.monotonic() - self._began
+        return {
+            "attempts": self._spent_before["attempts"] + 1,
+            "seconds": self._spent_before["seconds"] + seconds,
+            "usd": self._spent_before["usd"] + seconds / 3600 * self._usd_per_hour,
+        }
+
+    def close(self, **end: Any) -> None:
+        """End the attempt and free the lock. Never raises for a full or broken disk: the first error must stay seen."""
+        with suppress(CaiError):
+            if self._events is not None:
+                self.event("end", **end)
+                if self._status_waits:
+                    self._write_status()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, CaiError):
+            self.close(code=error.code, error=str(error))
+        elif error is not None:
+            self.close(code=errors.BUG, error=f"{type(error).__name__}: {error}")
+        else:
+            self.close(code=errors.DONE)
+
+
+def _finite(value: Any) -> Any:
+    """An event may tell of a NaN; as a word, for JSON has no such number."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _point_latest(root: Path, run_id: str) -> None:
+    """`root/latest` -> `run_id`, replaced by rename. A file system without links does without."""
+    beside = root / f".latest.{os.getpid()}"
+    with suppress(OSError):
+        beside.unlink(missing_ok=True)
+        os.symlink(run_id, beside)
+        os.replace(beside, root / "latest")

@@ -1,0 +1,67 @@
+"""The one resumable loop: keys -> fixed slices -> compute -> append, for evaluation, checks, benchmarks and guard.
+
+Owns which keys are left (computed from the log alone), slicing, progress and the marked logs under eval/. A stage that
+draws text (`cai.data.stage`) adds redraws and streaming to the same contract. Invariants: a slice is a fixed part of
+the keys, recomputed whole when only some of it is on disk; rows on disk are never rewritten; a key has one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cai.run.context import Context
+from cai.store.jsonl import Row
+from cai.store.records import RecordLog
+
+Key = tuple[Any, ...]  # values of the log's key fields: (arm, item, round), (metric, item, round), ...
+
+
+def fill(
+    context: Context,
+    log: RecordLog,
+    label: str,
+    keys: Sequence[Key],
+    chunk: int,
+    compute: Callable[[list[Key]], list[Row]],
+    round_: int = 0,
+    per_round: bool = False,
+    **ended: Any,
+) -> list[Row]:
+    """The rows of `keys` in order; missing ones are computed in slices of `chunk` and written slice by slice.
+
+    `compute` gets a whole slice and gives its rows in any order. `ended`: fields of the event that ends the label.
+    """
+    missing = sum(not log.has(*key) for key in keys)
+    if missing:
+        context.progress.begin(label, round_, total=len(keys), done=len(keys) - missing, per_round=per_round)
+    for start in range(0, len(keys), max(1, chunk)):
+        part = list(keys[start : start + max(1, chunk)])
+        wanted = {key for key in part if not log.has(*key)}
+        if not wanted:
+            continue
+        context.check_stop(f"in {label}")
+        rows = [row for row in compute(part) if tuple(row[name] for name in log.key) in wanted]
+        log.append([{"v": 1, **row} for row in rows])
+        context.progress.step(sum(row.get("tokens", 0) for row in rows), len(rows))
+        context.progress.committed([{"status": row.get("status", "ok")} for row in rows])
+    if missing:
+        context.progress.end(**ended)
+    return [row for key in keys if (row := log.get(*key)) is not None]
+
+
+def open_marked(context: Context, path: Path, mark: str, key: tuple[str, str, str]) -> RecordLog:
+    """The log at `path`, whose first row says what it was measured of (`mark`); that of another mark is set aside."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = RecordLog.open(path, context.run.quarantine, key=key)
+    head = log.get("fingerprint", 0, 0)
+    if head is not None and head["of"] != mark:
+        log.close()
+        for suffix in (".sum", ".jsonl"):  # in this order: a sum file without its log is a log that was lost
+            old = path.with_suffix(suffix)
+            if old.exists():
+                old.rename(path.with_name(f"{path.stem}-{head['of']}{suffix}"))
+        log = RecordLog.open(path, context.run.quarantine, key=key)
+    log.append([{key[0]: "fingerprint", "item": 0, "round": 0, "of": mark}])
+    return log

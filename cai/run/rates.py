@@ -1,0 +1,131 @@
+"""How fast things went: in earlier runs (from their events), and in a table of rates measured once.
+
+Owns reading the rates; `budget` scales them. Each rate names its source and machine. Pure over files; no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cai.errors import CaiError
+from cai.recipe.load import Recipe
+from cai.run.events import read_events, spent
+from cai.run.folder import RUN_ID
+from cai.run.manifest import read_manifest
+
+
+class Range(NamedTuple):
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class TableRates:
+    """`tokens_per_second`: batch size -> generated tokens/s. `set_up`: seconds before the first training step."""
+
+    source: str
+    tokens_per_second: Mapping[int, float]
+    seconds_per_pair: Range | None = None
+    set_up: Range | None = None
+
+    def at(self, items: int) -> float:
+        """Tokens/s with `items` sequences side by side: the largest measured batch that they fill."""
+        fits = [rate for batch, rate in self.tokens_per_second.items() if batch <= max(items, 1)]
+        return max(fits, default=0.0)
+
+    def gain(self, before: int, after: int) -> float:
+        """How much faster `after` items may go than `before` did, because their batches are fuller."""
+        slow, fast = self.at(before), self.at(after)
+        return max(1.0, fast / slow) if slow and fast else 1.0
+
+
+# Measured once, on the machine named; not a promise for another one.
+EMBEDDED = TableRates(
+    "table: SmolLM2-135M, float32, 2 CPU cores, whole runs, prompts and redraws included",
+    {1: 11.0, 8: 26.0, 16: 56.0},
+    Range(2.0, 4.2),  # 500 to 768 tokens a pair
+    Range(5.0, 15.0),
+)
+H200 = TableRates(
+    "table: a model of Qwen2.5-32B's shape in NF4 on one H200 held to 80 GB; an A100 was not measured",
+    {1: 24.0, 10: 200.0, 160: 1876.0},
+    Range(0.24, 0.40),  # about 1,160 tokens a pair
+    Range(10.0, 30.0),  # set-up of the trainer and the first, compiling step
+)
+NOTHING = TableRates("nothing was measured for the fake model", {})
+
+
+def table_rates(backend: str) -> TableRates:
+    return {"embedded": EMBEDDED, "cuda": H200}.get(backend, NOTHING)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run took. `rest_seconds`: loading, evaluation, everything that is neither generation nor training."""
+
+    run_id: str
+    backend: str
+    slots: int
+    rounds: int
+    tokens: int
+    generation_seconds: float
+    training_seconds: float
+    pairs_seen: float
+    seconds: float
+
+    @property
+    def rest_seconds(self) -> float:
+        return max(self.seconds - self.generation_seconds - self.training_seconds, 0.0)
+
+
+def measured_before(root: Path, recipe: Recipe, backend: str) -> Measured | None:
+    """The latest finished run below `root` of the same backend, model and quantization."""
+    folders = [p for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
+    for folder in sorted(folders, reverse=True):
+        found = _measured(folder, recipe, backend)
+        if found is not None:
+            return found
+    return None
+
+
+def _measured(folder: Path, recipe: Recipe, backend: str) -> Measured | None:
+    """None also for a run that is damaged: it is no reason not to start another."""
+    try:
+        manifest = read_manifest(folder / "manifest.json")
+        identity = manifest.get("identity", {})
+        same = all(
+            identity.get(key) in (None, repr(value))
+            for key, value in (("model.name", recipe.model.name), ("model.quantization", recipe.model.quantization))
+        )
+        if manifest.get("backend") != backend or not same or not (folder / "eval" / "gates.json").is_file():
+            return None
+        return from_events(folder.name, manifest, read_events(folder / "events.jsonl"))
+    except (CaiError, ValueError, TypeError):
+        return None
+
+
+def from_events(run_id: str, manifest: Mapping[str, Any], events: list[dict[str, Any]]) -> Measured | None:
+    """None where the events don't tell what generation took (no stage event, or a fork that took records over)."""
+    known = manifest.get("stages", {})  # evaluation and training have events of this kind, too
+    stages = [e for e in events if e["kind"] == "stage" and e.get("stage") in known]
+    if not stages or any(e["kind"] == "forked" and e.get("kept") for e in events):
+        return None
+    trained = [e for e in events if e["kind"] == "trained" and "arm" not in e]
+    rounds = {e.get("round", 0) for e in stages if e.get("stage") != "instructions"}  # whose rounds are tries
+    return Measured(
+        run_id=run_id,
+        backend=str(manifest.get("backend")),
+        slots=int(manifest.get("items", 0)) + int(manifest.get("heldout_items", 0)),
+        rounds=len(rounds) or 1,
+        tokens=sum(int(e.get("tokens") or 0) for e in stages),
+        generation_seconds=sum(float(e.get("seconds") or 0) for e in stages),
+        training_seconds=sum(float(e.get("seconds") or 0) for e in trained),
+        pairs_seen=sum(
+            float(e.get("steps") or 0) * float(e.get("micro_batch") or 1) * float(e.get("accumulation") or 1)
+            for e in trained
+        ),
+        seconds=spent(events)["seconds"],
+    )

@@ -1,0 +1,69 @@
+"""One row as one JSON line: what UTF-8 can carry, no NaN, nothing that acts on a terminal."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from cai import errors
+from cai.errors import CaiError
+from cai.terminal import UNSAFE
+
+Row = dict[str, Any]  # one line of a log or a data set, before its kind is known
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """`text` as UTF-8 can carry it: lone surrogates become U+FFFD. Everything else (NUL, C1, U+2028) passes."""
+    return SURROGATES.sub("\ufffd", text) if SURROGATES.search(text) else text
+
+
+def encode(row: Mapping[str, Any]) -> bytes:
+    """The row's line with its newline. Refuses NaN and infinities (orjson would write null): CaiError(QUALITY).
+
+    What `printable` would spell out (DEL, C1, bidi marks, Unicode line ends) is written as a JSON escape, as C0 always
+    is: the value is the same, but `tail -f` shows a hostile text inert, and every reader sees one line a row.
+    """
+    _refuse_non_finite(row, "")
+    try:
+        line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        line = orjson.dumps(_clean_all(row), option=orjson.OPT_APPEND_NEWLINE)
+    if line.isascii() and b"\x7f" not in line:
+        return line
+    return UNSAFE.sub(_escape, line.decode()).encode()
+
+
+def _escape(match: re.Match[str]) -> str:
+    """The JSON escape of a character: one \\uNNNN for each of its UTF-16 units."""
+    units = match[0].encode("utf-16-be").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+
+
+def _refuse_non_finite(value: Any, where: str) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise CaiError(f"record field {where[1:]} is {value}: not a number that can be stored", errors.QUALITY)
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if not isinstance(inner, str):
+                _refuse_non_finite(inner, f"{where}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            _refuse_non_finite(inner, f"{where}.{index}")
+
+
+def _clean_all(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {_clean_all(name): _clean_all(inner) for name, inner in value.items()}
+    return [_clean_all(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def one_line(value: object) -> str:
+    return " ".join(str(value).split())

@@ -1,0 +1,283 @@
+"""What both trainers guard on top of TRL's: order, finite steps, graceful stops, sealed checkpoints. Imports torch.
+
+Owns `Plan` (what one attempt needs beside the model), the trainers' base class and the arguments they share; the loop,
+optimiser and scheduler stay TRL's, the losses are the subclasses'. Imported late, after unsloth (which rewrites
+TRL at import). Invariants: a step with a non-finite loss or gradient is never applied; a stop is seen between
+micro-batches and leaves a sealed checkpoint of the last whole step; a checkpoint is sealed before older ones go.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from cai import errors
+from cai.errors import CaiError, Stopped
+from cai.recipe.settings import DpoSection, HealthSection
+from cai.training import checkpoints
+from cai.training import health as signs
+from cai.training.loss import Batch, Forward
+from cai.training.token_rows import PairRow
+
+KEEP_CHECKPOINTS = 2
+
+
+@dataclass
+class Plan:
+    """Everything one attempt at training needs beside the model. `order`: row indexes, steps x effective batch.
+
+    `refs`: the reference's log-probs of each row; empty where the loss has no reference.
+    """
+
+    rows: Sequence[PairRow]
+    refs: Sequence[tuple[float, float]]
+    order: Sequence[int]
+    steps: int
+    micro_batch: int
+    accumulation: int
+    checkpointing: bool
+    dpo: DpoSection
+    seed: int
+    folder: Path
+    seal_facts: dict[str, Any]
+    forward: Forward
+    collate: Callable[[Sequence[PairRow]], Batch]
+    event: Callable[..., None]
+    stopped: Callable[[], bool]
+    progress: Callable[[int, int], None]
+    health: HealthSection = field(default_factory=HealthSection)
+    tolerance: float = 0.01
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+class Guarded(Trainer):
+    """Base of a TRL trainer over `Plan.order`; batches come ready from `Plan.collate`. A subclass has the loss."""
+
+    section = "dpo"  # of the recipe, for messages
+    plan: Plan
+    _metrics: dict[str, Any]  # TRL's, collected for the next log entry
+    _loss_sum: torch.Tensor | None = None
+
+    def _settle(self, base: Any, own_forward: Any) -> None:
+        """After TRL's constructor: its patch of the model and its printing callbacks go."""
+        _restore_forward(base, own_forward)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.model_accepts_loss_kwargs = False
+
+    def _prepare_dataset(self, dataset: Any, *_args: Any, **_kwargs: Any) -> Any:
+        return dataset  # the rows are token ids already; what TRL was handed is a stand-in
+
+    def get_train_dataloader(self) -> DataLoader:
+        plan = self.plan
+        return self.accelerator.prepare(
+            DataLoader(plan.order, batch_size=plan.micro_batch, shuffle=False, collate_fn=self._collate)  # type: ignore[arg-type]
+        )
+
+    def _collate(self, indexes: Sequence[int]) -> Batch:
+        return self.plan.collate([self.plan.rows[i] for i in indexes])
+
+    def _add_loss(self, loss: torch.Tensor) -> None:
+        """Keep the step's loss on the device; it is read once, in `_check_step`."""
+        self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        norm = super()._clip_grad_norm(model)
+        self._check_step(norm)
+        return norm
+
+    def _check_step(self, norm: torch.Tensor) -> None:
+        """Before the optimiser moves anything: loss and gradient are finite, and the first loss is what it must be."""
+        accumulated = max(1, self.current_gradient_accumulation_steps)
+        loss, norm_value = torch.stack([self._loss_sum.float() / accumulated, norm.float()]).tolist()  # type: ignore[union-attr]
+        self._loss_sum = None
+        step = self.state.global_step
+        if not (math.isfinite(loss) and math.isfinite(norm_value)):
+            raise CaiError(
+                f"training step {step + 1}: loss {loss}, gradient norm {norm_value}: not finite, so the step was not "
+                f"applied. The last checkpoint in {self.plan.folder} is intact; lower {self.section}.learning_rate and "
+                "resume.",
+                errors.QUALITY,
+            )
+        if step == 0:
+            self._check_first_loss(loss)
+
+    def _check_first_loss(self, loss: float) -> None:
+        """Where it is known what the first loss must be, another one ends the training."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """One event a step: TRL's averages, read from the device at once."""
+        metrics, self._metrics["train"] = dict(self._metrics["train"]), type(self._metrics["train"])(list)
+        means = {name: torch.stack(values).mean() for name, values in metrics.items() if values}
+        if means:
+            logs |= dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+        if "loss" in logs:
+            entry = {"step": self.state.global_step, **{k: float(v) for k, v in logs.items()}}
+            bad = sorted(k for k, v in entry.items() if not math.isfinite(v))
+            if bad:
+                raise CaiError(f"training step {entry['step']}: {', '.join(bad)} not finite", errors.QUALITY)
+            self.plan.log.append(entry)
+            self.plan.event("train_step", **entry)
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # transformers' estimate reads keys that these batches don't have
+
+    def create_model_card(self, *_args: Any, **_kwargs: Any) -> None:
+        """No card in a checkpoint: the report describes the run."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A stop switch does not cut a save short: its grace period waits (`StopSwitch.hold`)."""
+        with getattr(self.plan.stopped, "hold", nullcontext)():
+            self._save_and_seal(model, trial)
+
+    def _save_and_seal(self, model: Any, trial: Any) -> None:
+        """Save as transformers does, then seal; only then remove older checkpoints."""
+        folder = self.plan.folder / f"{checkpoints.PREFIX}{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            for name in ("training_args.bin", "README.md"):  # a pickle that nothing reads, a card the report replaces
+                (folder / name).unlink(missing_ok=True)
+            checkpoints.seal(folder, {"step": self.state.global_step, **self.plan.seal_facts})
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # each library wraps a full disk its own way, tokenizers in a bare Exception
+            shutil.rmtree(folder, ignore_errors=True)  # set aside, it would hold its space for ever
+            if isinstance(error, CaiError):
+                raise
+            why = (str(error) or type(error).__name__).splitlines()[0][:160]
+            raise CaiError(
+                f"{folder}: saving the checkpoint failed: {why}. "
+                "Free space and resume; the checkpoint before it is intact.",
+                errors.IO,
+            ) from None
+        checkpoints.prune(folder.parent, KEEP_CHECKPOINTS)
+        self.plan.event("checkpoint", step=self.state.global_step)
+
+    def stop_here(self) -> None:
+        """A graceful stop: leave a sealed checkpoint of the last whole step, then end."""
+        step = self.state.global_step
+        folder = self.plan.folder / f"{checkpoints.PREFIX}{step}"
+        if step and checkpoints.fault(folder):
+            self._save_checkpoint(self.model, None)
+        raise Stopped(f"training stopped after step {step} of {self.plan.steps}; resume to go on.")
+
+
+class Watch(TrainerCallback):
+    """Asks `stopped()` between micro-batches and tells the progress.
+
+    At the end of a step transformers logs and saves after this callback, so a stop waits for both: a checkpoint made
+    before the step's log entry would lose it for good.
+    """
+
+    def __init__(self, trainer: Guarded) -> None:
+        self.trainer = trainer
+        self.stopping = False
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.trainer.plan.stopped():
+            self.trainer.stop_here()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        plan = self.trainer.plan
+        plan.progress(state.global_step, plan.steps)
+        if state.global_step < plan.steps and plan.stopped():
+            self.stopping = control.should_log = control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.stopping:
+            self.trainer.stop_here()
+
+
+class HealthWatch(TrainerCallback):
+    """Looks at the log after each step: a sign of ill health is an event once an attempt; one in `health.stop` ends it.
+
+    The log that it reads is restored with a checkpoint, so a resume judges what the run left alone would have judged.
+    """
+
+    def __init__(self, trainer: Guarded) -> None:
+        self.trainer = trainer
+        self.told: set[str] = set()
+        self.ending: signs.Sign | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._ends(self._look(state)):
+            control.should_log = control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.ending:
+            raise CaiError(
+                f"training step {state.global_step}: {self.ending.text}. health.stop names it: the last checkpoint in "
+                f"{self.trainer.plan.folder} is sealed; cure it with --fork, or resume with --set health.stop=[].",
+                errors.QUALITY,
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._look(state)
+
+    def _look(self, state: Any) -> list[signs.Sign]:
+        plan = self.trainer.plan
+        found = signs.in_log([entry for entry in state.log_history if "loss" in entry], plan.health)
+        for sign in found:
+            if sign.name not in self.told:
+                self.told.add(sign.name)
+                plan.event("health", step=state.global_step, sign=sign.name, value=sign.value, text=sign.text)
+        return found
+
+    def _ends(self, found: Sequence[signs.Sign]) -> bool:
+        self.ending = next((sign for sign in found if sign.name in self.trainer.plan.health.stop), None)
+        return self.ending is not None
+
+
+def arguments(plan: Plan, device: torch.device) -> dict[str, Any]:
+    """What TRL's configs share; every default that writes, reports or filters is named here."""
+    dpo, cuda = plan.dpo, device.type == "cuda"
+    return dict(
+        output_dir=str(plan.folder),
+        per_device_train_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=plan.accumulation,
+        max_steps=plan.steps,
+        learning_rate=dpo.learning_rate,
+        lr_scheduler_type=dpo.scheduler,
+        warmup_steps=math.ceil(dpo.warmup_ratio * plan.steps) if plan.steps > 1 else 0,
+        weight_decay=0.0,
+        max_grad_norm=dpo.max_grad_norm,
+        optim="adamw_torch_fused",
+        max_length=dpo.max_length,  # the rows are cut already
+        bf16=cuda,
+        fp16=False,
+        use_cpu=not cuda,
+        gradient_checkpointing=plan.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if plan.checkpointing else None,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # the filter turns a NaN loss into an average and trains on
+        save_strategy="steps",
+        save_steps=dpo.save_steps,
+        save_total_limit=None,  # pruned after the seal, in _save_checkpoint
+        report_to="none",
+        push_to_hub=False,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        seed=plan.seed % 2**32,
+        data_seed=plan.seed % 2**32,
+    )
+
+
+def _restore_forward(base: Any, own_forward: Any) -> None:
+    """Undo TRL's instance-level patch of the model's forward: generation uses this very object afterwards."""
+    if own_forward is not None:
+        base.forward = own_forward
+    else:
+        base.__dict__.pop("forward", None)

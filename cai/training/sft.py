@@ -1,0 +1,103 @@
+"""The SFT arm: the run's LoRA trained on the revisions alone, beside DPO's, so that the report says what DPO adds.
+
+Owns its inputs file and its order: train on the one loaded base (train/sft/, adapter-sft/), measure, eval/sft.json.
+Training is `cai.training.train`'s, measuring `cai.evaluate.arms`'s. Invariant: the run's own adapter, its score log and
+its figures keep their bytes whether this arm is on or off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import orjson
+
+from cai import errors
+from cai.errors import CaiError
+from cai.recipe.load import flatten
+from cai.run.context import Context
+from cai.store.files import write_json_atomic
+from cai.store.jsonl import Row
+from cai.terminal import say
+from cai.training import train as training
+
+INPUTS = "inputs.json"
+UNTRAINED = ("save_steps", "gradient_checkpointing", "first_loss_tolerance", "seeds", "beta")
+
+
+def train_arm(context: Context, pairs: Sequence[Row]) -> Path:
+    """adapter-sft/ of these pairs' revisions: trained, resumed, or found finished."""
+    run, recipe = context.run, context.recipe
+    folder = run.sft_train
+    settle_inputs(folder, run.sft_adapter, inputs(context, pairs))
+    if training.load_result(folder) is not None:
+        return run.sft_adapter
+    context.check_stop("before training the SFT arm")
+    model = context.model()
+    model.release()
+    context.progress.begin("train sft", 0, total=0, unit="step")
+    result = training.train(
+        model,
+        pairs,
+        [],
+        recipe.lora,
+        recipe.sft.recipe(recipe.dpo),
+        folder,
+        prompt=context.prompts["policy"],
+        seed=recipe.dpo.seeds[0],
+        event=lambda kind, **fields: run.event(kind, **{**fields, "arm": "sft"}),
+        stopped=context.stopped,
+        progress=context.progress.training,
+        adapter=run.sft_adapter,
+        objective="sft",
+    )
+    context.progress.end()
+    say(
+        f"train sft: {result.steps} steps on {result.pairs} revisions in {result.seconds:.0f} s, "
+        f"first loss {result.first_loss:.4f}, last {result.last_loss:.4f}"
+    )
+    return run.sft_adapter
+
+
+def inputs(context: Context, pairs: Sequence[Row]) -> dict[str, str]:
+    """Everything the arm's adapter depends on: name -> value."""
+    recipe = context.recipe
+    rows = orjson.dumps([[pair["prompt"], pair["chosen"]] for pair in pairs])
+    settings = recipe.sft.recipe(recipe.dpo).model_dump(mode="json", exclude=set(UNTRAINED))
+    return {
+        "revisions": hashlib.sha256(rows).hexdigest()[:16],
+        "prompts/policy.yaml": context.prompts["policy"].sha,
+        "model.name": recipe.model.name,
+        "model.revision": recipe.model.revision,
+        "model.quantization": recipe.model.quantization,
+        "seed": str(recipe.dpo.seeds[0]),
+        **flatten(recipe.lora.model_dump(mode="json"), "lora."),
+        **flatten(settings, "sft."),
+    }
+
+
+def settle_inputs(folder: Path, adapter: Path, now: Mapping[str, str]) -> None:
+    """Write the inputs before the first training; later ones must be the same (exit 3 with what differs)."""
+    path = folder / INPUTS
+    try:
+        then = orjson.loads(path.read_bytes())["inputs"]
+    except FileNotFoundError:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        digest = hashlib.sha256(orjson.dumps(dict(now), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        write_json_atomic(path, {"v": 1, "sha256": digest, "inputs": dict(now)})
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CaiError(
+            f"{path}: cannot be read ({str(error)[:80]}), so it is unknown what the SFT arm was trained on. "
+            f"Remove {folder} and {adapter} to train it anew.",
+            errors.CORRUPT,
+        ) from None
+    changed = [name for name in sorted({**then, **now}) if then.get(name) != now.get(name)]
+    if changed:
+        told = "; ".join(f"{name}: {then.get(name)} then, {now.get(name)} now" for name in changed)
+        raise CaiError(
+            f"{folder}: the SFT arm was trained with other inputs ({told}). "
+            f"Restore them, or remove {folder} and {adapter} to train it anew.",
+            errors.DRIFT,
+        )

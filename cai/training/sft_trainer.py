@@ -1,0 +1,54 @@
+"""TRL's SFTTrainer on prompt -> revision, with the batches, checks and checkpoints of DPO. Imports torch.
+
+Imported late, after unsloth. Owns the loss: minus the mean log-probability of the revisions' tokens, over the whole
+effective batch (so the micro-batch does not change it); prompts count nothing. TRL 1.15 computes it with a Triton
+kernel, which no CPU has; `sequence_logps` is what DPO, its reference and the evaluation go through, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from cai.training.guards import Guarded, Plan, Watch, arguments
+from cai.training.loss import Batch, sequence_logps
+
+
+class RevisionTrainer(Guarded, SFTTrainer):
+    """SFTTrainer over `Plan.order`. Overrides: data, loss, logging, saving."""
+
+    section = "sft"
+
+    def __init__(self, hf: Any, tokenizer: Any, plan: Plan, device: torch.device) -> None:
+        self.plan = plan
+        base = hf.get_base_model()
+        own_forward = base.__dict__.get("forward")
+        stand_in = {"prompt": ["x"], "completion": ["y"], "input_ids": [[0, 1]], "labels": [[-100, 1]]}
+        super().__init__(
+            model=hf,
+            args=SFTConfig(**arguments(plan, device), completion_only_loss=True, packing=False, padding_free=False),
+            processing_class=tokenizer,
+            data_collator=plan.collate,  # without one TRL sets the pad token of tokenizer and model, which others use
+            train_dataset=Dataset.from_dict(stand_in),
+            callbacks=[Watch(self)],
+        )
+        self._settle(base, own_forward)
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        _, logps_N = sequence_logps(self.model, inputs, self.plan.forward)
+        # transformers divides by the micro-batches of the step
+        loss = -logps_N.sum() * (self.current_gradient_accumulation_steps / self._tokens_of_step())
+        self._add_loss(loss.detach())
+        return loss
+
+    def _tokens_of_step(self) -> int:
+        """Revision tokens of the effective batch that is being trained on."""
+        plan = self.plan
+        size = plan.micro_batch * plan.accumulation
+        start = self.state.global_step * size
+        return sum(len(plan.rows[i].chosen_ids) for i in plan.order[start : start + size])

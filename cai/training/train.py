@@ -1,0 +1,244 @@
+"""Training: preference pairs in, a LoRA adapter out, with TRL's DPOTrainer on the model that is already loaded.
+
+`train()` is the table of contents: rows, reference, attempts (down an out-of-memory ladder), export. `pair_logps()`
+scores pairs with the adapter on and off; evaluation uses it too. Doesn't own the loss (training/loss.py), the loop
+(TRL, training/trainer.py) or the run folder. Importing this module imports no torch.
+
+Invariants: killed at any moment, a resume gives the adapter of the run that was left alone (byte-identical on CPU); the
+effective batch never changes; a non-finite step is never applied; `adapter/` appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter
+
+from cai import errors
+from cai.errors import CaiError
+from cai.recipe.settings import DpoSection, HealthSection, LoraSection
+from cai.store.files import write_json_atomic
+from cai.training import checkpoints, fake_training
+from cai.training import health as signs
+from cai.training.job import Job, Objective, empty_cache, model_name
+from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
+from cai.training.token_rows import PairRow, PairRows, ignore, never, revisions_only, steps_of, tokenize_pairs
+
+__all__ = ["PairLogps", "TrainResult", "load_result", "pair_logps", "pair_rows", "preference", "train"]
+
+
+WATCHED = HealthSection()
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training left. `log`: one dict an optimizer step: loss, grad_norm, learning_rate, rewards, log-probs."""
+
+    adapter: Path
+    steps: int
+    pairs: int
+    first_loss: float
+    last_loss: float
+    log: list[dict[str, float]] = field(repr=False)
+    micro_batch: int = 1
+    accumulation: int = 1
+    gradient_checkpointing: bool = False
+    truncated: int = 0
+    flagged: int = 0
+    too_long: tuple[int, ...] = ()
+    heldout: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    resumed_from: int = 0
+    peak_gib: float = 0.0
+
+
+def train(
+    model: Any,
+    pairs: Sequence[dict[str, Any]],
+    heldout_pairs: Sequence[dict[str, Any]],
+    lora: LoraSection,
+    dpo: DpoSection,
+    folder: Path,
+    *,
+    prompt: Any,
+    seed: int = 0,
+    event: Callable[..., None] = ignore,
+    stopped: Callable[[], bool] = never,
+    progress: Callable[[int, int], None] = ignore,
+    adapter: Path | None = None,
+    objective: Objective = "dpo",
+    health: HealthSection = WATCHED,
+) -> TrainResult:
+    """Train until the recipe's steps are done; resumes from the newest sound checkpoint in `folder`.
+
+    `prompt`: the loaded prompts/policy.yaml. `adapter`: where the PEFT folder goes, by default beside `folder`.
+    `objective`: "sft" reads the chosen texts only, with TRL's SFTTrainer. The adapter is on the model afterwards.
+    `health`: what is watched of DPO, and which signs end it.
+    Errors: Stopped (75) after a graceful stop; CaiError QUALITY (6) for a wrong first loss, a non-finite step, a sign
+    in `health.stop` or no pair to train on; DRIFT (3) for checkpoints of other settings; CORRUPT (5) for a hostile
+    checkpoint; IO (74).
+    """
+    began = time.monotonic()
+    adapter = adapter or folder.parent / "adapter"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _remove_halves(folder, adapter)
+    tokenized = _tokenized(model, pairs, prompt, dpo, objective, health, event)
+    model.to_lora(lora, seed)
+    if model.backend == "fake":
+        learnt = _learn_fake(model, tokenized.rows, dpo, folder, adapter, seed, event, stopped, progress)
+    else:
+        learnt = _learn(
+            Job(model, tokenized.rows, lora, dpo, folder, seed, event, stopped, progress, objective, health), adapter
+        )
+    model.attached = adapter
+    result = TrainResult(
+        adapter=adapter,
+        pairs=len(tokenized.rows),
+        first_loss=learnt["log"][0]["loss"],
+        last_loss=learnt["log"][-1]["loss"],
+        truncated=tokenized.truncated,
+        flagged=tokenized.flagged,
+        too_long=tuple(tokenized.too_long),
+        heldout=_heldout(model, heldout_pairs, prompt, dpo),
+        seconds=time.monotonic() - began,
+        **learnt,
+    )
+    relative = os.path.relpath(adapter, folder)  # the run folder may be moved
+    content = {**asdict(result), "adapter": relative, "files": checkpoints.sums_of(adapter)}
+    write_json_atomic(folder / "result.json", content)
+    event("trained", **{k: v for k, v in asdict(result).items() if k not in ("log", "adapter")})
+    return result
+
+
+def _tokenized(
+    model: Any,
+    pairs: Sequence[dict[str, Any]],
+    prompt: Any,
+    dpo: DpoSection,
+    objective: Objective,
+    health: HealthSection,
+    event: Callable[..., None],
+) -> PairRows:
+    """The rows to train on; what was cut or left out is an event."""
+    tokenized = tokenize_pairs(pairs, prompt, format=model.format, tokenizer=model.tokenizer, max_length=dpo.max_length)
+    if not tokenized.rows:
+        raise CaiError("no pair to train on: every prompt fills dpo.max_length; raise it", errors.QUALITY)
+    if objective == "sft":
+        tokenized = revisions_only(tokenized, model.tokenizer.eos_ids[0])
+    if tokenized.too_long or tokenized.truncated or tokenized.flagged:
+        event("pairs_cut", truncated=tokenized.truncated, too_long=tokenized.too_long, flagged=tokenized.flagged)
+    if objective == "dpo":
+        _check_truncation(tokenized.truncated / len(tokenized.rows), health, event)
+    return tokenized
+
+
+def _check_truncation(share: float, health: HealthSection, event: Callable[..., None]) -> None:
+    sign = signs.truncation(share, health)
+    if sign is None:
+        return
+    event("health", step=0, sign=sign.name, value=sign.value, text=sign.text)
+    if sign.name in health.stop:
+        raise CaiError(f"training: {sign.text}. health.stop names it, so nothing was trained.", errors.QUALITY)
+
+
+def load_result(folder: Path) -> TrainResult | None:
+    """The result of a training that finished, or None; needs no torch, so a resume with nothing left starts at once.
+
+    None too where the adapter is gone or shorter than it was exported: it is exported again from the last checkpoint.
+    """
+    try:
+        value = orjson.loads((folder / "result.json").read_bytes())
+        sums = value.pop("files", {})
+        value["adapter"] = Path(os.path.normpath(folder / value["adapter"]))
+        value["too_long"] = tuple(value["too_long"])
+        result = TypeAdapter(TrainResult).validate_python(value)
+        why = checkpoints.differs(result.adapter, sums, content=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing, or not what train() wrote
+        return None
+    return result if not why and (result.adapter / "adapter_model.safetensors").is_file() else None
+
+
+def _remove_halves(folder: Path, adapter: Path) -> None:
+    """A kill between two renames of `publish` can leave the old adapter under its hidden name: put it back."""
+    old = adapter.with_name(f".{adapter.name}.old")
+    if old.exists() and not adapter.exists():
+        old.rename(adapter)
+
+
+def _learn(job: Job, adapter: Path) -> dict[str, Any]:
+    """Train, free what training held, export; the measured part of the result."""
+    model = job.model
+    model.mode("train")
+    _reset_peak(model)
+    trainer, shape, resumed_from = job.run()
+    learnt = {
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "steps": trainer.state.global_step,
+        "micro_batch": shape.micro_batch,
+        "accumulation": shape.accumulation,
+        "gradient_checkpointing": shape.checkpointing,
+        "resumed_from": resumed_from,
+        "peak_gib": _peak_gib(model),
+    }
+    _leave_training(model, trainer)
+    _export(model, adapter)
+    return learnt
+
+
+def _learn_fake(
+    model: Any, rows: list[PairRow], dpo: DpoSection, folder: Path, adapter: Path, seed: int,
+    event: Callable[..., None], stopped: Callable[[], bool], progress: Callable[[int, int], None],
+) -> dict[str, Any]:  # fmt: skip
+    effective = dpo.batch_size * dpo.gradient_accumulation
+    steps = steps_of(len(rows), max_steps=dpo.max_steps, epochs=dpo.epochs, effective_batch=effective)
+    log = fake_training.run(
+        folder, adapter, steps, seed, name=model.name, event=event, stopped=stopped, progress=progress
+    )
+    return {"log": log, "steps": steps}
+
+
+def _leave_training(model: Any, trainer: Any) -> None:
+    """Free optimiser and gradients; generation gets the model back in eval mode."""
+    from cai.training import forward
+
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.accelerator.free_memory()
+    model.hf.zero_grad(set_to_none=True)
+    forward.set_checkpointing(model.hf, forward.layout_for(model), False)
+    model.mode("generate")
+    gc.collect()
+    empty_cache()
+
+
+def _export(model: Any, target: Path) -> None:
+    from cai.training import adapter
+
+    adapter.require_sound(model.hf)
+    adapter.export(model.hf, target, model_name(model))
+
+
+def _heldout(model: Any, pairs: Sequence[dict[str, Any]], prompt: Any, dpo: DpoSection) -> dict[str, float]:
+    if not pairs or model.backend == "fake":
+        return {}
+    rows = pair_rows(model, pairs, prompt, dpo.max_length)
+    return preference(pair_logps(model, rows), dpo.beta)
+
+
+def _reset_peak(model: Any) -> None:
+    import torch
+
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_gib(model: Any) -> float:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30 if model.device.type == "cuda" else 0.0

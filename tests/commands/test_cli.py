@@ -1,0 +1,72 @@
+"""The command line: what would start, or silently not be done, by mistake is refused with one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import runner
+from cai import errors
+from cai.commands import cli
+from cai.errors import CaiError
+
+
+@pytest.mark.parametrize("flag", ["resume", "verify", "repair", "fork", "report", "review", "export", "benchmark"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_unset_variable_starts_no_run(flag, value):
+    """`--resume "$RUN"` with RUN unset would begin a new, paid run."""
+    with pytest.raises(CaiError, match=rf"--{flag}: is empty, it must name something"):
+        cli.parse([f"--{flag}", value])
+
+
+def test_an_override_needs_its_reason():
+    with pytest.raises(CaiError, match="--override-gate: is empty"):
+        cli.parse(["--override-gate", ""])
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ("--status runs/a --compare runs/a runs/b", "--status and --compare"),
+        ("--doctor --export runs/a --to out", "--doctor and --export"),
+        ("--status --resume runs/a", "--status and --resume"),
+        ("--export runs/a --to out --dry-run", "--export and --dry-run"),
+        ("--benchmark xstest --resume runs/a --until answers", "--benchmark and --until"),
+    ],
+)
+def test_two_commands_at_once_are_refused(argv, named):
+    with pytest.raises(CaiError, match=f"{named}: one at a time"):
+        cli.parse(argv.split())
+
+
+@pytest.mark.parametrize("argv", ["--status", "--benchmark xstest --resume runs/a", "--fork runs/a --dry-run"])
+def test_what_belongs_together_stays(argv):
+    assert len(cli.commands(cli.parse(argv.split()))) == 1
+
+
+def test_a_run_is_no_command():
+    assert cli.commands(cli.parse(["--resume", "runs/a", "--dry-run"])) == []
+
+
+def test_a_fault_is_told_inert(capsys):
+    assert runner.main(["\x1b]52;c;aGk=\x07\u202e.toml"]) == errors.USAGE
+    said = capsys.readouterr().err
+    assert said.startswith(r"\x1b]52;c;aGk=\x07\u202e.toml: no such recipe file")
+
+
+def test_a_fault_of_the_program_is_told_as_one(capsys, monkeypatch):
+    monkeypatch.setattr(runner, "read_inputs", lambda args: {}["gone"])
+    assert runner.main([]) == errors.BUG
+    said = capsys.readouterr().err
+    assert "KeyError: 'gone'" in said and said.endswith("the run folder is intact and can be resumed.\n")
+
+
+def test_a_python_without_the_requirements_is_told_which_one_has_them():
+    """`python runner.py` outside .venv: what a new user types first. -S: without installed packages."""
+    command = [sys.executable, "-S", str(Path(cli.__file__).parents[2] / "runner.py"), "--status"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == errors.USAGE
+    assert "source .venv/bin/activate" in done.stderr and done.stderr.count("\n") == 1

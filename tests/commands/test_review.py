@@ -1,0 +1,293 @@
+"""Review by hand: blind, controls mixed in, on the loopback only, marks final and on disk, agreement in the report."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import shlex
+import signal
+import threading
+from urllib.parse import urlencode, urlparse
+
+import pytest
+from support.pages import make_run, recipe, records
+from support.runs import read_jsonl
+
+from cai.commands import review
+from cai.data.marks import filter_pairs, refused
+from cai.errors import CaiError
+from cai.metrics.stats import kappa
+from cai.recipe.settings import HeldoutSection
+from cai.report.agreement import agreement
+from cai.report.examples import exhibits
+from cai.report.pages import write_pages
+from cai.report.snapshot import read_story
+
+
+@pytest.fixture
+def path(tmp_path):
+    rows = records(10, heldout=0, rejects=False)
+    return make_run(tmp_path, rows, recipe=recipe(items=10, heldout=HeldoutSection()))
+
+
+def mark_all(path, rater, choose):
+    with review.reviewing(read_story(path), rater) as session:
+        for task in session.pending:
+            assert session.mark(session.ticket(task), choose(task))
+
+
+def by_control(task):
+    good = not task.control
+    return ("meaningful" if good else "not") if task.what == "critique" else ("fixed" if good else "not")
+
+
+def test_tasks_hold_every_text_and_a_fifth_of_controls(path):
+    found = review.tasks(read_story(path), "ann")
+    real = [t for t in found if not t.control]
+    assert len(real) == 20
+    assert sorted(t.control for t in found if t.control) == ["generic", "shuffled", "unchanged", "unchanged"]
+    assert [t.what for t in found] == sorted(t.what for t in found)
+
+
+def test_raters_get_the_same_texts_in_their_own_order(path):
+    story = read_story(path)
+    one, two = review.tasks(story, "ann"), review.tasks(story, "ben")
+    assert sorted(t.key for t in one) == sorted(t.key for t in two)
+    assert [t.key for t in one] != [t.key for t in two]
+    assert [t.key for t in one] == [t.key for t in review.tasks(story, "ann")]
+
+
+def test_marks_are_kept_and_taken_up_again(path):
+    with review.reviewing(read_story(path), "ann") as session:
+        first = session.pending[0]
+        assert session.mark(session.ticket(first), "meaningful")
+        assert not session.mark(session.ticket(first), "not")  # final
+        assert not session.mark(session.ticket(session.pending[0]), "brilliant")
+        left = len(session.pending)
+    with review.reviewing(read_story(path), "ann") as session:
+        assert len(session.pending) == left
+        assert first.key not in [t.key for t in session.pending]
+    assert [r["mark"] for r in read_story(path).reviews] == ["meaningful"]
+
+
+def test_one_review_at_a_time_and_clear_faults(path, tmp_path):
+    with review.reviewing(read_story(path), "ann"), pytest.raises(CaiError, match="another review") as locked:  # noqa: SIM117
+        with review.reviewing(read_story(path), "ben"):
+            pass
+    assert locked.value.code == 4
+    with pytest.raises(CaiError, match="--rater"), review.reviewing(read_story(path), "../x"):
+        pass
+    empty = make_run(tmp_path / "empty", [])
+    with pytest.raises(CaiError, match="no example"), review.reviewing(read_story(empty), "ann"):
+        pass
+
+
+def test_page_is_blind(path):
+    with review.reviewing(read_story(path), "ann") as session:
+        while session.pending:
+            text = review.page(session)
+            for word in ("shuffled", "generic", "unchanged", "control", "CSI", "redteam"):
+                assert word not in text.replace("generic one", ""), word
+            task = session.pending[0]
+            assert task.key not in text
+            session.mark(session.ticket(task), "skip")
+        assert "Everything is marked" in review.page(session)
+
+
+@pytest.fixture
+def served(path):
+    """(host, port, path with token) of a page that is being served, and its session."""
+    with review.reviewing(read_story(path), "ann") as session:
+        found, ready = {}, threading.Event()
+
+        def note(server, url):
+            found.update(server=server, url=url)
+            ready.set()
+
+        thread = threading.Thread(target=review.serve, args=(session, lambda line: None, note), daemon=True)
+        thread.start()
+        assert ready.wait(5)
+        url = urlparse(found["url"])
+        yield url, session
+        found["server"].shutdown()
+        thread.join(5)
+
+
+def request(url, method="GET", path=None, body=None, headers=None):
+    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=5)
+    form = {"Content-Type": "application/x-www-form-urlencoded"} if body else {}
+    connection.request(method, path or url.path, body, {**form, **(headers or {})})
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer, text
+
+
+def test_the_page_is_served_on_the_loopback_with_a_token(served):
+    url, session = served
+    assert url.hostname == "127.0.0.1"
+    answer, text = request(url)
+    assert answer.status == 200
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "<script" not in text
+    for wrong in ("/", "/" + "x" * 32 + "/", url.path + "x"):
+        assert request(url, path=wrong)[0].status == 404
+    assert request(url, headers={"Host": "evil.example"})[0].status == 404
+    assert request(url, headers={"Origin": "http://evil.example"})[0].status == 404
+    assert len(session.pending) == len(session.tasks)
+
+
+def test_a_form_marks_and_a_second_post_does_not(served):
+    url, session = served
+    ticket = re.search(r'name="ticket" value="(\w+)"', request(url)[1])[1]
+    body = urlencode({"ticket": ticket, "mark": "not"})
+    answer, _ = request(url, "POST", body=body)
+    assert (answer.status, answer.headers["Location"]) == (303, url.path)
+    assert request(url, "POST", body=body)[0].status == 409
+    assert request(url, "POST", body="x" * 20_000)[0].status == 404
+    assert len(session.tasks) - len(session.pending) == 1
+
+
+@pytest.mark.parametrize("name", [signal.SIGHUP, signal.SIGTERM])
+def test_a_closed_terminal_ends_a_review(name):
+    """A run lasts through a hangup; a server that waits for a person who is gone would hold the lock for ever."""
+    before = signal.getsignal(name)
+    with pytest.raises(KeyboardInterrupt), review.ended_by_signals():
+        signal.raise_signal(name)
+    assert signal.getsignal(name) == before
+
+
+def test_terminal_form(path):
+    answers = iter(["?", "m", "n", ""])
+    said = []
+    with review.reviewing(read_story(path), "ann") as session:
+        review.ask(session, lambda prompt: next(answers), said.append)
+    assert [r["mark"] for r in read_story(path).reviews] == ["meaningful", "not"]
+    assert any("Instruction: How long" in line for line in said)
+
+
+def test_agreement_of_metric_and_people_and_controls(path):
+    mark_all(path, "ann", by_control)
+    mark_all(path, "ben", lambda t: "not" if t.case.item == 3 else by_control(t))
+    rows = {(r["who"], r["what"]): r for r in agreement(read_story(path))}
+    both = rows["ann and ben", "critique"]
+    assert (both["n"], both["raw"]) == (10, 0.9)
+    assert rows["ann, controls called bad", "critique"]["raw"] == 1.0
+    assert ("metric and ann", "critique") not in rows  # nothing was scored in this run
+    write_pages(path)
+    html = (path / "report.html").read_text()
+    assert "ann and ben" in html
+    assert "controls called bad" in html
+
+
+def test_pairs_are_filtered_by_the_marks(path):
+    mark_all(path, "ann", lambda t: "partly" if t.what == "revision" and t.case.item == 2 else by_control(t))
+    story = read_story(path)
+    assert refused(story.reviews) == {2: "revision partly (ann)"}
+    assert [p["item"] for p in filter_pairs(story.pairs.kept, story.reviews)] == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    said = []
+    review.finish(path, said.append)
+    assert (path / "dataset" / "reviewed.jsonl").read_bytes().count(b"\n") == 9
+    assert any(line.startswith("9 of 10 training pairs") for line in said)
+
+
+def test_kappa_by_hand():
+    """20 texts: both yes 9, both no 7, one of them 4: p_o = 0.8, p_e = 0.55 * 0.55 + 0.45 * 0.45 = 0.505."""
+    first = [True] * 9 + [False] * 7 + [True] * 2 + [False] * 2
+    second = [True] * 9 + [False] * 7 + [False] * 2 + [True] * 2
+    assert kappa(first, second) == pytest.approx((0.8 - 0.505) / 0.495)
+    assert kappa([True], [True]) is None
+    assert kappa([], []) is None
+
+
+# --- training on what the marks leave
+
+
+MARKS = ("--set", "hygiene.reviews=true")
+REFUSED = {1, 4}
+
+
+def mark_run(path, bad=REFUSED, rater="ann"):
+    mark_all(path, rater, lambda t: "not" if not t.control and t.case.item in bad else by_control(t))
+
+
+def trained_on(path):
+    return {r["item"] for r in read_jsonl(path / "dataset" / "pairs" / "train.jsonl")}
+
+
+def test_marks_given_before_training_leave_pairs_out(run_fake, capsys):
+    code, path = run_fake("--milestone", "m1", "--until", "pairs")
+    assert code == 0
+    mark_run(path)
+    review.finish(path, print)
+    assert f"--resume runs/{path.name} --set hygiene.reviews=true" in capsys.readouterr().out
+    assert run_fake("--resume", str(path), *MARKS)[0] == 0
+    assert trained_on(path) == set(range(10)) - REFUSED
+    assert "2 training pairs left out by them" in capsys.readouterr().out
+    html = (path / "report.html").read_text()
+    assert "reviews marked 2, removed 2" in html
+    assert {row["rule"] for row in read_story(path).cleaned.removed} == {"reviews"}
+
+
+def test_marks_do_nothing_unless_asked(run_fake):
+    one = run_fake("--milestone", "m1", "--until", "pairs")[1]
+    mark_run(one)
+    assert run_fake("--resume", str(one))[0] == 0
+    assert trained_on(one) == set(range(10))
+    assert not (one / "eval" / "marks.json").exists()
+    assert "hygiene.reviews" not in read_story(one).manifest["training_identity"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", [(), MARKS])
+def test_marks_given_after_training_change_nothing_that_was_trained(run_fake, switch):
+    _, path = run_fake("--milestone", "m1", "--until", "pairs")
+    mark_run(path)
+    assert run_fake("--resume", str(path), *switch)[0] == 0
+    before = trained_on(path), read_story(path).cleaned.kept
+    mark_run(path, bad={7}, rater="ben")
+    review.finish(path, lambda line: None)
+    assert run_fake("--resume", str(path))[0] == 0
+    assert (trained_on(path), read_story(path).cleaned.kept) == before
+    assert f"| {len(before[0])} | " in (path / "report.md").read_text().split("after hygiene")[1].split("\n")[0]
+
+
+def test_a_fork_of_a_trained_run_takes_the_marks_along(run_fake, capsys):
+    _, path = run_fake("--milestone", "m1")
+    mark_run(path)
+    review.finish(path, print)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "--fork" in line)
+    assert run_fake(*shlex.split(line.split("runner.py ")[1])[1:])[0] == 0
+    copy = path.parent / "latest"
+    assert copy.resolve() != path
+    assert run_fake("--resume", "latest", *MARKS)[0] == 0
+    assert trained_on(copy) == set(range(10)) - REFUSED
+
+
+def test_marks_that_refuse_everything_end_with_a_clear_line(run_fake, capsys):
+    _, path = run_fake("--milestone", "m1", "--until", "pairs")
+    mark_run(path, bad=set(range(10)))
+    assert run_fake("--resume", str(path), *MARKS)[0] == 6
+    assert "reviews.jsonl: a mark refuses each of the 10 training pairs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["critique", "revision"])
+def test_agreement_of_metric_and_a_person_by_hand(run_fake, what):
+    """A person who says what the metric says but for two texts: raw (n - 2) / n, and kappa from the four counts."""
+    path = run_fake("--milestone", "m1")[1]
+    verdicts = {e.item: getattr(e, what).status for e in exhibits(read_story(path))}
+    metric = {item: status == "yes" for item, status in verdicts.items() if status in ("yes", "no")}
+    n, flipped = len(metric), sorted(metric)[:2]
+    good = {"critique": "meaningful", "revision": "fixed"}
+    mark_all(path, "ann", lambda t: good[t.what] if metric.get(t.case.item) != (t.case.item in flipped) else "not")
+    write_pages(path)
+    found = {(r["who"], r["what"]): r for r in agreement(read_story(path))}["metric and ann", what]
+    yes, person = sum(metric.values()) / n, sum(v != (i in flipped) for i, v in metric.items()) / n
+    chance = yes * person + (1 - yes) * (1 - person)
+    assert (found["n"], found["raw"]) == (n, pytest.approx((n - 2) / n))
+    assert found["kappa"] == pytest.approx(((n - 2) / n - chance) / (1 - chance))
+    assert (
+        f'<th scope="row">metric and ann</th><td>{what}</td><td class="n">{n}</td>'
+        in (path / "report.html").read_text()
+    )

@@ -1,0 +1,172 @@
+"""--status: one screen from files only, of a run that works, ended, was killed, or is half written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import orjson
+import pytest
+from support.pages import REPO, item_rows, make_run, records
+
+from cai.commands.status import screen, watch
+from cai.run.folder import Run
+
+
+def lines_of(path, now=None):
+    return {line.split()[0]: line for line in screen(path, now).splitlines()}
+
+
+def test_a_finished_run(tmp_path):
+    path = make_run(tmp_path)
+    text = screen(path)
+    found = lines_of(path)
+    assert found["run"].endswith("m1 on SmolLM2-135M-Instruct (embedded)")
+    assert found["state"].split() == ["state", "done"]
+    assert "3 to train on, 1 held out" in found["pairs"]
+    assert "1 rejected (too_short 1)" in found["instructions"]
+    assert "10 steps done, loss 0.6931 to 0.4231" in found["training"]
+    assert "gate         FAIL         revisions.addresses 0.5 (n=10)" in text
+    assert len(text.splitlines()) < 25
+    assert max(map(len, text.splitlines())) < 200
+
+
+def test_a_run_at_work_and_one_that_was_killed(tmp_path):
+    with Run.create(tmp_path, "20261122-180000-m1-abc123", {}, {"milestone": "m1"}, usd_per_hour=1.74) as run:
+        run.status(
+            now=True, stage="critiques", round=1, done=12, total=20, tokens_per_second=82.4, eta_seconds=[60.0, 90.0]
+        )
+        state = lines_of(run.path)["state"]
+        assert state.split(None, 1)[1].startswith("running, attempt 1: critiques, round 2: 12/20, 82 tok/s, ")
+        assert state.endswith(", 1 min to 1 min 30 s to go in this stage")
+        later = datetime.now(UTC) + timedelta(hours=2)
+        assert "silent for 2 h 00 min (killed, or in a long step)" in lines_of(run.path, later)["state"]
+
+
+def test_a_run_whose_process_is_gone_was_killed(tmp_path):
+    """At once, not after a minute of silence; and a watch of it ends."""
+    with Run.create(tmp_path, "20261122-180000-m1-abc123", {}, {"milestone": "m1"}) as run:
+        assert lines_of(run.path)["state"].split()[1] == "running,"
+        assert "go" not in lines_of(run.path)
+        holder = orjson.loads((run.path / ".holder.json").read_bytes())
+        (run.path / ".holder.json").write_bytes(orjson.dumps(holder | {"pid": 2**22 + 1}))  # above Linux's largest
+        assert "killed, can go on; its last sign of life was" in lines_of(run.path)["state"]
+        assert "--resume" in lines_of(run.path)["go"]
+        assert len(list(watch(run.path, 0.0))) == 1
+        (run.path / ".holder.json").write_bytes(orjson.dumps(holder | {"pid": 2**22 + 1, "host": "elsewhere"}))
+        assert "running" in lines_of(run.path)["state"]
+
+
+def test_a_watch_outlasts_a_long_silent_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("cai.commands.status.SILENT_SECONDS", -1.0)
+    with Run.create(tmp_path, "20261122-180000-m1-abc123", {}, {"milestone": "m1"}) as run:
+        seen = watch(run.path, 0.0)
+        assert "silent for" in next(seen)
+        assert "silent for" in next(seen)
+    assert "stopped where it was asked to" in next(seen)
+    assert next(seen, None) is None
+
+
+@pytest.mark.slow
+def test_a_watch_ends_when_nobody_reads_it(tmp_path, monkeypatch):
+    (tmp_path / "cai.toml").write_text("[milestones.m0]\n")
+    with Run.create(tmp_path / "runs", "20261122-180000-m1-abc123", {}, {"milestone": "m1"}):
+        code = "import sys; sys.path.insert(0, sys.argv.pop()); import runner; sys.exit(runner.main())"
+        command = [sys.executable, "-c", code, str(tmp_path / "cai.toml"), "--status", "runs/latest", "--watch", REPO]
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as watching:
+            assert watching.stdout is not None
+            watching.stdout.readline()
+            watching.stdout.close()
+            assert watching.wait(timeout=20) == 0
+
+
+def test_a_damaged_verdict_is_passed_over(tmp_path):
+    path = make_run(tmp_path)
+    for verdicts in ("3", '[{"metric": 1}, 5, {"metric": "a", "status": "PASS", "reason": "met"}]'):
+        (path / "eval" / "gates.json").write_text('{"verdicts": ' + verdicts + "}")
+        assert "gate" not in lines_of(path)
+
+
+def test_a_stop_and_a_failure(tmp_path):
+    path = make_run(tmp_path)
+    with Run.open(path) as run:
+        run.close(code=75, error="stopped in answers: by SIGTERM\nsecond line")
+    text = screen(path)
+    assert "stopped, can go on (exit 75): stopped in answers: by SIGTERM" in text
+    assert f"--resume {path}" in text
+    with Run.open(path) as run:
+        run.close(code=6, error="no pair came through")
+    assert "ended (exit 6): no pair came through" in screen(path)
+
+
+def test_half_written_and_missing_parts(tmp_path):
+    path = make_run(tmp_path)
+    with (path / "records.jsonl").open("ab") as file:
+        file.write(b'{"stage":"answers","status":"o')
+    (path / "status.json").write_bytes(b"{")
+    (path / "eval" / "gates.json").unlink()
+    (path / "recipe.resolved.toml").write_bytes(b"= broken")
+    for name in ("train", "heldout"):
+        (path / "dataset" / "pairs" / f"{name}.jsonl").unlink()
+    text = screen(path)
+    assert "answers      5 accepted" in text
+    assert "not written yet" in text
+    for name in ("manifest.json", "events.jsonl", "records.jsonl"):
+        (path / name).unlink()
+    assert "nothing has happened yet" in screen(path)
+
+
+def test_hostile_reasons_are_inert(tmp_path):
+    rows = [*records(1), *item_rows(1)]
+    rows[-1] = rows[-1] | {"status": "rejected", "reason": "\x1b[31mred\u202e"}
+    text = screen(make_run(tmp_path, rows))
+    assert "\x1b" not in text
+    assert "\\x1b[31mred\\u202e" in text
+
+
+def test_nothing_is_written_and_the_lock_is_not_needed(tmp_path):
+    path = make_run(tmp_path)
+    with Run.open(path):
+        before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in path.rglob("*")}
+        screen(path)
+        assert before == {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in path.rglob("*")}
+
+
+def test_watch_ends_with_the_run(tmp_path):
+    path = make_run(tmp_path)
+    assert len(list(watch(path, 0.0))) == 1
+
+
+@pytest.mark.parametrize("run", ["runs/latest"])
+def test_the_command_is_quick_and_needs_no_torch(tmp_path, run):
+    path = make_run(tmp_path / "runs")
+    (tmp_path / "cai.toml").write_text("[milestones.m0]\n")
+    code = "import sys; sys.path.insert(0, sys.argv.pop()); import runner; code = runner.main()\n"
+    code += "assert 'torch' not in sys.modules; sys.exit(code)"
+    command = [sys.executable, "-c", code, "cai.toml", "--status", *([run] if run else []), str(REPO)]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 5.0  # half a second on a quiet machine
+    assert done.stdout.startswith(f"run          {path.name}: m1")
+
+
+def test_many_rows_are_counted_in_time(tmp_path):
+    path = make_run(tmp_path)
+    row = orjson.dumps({"stage": "answers", "status": "ok", "text": "x" * 900}) + b"\n"
+    (path / "records.jsonl").write_bytes(row * 35_000)
+    began = time.monotonic()
+    assert "35,000 accepted" in screen(path)
+    assert time.monotonic() - began < 2.0
+
+
+def test_a_run_that_stopped_where_it_was_asked_to_is_not_done(tmp_path):
+    """`--until pairs` ends with 0, and nothing was trained."""
+    path = make_run(tmp_path)
+    (path / "eval" / "gates.json").unlink()
+    found = lines_of(path)
+    assert found["state"].endswith("stopped where it was asked to, can go on")
+    assert "--resume" in found["go"]

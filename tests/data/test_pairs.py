@@ -1,0 +1,140 @@
+"""Pairs: the user's format, each reject reason, and that no item is lost or counted twice."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cai.data.pairs import REASONS, PairPlan, build
+from cai.recipe.settings import PairsSection
+
+PLAN = PairPlan(rounds=2, principles={"p1": "Be honest.", "p2": "Be kind."})
+ANSWER = "Vitamin C cures every cold within a day, so take ten grams each morning and skip the doctor."
+MIDDLE = "Vitamin C may shorten a cold a little, but large doses can upset your stomach."
+REVISED = (
+    "Vitamin C does not cure a cold. Rest, drink enough, and see a doctor if the fever lasts more than three days."
+)
+
+
+def row(stage: str, item: int, round_: int = 0, text: str = "x", status: str = "ok", **extra) -> dict:
+    base = {"v": 1, "stage": stage, "item": item, "round": round_, "principle": None, "text": text, "status": status}
+    return base | {"reason": None, "finish": "eos", "tokens": 3, "seed": 1, "prompt_sha": "0" * 16} | extra
+
+
+def item_rows(item: int = 0, *, answer: str = ANSWER, revised: str = REVISED, pool: str = "benign", **extra) -> list:
+    return [
+        row("instructions", item, 0, "dull", "rejected", reason="duplicate", pool=pool, split="train"),
+        row("instructions", item, 1, "Does vitamin C cure colds?", pool=pool, split=extra.get("split", "train")),
+        row("answers", item, 0, answer, finish=extra.get("answer_finish", "eos")),
+        row("critiques", item, 0, 'It says "cures every cold", which is false.', principle="p1"),
+        row("revisions", item, 0, MIDDLE, principle="p1"),
+        row("critiques", item, 1, "It could be warmer.", principle="p2"),
+        row("revisions", item, 1, revised, principle="p2", finish=extra.get("revision_finish", "eos")),
+    ]
+
+
+def reason_of(**extra) -> str:
+    config = extra.pop("config", None)
+    return build(item_rows(**extra), PLAN, config).rejects[0]["reason"]
+
+
+def test_example_has_the_users_keys_first_and_in_order():
+    example = build(item_rows(), PLAN).examples[0]
+    wanted = ["instruction", "initial_answer", "principle", "critique", "revised_answer", "preference_pair"]
+    assert list(example)[:6] == wanted
+    assert example["preference_pair"] == {
+        "prompt": "Does vitamin C cure colds?",
+        "chosen": REVISED,
+        "rejected": ANSWER,
+    }
+    assert (example["principle"], example["principle_id"]) == ("Be kind.", "p2")
+    assert [r["revised_answer"] for r in example["rounds"]] == [MIDDLE, REVISED]
+
+
+def test_pair_carries_its_split():
+    pairs = build(item_rows(0) + item_rows(1, split="heldout"), PLAN)
+    assert [p["item"] for p in pairs.train] == [0]
+    assert [p["item"] for p in pairs.heldout] == [1]
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("identical", {"revised": ANSWER.upper()}),
+        ("empty", {"revised": " \n"}),
+        ("empty", {"answer": "..."}),
+        ("ran_to_limit", {"revision_finish": "length"}),
+        ("ran_to_limit", {"answer_finish": "length"}),
+        ("leftovers", {"revised": "Here is the revised answer: " + REVISED}),
+        ("leftovers", {"revised": REVISED + "\nHuman: and then?"}),
+        ("leftovers", {"revised": REVISED + "<|im_end|>"}),
+        ("refusal_of_benign", {"revised": "I'm sorry, but I can't help with questions about vitamins or colds."}),
+        ("near_identical", {"answer": ANSWER * 2, "revised": ANSWER + ANSWER.replace("ten", "nine")}),
+        ("near_identical", {"revised": ANSWER + " Please consult a doctor."}),
+        ("length_ratio", {"revised": "It does not."}),
+        ("length_ratio", {"revised": REVISED + " " + " ".join(f"word{i}" for i in range(40))}),
+    ],
+)
+def test_each_reason(reason, change):
+    assert reason_of(**change) == reason
+    assert reason in REASONS
+
+
+@pytest.mark.parametrize(
+    ("switch", "change"),
+    [
+        ({"reject_limit": False}, {"revision_finish": "length"}),
+        (
+            {"reject_refusal_of_benign": False},
+            {"revised": "I cannot help with that: " + "please see your doctor soon. " * 2},
+        ),
+        ({"reject_near_identical": False}, {"answer": ANSWER * 2, "revised": ANSWER + ANSWER.replace("ten", "nine")}),
+        ({"min_length_ratio": 0.0}, {"revised": "It does not."}),
+    ],
+)
+def test_switch_off(switch, change):
+    assert not build(item_rows(**change), PLAN, PairsSection(**switch)).rejects
+
+
+def test_a_short_refusal_of_a_red_team_prompt_is_a_pair():
+    pairs = build(item_rows(pool="redteam", revised="I can't help with that."), PLAN)
+    assert len(pairs.kept) == 1
+
+
+def test_missing_stage_names_the_stage_and_why():
+    rows = [*item_rows()[:-1], row("revisions", 0, 1, "", "rejected", reason="unparsed")]
+    assert build(rows, PLAN).rejects == [
+        {"item": 0, "reason": "missing_stage", "detail": "revisions, round 2: unparsed", "all": []}
+    ]
+
+
+def test_guard_rejects():
+    rows = [*item_rows(), row("guard", 0, 0, "", "rejected", reason="unsafe: S1")]
+    assert build(rows, PLAN).rejects[0]["reason"] == "guard"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60), st.integers(2, 7)), max_size=8), st.randoms())
+def test_nothing_is_lost_whatever_the_text(items, random):
+    rows = [
+        r for i, (answer, revised, cut) in enumerate(items) for r in item_rows(i, answer=answer, revised=revised)[:cut]
+    ]
+    straight = build(rows, PLAN)
+    assert len(straight.kept) + len(straight.rejects) == len(items)
+    random.shuffle(rows)
+    assert build(rows, PLAN) == straight  # order of the rows does not matter
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(2, 7), min_size=1, max_size=6), st.data())
+def test_a_log_that_grew_gives_what_it_gives_at_once_and_keeps_what_has_no_news(cuts, data):
+    rows = [r for i, cut in enumerate(cuts) for r in item_rows(i)[:cut]]
+    rows.append(row("guard", 0, 0, "", "rejected", reason="chosen_unsafe"))
+    pairs = None
+    for end in sorted(data.draw(st.sets(st.integers(0, len(rows)), max_size=4)) | {len(rows)}):
+        before, pairs = pairs, build(rows[:end], PLAN, before=pairs)
+        assert pairs == build(rows[:end], PLAN)
+        if before is not None:
+            earlier = {e["item"]: e for e in before.examples if before.sizes[e["item"]] == pairs.sizes[e["item"]]}
+            assert all(e is earlier[e["item"]] for e in pairs.examples if e["item"] in earlier)

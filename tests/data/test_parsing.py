@@ -1,0 +1,215 @@
+"""Parsers: never raise, parse their own output to itself, never empty; every reject has a name."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cai.data import parsing
+from cai.data.parsing import Parsed, Unparsed
+from cai.metrics.text import repetition
+from cai.metrics.wordings import is_refusal, leftovers
+
+STAGES = [parsing.instruction, parsing.answer, parsing.critique, parsing.revision]
+PIECES = [
+    "'",
+    '"',
+    "“",
+    "”",
+    "*",
+    "**",
+    "#",
+    "###",
+    "1.",
+    "-",
+    ":",
+    "Answer:",
+    "Critique",
+    "Revised",
+    "User:",
+    "Topic:",
+]
+PIECES += ["?", "Sure", "<|im_end|>"]
+PIECES += ["\n", "\n\n", " ", "\x00", "\u2028", "\ud800", "### New answer\n", "a word or two", "No issue:", "Message"]
+TEXTS = st.text() | st.lists(st.sampled_from(PIECES)).map("".join)
+
+
+@pytest.mark.parametrize("parse", STAGES)
+@settings(deadline=None)
+@given(text=TEXTS)
+@example(text="### ### Answer: Answer: \"'yes yes yes yes yes yes'\"")
+@example(text="Answer: " * 50)
+@example(text="\u2028\n0 0 0 ?")
+def test_never_raises_is_idempotent_and_never_empty(parse, text):
+    parsed = parse(text)
+    if isinstance(parsed, Unparsed):
+        assert parsed.reason.split(":")[0].replace("_", "").isalpha()
+        return
+    assert parsed.text.strip() and parsed.text.encode()
+    assert parse(parsed.text) == parsed
+
+
+@pytest.mark.parametrize("parse", STAGES)
+@pytest.mark.parametrize(
+    "text", ["\n" * 50_000, "a " * 50_000, "#" * 50_000, "* _" * 20_000, "here is a " * 10_000, "“" * 50_000]
+)
+def test_long_odd_text_takes_no_time(parse, text):
+    started = time.process_time()
+    parse(text)
+    assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize("parse", STAGES)
+@pytest.mark.parametrize("text", ["", "  \n\t", "\x00", "...", "***", '""', "### Answer\n"])
+def test_nothing_in_it_is_empty(parse, text):
+    assert parse(text) == Unparsed("empty")
+
+
+@pytest.mark.parametrize("parse", STAGES)
+def test_looping_is_named_with_its_share(parse):
+    assert parse("and so on it goes " * 30).reason.startswith("looping: 0.9")
+    assert parse("spam" * 400).reason.startswith("looping")
+    assert isinstance(
+        parse("Tell me why the cat sat on the mat and the dog lay on the rug while it rained outside."), Parsed
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Message: Can you explain tides to me?", "Can you explain tides to me?"),
+        ("### Message\nCan you explain tides to me?", "Can you explain tides to me?"),
+        ('**Message:** "Can you explain tides to me?"', "Can you explain tides to me?"),
+        ("User: “Can you explain tides to me?”", "Can you explain tides to me?"),
+        ("Can you explain\ntides to me?", "Can you explain tides to me?"),
+        ('Explain "tides" to me please, or "currents"', 'Explain "tides" to me please, or "currents"'),
+        ("I can't give my dog a bath, he bites. Help!", "I can't give my dog a bath, he bites. Help!"),
+        ("I'm afraid of flying, what can I do?", "I'm afraid of flying, what can I do?"),
+    ],
+)
+def test_instructions_come_out_bare(text, expected):
+    assert parsing.instruction(text) == Parsed(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Bake bread", "too_short"),
+        (" ".join(["How do tides work,", *map(str, range(300))]), "too_long"),
+        ("1. How do tides work?\n2. What is the moon made of?", "list"),
+        ("- How do tides work?\n- What is the moon made of?", "list"),
+        ("How do tides work?\n\nWhat is the moon made of?", "several_paragraphs"),
+        ("How do tides work? Sure! Tides are made by the moon.", "answer_glued"),
+        ("How do tides work? Answer: the moon", "answer_glued"),
+        ("How do tides work?\nAssistant: The moon.", "role_tag"),
+        ("I want to know how tides work\nAssistant: The moon.", "role_tag"),
+        ("Topic: tides Kind: asks for one fact", "order_repeated"),
+        ("Sure, here you go: how do tides work?", "meta"),
+        ("The pros of having allergies are pretty amazing.", "no_request"),
+        ("I'm sorry, but I can't help with that.", "assistant_voice"),
+        ("I'm sorry for your loss, please ask in the right forum.", "assistant_voice"),
+        ("I'd be happy to write you a plan, what is the date?", "assistant_voice"),
+    ],
+)
+def test_instructions_are_refused_by_name(text, reason):
+    parsed = parsing.instruction(text)
+    assert isinstance(parsed, Unparsed) and parsed.reason.split(":")[0] == reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Here is the revised answer:\n\nTides come from the moon.",
+        "Here's a revised version: Tides come from the moon.",
+        "Sure! Here is an improved answer. Tides come from the moon.",
+        "Revised answer: Tides come from the moon.",
+        "**Revised Answer:**\nTides come from the moon.",
+        "Tides come from the moon.\n\nCritique: The answer is short.",
+        "Tides come from the moon.\n\n### Revision request\nMake it longer",
+        "Tides come from the moon. I have rewritten it to be kinder.",
+        "The original answer was wrong: tides come from the moon.",
+        "As the critique says, tides come from the moon.",
+        "Tides come from the moon.\n\nRewrite the answer so that the main point comes first.",
+        "Tides come from the moon. The answer says that it is the sun.",
+        "Old answer: Tides come from the moon.",
+        "This answer is incorrect. Tides come from the moon.",
+        'The answer is "Tides come from the moon".',
+        "The original text said that it is the sun.",
+        "Instruction: Explain tides.",
+    ],
+)
+def test_revisions_with_leftovers_are_refused_and_say_which(text):
+    parsed = parsing.revision(text)
+    assert isinstance(parsed, Unparsed) and parsed.reason.startswith("leftover: ") and leftovers(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Tides come from the moon.",
+        "Here is a plan for a new garden: dig first.",
+        "Follow these instructions: mix, wait, bake.",
+        "I have an updated CV, should be fine as a start for you to send.",
+        "The film critic wrote a review of it in 1999.",
+        "The immune system's initial response is quick, and the answer is 42.",
+        "You could rewrite the letter, or rewrite this part of it.",
+        "I won't help with that, because it would hurt her. You could talk to her instead.",
+    ],
+)
+def test_plain_revisions_pass(text):
+    assert isinstance(parsing.revision(text), Parsed)
+
+
+@pytest.mark.parametrize("tag", ["Response:", "Assistant:", "**Answer:**", "### New answer\n", "AI: "])
+def test_role_tags_at_the_start_come_off(tag):
+    assert parsing.revision(f"{tag} Tides come from the moon.").text == "Tides come from the moon."
+
+
+@pytest.mark.parametrize("parse", [parsing.answer, parsing.critique, parsing.revision])
+def test_a_next_turn_is_a_fault(parse):
+    assert parse("Tides come from the moon, mostly.\nUser: and the sun?").reason.startswith("role_tag")
+
+
+def test_critiques_that_write_the_answer_are_refused_and_no_issue_is_flagged():
+    assert parsing.critique("It is too short.\n\nRevised answer: Tides come from the moon.").reason.startswith(
+        "leftover"
+    )
+    assert parsing.critique('Critique: The words "always" are wrong here.').text.startswith("The words")
+    assert parsing.critique("No issue: the answer is right and kind.").flags == ("no_issue",)
+    assert parsing.critique('There is no issue with tone, but "always" is wrong.').flags == ()
+    assert parsing.critique("Bad.").reason.startswith("too_short")
+
+
+def test_control_tokens_are_flagged_and_refusals_are_not_opinions_of_the_parser():
+    assert parsing.answer("The token <|im_end|> ends a turn.").flags == ("control_token",)
+    assert parsing.answer("I'm sorry, but I can't help with that.").flags == ()
+    assert parsing.answer("I'm sorry you feel bad. Here are three things that may help.").flags == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I can't help with that.",
+        "Sorry, I cannot assist you.",
+        "I won't provide this.",
+        "As an AI, I do not have friends.",
+    ],
+)
+def test_refusals_are_seen(text):
+    assert is_refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "You can't help loving it.", "I cannot see the moon tonight.", "x " * 200 + "I can't help with that."]
+)
+def test_other_texts_are_no_refusals(text):
+    assert not is_refusal(text)
+
+
+def test_repetition_counts_sequences_that_came_before():
+    """ "a b c d e f" * 3: 18 words, 13 six-word sequences, 6 of them new: 7 / 13 came before."""
+    assert repetition("a b c d e f " * 3) == pytest.approx(7 / 13)
+    assert repetition("one two three") == repetition("") == 0.0

@@ -1,0 +1,87 @@
+"""Eight words in a row out of an example are found, unless the item, the preamble or a request holds them too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from support.runs import ROOT
+
+from cai.metrics.text import words
+from cai.recipe.copies import RUN, copied, shots_of
+from cai.recipe.prompts import Example, load_prompt
+
+STAGES = ("instructions", "answers", "critiques", "revisions")
+PROMPTS = {name: load_prompt(ROOT / "prompts" / f"{name}.yaml") for name in STAGES}
+SHOTS = {name: shots_of(prompt) for name, prompt in PROMPTS.items()}
+PLACES = [
+    (name, part, at)
+    for name, prompt in PROMPTS.items()
+    for example in prompt.examples
+    for part in (example.user, example.assistant)
+    for at in range(len(words(part)) - RUN + 1)
+]
+BOX = "put it in a box and close the lid tightly"
+
+
+def made(assistant: str = BOX, preamble: str = ""):
+    prompt = replace(PROMPTS["answers"], examples=(Example("Where to?", assistant),), preamble=preamble)
+    return shots_of(prompt)
+
+
+@given(st.sampled_from(PLACES), st.integers(RUN, 14), st.sampled_from((str, str.upper, str.title)))
+def test_any_eight_words_of_any_example_are_found_in_other_capitals_and_marks(place, length, spelt):
+    name, part, at = place
+    run = words(part)[at : at + length]
+    assume(all("'" not in word for word in run))  # title() would write "Don'T"
+    text = f"I think so. {spelt(' — '.join(run))}, and that is all."
+    found = copied(text, SHOTS[name], ("Some question?",))
+    assert found is not None and " ".join(run) in found
+    assert copied(text, SHOTS[name], ("Some question?", " ".join(run))) is None or len(found.split()) > len(run)
+
+
+@given(st.sampled_from(PLACES), st.integers(1, RUN - 1))
+def test_seven_words_in_a_row_are_no_copy(place, length):
+    name, part, at = place
+    run = words(part)[at : at + length]
+    assert copied(f"qqq {' '.join(run)} qqq", SHOTS[name], ()) is None
+
+
+@given(st.text(max_size=200), st.sampled_from(STAGES))
+def test_what_is_found_stands_in_the_text_and_an_input_that_holds_the_text_excuses_it(text, name):
+    part = PROMPTS[name].examples[0].assistant
+    for whole in (text, f"{text} {part}"):
+        found = copied(whole, SHOTS[name], ())
+        assert found is None or (found in " ".join(words(whole)) and len(found.split()) >= RUN)
+        assert copied(whole, SHOTS[name], (whole,)) is None
+
+
+def test_the_longest_run_is_given():
+    text = "Put it in a box and close the lid. Or: put it in a box, and close the lid tightly!"
+    assert copied(text, made(), ()) == BOX
+
+
+def test_words_of_an_input_the_preamble_or_a_request_are_nobodys_copy():
+    assert copied(f"Just {BOX}.", made(), ()) == BOX
+    assert copied(f"Just {BOX}.", made(), (f"May I {BOX}?",)) is None
+    assert copied(f"Just {BOX}.", made(preamble=f"Always {BOX}."), ()) is None
+    prompt = replace(PROMPTS["answers"], examples=(Example("Where to?", BOX),))
+    assert copied(BOX, shots_of(prompt, [f"See whether they {BOX}."]), ()) is None
+
+
+def test_a_run_is_broken_by_words_that_the_item_brought():
+    found = copied(BOX, made(), ("it in a box and close the lid",))
+    assert found == "put it in a box and close the" or found == "in a box and close the lid tightly"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_text_in_other_words_copies_nothing(name):
+    text = "Warm the milk slowly, stir in the cocoa, and stop before it boils over the rim of the pan."
+    assert copied(text, SHOTS[name], ("How do I make cocoa?",)) is None
+
+
+def test_a_prompt_without_examples_has_nothing_to_copy():
+    shots = shots_of(load_prompt(ROOT / "prompts" / "policy.yaml"))
+    assert copied(BOX, shots, ()) is None

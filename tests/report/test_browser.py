@@ -1,0 +1,100 @@
+"""The pages in headless Chromium: axe finds no fault, nothing runs off the side, at 1280 and 400 px, light and dark.
+
+`make test-page` installs axe and runs this; Chromium must be on the path. The copy under test differs from the page in
+three ways: the policy that forbids scripts is taken out, axe is put in, and dark colours are taken without being asked.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from support.pages import item_rows, make_run, recipe, records
+
+from cai.commands import review
+from cai.recipe.settings import HeldoutSection
+from cai.report.pages import write_pages
+from cai.report.snapshot import read_story
+
+pytestmark = pytest.mark.browser
+POLICY = '<meta http-equiv="Content-Security-Policy"'
+LOOK = """
+document.querySelectorAll("details").forEach(d => d.open = OPEN);
+const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+axe.run().then(found => parent.tell({wide, checked: found.passes.length, faults: found.violations.map(
+  v => v.id + ": " + v.nodes.map(n => n.html.slice(0, 120)).join(" | "))}));
+"""
+
+
+def chromium() -> str:
+    found = next(
+        (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)), ""
+    )
+    assert found, "make test-page needs Chromium on the path"
+    return found
+
+
+def axe() -> str:
+    spec = importlib.util.find_spec("axe_playwright_python")
+    assert spec and spec.origin, "make test-page installs axe-playwright-python"
+    return (Path(spec.origin).parent / "axe.min.js").read_text()
+
+
+def look(page: str, folder: Path, width: int, dark: bool, opened: bool) -> dict:
+    """What axe says of a page in a frame of that width, and by how many pixels the page is too wide."""
+    page = "\n".join(line for line in page.splitlines() if POLICY not in line)
+    page = page.replace("@media (prefers-color-scheme: dark)", "@media all" if dark else "@media not all")
+    script = LOOK.replace("OPEN", str(opened).lower())
+    page = page.replace("</body>", f"<script>{axe()}</script><script>{script}</script></body>")
+    frame = f'<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{html.escape(page)}"></iframe>'
+    tell = "function tell(x) { document.body.innerHTML = '<pre>' + encodeURIComponent(JSON.stringify(x)) + '</pre>' }"
+    outer = folder / "outer.html"
+    outer.write_text(f'<!doctype html><meta charset="utf-8"><script>{tell}</script><body>{frame}')
+    command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000"]
+    command += ["--virtual-time-budget=60000", "--dump-dom", f"--user-data-dir={folder / 'profile'}", outer.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "<body><pre>" in done.stdout, done.stderr[-2000:]
+    return json.loads(unquote(done.stdout.split("<body><pre>")[1].split("</pre>")[0]))
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, str]:
+    """A report with every part, one of an empty run, and the form of a review."""
+    folder = tmp_path_factory.mktemp("runs")
+    hostile = "</p><script>alert(1)</script> \u202egnirts " + "unbroken" * 60
+    rows = [*records(), *item_rows(7, instruction=hostile, critique=hostile)]
+    full = make_run(folder / "full", rows, recipe=recipe(items=8, heldout=HeldoutSection(items=1)))
+    empty = make_run(folder / "empty", [])
+    for path in (full, empty):
+        write_pages(path)
+    with review.reviewing(read_story(full), "ann") as session:
+        form = review.page(session)
+    return {"full": (full / "report.html").read_text(), "empty": (empty / "report.html").read_text(), "form": form}
+
+
+@pytest.mark.parametrize("name", ["full", "empty", "form"])
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_no_fault_and_nothing_runs_off_the_side(pages, tmp_path, name, width, dark):
+    for opened in (False, True):
+        found = look(pages[name], tmp_path, width, dark, opened)
+        assert found["checked"] > 10
+        assert found["faults"] == []
+        assert found["wide"] == 0
+
+
+def test_the_check_sees_a_fault(pages, tmp_path):
+    page = (
+        pages["full"].replace("--dim: #57606a", "--dim: #c8c8c8").replace("<h2", "<h5", 1).replace("</h2>", "</h5>", 1)
+    )
+    page = page.replace("overflow-x: auto", "overflow-x: visible")
+    found = look(page, tmp_path, 400, False, True)
+    assert any(fault.startswith("color-contrast") for fault in found["faults"])
+    assert any(fault.startswith("heading-order") for fault in found["faults"])
+    assert found["wide"] > 0

@@ -1,0 +1,51 @@
+"""Signs of ill health in a training log: when each is there, and that a short or partial log shows none."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from cai.recipe.settings import HealthSection
+from cai.training import health
+
+HEALTH = HealthSection(window=4)
+
+
+def log(*falls: float, loss: float = 0.6) -> list[dict[str, float]]:
+    return [{"step": i + 1, "loss": 0.6931 if i == 0 else loss, health.FALL: fall} for i, fall in enumerate(falls)]
+
+
+def names(found: list[health.Sign]) -> list[str]:
+    return [sign.name for sign in found]
+
+
+def test_displacement_is_judged_on_the_mean_of_the_window():
+    """Mean of the last four: (0.1 + 0.3 + 0.4 + 0.5) / 4 = 0.325 nats a token."""
+    found = health.in_log(log(9.0, 0.1, 0.3, 0.4, 0.5), HEALTH)
+    assert names(found) == ["displacement"]
+    assert found[0].value == pytest.approx(0.325)
+    assert '0.33 nats a token (more than 0.3); set dpo.loss_type = ["sigmoid", "sft"]' in found[0].text
+    assert health.in_log(log(9.0, 0.1, 0.3, 0.3, 0.5), HEALTH) == []  # exactly 0.3 is not more than 0.3
+
+
+def test_no_sign_before_the_first_whole_window():
+    assert health.in_log(log(5.0, 5.0, 5.0), HEALTH) == []
+    assert health.in_log([], HEALTH) == []
+
+
+def test_a_loss_that_rises():
+    found = health.in_log(log(0.0, 0.0, 0.0, 0.0, 0.0, loss=1.0), HEALTH)
+    assert names(found) == ["rising_loss"] and found[0].value == pytest.approx(0.3069)
+    assert health.in_log(log(0.0, 0.0, 0.0, 0.0, 0.0, loss=0.8), HEALTH) == []
+
+
+def test_a_log_without_the_key_and_what_was_not_measured_show_nothing():
+    assert health.in_log([{"step": i, "loss": 0.6931} for i in range(9)], HEALTH) == []
+    assert health.displacement(math.nan, HEALTH) is None
+    assert health.truncation(math.nan, HEALTH) is None
+
+
+def test_truncation():
+    assert health.truncation(0.02, HEALTH) is None
+    assert "3.0% of the pairs were truncated (more than 2%)" in health.truncation(0.03, HEALTH).text
