@@ -330,6 +330,7 @@ LATER_KEYS = {
     "principles.choice": "uniform",
     "critiques.transcript": "separate",
     "critiques.no_issue": "revise",
+    "critiques.found": "drawn",
     "pairs.label": "always",
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
@@ -341,6 +342,8 @@ def drop_unset(keep: dict[str, str]) -> None:
     for name, value in LATER_KEYS.items():
         if keep.get(name) == repr(value):
             del keep[name]
+    if "critiques.found" not in keep:
+        keep.pop("critiques.false_alarms", None)
     if "principles.choice" not in keep:
         for name in [name for name in keep if name.startswith("principles.")]:
             del keep[name]
