@@ -109,7 +109,7 @@ def generate_slice(
     done = RowsDone(rows, stopped)
     longest = max(request.sampling.max_new_tokens for request in requests)
     # An id that is never drawn: `generate` would fill a missing eos from the model's config, and ours are `rows.Row`'s.
-    no_eos = causal_lm(model).config.vocab_size
+    no_eos = causal_lm(model).config.get_text_config(decoder=True).vocab_size
     config = GenerationConfig(do_sample=False, max_new_tokens=longest, eos_token_id=no_eos, pad_token_id=0)
     with torch.no_grad():
         model.generate(

@@ -363,7 +363,7 @@ def drop_unset(keep: dict[str, str]) -> None:
 
 def rounding(recipe: Recipe) -> dict[str, str]:
     """8-bit products change what is drawn; the other ways of the linears draw the same text."""
-    return {"engine.linears": repr("fp8")} if recipe.engine.linears == "fp8" else {}
+    return {"engine.linears": repr(recipe.engine.linears)} if recipe.engine.rounded else {}
 
 
 def short_hash(values: Mapping[str, str]) -> str:

@@ -103,13 +103,18 @@ class EngineSection(Section):
 
     backend: Literal["auto", "reference", "static", "native"] = "auto"
     batch_size: Count = 0
-    linears: Literal["auto", "bnb", "bf16", "fused", "fp8"] = "auto"  # fp8: only where data are made
+    linears: Literal["auto", "bnb", "bf16", "fused", "fp8", "int8"] = "auto"  # in 8 bits: only where data are made
     max_gpu_gb: Annotated[float, Field(ge=0.0, description="10^9 bytes this process may use; 0 = the card")] = 0.0
 
     @property
     def exact(self) -> EngineSection:
         """The same without 8-bit products: for everything that measures."""
-        return self.model_copy(update={"linears": "auto"}) if self.linears == "fp8" else self
+        return self.model_copy(update={"linears": "auto"}) if self.rounded else self
+
+    @property
+    def rounded(self) -> bool:
+        """Whether data are drawn through 8-bit products."""
+        return self.linears in ("fp8", "int8")
 
 
 class InstructionsSection(Section):
