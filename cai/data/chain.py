@@ -335,10 +335,10 @@ def fields_of(prompt: str) -> frozenset[str]:
 def ordered(rounds: int, recipe: Recipe | None = None) -> list[tuple[Stage, int]]:
     """(stage, round) in the order in which they run: what stands once, the rounds, what stands once behind them."""
     chain = [stage for stage in CHAIN if recipe is None or stage.enabled(recipe)]
-    inner = [place for place, stage in enumerate(chain) if stage.per_round]
-    first, last = (inner[0], inner[-1] + 1) if inner else (len(chain), len(chain))
-    middle = [(stage, round_) for round_ in range(rounds) for stage in chain[first:last]]
-    return [*((stage, 0) for stage in chain[:first]), *middle, *((stage, 0) for stage in chain[last:])]
+    begun = next((place for place, stage in enumerate(chain) if stage.per_round), len(chain))
+    first, rest = chain[:begun], chain[begun:]
+    inner = [(stage, round_) for round_ in range(rounds) for stage in rest if stage.per_round]
+    return [*((stage, 0) for stage in first), *inner, *((stage, 0) for stage in rest if not stage.per_round)]
 
 
 def label(stage: str, round_: int) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai.report.templating import number
 from cai.terminal import printable
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
+    pass
 
 Row = Mapping[str, Any]
 POINTS = 400  # of a line; more are thinned evenly
@@ -120,12 +119,6 @@ class Chart:
     title: str
     summary: str
     drawn: Lines | Bars | Forest | Steps | Heat
-
-    def svg(self, id_: str) -> Markup:
-        """For the page: its colours are the page's variables, its ids begin with `id_`, its text is escaped."""
-        from cai.report import drawing
-
-        return drawing.inline(self, id_)
 
 
 def nice(low: float, high: float, wanted: int = 4) -> list[float]:
@@ -300,20 +293,3 @@ def heat_map(title: str, rows: Sequence[Row]) -> Chart | None:
     told = [f"{name}: {', '.join(f'{head} {hits} of {of}' for head, (hits, of) in zip(heads, line, strict=True))}"
             for name, line in zip(names, cells, strict=True)]  # fmt: skip
     return Chart(slug(title), title, f"{'; '.join(told)}.", Heat(names, heads, cells))
-
-
-def write_plots(folder: Path, charts: Sequence[Chart | None]) -> list[Path]:
-    """`folder`/<name>.svg and .pdf of each chart, for a paper; files that are right are left alone."""
-    from cai.report import drawing
-    from cai.store.files import holds, write_atomic
-
-    written = []
-    for chart in filter(None, charts):
-        svg, pdf = (folder / f"{chart.name}.{ending}" for ending in ("svg", "pdf"))
-        content = drawing.svg_file(chart)
-        if not (holds(svg, content) and pdf.is_file()):  # the same numbers: the PDF, four times as slow, is right too
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(pdf, drawing.pdf_file(chart))
-            write_atomic(svg, content)
-        written += [svg, pdf]
-    return written

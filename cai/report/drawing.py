@@ -14,11 +14,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from cai.report.charts import Bars, Chart, Forest, Gate, Heat, Lines, Steps, label
+from cai.store.files import holds, write_atomic
 from cai.terminal import printable
 
 INK, DIM, RULE, BACK = "#1b1f24", "#57606a", "#d0d7de", "#ffffff"
@@ -309,3 +311,17 @@ DRAW: dict[type, Callable[[Any, Any, str], None]] = {
     Steps: _steps,
     Heat: _heat,
 }
+
+
+def write_plots(folder: Path, charts: Sequence[Chart | None]) -> list[Path]:
+    """`folder`/<name>.svg and .pdf of each chart, for a paper; files that are right are left alone."""
+    written = []
+    for chart in filter(None, charts):
+        svg, pdf = (folder / f"{chart.name}.{ending}" for ending in ("svg", "pdf"))
+        content = svg_file(chart)
+        if not (holds(svg, content) and pdf.is_file()):  # the same numbers: the PDF, four times as slow, is right too
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(pdf, pdf_file(chart))
+            write_atomic(svg, content)
+        written += [svg, pdf]
+    return written

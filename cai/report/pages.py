@@ -15,7 +15,8 @@ from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
 from cai.report import publication, tables
 from cai.report.agreement import agreement
-from cai.report.charts import Chart, forest, funnel, heat_map, histogram, line_chart, write_plots
+from cai.report.charts import Chart, forest, funnel, heat_map, histogram, line_chart
+from cai.report.drawing import inline, write_plots
 from cai.report.examples import GLOSSARY, edits, exhibits, lengths, rejected_exhibits
 from cai.report.snapshot import Story, read_story
 from cai.report.templating import environment
@@ -58,7 +59,7 @@ def write_pages(path: Path) -> None:
 
 
 def page(content: Mapping[str, Any]) -> str:
-    return environment().get_template("report.html.j2").render(content)
+    return environment().get_template("report.html.j2").render({**content, "picture": inline})
 
 
 def markdown(content: Mapping[str, Any]) -> str:

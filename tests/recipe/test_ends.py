@@ -16,7 +16,7 @@ from cai.recipe import ends
 from cai.recipe.prompts import Example, load_prompt
 from cai.recipe.turn_signs import TURNS
 
-FILES = sorted(path for path in (ROOT / "prompts").glob("*.yaml") if path.stem not in ("grid", "reviews"))
+FILES = sorted(path for path in (ROOT / "tests" / "support" / "transcripts").glob("*.yaml"))
 PROMPTS = {
     path.stem: load_prompt(path, re.findall(r"\{\{(\w+)\}\}", path.read_text(encoding="utf-8").split("final:")[-1]))
     for path in FILES
@@ -185,3 +185,14 @@ def test_a_hostile_text_is_cut_in_linear_time():
         started = time.process_time()
         ends.cut(piece * 4000, SIGNS["critiques"])
         assert time.process_time() - started < 3.0, piece  # 0.1 s measured; square growth took 5 s and more
+
+
+@pytest.mark.parametrize("name", ["answers", "critiques", "revisions", "policy", "judge_pair", "relevance"])
+def test_the_shipped_files_own_cues_and_labels_are_cut(name: str) -> None:
+    path = ROOT / "prompts" / f"{name}.yaml"
+    prompt = load_prompt(path)
+    signs = ends.signs_of(prompt)
+    for cue in (prompt.user_cue.strip(), prompt.assistant_cue.strip(), *(f"{label}:" for label in signs.labels)):
+        found = ends.cut(f"The water boils at a lower heat up there.\n\n{cue}\nAnd so on.", signs)
+        assert found.text == "The water boils at a lower heat up there.", cue
+        assert found.marker

@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import pytest
 
 from cai.report import drawing
-from cai.report.charts import Chart, forest, funnel, heat_map, histogram, line_chart, nice, write_plots
+from cai.report.charts import Chart, forest, funnel, heat_map, histogram, line_chart, nice
+from cai.report.drawing import write_plots
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
@@ -92,7 +93,7 @@ def test_a_gate_in_shares_stands_on_the_common_axis_and_another_unit_on_its_own(
 
 def test_every_picture_is_named_and_described_for_a_screen_reader_and_its_text_is_text() -> None:
     for chart in each_kind():
-        for svg in re.findall(r"<svg.*?</svg>", chart.svg("c"), re.S):
+        for svg in re.findall(r"<svg.*?</svg>", drawing.inline(chart, "c"), re.S):
             root = ElementTree.fromstring(svg.replace("<svg ", f'<svg xmlns="{NAMESPACE[1:-1]}" ', 1)
                                           if "xmlns=" not in svg else svg)  # fmt: skip
             title, text = root.find(f"{NAMESPACE}title"), root.find(f"{NAMESPACE}desc")
@@ -109,7 +110,7 @@ def test_axes_carry_their_units() -> None:
 
 
 def test_in_the_page_every_colour_is_a_variable_and_nothing_reaches_beyond_the_picture() -> None:
-    whole = "".join(chart.svg(f"c{place}") for place, chart in enumerate(each_kind()))
+    whole = "".join(drawing.inline(chart, f"c{place}") for place, chart in enumerate(each_kind()))
     assert not re.search(r"#[0-9a-f]{3,6}\b(?=[;\"])", whole) and "var(--fg)" in whole and "var(--bg)" in whole
     assert not re.search(r"<style|<script|<metadata|<!|font-family|xlink|http(?!://www.w3.org)", whole)
     ids = re.findall(r' id="([^"]+)"', whole)
@@ -128,7 +129,7 @@ def test_hostile_names_are_text_and_mathematics_is_not_set() -> None:
     ]
     for chart in charts:
         assert chart is not None
-        for content in (chart.svg("c"), drawing.svg_file(chart).decode()):
+        for content in (drawing.inline(chart, "c"), drawing.svg_file(chart).decode()):
             assert "<script" not in content and "\u202e" not in content.split("</desc>", 1)[1]
     assert charts[0] is not None and "$x$" in texts(drawing.svg_file(charts[0]).decode())
     assert any(text.startswith("</text><script>") for text in texts(drawing.svg_file(charts[1]).decode()))  # type: ignore[arg-type]
@@ -164,7 +165,7 @@ def test_plots_are_written_once_and_again_where_one_is_missing_or_changed(tmp_pa
 def test_a_figure_is_drawn_once_however_often_it_is_asked_for() -> None:
     drawing._raw.cache_clear()
     chart = each_kind()[1]
-    chart.svg("a"), chart.svg("b"), drawing.svg_file(chart)
+    drawing.inline(chart, "a"), drawing.inline(chart, "b"), drawing.svg_file(chart)
     assert drawing._raw.cache_info().misses == 1
 
 
