@@ -102,7 +102,7 @@ def make_scorer(
         model.format,
         section.max_text_tokens,
         section.batch,
-        share_contexts=model.backend == "embedded",
+        share_contexts=model.backend in ("embedded", "cpu"),
         stopped=stopped,
     )
 

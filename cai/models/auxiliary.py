@@ -108,7 +108,7 @@ def loaded(
             engine = model.engine(context.recipe.engine)
             facts = {"model": STAND_IN, "of": str(model.name)}
             hf_tokenizer, limit = getattr(model, "hf_tokenizer", None), model.max_seq_length
-            on_cpu = model.backend == "embedded"
+            on_cpu = model.backend in ("embedded", "cpu")
             yield Auxiliary(STAND_IN, engine, model.tokenizer, hf_tokenizer, limit, facts, True, on_cpu=on_cpu)
         return
     with_policy = make_room(context, name, place, revision)

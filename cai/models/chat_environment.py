@@ -22,11 +22,11 @@ class Absurd(ValueError):
     """A template beyond the bounds."""
 
 
-def render(template: str, messages: Sequence[Mapping[str, str]], *, now: datetime | None = None, **values: Any) -> str:
+def render(template: str, messages: Sequence[Mapping[str, str]], **values: Any) -> str:
     """The text of the turns. Errors: what the template raises (jinja2.TemplateError), Absurd."""
     if len(template) > MOST_TEMPLATE:
         raise Absurd(f"the chat template has {len(template):,} characters, at most {MOST_TEMPLATE:,}")
-    values |= {"strftime_now": (now or datetime.now()).strftime, "range": _counted_range()}
+    values = {"strftime_now": datetime.now().strftime} | values | {"range": _counted_range()}
     parts, length = [], 0
     for part in _environment().from_string(template).generate(messages=messages, **values):
         length += len(part)

@@ -158,7 +158,7 @@ def _blocks(file: Path) -> Iterator[bytes]:
             return
         yield source.read(8 + min(int.from_bytes(source.read(8), "little"), MOST_HEADER))
         for i in range(SAMPLES):
-            source.seek((size - SAMPLE) * i // (SAMPLES - 1))
+            source.seek(max(0, size - SAMPLE) * i // (SAMPLES - 1))
             yield source.read(SAMPLE)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from cai.engine.tokenizers import ByteTokenizer
 from cai.recipe.prompts import PLACEHOLDER, Format, Prompt, after
@@ -58,15 +59,17 @@ def modelfile(weights: str, template: str, stops: Sequence[str]) -> str:
 
 def stop_strings(prompt: Prompt, format: Format) -> tuple[str, ...]:
     """The strings at which measured answers end beside the end token: a base model writes the next turn itself."""
-    return prompt.render(dict.fromkeys(prompt.fields, "x"), format=format, tokenizer=ByteTokenizer()).stop
+    tokenizer: Any = ByteTokenizer()
+    return prompt.render(dict.fromkeys(prompt.fields, "x"), format=format, tokenizer=tokenizer).stop
 
 
 def _opening(prompt: Prompt) -> str:
     """What stands before the first turn: the preamble and the examples, if the policy prompt has any."""
     examples = prompt.examples if prompt.few_shot < 0 else prompt.examples[: prompt.few_shot]
     turns = (
-        f"{after(prompt.user_cue, example.user)}{GAP}{after(prompt.assistant_cue, example.assistant)}{GAP}"
+        f"{after(prompt.user_cue, user)}{GAP}{after(prompt.assistant_cue, assistant)}{GAP}"
         for example in examples
+        for user, assistant in example.turns
     )
     return (prompt.preamble + GAP if prompt.preamble else "") + "".join(turns)
 
