@@ -96,13 +96,14 @@ def make_instructions(grid: Grid) -> Stage:
     return replace(INSTRUCTIONS, render=render)
 
 
-def _shift(item: int) -> int:
+def shift_of(item: int) -> int:
+    """The order in which an item's prompt shows its examples."""
     return ROTATIONS[slots.slot_of(item) % len(ROTATIONS)]
 
 
 def _render_answer(context: Context, item: int, round_: int) -> Unit | None:
     row = instruction_of(context, item)
-    return Unit(item, 0, {"instruction": row["text"]}, shift=_shift(item)) if row else None
+    return Unit(item, 0, {"instruction": row["text"]}, shift=shift_of(item)) if row else None
 
 
 def _render_relevance(context: Context, item: int, round_: int) -> Unit | None:
@@ -118,7 +119,7 @@ def _render_critique(context: Context, item: int, round_: int) -> Unit | None:
     if row is None or text is None or principle is None:
         return None
     fields = {"instruction": row["text"], "answer": text, "critique_request": principle.critique_request}
-    return Unit(item, round_, fields, principle.id, shift=_shift(item))
+    return Unit(item, round_, fields, principle.id, shift=shift_of(item))
 
 
 def _render_revision(context: Context, item: int, round_: int) -> Unit | None:
@@ -136,7 +137,7 @@ def _render_revision(context: Context, item: int, round_: int) -> Unit | None:
     }
     if context.recipe.critiques.transcript == "joint":
         fields["critique_request"] = principle.critique_request
-    return Unit(item, round_, fields, principle.id, shift=_shift(item))
+    return Unit(item, round_, fields, principle.id, shift=shift_of(item))
 
 
 def _render_label(context: Context, item: int, round_: int) -> Unit | None:

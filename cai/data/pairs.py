@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from cai.data import labels
 from cai.data.chain import label
 from cai.metrics.text import appends_only, rouge_l, words
-from cai.metrics.wordings import finds_nothing, has_control_tokens, is_refusal, leftovers
+from cai.metrics.wordings import finds_nothing, has_control_token, is_refusal, leftovers
 from cai.recipe.settings import PairsSection
 from cai.store.jsonl import Row
 from cai.store.rows import Rows
@@ -252,7 +252,7 @@ def _flags(chain: Chain, rounds: Sequence[Row], text: str) -> Row:
         "answer_refuses": is_refusal(chain.rows["answers", 0]["text"]),
         "revision_refuses": is_refusal(text),
         "critique_finds_nothing": all(finds_nothing(entry["critique"]) for entry in rounds[-1:]),
-        "control_tokens": any(map(has_control_tokens, texts)),
+        "control_tokens": any(map(has_control_token, texts)),
         "ran_to_limit": limited,
     }
 

@@ -178,6 +178,11 @@ def _batches(context: Context, stage: Stage, units: Sequence[Unit], todo: set[in
             yield list(_generate(context, stage, batch))
 
 
+def draw(context: Context, stage: Stage, units: Sequence[Unit]) -> list[Row]:
+    """Rows for units that are no items of the run (an exam's), by the stage's own prompt, sampling and parser."""
+    return list(_generate(context, stage, units))
+
+
 def _generate(context: Context, stage: Stage, batch: Sequence[Unit]) -> list[Row]:
     """One slice: all its rows, in unit order."""
     rows: dict[int, Row] = {}

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai.engine.tokenizers import ByteTokenizer, HFTokenizer, Piece, Turn, has_control_token, split_control
+from cai.engine.tokenizers import ByteTokenizer, HFTokenizer, Piece, Turn, split_control
 from cai.errors import CaiError
+from cai.metrics.wordings import has_control_token
 from cai.recipe.prompts import load_prompt
 from cai.store.jsonl import clean
 
@@ -251,7 +252,7 @@ def test_plain_text_is_not_flagged(text):
 
 def test_a_tokenizer_adds_its_own_control_strings():
     tokenizer = HFTokenizer(type("T", (WordTokenizer,), {"added_tokens_decoder": {7: "<odd_token>"}})())
-    assert has_control_token("x <odd_token>", tokenizer) and not has_control_token("x <odd_token>")
+    assert has_control_token("x <odd_token>", tokenizer.control_strings) and not has_control_token("x <odd_token>")
 
 
 def test_chat_faults_name_the_remedy():
