@@ -13,8 +13,8 @@ from typing import Any
 
 from cai.commands.export_prompt import TEMPLATE, Asking
 from cai.engine import Request, Rules, Sampling
-from cai.engine.tokenizers import has_control_token
 from cai.errors import QUALITY, CaiError
+from cai.metrics.wordings import has_control_token
 from cai.report.snapshot import Story
 
 PROMPTS = 4
