@@ -12,6 +12,7 @@ asked.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import subprocess
@@ -32,11 +33,12 @@ from cai.commands.export_prompt import Asking, asking, write_prompt_files
 from cai.commands.push import push, push_plan
 from cai.errors import CaiError
 from cai.report.snapshot import Story, read_story
-from cai.store.files import write_atomic, write_json_atomic
+from cai.store.files import io_error, write_atomic, write_json_atomic
 from cai.training import checkpoints
 
 Say = Callable[[str], None]
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no other --to is the remedy
 CONVERTER = "convert_hf_to_gguf.py"
 PART = ".cai-export.part"  # in the target folder: what is not whole yet; the next export there begins again
 OWN = {"adapter", "dataset", "report.html", "merged", "merged.gguf", "Modelfile", PART}
@@ -104,6 +106,8 @@ def _begin(run: Path, adapter: Path, to: Path) -> None:
         shutil.rmtree(to / PART, ignore_errors=True)
         (to / PART).mkdir(mode=0o700)
     except OSError as error:  # a file, a folder that is not ours, a name that cannot be
+        if error.errno in DISK:
+            raise io_error(to, "writing", error) from None
         raise CaiError(f"{to}: {error.strerror}. Give --to a new folder in one that you may write.") from None
 
 

@@ -24,18 +24,21 @@ SPARE = 1 << 30  # bytes for libraries and tokenizer
 
 
 @contextlib.contextmanager
-def whole() -> Iterator[None]:
+def whole(key: str = KEY) -> Iterator[None]:
     """Within the block a checkpoint that lacks weights is an error; transformers draws them at random, with a warning.
 
-    What was missing is known to `_finalize_model_loading` alone where the caller is Unsloth (transformers 5.17).
+    So is one whose norms are not finite: it would load, write, and have every text refused. Both are known to
+    `_finalize_model_loading` alone where the caller is Unsloth (transformers 5.17).
     """
     from transformers.modeling_utils import PreTrainedModel
 
     kept = PreTrainedModel.__dict__["_finalize_model_loading"]
     missing: list[str] = []
+    broken: list[str] = []
 
     def finalize(model: Any, load_config: Any, loading_info: Any) -> Any:
         found = kept.__func__(model, load_config, loading_info)
+        broken.extend(name for name, p in model.named_parameters() if p.dim() == 1 and not bool(p.isfinite().all()))
         missing.extend(sorted(found.missing_keys | {str(key[0]) for key in found.mismatched_keys}))
         return found
 
@@ -46,7 +49,9 @@ def whole() -> Iterator[None]:
         setattr(PreTrainedModel, "_finalize_model_loading", kept)  # noqa: B010  (a method cannot be assigned, for mypy)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CaiError(f"{KEY}: the weights lack {missing[0]}{more}, which would be random. Download the model again.")
+        raise CaiError(f"{key}: the weights lack {missing[0]}{more}, which would be random. Download the model again.")
+    if broken:
+        raise CaiError(f"{key}: {broken[0]} is not finite. Download the model again.")
 
 
 def check_files(section: ModelSection, backend: str, name: str) -> None:

@@ -90,6 +90,33 @@ def test_weights_that_are_missing_are_an_error_and_never_random(tmp_path, llama)
     assert caught.value.code == errors.USAGE
 
 
+def test_weights_that_are_not_numbers_are_told_at_once(tmp_path, llama):
+    from safetensors.torch import load_file, save_file
+
+    from cai.models.policy import load
+
+    folder = tmp_path / "nan"
+    shutil.copytree(llama, folder)
+    weights = {name: value * float("nan") for name, value in load_file(str(folder / "model.safetensors")).items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CaiError, match=r"model\.layers\.0\.input_layernorm\.weight is not finite"):
+        load(section(folder), "cpu")
+
+
+def test_a_guard_or_judge_with_missing_weights_is_refused_too(tmp_path, llama):
+    from safetensors.torch import load_file, save_file
+
+    from cai.models import auxiliary
+
+    folder = tmp_path / "guard"
+    shutil.copytree(llama, folder)
+    weights = load_file(str(folder / "model.safetensors"))
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CaiError, match=r"guard\.model: the weights lack lm_head\.weight, which would be random"):
+        auxiliary._load(str(folder), "guard.model", "main", EngineSection())
+
+
 def test_what_breaks_inside_a_library_is_one_line(tmp_path, llama):
     from cai.models.policy import load
 
