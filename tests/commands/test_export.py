@@ -186,7 +186,8 @@ def test_hostile_text_is_inert_in_both_cards(path, tmp_path, monkeypatch):
     gates |= {"override": HOSTILE, "enforced": True}
     for verdict in gates["verdicts"]:
         verdict["reason"] = HOSTILE
-        verdict["measured"] = {**verdict["measured"], "judge": HOSTILE}
+        if verdict["measured"]:
+            verdict["measured"]["judge"] = HOSTILE
     (path / "eval" / "gates.json").write_bytes(orjson.dumps(gates))
     manifest = orjson.loads((path / "manifest.json").read_bytes())
     manifest["model"]["model"] = f"models/{HOSTILE}"
