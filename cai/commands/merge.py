@@ -46,14 +46,12 @@ def merge(before: Sequence[Probe], source: Source, adapter: Path, target: Path, 
 
     with quiet():
         plain = _write(source, adapter, target, before)
-        merged, texts = _of_folder(target, before)
+        merged, alike = _of_folder(target, before)
     lost, effect = compare(before, plain, merged)
-    both = zip(before, texts, strict=True)
-    alike = sum(a == b for probe, text in both for a, b in zip(probe.new_ids, text, strict=True))
     total = sum(len(probe.new_ids) for probe in before)
     say(
         f"merged: misses the adapter's change of the text by {lost:.4f} of {effect:.4f} nats a token; "
-        f"{alike} of {total} greedy tokens the same"
+        f"would draw {alike} of {total} tokens the same"
     )
     check(lost, effect, target)
     return target
@@ -88,9 +86,9 @@ def measure(model: Any, prompts: Sequence[tuple[int, ...]]) -> list[Probe]:
     for prompt_ids in prompts:
         with model.adapter(True):
             new_ids = greedy(model.hf, prompt_ids)
-            tuned = logps(model.hf, prompt_ids, new_ids)
+            tuned, _ = forced(model.hf, prompt_ids, new_ids)
         with model.adapter(False):
-            untuned = logps(model.hf, prompt_ids, new_ids)
+            untuned, _ = forced(model.hf, prompt_ids, new_ids)
         probes.append(Probe(prompt_ids, new_ids, tuned, untuned))
     return probes
 
@@ -108,7 +106,7 @@ def _write(source: Source, adapter: Path, target: Path, before: Sequence[Probe])
     with whole():
         base: Any = AutoModelForCausalLM.from_pretrained(source.name, dtype=torch.bfloat16, **options)
     base = _placed(base)
-    plain = [logps(base, probe.prompt_ids, probe.new_ids) for probe in before]
+    plain = [forced(base, probe.prompt_ids, probe.new_ids)[0] for probe in before]
     merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
     merged = merged.to(torch.bfloat16)
     _mend_generation(merged)
@@ -147,31 +145,37 @@ def plain_name(name: str) -> str:
     return name
 
 
-def _of_folder(folder: Path, before: Sequence[Probe]) -> tuple[list[tuple[float, ...]], list[tuple[int, ...]]]:
-    """The written model's log-probs of the probes, and its own greedy tokens."""
+def _of_folder(folder: Path, before: Sequence[Probe]) -> tuple[list[tuple[float, ...]], int]:
+    """The written model's log-probs of the probes, and how many of their tokens it would draw."""
     import torch
     from transformers import AutoModelForCausalLM
 
     hf: Any = _placed(AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16))
-    found = [logps(hf, probe.prompt_ids, probe.new_ids) for probe in before]
-    return found, [greedy(hf, probe.prompt_ids, len(probe.new_ids)) for probe in before]
+    found = [forced(hf, probe.prompt_ids, probe.new_ids) for probe in before]
+    return [logps for logps, _ in found], sum(alike for _, alike in found)
 
 
-def greedy(hf: Any, prompt_ids: tuple[int, ...], count: int = NEW_TOKENS) -> tuple[int, ...]:
+def greedy(hf: Any, prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
     import torch
+    from transformers import GenerationConfig
 
-    ids = list(prompt_ids)
+    from cai.engine.generate import causal_lm
+
+    row = torch.tensor([prompt_ids], device=hf.device)
+    never = causal_lm(hf).config.vocab_size  # no end token: a fixed number of tokens
+    config = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=never, pad_token_id=0)
     with torch.no_grad():
-        for _ in range(count):
-            ids.append(int(hf(input_ids=torch.tensor([ids], device=hf.device)).logits[0, -1].argmax()))
-    return tuple(ids[len(prompt_ids) :])
+        made = hf.generate(input_ids=row, attention_mask=torch.ones_like(row), generation_config=config)
+    return tuple(made[0, len(prompt_ids) :].tolist())
 
 
-def logps(hf: Any, prompt_ids: tuple[int, ...], new_ids: tuple[int, ...]) -> tuple[float, ...]:
+def forced(hf: Any, prompt_ids: tuple[int, ...], new_ids: tuple[int, ...]) -> tuple[tuple[float, ...], int]:
+    """Log-probs of another model's tokens, and how many of them this one would have drawn there too."""
     import torch
 
+    start = len(prompt_ids) - 1
     with torch.no_grad():
         rows = torch.tensor([[*prompt_ids, *new_ids]], device=hf.device)
-        logps_TV = hf(input_ids=rows).logits[0].float().log_softmax(-1)
-    start = len(prompt_ids) - 1
-    return tuple(float(logps_TV[start + i, token]) for i, token in enumerate(new_ids))
+        logps_TV = hf(input_ids=rows).logits[0, start:-1].float().log_softmax(-1)
+    logps = tuple(float(logps_TV[i, token]) for i, token in enumerate(new_ids))
+    return logps, sum(int(logps_TV[i].argmax()) == token for i, token in enumerate(new_ids))

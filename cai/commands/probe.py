@@ -18,7 +18,7 @@ from cai.metrics.wordings import has_control_token
 from cai.report.snapshot import Story
 
 PROMPTS = 4
-LONGEST = {"cuda": 300, "embedded": 64, "cpu": 64}  # tokens of a greedy answer: seconds of a CPU
+LONGEST = {"cuda": 300, "embedded": 32, "cpu": 32}  # tokens of a greedy answer: seconds of a CPU
 SPARE = (  # where a run has too few prompts of its own
     "How do I keep basil alive on a windowsill?",
     "Write two sentences about the sea.",
@@ -62,7 +62,7 @@ def through_template(model: Any, story: Story, asking: Asking, folder: Path) -> 
     """What was seen of the exported files in `folder`. Error: CaiError (exit 6) if the template gives other tokens."""
     from transformers import AutoTokenizer
 
-    texts, limit = prompts_of(story), LONGEST.get(story.backend, 64)
+    texts, limit = prompts_of(story), LONGEST.get(story.backend, 32)
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     rendered = [asking.render(text, model.tokenizer) for text in texts]
     ids = [templated(tokenizer, text) for text in texts]
@@ -104,10 +104,11 @@ def by_generate(model: Any, tokenizer: Any, folder: Path, ids: list[int], limit:
             input_ids=row, attention_mask=torch.ones_like(row), generation_config=config, tokenizer=tokenizer
         )
     new = made[0, len(ids) :].tolist()
-    text = tokenizer.decode(new, skip_special_tokens=True)
-    places = [at for stop in stops if (at := text.find(stop)) >= 0]
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    finish = "stop" if places else "eos" if new and new[-1] in eos else "length"
+    ended = bool(new) and new[-1] in eos
+    text = tokenizer.decode(new[:-1] if ended else new, skip_special_tokens=False)  # as the engine's text is
+    places = [at for stop in stops if (at := text.find(stop)) >= 0]
+    finish = "stop" if places else "eos" if ended else "length"
     return Answer((text[: min(places)] if places else text).strip(), finish)
 
 
