@@ -10,12 +10,10 @@ import argparse
 import contextlib
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from cai.data import chain
@@ -204,7 +202,3 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
             )
     finally:
         switch.uninstall()
-
-
-def free_gib(folder: Path) -> float:
-    return shutil.disk_usage(folder).free / 2**30
