@@ -104,12 +104,7 @@ def make_scorer(
         model.tokenizer,
         model.format,
         section.max_text_tokens,
-<<<<<<< HEAD
-        section.batch,
         share_contexts=model.backend in ("embedded", "cpu"),
-=======
-        share_contexts=model.backend == "embedded",
->>>>>>> move
         stopped=stopped,
     )
 

@@ -205,11 +205,7 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     import torch
     from transformers import AutoModelForCausalLM
 
-<<<<<<< HEAD
-    from cai.engine.build import make_engine
     from cai.models.loading import whole
-=======
->>>>>>> move
     from cai.models.policy import quiet
 
     cuda, options = torch.cuda.is_available(), _options(name, revision)
