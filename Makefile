@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 IN_MEMORY := $(shell test -w /dev/shm && df -m /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 1024 {print "TMPDIR=/dev/shm"}')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lm-eval m0 m1 m2 m3 resume report review exam status doctor supervise test test-fast test-long test-gpu test-page test-faults check fix clean
+.PHONY: help setup lm-eval m0 m1 m2 m3 resume report review chat exam status doctor supervise test test-fast test-long test-gpu test-page test-faults check fix clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ report: setup ## write report.html and report.md of RUN again
 
 review: setup ## mark critiques and revisions of RUN by hand
 	$(PY) runner.py $(RECIPE) --review $(RUN) $(ARGS)
+
+chat: setup ## talk to base and tuned of RUN side by side
+	$(PY) runner.py $(RECIPE) --chat $(RUN) $(ARGS)
 
 exam: setup ## the metrics' own exam on the labelled set
 	$(PY) runner.py $(RECIPE) --exam tests/exam.jsonl $(ARGS)

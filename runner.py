@@ -20,6 +20,7 @@ try:
     from cai.commands import cli
     from cai.errors import CaiError
     from cai.inputs import Inputs, read_inputs, runs_root
+    from cai.models import embedded
     from cai.session import session
     from cai.store.files import REMEDIES, io_error
     from cai.terminal import last_through_hangups, printable, say
@@ -85,9 +86,11 @@ def announce(inputs: Inputs) -> None:
     """The first lines: which model this run is about, whether it is the recipe's, and what the user's files hold."""
     recipe = inputs.recipe
     if inputs.backend == "embedded":
-        say(f"No GPU: {recipe.milestone} runs on the embedded SmolLM2-135M-Instruct, not on {recipe.model.name}.")
+        say(f"No GPU: {recipe.milestone} runs on the embedded {embedded.shown_name()}, not on {recipe.model.name}.")
     elif inputs.backend == "fake":
         say(f"{recipe.milestone} runs on the fake model: its text and numbers mean nothing.")
+    elif inputs.backend == "cpu":
+        say(f"{recipe.milestone} runs on {recipe.model.name} on the CPU, in float32.")
     else:
         say(f"{recipe.milestone} runs on {recipe.model.name} ({recipe.model.quantization}).")
     for line in inputs.told:

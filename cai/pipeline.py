@@ -110,7 +110,7 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict
     if context.recipe.benchmarks.contamination:
         cleaned = replace(cleaned, kept=_uncontaminated(context, inputs, cleaned.kept))
     facts = context.run.manifest.get("model", {})
-    described = partial(cards.card, recipe=context.recipe, facts=facts)
+    described = partial(cards.card, recipe=context.recipe, facts=facts, policy=context.prompts["policy"])
     dataset.write_dataset(context.run, pairs, cleaned, described)
     kept = cleaned.kept
     for line in hygiene.held_back(cleaned.facts):
@@ -291,7 +291,7 @@ def report_what_exists(run: Run) -> None:
 
 def enforced(context: Context) -> bool:
     """A failed gate stops the recipe's own model; on the embedded and the fake one it advises unless told."""
-    return context.recipe.gates.enforce or context.run.manifest.get("backend") == "cuda"
+    return context.recipe.gates.enforce or context.run.manifest.get("backend") in ("cuda", "cpu")
 
 
 def exit_code(context: Context, recipe: Recipe, verdicts: Sequence[Verdict], override: str) -> int:

@@ -12,12 +12,14 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 from cai.data import chain
 from cai.engine import Rules
 from cai.inputs import Inputs, copy_inputs, runs_root
+from cai.models.loading import check_modules
 from cai.models.policy import LoadedModel, load
 from cai.recipe import load as recipes
 from cai.run.context import Context
@@ -132,10 +134,8 @@ class ModelOnDemand:
             self._preflight_machine()
             self.model = load(recipe.model, self.inputs.backend, seed=recipe.seed, say=say)
             self.model.rules = Rules(recipe.sampling.min_p, recipe.sampling.no_repeat_ngram)
+            self._check_loaded(self.model)
             known, facts = self.run.manifest.get("model"), self.model.facts
-            if known and known.get("revision") != facts.get("revision"):
-                then, now = {"revision": str(known.get("revision"))}, {"revision": str(facts.get("revision"))}
-                check_identity(then, now, str(self.run.path))
             self.run.event("model_loaded", **facts)
             if not known:
                 self.run.update_manifest(model=facts)
@@ -143,6 +143,19 @@ class ModelOnDemand:
             say(f"model: {facts['model']} loaded in {facts.get('load_seconds', 0)} s ({how})")
             self._preflight_model(self.model)
         return self.model
+
+    def _check_loaded(self, model: LoadedModel) -> None:
+        """It is the run's model and has the projections to train; today is the day on which the run began."""
+        known = (self.run.manifest.get("model") or {}).get("revision")
+        revision = model.facts.get("revision")
+        if known not in (None, revision, "local"):  # "local": a folder, in runs from before its content was kept
+            check_identity({"revision": str(known)}, {"revision": str(revision)}, str(self.run.path))
+        if self.inputs.backend != "fake":
+            from cai.training.loss import head_of
+
+            check_modules(model.hf, self.inputs.recipe.lora.target_modules)
+            head_of(model.hf)  # a head that training cannot compute is refused before the first token is drawn
+            model.tokenizer.date = datetime.fromisoformat(str(self.run.manifest["created"]))
 
     def _preflight_machine(self) -> None:
         """On a GPU: driver, versions, disk and memory, before gigabytes are read or downloaded."""
@@ -161,7 +174,7 @@ class ModelOnDemand:
         if self.inputs.backend == "cuda":
             checks = doctor_model.model_checks(model, recipe, self.inputs.prompts)
             doctor.preflight("model", checks, self.run.event, say)
-        elif self.inputs.backend == "embedded":
+        elif self.inputs.backend in ("embedded", "cpu"):
             checks = doctor_model.short_checks(model, recipe, self.inputs.prompts)
             doctor.preflight("model", checks, self.run.event, say)
 

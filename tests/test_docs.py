@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -172,8 +173,17 @@ def clone(tmp_path, monkeypatch):
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # `make test` runs this test: its make must not speak as a part
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(HTTPServer, "serve_forever", _ctrl_c)
+    monkeypatch.setattr(sys, "stdin", StdIn("Why is the sky blue?\n"))  # no terminal: --chat answers one question
     assert runner.main(["cai.toml", "--milestone", "m0"]) == errors.DONE
     return tmp_path
+
+
+class StdIn(io.StringIO):
+    """One question, again and again."""
+
+    def read(self, *size):
+        self.seek(0)
+        return super().read(*size)
 
 
 def _ctrl_c(*_args, **_more):

@@ -24,6 +24,7 @@ MODULES = {
     "exam": "cai.commands.exam",
     "benchmark": "cai.commands.benchmark",
     "export": "cai.commands.export",
+    "chat": "cai.commands.chat",
 }
 
 

@@ -39,9 +39,10 @@ COMMANDS = (
     "exam",
     "benchmark",
     "export",
+    "chat",
 )
 # flag of a run -> the commands that it may stand beside
-MODES: dict[str, tuple[str, ...]] = {"resume": ("benchmark",), "dry_run": ("fork",), "until": ()}
+MODES: dict[str, tuple[str, ...]] = {"resume": ("benchmark",), "dry_run": ("fork", "export"), "until": ()}
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,9 +88,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--exam", type=Path, metavar="FILE", help="the metrics' own exam on a labelled JSON-lines file")
     more.add_argument("--benchmark", type=_named, metavar="LIST", help="harmbench,xstest,mtbench on a run's adapter")
     more.add_argument("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
+    more.add_argument("--chat", type=_named, metavar="RUN", help="ask base and tuned side by side (or a line on stdin)")
     more.add_argument("--to", type=Path, metavar="FOLDER", help="with --export: where to")
     more.add_argument("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
-    more.add_argument("--push", metavar="REPO", default="", help="with --export: also to this hub repository")
+    more.add_argument(
+        "--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)"
+    )
     args = parser.parse_args(argv)
     _paths_at_home(args)
     _milestone_of_sets(args)

@@ -15,7 +15,9 @@ from cai.data import chain
 from cai.data.principles import WORDINGS
 from cai.engine.tokenizers import Tokenizer
 from cai.inputs import Inputs, runs_root
-from cai.models.tokenizer_file import ByteCounter, tokenizer_at_hand
+from cai.models import embedded
+from cai.models.loading import refuse_unknown
+from cai.models.tokenizer_file import ByteCounter, modules_at_hand, tokenizer_at_hand
 from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt, Rendered
 from cai.run import budget
@@ -37,6 +39,7 @@ def dry_run(inputs: Inputs) -> int:
 
         require_package(inputs.recipe.evaluation, inputs.folder)
     tokenizer, source = tokenizer_at_hand(inputs.recipe.model, inputs.backend)
+    refuse_unknown(inputs.recipe.lora.target_modules, modules_at_hand(inputs.recipe.model, inputs.backend))
     for part in (_head(inputs), _files(inputs, tokenizer), _prompts(inputs, tokenizer, source), _estimate(inputs)):
         if part:
             print(printable("\n".join(part)), end="\n\n")
@@ -47,8 +50,9 @@ def dry_run(inputs: Inputs) -> int:
 def _head(inputs: Inputs) -> list[str]:
     recipe, source = inputs.recipe, inputs.source
     model = {
-        "embedded": f"no GPU here: embedded SmolLM2-135M-Instruct ({recipe.model.format}, {recipe.model.quantization}) "
-        f"in place of {recipe.model.name}",
+        "embedded": f"no GPU here: embedded {embedded.shown_name()} "
+        f"({recipe.model.format}, {recipe.model.quantization}) in place of {recipe.model.name}",
+        "cpu": f"{recipe.model.name} at {recipe.model.revision} ({recipe.model.format}, float32 on the CPU)",
         "fake": f"the fake model ({recipe.model.name}): its text means nothing",
     }.get(inputs.backend, f"{recipe.model.name} at {recipe.model.revision} ({recipe.model.format}, "
           f"{recipe.model.quantization})")  # fmt: skip

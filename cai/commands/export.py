@@ -1,22 +1,23 @@
 """`--export RUN --to FOLDER`: the adapter with a model card, the data set with its card, ready to load and to share.
 
-Owns the exported folder's layout, the model card, the check that a merged model is the adapter's, and the lines that
-say how to use it. Nothing is published unless `--push` names a repository, and then privately. Imports torch only for
-a merge.
+Owns the exported folder's layout and the order of its making: files, what the model itself says of them (the probe, the
+merge), the move to their place. Nothing is published unless `--push` names a repository, and then privately.
+A second export of the same run into the same folder finishes or renews the first. Imports torch only where the model is
+asked.
 
-    FOLDER/adapter/   PEFT adapter and README.md (model card)      FOLDER/dataset/   pairs, examples, README.md
-    FOLDER/merged/    bf16 weights and card, if asked; merged.gguf  FOLDER/report.html
+    FOLDER/adapter/   PEFT adapter, chat template, tokenizer, README.md     FOLDER/dataset/   pairs, examples, README.md
+    FOLDER/merged/    bf16 weights, the same files; merged.gguf, Modelfile  FOLDER/report.html
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,23 +25,23 @@ from typing import Any
 import orjson
 
 from cai import errors
+from cai.commands.export_base import Base, base_of, config_values
+from cai.commands.export_card import model_card
+from cai.commands.export_lines import usage
+from cai.commands.export_pairs import write_dataset
+from cai.commands.export_prompt import Asking, asking, write_prompt_files
+from cai.commands.push import push, push_plan
 from cai.errors import CaiError
-from cai.models.guard import described
-from cai.report.cards import LICENSES
-from cai.report.pages import figure, headline, money, verdict_row
 from cai.report.snapshot import Story, read_story
-from cai.report.templating import environment
-from cai.store.files import write_atomic, write_json_atomic
-from cai.store.jsonl import Row
+from cai.store.files import io_error, write_atomic, write_json_atomic
+from cai.training import checkpoints
 
 Say = Callable[[str], None]
-HUB_NAMES = {"SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # where the embedded model's original lies
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no other --to is the remedy
 CONVERTER = "convert_hf_to_gguf.py"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
-PART = ".part"  # in the target folder: what is not whole yet; the next export there begins again
-PARTS = (("model", "adapter", ""), ("dataset", "dataset", "-pairs"), ("model", "merged", "-merged"))
+PART = ".cai-export.part"  # in the target folder: what is not whole yet; the next export there begins again
+OWN = {"adapter", "dataset", "report.html", "merged", "merged.gguf", "Modelfile", PART}
 
 
 def command(args: argparse.Namespace) -> int:
@@ -48,78 +49,187 @@ def command(args: argparse.Namespace) -> int:
     from cai.inputs import locate
     from cai.terminal import say
 
+    run, merged = locate(args, args.export), bool(getattr(args, "merged", False))
+    if args.dry_run:
+        return _dry(run, args, say)
     if args.to is None:
         raise CaiError("--export: needs --to FOLDER, an empty or new folder.")
-    merged = bool(getattr(args, "merged", False))
-    folder = export(locate(args, args.export), args.to, say, merged=merged)
+    folder = export(run, args.to, say, merged=merged)
     if args.push:
         push(folder, args.push, say)
     return errors.DONE
 
 
-def export(run: Path, to: Path, say: Say, *, merged: bool = False) -> Path:
-    """Adapter, data set and report of a run in `to`. Errors: CaiError for no adapter, a full folder, a bad merge."""
-    story = read_story(run)
-    adapter = _adapter(run)
+def _dry(run: Path, args: argparse.Namespace, say: Say) -> int:
+    """What would be written and pushed: made beside everything, listed and thrown away; the model is not asked."""
+    with tempfile.TemporaryDirectory() as beside:
+        folder = export(run, Path(beside) / "export", lambda line: None, probe=False)
+        say("\n".join(push_plan(folder, args.push)))
+    if args.merged:
+        say("and merged/, the whole weights in bf16, which a dry run does not make")
+    say(
+        "Nothing was written and nothing was sent. Without --dry-run this exports"
+        + (" and pushes." if args.push else ".")
+    )
+    return errors.DONE
+
+
+def export(run: Path, to: Path, say: Say, *, merged: bool = False, probe: bool = True) -> Path:
+    """Adapter, data set and report of a run in `to`. Errors: CaiError for no adapter, a full folder, a bad merge.
+
+    `probe`: the loaded model is asked whether the exported files prompt it as it was measured.
+    """
+    story, adapter = read_story(run), whole_adapter(run)
+    base, found = base_of(story), asking(story)
+    _begin(run, adapter, to)
     try:
-        if to.exists() and any(path.name != PART for path in to.iterdir()):
-            raise CaiError(f"{to}: is not empty. Give --to a new folder.")
+        _fill(story, adapter, base, found, to / PART)
+        if merged or probe:
+            _ask_model(story, adapter, base, found, to, say, merged)
+        else:
+            _publish(to)
+    finally:
+        shutil.rmtree(to / PART, ignore_errors=True)
+    say("\n".join(usage(base, found, story.recipe.lora.rank, to, merged)))
+    return to
+
+
+def _begin(run: Path, adapter: Path, to: Path) -> None:
+    """An empty part folder in `to`, which is new, empty, or holds an export of this very adapter."""
+    if to.resolve().is_relative_to(run.parent.resolve()):
+        raise CaiError(f"{to}: lies among the runs. Give --to a folder of its own.")
+    try:
+        there = {path.name for path in to.iterdir()} if to.exists() else set()
+        if there - OWN or not _same_adapter(adapter, to / "adapter"):
+            raise CaiError(f"{to}: is not empty, nor an export of this run. Give --to a new folder.")
         to.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.rmtree(to / PART, ignore_errors=True)
         (to / PART).mkdir(mode=0o700)
     except OSError as error:  # a file, a folder that is not ours, a name that cannot be
+        if error.errno in DISK:
+            raise io_error(to, "writing", error) from None
         raise CaiError(f"{to}: {error.strerror}. Give --to a new folder in one that you may write.") from None
-    try:
-        _fill(story, adapter, to / PART)
-        _publish(to)
-        if merged:
-            _merge(story, adapter, to, say)
-    finally:
-        shutil.rmtree(to / PART, ignore_errors=True)
-    say("\n".join(usage(story, to, merged)))
-    return to
 
 
-def _fill(story: Story, adapter: Path, part: Path) -> None:
+def _same_adapter(adapter: Path, exported: Path) -> bool:
+    if not exported.exists():
+        return True
+    name = ADAPTER_FILES[0]
+    return (exported / name).is_file() and (exported / name).read_bytes() == (adapter / name).read_bytes()
+
+
+def _fill(story: Story, adapter: Path, base: Base, found: Asking, part: Path) -> None:
     run = story.path
-    _copy(adapter, part / "adapter", ADAPTER_FILES)
-    _name_base(part / "adapter" / "adapter_config.json", base_name(story, adapter))
-    write_atomic(part / "adapter" / "README.md", model_card(story, adapter).encode())
+    (part / "adapter").mkdir(mode=0o700)
+    for name in ADAPTER_FILES:
+        write_atomic(part / "adapter" / name, (adapter / name).read_bytes())
+    config = _named(part / "adapter" / "adapter_config.json", base)
+    write_prompt_files(found, part / "adapter")
+    card = model_card(story, base, found, modules=config.get("target_modules"))
+    write_atomic(part / "adapter" / "README.md", card.encode())
     if (run / "dataset").is_dir():
-        names = [str(p.relative_to(run / "dataset")) for p in sorted((run / "dataset").rglob("*")) if p.is_file()]
-        _copy(run / "dataset", part / "dataset", names)
+        write_dataset(run / "dataset", part / "dataset")
     if (run / "report.html").is_file():
-        _copy(run, part, ["report.html"])
+        write_atomic(part / "report.html", (run / "report.html").read_bytes())
 
 
-def _merge(story: Story, adapter: Path, to: Path, say: Say) -> None:
-    """merged/ appears when it was found to be the adapter's, merged.gguf when it is written."""
-    from cai.commands.merge import merge
+def _ask_model(story: Story, adapter: Path, base: Base, found: Asking, to: Path, say: Say, merged: bool) -> None:
+    """The probe, then publish; with `merged` the merge too, which appears when it was found to be the adapter's."""
+    from cai.commands import probe
 
-    merge(story, adapter, to / PART / "merged", say)
-    write_atomic(to / PART / "merged" / "README.md", model_card(story, adapter, merged=True).encode())
+    model = _loaded(story, adapter, say, needed=merged)
+    if model is None:
+        return _publish(to)
+    say(probe.through_template(model, story, found, to / PART / "adapter"))
     _publish(to)
-    to_gguf(to / "merged", to / PART / "merged.gguf", say)
+    if not merged:
+        return None
+    from cai.commands import merge
+
+    texts = probe.prompts_of(story)
+    ids = [found.render(text, model.tokenizer).token_ids for text in texts]
+    before, source = merge.measure(model, ids), _source(story, base)
+    del model
+    probe.free()
+    whole = to / PART / "merged"
+    merge.merge(before, source, adapter, whole, say)
+    write_prompt_files(found, whole)
+    if found.format == "base" and found.eos_id is not None:
+        config = orjson.loads((whole / "config.json").read_bytes())
+        write_json_atomic(whole / "config.json", config | {"eos_token_id": found.eos_id})
+    write_atomic(whole / "README.md", model_card(story, base, found, merged=True).encode())
     _publish(to)
+    made = to_gguf(to / "merged", to / PART / "merged.gguf", say)
+    write_atomic(to / PART / "Modelfile", found.modelfile("./merged.gguf" if made else "./merged").encode())
+    return _publish(to)
+
+
+def _loaded(story: Story, adapter: Path, say: Say, *, needed: bool) -> Any:
+    """The run's model with its adapter; None, with a line, where it cannot be asked here. Errors only if `needed`."""
+    from cai.commands.probe import load_tuned
+    from cai.models.policy import cuda_devices
+
+    why = {"fake": "the fake model has no weights"}.get(story.backend, "")
+    if story.backend == "cuda" and not cuda_devices():
+        why = "no GPU here to load the model on"
+    if not why:
+        try:
+            return load_tuned(story, adapter)
+        except CaiError as error:
+            if needed:
+                raise
+            why = str(error)
+    if needed:
+        raise CaiError(f"--merged: {why}. Leave --merged out, or export where the run was made.")
+    say(f"probe: skipped, {why}; that the exported files prompt the model as it was measured was not tried")
+    return None
+
+
+def _source(story: Story, base: Base) -> Any:
+    from cai.commands.merge import Source, plain_name
+    from cai.models import embedded
+
+    if story.backend == "embedded":
+        return Source(str(embedded.folder()))
+    return Source(plain_name(base.here), base.revision)
 
 
 def _publish(to: Path) -> None:
-    """What is whole moves from the part folder to its place."""
+    """What is whole moves from the part folder to its place; of a folder that is there already, file by file."""
     for path in sorted((to / PART).iterdir()):
-        path.rename(to / path.name)
+        _move(path, to / path.name)
 
 
-def _adapter(run: Path) -> Path:
-    """The run's trained adapter. Error: there is none yet."""
+def _move(path: Path, place: Path) -> None:
+    if not (path.is_dir() and place.is_dir()):
+        path.replace(place)
+        return
+    for inner in sorted(path.iterdir()):
+        _move(inner, place / inner.name)
+    path.rmdir()
+
+
+def whole_adapter(run: Path) -> Path:
+    """The run's trained adapter. Errors: there is none yet; it is not the one that training wrote."""
     folder = run / "adapter"
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise CaiError(f"{folder}: no {missing[0]}: the run has no trained adapter. Resume it first.")
+    try:
+        sums = orjson.loads((run / "train" / "result.json").read_bytes()).get("files", {})
+    except (OSError, ValueError, AttributeError):  # a run of before, or one that lost it: --verify tells
+        sums = {}
+    if sums and (why := checkpoints.differs(folder, sums, content=True)):
+        raise CaiError(
+            f"{folder}: {why}: not the adapter that was trained. Remove the folder and resume the run, which writes it "
+            "again from the last checkpoint.",
+            errors.CORRUPT,
+        )
     return folder
 
 
-def _name_base(config: Path, base: str) -> None:
-    """The base model as others find it, so that the adapter folder loads by itself."""
+def _named(config: Path, base: Base) -> dict[str, object]:
+    """adapter_config.json with the base as others find it, so that the adapter folder loads by itself."""
     try:
         values = orjson.loads(config.read_bytes())
     except orjson.JSONDecodeError:
@@ -127,103 +237,8 @@ def _name_base(config: Path, base: str) -> None:
     if not isinstance(values, dict):
         remedy = "remove the run's adapter folder and resume, which exports it again"
         raise CaiError(f"{config}: not whole, as it is in the run: {remedy}", errors.CORRUPT)
-    if values.get("base_model_name_or_path") != base:
-        write_json_atomic(config, values | {"base_model_name_or_path": base})
-
-
-def _copy(source: Path, target: Path, names: Any) -> None:
-    for name in names:
-        (target / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomic(target / name, (source / name).read_bytes())
-
-
-def base_name(story: Story, adapter: Path) -> str:
-    """The base model as others can find it: a hub id where one is known."""
-    try:
-        named = str(orjson.loads((adapter / "adapter_config.json").read_bytes()).get("base_model_name_or_path") or "")
-    except (OSError, orjson.JSONDecodeError, AttributeError):
-        named = ""
-    for name in (story.model, named):
-        if name in HUB_NAMES:
-            return HUB_NAMES[name]
-    name = named if HUB_ID.fullmatch(named) else story.model
-    return name if HUB_ID.fullmatch(name) else Path(name).name  # a local folder: where it lay is nobody's business
-
-
-def model_card(story: Story, adapter: Path, *, merged: bool = False) -> str:
-    """README.md of the adapter (or the merged weights): front matter with model-index, what it is, gates, cost."""
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-    base = base_name(story, adapter)
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type="constitutional-ai-run",
-            dataset_name=story.run_id,
-            metric_type=name,
-            metric_value=round(float(measured["value"]), 6),
-            metric_name=f"{name} (n={measured.get('n', 0)}, judge: {measured.get('judge', '')})",
-        )
-        for name, measured in headline_figures(story).items()
-    ]
-    on_hub = "/" in base
-    data = ModelCardData(
-        base_model=base if on_hub else None,
-        library_name="transformers" if merged else "peft",
-        license=LICENSES.get(story.model) or LICENSES.get(base),
-        language=["en"],
-        tags=["constitutional-ai", "dpo", "trl", "unsloth", "lora", "peft"],
-        model_name=story.run_id,
-        eval_results=results or None,
-    )
-    body = (
-        environment()
-        .get_template("model_card.md.j2")
-        .render(
-            story=story,
-            guard=described(story.recipe.guard),
-            base=base,
-            on_hub=on_hub,
-            merged=merged,
-            headline=headline(story),
-            verdicts=[verdict_row(v) for v in story.verdicts],
-            figures=[{"metric": name, **figure(m)} for name, m in headline_figures(story).items()],
-            money=money(story),
-            train=len(story.cleaned.kept),
-        )
-    )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
-
-
-def headline_figures(story: Story) -> dict[str, Row]:
-    """What the gates decided on, and the controls they name; only what was measured."""
-    names = [v["metric"] for v in story.verdicts]
-    names += [name for v in story.verdicts for name in v["criterion"].get("beats", [])]
-    found = {name: story.figures.get(name) for name in dict.fromkeys(names)}
-    return {name: m for name, m in found.items() if m and m.get("value") is not None}
-
-
-def usage(story: Story, to: Path, merged: bool) -> list[str]:
-    """The lines that load what was exported, in vLLM, transformers, Ollama and datasets."""
-    base, rank = base_name(story, to / "adapter"), story.recipe.lora.rank
-    allowed = next((size for size in VLLM_RANKS if size >= rank), rank)
-    adapter, dataset, whole, gguf = (to.resolve() / name for name in ("adapter", "dataset", "merged", "merged.gguf"))
-    serve = f"--enable-lora --max-lora-rank {allowed} --lora-modules {shlex.quote(f'cai={adapter}')}"
-    lines = [
-        f"exported to {to}",
-        f"vLLM:          vllm serve {base} {serve}",
-        f"transformers:  AutoModelForCausalLM.from_pretrained({str(adapter)!r})",
-        f"peft:          PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {str(adapter)!r})",
-        f"datasets:      load_dataset({str(dataset)!r})",
-    ]
-    if merged:
-        lines.append(f"merged:        vllm serve {shlex.quote(str(whole))}")
-    if gguf.is_file():
-        made = f"echo {shlex.quote(f'FROM {gguf}')} > Modelfile"
-        lines.append(f"Ollama:        {made} && ollama create cai && ollama run cai")
-    else:
-        lines.append("Ollama:        needs a GGUF: export --merged with llama.cpp's converter (LLAMA_CPP=its folder)")
-    return lines
+    write_json_atomic(config, values | config_values(base))
+    return values
 
 
 def converter() -> Path | None:
@@ -247,22 +262,3 @@ def to_gguf(merged: Path, target: Path, say: Say) -> bool:
         tail = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise CaiError(f"{script}: failed: {tail}. Convert {merged} by hand.", errors.IO)
     return True
-
-
-def push(folder: Path, repository: str, say: Say, api: Any = None) -> None:
-    """Upload each part that was exported to a private repository of its own. Only called when asked for by name."""
-    if api is None:
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-    for kind, part, tail in PARTS:
-        name = f"{repository}{tail}"
-        if not (folder / part).is_dir():
-            continue
-        try:
-            api.create_repo(name, repo_type=kind, private=True, exist_ok=True)
-            api.upload_folder(repo_id=name, repo_type=kind, folder_path=str(folder / part))
-        except Exception as error:  # the hub library raises many kinds: network, login, name
-            line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CaiError(f"--push {name}: {line}. Log in with `hf auth login`, then push again.", errors.IO) from None
-        say(f"pushed {part} to {name} (private)")

@@ -129,6 +129,7 @@ def fill(plan: ForkPlan, run: Run) -> None:
         for start in range(0, len(plan.kept), BATCH):
             log.append(plan.kept[start : start + BATCH])
     _take_marks(plan, run)
+    _take_model(plan, run)
     made = {stage: sum(row["stage"] == stage for row in plan.again) for stage in chain.names()}
     run.event("forked", source=plan.source.name, kept=len(plan.kept), again=made, changed=plan.changed)
 
@@ -142,3 +143,10 @@ def _take_marks(plan: ForkPlan, run: Run) -> None:
         log = records.RecordLog.open(run.path / "reviews.jsonl", run.quarantine, key=REVIEW_KEY)
         log.append(rows)
         log.close()
+
+
+def _take_model(plan: ForkPlan, run: Run) -> None:
+    """Which weights wrote the kept texts: cards name them, and a folder whose content changed since is drift."""
+    facts = read_manifest(plan.source / "manifest.json").get("model")
+    if facts and plan.kept:
+        run.update_manifest(model=facts)

@@ -1,146 +1,181 @@
-"""One set of bf16 weights from base and adapter, published only if it still says what the adapter says.
+"""One set of bf16 weights from base and adapter, published only if it still does what the adapter does.
 
-Owns the merge and its check: on fixed probe prompts, the merged model, read back from disk, must give nearly the
-adapter's log-probabilities and mostly its greedy text. The adapter is measured on the weights it was trained on (4-bit
-on a GPU), the merge is made in bf16: their difference is what the check bounds. Imports torch inside functions.
+Owns the merge and its check. On held-out prompts in the policy format, the adapter changes the log-probability of each
+token of its own text by some amount against its base; the merged model, read back from disk, must change it by nearly
+the same amount against the plain base. So what quantisation does to both sides cancels (a 4-bit base may be far from
+its original), and a merge that lost the adapter cannot pass. Imports torch inside functions.
 """
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cai.commands.probe import free
 from cai.errors import QUALITY, CaiError
-from cai.report.snapshot import Story
 
-PROBES = (
-    "How do I keep basil alive on a windowsill?",
-    "Write two sentences about the sea.",
-    "What is seven times eight?",
-    "How can I apologise to a friend I shouted at?",
-)
 NEW_TOKENS = 24
-MAX_GAP = 0.10  # mean |difference| of the log-probability of a token of the adapter's own text, nats
-MIN_SAME = 0.5  # share of greedy tokens before the first difference, mean over the probes
+MOST_LOST = 0.5  # of the adapter's mean change, that the merge may miss it by: "well below" what losing it all gives
+SMALL = 2e9  # parameters up to which the merge and its check are computed in float32
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Greedy continuation of one prompt and its tokens' log-probabilities."""
+    """The adapter's greedy text after a prompt, and the log-probs of its tokens with the adapter and without it."""
 
     prompt_ids: tuple[int, ...]
     new_ids: tuple[int, ...]
-    logps: tuple[float, ...]
+    adapter: tuple[float, ...]
+    base: tuple[float, ...]
 
 
-def merge(story: Story, adapter: Path, target: Path, say: Callable[[str], None]) -> Path:
+@dataclass(frozen=True)
+class Source:
+    """Where the unquantised base lies: a hub id with its commit ("" for main), or a folder."""
+
+    name: str
+    revision: str = ""
+
+
+def merge(before: Sequence[Probe], source: Source, adapter: Path, target: Path, say: Callable[[str], None]) -> Path:
     """Write merged bf16 weights to `target`. Error: CaiError (exit 6), and no folder, if they are not the adapter's."""
     from cai.models.policy import quiet
 
-    before, name = _of_adapter(story, adapter)
     with quiet():
-        _write(name, adapter, target)
-        after = _of_folder(target, before)
-    gap, same = compare(before, after)
-    say(f"merged against adapter: mean gap {gap:.4f} nats a token, greedy text the same for {same:.0%}")
-    check(gap, same, target)
+        plain = _write(source, adapter, target, before)
+        merged, alike = _of_folder(target, before)
+    lost, effect = compare(before, plain, merged)
+    total = sum(len(probe.new_ids) for probe in before)
+    say(
+        f"merged: misses the adapter's change of the text by {lost:.4f} of {effect:.4f} nats a token; "
+        f"would draw {alike} of {total} tokens the same"
+    )
+    check(lost, effect, target)
     return target
 
 
-def check(gap: float, same: float, target: Path) -> None:
-    """Refuse (and remove) a merge beyond the tolerance; NaN is beyond."""
-    if not (gap <= MAX_GAP and same >= MIN_SAME):
+def check(lost: float, effect: float, target: Path) -> None:
+    """Refuse (and remove) a merge that is not well nearer to the adapter than the base is; NaN is not."""
+    if not lost <= MOST_LOST * effect or not effect > 0.0:
         shutil.rmtree(target, ignore_errors=True)
         raise CaiError(
-            f"{target}: the merged model is not the adapter's: mean gap {gap:.3f} nats a token (at most {MAX_GAP}), "
-            f"greedy text the same for {same:.0%} (at least {MIN_SAME:.0%}). Use the adapter on its base instead.",
+            f"{target}: the merged model is not the adapter's: it misses its change of the text by {lost:.4f} "
+            f"of {effect:.4f} nats a token (at most {MOST_LOST:.0%} of it). Use the adapter on its base instead.",
             QUALITY,
         )
 
 
-def compare(before: Sequence[Probe], after: Sequence[Probe]) -> tuple[float, float]:
-    """(mean |log-prob difference| on the first's text, mean share of the greedy text before the first difference)."""
-    gaps, shares = [], []
-    for one, two in zip(before, after, strict=True):
-        gaps += [abs(a - b) for a, b in zip(one.logps, two.logps, strict=True)]
-        alike = 0
-        for a, b in zip(one.new_ids, two.new_ids, strict=False):
-            if a != b:
-                break
-            alike += 1
-        shares.append(alike / max(len(one.new_ids), 1))
-    return sum(gaps) / max(len(gaps), 1), sum(shares) / max(len(shares), 1)
+def compare(
+    before: Sequence[Probe], plain: Sequence[Sequence[float]], merged: Sequence[Sequence[float]]
+) -> tuple[float, float]:
+    """(mean |change by the merge - change by the adapter|, mean |change by the adapter|), nats a token."""
+    lost, effect = [], []
+    for probe, base, whole in zip(before, plain, merged, strict=True):
+        for tuned, untuned, there, here in zip(probe.adapter, probe.base, whole, base, strict=True):
+            effect.append(abs(tuned - untuned))
+            lost.append(abs((there - here) - (tuned - untuned)))
+    return sum(lost) / max(len(lost), 1), sum(effect) / max(len(effect), 1)
 
 
-def _of_adapter(story: Story, adapter: Path) -> tuple[list[Probe], str]:
-    """Probes of the model as the run loads it, adapter on; and where its base was loaded from."""
-    from cai.models.policy import load
+def measure(model: Any, prompts: Sequence[tuple[int, ...]]) -> list[Probe]:
+    """Probes of the loaded model, its adapter on and off."""
+    probes = []
+    for prompt_ids in prompts:
+        with model.adapter(True):
+            new_ids = greedy(model.hf, prompt_ids)
+            tuned, _ = forced(model.hf, prompt_ids, new_ids)
+        with model.adapter(False):
+            untuned, _ = forced(model.hf, prompt_ids, new_ids)
+        probes.append(Probe(prompt_ids, new_ids, tuned, untuned))
+    return probes
 
-    model: Any = load(story.recipe.model, story.backend)  # type: ignore[arg-type]
-    name = str(model.hf.config._name_or_path)
-    model.load_adapter(adapter, story.recipe.lora)
-    model.mode("generate")
-    probes = [_probe(model.hf, tuple(model.tokenizer.encode(text)), None) for text in PROBES]
-    del model
-    _free()
-    return probes, name
 
-
-def _write(name: str, adapter: Path, target: Path) -> None:
+def _write(source: Source, adapter: Path, target: Path, before: Sequence[Probe]) -> list[tuple[float, ...]]:
+    """Merge and save; the plain base's log-probs of the probes, seen on the way."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    base: Any = AutoModelForCausalLM.from_pretrained(_plain(name), dtype=torch.bfloat16)
-    whole = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    whole.save_pretrained(str(target))
-    AutoTokenizer.from_pretrained(_plain(name)).save_pretrained(str(target))
-    del base, whole
-    _free()
+    from cai.models.loading import whole
+
+    more = {"revision": source.revision} if source.revision else {}
+    options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True} | more
+    with whole():
+        base: Any = AutoModelForCausalLM.from_pretrained(source.name, dtype=torch.bfloat16, **options)
+    base = _placed(base)
+    plain = [forced(base, probe.prompt_ids, probe.new_ids)[0] for probe in before]
+    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    merged = merged.to(torch.bfloat16)
+    _mend_generation(merged)
+    merged.save_pretrained(str(target))
+    del base, merged
+    free()
+    return plain
 
 
-def _plain(name: str) -> str:
+def _placed(hf: Any) -> Any:
+    """On the GPU where there is one; a small one in float32, so that rounding is not taken for a loss."""
+    import torch
+
+    hf = hf.float() if hf.num_parameters() <= SMALL else hf
+    return hf.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _mend_generation(hf: Any) -> None:
+    """A base's own invalid settings (sampling numbers without sampling: Llama 2's, Vicuna's) stop no merge."""
+    from transformers import GenerationConfig
+
+    config = hf.generation_config
+    if config is None:
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        hf.generation_config = GenerationConfig(**{name: getattr(config, name, None) for name in ids})
+
+
+def plain_name(name: str) -> str:
     """The unquantised original of a pre-quantised twin on the hub."""
     for tail in ("-unsloth-bnb-4bit", "-bnb-4bit"):
         name = name.removesuffix(tail)
     return name
 
 
-def _of_folder(folder: Path, before: Sequence[Probe]) -> list[Probe]:
+def _of_folder(folder: Path, before: Sequence[Probe]) -> tuple[list[tuple[float, ...]], int]:
+    """The written model's log-probs of the probes, and how many of their tokens it would draw."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    where = "cuda" if torch.cuda.is_available() else "cpu"
-    hf: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
-    hf = hf.to(where).eval()
-    return [_probe(hf, probe.prompt_ids, probe.new_ids) for probe in before]
+    hf: Any = _placed(AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16))
+    found = [forced(hf, probe.prompt_ids, probe.new_ids) for probe in before]
+    return [logps for logps, _ in found], sum(alike for _, alike in found)
 
 
-def _probe(hf: Any, prompt_ids: tuple[int, ...], forced: tuple[int, ...] | None) -> Probe:
-    """Greedy tokens of `hf`; log-probs of `forced` (another model's tokens) if given, else of its own."""
+def greedy(hf: Any, prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
     import torch
+    from transformers import GenerationConfig
 
-    ids, new = list(prompt_ids), []
+    from cai.engine.generate import causal_lm
+
+    row = torch.tensor([prompt_ids], device=hf.device)
+    never = causal_lm(hf).config.vocab_size  # no end token: a fixed number of tokens
+    config = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=never, pad_token_id=0)
     with torch.no_grad():
-        for _ in range(NEW_TOKENS):
-            logits_V = hf(input_ids=torch.tensor([ids], device=hf.device)).logits[0, -1]
-            new.append(int(logits_V.argmax()))
-            ids.append(new[-1])
-        scored = list(forced if forced is not None else new)
-        rows = torch.tensor([[*prompt_ids, *scored]], device=hf.device)
-        logps_TV = hf(input_ids=rows).logits[0].float().log_softmax(-1)
-    start = len(prompt_ids) - 1
-    logps = tuple(float(logps_TV[start + i, token]) for i, token in enumerate(scored))
-    return Probe(prompt_ids, tuple(new), logps)
+        made = hf.generate(input_ids=row, attention_mask=torch.ones_like(row), generation_config=config)
+    return tuple(made[0, len(prompt_ids) :].tolist())
 
 
-def _free() -> None:
+def forced(hf: Any, prompt_ids: tuple[int, ...], new_ids: tuple[int, ...]) -> tuple[tuple[float, ...], int]:
+    """Log-probs of another model's tokens, and how many of them this one would have drawn there too."""
     import torch
 
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    start = len(prompt_ids) - 1
+    with torch.no_grad():
+        rows = torch.tensor([[*prompt_ids, *new_ids]], device=hf.device)
+        logps_TV = hf(input_ids=rows).logits[0, start:-1].float().log_softmax(-1)
+    logps = tuple(float(logps_TV[i, token]) for i, token in enumerate(new_ids))
+    return logps, sum(int(logps_TV[i].argmax()) == token for i, token in enumerate(new_ids))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from cai.errors import CaiError
@@ -30,6 +31,7 @@ class Tokenizer(Protocol):
     eos_ids: tuple[int, ...]
     control_strings: tuple[str, ...]
     control_ids: frozenset[int]
+    date: datetime | None  # what a chat template takes for today; None: the clock's
 
     def encode(self, text: str) -> list[int]: ...
     def encode_template(self, text: str) -> list[int]: ...
@@ -54,7 +56,10 @@ class HFTokenizer:
 
     Every added token counts as control, special or not (Qwen's `<tool_call>` and `<think>` are not marked special).
     A normaliser in the tokenizer still applies (Qwen: NFC), so text comes back as the tokenizer normalises it.
+    `date`: what a chat template takes for today (a run's first day: a resume tomorrow writes the same prompts).
     """
+
+    date: datetime | None = None
 
     def __init__(self, hf: Any, eos_ids: Sequence[int] | None = None) -> None:
         self.hf = hf
@@ -78,22 +83,37 @@ class HFTokenizer:
         marks = [f"\ue0f0{i}\ue0f1" for i in range(len(turns))]  # private use: stands for the content in the template
         messages = [{"role": turn.role, "content": mark} for turn, mark in zip(turns, marks, strict=True)]
         try:
-            text = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except Exception as error:  # a template raises what it likes, e.g. "System role not supported"
-            raise CaiError(f"model.format: the chat template refuses these turns: {one_line(error)}") from None
-        parts = re.split("\ue0f0(\\d+)\ue0f1", text)
-        if parts[1::2] != [str(i) for i in range(len(turns))]:
-            raise CaiError('model.format: the chat template drops or reorders turns; set format = "base"')
+            parts = self._rendered(messages, add_generation_prompt)
+        except CaiError:  # Gemma's and other templates have no system role, or pass over it: the first request opens so
+            if [turn.role for turn in turns[:2]] != ["system", "user"]:
+                raise
+            first = {"role": "user", "content": "\n\n".join(marks[:2])}
+            parts = self._rendered([first, *messages[2:]], add_generation_prompt, len(turns))
         return [
             Piece(turns[int(part)].content, int(part)) if i % 2 else Piece(part, None)
             for i, part in enumerate(parts)
             if part
         ]
 
+    def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool, turns: int = 0) -> list[str]:
+        """Template text and numbers of turns in turn. Error: a template that refuses, drops or reorders them."""
+        more: dict[str, Any] = {"strftime_now": self.date.strftime} if self.date else {}
+        try:
+            text = self.hf.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **more
+            )
+        except Exception as error:  # a template raises what it likes, e.g. "System role not supported"
+            raise CaiError(f"model.format: the chat template refuses these turns: {one_line(error)}") from None
+        parts = re.split("\ue0f0(\\d+)\ue0f1", text)
+        if parts[1::2] != [str(i) for i in range(turns or len(messages))]:
+            raise CaiError('model.format: the chat template drops or reorders turns; set format = "base"')
+        return parts
+
 
 class ByteTokenizer:
     """UTF-8 bytes as ids and three control tokens: for the fake model and for tests without transformers."""
 
+    date: datetime | None = None
     controls = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
     def __init__(self, eos_ids: Sequence[int] = (256,)) -> None:

@@ -104,7 +104,7 @@ def make_scorer(
         model.tokenizer,
         model.format,
         section.max_text_tokens,
-        share_contexts=model.backend == "embedded",
+        share_contexts=model.backend in ("embedded", "cpu"),
         stopped=stopped,
     )
 

@@ -111,7 +111,7 @@ def loaded(
             engine = model.engine(context.recipe.engine)
             facts = {"model": STAND_IN, "of": str(model.name)}
             hf_tokenizer, limit = getattr(model, "hf_tokenizer", None), model.max_seq_length
-            on_cpu = model.backend == "embedded"
+            on_cpu = model.backend in ("embedded", "cpu")
             yield Auxiliary(STAND_IN, engine, model.tokenizer, hf_tokenizer, limit, facts, True, on_cpu=on_cpu)
         return
     with_policy = make_room(context, name, place, revision)
@@ -205,16 +205,19 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     import torch
     from transformers import AutoModelForCausalLM
 
+    from cai.models.loading import whole
     from cai.models.policy import quiet
 
     cuda, options = torch.cuda.is_available(), _options(name, revision)
     try:
-        with quiet():
+        with quiet(), whole(key):
             dtype = torch.bfloat16 if cuda else torch.float32
             options["device_map"] = "cuda" if cuda else "cpu"  # straight onto the device: no copy in host memory
             hf = AutoModelForCausalLM.from_pretrained(
                 name, dtype=dtype, trust_remote_code=False, use_safetensors=True, **options
             )
+    except CaiError:
+        raise
     except Exception as error:  # of a damaged file transformers, tokenizers and safetensors raise what they like
         raise _no_loading(name, key, error) from None
     hf.eval()

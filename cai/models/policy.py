@@ -1,7 +1,8 @@
 """The one loaded model: load once, generate, go into LoRA mode, adapter on and off, all on the same weights object.
 
-Owns which backend runs (CUDA, embedded on CPU, fake), loading through Unsloth's `FastLanguageModel`, and the switch
-between modes. Doesn't own generation (`engine`) or training (`train`). Torch is imported inside functions.
+Owns which backend runs (CUDA, embedded or any model on a CPU, fake), what is loaded under which name, and the switch
+between modes. Doesn't own reading the weights (`loading`), generation (`engine`) or training (`train`). Torch is
+imported inside functions.
 
 Invariants: the weights are loaded once a process; control tokens never get into a prompt of a base model (the
 tokenizer surface encodes text as plain text); a LoRA weight is float32.
@@ -25,11 +26,10 @@ from typing import Any, Literal
 from cai.engine import Engine, Rules
 from cai.engine.tokenizers import HFTokenizer, Tokenizer
 from cai.errors import CaiError
-from cai.models import embedded
+from cai.models import embedded, loading, weights
 from cai.recipe.settings import EngineSection, LoraSection, ModelSection
 
-Backend = Literal["cuda", "embedded", "fake"]
-PREQUANTISED = {"nf4": {"load_in_4bit": True}, "int8": {"load_in_4bit": False, "load_in_8bit": True}}
+Backend = Literal["cuda", "cpu", "embedded", "fake"]
 
 
 def cuda_devices() -> int:
@@ -105,8 +105,8 @@ class LoadedModel:
     def to_lora(self, lora: LoraSection, seed: int = 0, checkpointing: bool | str = False) -> None:
         """Wrap the loaded weights with a fresh LoRA on every linear projection; an earlier adapter is removed."""
         import torch
-        from unsloth import FastLanguageModel
 
+        loading.check_modules(self.hf, lora.target_modules)
         self.release()
         self.attached = None
         if self.lora:
@@ -115,21 +115,28 @@ class LoadedModel:
                 vars(self.hf).pop(attribute, None)
         torch.manual_seed(seed)
         with quiet():
-            self.hf = FastLanguageModel.get_peft_model(
-                self.hf,
-                r=lora.rank,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                target_modules=list(lora.target_modules),
-                bias="none",
-                use_gradient_checkpointing=checkpointing,
-                random_state=seed,
-                max_seq_length=getattr(self.hf, "max_seq_length", 4096),
-            )
+            self.hf = self._wrapped(lora, seed, checkpointing)
         self.lora = True
         for name, weight in self.hf.named_parameters():
             if "lora_" in name and weight.dtype != torch.float32:
                 weight.data = weight.data.float()  # fact 7: bf16 LoRA weights do not move at lr 5e-6
+
+    def _wrapped(self, lora: LoraSection, seed: int, checkpointing: bool | str) -> Any:
+        if self.backend == "cpu":
+            return loading.wrap_plain(self.hf, lora, checkpointing)
+        from unsloth import FastLanguageModel
+
+        return FastLanguageModel.get_peft_model(
+            self.hf,
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.target_modules),
+            bias="none",
+            use_gradient_checkpointing=checkpointing,
+            random_state=seed,
+            max_seq_length=getattr(self.hf, "max_seq_length", 4096),
+        )
 
     def load_adapter(self, folder: Path, lora: LoraSection, seed: int = 0) -> None:
         """Put a trained adapter (safetensors) onto the loaded weights."""
@@ -214,16 +221,18 @@ def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callabl
         return FakeModel(section)  # type: ignore[return-value]
     started = time.monotonic()
     with quiet():
-        import unsloth  # noqa: F401, I001  (before trl, transformers and peft: it patches them at import)
+        if backend != "cpu":
+            import unsloth  # noqa: F401  (before trl, transformers and peft: it patches them at import)
         import torch
 
     if backend == "cuda" and not torch.cuda.is_available():
         raise CaiError('model.backend: "cuda" is asked for, and this torch sees no GPU. Run `--doctor` for the reason.')
-    name = str(embedded.folder()) if backend == "embedded" else resolve_name(section, say)
+    name = str(embedded.folder()) if backend == "embedded" else resolve_name(section, say, twins=backend == "cuda")
+    loading.check_files(section, backend, name)
     hf, hf_tokenizer = _from_pretrained(section, backend, name)
     torch.manual_seed(seed)
     hf_tokenizer.padding_side = "left"
-    shown = embedded.NAME if backend == "embedded" else section.name
+    shown = embedded.shown_name() if backend == "embedded" else section.name
     eos = eos_token(section, hf_tokenizer)
     facts = _facts(hf, section, backend, name, time.monotonic() - started)
     tokenizer = HFTokenizer(hf_tokenizer, eos_ids=(hf_tokenizer.convert_tokens_to_ids(eos),))
@@ -235,29 +244,18 @@ def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callabl
 
 def _from_pretrained(section: ModelSection, backend: Backend, name: str) -> tuple[Any, Any]:
     import torch
-    from unsloth import FastLanguageModel
 
-    options: dict[str, Any] = PREQUANTISED.get(section.quantization, {"load_in_4bit": False})
-    dtype = torch.float32 if section.quantization == "fp32" else torch.bfloat16
-    if backend == "embedded":
-        options, dtype = {"load_in_4bit": False}, (torch.float32 if section.quantization != "bf16" else torch.bfloat16)
-    local = Path(name).is_dir()
     try:
-        with quiet():
-            return FastLanguageModel.from_pretrained(
-                model_name=name,
-                max_seq_length=section.max_seq_length,
-                dtype=dtype,
-                revision=None if local or section.revision == "main" else section.revision,
-                trust_remote_code=False,
-                **options,
-            )
+        with quiet(), loading.whole():
+            return loading.plain(section, name) if backend == "cpu" else loading.by_unsloth(section, backend, name)
     except torch.cuda.OutOfMemoryError as error:
         raise CaiError(f"model.name: {section.name} does not fit on this GPU ({error}). Use a larger card.") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        line = " ".join(str(error).split())[:300]
-        remedy = "Check the name, the network (or HF_HOME of a downloaded copy), or give a local folder."
-        raise CaiError(f"model.name: cannot load {section.name!r}: {line} {remedy}") from None
+    except CaiError:
+        raise
+    except Exception as error:  # of a damaged file transformers, tokenizers and safetensors raise what they like
+        line = " ".join(str(error).split())[:300] or type(error).__name__
+        remedy = "Check the name, the network (or HF_HOME of a downloaded copy), or give a whole local folder."
+        raise CaiError(f"model.name: cannot load {section.name!r}: {line.rstrip('.')}. {remedy}") from None
 
 
 def refuse_pickles(folder: Path, key: str) -> None:
@@ -267,19 +265,28 @@ def refuse_pickles(folder: Path, key: str) -> None:
         raise CaiError(f"{key}: {folder}: {pickles[0]} is a pickle, which may hold code. Save it as safetensors.")
 
 
-def resolve_name(section: ModelSection, say: Callable[[str], None]) -> str:
-    """The name that will really be loaded: Unsloth maps some names to a pre-quantised twin on the hub."""
+def resolve_name(section: ModelSection, say: Callable[[str], None], *, twins: bool = True) -> str:
+    """The name that will really be loaded: Unsloth maps some names to a twin on the hub (`twins`), already quantised.
+
+    A revision belongs to the repository that was named: with one, that one is loaded.
+    """
     if Path(section.name).is_dir():
         refuse_pickles(Path(section.name), "model.name")
         return section.name
     if Path(section.name).is_absolute() or section.name.startswith((".", "~")):
         raise CaiError(f"model.name: {section.name}: no such folder. Give a hub id or the folder of a saved model.")
+    if not twins or section.revision != "main":
+        return section.name
     from unsloth.models.loader_utils import get_model_name
 
     with quiet():
         twin = get_model_name(section.name, load_in_4bit=section.quantization == "nf4")
     if twin and twin.lower() != section.name.lower():
-        say(f"model: {section.name} is loaded as {twin}, its copy already quantised to 4 bits (a smaller download)")
+        smaller = twin.lower().endswith(("4bit", "8bit"))
+        why = (
+            "its copy already quantised to 4 bits (a smaller download)" if smaller else "its copy in another repository"
+        )
+        say(f"model: {section.name} is loaded as {twin}, {why}")
         return twin
     return section.name
 
@@ -300,9 +307,9 @@ def _facts(hf: Any, section: ModelSection, backend: Backend, name: str, seconds:
 
     quantised = getattr(hf.config, "quantization_config", None)
     facts = {
-        "model": embedded.NAME if backend == "embedded" else section.name,
+        "model": embedded.shown_name() if backend == "embedded" else section.name,
         "loaded_from": Path(name).name if Path(name).is_dir() else name,
-        "revision": getattr(hf.config, "_commit_hash", None) or ("local" if Path(name).is_dir() else section.revision),
+        "revision": _loaded_revision(hf, section, backend, name),
         "backend": backend,
         "format": section.format,
         "quantization": section.quantization if quantised or backend == "cuda" else str(hf.dtype).split(".")[-1],
@@ -317,3 +324,11 @@ def _facts(hf: Any, section: ModelSection, backend: Backend, name: str, seconds:
             "weights_gib": round(torch.cuda.memory_allocated() / 2**30, 2),
         }
     return facts
+
+
+def _loaded_revision(hf: Any, section: ModelSection, backend: Backend, name: str) -> str:
+    """The hub's commit; of a local folder its content's hash, for the same name can hold another model tomorrow."""
+    if Path(name).is_dir():
+        packaged = backend == "embedded" and not embedded.is_given()
+        return "local" if packaged else weights.identity(Path(name))
+    return getattr(hf.config, "_commit_hash", None) or section.revision

@@ -67,7 +67,8 @@ def machine_checks(recipe: Recipe, backend: str, runs: Path) -> Iterator[Check]:
         yield from gpu_checks(recipe)
         yield price_check(recipe)
     else:
-        yield Check("GPU", "warn", f"none in use: the {backend} model stands in for {recipe.model.name}")
+        where = "runs on the CPU in float32" if backend == "cpu" else f"has the {backend} model in its place"
+        yield Check("GPU", "warn", f"none in use: {recipe.model.name} {where}")
     yield from disk_checks(recipe, backend, runs)
 
 

@@ -31,7 +31,7 @@ class ModelSection(Section):
     format: Literal["base", "chat"] = "base"
     quantization: Literal["nf4", "int8", "bf16", "fp32"] = "nf4"
     max_seq_length: Annotated[int, Field(ge=256, le=1_000_000)] = 4096
-    backend: Literal["auto", "cuda", "embedded", "fake"] = "auto"
+    backend: Literal["auto", "cuda", "cpu", "embedded", "fake"] = "auto"
     eos: str = Field("", description="end-of-text token; empty: <|endoftext|> for base, the tokenizer's for chat")
 
 

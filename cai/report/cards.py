@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cai.data.pairs import PairSet
+from cai.engine.tokenizers import ByteTokenizer
 from cai.models.guard import described
+from cai.models.weights import is_local
 from cai.recipe.load import Recipe
+from cai.recipe.prompts import Prompt
 from cai.report.templating import environment
 from cai.store.jsonl import Row
 
@@ -30,14 +34,25 @@ LICENSES = {"Qwen/Qwen2.5-32B": "apache-2.0", "SmolLM2-135M-Instruct": "apache-2
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def card(pairs: PairSet, train: Sequence[Row], heldout: Sequence[Row], recipe: Recipe, facts: Mapping[str, Any]) -> str:
-    """The README.md of the data set: front matter that names the splits, then what it is and how it was made."""
+def card(
+    pairs: PairSet,
+    train: Sequence[Row],
+    heldout: Sequence[Row],
+    recipe: Recipe,
+    facts: Mapping[str, Any],
+    policy: Prompt | None = None,
+) -> str:
+    """The README.md of the data set: front matter that names the splits, then what it is and how it was made.
+
+    `policy`: the prompt that the pairs are trained with; the lines for other trainers name its text.
+    """
     from huggingface_hub import DatasetCard, DatasetCardData  # half a second: only when a card is written
 
     name = str(facts.get("model") or recipe.model.name)
+    shown = Path(name).name if is_local({**facts, "model": name}) else name  # where a folder lay is nobody's business
     splits = [("train", len(train))] + ([("heldout", len(heldout))] if heldout else [])
     data = DatasetCardData(
-        language=["en"],
+        language=None if recipe.instructions.file else ["en"],
         license=LICENSES.get(name),
         annotations_creators=["machine-generated"],
         size_categories=[_size(len(train) + len(heldout))],
@@ -61,7 +76,8 @@ def card(pairs: PairSet, train: Sequence[Row], heldout: Sequence[Row], recipe: R
         environment()
         .get_template("dataset_card.md.j2")
         .render(
-            name=name,
+            name=shown,
+            **_formats(recipe, policy),
             embedded=facts.get("backend") == "embedded",
             fake=facts.get("backend") == "fake",
             revision=facts.get("revision", recipe.model.revision),
@@ -76,6 +92,16 @@ def card(pairs: PairSet, train: Sequence[Row], heldout: Sequence[Row], recipe: R
         )
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _formats(recipe: Recipe, policy: Prompt | None) -> dict[str, str]:
+    """axolotl's three formats: in the base format the text around prompt and completion, as the pipeline trains it."""
+    if recipe.model.format == "chat" or policy is None:
+        return {"prompt_format": "{prompt}", "lead": "{chosen}", "lead_rejected": "{rejected}"}
+    tokenizer: Any = ByteTokenizer()
+    form = policy.render({"instruction": "{prompt}"}, format="base", tokenizer=tokenizer).text
+    space = "" if form[-1:].isspace() else " "
+    return {"prompt_format": form, "lead": f"{space}{{chosen}}", "lead_rejected": f"{space}{{rejected}}"}
 
 
 def _size(count: int) -> str:

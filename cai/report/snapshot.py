@@ -150,12 +150,17 @@ def read_story(path: Path) -> Story:
     )
 
 
+def recipe_of(path: Path) -> Recipe:
+    """The resolved recipe of a run. Error: CaiError where this program cannot read it."""
+    source = recipes.read(path / "recipe.resolved.toml")
+    name = str(source.table.get("milestone", "m0"))
+    return recipes.resolve(Source(source.path, {**source.table, "milestones": {name: {}}}), milestone=name)
+
+
 def _recipe(path: Path, gaps: list[str]) -> Recipe:
     """The resolved recipe; the defaults, noted as a gap, where this program cannot read it."""
     try:
-        source = recipes.read(path / "recipe.resolved.toml")
-        name = str(source.table.get("milestone", "m0"))
-        return recipes.resolve(Source(source.path, {**source.table, "milestones": {name: {}}}), milestone=name)
+        return recipe_of(path)
     except CaiError as error:
         gaps.append(f"recipe.resolved.toml: {str(error).splitlines()[0]}; thresholds shown are the defaults")
         return Recipe()  # type: ignore[call-arg]  # every key has a default

@@ -13,8 +13,12 @@ from cai import errors
 from cai.commands import cli
 from cai.errors import CaiError
 
+EXPORT = "--export runs/a --push me/x --dry-run"
 
-@pytest.mark.parametrize("flag", ["resume", "verify", "repair", "fork", "report", "review", "export", "benchmark"])
+
+@pytest.mark.parametrize(
+    "flag", ["resume", "verify", "repair", "fork", "report", "review", "export", "chat", "benchmark"]
+)
 @pytest.mark.parametrize("value", ["", " "])
 def test_an_unset_variable_starts_no_run(flag, value):
     """`--resume "$RUN"` with RUN unset would begin a new, paid run."""
@@ -33,7 +37,8 @@ def test_an_override_needs_its_reason():
         ("--status runs/a --compare runs/a runs/b", "--status and --compare"),
         ("--doctor --export runs/a --to out", "--doctor and --export"),
         ("--status --resume runs/a", "--status and --resume"),
-        ("--export runs/a --to out --dry-run", "--export and --dry-run"),
+        ("--report runs/a --dry-run", "--report and --dry-run"),
+        ("--chat runs/a --resume runs/a", "--chat and --resume"),
         ("--benchmark xstest --resume runs/a --until answers", "--benchmark and --until"),
     ],
 )
@@ -42,7 +47,7 @@ def test_two_commands_at_once_are_refused(argv, named):
         cli.parse(argv.split())
 
 
-@pytest.mark.parametrize("argv", ["--status", "--benchmark xstest --resume runs/a", "--fork runs/a --dry-run"])
+@pytest.mark.parametrize("argv", ["--status", "--benchmark xstest --resume runs/a", "--fork runs/a --dry-run", EXPORT])
 def test_what_belongs_together_stays(argv):
     assert len(cli.commands(cli.parse(argv.split()))) == 1
 

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,51 +21,125 @@ import yaml
 from safetensors.numpy import save_file
 from support.pages import REPO, item_rows, make_run, recipe
 
+import runner
 from cai import errors
 from cai.commands import export as exporting
-from cai.commands import merge
+from cai.commands import merge, probe
+from cai.commands.export_base import base_of
+from cai.commands.export_card import model_card
+from cai.commands.export_lines import usage
+from cai.commands.export_prompt import asking
 from cai.commands.merge import Probe, check, compare
+from cai.commands.push import push
 from cai.data.pairs import PairPlan, build
 from cai.errors import CaiError
-from cai.recipe.settings import LoraSection
 from cai.report import cards
 from cai.report.snapshot import read_story
 
 
+def no_model(story, adapter):
+    raise CaiError("no weights in this test")
+
+
+def card_of(path, adapter=None):
+    story = read_story(path)
+    return model_card(story, base_of(story), asking(story))
+
+
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "load_tuned", no_model)
     path = make_run(tmp_path / "runs")
+    shutil.copytree(REPO / "prompts", path / "prompts")
     (path / "adapter").mkdir()
     save_file({"a.lora_B.weight": np.ones((2, 2), np.float32)}, path / "adapter" / "adapter_model.safetensors")
     (path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "SmolLM2-135M-Instruct"}')
     return path
 
 
-def test_folder_holds_adapter_data_and_cards(path, tmp_path):
+ADAPTER = ["README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
+PAIRS = [
+    "README.md", "conversational/heldout.jsonl", "conversational/train.jsonl", "dataset_info.json", "examples.jsonl",
+    "pairs/heldout.jsonl", "pairs/train.jsonl",
+]  # fmt: skip
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_folder_holds_adapter_data_and_cards(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "asking", lambda story: replace(asking(story), folder=None, eos_id=None))
     said = []
     to = exporting.export(path, tmp_path / "out", said.append)
-    names = sorted(str(p.relative_to(to)) for p in to.rglob("*") if p.is_file())
-    assert names == [
-        "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "dataset/README.md",
-        "dataset/examples.jsonl", "dataset/pairs/heldout.jsonl", "dataset/pairs/train.jsonl",
-    ]  # fmt: skip
+    assert files(to) == [f"adapter/{name}" for name in ADAPTER] + [f"dataset/{name}" for name in PAIRS]
     text = "\n".join(said)
     assert "vllm serve HuggingFaceTB/SmolLM2-135M-Instruct --enable-lora --max-lora-rank 32" in text
-    for word in ("transformers:", "datasets:", "Ollama:"):
+    assert f"--chat-template {to}/adapter/chat_template.jinja" in text
+    for word in ("transformers:", "datasets:", "Ollama:", "prompt format:", "probe: skipped, no weights in this test"):
         assert word in text
 
 
-def test_a_killed_export_leaves_nothing_that_looks_whole_and_is_begun_again(path, tmp_path, monkeypatch):
-    to = tmp_path / "out"
+def kill_at(path, to, monkeypatch, count):
+    """A child that exports and dies as SIGKILL would at its `count`-th move into place; whether it got that far."""
     pid = os.fork()
-    if not pid:  # dies as SIGKILL would, with everything copied and nothing in its place
-        monkeypatch.setattr(exporting, "_publish", lambda to: os._exit(9))
+    if not pid:
+        move, seen = exporting._move, [0]
+
+        def dying(*given):
+            if seen[0] == count:
+                os._exit(9)
+            seen[0] += 1
+            move(*given)
+
+        monkeypatch.setattr(exporting, "_move", dying)
         exporting.export(path, to, lambda line: None)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
-    assert [p.name for p in to.iterdir()] == [exporting.PART]
-    (to / exporting.PART / "stale").touch()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+def test_an_export_killed_anywhere_is_finished_by_a_second_one(path, tmp_path, monkeypatch):
+    wanted = exporting.export(path, tmp_path / "whole", lambda line: None)
+    for count in range(3):
+        to = tmp_path / f"out{count}"
+        assert kill_at(path, to, monkeypatch, count) is (count < 2)
+        if count == 0:
+            assert [p.name for p in to.iterdir()] == [exporting.PART]
+            (to / exporting.PART / "stale").touch()
+        if count == 1:  # half of it in its place
+            assert (to / "adapter").is_dir() and not (to / "dataset").exists()
+        exporting.export(path, to, lambda line: None)
+        assert files(to) == files(wanted)
+        assert all((to / name).read_bytes() == (wanted / name).read_bytes() for name in files(wanted))
+
+
+def test_a_second_export_renews_the_first_and_touches_no_foreign_file(path, tmp_path):
+    to = exporting.export(path, tmp_path / "out", lambda line: None)
+    (to / "adapter" / "notes.txt").write_text("mine")
+    (to / "adapter" / "README.md").write_text("old")
     exporting.export(path, to, lambda line: None)
-    assert {p.name for p in to.iterdir()} == {"adapter", "dataset"}
+    assert (to / "adapter" / "notes.txt").read_text() == "mine"
+    assert "# LoRA adapter" in (to / "adapter" / "README.md").read_text()
+    (to / "adapter" / "adapter_model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(CaiError, match="nor an export of this run"):
+        exporting.export(path, to, lambda line: None)
+    for place in (path / "out", path.parent / "x"):
+        with pytest.raises(CaiError, match="lies among the runs"):
+            exporting.export(path, place, lambda line: None)
+
+
+def test_a_damaged_adapter_is_not_exported(path, tmp_path):
+    from cai.training.checkpoints import sums_of
+
+    result = orjson.loads((path / "train" / "result.json").read_bytes())
+    (path / "train" / "result.json").write_bytes(orjson.dumps(result | {"files": sums_of(path / "adapter")}))
+    weights = path / "adapter" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(CaiError, match="not the adapter that was trained") as caught:
+        exporting.export(path, tmp_path / "out", lambda line: None)
+    assert caught.value.code == errors.CORRUPT and not (tmp_path / "out").exists()
 
 
 def test_model_card_has_metrics_gates_cost_and_limits(path, tmp_path):
@@ -75,7 +150,14 @@ def test_model_card_has_metrics_gates_cost_and_limits(path, tmp_path):
     metrics = {m["type"]: m for m in front["model-index"][0]["results"][0]["metrics"]}
     assert metrics["critiques.meaningful"]["value"] == 0.75
     assert "n=8" in metrics["critiques.meaningful"]["name"]
-    for text in ("revisions.addresses | FAIL", "## Limits", "no assistant", "| pairs | 3 |", "0.6931, 0.4231"):
+    for text in (
+        "revisions.addresses | FAIL",
+        "## Limits",
+        "no assistant",
+        "| pairs | 3 |",
+        "0.6931, 0.4231",
+        "down\\_proj, ",
+    ):
         assert text in card, text
 
 
@@ -104,13 +186,14 @@ def test_hostile_text_is_inert_in_both_cards(path, tmp_path, monkeypatch):
     gates |= {"override": HOSTILE, "enforced": True}
     for verdict in gates["verdicts"]:
         verdict["reason"] = HOSTILE
-        verdict["measured"] = {**verdict["measured"], "judge": HOSTILE}
+        if verdict["measured"]:
+            verdict["measured"]["judge"] = HOSTILE
     (path / "eval" / "gates.json").write_bytes(orjson.dumps(gates))
     manifest = orjson.loads((path / "manifest.json").read_bytes())
     manifest["model"]["model"] = f"models/{HOSTILE}"
     (path / "manifest.json").write_bytes(orjson.dumps(manifest))
     (path / "adapter" / "adapter_config.json").write_text("{}")
-    card = exporting.model_card(read_story(path), path / "adapter")
+    card = card_of(path)
     pairs = build(item_rows(0), PairPlan(2, {"honesty": HOSTILE, "no-harm": HOSTILE}))
     data = cards.card(pairs, pairs.train, [], recipe(), {"model": HOSTILE, "revision": HOSTILE})
     for text in (card, data):
@@ -138,29 +221,74 @@ def test_a_damaged_adapter_config_is_one_line(path, tmp_path, content):
     assert caught.value.code == errors.CORRUPT
 
 
-def test_a_base_in_a_local_folder_is_named_without_its_place(path):
-    (path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/ann/models/qwen"}')
+def with_model(path, **facts):
     manifest = orjson.loads((path / "manifest.json").read_bytes())
-    manifest["model"]["model"] = "/home/ann/models/qwen"
-    (path / "manifest.json").write_bytes(orjson.dumps(manifest))
-    card = exporting.model_card(read_story(path), path / "adapter")
-    assert "for qwen," in card
-    assert "/home/ann" not in card
+    manifest["model"] |= facts
+    (path / "manifest.json").write_bytes(orjson.dumps(manifest | {"backend": facts.get("backend", "cpu")}))
+
+
+LOCAL = (
+    ("/home/ann/models/qwen", "v1"),
+    ("models/My-Base-32B", "local"),
+    ("models/My-Base-32B", "content:0123456789abcdef"),
+)
+
+
+@pytest.mark.parametrize(("name", "revision"), LOCAL)
+def test_a_base_in_a_local_folder_never_becomes_a_hub_id(path, tmp_path, monkeypatch, name, revision):
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    monkeypatch.chdir(tmp_path)
+    with_model(path, model=name, revision=revision)
+    said = []
+    to = exporting.export(path, tmp_path / "out", said.append)
+    card = (to / "adapter" / "README.md").read_text()
+    shared = orjson.loads((to / "adapter" / "adapter_config.json").read_bytes())["base_model_name_or_path"]
+    with pytest.raises(HFValidationError):
+        validate_repo_id(shared)
+    assert name.rpartition("/")[2] in shared
+    for text in (card, shared, (to / "dataset" / "README.md").read_text()):
+        assert "/home/ann" not in text and "models/My" not in text and "huggingface.co/" not in text
     assert "base_model" not in yaml.safe_load(card.split("---\n")[1])
+    assert f"vllm serve {name} --enable" in "\n".join(said)
+    assert "transformers:" not in "\n".join(said)  # the placeholder cannot be loaded through
+    (tmp_path / "models" / "My-Base-32B").mkdir(parents=True)
+    assert base_of(read_story(path)).here in (name, str(tmp_path / "models" / "My-Base-32B"))
+
+
+COMMIT = "1818d35814b8319459f4bd55ed1ac8709630f003"
+
+
+def test_the_bases_commit_stands_in_config_card_and_lines(path, tmp_path):
+    with_model(path, model="Qwen/Qwen2.5-1.5B", revision=COMMIT, loaded_from="Qwen/Qwen2.5-1.5B")
+    said = []
+    to = exporting.export(path, tmp_path / "out", said.append)
+    config = orjson.loads((to / "adapter" / "adapter_config.json").read_bytes())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("Qwen/Qwen2.5-1.5B", COMMIT)
+    assert f"at `{COMMIT}`" in (to / "adapter" / "README.md").read_text()
+    assert f"vllm serve Qwen/Qwen2.5-1.5B --revision {COMMIT}" in "\n".join(said)
+
+
+def test_a_commit_of_the_quantised_twin_is_not_given_for_the_base(path, tmp_path):
+    with_model(path, model="Qwen/Qwen2.5-32B", revision=COMMIT, loaded_from="unsloth/Qwen2.5-32B-bnb-4bit")
+    to = exporting.export(path, tmp_path / "out", lambda line: None)
+    config = orjson.loads((to / "adapter" / "adapter_config.json").read_bytes())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("Qwen/Qwen2.5-32B", None)
+    assert f"Trained on unsloth/Qwen2.5-32B-bnb-4bit@{COMMIT}" in (to / "adapter" / "README.md").read_text()
 
 
 def test_the_lines_survive_a_folder_with_spaces_and_an_odd_rank(path, tmp_path):
     story = read_story(path)
-    story = replace(story, recipe=story.recipe.model_copy(update={"lora": LoraSection(rank=24)}))
     to = tmp_path / "it's here"
     to.mkdir()
     (to / "merged.gguf").touch()
-    lines = {line.split(":")[0]: line.split(":", 1)[1].strip() for line in exporting.usage(story, to, True)[1:]}
+    found = usage(base_of(story), asking(story), 24, to, True)
+    lines = {line.split(":")[0]: line.split(":", 1)[1].strip() for line in found[1:]}
     words = shlex.split(lines["vLLM"])
     assert words[words.index("--max-lora-rank") + 1] == "32"  # vLLM takes no 24
-    assert words[-1] == f"cai={to}/adapter"
-    assert shlex.split(lines["Ollama"])[:2] == ["echo", f"FROM {to}/merged.gguf"]
-    for name in ("transformers", "peft", "datasets"):
+    assert words[words.index("--lora-modules") + 1] == f"cai={to}/adapter"
+    assert shlex.split(lines["Ollama"])[:2] == ["cd", str(to)]
+    for name in ("transformers", "peft", "tokenizer", "datasets"):
         ast.parse(lines[name])
 
 
@@ -171,6 +299,26 @@ def test_the_exported_data_set_loads(path, tmp_path, monkeypatch):
     to = exporting.export(path, tmp_path / "out", lambda line: None)
     found = load_dataset(str(to / "dataset"), cache_dir=str(tmp_path / "cache"))
     assert {name: len(split) for name, split in found.items()} == {"train": 3, "heldout": 1}
+    turns = load_dataset(str(to / "dataset"), "conversational", cache_dir=str(tmp_path / "cache"))
+    assert {name: len(split) for name, split in turns.items()} == {"train": 3, "heldout": 1}
+    plain, row = found["train"][0], turns["train"][0]
+    assert row["prompt"] == [{"role": "user", "content": plain["prompt"]}]
+    assert row["chosen"] == [{"role": "assistant", "content": plain["chosen"]}]
+    listed = orjson.loads((to / "dataset" / "dataset_info.json").read_bytes())
+    for entry in listed.values():
+        first = orjson.loads((to / "dataset" / entry["file_name"]).read_bytes().split(b"\n")[0])
+        assert entry["ranking"] is True and set(entry["columns"].values()) <= set(first)
+    card = (to / "dataset" / "README.md").read_text()
+    assert "**TRL glues them**" in card and "dataset: cai_train" in card and "rl: dpo" in card
+
+
+def test_the_two_lines_of_the_card_make_turns(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    to = exporting.export(path, tmp_path / "out", lambda line: None)
+    code = re.findall(r"```python\n(.*?)```", (to / "dataset" / "README.md").read_text(), re.S)[1]
+    place: dict = {}
+    exec("from datasets import load_dataset\n" + code.replace("path/to/this/folder", str(to / "dataset")), place)
+    assert place["pairs"]["train"][0]["rejected"][0]["role"] == "assistant"
 
 
 class LoopbackHub(BaseHTTPRequestHandler):
@@ -199,6 +347,7 @@ class LoopbackHub(BaseHTTPRequestHandler):
 
 @pytest.mark.slow
 def test_push_reaches_the_hub_only_when_asked(path, tmp_path):
+    with_model(path, backend="fake")
     (path.parent.parent / "cai.toml").write_text("[milestones.m0]\n")
     server = ThreadingHTTPServer(("127.0.0.1", 0), LoopbackHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -210,7 +359,7 @@ def test_push_reaches_the_hub_only_when_asked(path, tmp_path):
     }
     command = [sys.executable, str(REPO / "runner.py"), "cai.toml", "--export", f"runs/{path.name}"]
     LoopbackHub.asked.clear()
-    for more in ([], ["--push", "me/cai"]):
+    for more in ([], ["--push", "me/cai", "--dry-run"], ["--push", "me/cai"]):
         assert LoopbackHub.asked == []
         to = ["--to", str(tmp_path / f"out{len(more)}")]
         done = subprocess.run([*command, *to, *more], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
@@ -240,26 +389,62 @@ class Hub:
 def test_push_is_private_and_only_when_asked(path, tmp_path, monkeypatch):
     to = exporting.export(path, tmp_path / "out", lambda line: None)
     hub = Hub()
-    exporting.push(to, "me/cai", lambda line: None, hub)
+    push(to, "me/cai", lambda line: None, hub)
     assert hub.calls == [("me/cai", "model", True), "me/cai", ("me/cai-pairs", "dataset", True), "me/cai-pairs"]
     with pytest.raises(CaiError, match="hf auth login") as fault:
-        exporting.push(to, "me/cai", lambda line: None, Hub(OSError("401 Unauthorized\nlong")))
+        push(to, "me/cai", lambda line: None, Hub(OSError("401 Unauthorized\nlong")))
     assert fault.value.code == 74
+    for error in (ConnectionError("Name or service not known"), TimeoutError("timed out"), OfflineModeIsEnabled("x")):
+        with pytest.raises(CaiError, match=r"check the network .* run the same line again") as fault:
+            push(to, "me/cai", lambda line: None, Hub(error))
+        assert "log in" not in str(fault.value).lower()
 
 
-def test_a_merge_within_tolerance_passes_and_one_beyond_is_removed(tmp_path):
-    one = [Probe((1,), (5, 6, 7, 8), (-1.0, -1.0, -1.0, -1.0))]
-    near = [Probe((1,), (5, 6, 7, 9), (-1.02, -1.0, -0.98, -1.0))]
-    far = [Probe((1,), (9, 9, 9, 9), (-3.0, -1.0, -1.0, -1.0))]
-    assert compare(one, near) == (pytest.approx(0.01), 0.75)
-    check(*compare(one, near), tmp_path)
-    (tmp_path / "merged").mkdir()
-    with pytest.raises(CaiError, match="not the adapter's") as fault:
-        check(*compare(one, far), tmp_path / "merged")
-    assert fault.value.code == 6
-    assert not (tmp_path / "merged").exists()
-    with pytest.raises(CaiError):
-        check(float("nan"), 1.0, tmp_path / "merged")
+class OfflineModeIsEnabled(Exception):
+    """As huggingface_hub names it."""
+
+
+def test_a_failed_push_is_tried_again_by_the_same_line(path, tmp_path, monkeypatch, capsys):
+    (path.parent.parent / "cai.toml").write_text("[milestones.m0]\n")
+    monkeypatch.chdir(tmp_path)
+    hub = Hub(ConnectionError("unreachable"))
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    line = ["cai.toml", "--export", f"runs/{path.name}", "--to", "out", "--push", "me/cai"]
+    assert runner.main(line) == errors.IO
+    assert "check the network" in capsys.readouterr().err
+    hub.fault = None
+    assert runner.main(line) == errors.DONE
+    assert ("me/cai-pairs", "dataset", True) in hub.calls
+
+
+def test_a_dry_push_lists_and_writes_and_sends_nothing(path, tmp_path, monkeypatch, capsys):
+    (path.parent.parent / "cai.toml").write_text("[milestones.m0]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: pytest.fail("the hub was asked"))
+    before = files(tmp_path)
+    assert runner.main(["cai.toml", "--export", f"runs/{path.name}", "--push", "me/cai", "--dry-run"]) == errors.DONE
+    out = capsys.readouterr().out
+    assert "adapter/ -> model repository me/cai (private):" in out
+    assert "dataset/ -> dataset repository me/cai-pairs (private):" in out
+    assert "chat_template.jinja" in out and "Nothing was written and nothing was sent" in out
+    assert files(tmp_path) == before
+
+
+def test_a_merge_is_judged_by_the_adapters_change_not_by_the_distance(tmp_path):
+    """The base before quantisation is far away; what counts is that the adapter's change is there on top of it."""
+    before = [Probe((1,), (5, 6), adapter=(-1.0, -1.0), base=(-1.4, -1.6))]
+    plain = [(-1.9, -1.1)]  # another base: half a nat away
+    kept, lost = [(-1.52, -0.48)], plain
+    assert compare(before, plain, kept) == (pytest.approx(0.02), pytest.approx(0.5))
+    check(*compare(before, plain, kept), tmp_path)
+    for whole in (lost, [(-1.7, -0.9)], [(-5.0, -5.0)], [(float("nan"), -1.0)]):
+        (tmp_path / "merged").mkdir()
+        with pytest.raises(CaiError, match="not the adapter's") as fault:
+            check(*compare(before, plain, whole), tmp_path / "merged")
+        assert fault.value.code == 6
+        assert not (tmp_path / "merged").exists()
+    with pytest.raises(CaiError):  # an adapter that changes nothing: no merge can be told from the base
+        check(0.0, 0.0, tmp_path / "merged")
 
 
 def test_gguf_needs_the_converter(tmp_path, monkeypatch):
@@ -279,4 +464,4 @@ def test_gguf_needs_the_converter(tmp_path, monkeypatch):
 
 
 def test_names_of_prequantised_twins_lead_to_the_original():
-    assert merge._plain("unsloth/Qwen2.5-32B-bnb-4bit") == "unsloth/Qwen2.5-32B"
+    assert merge.plain_name("unsloth/Qwen2.5-32B-bnb-4bit") == "unsloth/Qwen2.5-32B"

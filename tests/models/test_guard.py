@@ -304,13 +304,15 @@ def test_the_alarm_is_said_aloud(run_fake: Runner, capsys: pytest.CaptureFixture
 
 
 def test_a_stand_in_is_marked_in_funnel_and_cards_and_llamas_licence_is_told(run_fake: Runner) -> None:
-    from cai.commands.export import model_card
+    from cai.commands.export_base import base_of
+    from cai.commands.export_card import model_card
+    from cai.commands.export_prompt import asking
     from cai.report.snapshot import read_story
 
     _, run = run_fake("--milestone", "m0", *ON, "--set", "checks.enabled=false", "--set", "evaluation.enabled=false")
     story = read_story(run)
     assert "guard (stand-in)" in [row["stage"] for row in tables.funnel(story)]
-    for card in ((run / "dataset/README.md").read_text(), model_card(story, run / "adapter")):
+    for card in ((run / "dataset/README.md").read_text(), model_card(story, base_of(story), asking(story))):
         assert "STAND-IN (the base model: measures nothing)" in card
     llama = GuardSection(enabled=True, model="meta-llama/Llama-Guard-3-8B")
     assert "begins with Llama" in guards.described(llama)
