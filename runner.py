@@ -74,7 +74,7 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
         if args.until:
             say(f"stopped after {args.until} as asked; go on with --resume {context.run.path}")
             return errors.DONE
-        adapter = pipeline.train(context, inputs, training_pairs)
+        adapter = pipeline.train(context, inputs, pairs, training_pairs)
         results = pipeline.evaluate(context, inputs, pairs, training_pairs, adapter)
         verdicts = pipeline.decide(context, results, inputs.override)
         del pairs, training_pairs  # the report reads the records itself: not both at once

@@ -17,7 +17,7 @@ import orjson
 from cai import errors
 from cai.data import guarding, instructions
 from cai.data.collect import collect as collect_pairs
-from cai.data.pairs import PairSet
+from cai.data.pairs import PairSet, sound_rows
 from cai.data.slots import slots
 from cai.errors import CaiError
 from cai.evaluate import gates
@@ -30,6 +30,7 @@ from cai.recipe.load import Recipe
 from cai.run.context import Context
 from cai.run.folder import RUN_ID, Run
 from cai.store.files import holds, json_bytes, write_json_atomic
+from cai.store.jsonl import Row
 from cai.terminal import printable, say, usd
 
 ORDER = ("m0", "m1", "m2", "m3")
@@ -170,8 +171,9 @@ def _uncontaminated(context: Context, inputs: Inputs, pairs: list[dict[str, Any]
     return kept
 
 
-def train(context: Context, inputs: Inputs, pairs: Sequence[dict[str, Any]]) -> Path:
-    """The adapter of these pairs: trained, resumed, or found finished."""
+def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[Row]) -> Path:
+    """The adapter of these pairs: trained, resumed, or found finished; from the base, or from SFT on the revisions."""
+    from cai.training import sft
     from cai.training import train as training
 
     run, recipe = context.run, context.recipe
@@ -181,13 +183,14 @@ def train(context: Context, inputs: Inputs, pairs: Sequence[dict[str, Any]]) -> 
     if "training_identity" not in run.manifest:
         run.update_manifest(training_identity=inputs.identity(training=True))
     context.check_stop("before training")
+    start = sft.start_of(context, pairs, sound_rows(collected, len(pairs)))
     model = context.model()
     model.release()
     context.progress.begin("train", 0, total=0, unit="step")
     result = training.train(
         model,
         pairs,
-        [],
+        collected.heldout if recipe.dpo.eval_steps else [],
         recipe.lora,
         recipe.dpo,
         run.train,
@@ -198,6 +201,7 @@ def train(context: Context, inputs: Inputs, pairs: Sequence[dict[str, Any]]) -> 
         progress=context.progress.training,
         adapter=run.adapter,
         health=recipe.health,
+        start=start,
     )
     context.progress.end()
     say(
@@ -235,7 +239,7 @@ def evaluate(
     if len(context.recipe.dpo.seeds) > 1:
         from cai.training import arms
 
-        arms.train_seeds(context, training_pairs, pairs.heldout)
+        arms.train_seeds(context, training_pairs, pairs.heldout, sound_rows(pairs, len(training_pairs)))
     return {**stored_figures(context.run.eval), **results}
 
 

@@ -159,6 +159,11 @@ def _render_label(context: Context, item: int, round_: int) -> Unit | None:
     return Unit(item, 0, {"instruction": row["text"], "chosen": text, "rejected": answer["text"]}, extra=extra)
 
 
+def _texts(unit: Unit) -> tuple[str, ...]:
+    """What a critique or revision may repeat: the texts of its case, not the wording of its request."""
+    return tuple(text for name, text in unit.fields.items() if not name.endswith("_request"))
+
+
 def _parse(parser: Any) -> Any:
     def parse(text: str, unit: Unit) -> Parsed | Unparsed:
         return parser(text)
@@ -254,6 +259,7 @@ CRITIQUES = Stage(
     _render_critique,
     _parse(parsing.critique),
     trims=True,
+    inputs=_texts,
     per_round=True,
     needs=_answer,
     reads=_text_and_principle,
@@ -266,6 +272,7 @@ REVISIONS = Stage(
     "revisions",
     _render_revision,
     _parse(parsing.revision),
+    inputs=_texts,
     redraws_limit=True,
     per_round=True,
     needs=lambda round_: (("critiques", round_),),

@@ -317,3 +317,17 @@ CHECKS: dict[str, Callable[[Row, PairsSection], str]] = {
     "refusal_of_benign": _refusal_of_benign,
     "length_ratio": _length_ratio,
 }
+
+
+def sound_rows(pairs: PairSet, limit: int) -> list[Row]:
+    """Answers that no round found anything wrong with, of training items: what SFT may imitate beside the revisions."""
+    found = [
+        {
+            "item": reject["item"],
+            "prompt": reject["example"]["instruction"],
+            "chosen": reject["example"]["initial_answer"],
+        }
+        for reject in pairs.rejects
+        if reject["reason"] == "no_issue" and reject["example"]["split"] == "train"
+    ]
+    return found[:limit]

@@ -16,7 +16,6 @@ from typing import Any
 from cai.data.parsing import Parsed, Unparsed, before_repetition
 from cai.data.slots import seed_of
 from cai.engine import Completion, Request, Sampling
-from cai.recipe.constitution import Constitution
 from cai.recipe.copies import Shots, copied, shots_of
 from cai.recipe.ends import cut, engine_stops, signs_of
 from cai.recipe.load import Recipe
@@ -92,7 +91,7 @@ class Stage:
     trims: bool = False
     enabled: Callable[[Recipe], bool] = always
     items: Callable[[Context, Sequence[int]], Sequence[int]] = lambda context, items: items
-    inputs: Callable[[Context, Unit], Sequence[str]] = lambda context, unit: tuple(unit.fields.values())
+    inputs: Callable[[Unit], Sequence[str]] = lambda unit: tuple(unit.fields.values())
 
     @property
     def drawn(self) -> str:
@@ -302,7 +301,7 @@ def _judged(context: Context, draw: Draw, completion: Completion) -> Row:
         return _flagged(_row(context, draw, found.text, "rejected", parsed.reason, completion), marks)
     if draw.stage.limit_is_fault and completion.finish == "length":
         return _flagged(_row(context, draw, parsed.text, "rejected", "ran_to_limit", completion), marks)
-    if run := copied(parsed.text, _shots(context, prompt), draw.stage.inputs(context, unit)):
+    if run := copied(parsed.text, shown_runs(context.prompts), draw.stage.inputs(unit)):
         return _flagged(_row(context, draw, parsed.text, "rejected", f"copied_example: {run}", completion), marks)
     return _flagged(_row(context, draw, parsed.text, "ok", None, completion), (*parsed.flags, *marks))
 
@@ -311,15 +310,14 @@ def _flagged(row: Row, flags: Sequence[str]) -> Row:
     return row | {"flags": list(flags)} if flags else row
 
 
-def _shots(context: Context, prompt: Prompt) -> Shots:
-    """The examples' runs of words, without those that principles and requests may bring into any text."""
-    return _shots_of(prompt, context.constitution)
+def shown_runs(prompts: Mapping[str, Prompt]) -> Shots:
+    """Runs of words of every example of every prompt file in use: a text copies as well from the file of another stage."""
+    return _shown_runs(tuple(prompts.values()))
 
 
-@lru_cache(maxsize=16)
-def _shots_of(prompt: Prompt, constitution: Constitution) -> Shots:
-    texts = ((p.principle, p.critique_request, p.revision_request) for p in constitution.principles)
-    return shots_of(prompt, [text for each in texts for text in each])
+@lru_cache(maxsize=4)
+def _shown_runs(prompts: tuple[Prompt, ...]) -> Shots:
+    return Shots(frozenset().union(*(shots_of(prompt).grams for prompt in prompts)))
 
 
 def _base_row(stage: Stage, unit: Unit, text: str, status: str, reason: str | None) -> Row:

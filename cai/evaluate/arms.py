@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cai.data.pairs import PairSet
+from cai.data.pairs import PairSet, sound_rows
 from cai.evaluate import measure as whole
 from cai.evaluate.lm_eval import tasks as harness
 from cai.evaluate.preference import POLICY, implicit, normalised, win
@@ -127,7 +127,8 @@ def run_arm(
     context: Context, pairs: PairSet, training_pairs: Sequence[Row], recipe_folder: Path
 ) -> dict[str, Measured]:
     """Train and measure what is not there yet; the arm's figures, also in eval/sft.json."""
-    adapter = train_arm(context, training_pairs)
+    from_sft = context.recipe.dpo.start == "sft"
+    adapter = train_arm(context, training_pairs, sound_rows(pairs, len(training_pairs)) if from_sft else ())
     figures = _trained(context)
     if context.recipe.evaluation.enabled:
         figures |= measure(context, pairs, training_pairs, adapter, recipe_folder)

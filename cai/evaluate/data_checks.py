@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from cai.data import labels
 from cai.data.pairs import PairSet
+from cai.data.stage import shown_runs
 from cai.metrics.figure import Measured, Outcome, Scored, count, mean, rate, unmeasured, yes
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Constitution
-from cai.recipe.copies import Shots, copied, shots_of
+from cai.recipe.copies import copied
 from cai.recipe.ends import Signs, has_sign, signs_of
 from cai.recipe.prompts import Prompt
 from cai.store.jsonl import Row
@@ -36,7 +37,7 @@ def measure(pairs: PairSet, rows: Sequence[Row], prompts: Mapping[str, Prompt], 
     """Every figure of this module, by metric name."""
     figures = [
         scaffolding(pairs.examples, {name: signs_of(prompts[name]) for name in MADE_BY.values() if name in prompts}),
-        copies(pairs.examples, prompts, constitution),
+        copies(pairs.examples, prompts),
         nothing_found(pairs.examples),
         *_labels(rows),
         *_principles(rows, constitution),
@@ -55,17 +56,14 @@ def scaffolding(examples: Sequence[Row], signs: Mapping[str, Signs]) -> Measured
     return _counted("data.scaffolding", found, len(examples))
 
 
-def copies(examples: Sequence[Row], prompts: Mapping[str, Prompt], constitution: Constitution) -> Measured:
-    """Examples in which a text copies eight words of a prompt's example that its own inputs do not hold."""
-    requests = [t for p in constitution.principles for t in (p.principle, p.critique_request, p.revision_request)]
-    shots: dict[str, Shots] = {name: shots_of(prompts[name], requests) for name in MADE_BY.values() if name in prompts}
-    found = []
+def copies(examples: Sequence[Row], prompts: Mapping[str, Prompt]) -> Measured:
+    """Examples in which a text copies eight words of a prompt's example that the item's own texts do not hold."""
+    shots, found = shown_runs(prompts), []
     for example in examples:
         inputs = [example["instruction"], example["initial_answer"]]
         for stage, text in texts_of(example):
             own = inputs if stage != "answers" else inputs[:1]
-            critiques = [entry["critique"] for entry in example["rounds"]] if stage == "revisions" else []
-            if stage in shots and (run := copied(text, shots[stage], [*own, *critiques])):
+            if run := copied(text, shots, own):
                 found.append({"item": example["item"], "stage": stage, "copied": run, "text": text[:SHOWN]})
                 break
     return _counted("data.copied", found, len(examples))

@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from cai.errors import CaiError
 from cai.recipe.paths import at_home
 from cai.recipe.settings import (
+    ADDED,
     BudgetSection,
     CritiquesSection,
     DpoSection,
@@ -287,7 +288,7 @@ def _fault_line(error: Any, raw: Mapping[str, str]) -> str:
 
 def dump(recipe: Recipe) -> bytes:
     """The resolved recipe as TOML, every key explicit; [sft] stands in it where it is on."""
-    off = set() if recipe.sft.enabled else {"sft"}
+    off = set() if recipe.sft.enabled or recipe.dpo.start == "sft" else {"sft"}
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude=off)).encode()
 
 
@@ -333,6 +334,8 @@ def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False
     keep |= rounding(recipe)
     if recipe.guard.enabled:
         keep |= {k: v for k, v in flat.items() if k.startswith("guard.")}
+    if training:
+        keep |= flatten(recipe.sft.model_dump(mode="json"), "sft.") if recipe.dpo.start == "sft" else {}
     return keep | {f"sha256({name})": sha for name, sha in files.items()}
 
 
@@ -346,6 +349,7 @@ LATER_KEYS = {
     "pairs.label": "always",
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
+    **{f"dpo.{name}": DpoSection.model_fields[name].default for name in (*ADDED, "save_minutes", "eval_steps", "keep")},
 }
 
 
