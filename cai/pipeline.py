@@ -256,7 +256,7 @@ def stored_figures(folder: Path) -> dict[str, Measured]:
 def decide(context: Context, results: Mapping[str, Measured], override: str) -> list[Verdict]:
     """PASS / FAIL / UNDERPOWERED / UNMEASURED of each criterion, written to eval/gates.json and said on screen."""
     recipe, run = context.recipe, context.run
-    verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone))
+    verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft"))
     for verdict in verdicts:
         say(f"gate {verdict.line}")
     content = {

@@ -61,7 +61,7 @@ def _head(inputs: Inputs) -> list[str]:
     )
     effective = recipe.dpo.batch_size * recipe.dpo.gradient_accumulation
     length = f"{recipe.dpo.max_steps} steps" if recipe.dpo.max_steps else f"{recipe.dpo.epochs:g} epochs"
-    gates = ", ".join(gate.metric for gate in recipe.gates.of(recipe.milestone)) or "none"
+    gates = ", ".join(gate.metric for gate in recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft")) or "none"
     heldout = f" + {recipe.heldout.items} held out" if recipe.heldout.items else ""
     if inputs.given is not None:
         instructions = inputs.files["instructions.file"].path.name + ", as shown below"

@@ -311,7 +311,7 @@ def _flagged(row: Row, flags: Sequence[str]) -> Row:
 
 
 def shown_runs(prompts: Mapping[str, Prompt]) -> Shots:
-    """Runs of words of every example of every prompt file in use: a text copies as well from the file of another stage."""
+    """Runs of words of the examples of every prompt in use: a text may copy from the file of another stage."""
     return _shown_runs(tuple(prompts.values()))
 
 

@@ -25,7 +25,7 @@ from cai.evaluate import (
 from cai.evaluate.cases import FALLBACK, Case, from_examples, nearby
 from cai.evaluate.lm_eval import tasks
 from cai.evaluate.scores import Bench, Key, Row, every_example, fingerprint, load_judge, open_scores
-from cai.metrics.figure import Measured, count, sample, shuffled, unmeasured, whole
+from cai.metrics.figure import Measured, count, rate, sample, shuffled, unmeasured, whole, yes
 from cai.metrics.text import words
 from cai.recipe.ends import cut, signs_of
 from cai.run.context import Context
@@ -226,6 +226,8 @@ def _fresh(bench: Bench, pairs: PairSet) -> Figures:
     for arm in ("base", "tuned"):
         texts, limited = [row[arm] for row in fresh], [row[f"{arm}_finish"] == "length" for row in fresh]
         figures |= forgetting.degeneration(texts, limited, arm)
+        ended = rate(f"fresh.{arm}.stops", [yes(row[f"{arm}_finish"] == "eos") for row in fresh])
+        figures[ended.metric] = ended
     prompts = bench.judge
     if section.judge == "off" or prompts is None:
         return figures | preference.summarise_fresh([], bench.judge_name)

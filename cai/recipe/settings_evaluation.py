@@ -226,6 +226,14 @@ _BENCHMARKS = (
 )
 
 
+STOPS = GateSpec(
+    metric="fresh.tuned.stops",
+    at_least=0.9,
+    minimum_n=20,
+    why="after SFT, answers end by the end token within the limit",
+)
+
+
 class GatesSection(Section):
     """Criteria of each milestone. On the embedded model they are advisory unless `enforce`."""
 
@@ -244,6 +252,8 @@ class GatesSection(Section):
                         raise ValueError(f"gates.{milestone}: {key}: {fault}")
         return self
 
-    def of(self, milestone: str) -> tuple[GateSpec, ...]:
-        """The criteria of a milestone; an unknown milestone has none."""
-        return getattr(self, milestone, ()) if milestone in ("m0", "m1", "m2", "m3") else ()
+    def of(self, milestone: str, from_sft: bool = False) -> tuple[GateSpec, ...]:
+        """The criteria of a milestone; an unknown milestone has none. `from_sft`: DPO starts from SFT, so M2 asks more."""
+        found: tuple[GateSpec, ...] = getattr(self, milestone, ()) if milestone in ("m0", "m1", "m2", "m3") else ()
+        known = {gate.metric for gate in found}
+        return (*found, STOPS) if from_sft and milestone in ("m2", "m3") and STOPS.metric not in known else found
