@@ -30,8 +30,11 @@ from cai.report.cards import LICENSES
 from cai.report.pages import figure, headline, money, verdict_row
 from cai.report.snapshot import Story, read_story
 from cai.report.templating import environment
+from cai.run import digests
+from cai.run.events import read_events
 from cai.store.files import write_atomic, write_json_atomic
 from cai.store.jsonl import Row
+from cai.training.train import load_result
 
 Say = Callable[[str], None]
 HUB_NAMES = {"SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # where the embedded model's original lies
@@ -61,6 +64,7 @@ def export(run: Path, to: Path, say: Say, *, merged: bool = False) -> Path:
     """Adapter, data set and report of a run in `to`. Errors: CaiError for no adapter, a full folder, a bad merge."""
     story = read_story(run)
     adapter = _adapter(run)
+    _refuse_damage(run)
     try:
         if to.exists() and any(path.name != PART for path in to.iterdir()):
             raise CaiError(f"{to}: is not empty. Give --to a new folder.")
@@ -115,7 +119,21 @@ def _adapter(run: Path) -> Path:
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise CaiError(f"{folder}: no {missing[0]}: the run has no trained adapter. Resume it first.")
+    if load_result(run / "train") is None:
+        raise CaiError(
+            f"{folder}: not the bytes that training left (train/result.json): resume the run, which exports it again",
+            errors.CORRUPT,
+        )
     return folder
+
+
+def _refuse_damage(run: Path) -> None:
+    """What is copied from dataset/ must be what the last attempt left; the report's page likewise."""
+    left, settled = digests.left(read_events(run / "events.jsonl"))
+    mine = {name: entry for name, entry in left.items() if name.startswith("dataset/")}
+    for name, entry in mine.items():
+        if why := digests.fault(run, name, entry) if settled else "":
+            raise CaiError(f"{run / name}: {why}: resume the run, which writes it again", errors.CORRUPT)
 
 
 def _name_base(config: Path, base: str) -> None:

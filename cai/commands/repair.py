@@ -54,7 +54,7 @@ class Plan:
 def logs_of(run: Path) -> list[tuple[Path, tuple[str, ...]]]:
     """Every append-only log of a run with its key; also one that is gone while its sum file stands."""
     logs = [(run / "records.jsonl", RECORD_KEY), (run / "events.jsonl", EVENT_KEY), (run / "reviews.jsonl", REVIEW_KEY)]
-    scores = sorted(path.with_suffix(".jsonl") for path in (run / "eval").rglob("*.sum"))
+    scores = sorted({p.with_suffix(".jsonl") for kind in ("sum", "jsonl") for p in (run / "eval").rglob(f"*.{kind}")})
     logs += [(path, _score_key(path)) for path in scores]
     return [(path, key) for path, key in logs if path.exists() or path.with_suffix(".sum").exists()]
 

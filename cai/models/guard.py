@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from cai.engine import Request, Sampling
 from cai.errors import CaiError, Stopped
 from cai.metrics.figure import Measured
-from cai.models.auxiliary import Auxiliary, chat_ids, choices
+from cai.models.auxiliary import Auxiliary, chat_ids, choices, why_none
 from cai.models.guard_formats import (
     EXCLUDED,
     LLAMA,
@@ -132,7 +132,7 @@ class QwenGuard:
                 refusals[i],
             )
             if i in unsafe
-            else Judgement(None, reason=f"too_long: {len(heads[i])} tokens")
+            else Judgement(None, reason=why_none(self.auxiliary, heads[i]))
             for i in range(len(exchanges))
         ]
 
@@ -154,8 +154,10 @@ class QwenGuard:
         if not self.stand_in:
             return unsafe
         if self._shift is None:
-            logps = self._read([self._head(Exchange("Hello!", "Hello! How can I help you today?"))], context)[0]
-            self._shift = _logit(NEUTRAL_UNSAFE) - _logit(self._unsafe(_shares(logps)))
+            found = self._read([self._head(Exchange("Hello!", "Hello! How can I help you today?"))], context)
+            if 0 not in found:
+                raise CaiError("guard.model: the stand-in has no finite verdict on a greeting. Take a guard.")
+            self._shift = _logit(NEUTRAL_UNSAFE) - _logit(self._unsafe(_shares(found[0])))
         return 1.0 / (1.0 + math.exp(-(_logit(unsafe) + self._shift)))
 
     def _head(self, exchange: Exchange) -> tuple[int, ...]:
@@ -175,15 +177,15 @@ class QwenGuard:
         verdicts: Mapping[int, str],
         categories: Mapping[int, str],
         context: Context,
-    ) -> dict[int, bool]:
-        """Yes against No in the third line, after the two lines that this verdict has."""
+    ) -> dict[int, bool | None]:
+        """Yes against No in the third line, after the two lines that this verdict has; None: no number."""
         asks = {}
         for i, head in heads.items():
             named = categories.get(i, "None")
             text = f"Safety: {verdicts[i]}\nCategories: {'None' if named == 'unparsed' else named}\nRefusal:"
             asks[i] = (head + tuple(self.auxiliary.tokenizer.encode(text)), (" Yes", " No"))
         found = choices(self.auxiliary, asks, context, first=True)
-        return {i: found[i][0] > found[i][1] if i in found else False for i in heads}
+        return {i: found[i][0] > found[i][1] if i in found else None for i in heads}
 
 
 class LlamaGuard:
@@ -205,7 +207,7 @@ class LlamaGuard:
         return [
             self._judgement(unsafe[i], texts.get(i, ""))
             if i in unsafe
-            else Judgement(None, reason=f"too_long: {len(heads[i])} tokens")
+            else Judgement(None, reason=why_none(self.auxiliary, heads[i]))
             for i in range(len(exchanges))
         ]
 

@@ -28,6 +28,7 @@ from filelock import FileLock
 
 from cai import errors
 from cai.errors import CaiError
+from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.run.manifest import SCHEMA, read_manifest
 from cai.store import files
@@ -145,6 +146,7 @@ class Run:
         self._status_waits = False
         self._spent_before = {"attempts": 0.0, "seconds": 0.0, "usd": 0.0}
         self._usd_per_hour = 0.0
+        self._left: dict[str, list[Any]] = {}  # digests of the files as the attempt before left them
 
     # names: the only place that spells them
     records_path = property(lambda self: self.path / "records.jsonl")
@@ -220,6 +222,7 @@ class Run:
         self.healed = self._events.healed
         self.attempt = 1 + max((int(row["attempt"]) for row in self._events.rows), default=0)
         self._spent_before = spent(self._events.rows)
+        self._left, _ = digests.left(self._events.rows)
         self._usd_per_hour = float(start.get("usd_per_hour") or 0.0)
         self._status = self.read_status()
         self.event("attempt", pid=os.getpid(), host=socket.gethostname(), **start)
@@ -229,10 +232,15 @@ class Run:
 
     def records(self) -> RecordLog:
         """The run's records, healed and open for appending; what was cut is noted as an event."""
+        self.check_log(self.records_path)
         log = RecordLog.open(self.records_path, self.quarantine)
         if log.healed:
             self.event("healed", **log.healed)
         return log
+
+    def check_log(self, path: Path) -> None:
+        """Before a log is opened: where its sum file cannot tell, the digest of the attempt before does (CORRUPT)."""
+        digests.check_log(self.path, path, self._left)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append {"t", "attempt", "n", "s", "kind", ...} to events.jsonl; `s`: seconds since the attempt began."""
@@ -292,6 +300,8 @@ class Run:
         """End the attempt and free the lock. Never raises for a full or broken disk: the first error must stay seen."""
         with suppress(CaiError):
             if self._events is not None:
+                with suppress(OSError):
+                    self.event(digests.EVENT, of=digests.of_run(self.path))
                 self.event("end", **end)
                 if self._status_waits:
                     self._write_status()
