@@ -24,10 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cai.engine import Engine, Score, ScoreRequest, never  # noqa: E402
+from cai.engine.asks import Scorer  # noqa: E402
 from cai.evaluate.cases import Case  # noqa: E402
 from cai.evaluate.exam import read_exam  # noqa: E402
 from cai.evaluate.judge import Judge, judge_critiques, judge_revisions  # noqa: E402
-from cai.evaluate.likelihood import Scorer, responsiveness, specificity  # noqa: E402
+from cai.evaluate.likelihood import responsiveness, specificity  # noqa: E402
 from cai.evaluate.scores import JUDGE_FIELDS, PAIR_FIELDS, make_scorer  # noqa: E402
 from cai.recipe.prompts import load_prompt  # noqa: E402
 

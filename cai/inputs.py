@@ -25,7 +25,7 @@ from cai.recipe.intake.files import InputFile
 from cai.recipe.intake.instructionfile import Intake
 from cai.recipe.load import Recipe, Source
 from cai.recipe.paths import expanded
-from cai.recipe.prompts import Prompt, load_prompt
+from cai.recipe.prompts import Prompt
 from cai.run.folder import resolve_run
 from cai.run.manifest import read_manifest
 from cai.store.files import holds, write_atomic
@@ -135,7 +135,8 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     files = intake_files.read_all(_paths(source, recipe), run, named)
     constitution = load_constitution(files["constitution.yaml"].path, files["constitution.yaml"].data)
     check_rounds(constitution, recipe.rounds)
-    prompts = {name: _load_prompt(files[f"prompts/{name}.yaml"], recipe) for name in chain.prompts()}
+    contents = {name: files[f"prompts/{name}.yaml"] for name in chain.prompt_files(recipe)}
+    prompts = chain.read_prompts({name: (file.path, file.data) for name, file in contents.items()}, recipe)
     grid = load_grid(files["prompts/grid.yaml"].path, files["prompts/grid.yaml"].data)
     why = [str(manifest.get("override") or ""), (args.override_gate or "").strip()]
     override = "; ".join(dict.fromkeys(filter(None, why)))
@@ -149,7 +150,7 @@ def _paths(source: Source, recipe: Recipe) -> dict[str, Path]:
     inside = in_run(source)
     prompts = source.folder / ("prompts" if inside else recipe.prompts)
     paths = {"constitution.yaml": source.folder / ("constitution.yaml" if inside else recipe.constitution)}
-    paths |= {f"prompts/{name}.yaml": prompts / f"{name}.yaml" for name in (*chain.prompts(), "grid")}
+    paths |= {f"prompts/{name}.yaml": prompts / f"{name}.yaml" for name in (*chain.prompt_files(recipe), "grid")}
     if recipe.instructions.file:
         copy = source.folder / intake_files.NAME
         paths[intake_files.NAME] = copy if inside and copy.is_file() else home(source) / recipe.instructions.file
@@ -181,13 +182,6 @@ def _since(inputs: Inputs, run: Path, manifest: Mapping[str, Any]) -> Inputs:
     note = f"{intake_files.NAME}: has grown since training began; this run goes on with its own copy (--fork takes all)"
     files = {**inputs.files, intake_files.NAME: replace(inputs.grown_from, note=note)}
     return replace(inputs, files=files, given=_given(inputs.recipe, files), grown_from=None)
-
-
-def _load_prompt(file: InputFile, recipe: Recipe) -> Prompt:
-    return replace(
-        load_prompt(file.path, chain.prompts()[file.path.stem], file.data),
-        few_shot=getattr(recipe.few_shot, file.path.stem, -1),
-    )
 
 
 def _manifest_of(args: argparse.Namespace) -> dict[str, Any]:

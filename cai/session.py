@@ -22,7 +22,6 @@ from cai.engine import Rules
 from cai.inputs import Inputs, copy_inputs, runs_root
 from cai.models.policy import LoadedModel, load
 from cai.recipe import load as recipes
-from cai.recipe.intake import files as intake_files
 from cai.run.context import Context
 from cai.run.folder import Run, Taken, check_identity, new_run_id, resolve_run
 from cai.run.progress import Progress
@@ -51,7 +50,7 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
                 run.event("recipe_changed")
             if inputs.grown_from:  # before the copy: a kill in between leaves what the next resume mends
                 run.update_manifest(identity=inputs.identity(), stages=inputs.stages(), files=inputs.hashes)
-                run.event("instructions_grew", before=inputs.grown_from.sha, now=inputs.hashes[intake_files.NAME])
+                run.event("instructions_grew", before=inputs.grown_from.sha, now=inputs.hashes["instructions.file"])
             if args.set:
                 run.update_manifest(sets=_later_sets(run.manifest.get("sets", []), args.set))
             if inputs.override != run.manifest.get("override", ""):

@@ -18,6 +18,7 @@ ROOMS = (  # from the ground up: a room imports itself and the rooms before it
     "store",
     "metrics",
     "engine",
+    "intake",
     "recipe",
     "run",
     "models",

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai import errors
+from cai.evaluate import critiques, revisions
+from cai.evaluate.verdict import Scores, TextVerdict
 from cai.metrics.stats import bootstrap_mean, holm, mcnemar_exact
 from cai.metrics.text import rouge_l, words
-from cai.report.examples import judge_critique, judge_revision
+from cai.recipe.settings_evaluation import EvaluationSection
 from cai.report.snapshot import Story, read_story
 from cai.report.tables import phases
 from cai.store.jsonl import Row
@@ -147,10 +149,10 @@ def paired(one: Side, two: Side) -> list[Paired]:
 SCORED = ("critiques.gates", "critiques.csi", "critiques.judge", "revisions.gates", "revisions.cri", "revisions.judge")
 
 
-def _judged(judge: Callable[..., Any]) -> Callable[[Side, int], bool | None]:
+def _decided(verdict: Callable[[Scores, EvaluationSection], TextVerdict]) -> Callable[[Side, int], bool | None]:
     def outcome(of: Side, item: int) -> bool | None:
         scores = {name: of.story.scores[name, item] for name in SCORED if (name, item) in of.story.scores}
-        return {"yes": True, "no": False}.get(judge(scores, of.story.recipe.evaluation).status)
+        return verdict(scores, of.story.recipe.evaluation).decided
 
     return outcome
 
@@ -177,8 +179,8 @@ def _changed(example: Row) -> float:
 
 OUTCOMES: dict[str, Callable[[Side, int], bool | None]] = {
     "kept as a pair": lambda of, item: item in of.kept,
-    "critique meaningful": _judged(judge_critique),
-    "revision addresses it": _judged(judge_revision),
+    "critique meaningful": _decided(critiques.verdict),
+    "revision addresses it": _decided(revisions.verdict),
 }
 VALUES: dict[str, Callable[[Side, int], float | None]] = {
     "words of the revision": lambda of, item: float(len(words(of.examples[item]["revised_answer"]))),

@@ -12,6 +12,7 @@ from typing import Any
 
 from cai import errors
 from cai.data import chain
+from cai.data.principles import WORDINGS
 from cai.engine.tokenizers import Tokenizer
 from cai.inputs import Inputs, runs_root
 from cai.models.tokenizer_file import ByteCounter, tokenizer_at_hand
@@ -23,6 +24,7 @@ from cai.terminal import duration, number, printable, usd
 SAMPLE = {  # stands for text that a stage before would write
     "instruction": "How can I keep my bicycle from being stolen in the city?",
     "answer": "Use a good lock, lock the frame to something fixed, and write down the frame number.",
+    "second": "Use two good locks of different kinds and photograph the frame number.",
     "critique": 'The answer says "Use a good lock" and does not say what makes one good.',
 }
 SHOWN_CHARACTERS = 1000  # of a user's request that stands for the others
@@ -121,6 +123,9 @@ def sample_fields(inputs: Inputs, stage: str) -> Mapping[str, str]:
         | {
             "critique_request": principle.critique_request,
             "revision_request": principle.revision_request,
+            "question": WORDINGS[0].format(principle.principle),
+            "principle": principle.principle,
+            "first": SAMPLE["answer"],
         }
     )
     return {name: whole[name] for name in inputs.prompts[stage].fields}
@@ -133,7 +138,7 @@ def render(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> Rendered:
 
 def _prompts(inputs: Inputs, tokenizer: Tokenizer, source: str) -> list[str]:
     lines = [f"One prompt of each stage. Token counts: {source}."]
-    for stage in chain.prompts():
+    for stage in inputs.prompts:
         if stage == "instructions" and inputs.recipe.instructions.file:
             continue
         lines += ["", *_one_prompt(inputs, stage, tokenizer)]
@@ -146,8 +151,8 @@ def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
     count, prefix = counted(tokenizer, rendered)
     about = "~" if isinstance(tokenizer, ByteCounter) else ""
     head = f"--- {stage} ({prompt.path}): {about}{count} tokens, of these {about}{prefix} the same in every prompt"
-    if stage != "policy":
-        drawn = getattr(recipe.sampling, chain.drawn(stage))
+    if section := chain.drawn(stage):
+        drawn = getattr(recipe.sampling, section)
         head += f"; then up to {drawn.max_new_tokens} at T={drawn.temperature:g}"
         if count + drawn.max_new_tokens > recipe.model.max_seq_length:
             raise errors.CaiError(
@@ -155,7 +160,7 @@ def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
                 f"model.max_seq_length = {recipe.model.max_seq_length}. Shorten the examples or raise it."
             )
     else:
-        head += "; for training and measuring"
+        head += "; for training and measuring" if stage == "policy" else "; read by likelihood, nothing is drawn"
     start = len(rendered.text) - len(_variable_part(prompt, rendered))
     lines = [head]
     if rendered.text[:start].strip():

@@ -6,31 +6,68 @@ runs them, `runner` orders them. A round is one principle: critique of the curre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from cai.data import parsing, slots
+from cai.data import labels, parsing, principles, slots
+from cai.data.comparisons import PAIR_FIELDS
 from cai.data.parsing import Parsed, Unparsed
 from cai.data.stage import Inputs, Stage, Unit
+from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Principle, choose
 from cai.recipe.grid import Grid
 from cai.recipe.load import Recipe, drop_unset, flatten, rounding
+from cai.recipe.prompts import Prompt, load_prompt, load_reviews
 from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.terminal import stage_name
 
+ROTATIONS = (0, 2, 4)  # orders in which the examples are shown, by slot: few, so that prefixes stay shared
 
-def principle_of(context: Context, item: int, round_: int) -> Principle:
-    """The principle of an item's round: seeded, balanced over the run, never twice within an item."""
+
+def principle_of(context: Context, item: int, round_: int) -> Principle | None:
+    """The principle of an item's round; None where its text breaks none.
+
+    Drawn by relevance it stands in the records; dealt blindly it is seeded, balanced over the run, never twice an item.
+    """
     recipe = context.recipe
-    return choose(context.constitution, recipe.seed, item, recipe.rounds)[round_]
+    if recipe.principles.choice == "uniform":
+        return choose(context.constitution, recipe.seed, item, recipe.rounds)[round_]
+    row = context.ok("relevance", item, round_)
+    return context.constitution[row["principle"]] if row and row["principle"] else None
 
 
 def current_text(context: Context, item: int, round_: int) -> str | None:
-    """What round `round_` criticises: the answer, or the revision of the round before."""
-    row = context.ok("answers", item) if round_ == 0 else context.ok("revisions", item, round_ - 1)
+    """What round `round_` criticises: the latest revision before it, or the answer."""
+    for earlier in reversed(range(round_)):
+        if not _settled(context, item, earlier):
+            return None
+        if (row := context.ok("revisions", item, earlier)) is not None:
+            return row["text"]
+    row = context.ok("answers", item)
     return row["text"] if row else None
+
+
+def _settled(context: Context, item: int, round_: int) -> bool:
+    """Whether a round has come to its end: a revision, or nothing to revise."""
+    if context.ok("revisions", item, round_) is not None:
+        return True
+    critique = context.ok("critiques", item, round_)
+    if critique is not None:
+        return keeps_text(context.recipe, critique["text"])
+    return untouched(context.ok("relevance", item, round_))
+
+
+def untouched(relevance: Row | None) -> bool:
+    """The round's text breaks no principle: no critique is asked for."""
+    return relevance is not None and relevance["principle"] is None
+
+
+def keeps_text(recipe: Recipe, critique: str) -> bool:
+    """The critique finds nothing, and so the text stays as it is."""
+    return recipe.critiques.no_issue == "keep" and finds_nothing(critique)
 
 
 def instruction_of(context: Context, item: int) -> dict[str, Any] | None:
@@ -59,33 +96,62 @@ def make_instructions(grid: Grid) -> Stage:
     return replace(INSTRUCTIONS, render=render)
 
 
+def shift_of(item: int) -> int:
+    """The order in which an item's prompt shows its examples."""
+    return ROTATIONS[slots.slot_of(item) % len(ROTATIONS)]
+
+
 def _render_answer(context: Context, item: int, round_: int) -> Unit | None:
     row = instruction_of(context, item)
-    return Unit(item, 0, {"instruction": row["text"]}) if row else None
+    return Unit(item, 0, {"instruction": row["text"]}, shift=shift_of(item)) if row else None
+
+
+def _render_relevance(context: Context, item: int, round_: int) -> Unit | None:
+    row, text = instruction_of(context, item), current_text(context, item, round_)
+    if row is None or text is None:
+        return None
+    return Unit(item, round_, {"instruction": row["text"], "answer": text}, extra={"pool": row["pool"]})
 
 
 def _render_critique(context: Context, item: int, round_: int) -> Unit | None:
     row, text = instruction_of(context, item), current_text(context, item, round_)
-    if row is None or text is None:
-        return None
     principle = principle_of(context, item, round_)
+    if row is None or text is None or principle is None:
+        return None
     fields = {"instruction": row["text"], "answer": text, "critique_request": principle.critique_request}
-    return Unit(item, round_, fields, principle.id)
+    return Unit(item, round_, fields, principle.id, shift=shift_of(item))
 
 
 def _render_revision(context: Context, item: int, round_: int) -> Unit | None:
     row, text = instruction_of(context, item), current_text(context, item, round_)
-    critique = context.ok("critiques", item, round_)
-    if row is None or text is None or critique is None:
+    critique, principle = context.ok("critiques", item, round_), principle_of(context, item, round_)
+    if row is None or text is None or critique is None or principle is None:
         return None
-    principle = principle_of(context, item, round_)
+    if keeps_text(context.recipe, critique["text"]):
+        return None
     fields = {
         "instruction": row["text"],
         "answer": text,
         "critique": critique["text"],
         "revision_request": principle.revision_request,
     }
-    return Unit(item, round_, fields, principle.id)
+    if context.recipe.critiques.transcript == "joint":
+        fields["critique_request"] = principle.critique_request
+    return Unit(item, round_, fields, principle.id, shift=shift_of(item))
+
+
+def _render_label(context: Context, item: int, round_: int) -> Unit | None:
+    """A chain that has come to its end with another text than it began with."""
+    row, answer = instruction_of(context, item), context.ok("answers", item)
+    rounds = context.recipe.rounds
+    text = current_text(context, item, rounds) if rounds else None
+    revised = [r for r in range(rounds) if context.ok("revisions", item, r) is not None]
+    if row is None or answer is None or text is None or not revised:
+        return None
+    used = dict.fromkeys(str(context.log.get("revisions", item, r)["principle"]) for r in revised)  # type: ignore[index]
+    before = context.ok("relevance", item, 0)
+    extra = {"used": tuple(used), "before": before["scores"] if before else {}}
+    return Unit(item, 0, {"instruction": row["text"], "chosen": text, "rejected": answer["text"]}, extra=extra)
 
 
 def _parse(parser: Any) -> Any:
@@ -95,9 +161,30 @@ def _parse(parser: Any) -> Any:
     return parse
 
 
-def _answer_or_revision(round_: int) -> Inputs:
-    """The text that a round criticises."""
-    return (("revisions", round_ - 1),) if round_ else (("answers", 0),)
+def _answer(round_: int) -> Inputs:
+    return (("answers", 0),)
+
+
+def _text_and_principle(round_: int) -> Inputs:
+    """What a round criticises, and how its principle was found."""
+    before: Inputs = (("revisions", round_ - 1),) if round_ else ()
+    return (*before, ("relevance", round_))
+
+
+def _revised(round_: int) -> Inputs:
+    return (("revisions", 1), ("relevance", 0))  # of any round: what they depend on is the same
+
+
+def _relevant(recipe: Recipe) -> bool:
+    return recipe.principles.choice == "relevant"
+
+
+def _checked(recipe: Recipe) -> bool:
+    return recipe.pairs.label == "judge"
+
+
+def _sound_answers(context: Context, items: Sequence[int]) -> Sequence[int]:
+    return range(len(principles.sound_answers(context)))
 
 
 INSTRUCTIONS = Stage(
@@ -129,15 +216,43 @@ ANSWERS = Stage(
     keys=("sampling.answers", "few_shot.answers"),
     fields=frozenset({"instruction"}),
 )
+CALIBRATION = Stage(
+    "calibration",
+    "relevance",
+    principles.calibration_unit,
+    score=principles.calibrate,
+    keys=("principles", "few_shot.relevance", "few_shot.answers"),
+    files=("constitution.yaml", "prompts/answers.yaml"),
+    fields=principles.FIELDS,
+    enabled=_relevant,
+    items=_sound_answers,
+)
+RELEVANCE = Stage(
+    "relevance",
+    "relevance",
+    _render_relevance,
+    score=principles.relevance,
+    per_round=True,
+    needs=_answer,
+    reads=lambda round_: (
+        ("calibration", 0),
+        *((("revisions", round_ - 1), ("relevance", round_ - 1)) if round_ else ()),
+    ),
+    keys=("rounds", "principles", "few_shot.relevance"),
+    files=("constitution.yaml",),
+    fields=principles.FIELDS,
+    enabled=_relevant,
+)
 CRITIQUES = Stage(
     "critiques",
     "critiques",
     _render_critique,
     _parse(parsing.critique),
     per_round=True,
-    needs=_answer_or_revision,
-    keys=("rounds", "sampling.critiques", "few_shot.critiques"),
-    files=("constitution.yaml",),
+    needs=_answer,
+    reads=_text_and_principle,
+    keys=("rounds", "critiques", "sampling.critiques", "few_shot.critiques", "few_shot.reviews"),
+    files=("constitution.yaml", "prompts/reviews.yaml"),
     fields=frozenset({"instruction", "answer", "critique_request"}),
 )
 REVISIONS = Stage(
@@ -148,12 +263,25 @@ REVISIONS = Stage(
     redraws_limit=True,
     per_round=True,
     needs=lambda round_: (("critiques", round_),),
-    reads=_answer_or_revision,
-    keys=("rounds", "sampling.revisions", "few_shot.revisions"),
-    files=("constitution.yaml",),
+    reads=lambda round_: (*_answer(round_), *_text_and_principle(round_)),
+    keys=("rounds", "critiques", "sampling.revisions", "few_shot.revisions", "few_shot.reviews"),
+    files=("constitution.yaml", "prompts/reviews.yaml"),
     fields=frozenset({"instruction", "answer", "critique", "revision_request"}),
 )
-CHAIN: tuple[Stage, ...] = (INSTRUCTIONS, ANSWERS, CRITIQUES, REVISIONS)
+LABELS = Stage(
+    "labels",
+    "judge_pair",
+    _render_label,
+    score=labels.check,
+    needs=_answer,
+    reads=_revised,
+    keys=("principles.max_text_tokens", "pairs.label"),
+    files=("constitution.yaml",),
+    fields=PAIR_FIELDS,
+    enabled=_checked,
+)
+CHAIN: tuple[Stage, ...] = (INSTRUCTIONS, ANSWERS, CALIBRATION, RELEVANCE, CRITIQUES, REVISIONS, LABELS)
+REVIEWS = "reviews"  # the prompt file of critiques and revisions in one transcript
 GUARD = "guard"  # judges finished pairs: it stands behind the chain, with a model of its own (`guarding`)
 
 
@@ -167,13 +295,35 @@ def named(name: str) -> Stage | None:
 
 
 def drawn(prompt: str) -> str:
-    """The section of [sampling] by which completions of a prompt file are drawn."""
-    return next(stage.drawn for stage in CHAIN if stage.prompt == prompt)
+    """The section of [sampling] by which completions of a prompt file are drawn; "" where none are."""
+    return next((stage.drawn for stage in CHAIN if stage.prompt == prompt), "")
 
 
-def prompts() -> dict[str, frozenset[str]]:
-    """Prompt file -> the names that its stage fills in; the policy's is trained and measured with."""
-    return {stage.prompt: stage.fields for stage in CHAIN if stage.prompt} | {"policy": frozenset({"instruction"})}
+def prompt_files(recipe: Recipe) -> tuple[str, ...]:
+    """The prompt files that a run of this recipe reads; the policy's is trained and measured with."""
+    files = dict.fromkeys(stage.prompt for stage in CHAIN if stage.prompt and stage.enabled(recipe))
+    joint = {CRITIQUES.prompt, REVISIONS.prompt} if recipe.critiques.transcript == "joint" else set()
+    found = [name for name in files if name not in joint]
+    return (*found, *((REVIEWS,) if joint else ()), "policy")
+
+
+def read_prompts(contents: Mapping[str, tuple[Path, bytes]], recipe: Recipe) -> dict[str, Prompt]:
+    """Prompt name -> the checked prompt, from {file name: (path, bytes)}. Errors: CaiError, one line."""
+    found: dict[str, Prompt] = {}
+    for name, (path, data) in contents.items():
+        shots = getattr(recipe.few_shot, name, -1)
+        if name == REVIEWS:
+            pair = load_reviews(path, CRITIQUES.fields, REVISIONS.fields, data)
+            named = zip((CRITIQUES.prompt, REVISIONS.prompt), pair, strict=True)
+            found |= {stage: replace(prompt, few_shot=shots) for stage, prompt in named}
+        else:
+            found[name] = replace(load_prompt(path, fields_of(name), data), few_shot=shots)
+    return found
+
+
+def fields_of(prompt: str) -> frozenset[str]:
+    """The names that a prompt file fills in."""
+    return next((stage.fields for stage in CHAIN if stage.prompt == prompt), frozenset({"instruction"}))
 
 
 def ordered(rounds: int, recipe: Recipe | None = None) -> list[tuple[Stage, int]]:

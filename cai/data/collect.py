@@ -18,14 +18,28 @@ from cai.run.context import Context
 
 
 def pair_plan(context: Context) -> PairPlan:
-    return PairPlan(context.recipe.rounds, {p.id: p.principle for p in context.constitution.principles})
+    recipe = context.recipe
+    return PairPlan(
+        recipe.rounds,
+        {p.id: p.principle for p in context.constitution.principles},
+        relevant=recipe.principles.choice == "relevant",
+        keeps_text=recipe.critiques.no_issue == "keep",
+        labels=recipe.pairs.label == "judge",
+    )
 
 
-def pairs_so_far(context: Context, before: PairSet | None = None) -> PairSet:
-    """Examples, kept pairs and rejects of all records up to now; what `before` has of items without news is kept."""
+def pairs_so_far(context: Context, before: PairSet | None = None, attempt: int | None = None) -> PairSet:
+    """Examples, kept pairs and rejects of all records, or of tries up to `attempt` alone.
+
+    A resume that stands in an earlier wave must not see the rows of later ones, or it would judge and slice otherwise
+    than the run that was never stopped. What `before` has of items without news is kept.
+    """
     wanted = {slot for slot in slots.slots(context.recipe)}
-    rows = context.log.rows
-    return build(rows, pair_plan(context), context.recipe.pairs, lambda item: slots.slot_of(item) in wanted, before)
+
+    def of_interest(item: int) -> bool:
+        return slots.slot_of(item) in wanted and (attempt is None or slots.try_of(item) <= attempt)
+
+    return build(context.log.rows, pair_plan(context), context.recipe.pairs, of_interest, before)
 
 
 def waves(context: Context, pairs: PairSet, attempt: int) -> list[int]:
@@ -52,19 +66,28 @@ def collect(context: Context, grid: Grid, given: Intake | None, until: str = "")
             context.progress.say(
                 f"{len(items)} slot(s) have no pair yet: wave {attempt + 1} of at most {slots.tries(recipe)}"
             )
-        _instructions(context, stage, items, lines)
+        _instructions(context, stage, items, lines, pairs)
         if until != "instructions":
             _answers_to_revisions(context, items, until)
-        pairs = pairs_so_far(context, pairs)
+        pairs = pairs_so_far(context, pairs, attempt)
         if until not in ("", "pairs"):
             break
         if recipe.guard.enabled and guarding.run_guard(context, pairs.examples):
-            pairs = pairs_so_far(context, pairs)
+            pairs = pairs_so_far(context, pairs, attempt)
     return pairs
 
 
-def _instructions(context: Context, stage: chain.Stage, items: Sequence[int], lines: Sequence[Given]) -> None:
-    fresh = [i for i in items if slots.is_fresh(i, context.recipe) or not _worth_repeating(context, slots.earlier(i))]
+def _instructions(
+    context: Context, stage: chain.Stage, items: Sequence[int], lines: Sequence[Given], pairs: PairSet
+) -> None:
+    hopeless = {reject["item"] for reject in pairs.rejects if reject["reason"] == "no_issue"}
+    fresh = [
+        i
+        for i in items
+        if slots.is_fresh(i, context.recipe)
+        or slots.earlier(i) in hopeless  # nothing is wrong with its answers: another request may do better
+        or not _worth_repeating(context, slots.earlier(i))
+    ]
     instructions.repeat(context, [i for i in items if i not in set(fresh)])
     if lines:
         instructions.take_from_file(context, fresh, lines)

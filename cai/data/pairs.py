@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cai.data.chain import label, ordered
+from cai.data import labels
+from cai.data.chain import label
 from cai.metrics.text import appends_only, rouge_l, words
-from cai.metrics.wordings import finds_nothing, has_control_tokens, is_refusal, leftovers
+from cai.metrics.wordings import finds_nothing, has_control_token, is_refusal, leftovers
 from cai.recipe.settings import PairsSection
 from cai.store.jsonl import Row
 from cai.store.rows import Rows
@@ -21,10 +22,21 @@ from cai.store.rows import Rows
 
 @dataclass(frozen=True)
 class PairPlan:
-    """What a complete item has: `rounds` critiques and revisions; `principles`: id -> text."""
+    """What a complete item has: `rounds` critiques and revisions; `principles`: id -> text.
+
+    `relevant`: principles are drawn by relevance, so a round may have nothing to criticise; `keeps_text`: a critique
+    that finds nothing leaves the text as it is; `labels`: what is revised has its label checked.
+    """
 
     rounds: int
     principles: Mapping[str, str]
+    relevant: bool = False
+    keeps_text: bool = False
+    labels: bool = False
+
+    def revised(self, chain: Chain) -> list[int]:
+        """The rounds that changed the text."""
+        return [r for r in range(self.rounds) if chain.get("revisions", r) is not None]
 
 
 @dataclass(frozen=True)
@@ -126,7 +138,9 @@ def _judged(chain: Chain, plan: PairPlan, config: PairsSection, held: Row | None
         return {"item": chain.item, "reason": "missing_stage", "detail": missing, "all": []}, None
     example = _example(chain, plan)
     example = held if held == example else example
-    faults = find_faults(example, config) + _guard_faults(chain)
+    faults = _untouched(chain, plan) or find_faults(example, config) + _label_faults(chain, config) + _guard_faults(
+        chain
+    )
     if not faults:
         return None, example
     reason, detail = faults[0]
@@ -135,8 +149,17 @@ def _judged(chain: Chain, plan: PairPlan, config: PairsSection, held: Row | None
 
 
 def _missing(chain: Chain, plan: PairPlan) -> str:
-    """Which stage an item lacks, with the reason its row was refused; "" if the chain is whole."""
-    for stage, round_ in ((each.name, r) for each, r in ordered(plan.rounds)):
+    """Which row an item lacks, with the reason its row was refused; "" if the chain is whole.
+
+    A round has its row of relevance (where principles are drawn so) and then either nothing to criticise, a critique
+    that finds nothing, or a critique and its revision.
+    """
+    wanted = [("instructions", 0), ("answers", 0)]
+    for round_ in range(plan.rounds):
+        wanted += _round_needs(chain, plan, round_)
+    if plan.labels and plan.revised(chain):
+        wanted.append(("labels", 0))
+    for stage, round_ in wanted:
         if chain.get(stage, round_) is None:
             same = [
                 f for f in chain.failures if f["stage"] == stage and (stage == "instructions" or f["round"] == round_)
@@ -146,60 +169,97 @@ def _missing(chain: Chain, plan: PairPlan) -> str:
     return ""
 
 
+def _round_needs(chain: Chain, plan: PairPlan, round_: int) -> list[tuple[str, int]]:
+    relevance, critique = chain.get("relevance", round_), chain.get("critiques", round_)
+    if plan.relevant and relevance is not None and relevance["principle"] is None:
+        return []
+    first = [("relevance", round_)] if plan.relevant else []
+    if critique is not None and plan.keeps_text and finds_nothing(critique["text"]):
+        return first
+    return [*first, ("critiques", round_), ("revisions", round_)]
+
+
+def _untouched(chain: Chain, plan: PairPlan) -> list[tuple[str, str]]:
+    """An item where no round found anything: there is nothing to prefer."""
+    if not plan.keeps_text or plan.revised(chain):
+        return []
+    asked = sum(chain.get("critiques", r) is not None for r in range(plan.rounds))
+    return [("no_issue", f"{asked} critique(s) found nothing" if asked else "no principle is broken")]
+
+
+def _label_faults(chain: Chain, config: PairsSection) -> list[tuple[str, str]]:
+    row = chain.get("labels") if config.label == "judge" else None
+    why = labels.fault(row) if row is not None else ""
+    return [("not_better", why)] if why else []
+
+
 def _guard_faults(chain: Chain) -> list[tuple[str, str]]:
     return [("guard", str(f["reason"])) for f in chain.failures if f["stage"] == "guard"]
 
 
 def _example(chain: Chain, plan: PairPlan) -> Row:
-    """The user's six keys first, then ours."""
+    """The user's six keys first, then ours. A round that found nothing has the text of before and `found` false."""
     instruction, answer = chain.rows["instructions", 0], chain.rows["answers", 0]
-    rounds = []
+    rounds, text = [], answer["text"]
     for r in range(plan.rounds):
-        critique, revision = chain.rows["critiques", r], chain.rows["revisions", r]
+        critique, revision = chain.get("critiques", r), chain.get("revisions", r)
+        if critique is None:
+            continue
+        text = revision["text"] if revision is not None else text
         id_ = critique["principle"]
         rounds.append(
             {
                 "principle_id": id_,
                 "principle": plan.principles.get(id_, id_),
                 "critique": critique["text"],
-                "revised_answer": revision["text"],
+                "revised_answer": text,
             }
+            | ({"round": r, "found": revision is not None} if plan.keeps_text else {})
         )
-    last = rounds[-1]
-    return {
+    last = next((entry for entry in reversed(rounds) if entry.get("found", True)), None) or NOTHING | (
+        rounds[-1] if rounds else {}
+    )
+    example = {
         "instruction": instruction["text"],
         "initial_answer": answer["text"],
         "principle": last["principle"],
         "critique": last["critique"],
-        "revised_answer": last["revised_answer"],
-        "preference_pair": {
-            "prompt": instruction["text"],
-            "chosen": last["revised_answer"],
-            "rejected": answer["text"],
-        },
+        "revised_answer": text,
+        "preference_pair": {"prompt": instruction["text"], "chosen": text, "rejected": answer["text"]},
         "item": chain.item,
         "pool": instruction.get("pool", "benign"),
         "split": instruction.get("split", "train"),
         "principle_id": last["principle_id"],
         "rounds": rounds,
-        "flags": _flags(chain, rounds),
+        "flags": _flags(chain, rounds, text),
     }
+    checked = chain.get("labels")
+    return example | ({"margin": checked["margin"], "label": _label(checked)} if checked is not None else {})
 
 
-def _flags(chain: Chain, rounds: Sequence[Row]) -> Row:
+NOTHING = {"principle_id": None, "principle": "", "critique": ""}  # of an item that no round has criticised
+LABEL_KEYS = ("first", "second", "fallen", "risen", "used")
+
+
+def _label(row: Row) -> Row:
+    return {name: row[name] for name in LABEL_KEYS if name in row}
+
+
+def _flags(chain: Chain, rounds: Sequence[Row], text: str) -> Row:
     limited = sorted(label(stage, r) for (stage, r), row in chain.rows.items() if row.get("finish") == "length")
     texts = [row["text"] for row in chain.rows.values()]
     return {
         "answer_refuses": is_refusal(chain.rows["answers", 0]["text"]),
-        "revision_refuses": is_refusal(rounds[-1]["revised_answer"]),
-        "critique_finds_nothing": finds_nothing(rounds[-1]["critique"]),
-        "control_tokens": any(map(has_control_tokens, texts)),
+        "revision_refuses": is_refusal(text),
+        "critique_finds_nothing": all(finds_nothing(entry["critique"]) for entry in rounds[-1:]),
+        "control_tokens": any(map(has_control_token, texts)),
         "ran_to_limit": limited,
     }
 
 
 def _pair(example: Row) -> Row:
-    return {**example["preference_pair"], **{key: example[key] for key in ("item", "pool", "split")}}
+    kept = {key: example[key] for key in ("item", "pool", "split", "margin") if key in example}
+    return {**example["preference_pair"], **kept}
 
 
 def find_faults(example: Row, config: PairsSection) -> list[tuple[str, str]]:
@@ -228,7 +288,8 @@ def _near_identical(example: Row, config: PairsSection) -> str:
 
 
 def _ran_to_limit(example: Row, config: PairsSection) -> str:
-    last = label("revisions", len(example["rounds"]) - 1)
+    numbers = [entry.get("round", r) for r, entry in enumerate(example["rounds"]) if entry.get("found", True)]
+    last = label("revisions", numbers[-1] if numbers else 0)
     hit = [name for name in example["flags"]["ran_to_limit"] if name in ("answers", last)]
     return ", ".join(hit) if config.reject_limit else ""
 
@@ -260,4 +321,4 @@ CHECKS: dict[str, Callable[[Row, PairsSection], str]] = {
     "refusal_of_benign": _refusal_of_benign,
     "length_ratio": _length_ratio,
 }
-REASONS = ("missing_stage", "empty", *CHECKS, "guard")
+REASONS = ("missing_stage", "no_issue", "empty", *CHECKS, "not_better", "guard")

@@ -1,8 +1,8 @@
 """Model text -> Parsed | Unparsed, one function a stage. Pure: no model, no clock, no state; never raises.
 
 Owns what is stripped (role tags and labels at the start, quotation marks around the whole), what is refused and under
-which name. Doesn't own whether a completion ran to its limit (`finish`, the caller's), nor whether it is good
-(`evaluate`). Reasons are `name` or `name: detail`.
+which name: form only, what a text says is asked of `metrics.wordings`. Doesn't own whether a completion ran to its
+limit (`finish`, the caller's), nor whether it is good (`evaluate`). Reasons are `name` or `name: detail`.
 
 Invariants: a Parsed text is not empty, has no white space around it, and parses to itself.
 """
@@ -13,13 +13,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cai.engine.tokenizers import has_control_token
+from cai.metrics.text import repetition
+from cai.metrics.wordings import finds_nothing, has_control_token, leftovers
 from cai.store.jsonl import clean
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """`flags`: "control_token" (the text spells one), "refusal", "no_issue" (a critique that finds nothing)."""
+    """`flags`: "control_token" (the text spells one), "no_issue" (a critique that finds nothing)."""
 
     text: str
     flags: tuple[str, ...] = ()
@@ -72,61 +73,6 @@ REQUEST = re.compile(  # a false alarm costs one more try
     r"|review|check|design|create|translate|define|discuss|answer|prove|solve|calculate|imagine|pretend|argue|convince)\b",
     re.I,
 )
-LEFTOVERS = {
-    "announced": re.compile(
-        r"\b(?:here(?:['’]s| is| are)|below is|this is) (?:(?:a|an|the|my|your) )?(?:\w+ ){0,3}?"
-        r"(?:(?:revis|rewrit|re-writ|reword|rephras)\w*|(?:new|improved|updated|corrected|edited) "
-        r"(?:answer|response|version|reply|text|sentence))\b"
-        r"|\bi(?:['’]ve| have) (?:revised|rewritten|reworded|rephrased)\b",
-        re.I,
-    ),
-    "label": re.compile(
-        r"(?:^|\n)[#*_>\s]*(?:(?:the )?(?:revised|rewritten|new|improved|corrected|updated|original|initial|old|final) "
-        r"(?:answer|response|version|text|instruction)|(?:revision|critique)(?: request)?|review request"
-        r"|instruction|rewrite)[*_]*\s*(?::|\n)",
-        re.I,
-    ),
-    "about the task": re.compile(
-        r"\b(?:revised|rewritten|re-written) (?:answer|response)\b|\b(?:original|initial|previous|old) answer\b"
-        r"|\bthe original text\b|(?:^|\n)\W*(?:this answer|the instruction|the question) is (?:not |also )?(?:\w+ly )?"
-        r"(?:in)?(?:correct|wrong|missing|complete)\b|^\W*the answer is [\"“]"
-        r"|(?:^|\n)\W*rewrite (?:the|this|your|another)\b"
-        r"|\bthe answer (?:says|states|claims|mentions|is wrong|should (?:say|have)|does not (?:say|mention|address))\b"
-        r"|\b(?:the|this|that|your|my|above) critique\b|\b(?:critique|revision|review) request\b",
-        re.I,
-    ),
-}
-NO_ISSUE = re.compile(r"\W*no (?:issues?|problems?|such problem)\b", re.I)
-REFUSAL = re.compile(
-    r"\bi(?:['’]?m| am)(?: \w+)? sorry\b[^.]{0,20}\b(?:but|can)|\bsorry,? (?:but )?i (?:can|won|am|do)"
-    r"|\bi (?:can(?:not|['’]t| not)|won['’]t|will not|am (?:un|not )able to|(?:must|have to) decline to|refuse to)\s+"
-    r"(?:help|assist|provide|answer|fulfil|comply|support|discuss|do th[ai][ts]|create|write|generate|give|share|engage"
-    r"|offer|condone|respond|recommend|tell|explain|participate|be part of|encourage|advise)"
-    r"|\bi['’]m (?:unable|not able|not comfortable|not going)\b|\bas an ai(?: language)?(?: model| assistant)?,? i\b",
-    re.I,
-)
-
-
-def is_refusal(text: str) -> bool:
-    """The text opens by declining. A heuristic over English wordings, the first 250 characters only."""
-    return bool(REFUSAL.search(text.strip()[:250]))
-
-
-def leftovers(text: str) -> str:
-    """The first trace of the revision task in a text ("label: Revised answer:"), or ""."""
-    for kind, pattern in LEFTOVERS.items():
-        if found := pattern.search(text):
-            return f"{kind}: {' '.join(found[0].split())}"
-    return ""
-
-
-def repetition(text: str, n: int = 6) -> float:
-    """Share of the n-word sequences that stood there before, 0 to 1; of 3n-character ones where spaces are rare."""
-    units: list[str] | str = text.lower().split()
-    if len(units) < len(text) / 30:  # a script without spaces, or one endless word
-        units, n = text.lower(), 3 * n
-    grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if len(grams) >= n else 0.0
 
 
 def instruction(text: str) -> Parsed | Unparsed:
@@ -145,7 +91,7 @@ def critique(text: str) -> Parsed | Unparsed:
 
 def revision(text: str) -> Parsed | Unparsed:
     """The new answer alone: anything that talks about the task is refused."""
-    return _parse(text, "revision", lambda text: f"leftover: {found}" if (found := leftovers(text)) else _run_on(text))
+    return _parse(text, "revision", _revision_fault)
 
 
 def _parse(text: str, stage: str, fault: Callable[[str], str]) -> Parsed | Unparsed:
@@ -162,8 +108,7 @@ def _parse(text: str, stage: str, fault: Callable[[str], str]) -> Parsed | Unpar
         text = re.sub(r"\s*\n\s*", " ", text).strip()  # one that was merely wrapped
     flags = {
         "control_token": has_control_token(text),
-        "refusal": stage in ("answer", "revision") and is_refusal(text),
-        "no_issue": stage == "critique" and bool(NO_ISSUE.match(text)),
+        "no_issue": stage == "critique" and finds_nothing(text),
     }
     return Parsed(text, tuple(name for name, on in flags.items() if on))
 
@@ -211,6 +156,10 @@ def _run_on(text: str) -> str:
 
 
 def _critique_fault(text: str) -> str:
-    if found := LEFTOVERS["label"].search(text) or LEFTOVERS["announced"].search(text):
-        return f"leftover: {' '.join(found[0].split())}"
-    return _run_on(text)
+    found = leftovers(text, ("announced", "label"))
+    return f"leftover: {found.split(': ', 1)[1]}" if found else _run_on(text)
+
+
+def _revision_fault(text: str) -> str:
+    found = leftovers(text)
+    return _run_on(text) or (f"leftover: {found}" if found else "")

@@ -10,16 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from cai.data.parsing import Parsed, Unparsed
 from cai.data.slots import seed_of
 from cai.engine import Completion, Request, Sampling
+from cai.recipe.constitution import Constitution
+from cai.recipe.copies import Shots, copied, shots_of
+from cai.recipe.ends import cut, engine_stops, signs_of
 from cai.recipe.load import Recipe
-from cai.recipe.prompts import Rendered
+from cai.recipe.prompts import Prompt, Rendered
 from cai.run.context import Context
+from cai.run.loop import Key, fill
 from cai.store.jsonl import Row
 
+SCORED_AT_ONCE = 64  # units scored between two writes: what a kill loses
+SCORED_AT_ONCE_CPU = 4
 STREAM_WINDOW = 4  # a streaming engine holds this many batches: what a kill loses at most
 
 
@@ -57,6 +64,7 @@ class Stage:
     `needs(round)`: the rows without which a row of this round cannot be; `reads(round)`: those it also depends on.
     `keys`, `files`: what of the recipe and of its input files this stage adds to those before it (a prompt is added by
     itself). `sampling`: its section of [sampling] ("" = its name). `fields`: what fills its prompt.
+    `items(context, items)`: which numbers it runs on, where they are not the run's own.
     `limit_is_fault`: a completion that ran to the token limit is rejected here (else flagged, and judged as a pair).
     `redraws`: a rejected (or, with `redraws_limit`, cut) completion is drawn again, `pairs.redraws` times at most.
     """
@@ -77,6 +85,8 @@ class Stage:
     fields: frozenset[str] = frozenset()
     sampling: str = ""
     enabled: Callable[[Recipe], bool] = always
+    items: Callable[[Context, Sequence[int]], Sequence[int]] = lambda context, items: items
+    inputs: Callable[[Context, Unit], Sequence[str]] = lambda context, unit: tuple(unit.fields.values())
 
     @property
     def drawn(self) -> str:
@@ -108,9 +118,12 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
 
     `accept(rows)`: a pure function over a batch's rows in order that may turn ok rows into rejected ones.
     """
+    items = stage.items(context, items)
     todo = set(pending(context, stage, items, round_))
     if not todo:
         return 0
+    if stage.score is not None:
+        return _score(context, stage, items, round_)
     units = [unit for item in items if (unit := stage.render(context, item, round_)) is not None]
     done = len(units) - len(todo)
     context.model()  # its loading is no part of the stage's time
@@ -126,6 +139,30 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
     return added
 
 
+def _score(context: Context, stage: Stage, items: Sequence[int], round_: int) -> int:
+    """A stage that measures: fixed slices of its units, as everything that is scored."""
+    units = {i: unit for i in items if (unit := stage.render(context, i, round_)) is not None}
+    before = len(context.log.rows)
+
+    def compute(part: list[Key]) -> list[Row]:
+        chosen = [units[item] for _, item, _ in part]
+        assert stage.score is not None
+        found = zip(chosen, stage.score(context, chosen), strict=True)
+        return [_measured(context, stage, unit, fields) for unit, fields in found]
+
+    context.model()
+    chunk = SCORED_AT_ONCE if context.model().backend == "cuda" else SCORED_AT_ONCE_CPU
+    keys = [(stage.name, item, round_) for item in units]
+    fill(context, context.log, stage.name, keys, chunk, compute, round_, stage.per_round)
+    return len(context.log.rows) - before
+
+
+def _measured(context: Context, stage: Stage, unit: Unit, fields: Row) -> Row:
+    row = _base_row(stage, unit, "", "ok", None)
+    prompt = context.prompts.get(stage.prompt)
+    return row | {"finish": None, "tokens": 0, "seed": 0, "prompt_sha": prompt.sha if prompt else ""} | fields
+
+
 def _batches(context: Context, stage: Stage, units: Sequence[Unit], todo: set[int]) -> Iterator[list[Row]]:
     """Rows in unit order: by fixed slices, or as a stream where the engine never waits for a slice's last row."""
     engine = context.engine
@@ -139,6 +176,11 @@ def _batches(context: Context, stage: Stage, units: Sequence[Unit], todo: set[in
         batch = units[start : start + size]
         if any(unit.item in todo for unit in batch):
             yield list(_generate(context, stage, batch))
+
+
+def draw(context: Context, stage: Stage, units: Sequence[Unit]) -> list[Row]:
+    """Rows for units that are no items of the run (an exam's), by the stage's own prompt, sampling and parser."""
+    return list(_generate(context, stage, units))
 
 
 def _generate(context: Context, stage: Stage, batch: Sequence[Unit]) -> list[Row]:
@@ -204,7 +246,8 @@ def _submit(context: Context, draw: Draw) -> Row | None:
     drawn = getattr(recipe.sampling, draw.stage.drawn)
     if len(rendered.token_ids) + drawn.max_new_tokens > model.max_seq_length:
         return _row(context, draw, "", "rejected", f"prompt_too_long: {len(rendered.token_ids)} tokens")
-    sampling = Sampling(drawn.temperature, drawn.max_new_tokens, rendered.stop, model.tokenizer.eos_ids)
+    stops = tuple(dict.fromkeys((*rendered.stop, *engine_stops(signs_of(context.prompts[draw.stage.prompt])))))
+    sampling = Sampling(drawn.temperature, drawn.max_new_tokens, stops, model.tokenizer.eos_ids)
     seed = draw.seed(recipe.seed)
     context.engine.submit(Request(draw.unit.item, rendered.token_ids, sampling, seed, rendered.prefix_len))
     return None
@@ -234,30 +277,60 @@ def _is_faulty(context: Context, stage: Stage, row: Row) -> bool:
 
 
 def _judged(context: Context, draw: Draw, completion: Completion) -> Row:
+    """The row of a completion: cut where the transcript goes on, then parsed, then compared with the examples.
+
+    What is cut is finished: what stands behind the sign is no part of it, so it neither loops nor ran to its limit.
+    """
     if context.recipe.pairs.accept_noise:
         return _row(context, draw, completion.text.strip() or ".", "ok", None, completion)
+    prompt, unit = context.prompts[draw.stage.prompt], draw.unit
+    found = cut(completion.text, signs_of(prompt))
+    if found.marker is not None:
+        completion = replace(completion, text=found.text, finish="stop")
     assert draw.stage.parse is not None
-    parsed = draw.stage.parse(completion.text, draw.unit)
+    parsed = draw.stage.parse(found.text, unit)
+    marks = ("cut_at_marker",) if found.marker is not None else ()
     if isinstance(parsed, Unparsed):
-        return _row(context, draw, completion.text, "rejected", parsed.reason, completion)
+        return _flagged(_row(context, draw, found.text, "rejected", parsed.reason, completion), marks)
     if draw.stage.limit_is_fault and completion.finish == "length":
-        return _row(context, draw, parsed.text, "rejected", "ran_to_limit", completion)
-    row = _row(context, draw, parsed.text, "ok", None, completion)
-    return row | {"flags": list(parsed.flags)} if parsed.flags else row
+        return _flagged(_row(context, draw, parsed.text, "rejected", "ran_to_limit", completion), marks)
+    if run := copied(parsed.text, _shots(context, prompt), draw.stage.inputs(context, unit)):
+        return _flagged(_row(context, draw, parsed.text, "rejected", f"copied_example: {run}", completion), marks)
+    return _flagged(_row(context, draw, parsed.text, "ok", None, completion), (*parsed.flags, *marks))
+
+
+def _flagged(row: Row, flags: Sequence[str]) -> Row:
+    return row | {"flags": list(flags)} if flags else row
+
+
+def _shots(context: Context, prompt: Prompt) -> Shots:
+    """The examples' runs of words, without those that principles and requests may bring into any text."""
+    return _shots_of(prompt, context.constitution)
+
+
+@lru_cache(maxsize=16)
+def _shots_of(prompt: Prompt, constitution: Constitution) -> Shots:
+    texts = ((p.principle, p.critique_request, p.revision_request) for p in constitution.principles)
+    return shots_of(prompt, [text for each in texts for text in each])
+
+
+def _base_row(stage: Stage, unit: Unit, text: str, status: str, reason: str | None) -> Row:
+    return {
+        "v": 1,
+        "stage": stage.name,
+        "item": unit.item,
+        "round": unit.round,
+        "principle": unit.principle,
+        "text": text,
+        "status": status,
+        "reason": reason,
+    }
 
 
 def _row(
     context: Context, draw: Draw, text: str, status: str, reason: str | None, completion: Completion | None = None
 ) -> Row:
-    row = {
-        "v": 1,
-        "stage": draw.stage.name,
-        "item": draw.unit.item,
-        "round": draw.unit.round,
-        "principle": draw.unit.principle,
-        "text": text,
-        "status": status,
-        "reason": reason,
+    row = _base_row(draw.stage, draw.unit, text, status, reason) | {
         "finish": completion.finish if completion else None,
         "tokens": len(completion.token_ids) if completion else 0,
         "seed": draw.seed(context.recipe.seed),

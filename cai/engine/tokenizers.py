@@ -13,18 +13,6 @@ from typing import Any, NamedTuple, Protocol
 from cai.errors import CaiError
 from cai.store.jsonl import clean, one_line
 
-CONTROL_TOKEN = re.compile(
-    r"<\|[A-Za-z0-9_▁]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?(?:think|tool_call|tool_response|s|bos|eos|pad|unk)>"
-    r"|<(?:start|end)_of_(?:turn|image|text)>|\[/?INST\]|<</?SYS>>"
-)
-
-
-def has_control_token(text: str, tokenizer: Tokenizer | None = None) -> bool:
-    """Whether the text spells a control token, of any known chat format or of this tokenizer: the row is flagged."""
-    if CONTROL_TOKEN.search(text):
-        return True
-    return tokenizer is not None and any(token in text for token in tokenizer.control_strings)
-
 
 class Turn(NamedTuple):
     role: str  # "system", "user" or "assistant"

@@ -40,10 +40,16 @@ class Case:
 
 
 def from_examples(examples: Iterable[dict[str, Any]]) -> list[Case]:
-    """The last round of every example, the one that the user's format shows, by item."""
+    """Every round of every example, by item; of a run of before, whose rounds say not what was found, the last one.
+
+    A round whose critique found nothing has no revision.
+    """
     cases = []
     for example in sorted(examples, key=lambda e: e["item"]):
         rounds = example["rounds"]
+        if not rounds or "found" in rounds[-1]:
+            cases += _rounds(example)
+            continue
         before = rounds[-2]["revised_answer"] if len(rounds) > 1 else example["initial_answer"]
         cases.append(
             Case(
@@ -58,6 +64,26 @@ def from_examples(examples: Iterable[dict[str, Any]]) -> list[Case]:
                 initial=example["initial_answer"],
             )
         )
+    return cases
+
+
+def _rounds(example: dict[str, Any]) -> list[Case]:
+    cases, text = [], example["initial_answer"]
+    for entry in example["rounds"]:
+        cases.append(
+            Case(
+                item=example["item"],
+                round=entry["round"],
+                instruction=example["instruction"],
+                answer=text,
+                principle=entry["principle"],
+                critique=entry["critique"],
+                revision=entry["revised_answer"] if entry["found"] else "",
+                pool=example["pool"],
+                initial=text,
+            )
+        )
+        text = entry["revised_answer"]
     return cases
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from cai.evaluate.cases import FALLBACK, GENERIC_CRITIQUE, Case, others
+from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood
 from cai.metrics.figure import (
     Measured,
     Outcome,
@@ -129,20 +130,45 @@ def specificity_rows(found: Mapping[tuple[int, int], Mapping[str, Outcome]]) -> 
     return rows
 
 
-def combine(parts: Sequence[Outcome]) -> Outcome:
-    """All parts must be 1. One that is 0 decides; else one that is unscored leaves the whole unscored."""
-    if any(isinstance(part, Scored) and part.value < 1.0 for part in parts):
-        return Scored(0.0)
-    return next((part for part in parts if isinstance(part, Unscored)), Scored(1.0))
+def verdict(scores: Scores, section: EvaluationSection, kind: str = "real") -> TextVerdict:
+    """Is the critique meaningful? `scores`: its rows of `critiques.gates`, `critiques.csi` and `critiques.judge`."""
+    gates, csi = scores.get("critiques.gates"), scores.get("critiques.csi")
+    if gates is None:
+        return NOT_SCORED
+    judge_row = (scores.get("critiques.judge") or {}).get(kind) or {}
+    required = section.judge == "require"
+    criteria = [
+        Criterion(name, gates[kind][key], wanted, gate in gates[kind]["pass"])
+        for gate, (key, name, wanted) in _bars(section).items()
+        if key in gates[kind]  # G6 and G7 came later than the first rows on disk
+    ]
+    criteria.append(specific(csi, kind, section))
+    criteria += [by_judge(label, judge_row.get(name), required) for name, label in JUDGE_QUESTIONS.items()]
+    return decide(criteria, sampled=csi is not None, nothing=bool(gates["finds_nothing"]))
 
 
-def above(value: float | None, threshold: float, why: str) -> Outcome:
-    return Unscored(why) if value is None else yes(value >= threshold)
+def specific(csi: Row | None, kind: str, section: EvaluationSection) -> Criterion:
+    name = "CSI specific to this answer, nats a token"
+    return likelihood(name, csi, kind, section.min_specificity, "no CSI")
 
 
-def positive(log_odds: float | None) -> Outcome:
-    """A judge's yes: strictly above 0, where a judge that says the same whatever it reads stands."""
-    return Unscored("unjudged") if log_odds is None else yes(log_odds > 0.0)
+JUDGE_QUESTIONS = {
+    "j1": "J1 the answer holds the problem (log-odds)",
+    "j2": "J2 fixing it would help (log-odds)",
+}
+
+
+def _bars(section: EvaluationSection) -> dict[str, tuple[str, str, str]]:
+    """Gate -> (value of its row, name, what is wanted), in words."""
+    return {
+        "g1": ("g1_words", "G1 length in words", f"{section.min_critique_words} to {section.max_critique_words}"),
+        "g2": ("g2_echo", "G2 echoes the request (ROUGE-L)", f"below {section.max_echo:g}"),
+        "g3": ("g3_copied", "G3 copied from the answer", f"below {section.max_copied:g}"),
+        "g4": ("g4_grounding", "G4 about this prompt and answer", f"at least {section.min_grounding:g}"),
+        "g5": ("g5_repeated", "G5 same as critiques of other prompts", f"below {section.max_repeated:g}"),
+        "g6": ("g6_misquoted", "G6 quotes what nobody said", f"at most {section.max_misquoted:g}"),
+        "g7": ("g7_only_praise", "G7 only praises", "0"),
+    }
 
 
 def summarise(
@@ -155,15 +181,20 @@ def summarise(
     nothing = rate("critiques.finds_nothing", [yes(row["finds_nothing"]) for row in gates])
     result = {nothing.metric: nothing}
     sampled = [row for row in real if (row["item"], row["round"]) in csi_of]
+
+    def scores_of(row: Row) -> dict[str, Row]:
+        key = (row["item"], row["round"])
+        return {"critiques.gates": row, "critiques.csi": csi_of[key], "critiques.judge": judged_of.get(key, {})}
+
     outcomes: dict[str, list[Outcome]] = {}
     for kind in KINDS:
         tail = "" if kind == "real" else f".{kind}"
         deterministic = [yes(gates_pass(row, kind)) for row in real]
         worst = worst_rows(real, lambda row: len(row["real"]["pass"])) if kind == "real" else ()
         _add(result, rate("critiques.gates" + tail, deterministic, worst=worst))
-        outcomes[kind] = [_meaningful(row, kind, csi_of, judged_of, section) for row in sampled]
+        outcomes[kind] = [verdict(scores_of(row), section, kind).outcome for row in sampled]
         values = [_scored(csi_of[row["item"], row["round"]][kind]) for row in sampled]
-        bar = [above(as_json(v), section.min_specificity, "no CSI") for v in values]
+        bar = [specific(csi_of[row["item"], row["round"]], kind, section).outcome for row in sampled]
         name = f"likelihood of {judge}"
         _add(result, mean("critiques.csi" + tail, values, judge=name, samples=section.bootstrap_samples))
         _add(result, rate("critiques.specific" + tail, bar, judge=name))
@@ -178,15 +209,6 @@ def _add(result: dict[str, Measured], measured: Measured) -> None:
 
 def _scored(value: float | None) -> Outcome:
     return Unscored("no CSI") if value is None else Scored(value)
-
-
-def _meaningful(row: Row, kind: str, csi_of: Any, judged_of: Any, section: EvaluationSection) -> Outcome:
-    key = (row["item"], row["round"])
-    parts = [yes(gates_pass(row, kind)), above(csi_of[key][kind], section.min_specificity, "no CSI")]
-    if section.judge == "require":
-        by_kind = judged_of.get(key, {}).get(kind)
-        parts += [positive(by_kind[name]) if by_kind else Unscored("unjudged") for name in ("j1", "j2")]
-    return combine(parts)
 
 
 def _meaningful_rates(
@@ -228,6 +250,7 @@ def _judge_rates(judged: Sequence[Row], judge: str) -> dict[str, Measured]:
     for name in ("j1", "j2") if judged else ():
         for kind in ("real", "shuffled"):
             tail = "" if kind == "real" else f".{kind}"
-            outcomes = [positive(row[kind][name] if row.get(kind) else None) for row in judged]
+            answers = [(row.get(kind) or {}).get(name) for row in judged]
+            outcomes = [by_judge(JUDGE_QUESTIONS[name], answer, True).outcome for answer in answers]
             _add(result, rate(f"critiques.{name}{tail}", outcomes, judge=judge))
     return result

@@ -16,11 +16,12 @@ from typing import Any
 
 import orjson
 
+from cai.engine.asks import Scorer
 from cai.errors import CaiError
 from cai.evaluate import critiques, revisions
 from cai.evaluate import judge as judging
 from cai.evaluate.cases import Case
-from cai.evaluate.likelihood import Scorer, responsiveness, specificity
+from cai.evaluate.likelihood import responsiveness, specificity
 from cai.metrics.figure import Outcome, Scored, as_json, rounded, sample
 from cai.metrics.stats import wilson
 from cai.metrics.wordings import finds_nothing, is_refusal

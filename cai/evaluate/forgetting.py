@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from cai.evaluate.likelihood import Ask, Scorer, score
+from cai.engine.asks import Ask, Scorer, score
 from cai.metrics.figure import Measured, Scored, lost, mean, rate, unmeasured, whole, worst_rows, yes
 from cai.metrics.text import distinct_n, repeats, words
 from cai.store.jsonl import Row

@@ -72,6 +72,8 @@ def _decide(measured: Measured, gate: GateSpec, controls: Mapping[str, Measured]
         return "FAIL", f"the value is {value}"
     if measured.n < gate.minimum_n:
         return "UNDERPOWERED", f"n={measured.n} is below {gate.minimum_n}"
+    if (possible := measured.facts.get("of")) and measured.n < gate.minimum_share * possible:
+        return "UNDERPOWERED", f"n={measured.n} is below {gate.minimum_share:.0%} of {possible}"
     if not meets(value, gate):
         return "FAIL", "the value misses the criterion"
     if (beaten := _beaten_by_control(value, gate, controls)) is not None:

@@ -10,18 +10,18 @@ The subtraction cancels what the judge says whatever it reads: one that always s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from cai.data.comparisons import comparison_asks, log_odds, pair_log_odds, pair_win, verdict_asks
 from cai.engine import Score
+from cai.engine.asks import Ask, Name, Scorer, score
 from cai.evaluate.cases import Case, others
-from cai.evaluate.likelihood import Ask, Name, Scorer, score
 from cai.metrics.text import best_span
 from cai.recipe.prompts import Prompt
 from cai.store.jsonl import Row
 
 JUDGE_FIELDS = frozenset({"instruction", "answer", "critique", "question"})
-PAIR_FIELDS = frozenset({"instruction", "principle", "first", "second"})
 REMOVED = "(none was written)"
 NO_SPAN = -20.0  # the critique points at nothing in the answer: a sure no
 
@@ -67,29 +67,15 @@ def _asks(scorer: Scorer, judge: Judge, name: Name, question_name: str, case: Ca
                 "critique": REMOVED if removed else scorer.cut(case.critique),
                 "question": question(question_name, side, scorer.cut(span)),
             }
-            asks += _verdicts(scorer, judge.single, (*name, question_name, side, removed), fields, ("Yes", "No"))
+            asks += verdict_asks(scorer, judge.single, (*name, question_name, side, removed), fields, ("Yes", "No"))
     return asks
-
-
-def _verdicts(
-    scorer: Scorer, prompt: Prompt, name: Name, fields: Mapping[str, str], words: tuple[str, str]
-) -> Iterable[Ask]:
-    rendered = prompt.render(fields, format=scorer.format, tokenizer=scorer.tokenizer)
-    lead = "" if rendered.text[-1:].isspace() else " "
-    for word in words:
-        yield Ask((*name, word), tuple(rendered.token_ids), tuple(scorer.encode(lead + word)), rendered.prefix_len)
-
-
-def _log_odds(scores: Mapping[Name, Score], name: Name, words: tuple[str, str]) -> float:
-    first, second = (scores[*name, word].total for word in words)
-    return first - second
 
 
 def _combined(scores: Mapping[Name, Score], name: Name, question_name: str) -> float | None:
     """None, which is unscored, where a log-probability is no finite number."""
 
     def d(side: int, removed: bool) -> float:
-        return _log_odds(scores, (*name, question_name, side, removed), ("Yes", "No"))
+        return log_odds(scores, (*name, question_name, side, removed), ("Yes", "No"))
 
     with_it = (d(0, False) - d(1, False)) / 2
     without = (d(0, True) - d(1, True)) / 2
@@ -161,35 +147,4 @@ def _revision_row(scores: Mapping[Name, Score], case: Case) -> Row:
 
 def pair_asks(scorer: Scorer, judge: Judge, name: Name, case: Case, ours: str, theirs: str) -> list[Ask]:
     """Four asks: `ours` as A then as B, letters A and B."""
-    asks: list[Ask] = []
-    for order, (first, second) in enumerate(((ours, theirs), (theirs, ours))):
-        fields = {
-            "instruction": scorer.cut(case.instruction),
-            "principle": case.principle or "An answer is helpful, honest and harmless.",
-            "first": scorer.cut(first),
-            "second": scorer.cut(second),
-        }
-        asks += _verdicts(scorer, judge.pair, (*name, "j4", order), fields, ("A", "B"))
-    return asks
-
-
-def _orders(scores: Mapping[Name, Score], name: Name) -> tuple[float, float]:
-    """Log-odds for A with ours first, and with ours second."""
-    first, second = (_log_odds(scores, (*name, "j4", order), ("A", "B")) for order in (0, 1))
-    return first, second
-
-
-def pair_log_odds(scores: Mapping[Name, Score], name: Name) -> float:
-    """Log-odds that ours is better with the letters' own preference cancelled; swapping the texts negates it."""
-    first, second = _orders(scores, name)
-    return round((first - second) / 2, 6)
-
-
-def pair_win(scores: Mapping[Name, Score], name: Name) -> float:
-    """1 if ours wins in both orders, 0 if it loses in both, else 0.5; NaN, which is no tie, where a score is none."""
-    first, second = _orders(scores, name)
-    if math.isnan(first) or math.isnan(second):
-        return math.nan
-    if first > 0 and second < 0:
-        return 1.0
-    return 0.0 if first < 0 and second > 0 else 0.5
+    return comparison_asks(scorer, judge.pair, name, case.instruction, case.principle, ours, theirs)

@@ -11,12 +11,23 @@ from typing import Any
 
 from cai.data.pairs import PairSet
 from cai.engine import Request, Sampling
-from cai.evaluate import critiques, dpo_health, forgetting, judge, likelihood, preference, revisions
+from cai.evaluate import (
+    critic_stage,
+    critiques,
+    data_checks,
+    dpo_health,
+    forgetting,
+    judge,
+    likelihood,
+    preference,
+    revisions,
+)
 from cai.evaluate.cases import FALLBACK, Case, from_examples, nearby
 from cai.evaluate.lm_eval import tasks
 from cai.evaluate.scores import Bench, Key, Row, every_example, fingerprint, load_judge, open_scores
 from cai.metrics.figure import Measured, count, sample, shuffled, unmeasured, whole
 from cai.metrics.text import words
+from cai.recipe.ends import cut, signs_of
 from cai.run.context import Context
 from cai.store.files import holds, json_bytes, write_json_atomic
 
@@ -29,15 +40,17 @@ def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Row], ada
 
     `folder`: where recipe paths are resolved. Resumes from its rows; with none missing, no model is loaded.
     """
-    figures = _counts(pairs)
+    figures = _counts(pairs) | data_checks.measure(pairs, context.log.rows, context.prompts, context.constitution)
     if not context.recipe.evaluation.enabled:
         return figures
     prompts = load_judge(context)
     log = open_scores(context, fingerprint(context, pairs, adapter, prompts))
     try:
         bench = Bench(context, log, adapter, prompts)
+        figures |= critic_stage.measure(context)
         figures |= _critiques_and_revisions(bench, pairs)
         figures |= preference_figures(bench, pairs, training_pairs)
+        figures |= surface_figures(pairs, training_pairs)
         figures |= _fresh(bench, pairs)
         figures |= forgetting_figures(bench)
         figures |= tasks.figures(tasks.measure(bench, folder))
@@ -74,6 +87,7 @@ def _critiques_and_revisions(bench: Bench, pairs: PairSet) -> Figures:
     cases = from_examples(every_example(pairs))
     by_key = {case.key: case for case in cases}
     keys = list(by_key)
+    revised = [key for key in keys if by_key[key].revision]
     requests = sorted({p.critique_request for p in bench.context.constitution.principles})
     shown = [example.assistant for example in bench.context.prompts["critiques"].examples]
     idf = critiques.weights(cases)
@@ -87,7 +101,7 @@ def _critiques_and_revisions(bench: Bench, pairs: PairSet) -> Figures:
         return [critiques.gate_row(c, nearby(c, ring), requests, section, idf, shown) for c in chosen(part)]
 
     gate_c = bench.fill("critiques.gates", keys, 64, gates)
-    gate_r = bench.fill("revisions.gates", keys, 64, lambda p: [revisions.check_row(c, section) for c in chosen(p)])
+    gate_r = bench.fill("revisions.gates", revised, 64, lambda p: [revisions.check_row(c, section) for c in chosen(p)])
     scored = sample(keys, section.likelihood_items)
     pool = chosen(scored)
 
@@ -103,12 +117,14 @@ def _critiques_and_revisions(bench: Bench, pairs: PairSet) -> Figures:
 
     csi_rows, cri_rows = (
         bench.fill("critiques.csi", scored, SLICE, csi),
-        bench.fill("revisions.cri", scored, SLICE, cri),
+        bench.fill("revisions.cri", [k for k in scored if by_key[k].revision], SLICE, cri),
     )
     judged_c, judged_r = _judged(bench, scored, by_key)
     name = bench.judge_name
     figures = critiques.summarise(gate_c, csi_rows, judged_c, section, name)
     figures |= revisions.summarise(gate_r, cri_rows, judged_r, section, name)
+    figures["critiques.meaningful"].facts["of"] = len(scored)
+    figures["revisions.addresses"].facts["of"] = sum(bool(by_key[key].revision) for key in scored)
     _note_kept(figures, pairs, (gate_c, csi_rows, judged_c), (gate_r, cri_rows, judged_r), bench)
     return figures
 
@@ -142,7 +158,9 @@ def _judged(bench: Bench, scored: Sequence[Key], by_key: dict[Key, Case]) -> tup
         with bench.base() as scorer:
             return judge.judge_revisions(scorer, prompts, [by_key[key] for key in part])
 
-    return bench.fill("critiques.judge", keys, SLICE, j12), bench.fill("revisions.judge", keys, SLICE, j34)
+    return bench.fill("critiques.judge", keys, SLICE, j12), bench.fill(
+        "revisions.judge", [k for k in keys if by_key[k].revision], SLICE, j34
+    )
 
 
 def _note_kept(figures: Figures, pairs: PairSet, of_critiques: Any, of_revisions: Any, bench: Bench) -> None:
@@ -183,6 +201,16 @@ def preference_figures(bench: Bench, pairs: PairSet, training_pairs: Sequence[Ro
     return figures
 
 
+def surface_figures(pairs: PairSet, training_pairs: Sequence[Row]) -> Figures:
+    """What characters and length alone tell of chosen and rejected: P1 must be ahead of it."""
+    from cai.evaluate.surface import fit_and_test
+
+    if not training_pairs:
+        return {"preference.surface": unmeasured("preference.surface", "no pair to fit on")}
+    figure = fit_and_test(training_pairs, pairs.heldout).as_measured("preference.surface")
+    return {figure.metric: figure}
+
+
 def sample_rows(rows: Sequence[Row], size: int) -> list[Row]:
     by_item = {row["item"]: row for row in rows}
     return [by_item[item] for item in sample(list(by_item), size)]
@@ -214,6 +242,7 @@ def _fresh(bench: Bench, pairs: PairSet) -> Figures:
 def _answers(bench: Bench, prompts: Sequence[Row]) -> list[Row]:
     """Both arms' greedy answers under the policy prompt."""
     model, policy = bench.model(), bench.context.prompts["policy"]
+    signs = signs_of(policy)
     rows: list[Row] = [
         {"metric": "preference.fresh", "item": p["item"], "round": 0, "prompt": p["prompt"]} for p in prompts
     ]
@@ -225,7 +254,9 @@ def _answers(bench: Bench, prompts: Sequence[Row]) -> list[Row]:
                 sampling = Sampling(0.0, bench.section.fresh_max_new_tokens, r.stop, tuple(model.tokenizer.eos_ids))
                 engine.submit(Request(index, tuple(r.token_ids), sampling, prefix_len=r.prefix_len))
             for done in engine.completions(bench.context.stopped):
-                rows[done.id] |= {arm: done.text.strip(), f"{arm}_finish": done.finish}
+                found = cut(done.text, signs)
+                finish = "stop" if found.marker else done.finish
+                rows[done.id] |= {arm: found.text.strip(), f"{arm}_finish": finish}
         bench.context.check_stop("while answering held-out prompts")
     return rows
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from cai.engine import ScoreRequest, never
 from cai.evaluate.dpo_health import LOGPS, margin
-from cai.metrics.figure import Measured, Outcome, Scored, lost, rate, unmeasured, whole, worst_rows
+from cai.metrics.figure import Measured, Outcome, Scored, lost, mean, rate, unmeasured, whole, worst_rows
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact
 from cai.metrics.text import words
 from cai.metrics.wordings import is_refusal
@@ -133,7 +133,7 @@ def summarise(rows: Sequence[Row], permutations: int, too_long: int = 0) -> dict
     figures = [rate("preference.p1.train", wins, judge=POLICY)]
     if not heldout:
         why = "no held-out pair could be scored" if missing else "no held-out pair: set heldout.items"
-        names = ("p1", "p1.permuted", "p2.before", "p2.after", "length_only", "refusal_only")
+        names = ("p1", "p1.permuted", "p2.before", "p2.after", "p2.gain", "length_only", "refusal_only")
         figures += [unmeasured(f"preference.{name}", why, POLICY, len(missing)) for name in names]
         return {figure.metric: figure for figure in figures}
     control, p = permuted(heldout, permutations)
@@ -154,6 +154,9 @@ def _p2(heldout: Sequence[Row], missing: Sequence[Outcome]) -> list[Measured]:
     return [
         rate("preference.p2.before", [*map(Scored, before), *missing], judge="base"),
         rate("preference.p2.after", [*map(Scored, after), *missing], judge="tuned", facts=facts),
+        mean(
+            "preference.p2.gain", [*(Scored(a - b) for a, b in zip(after, before, strict=True)), *missing], judge=POLICY
+        ),
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cai.evaluate.cases import Case
-from cai.evaluate.critiques import above, combine, positive
+from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood
 from cai.metrics.figure import Measured, Outcome, Scored, Unscored, as_json, mean, rate, rounded, worst_rows, yes
 from cai.metrics.stats import mcnemar_exact
 from cai.metrics.text import appends_only, content_words, quoted_spans, rouge_l, span_match, words
@@ -76,6 +76,50 @@ def responsiveness_rows(found: Mapping[tuple[int, int], Mapping[str, Outcome]]) 
     return rows
 
 
+def verdict(scores: Scores, section: EvaluationSection, kind: str = "real") -> TextVerdict:
+    """Does the revision address its critique? `scores`: its rows of `revisions.gates`, `.cri` and `.judge`.
+
+    `kind`: "shuffled" asks whether it follows another critique as well.
+    """
+    row, cri = scores.get("revisions.gates"), scores.get("revisions.cri")
+    if row is None:
+        return NOT_SCORED
+    judged = scores.get("revisions.judge") or {}
+    criteria = [*_checked(row, section), responsive(cri, kind, section)]
+    criteria.append(by_judge(JUDGE_GONE, judged.get("j3"), section.judge == "require"))
+    j4 = judged.get("j4")
+    better = None if j4 is None else j4 == 1
+    criteria.append(Criterion(JUDGE_BETTER, j4, "1", better, counts=False, unscored="unjudged"))
+    return decide(criteria, sampled=cri is not None, nothing=bool(row["nothing_to_address"]))
+
+
+JUDGE_GONE = "J3 the problem is gone (log-odds)"
+JUDGE_BETTER = "J4 better than the text before, both orders"
+
+
+def responsive(cri: Row | None, kind: str, section: EvaluationSection) -> Criterion:
+    return likelihood("CRI follows this critique, nats a token", cri, kind, section.min_response, "no CRI")
+
+
+def _checked(row: Row, section: EvaluationSection) -> list[Criterion]:
+    """R1-R5 of a row, with what was wanted in words."""
+    refuses = "yes" if row.get("r4_refuses_benign") else "no"
+    kept, quotes = int(row.get("r5_quotes_kept") or 0), int(row.get("r5_quotes") or 0)
+    table = (
+        ("r1", "R1 length in words", "r1_words", f"at least {section.min_revision_words}", ""),
+        ("r2", "R2 unchanged (ROUGE-L with the text before)", "r2_similarity",
+         f"below {section.max_unchanged:g}, not only a sentence added", ""),
+        ("r3", "R3 length against the text before", "r3_length_ratio",
+         f"{section.min_length_ratio:g} to {section.max_length_ratio:g}", ""),
+        ("r4", "R4 refuses a benign prompt", "r4_refuses_benign", "no", refuses),
+        ("r5", "R5 quoted passages that are still there", "r5_quotes_kept", "not all of them", f"{kept} of {quotes}"),
+    )  # fmt: skip
+    return [
+        Criterion(name, row.get(key), wanted, check in row["pass"], found=found)
+        for check, name, key, wanted, found in table
+    ]
+
+
 def summarise(
     gates: Sequence[Row], cri: Sequence[Row], judged: Sequence[Row], section: EvaluationSection, judge: str
 ) -> dict[str, Measured]:
@@ -89,9 +133,9 @@ def summarise(
     figures += [rate(f"revisions.{check}", [yes(check in row["pass"]) for row in gates]) for check in CHECKS]
     for kind in ("real", "shuffled"):
         tail = "" if kind == "real" else f".{kind}"
-        found = [cri_of[row["item"], row["round"]][kind] for row in sampled]
-        scored: list[Outcome] = [Unscored("no CRI") if v is None else Scored(v) for v in found]
-        bar = [above(v, section.min_response, "no CRI") for v in found]
+        found = [responsive(cri_of[row["item"], row["round"]], kind, section) for row in sampled]
+        scored: list[Outcome] = [Unscored("no CRI") if c.value is None else Scored(c.value) for c in found]
+        bar = [criterion.outcome for criterion in found]
         figures.append(mean(f"revisions.cri{tail}", scored, judge=name, samples=section.bootstrap_samples))
         figures.append(rate(f"revisions.responsive{tail}", bar, judge=name))
     figures += _addresses(sampled, cri_of, judged_of, section, judge)
@@ -107,11 +151,8 @@ def _addresses(
     for row in sampled:
         key = (row["item"], row["round"])
         for kind, series in outcomes.items():
-            parts = [yes(len(row["pass"]) == 5), above(cri_of[key][kind], section.min_response, "no CRI")]
-            if section.judge == "require":
-                j3 = judged_of.get(key, {}).get("j3")
-                parts.append(positive(j3))
-            series.append(combine(parts))
+            scores = {"revisions.gates": row, "revisions.cri": cri_of[key], "revisions.judge": judged_of.get(key, {})}
+            series.append(verdict(scores, section, kind).outcome)
     won = {kind: [o == Scored(1.0) for o in series] for kind, series in outcomes.items()}
     facts = {"mcnemar_p.shuffled": mcnemar_exact(won["shuffled"], won["real"])} if sampled else {}
     worst = _worst(sampled, cri_of)
@@ -144,7 +185,7 @@ def _worst(rows: Sequence[Row], cri_of: Any) -> tuple[Row, ...]:
 def _judged(judged: Sequence[Row], judge: str) -> list[Measured]:
     if not judged:
         return []
-    gone = [positive(row.get("j3")) for row in judged]
+    gone = [by_judge(JUDGE_GONE, row.get("j3"), True).outcome for row in judged]
     wins: list[Outcome] = [Unscored("unjudged") if row.get("j4") is None else Scored(row["j4"]) for row in judged]
     return [
         rate("revisions.j3", gone, judge=judge),

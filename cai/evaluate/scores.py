@@ -15,11 +15,12 @@ from typing import Any
 
 import orjson
 
+from cai.data.comparisons import PAIR_FIELDS
 from cai.data.pairs import PairSet
 from cai.engine import Engine, never
+from cai.engine.asks import Scorer
 from cai.engine.model import Model
-from cai.evaluate.judge import JUDGE_FIELDS, PAIR_FIELDS, Judge
-from cai.evaluate.likelihood import Scorer
+from cai.evaluate.judge import JUDGE_FIELDS, Judge
 from cai.recipe.prompts import load_prompt
 from cai.recipe.settings_evaluation import EvaluationSection
 from cai.run.context import Context

@@ -11,19 +11,27 @@ import re
 from collections.abc import Iterable
 
 _CONTROLLED = ("gates", "csi", "specific", "meaningful")
+_CRITIC = ("recall", "false_alarms", "flaw_gone", "checkable.found", "checkable.gone", "broken")
 _DPO = ("loss", "loss_fall", "margin", "chosen_fall")
 _ANSWERS = ("empty", "repeated", "cut", "refused")
 
 NAMES = (
     "pairs.kept",
     "pairs.yield",
+    "data.scaffolding",
+    "data.copied",
+    "data.nothing_found",
+    *(f"labels.{name}" for name in ("better", "original_wins", "margin")),
+    "principles.lift",
+    "principles.broken",
+    *(f"critic.{name}{tail}" for name in _CRITIC for tail in ("", ".{x}")),
     "critiques.finds_nothing",
     *(f"critiques.{name}{kind}" for name in _CONTROLLED for kind in ("", ".shuffled", ".generic")),
     *(f"critiques.{name}{kind}" for name in ("j1", "j2") for kind in ("", ".shuffled")),
     *(f"revisions.{name}" for name in ("gates", "r1", "r2", "r3", "r4", "r5", "j3", "improves")),
     *(f"revisions.{name}{kind}" for name in ("cri", "responsive", "addresses") for kind in ("", ".shuffled")),
-    *(f"preference.{name}" for name in ("p1", "p1.train", "p1.permuted", "p2.before", "p2.after")),
-    *(f"preference.{name}" for name in ("p3", "p3.length_controlled", "length_only", "refusal_only")),
+    *(f"preference.{name}" for name in ("p1", "p1.train", "p1.permuted", "p2.before", "p2.after", "p2.gain")),
+    *(f"preference.{name}" for name in ("p3", "p3.length_controlled", "length_only", "refusal_only", "surface")),
     *(f"dpo.{name}" for name in ("first_loss_error", "logged_fall", "grad_norm_max", "finite", "truncated")),
     *(f"dpo.{name}{split}" for name in _DPO for split in ("", ".heldout")),
     *(f"dpo.{name}.seed_{{x}}" for name in ("last_loss", "heldout_accuracy", "heldout_margin")),
@@ -46,6 +54,20 @@ _KNOWN = re.compile("|".join(re.escape(name).replace(r"\{x\}", r"[\w-]+") for na
 
 
 MEANINGS = (  # beginnings of names -> what the figure says, for the report
+    ("data.scaffolding", "examples in which a text runs on into the prompt's own form"),
+    ("data.copied", "examples in which a text copies eight words of a prompt's example"),
+    ("data.nothing_found", "examples of which every critique says that nothing is wrong"),
+    ("labels.better", "share of revised texts that the model finds better in both orders, with less that is broken"),
+    ("labels.original_wins", "share of revised texts to which the original is preferred in both orders"),
+    ("labels.margin", "mean log-odds, in nats, that the revised text is the better one"),
+    ("principles.lift", "how much more an answer breaks the drawn principle than all that fit, nats of log-odds"),
+    ("principles.broken", "share of rounds in which the text breaks a principle at all"),
+    ("critic.recall", "share of planted flaws that the model's own critique finds"),
+    ("critic.false_alarms", "share of sound answers in which it names a fault"),
+    ("critic.flaw_gone", "share of planted flaws that are gone after its own revision"),
+    ("critic.checkable", "the same of flaws that a program can check: found, and gone"),
+    ("critic.broken", "share of sound answers that its revision makes worse, as far as a program can see"),
+    ("preference.surface", "held-out pairs told apart by characters and length alone: P1 has to be ahead of it"),
     ("pairs.", "pairs that came through, as a number (kept) and a share of the items tried (yield)"),
     ("critiques.finds_nothing", "share of critiques that say nothing is wrong"),
     ("critiques.gates", "share of critiques that pass the word checks G1 to G6"),

@@ -197,3 +197,12 @@ def repeats(text: str, n: int = 8) -> bool:
     """Some n-gram of words stands at least twice in the text."""
     grams = ngrams(words(text), n)
     return len(set(grams)) < len(grams)
+
+
+def repetition(text: str, n: int = 6) -> float:
+    """Share of the n-word sequences that stood there before, 0 to 1; of 3n-character ones where spaces are rare."""
+    units: list[str] | str = text.lower().split()
+    if len(units) < len(text) / 30:  # a script without spaces, or one endless word
+        units, n = text.lower(), 3 * n
+    grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if len(grams) >= n else 0.0

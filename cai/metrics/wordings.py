@@ -7,6 +7,7 @@ refusal in other words is missed. Pure.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from cai.metrics.text import words
 
@@ -68,42 +69,62 @@ def is_refusal(text: str, *, max_words: int = 120) -> bool:
     return found is not None and bool(_REFUSED_ACT.search(opening[found.start() : found.start() + 120]))
 
 
+CONTROL_TOKEN = re.compile(  # of any known chat format
+    r"<\|[A-Za-z0-9_▁]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?(?:think|tool_call|tool_response|s|bos|eos|pad|unk)>"
+    r"|<(?:start|end)_of_(?:turn|image|text)>|\[/?INST\]|<</?SYS>>"
+)
+
+
+def has_control_token(text: str, others: Collection[str] = ()) -> bool:
+    """The text spells a control token of any known chat format, or one of `others` (a tokenizer's own)."""
+    return bool(CONTROL_TOKEN.search(text)) or any(token in text for token in others)
+
+
 _LEFTOVERS = {
-    "meta": _any_of(
-        r"\b(?:here(?:['’]s| is| are)|below is|this is) (?:a|an|the|my|your) (?:\w+ ){0,3}(?:revis|rewrit|re-writ)\w*",
-        r"\b(?:here(?:['’]s| is)|below is) (?:a|an|the|my|your) (?:\w+ ){0,3}(?:improved|updated|edited|corrected)\b",
-        r"^\W*(?:sure|certainly|of course|okay|ok)\b[^.\n]{0,60}\b(?:revis|rewrit|re-writ)\w*",
-        r"\b(?:revised|rewritten|corrected|original|initial|previous) (?:answer|response)\b",
-        r"\b(?:the|this|your|my|above) critique\b",
-        r"\b(?:critique|revision) request\b",
+    "announced": re.compile(
+        r"\b(?:here(?:['’]s| is| are)|below is|this is) (?:(?:a|an|the|my|your) )?(?:\w+ ){0,3}?"
+        r"(?:(?:revis|rewrit|re-writ|reword|rephras)\w*|(?:new|improved|updated|corrected|edited) "
+        r"(?:answer|response|version|reply|text|sentence))\b"
+        r"|\bi(?:['’]ve| have) (?:revised|rewritten|reworded|rephrased)\b",
+        re.I,
     ),
-    "role tag": _any_of(
-        r"(?:^|\n)\s*(?:human|user|assistant|critique|revision|revised \w+)\s*:",
-        r"^\s*(?:question|answer|response|reply|instruction|principle|system)\s*:",
+    "label": re.compile(
+        r"(?:^|\n)[#*_>\s]*(?:(?:the )?(?:revised|rewritten|new|improved|corrected|updated|original|initial|old|final) "
+        r"(?:answer|response|version|text|instruction)|(?:revision|critique)(?: request)?|review request"
+        r"|instruction|rewrite)[*_]*\s*(?::|\n)",
+        re.I,
     ),
-    "control token": _any_of(r"<\|(?:im_start|im_end|endoftext)\|>", r"</?think>", r"\[/?INST\]"),
+    "about the task": re.compile(
+        r"\b(?:revised|rewritten|re-written) (?:answer|response)\b|\b(?:original|initial|previous|old) answer\b"
+        r"|\bthe original text\b|(?:^|\n)\W*(?:this answer|the instruction|the question) is (?:not |also )?(?:\w+ly )?"
+        r"(?:in)?(?:correct|wrong|missing|complete)\b|^\W*the answer is [\"“]"
+        r"|(?:^|\n)\W*rewrite (?:the|this|your|another)\b"
+        r"|\bthe answer (?:says|states|claims|mentions|is wrong|should (?:say|have)|does not (?:say|mention|address))\b"
+        r"|\b(?:the|this|that|your|my|above) critique\b|\b(?:critique|revision|review) request\b",
+        re.I,
+    ),
+    "role tag": re.compile(r"(?:^|\n)\s*(?:human|user|assistant)\s*:", re.I),
+    "control token": CONTROL_TOKEN,
 }
 
 
-def leftovers(text: str) -> str:
-    """The first trace of the meta-task in a text ("meta: here is the revised"), or ""."""
-    for kind, pattern in _LEFTOVERS.items():
-        if found := pattern.search(text):
-            return f"{kind}: {found.group().strip()}"
+def leftovers(text: str, kinds: Collection[str] = tuple(_LEFTOVERS)) -> str:
+    """The first trace of the revision task in a text ("label: Revised answer:"), or ""."""
+    for kind in kinds:
+        if found := _LEFTOVERS[kind].search(text):
+            return f"{kind}: {' '.join(found[0].split())}"
     return ""
 
 
-def has_control_tokens(text: str) -> bool:
-    return bool(_LEFTOVERS["control token"].search(text))
-
-
+_NO_BUT = r"(?! (?:with|for)\b[^.;:\n]{0,80}, (?:but|yet|except)\b)"  # "There is no issue with tone, but ..." names one
 _NOTHING = _any_of(
-    r"^\W*no (?:issue|problem|flaw)s?\b(?=\W)",
+    rf"^\W*no (?:such )?(?:issue|problem|flaw)s?\b(?=\W){_NO_BUT}",
     r"\bno (?:issue|problem|change|flaw|concern|violation|revision|harm)s?\b"
     r"[^.]{0,40}\b(?:found|needed|here|required)\b",
     r"\bno (?:issue|problem|change|flaw|concern)s? (?:to|worth) (?:fix|report|name|raise|make|mak|rais|nam)\w*",
     r"\b(?:there (?:is|are)|finds?|found|sees?|has|have) (?:no|nothing) (?:\w+ ){0,2}"
-    r"(?:wrong|issues?|problems?|flaws?|to fix|to change|to critici[sz]e|concerns?)\b(?! (?:with )?\w+ing\b)",
+    r"(?:wrong|issues?|problems?|flaws?|to fix|to change|to critici[sz]e|concerns?)\b(?! (?:with )?\w+ing\b)"
+    rf"{_NO_BUT}",
     r"\bnothing (?:needs|here needs|to (?:fix|change|critici[sz]e))",
 )
 

@@ -23,6 +23,7 @@ from cai.errors import CaiError
 from cai.recipe.paths import at_home
 from cai.recipe.settings import (
     BudgetSection,
+    CritiquesSection,
     DpoSection,
     EngineSection,
     FewShotSection,
@@ -33,6 +34,7 @@ from cai.recipe.settings import (
     ModelSection,
     PairsSection,
     Positive,
+    PrinciplesSection,
     SamplingSections,
     Section,
     SftSection,
@@ -65,6 +67,8 @@ class Recipe(Section):
     few_shot: FewShotSection = FewShotSection()
     engine: EngineSection = EngineSection()
     instructions: InstructionsSection = InstructionsSection()
+    principles: PrinciplesSection = PrinciplesSection()
+    critiques: CritiquesSection = CritiquesSection()
     heldout: HeldoutSection = HeldoutSection()
     pairs: PairsSection = PairsSection()
     hygiene: HygieneSection = HygieneSection()
@@ -295,6 +299,8 @@ _DATA_KEYS = (
     "engine.batch_size",
     "engine.backend",
     "instructions",
+    "principles",
+    "critiques",
     "pairs",
 )
 _TRAINING_KEYS = ("lora", "dpo", "hygiene", "heldout", "items")
@@ -318,10 +324,25 @@ def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False
     return keep | {f"sha256({name})": sha for name, sha in files.items()}
 
 
+LATER_KEYS = {
+    "instructions.key": "",
+    "instructions.pool": "",
+    "principles.choice": "uniform",
+    "critiques.transcript": "separate",
+    "critiques.no_issue": "revise",
+    "pairs.label": "always",
+    "few_shot.reviews": -1,
+    "few_shot.relevance": -1,
+}
+
+
 def drop_unset(keep: dict[str, str]) -> None:
-    """Keys that came later and say nothing where they are empty: a run of before has none of them."""
-    for name in ("instructions.key", "instructions.pool"):
-        if keep.get(name) == repr(""):
+    """Keys that came later and say nothing where they have these values: a run of before has none of them."""
+    for name, value in LATER_KEYS.items():
+        if keep.get(name) == repr(value):
+            del keep[name]
+    if "principles.choice" not in keep:
+        for name in [name for name in keep if name.startswith("principles.")]:
             del keep[name]
 
 

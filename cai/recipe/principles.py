@@ -39,7 +39,7 @@ PLACEHOLDER = re.compile(r"\{\{.*?\}\}|\{[A-Za-z_][\w. ]*\}|\{\}|\$\{\w+\}|%\(\w
 FRAME = re.compile(r"^\s*(?:critique|revision)\s*(?:request)?\s*:\s*|\s*\b(?:critique|revision)\s*:\s*$", re.IGNORECASE)
 LIKE_YAML = re.compile(
     r"^\s*(?:-\s+)?(?:id|name|title|principles?|constitutions?|critic|critique\w*|revision\w*|edit_request|version)\s*:"
-    r"|^\s*-\s*[{\[&*-]|^\s*[{\[]|^---|^\s*[\w-]+\s*:\s*[\[{&*|>]",
+    r"|^\s*(?:-\s+)?[&!]|^\s*-\s*[{\[&*-]|^\s*[{\[]|^---|^\s*[\w-]+\s*:\s*[\[{&*|>]",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -80,7 +80,10 @@ def _content(text: str, path: str | Path) -> Any:
             return rows
         if LIKE_YAML.search(text):
             raise
-        return _sentences(text, path)
+        sentences = _sentences(text, path)
+        if not all(any(sign.isalpha() for sign in sentence) for sentence in sentences):
+            raise
+        return sentences
     if isinstance(content, str):
         return _sentences(text, path)
     return content
@@ -99,7 +102,7 @@ def _json(text: str) -> list[Any] | None:
 
 def _sentences(text: str, path: str | Path) -> list[str]:
     try:
-        return [entry.value for entry in plain.parse(text).entries]
+        return [entry.value for entry in plain.parse(plain.lines_of(text)).entries]
     except Broken as broken:
         raise CaiError(f"{path}: line {broken.line}: {broken.why.replace('request', 'principle')}") from None
 
@@ -119,7 +122,8 @@ def _rows(content: Any) -> tuple[list[Any], list[str]]:
             return [content], notes
         if all(isinstance(inner, Mapping) for inner in content.values()):
             return [{"name": str(name), **inner} for name, inner in content.items()], notes
-        return ([content] if _as_sentence(content) else []), notes
+        sentences = [_as_sentence({name: inner}) for name, inner in content.items()]
+        return (sentences if all(sentences) else []), notes
     return (list(content) if isinstance(content, list) else []), notes
 
 

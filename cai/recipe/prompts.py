@@ -16,7 +16,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,15 @@ BRACES = re.compile(r"\{\{.*?\}\}", re.DOTALL)  # whatever looks like a placehol
 
 @dataclass(frozen=True, slots=True)
 class Example:
+    """One exchange; `then` is a second one that follows it, as (user, assistant)."""
+
     user: str
     assistant: str
+    then: tuple[str, str] | None = None
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        return ((self.user, self.assistant), *((self.then,) if self.then else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,8 @@ class Prompt:
     fields: frozenset[str]
     stop: tuple[str, ...] = ()
     prefill: str = ""
+    reply: str = ""  # of a second turn: what the assistant answered to `final`, as a template ...
+    follow_up: str = ""  # ... and what the user asks then
     few_shot: int = -1  # how many of the examples are shown; -1: all
     _prefixes: dict[Any, tuple[list[int], str]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -70,11 +79,12 @@ class Prompt:
         self._check_fields(fields)
         head, tail = split_at_placeholder(self.final)
         tail = substitute(tail, fields)
+        more = (substitute(self.reply, fields), substitute(self.follow_up, fields)) if self.follow_up else ()
         order = shift % len(self.examples) if self.examples else 0
         pieces = (
-            self._chat_pieces(head, tail, order, tokenizer)
+            self._chat_pieces(head, tail, order, more, tokenizer)
             if format == "chat"
-            else self._base_pieces(head, tail, order)
+            else self._base_pieces(head, tail, order, more)
         )
         fixed, rest = pieces
         key = (format, order, tokenizer)
@@ -102,24 +112,29 @@ class Prompt:
         rotated = self.examples[order:] + self.examples[:order]
         return rotated if self.few_shot < 0 else rotated[: self.few_shot]
 
-    def _base_pieces(self, head: str, tail: str, order: int) -> tuple[list[Piece], list[Piece]]:
+    def _base_pieces(self, head: str, tail: str, order: int, more: tuple[str, ...]) -> tuple[list[Piece], list[Piece]]:
         """The transcript as plain text, cut where the first filled-in text begins."""
         start = self.preamble + "\n\n" if self.preamble else ""
-        for example in self._rotated(order):
-            start += f"{after(self.user_cue, example.user)}\n\n{after(self.assistant_cue, example.assistant)}\n\n"
+        for user, assistant in (turn for example in self._rotated(order) for turn in example.turns):
+            start += f"{after(self.user_cue, user)}\n\n{after(self.assistant_cue, assistant)}\n\n"
         whole = start + after(self.user_cue, head)
         fixed = whole.rstrip(" ")  # a lone trailing space is a token of its own: the space belongs to the word after it
         end = after(self.assistant_cue, self.prefill) if self.prefill else self.assistant_cue
+        for cue, text in zip((self.assistant_cue, self.user_cue), more, strict=False):
+            tail += f"\n\n{after(cue, text)}"
         return [Piece(fixed, 0)], [Piece(f"{whole[len(fixed) :]}{tail}\n\n{end}", 0)]
 
-    def _chat_pieces(self, head: str, tail: str, order: int, tokenizer: Tokenizer) -> tuple[list[Piece], list[Piece]]:
+    def _chat_pieces(
+        self, head: str, tail: str, order: int, more: tuple[str, ...], tokenizer: Tokenizer
+    ) -> tuple[list[Piece], list[Piece]]:
         """The template's pieces with the last user turn cut where the first filled-in text begins."""
         turns = [Turn("system", self.preamble)] if self.preamble else []
-        for example in self._rotated(order):
-            turns += [Turn("user", example.user), Turn("assistant", example.assistant)]
+        for user, assistant in (turn for example in self._rotated(order) for turn in example.turns):
+            turns += [Turn("user", user), Turn("assistant", assistant)]
         turns.append(Turn("user", head + tail))
+        turns += [Turn("assistant", more[0]), Turn("user", more[1])] if more else []
         pieces = tokenizer.chat(turns)
-        at = next(i for i, piece in enumerate(pieces) if piece.turn == len(turns) - 1)
+        at = next(i for i, piece in enumerate(pieces) if piece.turn == len(turns) - (3 if more else 1))
         fixed_head = head.rstrip(" ")
         rest = [Piece(head[len(fixed_head) :] + tail, 0), *pieces[at + 1 :]]
         return [*pieces[:at], Piece(fixed_head, 0)], rest + ([Piece(self.prefill, 0)] if self.prefill else [])
@@ -167,6 +182,10 @@ def load_prompt(path: str | Path, fields: Collection[str] | None = None, content
     """
     data, sha = load_yaml(path, content)
     check_keys(data, REQUIRED, OPTIONAL, str(path))
+    return _prompt(data, sha, path, fields)
+
+
+def _prompt(data: Mapping[str, Any], sha: str, path: str | Path, fields: Collection[str] | None) -> Prompt:
     check_keys(data["cues"], ("user", "assistant"), (), f"{path}: cues")
     texts = {"preamble": data["preamble"], "final": data["final"], "prefill": data.get("prefill", "")}
     texts |= {f"cues.{key}": value for key, value in data["cues"].items()}
@@ -188,6 +207,51 @@ def load_prompt(path: str | Path, fields: Collection[str] | None = None, content
         stop=_stop(data.get("stop", []), str(path)),
         prefill=clean(data.get("prefill", "")).strip(),
     )
+
+
+REVIEW_EXAMPLE = ("user", "critique"), ("revision_request", "revision")
+
+
+def load_reviews(
+    path: str | Path, critique: Collection[str], revision: Collection[str], content: bytes | None = None
+) -> tuple[Prompt, Prompt]:
+    """Critique and revision in one transcript: the prompts of both stages, whose shown examples are the same.
+
+    An example holds `user` (the fields of `final`) and `critique`, and, where the critique found something,
+    `revision_request` and `revision`. `follow_up` is the second request; what stands before it is the first turn.
+    """
+    data, sha = load_yaml(path, content)
+    check_keys(data, (*REQUIRED, "follow_up"), OPTIONAL, str(path))
+    check_text(data["follow_up"], f"{path}: follow_up")
+    follow_up, rows = clean(data["follow_up"]).strip(), data["examples"]
+    if not isinstance(rows, list):
+        raise CaiError(f"{path}: examples: {type(rows).__name__} found; write a list ([] for none)")
+    first, then = [], []
+    for i, row in enumerate(rows):
+        check_keys(row, *REVIEW_EXAMPLE, f"{path}: examples[{i}]")
+        if ("revision" in row) != ("revision_request" in row):
+            raise CaiError(f"{path}: examples[{i}]: revision and revision_request stand together or not at all")
+        first.append({"user": row["user"], "assistant": row["critique"]})
+        then.append(_second_turn(row, follow_up, f"{path}: examples[{i}]"))
+    rest = {key: value for key, value in data.items() if key != "follow_up"} | {"examples": first}
+    one = _prompt(rest, sha, path, critique)
+    examples = tuple(replace(e, then=t) for e, t in zip(one.examples, then, strict=True))
+    _placeholders(follow_up, {"revision_request"}, f"{path}: follow_up")
+    one = replace(one, examples=examples, _prefixes={})
+    two = replace(one, reply="{{critique}}", follow_up=follow_up, _prefixes={})
+    names = frozenset(PLACEHOLDER.findall(one.final)) - {"critique_request"}
+    needed = frozenset(revision) | {"critique_request"}
+    if missing := sorted(needed - names - {"critique", "revision_request", "critique_request"}):
+        raise CaiError(f"{path}: final: placeholder {{{{{missing[0]}}}}} is not used; add it to the text")
+    return one, replace(two, fields=needed, _prefixes={})
+
+
+def _second_turn(row: Mapping[str, Any], follow_up: str, where: str) -> tuple[str, str] | None:
+    if "revision" not in row:
+        return None
+    for name in ("revision_request", "revision"):
+        check_text(row[name], f"{where}.{name}")
+    return substitute(follow_up, {"revision_request": row["revision_request"]}), clean(row["revision"]).strip()
 
 
 def _placeholders(template: str, expected: Collection[str] | None, where: str) -> frozenset[str]:

@@ -67,6 +67,31 @@ class FewShotSection(Section):
     answers: FewShot = -1
     critiques: FewShot = -1
     revisions: FewShot = -1
+    reviews: FewShot = -1
+    relevance: FewShot = -1
+
+
+class PrinciplesSection(Section):
+    """Which principle a round is about.
+
+    `choice`: "relevant" draws among the `top` principles that the answer breaks most (by more than `threshold` nats of
+    log-odds over sound answers), "uniform" deals them by item number. Texts are read up to `max_text_tokens`.
+    """
+
+    choice: Literal["relevant", "uniform"] = "uniform"
+    top: Positive = 3
+    threshold: Annotated[float, Field(ge=-20.0, le=20.0)] = 0.0
+    max_text_tokens: Positive = 640
+
+
+class CritiquesSection(Section):
+    """`transcript`: "joint" draws a revision behind its critique (prompts/reviews.yaml), "separate" by its own prompt.
+
+    `no_issue`: where a critique finds nothing, "keep" leaves the text as it is, "revise" goes on all the same.
+    """
+
+    transcript: Literal["separate", "joint"] = "separate"
+    no_issue: Literal["keep", "revise"] = "revise"
 
 
 class EngineSection(Section):
@@ -101,8 +126,11 @@ class PairsSection(Section):
     """What makes a pair, and how often what fails is tried again.
 
     `redraws`: a refused completion, with new seeds; `retries`: a refused pair, the same instruction again;
-    `replacements`: then a fresh instruction.
+    `replacements`: then a fresh instruction. `label`: "judge" refuses a pair whose chosen text the model itself does
+    not find better (`not_better`), "always" takes the revision for the better one.
     """
+
+    label: Literal["judge", "always"] = "always"
 
     accept_noise: bool = Field(
         False, description="timing runs on random weights: any text is accepted, gates are skipped, the report says so"

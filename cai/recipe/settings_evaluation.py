@@ -71,6 +71,7 @@ class EvaluationSection(Section):
     judge_items: Count = Field(default=2, description="items judged with J1-J4 and P3; 0 = none; above: seeded sample")
     fresh_items: Count = Field(default=0, description="held-out prompts answered by base and tuned for P3; 0 = none")
     fresh_max_new_tokens: Positive = 200
+    critic_items: Count = Field(0, description="rows of the critic's exam that the model sits; 0 = none")
     train_pairs: Count = Field(default=24, description="training pairs scored base against tuned; above: seeded sample")
     max_text_tokens: Annotated[int, Field(ge=16)] = Field(default=160, description="texts are cut to this when scored")
     neutral_passages: Count = Field(default=60, description="NLL and KL passages; 0 = none")
@@ -120,6 +121,7 @@ class GateSpec(Section):
     above: float | None = None
     below: float | None = None
     minimum_n: Positive = 1
+    minimum_share: Fraction = Field(0.0, description="of the units that the figure could have, its n must be")
     bound: Literal["point", "lower", "upper"] = "point"
     max_unscored: Fraction = Field(default=0.10, description="a larger unscored share is UNMEASURED")
     beats: tuple[str, ...] = ()
@@ -161,7 +163,8 @@ _FIRST_LOSS = GateSpec(metric="dpo.first_loss_error", at_most=0.01, why="first l
 _MEANINGFUL = GateSpec(
     metric="critiques.meaningful",
     at_least=0.7,
-    minimum_n=8,  # of 10 items, two may rightly find nothing: those are counted apart
+    minimum_n=8,
+    minimum_share=0.5,  # of all critiques, of every round: those that rightly find nothing are counted apart
     beats=("critiques.meaningful.shuffled", "critiques.meaningful.generic"),
     beats_by=0.2,
     why="at least 7 of 10 critiques are meaningful, and the controls are not",
@@ -169,17 +172,38 @@ _MEANINGFUL = GateSpec(
 _ADDRESSES = GateSpec(
     metric="revisions.addresses",
     at_least=0.7,
-    minimum_n=10,
+    minimum_n=8,
+    minimum_share=0.5,
     beats=("revisions.addresses.shuffled",),
     beats_by=0.2,
     why="at least 7 of 10 revisions address their critique",
+)
+_RECALL = GateSpec(
+    metric="critic.recall", at_least=0.5, minimum_n=20, why="the critic finds at least half of the planted flaws"
+)
+_ALARMS = GateSpec(
+    metric="critic.false_alarms", at_most=0.2, minimum_n=8, why="it names a fault in at most 2 of 10 sound answers"
+)
+_DATA = (
+    GateSpec(metric="data.scaffolding", at_most=0.0, why="no text runs on into the prompt's own form"),
+    GateSpec(metric="data.copied", at_most=0.0, why="no text copies a prompt's example"),
+    GateSpec(metric="data.nothing_found", at_most=0.0, why="no pair of which every critique found nothing"),
+    GateSpec(metric="labels.better", at_least=0.5, minimum_n=20, why="most revisions are better than their originals"),
+)
+_P2 = GateSpec(metric="preference.p2.gain", above=0.0, bound="lower", minimum_n=20, why="the tuned model prefers more")
+_P3 = GateSpec(
+    metric="preference.p3.length_controlled",
+    above=0.5,
+    bound="lower",
+    minimum_n=20,
+    why="fresh answers are judged better than the base's, whatever their length",
 )
 _PREFERS = GateSpec(
     metric="preference.p1",
     above=0.8,
     minimum_n=20,
     bound="lower",
-    beats=("preference.length_only", "preference.refusal_only"),
+    beats=("preference.length_only", "preference.refusal_only", "preference.surface"),
     beats_by=0.1,
     why="the tuned model prefers revised answers on more than 80% of held-out prompts",
 )
@@ -213,9 +237,9 @@ class GatesSection(Section):
 
     enforce: bool = False
     m0: tuple[GateSpec, ...] = (GateSpec(metric="pairs.kept", at_least=1.0, why="one pair came through the chain"),)
-    m1: tuple[GateSpec, ...] = (_MEANINGFUL, _ADDRESSES, _FIRST_LOSS, _LOSS_FALLS)
-    m2: tuple[GateSpec, ...] = (_FIRST_LOSS, _PREFERS, _NLL, _KL)
-    m3: tuple[GateSpec, ...] = (_FIRST_LOSS, _PREFERS, _NLL, _KL, *_BENCHMARKS)
+    m1: tuple[GateSpec, ...] = (*_DATA[:3], _RECALL, _ALARMS, _MEANINGFUL, _ADDRESSES, _FIRST_LOSS, _LOSS_FALLS)
+    m2: tuple[GateSpec, ...] = (*_DATA, _RECALL, _FIRST_LOSS, _PREFERS, _P2, _P3, _NLL, _KL)
+    m3: tuple[GateSpec, ...] = (*_DATA, _RECALL, _FIRST_LOSS, _PREFERS, _P2, _P3, _NLL, _KL, *_BENCHMARKS)
 
     @model_validator(mode="after")
     def _known_figures(self) -> GatesSection:

@@ -16,9 +16,7 @@ import yaml
 
 from cai.errors import CaiError
 from cai.store.jsonl import clean, one_line
-from cai.store.reading import Missing, read_once
-
-MOST_BYTES = 16 << 20  # of a file that people write by hand
+from cai.store.reading import MOST_WRITTEN_BYTES, Missing, read_once
 
 
 class _UniqueKeys:
@@ -71,7 +69,7 @@ def load_yaml(path: str | Path, data: bytes | None = None) -> tuple[Any, str]:
 
 def read_yaml_bytes(path: str | Path) -> bytes:
     try:
-        return read_once(Path(path), where=str(path), most=MOST_BYTES)
+        return read_once(Path(path), where=str(path), most=MOST_WRITTEN_BYTES)
     except Missing:
         raise CaiError(f"{path}: cannot be read (No such file or directory); give the path of a YAML file") from None
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cai.data.marks import GOOD
+from cai.evaluate import critiques, revisions
 from cai.metrics.stats import kappa
-from cai.report.examples import judge_critique, judge_revision
 from cai.report.snapshot import Story
 from cai.store.jsonl import Row
 
@@ -41,14 +41,10 @@ def _votes(reviews: Sequence[Row], rater: str, what: str) -> dict[int, bool]:
 
 
 def _metric(story: Story, what: str) -> dict[int, bool]:
-    """The metric's verdict of every item that it decided."""
-    judge = judge_critique if what == "critique" else judge_revision
-    found = {}
-    for item, scores in story.scores_by_item.items():
-        status = judge(scores, story.recipe.evaluation).status
-        if status in ("yes", "no"):
-            found[item] = status == "yes"
-    return found
+    """The metric's verdict of every item that its figure decides."""
+    verdict = critiques.verdict if what == "critique" else revisions.verdict
+    found = {item: verdict(scores, story.recipe.evaluation).decided for item, scores in story.scores_by_item.items()}
+    return {item: decided for item, decided in found.items() if decided is not None}
 
 
 def _compare(one: str, two: str, what: str, first: dict[int, bool], second: dict[int, bool]) -> Row:

@@ -1,70 +1,131 @@
-"""Numbers to the geometry of small charts; the template draws them as inline SVG. Pure, no plotting library.
+"""Numbers to charts: what is drawn, in which units, and what it says in words. Pure; `drawing` makes the pictures.
 
-Owns scales, ticks, polylines and bins. Every chart carries a title and a sentence that says what it shows in words, so
-nothing is told by the picture alone.
+Owns which numbers stand in a chart, its bins and ticks, and its sentence. Invariant: every chart carries a title and a
+sentence that says what it shows, so nothing is told by the picture alone; the same numbers give the same chart.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-WIDTH, HEIGHT = 420, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 34
+from cai.report.templating import number
+from cai.terminal import printable
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
-@dataclass(frozen=True)
-class Tick:
-    at: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Line:
-    name: str
-    points: str
-    last: tuple[float, float]
+Row = Mapping[str, Any]
+POINTS = 400  # of a line; more are thinned evenly
+NO_SHARES = ("dpo.", "forgetting.", "mtbench.", "sft.", "fresh.", "critiques.csi", "revisions.cri")
+STATUS_WORDS = {"PASS": "pass", "FAIL": "not passed", "UNDERPOWERED": "too few to tell", "UNMEASURED": "not measured"}
+IN_WORDS = {
+    "critiques.meaningful": "Critiques pass every check",
+    "revisions.addresses": "Revisions address them",
+    "preference.p1": "Tuned prefers the revision (held-out)",
+    "preference.p1.train": "Tuned prefers the revision (training)",
+    "preference.p2.after": "By log-probability a token (held-out)",
+    "preference.p3": "Fresh answers judged better",
+    "preference.surface": "Told by characters and length alone",
+    "pairs.yield": "Items that became pairs",
+    "dpo.loss_fall": "Loss falls on the pairs, nats",
+    "dpo.logged_fall": "Logged loss falls, nats",
+    "dpo.first_loss_error": "First loss is ln 2: error, nats",
+    "forgetting.nll_delta": "Loss on neutral text rises, nats a token",
+    "forgetting.kl": "Distance from the base (KL), nats a token",
+    "harmbench.improvement": "HarmBench attacks prevented",
+    "xstest.over_refusal_rise": "Safe requests refused more (XSTest)",
+    "mtbench.delta": "MT-Bench rating, tuned minus base",
+}
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One measured point beside the lines."""
+    """One measured point beside the lines, with its 95% interval if it has one."""
 
     name: str
     x: float
     y: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
-class Bar:
-    x: float
-    y: float
-    width: float
-    height: float
-    series: int
+class Lines:
+    series: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
+    marks: tuple[Mark, ...]
+    x_label: str
+    y_label: str
+    x_ticks: tuple[float, ...]
+    y_ticks: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Counts in the bins between `edges`, one tuple a series."""
+
+    series: tuple[tuple[str, tuple[int, ...]], ...]
+    edges: tuple[float, ...]
+    x_label: str
+    y_label: str
+    x_ticks: tuple[float, ...]
+    y_ticks: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A row of the forest plot. `place`: value, low, high, threshold and controls, on `axis` (left, right end)."""
+
+    name: str
+    status: str
+    word: str
+    text: str
+    value: float | None
+    low: float | None
+    high: float | None
+    threshold: float | None
+    controls: tuple[float, ...]
+    axis: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Forest:
+    gates: tuple[Gate, ...]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A funnel: name, rows that came in, rows that were accepted."""
+
+    rows: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Heat:
+    """`cells` by row and column: (hits, tried); nothing tried is an empty cell."""
+
+    names: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[tuple[int, int], ...], ...]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """`lines` or `bars` within a frame of WIDTH x HEIGHT; `baseline`: y of the zero line, if it is inside."""
+    """`name`: of its files. `drawn`: what `drawing` makes a picture of."""
 
+    name: str
     title: str
     summary: str
-    x_label: str
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    names: list[str]
-    lines: list[Line]
-    bars: list[Bar]
-    baseline: float | None = None
-    marks: list[Mark] = field(default_factory=list)
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
+    drawn: Lines | Bars | Forest | Steps | Heat
+
+    def svg(self, id_: str) -> Markup:
+        """For the page: its colours are the page's variables, its ids begin with `id_`, its text is escaped."""
+        from cai.report import drawing
+
+        return drawing.inline(self, id_)
 
 
 def nice(low: float, high: float, wanted: int = 4) -> list[float]:
@@ -80,44 +141,51 @@ def nice(low: float, high: float, wanted: int = 4) -> list[float]:
 
 
 def label(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value + 0.0:.4g}"
+
+
+def named(text: str) -> str:
+    """A name from a run, on one line and short enough to be drawn."""
+    shown = printable(str(text), one_line=True)
+    return shown if len(shown) <= 44 else shown[:43] + "…"
+
+
+def slug(title: str) -> str:
+    return "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split())
 
 
 def line_chart(
     title: str,
     series: Mapping[str, Sequence[tuple[float, float]]],
-    x_label: str = "step",
-    marks: Mapping[str, tuple[float, float]] | None = None,
+    x_label: str = "training step",
+    marks: Mapping[str, Sequence[Any]] | None = None,
+    y_label: str = "",
 ) -> Chart | None:
-    """Lines over a shared x axis; None without two points anywhere. At most 400 points a line are drawn.
+    """Lines over a shared x axis; None without two points anywhere. At most POINTS points a line are drawn.
 
-    `marks`: name -> (x, y), single points with a place on the axes of the lines.
+    `marks`: name -> (x, y) or (x, y, low, high), single measurements with a place on the axes of the lines.
     """
-    points_of = {name: at for name, at in (marks or {}).items() if math.isfinite(at[1])}
-    shown = {name: _thin([p for p in points if math.isfinite(p[1])]) for name, points in series.items()}
-    shown = {name: points for name, points in shown.items() if points}
+    single = tuple(Mark(named(name), *at) for name, at in (marks or {}).items() if math.isfinite(at[1]))
+    thin = {name: _thin([p for p in points if math.isfinite(p[1])]) for name, points in series.items()}
+    shown = {name: points for name, points in thin.items() if points}
     if not any(len(points) > 1 for points in shown.values()):
         return None
     xs = [x for points in shown.values() for x, _ in points]
-    ys = [y for points in shown.values() for _, y in points] + [y for _, y in points_of.values()]
-    y_values, x_values = nice(min(ys), max(ys)), nice(min(xs), max(xs))
-    whole = all(x.is_integer() for x in map(float, xs))  # steps have no halves
-    x_values = [v for v in x_values if min(xs) <= v <= max(xs) and (not whole or float(v).is_integer())]
-    to_x = _scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
-    to_y = _scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP)
-    drawn = {name: [(to_x(x), to_y(y)) for x, y in points] for name, points in shown.items()}
-    lines = [Line(name, " ".join(f"{x:.1f},{y:.1f}" for x, y in at), at[-1]) for name, at in drawn.items()]
+    ys = [y for points in shown.values() for _, y in points]
+    ys += [y for m in single for y in (m.y, m.low, m.high) if y is not None]
+    whole = all(float(x).is_integer() for x in xs)  # steps have no halves
+    x_ticks = [v for v in nice(min(xs), max(xs), 6) if min(xs) <= v <= max(xs) and (not whole or float(v).is_integer())]
     told = [f"{name} from {label(points[0][1])} to {label(points[-1][1])}" for name, points in shown.items()]
-    told += [f"{name} {label(y)}" for name, (_, y) in points_of.items()]
-    return Chart(
-        title, f"{'; '.join(told)}.", x_label,
-        [Tick(to_x(v), label(v)) for v in x_values], [Tick(to_y(v), label(v)) for v in y_values],
-        list(shown), lines, [], to_y(0.0) if y_values[0] < 0 < y_values[-1] else None,
-        [Mark(name, to_x(x), to_y(y)) for name, (x, y) in points_of.items()],
-    )  # fmt: skip
+    told += [f"{m.name} {label(m.y)}" for m in single]
+    drawn = tuple((named(name), tuple(points)) for name, points in shown.items())
+    y_ticks = tuple(nice(min(ys), max(ys)))
+    lines = Lines(drawn, single, named(x_label), named(y_label or title.lower()), tuple(x_ticks), y_ticks)
+    return Chart(slug(title), title, f"{'; '.join(told)}.", lines)
 
 
-def histogram(title: str, series: Mapping[str, Sequence[float]], x_label: str, bins: int = 12) -> Chart | None:
+def histogram(
+    title: str, series: Mapping[str, Sequence[float]], x_label: str, bins: int = 12, y_label: str = "pairs"
+) -> Chart | None:
     """Counts in equal bins, the series side by side in each bin; None without a value."""
     values = [v for points in series.values() for v in points]
     if not values:
@@ -125,25 +193,18 @@ def histogram(title: str, series: Mapping[str, Sequence[float]], x_label: str, b
     edges = nice(min(values), max(values), bins)
     if edges[1] - edges[0] < 1 and all(float(v).is_integer() for v in values):  # half a word is no bin
         edges = [float(edge) for edge in range(math.floor(edges[0]), math.ceil(edges[-1]) + 1)]
-    if edges[-1] == edges[-2] or max(values) >= edges[-1]:
+    if min(values) == max(values) and float(values[0]).is_integer():
+        edges = [float(values[0])]  # one bar needs one bin, not an axis of three
+        edges.append(edges[0] + 1)
+    elif edges[-1] == edges[-2] or max(values) >= edges[-1]:
         edges.append(round(2 * edges[-1] - edges[-2], 12))
-    counts = {name: _counts(points, edges) for name, points in series.items()}
-    y_values = [v for v in nice(0, max(max(c) for c in counts.values())) if float(v).is_integer()]
-    to_x, to_y = _scale(edges[0], edges[-1], LEFT, WIDTH - RIGHT), _scale(0, y_values[-1], HEIGHT - BOTTOM, TOP)
-    bars = []
-    for index, bin_counts in enumerate(counts.values()):
-        for i, count in enumerate(bin_counts):
-            width = (to_x(edges[i + 1]) - to_x(edges[i])) / len(counts)
-            y = to_y(count)
-            if count:
-                bars.append(Bar(to_x(edges[i]) + index * width, y, max(width - 1, 0.5), HEIGHT - BOTTOM - y, index))
+    counts = tuple((named(name), tuple(_counts(points, edges))) for name, points in series.items())
+    y_ticks = [v for v in nice(0, max(max(c) for _, c in counts)) if float(v).is_integer()]
     summary = "; ".join(f"{name}: {_five(points)}" for name, points in series.items() if points)
-    every = max(1, len(edges) // 6)
+    x_ticks = tuple(edges[:: max(1, len(edges) // 6)])
     return Chart(
-        title, f"{summary}.", x_label,
-        [Tick(to_x(v), label(v)) for v in edges[::every]], [Tick(to_y(v), label(v)) for v in y_values],
-        list(series), [], bars,
-    )  # fmt: skip
+        slug(title), title, f"{summary}.", Bars(counts, tuple(edges), x_label, y_label, x_ticks, tuple(y_ticks))
+    )
 
 
 def _counts(values: Sequence[float], edges: Sequence[float]) -> list[int]:
@@ -160,12 +221,99 @@ def _five(values: Sequence[float]) -> str:
     return f"n={len(ordered)}, lowest {label(ordered[0])}, median {label(middle)}, highest {label(ordered[-1])}"
 
 
-def _thin(points: list[tuple[float, float]], keep: int = 400) -> list[tuple[float, float]]:
+def _thin(points: list[tuple[float, float]], keep: int = POINTS) -> list[tuple[float, float]]:
     step = max(1, math.ceil(len(points) / keep))
     thinned = points[::step]
     return thinned if not points or thinned[-1] == points[-1] else [*thinned, points[-1]]
 
 
-def _scale(low: float, high: float, start: float, end: float):  # type: ignore[no-untyped-def]
-    span = (high - low) or 1.0
-    return lambda value: start + (value - low) / span * (end - start)
+# --- gates
+
+
+def forest(title: str, verdicts: Sequence[Row], figures: Mapping[str, Row]) -> Chart | None:
+    """Each gate: value, 95% interval, what is wanted, its controls; shares on one axis, other units each on its own.
+
+    `verdicts`: as eval/gates.json has them; `figures`: metric -> measured, for the controls that gates name.
+    """
+    if not verdicts:
+        return None
+    gates = tuple(_gate(verdict, figures) for verdict in verdicts)
+    told = [f"{gate.name}: {gate.text}, {gate.word}" for gate in gates]
+    return Chart(slug(title), title, f"{'; '.join(told)}.", Forest(gates))
+
+
+def _gate(verdict: Row, figures: Mapping[str, Row]) -> Gate:
+    metric, criterion, measured = str(verdict["metric"]), verdict["criterion"], verdict.get("measured") or {}
+    value, low, high = (_finite(measured.get(key)) for key in ("value", "low", "high"))
+    threshold = next((_finite(criterion[key]) for key in ("at_least", "at_most", "above", "below")
+                      if criterion.get(key) is not None), None)  # fmt: skip
+    values = [_finite((figures.get(name) or {}).get("value")) for name in criterion.get("beats") or []]
+    controls = tuple(v for v in values if v is not None)
+    every = [v for v in (value, low, high, threshold, *controls) if v is not None]
+    status = str(verdict["status"])
+    word = STATUS_WORDS.get(status, status.lower())
+    word += " (advisory)" if criterion.get("advisory") and status != "PASS" else ""
+    interval = "" if low is None or high is None else f" [{number(low, 2)}, {number(high, 2)}]"
+    text = "no figure" if value is None else f"{number(value, 2)}{interval}, n={measured.get('n', 0)}"
+    name = named(IN_WORDS.get(metric, metric))
+    return Gate(name, status, word, text, value, low, high, threshold, controls, _axis(metric, every))
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _axis(metric: str, values: Sequence[float]) -> tuple[float, float] | None:
+    """None for a share (0 to 100%, one axis for all); else the round ends that hold every number of the row and 0."""
+    if not metric.startswith(NO_SHARES) and all(0.0 <= v <= 1.0 for v in values):
+        return None
+    ticks = nice(min([0.0, *values]), max([0.0, *values]))
+    return ticks[0], ticks[-1]
+
+
+# --- counts
+
+
+def funnel(title: str, rows: Sequence[tuple[str, int, int]]) -> Chart | None:
+    """`rows`: (stage, rows that came in, rows that were accepted), in order."""
+    if not rows:
+        return None
+    told = [f"{name}: {ok} of {count}" for name, count, ok in rows]
+    return Chart(slug(title), title, f"{'; '.join(told)}.", Steps(tuple((named(name), n, ok) for name, n, ok in rows)))
+
+
+PRINCIPLE_COLUMNS = (  # head, counted, of how many; a column that no row has is left out
+    ("kept as pairs", "kept", "tried"),
+    ("critique passes", "meaningful", "meaningful_n"),
+    ("revision passes", "addresses", "addresses_n"),
+    ("judged better", "better", "better_n"),
+)
+
+
+def heat_map(title: str, rows: Sequence[Row]) -> Chart | None:
+    """Principle by what became of it, as `views.by_principle` counts."""
+    columns = [column for column in PRINCIPLE_COLUMNS if any(column[2] in row for row in rows)]
+    if not columns:
+        return None
+    cells = tuple(tuple((int(row.get(hits, 0)), int(row.get(of, 0))) for _, hits, of in columns) for row in rows)
+    names, heads = tuple(named(row["id"]) for row in rows), tuple(head for head, _, _ in columns)
+    told = [f"{name}: {', '.join(f'{head} {hits} of {of}' for head, (hits, of) in zip(heads, line, strict=True))}"
+            for name, line in zip(names, cells, strict=True)]  # fmt: skip
+    return Chart(slug(title), title, f"{'; '.join(told)}.", Heat(names, heads, cells))
+
+
+def write_plots(folder: Path, charts: Sequence[Chart | None]) -> list[Path]:
+    """`folder`/<name>.svg and .pdf of each chart, for a paper; files that are right are left alone."""
+    from cai.report import drawing
+    from cai.store.files import holds, write_atomic
+
+    written = []
+    for chart in filter(None, charts):
+        svg, pdf = (folder / f"{chart.name}.{ending}" for ending in ("svg", "pdf"))
+        content = drawing.svg_file(chart)
+        if not (holds(svg, content) and pdf.is_file()):  # the same numbers: the PDF, four times as slow, is right too
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(pdf, drawing.pdf_file(chart))
+            write_atomic(svg, content)
+        written += [svg, pdf]
+    return written

@@ -6,11 +6,13 @@ cai.evaluate's. Pure. Which examples are shown at 5,000 is decided here too: a s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cai.metrics.figure import sample
+from cai.evaluate import critiques, revisions
+from cai.evaluate.verdict import Scores, TextVerdict
+from cai.metrics.figure import Unscored, sample
 from cai.metrics.text import quoted_spans, rouge_l, words
 from cai.recipe.settings_evaluation import EvaluationSection
 from cai.report.diff import Segment, cut, quotations, word_diff
@@ -149,54 +151,39 @@ def _fresh(scores: Mapping[str, Row]) -> Row:
     return {arm: str(row[arm]) for arm in ("base", "tuned") if arm in row}
 
 
-def judge_critique(scores: Mapping[str, Row], section: EvaluationSection) -> Judged:
-    """Is the critique meaningful? Every check of its row with found and wanted."""
-    question, row = "Is the last critique meaningful?", scores.get("critiques.gates")
-    if row is None:
-        return Judged(question, "unscored", [], "it was not scored")
-    real = row.get("real") or {}
-    table = (
-        ("g1", "G1 length in words", "g1_words", f"{section.min_critique_words} to {section.max_critique_words}"),
-        ("g2", "G2 echoes the request (ROUGE-L)", "g2_echo", f"below {section.max_echo:g}"),
-        ("g3", "G3 copied from the answer", "g3_copied", f"below {section.max_copied:g}"),
-        ("g4", "G4 about this prompt and answer", "g4_grounding", f"at least {section.min_grounding:g}"),
-        ("g5", "G5 same as critiques of other prompts", "g5_repeated", f"below {section.max_repeated:g}"),
-        ("g6", "G6 quotes what nobody said", "g6_misquoted", f"at most {section.max_misquoted:g}"),
-        ("g7", "G7 only praises", "g7_only_praise", "0"),
-    )
-    checks = [  # G6 and G7 came later than the first runs
-        Check(name, _num(real[key]), wanted, id_ in real.get("pass", ()))
-        for id_, name, key, wanted in table
-        if key in real
+def judge_critique(scores: Scores, section: EvaluationSection) -> Judged:
+    verdict = critiques.verdict(scores, section)
+    return shown(verdict, "Is the last critique meaningful?",
+                 "it says that nothing is wrong; such critiques are counted apart")  # fmt: skip
+
+
+def judge_revision(scores: Scores, section: EvaluationSection) -> Judged:
+    verdict = revisions.verdict(scores, section)
+    return shown(verdict, "Does the last revision address it?",
+                 "the critique named no problem, so there is nothing to address")  # fmt: skip
+
+
+def shown(verdict: TextVerdict, question: str, nothing: str) -> Judged:
+    """The verdict in words, with what was found and wanted of each check; of those not asked for, only what counts."""
+    checks = [
+        Check(c.name, c.found or _num(c.value), c.wanted, c.passed if c.counts else None)
+        for c in verdict.criteria
+        if c.counts or c.value is not None
     ]
-    checks += _likelihood(scores, "critiques.csi", "CSI specific to this answer, nats a token", section.min_specificity)
-    checks += _judged(scores.get("critiques.judge", {}).get("real") or {}, ("j1", "j2"), section)
-    if row.get("finds_nothing"):
-        return Judged(question, "nothing", checks, "it says that nothing is wrong; such critiques are counted apart")
-    return _verdict(question, checks)
+    if verdict.nothing:
+        return Judged(question, "nothing", checks, nothing)
+    if isinstance(verdict.outcome, Unscored):
+        return Judged(question, "unscored", checks, WHY_UNSCORED.get(verdict.outcome.reason, verdict.outcome.reason))
+    if verdict.failed:
+        return Judged(question, "no", checks, f"failed: {'; '.join(verdict.failed)}")
+    return Judged(question, "yes", checks, "every check passed")
 
 
-def judge_revision(scores: Mapping[str, Row], section: EvaluationSection) -> Judged:
-    """Does the last revision address its critique?"""
-    question, row = "Does the last revision address it?", scores.get("revisions.gates")
-    if row is None:
-        return Judged(question, "unscored", [], "it was not scored")
-    low, high = section.min_length_ratio, section.max_length_ratio
-    kept, quotes = int(row.get("r5_quotes_kept") or 0), int(row.get("r5_quotes") or 0)
-    table = (
-        ("r1", "R1 length in words", _num(row.get("r1_words")), f"at least {section.min_revision_words}"),
-        ("r2", "R2 unchanged (ROUGE-L with the text before)", _num(row.get("r2_similarity")),
-         f"below {section.max_unchanged:g}, not only a sentence added"),
-        ("r3", "R3 length against the text before", _num(row.get("r3_length_ratio")), f"{low:g} to {high:g}"),
-        ("r4", "R4 refuses a benign prompt", "yes" if row.get("r4_refuses_benign") else "no", "no"),
-        ("r5", "R5 quoted passages that are still there", f"{kept} of {quotes}", "not all of them"),
-    )  # fmt: skip
-    checks = [Check(name, found, wanted, id_ in row.get("pass", ())) for id_, name, found, wanted in table]
-    checks += _likelihood(scores, "revisions.cri", "CRI follows this critique, nats a token", section.min_response)
-    checks += _judged(scores.get("revisions.judge", {}), ("j3", "j4"), section)
-    if row.get("nothing_to_address"):
-        return Judged(question, "nothing", checks, "the critique named no problem, so there is nothing to address")
-    return _verdict(question, checks)
+WHY_UNSCORED = {
+    "no CSI": "the form is right; its likelihood was not scored",
+    "no CRI": "the form is right; its likelihood was not scored",
+    "unjudged": "the recipe requires the judge, and it was not judged",
+}
 
 
 GLOSSARY = (
@@ -223,43 +210,6 @@ GLOSSARY = (
     ("Nats a token", "Natural logarithm of how much likelier, for each token: 0.15 is 16% likelier, 0.69 twice."),
     ("Log-odds", "Above 0 the judge says yes rather than no; 2 is about seven to one."),
 )
-
-
-def _likelihood(scores: Mapping[str, Row], metric: str, name: str, bar: float) -> list[Check]:
-    row = scores.get(metric)
-    if row is None:
-        return []
-    value = row.get("real")
-    return [Check(name, _num(value), f"at least {bar:g}", None if value is None else value >= bar)]
-
-
-JUDGE_NAMES = {
-    "j1": "J1 the answer holds the problem (log-odds)",
-    "j2": "J2 fixing it would help (log-odds)",
-    "j3": "J3 the problem is gone (log-odds)",
-    "j4": "J4 better than the text before, both orders",
-}
-
-
-def _judged(row: Mapping[str, Any], names: Sequence[str], section: EvaluationSection) -> list[Check]:
-    """The judge's opinions: part of the verdict only where the recipe requires the judge (and never J4)."""
-    checks = []
-    for name in names:
-        if isinstance(value := row.get(name), int | float):
-            counts = section.judge == "require" and name != "j4"
-            wanted = "above 0" if name != "j4" else "1"
-            good = value > 0 if name != "j4" else value == 1
-            checks.append(Check(JUDGE_NAMES[name], _num(value), wanted, good if counts else None))
-    return checks
-
-
-def _verdict(question: str, checks: Sequence[Check]) -> Judged:
-    failed = [check.name for check in checks if check.ok is False]
-    if failed:
-        return Judged(question, "no", list(checks), f"failed: {'; '.join(failed)}")
-    if not any(check.name.startswith(("CSI", "CRI")) for check in checks):
-        return Judged(question, "unscored", list(checks), "the form is right; its likelihood was not scored")
-    return Judged(question, "yes", list(checks), "every check passed")
 
 
 def _num(value: Any) -> str:

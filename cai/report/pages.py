@@ -15,7 +15,7 @@ from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
 from cai.report import publication, tables
 from cai.report.agreement import agreement
-from cai.report.charts import Chart, histogram, line_chart
+from cai.report.charts import Chart, forest, funnel, heat_map, histogram, line_chart, write_plots
 from cai.report.examples import GLOSSARY, edits, exhibits, lengths, rejected_exhibits
 from cai.report.snapshot import Story, read_story
 from cai.report.templating import environment
@@ -27,11 +27,15 @@ from cai.terminal import duration, number, usd, usd_fine
 
 MARKDOWN_EXAMPLES = 30  # report.md holds every example of M0 and M1, and the first ones of larger runs
 TARGETS = {"m0": (0.5, 0.87), "m1": (1.0, 1.74), "m2": (3.0, 5.22), "m3": (5.0, None)}  # hours, dollars: the plan
-CURVES = (
-    ("Loss", {"loss": "loss"}),
-    ("Implicit reward", {"chosen": "rewards/chosen", "rejected": "rewards/rejected", "margin": "rewards/margins"}),
-    ("Log-probability a token", {"chosen": "logps/chosen_token", "rejected": "logps/rejected_token"}),
-    ("Gradient norm", {"gradient norm": "grad_norm"}),
+CURVES = (  # title, unit, series
+    ("Loss", "DPO loss, nats", {"loss": "loss"}),
+    (
+        "Implicit reward",
+        "implicit reward (beta x nats)",
+        {"chosen": "rewards/chosen", "rejected": "rewards/rejected", "margin": "rewards/margins"},
+    ),
+    ("Log-probability a token", "nats a token", {"chosen": "logps/chosen_token", "rejected": "logps/rejected_token"}),
+    ("Gradient norm", "norm of the gradient", {"gradient norm": "grad_norm"}),
 )
 AFTER = {  # points at the end of a curve: one measurement over all pairs of a split, in the curve's own unit
     "Loss": {"held-out": "dpo.loss.heldout", "training pairs": "dpo.loss"},
@@ -50,6 +54,7 @@ def write_pages(path: Path) -> None:
     digests.drop_page_sums(path)
     write_atomic(path / "report.html", page(content).encode())
     write_atomic(path / "report.md", markdown(content).encode())
+    write_plots(path / "eval" / "plots", plots(content))
     del content
     publication.write(story)
     digests.write_page_sums(path)
@@ -71,11 +76,14 @@ def gather(story: Story) -> Row:
         "headline": headline(story),
         "verdicts": [verdict_row(v) for v in story.verdicts],
         "controls": _controls(story),
+        "forest": forest("What was measured, with its interval and its controls", story.verdicts, story.figures),
         "funnel": tables.funnel(story),
+        "funnel_chart": funnel_chart(story),
         "reject_reasons": list(story.pairs.reasons.items()),
         "hygiene": story.cleaned,
         "hygiene_lines": hygiene.lines(story.cleaned.facts),
         "principles": tables.by_principle(story),
+        "heat_map": heat_map("What became of each principle's items", tables.by_principle(story)),
         "figures": figure_rows(story.figures),
         "meanings": metrics.meanings(story.figures),
         "benchmarks": benchmark_rows(story.figures),
@@ -99,6 +107,22 @@ def gather(story: Story) -> Row:
         "command": tables.command_line(story),
         "plan": identity_rows(story),
     }
+
+
+def plots(content: Mapping[str, Any]) -> list[Chart | None]:
+    """Every chart of the page, in its order, for eval/plots; none where nothing was decided or measured."""
+    one_by_one = (content["forest"], content["funnel_chart"], content["heat_map"])
+    return [*one_by_one, *content["curves"], *content["histograms"]]
+
+
+def funnel_chart(story: Story) -> Chart | None:
+    """The stages, then what became pairs and what of these is trained on."""
+    rows = [(row["name"], row["rows"], row["ok"]) for row in tables.funnel(story)]
+    pairs, train = story.pairs, story.pairs.train
+    if rows and (pairs.kept or pairs.rejects):
+        rows.append(("pairs", len(pairs.kept) + len(pairs.rejects), len(pairs.kept)))
+        rows.append(("training pairs, cleaned", len(train), len(story.cleaned.kept)))
+    return funnel("From prompts to pairs", rows)
 
 
 def _last(events: Sequence[Row]) -> Row:
@@ -208,16 +232,16 @@ def added(story: Story) -> Row:
 def curves(log: Sequence[Row], figures: Mapping[str, Row]) -> list[Chart]:
     """The training log as charts, with what was measured after training; what a run did not log is left out."""
     found = []
-    for title, series in CURVES:
+    for title, unit, series in CURVES:
         points = {name: _points(log, key) for name, key in series.items()}
         shown = {name: values for name, values in points.items() if values}
         last = max((step for values in shown.values() for step, _ in values), default=0.0)
         after = {
-            f"{name} after training": (last, float(figures[metric]["value"]))
+            f"{name} after training": (last, *(figures[metric].get(key) for key in ("value", "low", "high")))
             for name, metric in AFTER.get(title, {}).items()
             if (figures.get(metric) or {}).get("value") is not None
         }
-        chart = line_chart(title, shown, marks=after)
+        chart = line_chart(title, shown, marks=after, y_label=unit)
         if chart is not None:
             found.append(chart)
     return found

@@ -1,29 +1,32 @@
 """The publication table: base / SFT / DPO by metric, with n, interval and paired p; Markdown and LaTeX.
 
-Owns which rows stand in it and how a cell is written; every cell comes from eval/*.json (and the records, for the data
-funnel). Pure over the run folder: `write` makes eval/table.md and eval/table.tex again from the files, byte for byte.
-A figure of the stand-in is marked in its row.
+Owns which rows stand in it and how a cell is written (`tabletext` lays them out); every cell comes from eval/*.json
+(and the records, for the data funnel). Pure over the run folder: `write` makes eval/table.md and eval/table.tex again
+from the files, byte for byte. A figure of the stand-in is marked in its row.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cai.metrics.stats import holm
 from cai.report import tables as views
 from cai.report.snapshot import Story
+from cai.report.table_text import NONE, Table, latex, markdown, without_empty
 from cai.store.files import holds, write_atomic
 from cai.store.jsonl import Row
-from cai.terminal import duration, number, printable, usd
+from cai.terminal import duration, number, usd
 
-NONE = "–"
 FIRST = (
     "harmbench.asr_drop", "xstest.over_refusal_rise", "xstest.unsafe_refusal_rise", "mtbench.delta",
     "mtbench.delta_without_wrong",
+)  # fmt: skip
+HEADLINES = (  # the first five of these that were measured make the small table
+    *FIRST[:4], "preference.p1", "preference.p3", "preference.p2.after", "forgetting.nll_delta", "dpo.loss",
+    "revisions.addresses", "critiques.meaningful",
 )  # fmt: skip
 TITLES = {
     "harmbench.asr_drop": "HarmBench attack success",
@@ -35,6 +38,15 @@ TITLES = {
     "mtbench.delta": "MT-Bench rating, all questions",
     "mtbench.delta_without_wrong": "MT-Bench rating without wrong references",
 }
+IN_WORDS = {  # for the headline
+    "preference.p1": "Held-out pairs on which the tuned model prefers the revision (P1)",
+    "preference.p2.after": "The same by log-probability a token (P2)",
+    "preference.p3": "Fresh answers judged better than the base's (P3)",
+    "forgetting.nll_delta": "Loss on neutral text, nats a token, tuned minus base",
+    "dpo.loss": "DPO loss after training",
+    "critiques.meaningful": "Critiques that pass every check of form",
+    "revisions.addresses": "Revisions that pass every check of form",
+}
 ARM_INSIDE = re.compile(r"^(.+)\.(base|tuned)\.(.+)$")  # fresh.base.empty: of an arm, like harmbench.empty.base
 COLUMN = {"forgetting.nll_base": "base", "preference.p2.before": "base", "sft.last_loss": "SFT"}  # the others: DPO
 OF_DATA = (
@@ -43,6 +55,7 @@ OF_DATA = (
 )  # fmt: skip
 COVERED = {"harmbench.asr", "xstest.over_refusal", "xstest.unsafe_refusal", "mtbench.score"}  # stand in a paired row
 OVER = "dpo_over_sft."  # figures of DPO against the SFT arm
+HEADLINE_HEAD = ("measured", "base", "tuned", "value or difference", "95% interval", "n", "p (Holm)")
 HEAD = ("metric", "base", "SFT", "DPO", "difference", "95% interval", "n", "unscored", "p", "p (Holm)", "judge")
 ADDED_HEAD = (
     "metric", "SFT", "DPO", "DPO − SFT", "95% interval", "n", "unscored", "p", "p (Holm)", "judge",
@@ -52,15 +65,6 @@ DATA_HEAD = ("metric", "value", "95% interval", "n", "unscored", "judge")
 GUARD_HEAD = ("of", "which", "pairs", "dropped", "guard")
 CHECK_HEAD = ("used for", "model", "n", "kappa", "95% interval", "sensitivity", "specificity", "verdict")
 FUNNEL_HEAD = ("stage", "rows", "accepted", "rejected", "reasons")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A caption, a head and rows of text cells."""
-
-    caption: str
-    head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
 
 
 def write(story: Story) -> list[Path]:
@@ -78,9 +82,15 @@ def write(story: Story) -> list[Path]:
 
 
 def tables(story: Story) -> list[Table]:
-    """Main table, checks of the judges, categories, data funnel and cost; an empty one is left out."""
+    """The headline, main table, checks of the judges, categories, data funnel and cost; an empty one is left out.
+
+    So is a column that says nothing in any row, such as SFT where that arm was not trained.
+    """
+    main = main_rows(story.figures)
+    arms = "Base, SFT and DPO" if any(row[HEAD.index("SFT")] != NONE for row in main) else "Base and DPO"
     found = [
-        Table(f"Base, SFT and DPO of {story.model} ({story.milestone})", HEAD, main_rows(story.figures)),
+        Table(f"{story.model}, {story.milestone}: what was measured", HEADLINE_HEAD, headline_rows(story.figures)),
+        Table(f"{arms} of {story.model} ({story.milestone})", HEAD, main),
         Table("What DPO adds to SFT on the revisions", ADDED_HEAD, added_rows(story.figures)),
         Table("Guards and judges on rows whose answer is known", CHECK_HEAD, check_rows(story.figures)),
         Table("By category", CATEGORY_HEAD, category_rows(story.figures)),
@@ -89,7 +99,23 @@ def tables(story: Story) -> list[Table]:
         Table("Data funnel", FUNNEL_HEAD, funnel_rows(story)),
         Table("Cost", ("what", "value"), cost_rows(story)),
     ]
-    return [table for table in found if table.rows]
+    return [without_empty(table) for table in found if table.rows]
+
+
+def headline_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+    """At most five rows for a paper's column: the benchmarks where they ran, else what was measured of the pairs."""
+    found = [name for name in HEADLINES if (figures.get(name) or {}).get("value") is not None][:5]
+    rows: list[tuple[str, ...]] = []
+    for name in found:
+        figure, facts = figures[name], figures[name].get("facts") or {}
+        paired = _has_arms(figure)
+        value = facts["tuned"] - facts["base"] if paired else figure["value"]
+        arms = (_cell(facts["base"]), _cell(facts["tuned"])) if paired else (NONE, NONE)
+        interval = _interval(*_bounds(figure, value)) if paired else _interval_of(figure)
+        title = TITLES.get(name) or IN_WORDS[name]
+        title += " (stand-in)" if facts.get("stand_in") else ""
+        rows.append((title, *arms, number(value), interval, str(figure.get("n", 0)), _ps(facts)[1]))
+    return rows
 
 
 def main_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
@@ -253,12 +279,10 @@ def funnel_rows(story: Story) -> list[tuple[str, ...]]:
         return []
     cleaned = story.cleaned
     before, kept = len(story.pairs.train), len(cleaned.kept)
-    rows.append(
-        ("training pairs after hygiene and contamination", NONE, str(before), str(kept), str(before - kept), NONE)
-    )
+    rows.append(("training pairs after hygiene and contamination", str(before), str(kept), str(before - kept), NONE))
     removed = (story.figures.get("contamination.removed") or {}).get("value")
     if isinstance(removed, int | float):
-        rows.append(("of these, contaminated", NONE, NONE, NONE, number(removed), NONE))
+        rows.append(("of these, contaminated", NONE, NONE, number(removed), NONE))
     return rows
 
 
@@ -274,52 +298,3 @@ def cost_rows(story: Story) -> list[tuple[str, ...]]:
         ("money a pair", per_pair),
         ("pairs", number(len(story.pairs.kept))),
     ]
-
-
-# --- text
-
-
-def markdown(content: Sequence[Table]) -> str:
-    """GitHub's tables, each under its caption."""
-    parts = []
-    for table in content:
-        lines = [f"**{_markdown(table.caption)}**", "", _line(table.head), _line(["---"] * len(table.head))]
-        lines += [_line([_markdown(cell) for cell in row]) for row in table.rows]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _markdown(text: str) -> str:
-    text = printable(text, one_line=True).replace("\\", "\\\\")
-    for sign, written in (("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("*", "\\*"), ("[", "\\["), ("_", "\\_")):
-        text = text.replace(sign, written)
-    return text
-
-
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$", "|": r"\textbar{}",
-    "<": r"\textless{}", ">": r"\textgreater{}",
-}  # fmt: skip
-
-
-def latex(content: Sequence[Table]) -> str:
-    """`table` environments that need the booktabs package."""
-    parts = ["% needs \\usepackage{booktabs}; made from eval/*.json, do not edit"]
-    for table in content:
-        head = [r"\begin{table}", rf"\caption{{{_latex(table.caption)}}}"]
-        head += [rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}", r"\toprule"]
-        head += [" & ".join(map(_latex, table.head)) + r" \\", r"\midrule"]
-        rows = [" & ".join(map(_latex, row)) + r" \\" for row in table.rows]
-        parts.append("\n".join([*head, *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}"]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _latex(text: str) -> str:
-    """Escaped; what plain LaTeX has no letter for (beyond U+017F) is written by its number: it would not compile."""
-    signs = printable(text, one_line=True)
-    return "".join(LATEX.get(sign, sign if sign < "\u0180" else f"[U+{ord(sign):04X}]") for sign in signs)

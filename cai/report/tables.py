@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cai.data import chain
+from cai.evaluate import critiques, revisions
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.settings_benchmarks import STAND_IN
-from cai.report.examples import judge_critique, judge_revision
 from cai.report.snapshot import Story
 from cai.run.events import spent
 from cai.store.jsonl import Row
@@ -101,10 +101,10 @@ def by_principle(story: Story) -> list[Row]:
             entry["tried"] += 1
             entry["kept"] += example["item"] in kept
             scores = story.scores_by_item.get(example["item"], {})
-            for name, judge in (("meaningful", judge_critique), ("addresses", judge_revision)):
-                status = judge(scores, story.recipe.evaluation).status
-                entry[name] += status == "yes"
-                entry[f"{name}_n"] += status in ("yes", "no")
+            for name, verdict in (("meaningful", critiques.verdict), ("addresses", revisions.verdict)):
+                decided = verdict(scores, story.recipe.evaluation).decided
+                entry[name] += decided is True
+                entry[f"{name}_n"] += decided is not None
     return [
         {"id": id_, "text": story.principles.get(id_, ""), **entry}
         for id_, entry in sorted(found.items(), key=lambda e: str(e[0]))

@@ -25,6 +25,8 @@ def fill(
     keys: Sequence[Key],
     chunk: int,
     compute: Callable[[list[Key]], list[Row]],
+    round_: int = 0,
+    per_round: bool = False,
     **ended: Any,
 ) -> list[Row]:
     """The rows of `keys` in order; missing ones are computed in slices of `chunk` and written slice by slice.
@@ -33,7 +35,7 @@ def fill(
     """
     missing = sum(not log.has(*key) for key in keys)
     if missing:
-        context.progress.begin(label, 0, total=len(keys), done=len(keys) - missing)
+        context.progress.begin(label, round_, total=len(keys), done=len(keys) - missing, per_round=per_round)
     for start in range(0, len(keys), max(1, chunk)):
         part = list(keys[start : start + max(1, chunk)])
         wanted = {key for key in part if not log.has(*key)}

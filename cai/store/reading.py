@@ -16,6 +16,7 @@ from pathlib import Path
 from cai.errors import CaiError
 
 MOST_BYTES = 256 << 20  # of a file of instructions; 5 million requests of 50 characters
+MOST_WRITTEN_BYTES = 16 << 20  # of a file that people write by hand
 PART = 1 << 20
 PIPE_SECONDS = 5.0  # without one byte more from a pipe
 PIPE_SECONDS_IN_ALL = 60.0

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cai.engine.tokenizers import has_control_token
+from cai.metrics.wordings import has_control_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def tokenize_pairs(
     A completion longer than `max_length` - len(prompt) is cut at its end (and then has no end token); a prompt that
     leaves no room for one token drops the pair.
     """
-    eos, rows, too_long = tokenizer.eos_ids[0], [], []
+    eos, own, rows, too_long = tokenizer.eos_ids[0], tokenizer.control_strings, [], []
     for pair in pairs:
         rendered = prompt.render({"instruction": pair["prompt"]}, format=format, tokenizer=tokenizer)
         room = max_length - len(rendered.token_ids)
@@ -77,7 +77,7 @@ def tokenize_pairs(
                 chosen_ids=tuple(chosen[:room]),
                 rejected_ids=tuple(rejected[:room]),
                 truncated=max(len(chosen), len(rejected)) > room,
-                flagged=any(has_control_token(pair[key], tokenizer) for key in ("prompt", "chosen", "rejected")),
+                flagged=any(has_control_token(pair[key], own) for key in ("prompt", "chosen", "rejected")),
             )
         )
     return PairRows(rows, too_long)

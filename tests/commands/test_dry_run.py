@@ -32,7 +32,7 @@ def inputs(*more: str):
 def test_shows_every_stage_and_an_estimate(capsys):
     assert dry_run(inputs("--milestone", "m1", *FAKE)) == 0
     out = capsys.readouterr().out
-    for stage in chain.prompts():
+    for stage in ("instructions", "answers", "relevance", "critiques", "revisions", "judge_pair", "policy"):
         assert f"--- {stage} (" in out
     assert "How can I keep my bicycle" in out
     assert "estimate" in out

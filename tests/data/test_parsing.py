@@ -9,7 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cai.data import parsing
-from cai.data.parsing import Parsed, Unparsed, is_refusal, leftovers, repetition
+from cai.data.parsing import Parsed, Unparsed
+from cai.metrics.text import repetition
+from cai.metrics.wordings import is_refusal, leftovers
 
 STAGES = [parsing.instruction, parsing.answer, parsing.critique, parsing.revision]
 PIECES = [
@@ -181,9 +183,9 @@ def test_critiques_that_write_the_answer_are_refused_and_no_issue_is_flagged():
     assert parsing.critique("Bad.").reason.startswith("too_short")
 
 
-def test_flags_name_control_tokens_and_refusals():
+def test_control_tokens_are_flagged_and_refusals_are_not_opinions_of_the_parser():
     assert parsing.answer("The token <|im_end|> ends a turn.").flags == ("control_token",)
-    assert parsing.answer("I'm sorry, but I can't help with that.").flags == ("refusal",)
+    assert parsing.answer("I'm sorry, but I can't help with that.").flags == ()
     assert parsing.answer("I'm sorry you feel bad. Here are three things that may help.").flags == ()
 
 

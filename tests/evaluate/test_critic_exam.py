@@ -11,6 +11,7 @@ import pytest
 from support.critic_exam_texts import ALARMS, APPROVAL, APPROVING, BESIDE, FAULT, FRESH, ORACLE, REPAIRED
 
 from cai.errors import CaiError
+from cai.evaluate import critic_stage
 from cai.evaluate.cases import GENERIC_CRITIQUE
 from cai.evaluate.critic_exam import NAMES, Output, as_rows, summarise, table, units
 from cai.evaluate.critic_grading import CHECKABLE, ExamRow, Flaw, broken, flaw_gone, grade_critique
@@ -21,7 +22,7 @@ from cai.metrics.wordings import approves, finds_nothing, names_fault
 from cai.recipe.constitution import load_constitution
 from tests.conftest import ROOT
 
-FILE = Path(__file__).parents[1] / "critic_exam.jsonl"
+FILE = critic_stage.DATA
 CONSTITUTION = load_constitution(ROOT / "constitution.yaml")
 ROWS = read_rows(FILE, CONSTITUTION)
 BY_ID = {row.id: row for row in ROWS}

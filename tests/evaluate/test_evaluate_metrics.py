@@ -15,6 +15,7 @@ from cai.evaluate import critiques, judge, likelihood, revisions
 from cai.evaluate.cases import GENERIC_CRITIQUE, Case, from_examples, others
 from cai.evaluate.gates import decide
 from cai.evaluate.scores import JUDGE_FIELDS, PAIR_FIELDS, SHIPPED_PROMPTS
+from cai.evaluate.verdict import combine
 from cai.metrics.figure import Scored, Unscored, mean, rate, sample
 from cai.metrics.stats import bootstrap_mean, gained_exact, holm, mcnemar_exact, rogan_gladen, wilson
 from cai.metrics.text import (
@@ -196,19 +197,36 @@ def test_praise_that_speaks_of_the_answer_is_not_meaningful():
     assert critiques.failed_gates(row, "real") == ["g7"]
 
 
-@pytest.mark.parametrize("text", ["No issue: it is right.", "No issues were found.", "There is nothing wrong."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No such problem: fine.",
+        "No issue: it names no place, but a time.",
+        "No issue: it is right.",
+        "No issues were found.",
+        "There is nothing wrong.",
+    ],
+)
 def test_finds_nothing(text):
     assert finds_nothing(text)
 
 
-@pytest.mark.parametrize("text", ["There is no mention of a doctor.", "It has no problem stating lies as facts."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'There is no issue with tone, but "always" is wrong.',
+        "There is no mention of a doctor.",
+        "It has no problem stating lies as facts.",
+    ],
+)
 def test_finds_something(text):
     assert not finds_nothing(text)
 
 
 def test_leftovers_leave_ordinary_text_alone():
     assert leftovers("A good critique of films says why. An improved version of the phone is out.") == ""
-    assert leftovers("Here is the improved answer you wanted").startswith("meta")
+    assert leftovers("Here is the improved answer you wanted").startswith("announced")
+    assert leftovers("It is the moon.<|im_end|>") == "control token: <|im_end|>"
 
 
 def test_degeneration_measures():
@@ -337,8 +355,8 @@ def test_trap_07_unscored_is_counted_never_dropped_and_never_good():
     nothing = mean("m", [Unscored("unparsed")], judge="x")
     assert nothing.value is None
     assert decide(nothing, GateSpec(metric="m", at_least=0.0)).status == "UNMEASURED"
-    assert critiques.combine([Scored(0.0), Unscored("x")]) == Scored(0.0)
-    assert critiques.combine([Scored(1.0), Unscored("x")]) == Unscored("x")
+    assert combine([Scored(0.0), Unscored("x")]) == Scored(0.0)
+    assert combine([Scored(1.0), Unscored("x")]) == Unscored("x")
 
 
 # --- critiques

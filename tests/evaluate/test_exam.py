@@ -153,7 +153,7 @@ def test_a_kind_with_both_labels_shows_each_ones_own_figures():
 @pytest.mark.long
 def test_exam_on_the_embedded_model(rows):
     """Deterministic part and CSI/CRI together: at least 80% of good, at most 10% of each bad kind. Half an hour."""
-    from cai.evaluate.likelihood import Scorer
+    from cai.engine.asks import Scorer
     from cai.models.policy import load
     from cai.recipe.settings import EngineSection, ModelSection
 

@@ -16,7 +16,7 @@ from cai.recipe import ends
 from cai.recipe.prompts import Example, load_prompt
 from cai.recipe.turn_signs import TURNS
 
-FILES = sorted(path for path in (ROOT / "prompts").glob("*.yaml") if path.stem != "grid")
+FILES = sorted(path for path in (ROOT / "prompts").glob("*.yaml") if path.stem not in ("grid", "reviews"))
 PROMPTS = {
     path.stem: load_prompt(path, re.findall(r"\{\{(\w+)\}\}", path.read_text(encoding="utf-8").split("final:")[-1]))
     for path in FILES

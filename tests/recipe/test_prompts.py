@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai.data import chain
-from cai.engine.tokenizers import ByteTokenizer, HFTokenizer, Piece, Turn, has_control_token, split_control
+from cai.engine.tokenizers import ByteTokenizer, HFTokenizer, Piece, Turn, split_control
 from cai.errors import CaiError
+from cai.metrics.wordings import has_control_token
 from cai.recipe.prompts import load_prompt
 from cai.store.jsonl import clean
 
+FILES = ("answers", "critiques", "instructions", "policy", "revisions")
 PROMPTS = Path(__file__).resolve().parents[2] / "prompts"
 CONTROLS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<think>")
 HOSTILE = (
@@ -121,7 +122,7 @@ def test_a_cue_that_ends_its_line_and_a_prefill(tmp_path):
     assert rendered.stop == ("\n### Q", "\n### A", "END")
 
 
-@pytest.mark.parametrize("name", sorted(chain.prompts()))
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["byte", "hf"])
 def test_shipped_prompts_hold_no_control_id_that_content_brought(name, tokenizer):
     prompt = load_prompt(PROMPTS / f"{name}.yaml")
@@ -135,7 +136,7 @@ def test_shipped_prompts_hold_no_control_id_that_content_brought(name, tokenizer
     assert tokenizer.decode(chat.token_ids) == chat.text
 
 
-@pytest.mark.parametrize("name", sorted(set(chain.prompts()) - {"policy"}))
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"policy"}))
 def test_shipped_prompts_have_six_examples_and_a_bounded_prefix(name):
     prompt = load_prompt(PROMPTS / f"{name}.yaml")
     assert len(prompt.examples) == 6
@@ -251,7 +252,7 @@ def test_plain_text_is_not_flagged(text):
 
 def test_a_tokenizer_adds_its_own_control_strings():
     tokenizer = HFTokenizer(type("T", (WordTokenizer,), {"added_tokens_decoder": {7: "<odd_token>"}})())
-    assert has_control_token("x <odd_token>", tokenizer) and not has_control_token("x <odd_token>")
+    assert has_control_token("x <odd_token>", tokenizer.control_strings) and not has_control_token("x <odd_token>")
 
 
 def test_chat_faults_name_the_remedy():
@@ -328,7 +329,7 @@ def test_the_embedded_tokenizer_keeps_control_strings_out():
         ids = tokenizer.encode(token)
         assert control_ids_in(ids, tokenizer) == []
         assert tokenizer.decode(ids) == clean(token)
-    for name in chain.prompts():
+    for name in FILES:
         prompt = load_prompt(PROMPTS / f"{name}.yaml")
         fields = dict.fromkeys(prompt.fields, HOSTILE)
         base = prompt.render(fields, format="base", tokenizer=tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cai.recipe.load import read, resolve
 from cai.recipe.settings_evaluation import GateSpec
 from cai.report import publication
 from cai.report.publication import HEAD, NONE, Table
+from cai.report.table_text import UNKNOWN, without_empty
 
 Runner = Callable[..., tuple[int, Path]]
 
@@ -106,8 +108,8 @@ def test_what_the_guard_dropped_stands_by_pool_reason_and_category() -> None:
 
 
 def test_latex_holds_no_letter_that_does_not_compile() -> None:
-    tex = publication.latex([Table("DPO − SFT", ("a", "b"), [("base || tuned – é", "日本 ≤ 1")])])
-    assert all(sign < "\u0180" for sign in tex)
+    tex = publication.latex([Table("DPO − SFT", ("a", "b"), [("base || tuned – é", "日本 ≤ 1"), ("«đ»", "")])])
+    assert all(sign < "\u0180" for sign in tex) and not UNKNOWN.intersection(tex)
     assert (
         "DPO $-$ SFT" in tex and r"base \textbar{}\textbar{} tuned -- é" in tex and "[U+65E5][U+672C] [U+2264] 1" in tex
     )
@@ -118,7 +120,83 @@ def test_hostile_cells_are_inert_in_both_formats() -> None:
     text, tex = publication.markdown(content), publication.latex(content)
     assert "<script>" not in text and "\\|" in text
     assert len(text.strip().splitlines()) == 5
-    assert "\\input" not in tex and r"50\% \& \_x\_" in tex and tex.count(r"\end{tabular}") == 1
+    assert "\\input" not in tex and r"50\% \& \_x\_" in tex and tex.count(r"\end{tabular") == 1
+
+
+def rows_of(tex: str) -> list[tuple[str, list[list[str]]]]:
+    """(columns, rows of cells) of each tabularx of a LaTeX text, read strictly: only escaped & are part of a cell."""
+    found = []
+    assert tex.count(r"\begin{tabularx}") == tex.count(r"\end{tabularx}") == tex.count(r"\end{table")
+    for body in re.findall(r"\\begin\{tabularx\}(.*?)\\end\{tabularx\}", tex, re.S):
+        columns, *lines = body.strip().split("\n")
+        kinds = re.fullmatch(r"\{\\(?:column|text)width\}\{@\{\}(.*)@\{\}\}", columns)
+        assert kinds, columns
+        kinds_of = kinds[1].replace(r">{\raggedright\arraybackslash}X", "X")
+        assert set(kinds_of) <= {"X", "r", "l"} and "X" in kinds_of
+        assert [lines[0], lines[2], lines[-1]] == [r"\toprule", r"\midrule", r"\bottomrule"]
+        rows = []
+        for line in [lines[1], *lines[3:-1]]:
+            assert line.endswith(r" \\") and not re.search(r"(?<!\\)[%#_$]", line.replace("$-$", ""))
+            assert line.count("{") == line.count("}")
+            rows.append(re.split(r"(?<!\\) & ", line.removesuffix(r" \\")))
+        found.append((kinds_of, rows))
+    return found
+
+
+def test_every_row_of_a_run_has_a_cell_for_each_head_in_both_formats(run_fake: Runner) -> None:
+    """The last rows of the data funnel had six cells under five heads: LaTeX stopped, Markdown was shifted."""
+    _, run = run_fake("--milestone", "m1")
+    found = rows_of((run / "eval/publication.tex").read_text())
+    assert len(found) >= 4 and any("hygiene" in row[0] for _, rows in found for row in rows)
+    for kinds, rows in found:
+        assert {len(row) for row in rows} == {len(kinds)}
+    assert len(found[0][0]) <= 5 and r"\begin{table}" in (run / "eval/publication.tex").read_text()  # fits a column
+    for part in (run / "eval/publication.md").read_text().split("\n\n**"):
+        lines = [line for line in part.splitlines() if line.startswith("|")]
+        assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
+def test_a_row_that_does_not_fit_its_head_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 cells under 2 heads"):
+        Table("t", ("a", "b"), [("1", "2"), ("1", "2", "3")])
+
+
+def test_the_headline_has_five_rows_of_what_was_measured() -> None:
+    names = ("preference.p1", "preference.p3", "dpo.loss", "revisions.addresses", "critiques.meaningful")
+    figures = {name: figure(name, 0.5, low=0.4, high=0.6, n=60) for name in names}
+    figures["harmbench.asr_drop"] = figure("harmbench.asr_drop", None)
+    figures["mtbench.delta"] = figure("mtbench.delta", -0.5, n=80, facts={"base": 6.0, "tuned": 5.5, "p_holm": 0.02})
+    rows = publication.headline_rows(figures)
+    assert [row[0].split(" (")[0] for row in rows] == [
+        "MT-Bench rating, all questions",
+        "Held-out pairs on which the tuned model prefers the revision",
+        "Fresh answers judged better than the base's",
+        "DPO loss after training",
+        "Revisions that pass every check of form",
+    ]
+    assert rows[0][1:4] == ("6", "5.5", "-0.5") and rows[0][-1] == "0.02"
+    assert rows[1][1:6] == (NONE, NONE, "0.5", "0.4 to 0.6", "60")
+
+
+def test_a_column_that_says_nothing_is_left_out_and_an_equal_one_is_said_once() -> None:
+    whole = Table("t", ("metric", "base", "SFT", "judge"), [("a", "1", NONE, "rules"), ("b", "2", NONE, "rules")])
+    content = without_empty(whole)
+    assert content.head == ("metric", "base", "judge")
+    tex = publication.latex([content])
+    assert rows_of(tex) == [("Xr", [["metric", "base"], ["a", "1"], ["b", "2"]])]
+    assert r"\par\smallskip judge: rules" in tex
+
+
+def test_a_long_table_is_cut_into_pages() -> None:
+    found = rows_of(publication.latex([Table("t", ("a", "b"), [(str(i), "x") for i in range(95)])]))
+    assert [len(rows) - 1 for _, rows in found] == [45, 45, 5]
+    wrapped = rows_of(publication.latex([Table("t", ("a", "b"), [("of three lines, " * 4, "x")] * 20)]))
+    assert [len(rows) - 1 for _, rows in wrapped] == [15, 5]
+
+
+def test_a_long_name_may_be_broken_in_latex_and_a_minus_is_one() -> None:
+    tex = publication.latex([Table("t", ("a", "b"), [("dpo.loss_fall.heldout", "-0.5 to 1.5")])])
+    assert r"dpo.\allowbreak{}loss\_\allowbreak{}fall.\allowbreak{}heldout & $-$0.5 to 1.5 \\" in tex
 
 
 def test_tables_of_a_run_are_rebuilt_from_its_files_by_one_command(run_fake: Runner, project: Path) -> None:
@@ -129,18 +207,18 @@ def test_tables_of_a_run_are_rebuilt_from_its_files_by_one_command(run_fake: Run
     asked = ("--benchmark", "harmbench,xstest,mtbench", "--resume", "runs/latest", *files)
     code, _ = run_fake(*asked, "--set", "benchmarks.judge=stand-in", "--set", "benchmarks.max_new_tokens=40")
     assert code == errors.DONE
-    names = ("eval/table.md", "eval/table.tex")
+    names = ("eval/publication.md", "eval/publication.tex")
     assert runner.main([str(project / "cai.toml"), "--report", "runs/latest"]) == errors.DONE
     first = {name: (run / name).read_bytes() for name in names}
-    assert b"HarmBench attack success" in first["eval/table.md"] and b"STAND-IN" in first["eval/table.md"]
-    assert b"Data funnel" in first["eval/table.md"] and b"By category" in first["eval/table.md"]
+    assert b"HarmBench attack success" in first["eval/publication.md"] and b"STAND-IN" in first["eval/publication.md"]
+    assert b"Data funnel" in first["eval/publication.md"] and b"By category" in first["eval/publication.md"]
     for name in names:
         (run / name).unlink()
     assert runner.main([str(project / "cai.toml"), "--report", "runs/latest"]) == errors.DONE
     assert {name: (run / name).read_bytes() for name in names} == first
-    assert "−" not in first["eval/table.tex"].decode()
+    assert "−" not in first["eval/publication.tex"].decode()
     value = json.loads((run / "eval/benchmarks.json").read_text())["figures"]["mtbench.delta"]["facts"]["base"]
-    assert f"{value:.3g}".encode() in first["eval/table.md"]
+    assert f"{value:.3g}".encode() in first["eval/publication.md"]
 
 
 def test_a_gate_never_passes_on_the_stand_in() -> None:

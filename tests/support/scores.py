@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cai.engine import Completion, EngineStats, Request, Score, ScoreRequest, never
+from cai.engine.asks import Scorer
 from cai.engine.tokenizers import ByteTokenizer
 from cai.evaluate.cases import Case
-from cai.evaluate.likelihood import Scorer
 
 TOKENIZER = ByteTokenizer()
 

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from cai.recipe.intake.jsontext import Broken, Entry
@@ -49,6 +50,7 @@ class Tally:
     pooled: int = 0
 
 
+@lru_cache(maxsize=4096)
 def normal(key: object) -> str:
     """A key without what people vary: case, spaces, dashes, camelCase."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(key).strip())

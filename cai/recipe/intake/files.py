@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import CaiError
-from cai.recipe import yaml_files
 from cai.recipe.intake import instructionfile
 from cai.recipe.intake.instructionfile import Intake
-from cai.store.reading import MOST_BYTES, Missing, read_once
+from cai.store.reading import MOST_BYTES, MOST_WRITTEN_BYTES, Missing, read_once
 
 NAME = "instructions.file"
 
@@ -45,7 +44,7 @@ def read_all(paths: Mapping[str, Path], run: Path | None = None, said: Collectio
 def _one(name: str, path: Path, run: Path | None, said: Collection[str]) -> InputFile:
     key = {"constitution.yaml": "constitution", NAME: NAME}.get(name, "prompts")
     where = f"{path}: {key}" if name != NAME else f"{path}: {NAME}"
-    most = MOST_BYTES if name == NAME else yaml_files.MOST_BYTES
+    most = MOST_BYTES if name == NAME else MOST_WRITTEN_BYTES
     try:
         return InputFile(path, read_once(path, where=where, most=most))
     except Missing:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cai.errors import CaiError
 from cai.recipe.intake import jsontext, plain, tables
-from cai.recipe.intake.entries import Given, Tally, given, is_row
+from cai.recipe.intake.entries import LONGEST, Given, Tally, given, is_row
 from cai.recipe.intake.jsontext import Broken, Entry
 from cai.recipe.intake.text import text_of
 
@@ -77,23 +77,35 @@ def _entries(text: str, key: str) -> tuple[Sequence[Entry], str, list[str]]:
         return _of_values(values, key, text)
     if first == '"' and (strings := _strings(text)):
         return strings, "JSON strings, one a line", []
+    lines = plain.lines_of(text)
+    _refuse_long(lines)
     if (table := tables.parse(text, key)) is not None:
         return table.rows, table.how, []
-    _refuse_half_quoted(text)
+    _refuse_half_quoted(lines)
     if key:
         raise Broken(
             1, f"plain text has no key {key!r} (instructions.key). Leave the key out, or give JSON lines or CSV"
         )
-    if mixed := _mixed(text):
+    if mixed := _mixed(lines):
         return mixed
-    found_lines = plain.parse(text)
+    found_lines = plain.parse(lines)
     return found_lines.entries, found_lines.how, _plain_notes(found_lines)
+
+
+LINE = re.compile(r"[^\r\n]*\S[^\r\n]*")
+
+
+def _refuse_long(lines: Sequence[tuple[int, str]]) -> None:
+    """`Broken` for a line that no model reads, before it is looked at in detail."""
+    number, line = max(lines, key=lambda pair: len(pair[1]))
+    if len(line) > LONGEST:
+        raise Broken(number, f"{len(line):,} characters, more than any model reads. Shorten it, or take the line out")
 
 
 def _first_sign(text: str) -> str:
     """The first sign that is neither white nor in a comment line."""
-    for _, line in plain.lines_of(text):
-        bare = line.strip()
+    for found in LINE.finditer(text):
+        line = bare = found[0].strip()
         if bare and not (plain.passed_over(line) or bare.startswith("#")):
             return bare[0]
     return ""
@@ -108,7 +120,7 @@ def _of_array(entries: list[Entry]) -> tuple[Sequence[Entry], str, list[str]]:
 
 
 def _of_values(entries: list[Entry], key: str, text: str) -> tuple[Sequence[Entry], str, list[str]]:
-    notes = _comment_note(text)
+    notes = _comment_note(plain.lines_of(text)) if "//" in text or "#" in text else []
     if len(entries) == 1 and isinstance(entries[0].value, Mapping) and not is_row(entries[0].value, key):
         inner, where = _inside(entries[0].value, entries[0].line)
         if inner is not None:
@@ -154,12 +166,13 @@ def _strings(text: str) -> list[Entry]:
 QUOTED = re.compile(r'"[^"]*"(,?)$')
 
 
-def _refuse_half_quoted(text: str) -> None:
+def _refuse_half_quoted(lines: Sequence[tuple[int, str]]) -> None:
     """`Broken` for a list of quoted texts without its brackets, and for a quoted line where others are not."""
-    lines = [(number, line.strip()) for number, line in plain.lines_of(text) if line.strip()]
+    lines = [(number, line.strip()) for number, line in lines if line.strip()]
     quoted = [(number, match) for number, line in lines if (match := QUOTED.match(line))]
     if quoted and len(quoted) == len(lines) and any(match[1] for _, match in quoted):
         raise Broken(quoted[0][0], "quoted texts with commas behind them. Put [ and ] around all of them")
+    quoted = [] if any(match[1] for _, match in quoted) else quoted
     if quoted and len(quoted) < len(lines) and not any("," in line for _, line in lines if not line.startswith('"')):
         raise Broken(quoted[0][0], "in quotes, and other lines are not. Take the quotes off, or put every line in them")
 
@@ -167,11 +180,10 @@ def _refuse_half_quoted(text: str) -> None:
 OBJECT = re.compile(r"\s*[{\[]")
 
 
-def _mixed(text: str) -> tuple[Sequence[Entry], str, list[str]] | None:
+def _mixed(lines: Sequence[tuple[int, str]]) -> tuple[Sequence[Entry], str, list[str]] | None:
     """JSON objects and plain requests line by line; None if no line begins as JSON, or an object spans lines."""
-    lines = [(number, line) for number, line in plain.lines_of(text) if line.strip()]
-    objects = [line for _, line in lines if OBJECT.match(line)]
-    if not objects:
+    lines = [(number, line) for number, line in lines if line.strip()]
+    if not any(OBJECT.match(line) for _, line in lines):
         return None
     entries, others = [], 0
     for number, line in lines:
@@ -182,13 +194,13 @@ def _mixed(text: str) -> tuple[Sequence[Entry], str, list[str]] | None:
             entries.append(Entry(number, line.strip()))
             others += 1
     notes = [f"{others} lines are plain text among JSON objects"] if others else []
-    return entries, "JSON lines", [*notes, *_comment_note(text)]
+    return entries, "JSON lines", [*notes, *_comment_note(lines)]
 
 
 def _mixed_or(text: str, broken: Broken) -> tuple[Sequence[Entry], str, list[str]]:
     """Line by line, where the whole is no JSON; of two faults the later is the file's (an object may span lines)."""
     try:
-        found = _mixed(text)
+        found = _mixed(plain.lines_of(text))
     except Broken as other:
         raise (broken if broken.line > other.line else other) from None
     if found is None:
@@ -206,8 +218,8 @@ def _object(number: int, line: str) -> Entry:
     return Entry(number, found[0].value)
 
 
-def _comment_note(text: str) -> list[str]:
-    count = sum(bool(line.lstrip().startswith(("//", "#"))) for _, line in plain.lines_of(text))
+def _comment_note(lines: Sequence[tuple[int, str]]) -> list[str]:
+    count = sum(line.lstrip().startswith(("//", "#")) for _, line in lines)
     return [f"passed over: {count} comment line(s)"] if count else []
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 SPACE = re.compile(r"[ \t\r\n]*")
 COMMENT = re.compile(r"(?://|#)[^\r\n]*")
+MOST_ENTRIES = 3_000_000  # of a file: each takes some hundred bytes of memory
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Reader:
 
     def __init__(self, text: str, line: int = 1) -> None:
         self.text, self.at = text, 0
-        self._counted, self._line = 0, line
+        self._counted, self._line, self._values = 0, line, 0
 
     def line_at(self, place: int) -> int:
         if place < self._counted:
@@ -73,6 +74,9 @@ class Reader:
 
     def value(self) -> Entry:
         line = self.line_at(self.at)
+        self._values += 1
+        if self._values > MOST_ENTRIES:
+            raise Broken(line, f"more than {MOST_ENTRIES:,} entries. Give a smaller file")
         try:
             value, self.at = DECODER.raw_decode(self.text, self.at)
         except json.JSONDecodeError as error:
@@ -86,7 +90,7 @@ class Reader:
     def _why(self, error: json.JSONDecodeError) -> str:
         """What is wrong at the place, in the words of whoever wrote the file."""
         before, at = self.text[max(0, error.pos - 200) : error.pos].rstrip(), self.text[error.pos : error.pos + 5]
-        kind = "not a JSON object" if self.text[self.at] == "{" else "not JSON"
+        kind = "not a JSON object" if self.text.startswith("{", self.at) else "not JSON"
         if before.endswith(",") and at[:1] in ("}", "]"):
             return f"{kind}: a comma before the closing bracket. Remove it"
         if at[:1] == "'":

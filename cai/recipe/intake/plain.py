@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from cai.recipe.intake.jsontext import Broken, Entry
+from cai.recipe.intake.jsontext import MOST_ENTRIES, Broken, Entry
 
 LINE_END = re.compile(r"\r\n|\n|\r|\f|\v")
 ALPACA = re.compile(
@@ -38,6 +38,7 @@ REFUSED = (  # a line that is part of something else, what it is
     (re.compile(rf"(?:-\s+)?(?:{FORM})\s*:(?:\s|$)"), "a key of YAML or of a form"),
     (re.compile(r"[\]}),]|'.*',$|\".*\",$|.*\":\s*[\"\[{\d]"), "a part of JSON or of code"),
 )
+ANY_REFUSED = re.compile("|".join(f"(?:{pattern.pattern})" for pattern, _ in REFUSED[1:]))  # nearly every line has none
 TERMINATED = re.compile(r"[.?!…。？！؟।॥][\"'”’»)\]]*$")
 HANGING = re.compile(
     r"(?:\b(?:a|an|the|of|and|or|to|for|with|about|in|on|at|by|from|that|which|my|your|his|her|its|our|their|is|are)|,)$"
@@ -57,13 +58,17 @@ class Plain:
 
 
 def lines_of(text: str) -> list[tuple[int, str]]:
-    """(number, line without what is white at its end); line ends of Unix, Windows and old Macs."""
+    """(number, line without what is white at its end); line ends of Unix, Windows and old Macs. Errors: Broken."""
+    if text.count("\n") + text.count("\r") > MOST_ENTRIES:
+        raise Broken(1, f"more than {MOST_ENTRIES:,} lines. Give a smaller file")
     return [(number, line.rstrip()) for number, line in enumerate(LINE_END.split(text), 1)]
 
 
 def passed_over(line: str) -> str:
     """What a line is that is no request and may be left out; "" for every other line."""
     bare = line.strip()
+    if not bare.startswith(("#", "/", "<")):
+        return ""
     if COMMENT.match(bare):
         return "comment"
     return "heading" if HEADING.match(bare) and not ALPACA.match(bare) else ""
@@ -72,17 +77,16 @@ def passed_over(line: str) -> str:
 def refuse(number: int, line: str, *, item: bool = True) -> None:
     """`Broken` for a line that stands for something else than a request. `item`: list items too."""
     bare = line.strip()
-    for pattern, what in REFUSED:
+    for pattern, what in REFUSED if bare.startswith("#") or ANY_REFUSED.match(bare) else ():
         if pattern.match(bare):
             raise Broken(number, f"{what} ({bare[:40]!r}): {ONE_A_LINE}")
     if item and ITEM.match(bare):
         raise Broken(number, f"a list item among other lines ({bare[:40]!r}): {ONE_A_LINE}")
 
 
-def parse(text: str) -> Plain:
-    """The requests of a plain text. Errors: Broken."""
+def parse(lines: Sequence[tuple[int, str]]) -> Plain:
+    """The requests of a plain text, by its lines. Errors: Broken."""
     found = Plain()
-    lines = lines_of(text)
     content = [(number, line) for number, line in lines if line.strip() and not passed_over(line)]
     found.passed.update(kind for _, line in lines if (kind := passed_over(line)))
     if not content:

@@ -1,0 +1,68 @@
+"""The blind comparison of two answers (J4): letters A and B, both orders, read from likelihoods. Pure but for the asks.
+
+Owns the fields of prompts/judge_pair.yaml and how two orders combine: the letters' own preference cancels, and swapping
+the texts negates the log-odds. Legend: d = log p(A) - log p(B), nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from cai.engine import Score
+from cai.engine.asks import Ask, Name, Scorer
+from cai.recipe.prompts import Prompt
+
+PAIR_FIELDS = frozenset({"instruction", "principle", "first", "second"})
+
+
+def verdict_asks(
+    scorer: Scorer, prompt: Prompt, name: Name, fields: Mapping[str, str], words: tuple[str, str]
+) -> Iterable[Ask]:
+    rendered = prompt.render(fields, format=scorer.format, tokenizer=scorer.tokenizer)
+    lead = "" if rendered.text[-1:].isspace() else " "
+    for word in words:
+        yield Ask((*name, word), tuple(rendered.token_ids), tuple(scorer.encode(lead + word)), rendered.prefix_len)
+
+
+def log_odds(scores: Mapping[Name, Score], name: Name, words: tuple[str, str]) -> float:
+    first, second = (scores[*name, word].total for word in words)
+    return first - second
+
+
+def orders(scores: Mapping[Name, Score], name: Name) -> tuple[float, float]:
+    """Log-odds for A with ours first, and with ours second."""
+    first, second = (log_odds(scores, (*name, "j4", order), ("A", "B")) for order in (0, 1))
+    return first, second
+
+
+def pair_log_odds(scores: Mapping[Name, Score], name: Name) -> float:
+    """Log-odds that ours is better with the letters' own preference cancelled; swapping the texts negates it."""
+    first, second = orders(scores, name)
+    return round((first - second) / 2, 6)
+
+
+def pair_win(scores: Mapping[Name, Score], name: Name) -> float:
+    """1 if ours wins in both orders, 0 if it loses in both, else 0.5; NaN, which is no tie, where a score is none."""
+    first, second = orders(scores, name)
+    if math.isnan(first) or math.isnan(second):
+        return math.nan
+    if first > 0 and second < 0:
+        return 1.0
+    return 0.0 if first < 0 and second > 0 else 0.5
+
+
+def comparison_asks(
+    scorer: Scorer, prompt: Prompt, name: Name, instruction: str, principle: str, ours: str, theirs: str
+) -> list[Ask]:
+    """Four asks: `ours` as A then as B, letters A and B."""
+    asks: list[Ask] = []
+    for order, (first, second) in enumerate(((ours, theirs), (theirs, ours))):
+        fields = {
+            "instruction": scorer.cut(instruction),
+            "principle": principle or "An answer is helpful, honest and harmless.",
+            "first": scorer.cut(first),
+            "second": scorer.cut(second),
+        }
+        asks += verdict_asks(scorer, prompt, (*name, "j4", order), fields, ("A", "B"))
+    return asks

@@ -1,0 +1,90 @@
+"""The critic's exam sat by the loaded model: its own critique and revision stages on answers whose flaws are known.
+
+Owns eval/critic.jsonl (a row a text, kept through kills) and which rows of the exam are sat; `critic_exam` grades. The
+base model sits it, adapter off, with the recipe's prompts and sampling, as it makes the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cai.data import chain
+from cai.data.stage import Stage, Unit, draw
+from cai.evaluate import critic_exam
+from cai.evaluate.critic_exam import Output
+from cai.evaluate.critic_grading import ExamRow
+from cai.evaluate.critic_rows import read_rows
+from cai.metrics.figure import Measured, sample
+from cai.metrics.wordings import finds_nothing
+from cai.recipe.constitution import Principle
+from cai.run.context import Context
+from cai.run.loop import Key, fill, open_marked
+from cai.store.jsonl import Row
+
+DATA = Path(__file__).parent / "data" / "critic_exam.jsonl"
+KEY = ("stage", "item", "round")
+AT_ONCE, AT_ONCE_CPU = 128, 8
+
+
+def measure(context: Context) -> dict[str, Measured]:
+    """The figures `critic.*`; rows that are there are not drawn again. Errors: Stopped."""
+    limit = context.recipe.evaluation.critic_items
+    if not limit:
+        return {}
+    everything = read_rows(DATA)
+    units = critic_exam.units(everything, context.constitution)
+    wanted = set(sample([unit.id for unit in units], limit))
+    places = {row.id: place for place, row in enumerate(everything)}
+    asked = {places[unit.id]: unit for unit in units if unit.id in wanted}
+    with open_marked(context, context.run.eval / "critic.jsonl", _mark(context), KEY) as log:
+
+        def texts(stage: Stage, found: Mapping[int, Unit]) -> list[Row]:
+            def compute(part: list[Key]) -> list[Row]:
+                with context.model().adapter(False):
+                    return draw(context, stage, [found[item] for _, item, _ in part])
+
+            together = AT_ONCE if context.run.manifest.get("backend") == "cuda" else AT_ONCE_CPU
+            keys = [(stage.name, item, 0) for item in found]
+            return fill(context, log, f"critic's exam: {stage.name}", keys, together, compute)
+
+        critiques = texts(chain.CRITIQUES, {i: _critique(i, u) for i, u in asked.items()})
+        said = {row["item"]: row["text"] for row in critiques if row["status"] == "ok"}
+        faulted = {i: text for i, text in said.items() if not finds_nothing(text)}
+        joint = context.recipe.critiques.transcript == "joint"
+        revisions = texts(chain.REVISIONS, {i: _revision(i, asked[i], text, joint) for i, text in faulted.items()})
+    revised = {row["item"]: row["text"] for row in revisions if row["status"] == "ok"}
+    outputs = {unit.id: Output(said.get(i), revised.get(i)) for i, unit in asked.items()}
+    rows: Sequence[ExamRow] = [row for row in everything if row.id in outputs]
+    return critic_exam.summarise(rows, outputs, judge=f"program, texts of {context.recipe.model.name}")
+
+
+def _fields(unit: critic_exam.Unit) -> dict[str, str]:
+    principle: Principle = unit.principle
+    return {"instruction": unit.instruction, "answer": unit.answer, "critique_request": principle.critique_request}
+
+
+def _critique(item: int, unit: critic_exam.Unit) -> Unit:
+    return Unit(item, 0, _fields(unit), unit.principle.id, shift=chain.shift_of(item))
+
+
+def _revision(item: int, unit: critic_exam.Unit, critique: str, joint: bool) -> Unit:
+    fields = _fields(unit) | {"critique": critique, "revision_request": unit.principle.revision_request}
+    if not joint:
+        del fields["critique_request"]
+    return Unit(item, 0, fields, unit.principle.id, shift=chain.shift_of(item))
+
+
+def _mark(context: Context) -> str:
+    """Everything a drawn text depends on: the rows, the prompts, the principles, the model, the sampling."""
+    recipe, facts = context.recipe, context.run.manifest.get("model") or {}
+    parts = [
+        DATA.read_bytes(),
+        context.constitution.sha.encode(),
+        *(context.prompts[stage.prompt].sha.encode() for stage in (chain.CRITIQUES, chain.REVISIONS)),
+        f"{facts.get('model', recipe.model.name)}/{facts.get('revision')}/{recipe.seed}".encode(),
+        recipe.sampling.model_dump_json().encode(),
+        recipe.few_shot.model_dump_json().encode(),
+    ]
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()[:16]

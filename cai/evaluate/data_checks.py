@@ -1,0 +1,142 @@
+"""What a person would look at before believing any loss: is the data set text, and did anything get better? Pure.
+
+Owns the figures `data.*`, `labels.*` and `principles.*`, from the records and the pairs alone. Invariant: each figure
+counts over everything that would be trained on or held out, and names its three worst texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from cai.data import labels
+from cai.data.pairs import PairSet
+from cai.metrics.figure import Measured, Outcome, Scored, count, mean, rate, unmeasured, yes
+from cai.metrics.wordings import finds_nothing
+from cai.recipe.constitution import Constitution
+from cai.recipe.copies import Shots, copied, shots_of
+from cai.recipe.ends import Signs, has_sign, signs_of
+from cai.recipe.prompts import Prompt
+from cai.store.jsonl import Row
+
+Figures = dict[str, Measured]
+MADE_BY = {"initial_answer": "answers", "critique": "critiques", "revised_answer": "revisions"}
+SHOWN = 160  # characters of a worst text
+
+
+def texts_of(example: Row) -> list[tuple[str, str]]:
+    """(stage, text) of every text that an example holds."""
+    found = [("answers", example["initial_answer"]), ("revisions", example["revised_answer"])]
+    found += [("critiques", entry["critique"]) for entry in example["rounds"]]
+    return [*found, *(("revisions", entry["revised_answer"]) for entry in example["rounds"])]
+
+
+def measure(pairs: PairSet, rows: Sequence[Row], prompts: Mapping[str, Prompt], constitution: Constitution) -> Figures:
+    """Every figure of this module, by metric name."""
+    figures = [
+        scaffolding(pairs.examples, {name: signs_of(prompts[name]) for name in MADE_BY.values() if name in prompts}),
+        copies(pairs.examples, prompts, constitution),
+        nothing_found(pairs.examples),
+        *_labels(rows),
+        *_principles(rows, constitution),
+    ]
+    return {figure.metric: figure for figure in figures}
+
+
+def scaffolding(examples: Sequence[Row], signs: Mapping[str, Signs]) -> Measured:
+    """Examples in which a text holds a sign that the transcript went on."""
+    found = []
+    for example in examples:
+        for stage, text in texts_of(example):
+            if (sign := has_sign(text, signs[stage]) if stage in signs else None) is not None:
+                found.append({"item": example["item"], "stage": stage, "sign": sign, "text": text[-SHOWN:]})
+                break
+    return _counted("data.scaffolding", found, len(examples))
+
+
+def copies(examples: Sequence[Row], prompts: Mapping[str, Prompt], constitution: Constitution) -> Measured:
+    """Examples in which a text copies eight words of a prompt's example that its own inputs do not hold."""
+    requests = [t for p in constitution.principles for t in (p.principle, p.critique_request, p.revision_request)]
+    shots: dict[str, Shots] = {name: shots_of(prompts[name], requests) for name in MADE_BY.values() if name in prompts}
+    found = []
+    for example in examples:
+        inputs = [example["instruction"], example["initial_answer"]]
+        for stage, text in texts_of(example):
+            own = inputs if stage != "answers" else inputs[:1]
+            critiques = [entry["critique"] for entry in example["rounds"]] if stage == "revisions" else []
+            if stage in shots and (run := copied(text, shots[stage], [*own, *critiques])):
+                found.append({"item": example["item"], "stage": stage, "copied": run, "text": text[:SHOWN]})
+                break
+    return _counted("data.copied", found, len(examples))
+
+
+def nothing_found(examples: Sequence[Row]) -> Measured:
+    """Examples of which every critique says that nothing is wrong: their pairs prefer a rewriting to its original."""
+    found = [
+        {"item": example["item"], "critique": example["critique"][:SHOWN]}
+        for example in examples
+        if all(finds_nothing(entry["critique"]) for entry in example["rounds"])
+    ]
+    return _counted("data.nothing_found", found, len(examples))
+
+
+def _counted(metric: str, found: Sequence[Row], n: int) -> Measured:
+    if not n:
+        return unmeasured(metric, "no pair came through")
+    return count(metric, len(found), n, worst=tuple(found[:3]))
+
+
+def _labels(rows: Iterable[Row]) -> list[Measured]:
+    """How often the checked revision is the better text, and how often the original wins outright."""
+    checked = [row for row in rows if row["stage"] == "labels" and row["status"] == "ok"]
+    if not checked:
+        return []
+    scored = [row for row in checked if row["first"] is not None and row["second"] is not None]
+    lost = [row for row in scored if row["first"] <= 0 <= row["second"]]
+    worst = tuple(
+        {"item": row["item"], "margin": row["margin"], "used": row["used"]}
+        for row in sorted(scored, key=lambda row: row["margin"])[:3]
+    )
+    unscored = len(checked) - len(scored)
+    better: list[Outcome] = [yes(not labels.fault(row)) for row in scored]
+    original: list[Outcome] = [yes(row in lost) for row in scored]
+    margins: list[Outcome] = [Scored(row["margin"]) for row in scored]
+    judge = "the policy itself, adapter off"
+    found = [
+        rate("labels.better", better, judge=judge, worst=worst),
+        rate("labels.original_wins", original, judge=judge, facts=_by_principle(scored, lost)),
+        mean("labels.margin", margins, judge=judge),
+    ]
+    for figure in found:
+        figure.facts["unscored"] = unscored
+    return found
+
+
+def _by_principle(scored: Sequence[Row], lost: Sequence[Row]) -> Row:
+    """Principle -> "lost of judged"."""
+    judged, beaten = (Counter(id_ for row in part for id_ in row["used"]) for part in (scored, lost))
+    return {"by_principle": {id_: f"{beaten[id_]} of {judged[id_]}" for id_ in sorted(judged)}}
+
+
+def _principles(rows: Iterable[Row], constitution: Constitution) -> list[Measured]:
+    """What drawing by relevance gains over dealing blindly: mean score of the drawn less that of all that fit."""
+    asked = [row for row in rows if row["stage"] == "relevance" and row["status"] == "ok"]
+    if not asked:
+        return []
+    lifts: list[Outcome] = []
+    used: Counter[str] = Counter()
+    for row in asked:
+        if (id_ := row["principle"]) is None:
+            continue
+        pool = str(row.get("pool", ""))
+        used[f"{id_}/{pool}"] += 1
+        fitting = {p.id for p in constitution.principles if not p.pools or pool in p.pools}
+        values = [v for name, v in row["scores"].items() if v is not None and name in fitting]
+        if values and row["scores"][id_] is not None:
+            lifts.append(Scored(row["scores"][id_] - math.fsum(values) / len(values)))
+    broken: list[Outcome] = [yes(row["principle"] is not None) for row in asked]
+    return [
+        mean("principles.lift", lifts, judge="likelihood, adapter off", facts={"used": dict(sorted(used.items()))}),
+        rate("principles.broken", broken, judge="likelihood, adapter off"),
+    ]
