@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 import traceback
 
 try:
@@ -37,8 +38,10 @@ except ModuleNotFoundError as missing:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; gives the exit code. Every fault of a user is one clear line on stderr."""
     last_through_hangups()
+    began = time.monotonic()
     try:
         args = cli.parse(argv)
+        args.began = began
         return command(args) if cli.commands(args) else milestone(read_inputs(args), args)
     except CaiError as error:
         print(printable(str(error)), file=sys.stderr)
@@ -65,11 +68,14 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
 
         return dry_run(inputs)
     pipeline.check_milestone_before(inputs)
+    pipeline.check_at_hand(inputs, args)
     budget.check_before(inputs, args, runs_root(inputs.source, recipe))
     announce(inputs)
     with session(inputs, args) as context, budget.within(context, inputs, pipeline.report_what_exists):
         pairs = pipeline.collect(context, inputs, args.until)
         training_pairs = pipeline.write_dataset(context, inputs, pairs) if args.until in ("", "pairs") else []
+        if args.until == "pairs":
+            pipeline.report(context, [])
         if args.until:
             say(f"stopped after {args.until} as asked; go on with --resume {context.run.path}")
             return errors.DONE

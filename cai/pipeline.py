@@ -6,6 +6,7 @@ result stands on disk neither loads the model nor changes a byte.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,7 @@ from cai.data.slots import slots
 from cai.errors import CaiError
 from cai.evaluate import gates
 from cai.evaluate.gates import Verdict
-from cai.inputs import Inputs, runs_root
+from cai.inputs import Inputs, locate, runs_root
 from cai.metrics.figure import Measured
 from cai.models import checks
 from cai.recipe import load as recipes
@@ -42,9 +43,6 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
     """Records and pairs. No pair at all ends with exit 6 and the reasons."""
     before = len(context.log.rows)
     checks.remake(context)
-    if not (context.run.train / "result.json").exists():
-        guarding.require(context)
-        _require_benchmarks(context, inputs)
     pairs = collect_pairs(context, inputs.grid, inputs.given, until)
     if len(context.log.rows) > before:
         found = instructions.summary(context.log.by_stage("instructions"), len(slots(context.recipe)))
@@ -73,16 +71,20 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
     return pairs
 
 
-def _require_benchmarks(context: Context, inputs: Inputs) -> None:
-    """Files, judges and lm_eval tasks of the milestone's own benchmarks, before anything is generated."""
-    if context.recipe.benchmarks.run:
+def check_at_hand(inputs: Inputs, args: argparse.Namespace) -> None:
+    """Guard, files, judges and lm_eval tasks of the milestone's own benchmarks, before there is a run folder."""
+    recipe = inputs.recipe
+    if args.resume and (locate(args, args.resume) / "train" / "result.json").exists():
+        return
+    guarding.require(recipe.guard)
+    if recipe.benchmarks.run:
         from cai.evaluate.benchmarks.suite import require
 
-        require(context.recipe.benchmarks, inputs.folder)
-    if context.recipe.evaluation.lm_eval:
+        require(recipe.benchmarks, inputs.folder)
+    if recipe.evaluation.lm_eval:
         from cai.evaluate.lm_eval import tasks as harness
 
-        harness.require(context.recipe.evaluation, inputs.folder)
+        harness.require(recipe.evaluation, inputs.folder)
 
 
 def guarded(context: Context) -> None:
@@ -112,6 +114,8 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict
     cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, _refused(context, pairs))
     if context.recipe.benchmarks.contamination:
         cleaned = replace(cleaned, kept=_uncontaminated(context, inputs, cleaned.kept))
+    if "model" not in context.run.manifest:  # every row was taken over from a run that did not note its model
+        context.model()
     facts = context.run.manifest.get("model", {})
     described = partial(cards.card, recipe=context.recipe, facts=facts)
     dataset.write_dataset(context.run, pairs, cleaned, described)

@@ -65,6 +65,8 @@ def export(run: Path, to: Path, say: Say, *, merged: bool = False) -> Path:
     story = read_story(run)
     adapter = _adapter(run)
     _refuse_damage(run)
+    if merged and adapter is None:
+        raise CaiError(f"{run}: --merged needs a trained adapter. Resume the run first, or leave --merged out.")
     try:
         if to.exists() and any(path.name != PART for path in to.iterdir()):
             raise CaiError(f"{to}: is not empty. Give --to a new folder.")
@@ -76,19 +78,24 @@ def export(run: Path, to: Path, say: Say, *, merged: bool = False) -> Path:
     try:
         _fill(story, adapter, to / PART)
         _publish(to)
-        if merged:
+        if merged and adapter is not None:
             _merge(story, adapter, to, say)
     finally:
         shutil.rmtree(to / PART, ignore_errors=True)
-    say("\n".join(usage(story, to, merged)))
+    if adapter is None:
+        say(f"exported to {to} (the data set alone: the run has no adapter yet)")
+        say(f"datasets:      load_dataset({str((to / 'dataset').resolve())!r})")
+    else:
+        say("\n".join(usage(story, to, merged)))
     return to
 
 
-def _fill(story: Story, adapter: Path, part: Path) -> None:
+def _fill(story: Story, adapter: Path | None, part: Path) -> None:
     run = story.path
-    _copy(adapter, part / "adapter", ADAPTER_FILES)
-    _name_base(part / "adapter" / "adapter_config.json", base_name(story, adapter))
-    write_atomic(part / "adapter" / "README.md", model_card(story, adapter).encode())
+    if adapter is not None:
+        _copy(adapter, part / "adapter", ADAPTER_FILES)
+        _name_base(part / "adapter" / "adapter_config.json", base_name(story, adapter))
+        write_atomic(part / "adapter" / "README.md", model_card(story, adapter).encode())
     if (run / "dataset").is_dir():
         names = [str(p.relative_to(run / "dataset")) for p in sorted((run / "dataset").rglob("*")) if p.is_file()]
         _copy(run / "dataset", part / "dataset", names)
@@ -113,10 +120,15 @@ def _publish(to: Path) -> None:
         path.rename(to / path.name)
 
 
-def _adapter(run: Path) -> Path:
-    """The run's trained adapter. Error: there is none yet."""
+def _adapter(run: Path) -> Path | None:
+    """The run's trained adapter; None for a run that stopped before training, of which the data set is exported.
+
+    Errors: there is neither yet; it is not what training left.
+    """
     folder = run / "adapter"
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if missing and not (run / "train" / "result.json").exists() and (run / "dataset" / "README.md").is_file():
+        return None
     if missing:
         raise CaiError(f"{folder}: no {missing[0]}: the run has no trained adapter. Resume it first.")
     if load_result(run / "train") is None:

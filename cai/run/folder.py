@@ -30,6 +30,7 @@ from cai import errors
 from cai.errors import CaiError
 from cai.run import digests
 from cai.run.events import read_events, spent
+from cai.run.heart import Heart
 from cai.run.manifest import SCHEMA, read_manifest
 from cai.store import files
 from cai.store.files import write_atomic, write_json_atomic
@@ -146,6 +147,8 @@ class Run:
         self._status_waits = False
         self._spent_before = {"attempts": 0.0, "seconds": 0.0, "usd": 0.0}
         self._usd_per_hour = 0.0
+        self._latest_before = ""  # what runs/latest meant before this run was created
+        self._heart = Heart(self._beat, HEARTBEAT_SECONDS)
         self._left: dict[str, list[Any]] = {}  # digests of the files as the attempt before left them
 
     # names: the only place that spells them
@@ -194,6 +197,7 @@ class Run:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         run = cls(path, whole, take_lock(path))
+        run._latest_before = _latest(root)
         _point_latest(root, run_id)
         return run._begin(start)
 
@@ -218,6 +222,9 @@ class Run:
         return cls(path, read_manifest(path / "manifest.json"), None)
 
     def _begin(self, start: Mapping[str, Any]) -> Run:
+        """`start`: what the first event says; its `began` is the monotonic second from which time counts."""
+        facts = dict(start)
+        self._began = facts.pop("began", None) or self._began
         self._events = RecordLog.open(self.events_path, self.quarantine, key=("attempt", "n"), durable=False)
         self.healed = self._events.healed
         self.attempt = 1 + max((int(row["attempt"]) for row in self._events.rows), default=0)
@@ -225,7 +232,8 @@ class Run:
         self._left, _ = digests.left(self._events.rows)
         self._usd_per_hour = float(start.get("usd_per_hour") or 0.0)
         self._status = self.read_status()
-        self.event("attempt", pid=os.getpid(), host=socket.gethostname(), **start)
+        self.event("attempt", pid=os.getpid(), host=socket.gethostname(), **facts)
+        self._heart.start()
         if self.healed:
             self.event("healed", **self.healed)
         return self
@@ -244,12 +252,19 @@ class Run:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append {"t", "attempt", "n", "s", "kind", ...} to events.jsonl; `s`: seconds since the attempt began."""
-        assert self._events is not None, "a peeked run is read-only"
-        seconds = round(time.monotonic() - self._began, 3)
-        head = {"t": utc_now(), "attempt": self.attempt, "n": len(self._events.rows), "s": seconds, "kind": kind}
-        rest = {name: _finite(value) for name, value in fields.items() if name not in head}
-        self._events.append([{**head, **rest}])
-        self._last_event = time.monotonic()
+        with self._heart.lock:
+            assert self._events is not None, "a peeked run is read-only"
+            seconds = round(time.monotonic() - self._began, 3)
+            head = {"t": utc_now(), "attempt": self.attempt, "n": len(self._events.rows), "s": seconds, "kind": kind}
+            rest = {name: _finite(value) for name, value in fields.items() if name not in head}
+            self._events.append([{**head, **rest}])
+            self._last_event = time.monotonic()
+
+    def _beat(self) -> None:
+        """A sign of life, from a thread: loading a model or comparing texts may take minutes without an event."""
+        with self._heart.lock:
+            if self._events is not None and time.monotonic() - self._last_event >= HEARTBEAT_SECONDS:
+                self.event("heartbeat")
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """All readable events, of one kind if given; works on a peeked run."""
@@ -263,8 +278,7 @@ class Run:
         clock = time.monotonic()
         if now or clock - self._last_status >= STATUS_SECONDS:
             self._write_status()
-        if clock - self._last_event >= HEARTBEAT_SECONDS:
-            self.event("heartbeat")
+        self._beat()
 
     def _write_status(self) -> None:
         write_json_atomic(
@@ -298,6 +312,7 @@ class Run:
 
     def close(self, **end: Any) -> None:
         """End the attempt and free the lock. Never raises for a full or broken disk: the first error must stay seen."""
+        self._heart.stop()
         with suppress(CaiError):
             if self._events is not None:
                 with suppress(OSError):
@@ -311,6 +326,14 @@ class Run:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def discard_if_empty(self) -> None:
+        """Remove a run of this process in which nothing was made, and let runs/latest mean what it meant before."""
+        with suppress(OSError):
+            if self.attempt == 1 and not self.records_path.stat().st_size:
+                if _latest(self.path.parent) == self.id:
+                    _point_latest(self.path.parent, self._latest_before)
+                shutil.rmtree(self.path)
 
     def __enter__(self) -> Run:
         return self
@@ -329,10 +352,19 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _latest(root: Path) -> str:
+    try:
+        return os.readlink(root / "latest")
+    except OSError:
+        return ""
+
+
 def _point_latest(root: Path, run_id: str) -> None:
-    """`root/latest` -> `run_id`, replaced by rename. A file system without links does without."""
+    """`root/latest` -> `run_id` ("": to nothing), replaced by rename. A file system without links does without."""
     beside = root / f".latest.{os.getpid()}"
     with suppress(OSError):
+        if not run_id:
+            return (root / "latest").unlink(missing_ok=True)
         beside.unlink(missing_ok=True)
         os.symlink(run_id, beside)
         os.replace(beside, root / "latest")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.run.context import Context
-from cai.store.jsonl import Row
+from cai.store.jsonl import Row, nulled
 from cai.store.records import RecordLog
 
 Key = tuple[Any, ...]  # values of the log's key fields: (arm, item, round), (metric, item, round), ...
@@ -43,7 +43,7 @@ def fill(
             continue
         context.check_stop(f"in {label}")
         rows = [row for row in compute(part) if tuple(row[name] for name in log.key) in wanted]
-        log.append([{"v": 1, **row} for row in rows])
+        log.append([{"v": 1, **nulled(row)} for row in rows])
         context.progress.step(sum(row.get("tokens", 0) for row in rows), len(rows))
         context.progress.committed([{"status": row.get("status", "ok")} for row in rows])
     if missing:
