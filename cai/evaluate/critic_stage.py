@@ -24,7 +24,7 @@ from cai.run.loop import Key, fill, open_marked
 from cai.store.jsonl import Row
 
 DATA = Path(__file__).parent / "data" / "critic_exam.jsonl"
-KEY = ("stage", "item", "round")
+KEY = ("metric", "item", "round")
 AT_ONCE, AT_ONCE_CPU = 128, 8
 
 
@@ -43,10 +43,11 @@ def measure(context: Context) -> dict[str, Measured]:
         def texts(stage: Stage, found: Mapping[int, Unit]) -> list[Row]:
             def compute(part: list[Key]) -> list[Row]:
                 with context.model().adapter(False):
-                    return draw(context, stage, [found[item] for _, item, _ in part])
+                    rows = draw(context, stage, [found[item] for _, item, _ in part])
+                return [{"metric": f"critic.{stage.name}", **row} for row in rows]
 
             together = AT_ONCE if context.run.manifest.get("backend") == "cuda" else AT_ONCE_CPU
-            keys = [(stage.name, item, 0) for item in found]
+            keys = [(f"critic.{stage.name}", item, 0) for item in found]
             return fill(context, log, f"critic's exam: {stage.name}", keys, together, compute)
 
         critiques = texts(chain.CRITIQUES, {i: _critique(i, u) for i, u in asked.items()})
