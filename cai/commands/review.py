@@ -122,7 +122,11 @@ class Session:
 def reviewing(story: Story, rater: str) -> Iterator[Session]:
     """The open session. Errors: CaiError for a bad name, a run without examples, or while another review is open."""
     if not RATER.fullmatch(rater):
-        raise CaiError(f"--rater {rater!r}: must match {RATER.pattern}. Give a short name in lower case.")
+        plain = re.sub(r"[^a-z0-9._-]+", "-", rater.lower()).strip("-._")[:40]
+        like = f"--rater {plain}" if RATER.fullmatch(plain) else "--rater ann"
+        raise CaiError(
+            f"--rater {rater!r}: a name is up to 40 of a-z, 0-9, '.', '_' and '-', without spaces. Write: {like}"
+        )
     if not story.pairs.examples:
         raise CaiError(f"{story.path}: has no example to mark yet. Finish the run first.")
     lock = FileLock(str(story.path / ".reviews.lock"))
