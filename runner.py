@@ -15,12 +15,14 @@ import argparse
 import sys
 import time
 import traceback
+from pathlib import Path
 
 try:
     from cai import errors
     from cai.commands import cli
     from cai.errors import CaiError
     from cai.inputs import Inputs, read_inputs, runs_root
+    from cai.run.folder import RUN_ID
     from cai.session import session
     from cai.store.files import REMEDIES, io_error
     from cai.terminal import last_through_hangups, printable, say
@@ -48,13 +50,28 @@ def main(argv: list[str] | None = None) -> int:
         return error.code
     except KeyboardInterrupt:
         return errors.SIGINT
+    except MemoryError:
+        print(
+            "The memory of this machine, or of its limits (ulimit -v), is used up: free some, then resume.",
+            file=sys.stderr,
+        )
+        return errors.IO
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and (gone := part_of_a_run(error.filename)):
+            print(printable(f"{gone}: is gone while the run was going: put it back and resume"), file=sys.stderr)
+            return errors.IO
         if isinstance(error, OSError) and error.errno in REMEDIES:
             print(printable(str(io_error(error.filename or "runner.py", "a system call", error))), file=sys.stderr)
             return errors.IO
         traceback.print_exc()
         print("This is a bug in the program; the run folder is intact and can be resumed.", file=sys.stderr)
         return errors.BUG
+
+
+def part_of_a_run(name: object) -> str:
+    """The name, if a folder above it is a run's or was one: then somebody took it away, and the program is right."""
+    path = Path(str(name or ""))
+    return str(path) if any(RUN_ID.fullmatch(part) and part[:8].isdigit() for part in path.parts) else ""
 
 
 def milestone(inputs: Inputs, args: argparse.Namespace) -> int:

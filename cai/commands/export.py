@@ -67,6 +67,7 @@ def export(run: Path, to: Path, say: Say, *, merged: bool = False) -> Path:
     _refuse_damage(run)
     if merged and adapter is None:
         raise CaiError(f"{run}: --merged needs a trained adapter. Resume the run first, or leave --merged out.")
+    _refuse_place(run, to)
     try:
         if to.exists() and any(path.name != PART for path in to.iterdir()):
             raise CaiError(f"{to}: is not empty. Give --to a new folder.")
@@ -88,6 +89,19 @@ def export(run: Path, to: Path, say: Say, *, merged: bool = False) -> Path:
     else:
         say("\n".join(usage(story, to, merged)))
     return to
+
+
+def _refuse_place(run: Path, to: Path) -> None:
+    """A run folder and the folder of runs hold runs alone; a hidden folder that is no part of an export is kept."""
+    place = to.resolve()
+    if place == run.parent or run.parent in place.parents:
+        raise CaiError(
+            f"{to}: lies among the runs, where every folder is a run. Give --to a folder outside {run.parent}."
+        )
+    ours = {part for _, part, _ in PARTS} | {"report.html", "merged.gguf"}
+    found = [path for path in (to / PART).iterdir() if path.name not in ours] if (to / PART).is_dir() else []
+    if found:
+        raise CaiError(f"{to}: is not empty ({PART}/{found[0].name} is no part of an export). Give --to a new folder.")
 
 
 def _fill(story: Story, adapter: Path | None, part: Path) -> None:

@@ -3,8 +3,9 @@
 Owns the near-duplicate search. Up to `EXACT_CHARACTERS` of known text every pair is compared. Beyond, candidates come
 from MinHash over byte trigrams (Broder 1997) in bands (Leskovec et al., Mining of Massive Datasets, 3.4), and only they
 are compared: comparing all was quadratic, 160 s for 50,000 requests of 80 characters. Random English pairs have a ratio
-of 0.42 and share 7% of their trigrams; at a ratio of 0.8 they share 40% or more, which 128 bands of 3 find 99.98% of
-the time. What was added last is always compared. Invariant: the answer depends on the texts and their order alone.
+of 0.42 and share 7% of their trigrams; at a ratio of 0.8 they share 40% or more, which two of 192 bands of 3 find
+99.99% of the time. What was added last is always compared. Invariant: the answer depends on the texts and their order
+alone.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from rapidfuzz import fuzz, process
 
 COMPARED_CHARACTERS = 2000  # of an instruction; the comparison is quadratic: two lines of 1 MB took 74 s
 EXACT_CHARACTERS = 400_000  # 5,000 requests of 80 characters: 1.6 s for all pairs
-BANDS, ROWS = 128, 3
-UNINDEXED = 512  # texts added last, all of them candidates; then, and again at every sixteenth more, they are indexed
+BANDS, ROWS, SHARED = 192, 3, 2  # a candidate shares two bands: 12 are expected at 40% common trigrams, 0.2 at 10%
+UNINDEXED = 512  # texts added last, all of them candidates; then, and again at every 32nd part more, they are indexed
 WIDTH = 3  # bytes of a shingle
 SEED = 0x9E3779B97F4A7C15
 
@@ -73,7 +74,7 @@ class NearDuplicates:
 class Index:
     """Band keys of texts in one sorted array, and the texts behind it that are not in it yet.
 
-    A key holds its band in the upper 8 bits; two texts are candidates of each other where one key is the same.
+    A key holds its band in the upper 8 bits; two texts are candidates of each other where `SHARED` keys are the same.
     """
 
     def __init__(self) -> None:
@@ -90,7 +91,7 @@ class Index:
     def extend(self, texts: Sequence[str]) -> None:
         """Take the texts behind those that are known; the array is merged anew only now and then."""
         self._texts = texts
-        if len(texts) - self._inside <= max(UNINDEXED, self._inside // 16):
+        if len(texts) - self._inside <= max(UNINDEXED, self._inside // 32):
             return
         np, fresh = self._np, texts[self._inside :]
         keys = np.concatenate([self.keys(text) for text in fresh])
@@ -112,13 +113,13 @@ class Index:
         return self._bands | (folded * np.uint64(0x94D049BB133111EB) >> np.uint64(8))
 
     def candidates(self, text: str) -> list[int]:
-        """Places of the texts that share a key, in rising order, and of all that are not in the array yet."""
+        """Places of the texts that share keys enough, in rising order, and of all that are not in the array yet."""
         np, keys = self._np, self.keys(text)
         starts = np.searchsorted(self._keys, keys, "left")
         ends = np.searchsorted(self._keys, keys, "right")
         hits = [self._owners[start:end] for start, end in zip(starts, ends, strict=True) if end > start]
-        inside = np.unique(np.concatenate(hits)).tolist() if hits else []
-        return [*inside, *range(self._inside, len(self._texts))]
+        owners, shared = np.unique(np.concatenate(hits), return_counts=True) if hits else (np.empty(0), 0)
+        return [*owners[shared >= SHARED].tolist(), *range(self._inside, len(self._texts))]
 
 
 def mean_nearest(ordered: Sequence[str], most: int) -> tuple[float, int]:

@@ -22,6 +22,7 @@ from cai.store.scan import changed, read_points
 EVENT = "files"
 NOT_COVERED = {  # name in the run folder -> why it needs no digest
     ".lock": "empty, only locked",
+    ".reviews.lock": "empty, only locked",
     ".holder.json": "shown to people, decides nothing",
     "status.json": "shown to people, written again twice a second",
     "quarantine": "what was cut from logs, kept for people",

@@ -76,6 +76,12 @@ def resolve_run(argument: str | Path, root: Path) -> Path:
         try:
             name = os.readlink(root / "latest")
         except OSError as error:
+            if (root / "latest").exists():
+                raise CaiError(
+                    f"{root}/latest: is no link to a run but a file or folder of its own: name the run itself "
+                    f"({_hint('', root)}), and remove it so that the next run can set the link",
+                    errors.USAGE,
+                ) from error
             raise CaiError(
                 f"{root}/latest: there is no latest run yet: start one with make m0", errors.USAGE
             ) from error
@@ -100,7 +106,7 @@ def _hint(name: str, root: Path) -> str:
     known = sorted(p.name for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
     if not known:
         return f"{root}/ holds none"
-    near = [run for run in known if name in run] or difflib.get_close_matches(name, known, 1, 0.8)
+    near = [run for run in known if name and name in run] or difflib.get_close_matches(name, known, 1, 0.8)
     return f"did you mean {near[-1]}?" if near else f"the newest of {len(known)} is {known[-1]}"
 
 
@@ -184,6 +190,7 @@ class Run:
         whole = {"schema": SCHEMA, "run": run_id, "created": utc_now(), **manifest}
         try:
             files.make_folder(root)
+            files.remove_half_folders(root)
             beside.mkdir(mode=0o700)
             for name, content in files_.items():
                 write_atomic(beside / name, content.encode() if isinstance(content, str) else content)
