@@ -247,8 +247,7 @@ class Run:
 
     def records(self) -> RecordLog:
         """The run's records, healed and open for appending; what was cut is noted as an event."""
-        self.check_log(self.records_path)
-        log = RecordLog.open(self.records_path, self.quarantine)
+        log = RecordLog.open(self.records_path, self.quarantine, unsure=self.check_log)
         if log.healed:
             self.event("healed", **log.healed)
         return log

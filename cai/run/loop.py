@@ -54,8 +54,7 @@ def fill(
 def open_marked(context: Context, path: Path, mark: str, key: tuple[str, str, str]) -> RecordLog:
     """The log at `path`, whose first row says what it was measured of (`mark`); that of another mark is set aside."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    context.run.check_log(path)
-    log = RecordLog.open(path, context.run.quarantine, key=key)
+    log = RecordLog.open(path, context.run.quarantine, key=key, unsure=context.run.check_log)
     head = log.get("fingerprint", 0, 0)
     if head is not None and head["of"] != mark:
         log.close()
