@@ -8,7 +8,7 @@ Useful tokens/s = drawn tokens / wall time of the whole stage, prefill and idle 
 Groups of backends run in processes of their own (Unsloth rewrites transformers at import, vLLM loads its own weights):
     stock      hf1 (HF generate, batch 1)  hf (HF generate, static batches)  hfcb (HF's continuous batching)
     vllm       on the same NF4 checkpoint; vllm-bf16 on the one of --bf16-model; an error line where not installed
-    unsloth    unsloth (Unsloth generate, static batches)  native  native-bnb/-fused/-bf16/-fp8 (linears forced)
+    unsloth    unsloth (Unsloth generate, static batches)  native  native-bnb/-fused/-bf16/-fp8/-int8 (linears)
 `@80` behind a name caps the process's memory to 80 GB. `:N` takes N requests of each stage (default --per-stage);
 `:N/a+b` only of the stages a and b.
 

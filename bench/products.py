@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cai.engine.native import int8
 from cai.engine.native.fp8 import product, round_rows
 
 SHAPES = ((7168, 5120), (5120, 5120), (55296, 5120), (5120, 27648))  # q/k/v, o, gate/up, down
@@ -48,6 +49,7 @@ def times(weights: list[torch.Tensor], tokens: int) -> dict[str, float]:
     """ms of all layers: bf16, the 8-bit product, the rounding before it, and both ways after seconds of load."""
     inputs = [torch.randn(tokens, w.shape[1], device="cuda", dtype=torch.bfloat16) for w in weights]
     rounded = [(round_rows(x), round_rows(w)) for x, w in zip(inputs, weights, strict=True)]
+    integers = [int8.round_rows(w) for w in weights]
     ways: dict[str, Callable[[], Any]] = {
         "bf16": lambda: [F.linear(x, w) for x, w in zip(inputs, weights, strict=True)],
         "fp8": lambda: [product(x, w, None) for x, w in rounded],
@@ -55,30 +57,35 @@ def times(weights: list[torch.Tensor], tokens: int) -> dict[str, float]:
         "fp8 with rounding": lambda: [
             product(round_rows(x), w, None) for x, (_, w) in zip(inputs, rounded, strict=True)
         ],
+        "int8 with rounding": lambda: [
+            int8.product(int8.round_rows(x), w, None) for x, w in zip(inputs, integers, strict=True)
+        ],
+        "int8, down in bf16": lambda: [
+            int8.product(int8.round_rows(x), w8, None) if w is not weights[-1] else F.linear(x, w)
+            for x, w, w8 in zip(inputs, weights, integers, strict=True)
+        ],
     }
     found = {name: milliseconds(run) for name, run in ways.items()}
-    for name in ("bf16", "fp8 with rounding"):
+    for name in ("bf16", "fp8 with rounding", "int8, down in bf16"):
         found[f"{name}, under load"] = milliseconds(ways[name], int(LOADED_MS / found[name]))
     return {name: round(ms * LAYERS, 2) for name, ms in found.items()}
 
 
 def errors(weights: list[torch.Tensor]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {
-        "bf16": [],
-        "fp8": [],
-        "bf16, channels stand out": [],
-        "fp8, channels stand out": [],
-    }
+    kinds = ("", ", channels stand out")
+    found: dict[str, list[float]] = {way + kind: [] for kind in kinds for way in ("bf16", "fp8", "int8")}
     for whole in weights:
         w = whole[:512]
-        for kind in ("", ", channels stand out"):
+        for kind in kinds:
             x = torch.randn(64, w.shape[1], device="cuda")
             if kind:
                 x[:, :4] *= 100
                 x *= torch.randn_like(x).exp()
             x = x.bfloat16()
             exact = x.double() @ w.double().T
-            for name, made in (("bf16", F.linear(x, w)), ("fp8", product(round_rows(x), round_rows(w), None))):
+            eight = {"fp8": product(round_rows(x), round_rows(w), None)}
+            eight["int8"] = int8.product(int8.round_rows(x), int8.round_rows(w), None)
+            for name, made in {"bf16": F.linear(x, w), **eight}.items():
                 found[name + kind].append(round(((made.double() - exact).norm() / exact.norm()).item(), 5))
     return found
 

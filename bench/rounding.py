@@ -1,9 +1,9 @@
 """What rounding the linears does to a model's distribution over its next token, in nats, on this project's prompts.
 
 Compared: the weights as loaded (fp32) with NF4; NF4 with its bf16 rounding; NF4 with 8-bit copies of the weights; and
-with 8-bit weights and inputs, which is what `engine.linears = "fp8"` draws with. Everything is computed in fp32 on
-rounded values, by the embedded model, so any machine will do (three minutes on one core). What it is for another model,
-`python runner.py cai.toml --doctor` says on a GPU ("8-bit drawing").
+with 8-bit weights and inputs, which is what `engine.linears = "fp8"` and "int8" draw with. Everything is computed in
+fp32 on rounded values, by the embedded model, so any machine will do (minutes on one core). What it is for another
+model, `python runner.py cai.toml --doctor` says on a GPU ("8-bit drawing").
 
     python bench/rounding.py --tokens 3072 --out rounding.json
 """
@@ -44,6 +44,12 @@ def to_e4m3(rows: torch.Tensor) -> torch.Tensor:
     return (rows / scale).to(torch.float8_e4m3fn).float() * scale
 
 
+def to_int8(rows: torch.Tensor) -> torch.Tensor:
+    """Each row rounded to 255 steps, as `cai.engine.native.int8.round_rows` does."""
+    scale = rows.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    return torch.floor(rows / scale + 0.5) * scale
+
+
 @torch.no_grad()
 def logps(hf: Any, ids: torch.Tensor) -> torch.Tensor:
     """(T, V), of contexts of 512 tokens."""
@@ -61,26 +67,37 @@ def compared(p_TV: torch.Tensor, q_TV: torch.Tensor) -> dict[str, float]:
 
 
 def measure(hf: Any, ids: torch.Tensor) -> dict[str, dict[str, float]]:
-    linears = [m for m in hf.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    linears = {name: m for name, m in hf.model.layers.named_modules() if isinstance(m, torch.nn.Linear)}
 
     def each(change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        for linear in linears:
+        for linear in linears.values():
             linear.weight.data = change(linear.weight.data)
         return logps(hf, ids)
 
     loaded, rows = logps(hf, ids), {}
     nf4 = each(to_nf4)
     rows["NF4 against the loaded weights"] = compared(loaded, nf4)
-    kept = [linear.weight.data for linear in linears]
-    rows["bf16 copies against NF4"] = compared(nf4, each(lambda w: w.bfloat16().float()))
-    for linear, weight in zip(linears, kept, strict=True):
-        linear.weight.data = weight
-    rows["8-bit weights against NF4"] = compared(nf4, each(to_e4m3))
-    for linear in linears:
-        linear.register_forward_pre_hook(lambda module, inputs: (to_e4m3(inputs[0]),))
-    drawn = logps(hf, ids)
-    rows["8-bit weights and inputs against NF4"] = compared(nf4, drawn)
-    rows["8-bit weights and inputs against the loaded weights"] = compared(loaded, drawn)
+    kept = {name: linear.weight.data for name, linear in linears.items()}
+
+    def drawn(change: Callable[[torch.Tensor], torch.Tensor], but: str = "-", inputs: bool = True) -> torch.Tensor:
+        """With weights, and inputs, rounded of all linears `but` those; the weights are NF4's again afterwards."""
+        changed = [linear for name, linear in linears.items() if not name.endswith(but)]
+        hooks = [m.register_forward_pre_hook(lambda _, given: (change(given[0]),)) for m in changed if inputs]
+        for linear in changed:
+            linear.weight.data = change(linear.weight.data)
+        found = logps(hf, ids)
+        for hook in hooks:
+            hook.remove()
+        for name, linear in linears.items():
+            linear.weight.data = kept[name]
+        return found
+
+    rows["bf16 copies against NF4"] = compared(nf4, drawn(lambda w: w.bfloat16().float(), inputs=False))
+    rows["8-bit weights against NF4"] = compared(nf4, drawn(to_e4m3, inputs=False))
+    rows["8-bit weights and inputs against NF4"] = compared(nf4, fp8 := drawn(to_e4m3))
+    rows["8-bit weights and inputs against the loaded weights"] = compared(loaded, fp8)
+    rows["int8 weights and inputs against NF4"] = compared(nf4, drawn(to_int8))
+    rows["the same, down_proj in 16 bits"] = compared(nf4, drawn(to_int8, but="down_proj"))
     return rows
 
 

@@ -270,10 +270,6 @@ def stored_figures(folder: Path) -> dict[str, Measured]:
 def decide(context: Context, results: Mapping[str, Measured], override: str) -> list[Verdict]:
     """PASS / FAIL / UNDERPOWERED / UNMEASURED of each criterion, written to eval/gates.json and said on screen."""
     recipe, run = context.recipe, context.run
-    if recipe.pairs.accept_noise:
-        say("gates are skipped: pairs.accept_noise is on, this is a timing run on random weights")
-        run.event("gates_skipped", why="pairs.accept_noise")
-        return []
     verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone))
     for verdict in verdicts:
         say(f"gate {verdict.line}")
@@ -324,7 +320,7 @@ def exit_code(context: Context, recipe: Recipe, verdicts: Sequence[Verdict], ove
     if advised := [v.gate.metric for v in verdicts if v.status != "PASS" and not v.blocks]:
         verdict += f" (advisory and not met: {', '.join(advised)})"
     if not verdicts:
-        verdict = "done, gates skipped" if recipe.pairs.accept_noise else "done, the recipe sets no gate for it"
+        verdict = "done, the recipe sets no gate for it"
     if not passed and not enforced(context):
         verdict += " (advisory on this model)"
     elif not passed and override:

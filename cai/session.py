@@ -10,11 +10,9 @@ import argparse
 import contextlib
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from cai import errors
@@ -226,7 +224,3 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
         raise
     finally:
         switch.uninstall()
-
-
-def free_gib(folder: Path) -> float:
-    return shutil.disk_usage(folder).free / 2**30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -18,7 +19,6 @@ ROOMS = (  # from the ground up: a room imports itself and the rooms before it
     "store",
     "metrics",
     "engine",
-    "intake",
     "recipe",
     "run",
     "models",
@@ -111,6 +111,13 @@ def test_no_torch_outside_its_rooms(path: Path) -> None:
         return
     heavy = [name for name, late in imports_of(path) if not late and name.split(".")[0] in HEAVY]
     assert not heavy, f"{path.name} imports {heavy} at the top"
+
+
+def test_contributing_shows_the_rooms_in_this_order_and_where_torch_may_stand() -> None:
+    text = (ROOT / "docs" / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| `cai/(\w+)(?:/|\.py)` \| .+ \| (yes)? ?\|$", text, re.MULTILINE)
+    assert tuple(room for room, _ in rows) == ROOMS
+    assert tuple(room for room, torch in rows if torch) == TORCH_ROOMS
 
 
 def test_no_two_modules_import_each_other_in_a_circle() -> None:

@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.runs import FAKE, read_jsonl
+from support.runs import FAKE, ROOT, read_jsonl
 
 import runner
 from cai import errors
-from cai.commands import cli
-from cai.data import slots
+from cai.commands import cli, verify
+from cai.data import chain, slots
 from cai.engine import Completion, never
 from cai.inputs import read_inputs
 from cai.models.fake import FakeEngine
+from cai.report.snapshot import read_story
 
 Runner = Callable[..., tuple[int, Path]]
 RECORD_KEYS = {
@@ -427,7 +428,7 @@ def test_a_failed_gate_ends_7_when_enforced_blocks_the_next_milestone_and_can_be
     code, run = run_fake(*two, "--override-gate", "a trial")
     assert code == errors.DONE
     assert "a trial" in (run / "report.md").read_text()
-    code, _ = run_fake("--resume", run.name, "--set", "evaluation.bootstrap_samples=50")  # decided and written again
+    code, _ = run_fake("--resume", run.name, "--set", "evaluation.exam_sensitivity=0.7")  # decided and written again
     assert code == errors.DONE
     assert json.loads((run / "eval/gates.json").read_text())["override"] == "a trial"
     assert "a trial" in (run / "report.md").read_text()
@@ -534,12 +535,50 @@ def test_a_run_of_a_users_file_goes_on_from_its_folder_alone(run_fake: Runner, p
         assert (there / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_timing_run_accepts_noise_skips_gates_and_says_so(run_fake: Runner) -> None:
-    fake = ("--set", "model.backend=fake", "--set", "model.name=fake:looping", "--set", "gates.enforce=true")
-    code, run = run_fake("--milestone", "m1", "--set", "pairs.accept_noise=true", fake=fake)
-    assert code == errors.DONE
-    assert not (run / "eval/gates.json").exists()
-    assert "Gates were skipped" in (run / "report.md").read_text()
+def test_a_model_of_random_weights_brings_its_own_parser_and_the_core_verifies_its_run(
+    run_fake: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """bench/noise.py; without its parser the same fake model, which only repeats itself, makes no pair."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import noise
+
+    fake = ("--set", "model.backend=fake", "--set", "model.name=fake:looping")
+    code, run = run_fake("--milestone", "m0", fake=fake)
+    assert code == errors.QUALITY
+    for name in ("CHAIN", "INSTRUCTIONS"):
+        monkeypatch.setattr(chain, name, getattr(chain, name))  # put back after the test
+    noise.accept()
+    code, run = run_fake(
+        "--milestone",
+        "m1",
+        "--set",
+        "gates.m1=[]",
+        *(part for one in noise.LOOSE for part in ("--set", one)),
+        fake=fake,
+    )
+    assert code == errors.DONE and "the recipe sets no gate for it" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert verify.sound(verify.verify(run))
+
+
+def test_a_run_made_when_a_constant_was_a_setting_resumes_and_another_value_does_not(
+    run_fake: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its resolved recipe and its identity name the key; set to something else then, it is drift."""
+    run = run_fake("--milestone", "m0")[1]
+    resolved, manifest = run / "recipe.resolved.toml", json.loads((run / "manifest.json").read_text())
+    text = resolved.read_text().replace("[pairs]\n", "[pairs]\naccept_noise = false\n")
+    resolved.write_text(text.replace("[evaluation]\n", "[evaluation]\npermutations = 200\n"))
+    assert "permutations" in resolved.read_text() and "accept_noise" in resolved.read_text()
+    assert manifest["identity"]["pairs.accept_noise"] == "False"
+    assert run_fake("--resume", "latest")[0] == errors.DONE
+    assert not [gap for gap in read_story(run).gaps if "recipe" in gap] and verify.sound(verify.verify(run))
+    manifest["identity"]["pairs.accept_noise"] = "True"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert run_fake("--resume", "latest")[0] == errors.DRIFT
+    capsys.readouterr()
+    assert run_fake("--milestone", "m0", "--set", "pairs.accept_noise=true")[0] == errors.USAGE
+    assert "pairs.accept_noise: no setting any more, fixed at False" in capsys.readouterr().err
 
 
 def test_the_manifest_tells_peak_memory_by_phase(run_fake):

@@ -119,7 +119,12 @@ def _render_critique(context: Context, item: int, round_: int) -> Unit | None:
     if row is None or text is None or principle is None:
         return None
     fields = {"instruction": row["text"], "answer": text, "critique_request": principle.critique_request}
-    return Unit(item, round_, fields, principle.id, shift=shift_of(item))
+    return Unit(item, round_, fields, principle.id, shift=shift_of(item), prefill=opening(context.recipe))
+
+
+def opening(recipe: Recipe) -> str:
+    """How a critique begins: with a quotation, where it is decided already that there is something to criticise."""
+    return '"' if recipe.critiques.found == "calibrated" else ""
 
 
 def _render_revision(context: Context, item: int, round_: int) -> Unit | None:
@@ -221,8 +226,8 @@ CALIBRATION = Stage(
     "relevance",
     principles.calibration_unit,
     score=principles.calibrate,
-    keys=("principles", "few_shot.relevance", "few_shot.answers"),
-    files=("constitution.yaml", "prompts/answers.yaml"),
+    keys=("principles", "critiques", "few_shot"),
+    files=("constitution.yaml", "prompts/answers.yaml", "prompts/critiques.yaml", "prompts/reviews.yaml"),
     fields=principles.FIELDS,
     enabled=_relevant,
     items=_sound_answers,
@@ -238,8 +243,8 @@ RELEVANCE = Stage(
         ("calibration", 0),
         *((("revisions", round_ - 1), ("relevance", round_ - 1)) if round_ else ()),
     ),
-    keys=("rounds", "principles", "few_shot.relevance"),
-    files=("constitution.yaml",),
+    keys=("rounds", "principles", "critiques", "few_shot.relevance", "few_shot.critiques"),
+    files=("constitution.yaml", "prompts/critiques.yaml", "prompts/reviews.yaml"),
     fields=principles.FIELDS,
     enabled=_relevant,
 )
@@ -248,6 +253,7 @@ CRITIQUES = Stage(
     "critiques",
     _render_critique,
     _parse(parsing.critique),
+    trims=True,
     per_round=True,
     needs=_answer,
     reads=_text_and_principle,

@@ -24,6 +24,7 @@ from cai.store.jsonl import Row
 Entry = tuple[str, str]  # place, phrase
 LEAK_SIZES = (3, 4, 5, 6)
 LEAK_MIN_PAIRS = 3  # a phrase in fewer chosen texts than this is no pattern
+MIN_PAIRS = 1  # no rule leaves fewer
 SHOWN = 20
 
 
@@ -94,7 +95,7 @@ def _floor(rule: str, total: int, section: HygieneSection) -> int:
     What all revisions have in common no quota can cure: dropping pairs leaves its share as it is, down to the last one.
     """
     share = 1.0 - section.max_removed_share if rule in QUOTA_RULES else 0.0
-    return max(section.min_pairs, math.ceil(share * total))
+    return max(MIN_PAIRS, math.ceil(share * total))
 
 
 def held_back(facts: Row) -> list[str]:

@@ -56,8 +56,7 @@ def _drop_near_duplicates(context: Context) -> Callable[[list[Row]], list[Row]]:
                 seen.add(row["text"])
         taken, kept = len(logged), []
         for row in rows:
-            compared = row["status"] == "ok" and not context.recipe.pairs.accept_noise
-            near = seen.nearest(row["text"]) if compared else 0.0
+            near = seen.nearest(row["text"]) if row["status"] == "ok" else 0.0
             if near:
                 row = {**row, "status": "rejected", "reason": f"near_duplicate: {near:.2f}"}
             elif row["status"] == "ok":

@@ -265,8 +265,6 @@ def _pair(example: Row) -> Row:
 def find_faults(example: Row, config: PairsSection) -> list[tuple[str, str]]:
     """Every (reason, detail) for which a complete example makes no pair, the most telling first."""
     answer, revision = example["initial_answer"], example["revised_answer"]
-    if config.accept_noise:
-        return []
     if not words(answer) or not words(revision):
         return [("empty", "answer" if not words(answer) else "revision")]
     return [(reason, detail) for reason, check in CHECKS.items() if (detail := check(example, config))]
@@ -295,8 +293,6 @@ def _ran_to_limit(example: Row, config: PairsSection) -> str:
 
 
 def _leftovers(example: Row, config: PairsSection) -> str:
-    if not getattr(config, "reject_leftovers", True):
-        return ""
     return leftovers(example["revised_answer"])
 
 
@@ -321,4 +317,3 @@ CHECKS: dict[str, Callable[[Row, PairsSection], str]] = {
     "refusal_of_benign": _refusal_of_benign,
     "length_ratio": _length_ratio,
 }
-REASONS = ("missing_stage", "no_issue", "empty", *CHECKS, "not_better", "guard")

@@ -5,6 +5,8 @@ done with a drawn principle (`chain`). Legend: all scores in nats of log-odds th
   d(wording) = log p(Yes) - log(1 - p(Yes))                the shown examples leave nothing but Yes and No
   raw        = (d(breaks it?) - d(keeps to it?)) / 2       cancels a liking for one of the words
   score      = raw - mean of raw over sound answers        cancels a liking for finding that principle broken
+  critic     = log p(not "No") - log p("No")               of the critique's first word: would it find something?
+  evidence   = score / its spread + (critic - its mean) / its spread, over sound answers
 The sound answers are those that the prompt files show as examples: fixed, so a draw depends on nothing but its item.
 """
 
@@ -12,7 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from cai.data.stage import Unit
 from cai.engine.asks import Ask, Name, Scorer, score
@@ -23,6 +27,7 @@ from cai.store.jsonl import Row
 
 FIELDS = frozenset({"instruction", "answer", "question"})
 WORDINGS = ("Does this answer break the rule: {}", "Does this answer keep to the rule: {}")
+CRITIC_PRINCIPLES = 4  # of each sound answer, under which the critic's odds are calibrated
 CEILING = 1 - 1e-6  # of p(Yes): beyond it the log-odds are rounding
 
 
@@ -112,10 +117,92 @@ def calibration_unit(context: Context, item: int, round_: int) -> Unit | None:
 
 
 def calibrate(context: Context, units: Sequence[Unit]) -> list[Row]:
-    """The raw scores of each sound answer."""
+    """The raw scores of each sound answer and, where the critic is calibrated, its odds under some principles."""
     answers: dict[Name, tuple[str, str]] = {(u.item,): (u.fields["instruction"], u.fields["answer"]) for u in units}
     found = raw_scores(context, answers, context.constitution.principles)
-    return [{"scores": rounded(found[unit.item,])} for unit in units]
+    rows: list[Row] = [{"scores": rounded(found[unit.item,])} for unit in units]
+    if not calibrated(context):
+        return rows
+    asked = {(u.item, p.id): (*answers[u.item,], p) for u in units for p in _some(context.constitution, u.item)}
+    odds = critic_odds(context, asked)
+    for unit, row in zip(units, rows, strict=True):
+        row["critic"] = rounded({id_: value for (item, id_), value in odds.items() if item == unit.item})
+    return rows
+
+
+def _some(constitution: Constitution, item: int) -> list[Principle]:
+    """CRITIC_PRINCIPLES of the constitution, others for each sound answer."""
+    size = len(constitution.principles)
+    places = {(item * CRITIC_PRINCIPLES + i) % size for i in range(min(size, CRITIC_PRINCIPLES))}
+    return [constitution.principles[place] for place in sorted(places)]
+
+
+# --- is there anything to criticise?
+
+
+def calibrated(context: Context) -> bool:
+    return context.recipe.critiques.found == "calibrated"
+
+
+def critic_odds(context: Context, asked: Mapping[Name, tuple[str, str, Principle]]) -> dict[Name, float]:
+    """Log-odds that the critique of (instruction, answer) under the principle begins otherwise than with "No issue"."""
+    scorer, prompt = scorer_of(context), context.prompts["critiques"]
+    asks = []
+    for name, (instruction, answer, principle) in asked.items():
+        fields = {
+            "instruction": scorer.cut(instruction),
+            "answer": scorer.cut(answer),
+            "critique_request": principle.critique_request,
+        }
+        found = prompt.render(fields, format=scorer.format, tokenizer=scorer.tokenizer)
+        lead = "" if found.text[-1:].isspace() else " "
+        asks.append(Ask(name, found.token_ids, tuple(scorer.encode(f"{lead}No"))[:1], found.prefix_len))
+    scores = score(scorer, asks)
+    return {name: -_odds(found.total) if math.isfinite(found.total) else math.nan for name, found in scores.items()}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Mean and spread of both signs over sound answers, and the sum that `false_alarms` of them pass."""
+
+    spread: float
+    critic_mean: float
+    critic_spread: float
+    value: float
+
+    def evidence(self, relevance: float | None, critic: float) -> float:
+        """Both signs in units of their spread over sound answers; NaN where one has no number."""
+        if relevance is None:
+            return math.nan
+        return relevance / self.spread + (critic - self.critic_mean) / self.critic_spread
+
+
+def bar_of(context: Context) -> Bar:
+    """From the records of stage `calibration`: `critiques.false_alarms` of the sound answers are above the bar."""
+    base = baseline(context)
+    pairs = [
+        (row["scores"][id_] - base[id_], odds)
+        for row in context.log.by_stage("calibration")
+        for id_, odds in (row.get("critic") or {}).items()
+        if odds is not None and row["scores"].get(id_) is not None and id_ in base
+    ]
+    if len(pairs) < 2:
+        return Bar(1.0, 0.0, 1.0, math.inf)
+    relevance, critic = zip(*pairs, strict=True)
+    made = Bar(statistics.pstdev(relevance) or 1.0, statistics.fmean(critic), statistics.pstdev(critic) or 1.0, 0.0)
+    values = sorted(made.evidence(one, two) for one, two in pairs)
+    place = math.ceil((1 - context.recipe.critiques.false_alarms) * len(values)) - 1
+    return replace(made, value=round(values[max(0, place)], 6))
+
+
+def evidence(context: Context, asked: Mapping[Name, tuple[str, str, Principle]], bar: Bar) -> dict[Name, float]:
+    """How much speaks for a fault, of texts and principles that are no items of the run (an exam's)."""
+    base, critic, found = baseline(context), critic_odds(context, asked), {}
+    for name, (instruction, answer, principle) in asked.items():
+        raw = raw_scores(context, {name: (instruction, answer)}, [principle])[name][principle.id]
+        centred_ = raw - base.get(principle.id, math.nan)
+        found[name] = bar.evidence(centred_ if math.isfinite(centred_) else None, critic[name])
+    return found
 
 
 def centred(context: Context, raw: Mapping[str, float]) -> dict[str, float | None]:
@@ -135,24 +222,35 @@ def relevance(context: Context, units: Sequence[Unit]) -> list[Row]:
     """Each unit's scores and the principle that its round is about; None where no principle is broken."""
     answers: dict[Name, tuple[str, str]] = {(u.item,): (u.fields["instruction"], u.fields["answer"]) for u in units}
     found = raw_scores(context, answers, context.constitution.principles)
-    rows = []
-    for unit in units:
-        scores = centred(context, found[unit.item,])
-        used = [
-            row["principle"] for r in range(unit.round) if (row := context.ok("relevance", unit.item, r)) is not None
-        ]
-        pool = unit.extra["pool"]
-        rows.append({"principle": drawn(context, unit, scores, used), "scores": scores, "pool": pool})
-    return rows
+    scores = {unit.item: centred(context, found[unit.item,]) for unit in units}
+    most = {unit.item: most_broken(context, unit, scores[unit.item]) for unit in units}
+    rows: list[Row] = [{"scores": scores[unit.item], "pool": unit.extra["pool"]} for unit in units]
+    if calibrated(context):
+        bar = bar_of(context)
+        odds = critic_odds(context, {(i, p.id): (*answers[i,], p) for i, some in most.items() for p in some})
+        for unit, row in zip(units, rows, strict=True):
+            signs = {p.id: bar.evidence(scores[unit.item][p.id], odds[unit.item, p.id]) for p in most[unit.item]}
+            row |= {"evidence": rounded(signs), "bar": bar.value if math.isfinite(bar.value) else None}
+            most[unit.item] = [p for p in most[unit.item] if signs[p.id] > bar.value]
+    return [{"principle": drawn(context, unit, most[unit.item]), **row} for unit, row in zip(units, rows, strict=True)]
 
 
-def drawn(context: Context, unit: Unit, scores: Mapping[str, float | None], used: Sequence[str | None]) -> str | None:
-    """A seeded choice among the `principles.top` most broken; of these the highest priority goes first."""
+def most_broken(context: Context, unit: Unit, scores: Mapping[str, float | None]) -> list[Principle]:
+    """The `principles.top` most broken of those that fit and that no earlier round was about, the most broken first.
+
+    Where the critic is calibrated it decides whether one is broken at all; else a score above `principles.threshold`.
+    """
     section = context.recipe.principles
-    allowed = [p for p in fitting(context.constitution, unit.extra["pool"]) if p.id not in used]
-    broken = [(value, p) for p in allowed if (value := scores.get(p.id)) is not None and value > section.threshold]
-    broken.sort(key=lambda entry: (-entry[0], entry[1].id))
-    most = [p for _, p in broken[: section.top]]
+    rows = (context.ok("relevance", unit.item, r) for r in range(unit.round))
+    used = {row["principle"] for row in rows if row is not None}
+    least = -math.inf if calibrated(context) else section.threshold
+    fits = [p for p in fitting(context.constitution, unit.extra["pool"]) if p.id not in used]
+    broken = [(value, p) for p in fits if (value := scores.get(p.id)) is not None and value > least]
+    return [p for _, p in sorted(broken, key=lambda entry: (-entry[0], entry[1].id))[: section.top]]
+
+
+def drawn(context: Context, unit: Unit, most: Sequence[Principle]) -> str | None:
+    """A seeded choice among these; the highest priority goes first."""
     ids = sorted(p.id for p in most if p.priority == max(q.priority for q in most))
     place = hashlib.sha256(f"{context.recipe.seed}/{unit.item}/{unit.round}".encode()).digest()
     return ids[int.from_bytes(place[:8], "big") % len(ids)] if ids else None

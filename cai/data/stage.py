@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from cai.data.parsing import Parsed, Unparsed
+from cai.data.parsing import Parsed, Unparsed, before_repetition
 from cai.data.slots import seed_of
 from cai.engine import Completion, Request, Sampling
 from cai.recipe.constitution import Constitution
@@ -32,7 +32,10 @@ STREAM_WINDOW = 4  # a streaming engine holds this many batches: what a kill los
 
 @dataclass(frozen=True)
 class Unit:
-    """One thing to generate. `fields` fill the prompt; `extra` goes into the row as it is; `shift`: few-shot order."""
+    """One thing to generate. `fields` fill the prompt; `extra` goes into the row as it is; `shift`: few-shot order.
+
+    `prefill`: how the completion begins; it is part of the text.
+    """
 
     item: int
     round: int
@@ -40,6 +43,7 @@ class Unit:
     principle: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     shift: int = 0
+    prefill: str = ""
 
 
 Inputs = tuple[tuple[str, int], ...]  # (stage, round) of the rows that one row is made of
@@ -65,6 +69,7 @@ class Stage:
     `keys`, `files`: what of the recipe and of its input files this stage adds to those before it (a prompt is added by
     itself). `sampling`: its section of [sampling] ("" = its name). `fields`: what fills its prompt.
     `items(context, items)`: which numbers it runs on, where they are not the run's own.
+    `trims`: a text that begins to say the same again ends there.
     `limit_is_fault`: a completion that ran to the token limit is rejected here (else flagged, and judged as a pair).
     `redraws`: a rejected (or, with `redraws_limit`, cut) completion is drawn again, `pairs.redraws` times at most.
     """
@@ -84,6 +89,7 @@ class Stage:
     files: tuple[str, ...] = ()
     fields: frozenset[str] = frozenset()
     sampling: str = ""
+    trims: bool = False
     enabled: Callable[[Recipe], bool] = always
     items: Callable[[Context, Sequence[int]], Sequence[int]] = lambda context, items: items
     inputs: Callable[[Context, Unit], Sequence[str]] = lambda context, unit: tuple(unit.fields.values())
@@ -237,7 +243,9 @@ def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) 
 def _rendered(context: Context, stage: Stage, unit: Unit) -> Rendered:
     model = context.model()
     prompt = context.prompts[stage.prompt]
-    return prompt.render(unit.fields, format=model.format, tokenizer=model.tokenizer, shift=unit.shift)
+    return prompt.render(
+        unit.fields, format=model.format, tokenizer=model.tokenizer, shift=unit.shift, prefill=unit.prefill
+    )
 
 
 def _submit(context: Context, draw: Draw) -> Row | None:
@@ -281,10 +289,10 @@ def _judged(context: Context, draw: Draw, completion: Completion) -> Row:
 
     What is cut is finished: what stands behind the sign is no part of it, so it neither loops nor ran to its limit.
     """
-    if context.recipe.pairs.accept_noise:
-        return _row(context, draw, completion.text.strip() or ".", "ok", None, completion)
     prompt, unit = context.prompts[draw.stage.prompt], draw.unit
-    found = cut(completion.text, signs_of(prompt))
+    found = cut(unit.prefill + completion.text, signs_of(prompt))
+    if found.marker is None and draw.stage.trims and (kept := before_repetition(found.text)) != found.text:
+        found, completion = replace(found, text=kept), replace(completion, finish="stop")
     if found.marker is not None:
         completion = replace(completion, text=found.text, finish="stop")
     assert draw.stage.parse is not None

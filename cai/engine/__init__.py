@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 FP8_CAPABILITY = (8, 9)  # of the first cards with 8-bit floating-point products: Ada, then Hopper
+INT8_CAPABILITY = (8, 0)  # of the first cards that 8-bit integer products are made for: Ampere
 Finish = Literal["eos", "stop", "length"]
 
 
@@ -42,13 +43,17 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt. `prefix_len`: how many leading tokens it shares with its stage's other prompts (0 = unknown)."""
+    """One prompt. `prefix_len`: how many leading tokens it shares with its stage's other prompts (0 = unknown).
+
+    `first`: before all that wait behind the same prefix (a redraw, for which finished rows wait); never another draw.
+    """
 
     id: int
     token_ids: tuple[int, ...]
     sampling: Sampling
     seed: int = 0
     prefix_len: int = 0
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

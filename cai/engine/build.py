@@ -7,6 +7,8 @@ from typing import Any
 from cai.engine import Engine
 from cai.errors import CaiError
 
+PRICE = "They are many times slower: 13.5 times slower where both were measured (32B shapes, docs/engine.md)."
+
 
 def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "auto") -> Engine:
     """The engine over `model` (a Model: `.hf`, `.tokenizer`, `.device`). `batch_size` 0 = found from memory."""
@@ -27,7 +29,7 @@ def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "a
         if name == "native":
             raise CaiError(f'engine.backend: native cannot run this model: {reason}. Use "static".')
         static = make_engine("static", model, batch_size=batch_size, linears=linears)
-        static.stats.extra["engine"] = f"static batches, since native cannot run this model: {reason}"
+        static.stats.extra["engine"] = f"static batches, since native cannot run this model: {reason}. {PRICE}"
         return static
     from cai.engine.native.engine import NativeEngine
 

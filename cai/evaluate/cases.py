@@ -7,7 +7,7 @@ A round's critique is about the text that stood before that round: the initial a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from cai.metrics.figure import place, shuffled
@@ -18,6 +18,7 @@ GENERIC_CRITIQUE = (
 )
 OTHERS = 3
 NEARBY = 256  # at 5,000 items, comparing each with all took 4 min 42 s of an evaluation
+MIN_QUOTE_MATCH = 0.80  # similarity from which a span of the answer is the one that a critique quotes
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,6 @@ def nearby(case: Case, ring: Sequence[Case]) -> Sequence[Case]:
         return ring
     start = place(len(ring), case.key)
     return [*ring[start : start + NEARBY], *ring[: max(0, start + NEARBY - len(ring))]]
-
-
-def with_critique(case: Case, critique: str) -> Case:
-    return replace(case, critique=critique)
 
 
 def _fallback(item: int, instruction: str, answer: str, critique: str) -> Case:

@@ -7,10 +7,11 @@ base model sits it, adapter off, with the recipe's prompts and sampling, as it m
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cai.data import chain
+from cai.data import chain, principles
 from cai.data.stage import Stage, Unit, draw
 from cai.evaluate import critic_exam
 from cai.evaluate.critic_exam import Output
@@ -22,10 +23,12 @@ from cai.recipe.constitution import Principle
 from cai.run.context import Context
 from cai.run.loop import Key, fill, open_marked
 from cai.store.jsonl import Row
+from cai.store.records import RecordLog
 
 DATA = Path(__file__).parent / "data" / "critic_exam.jsonl"
 KEY = ("metric", "item", "round")
 AT_ONCE, AT_ONCE_CPU = 128, 8
+NOTHING = "No issue: nothing speaks for a fault."  # stands for the critique that is not asked for
 
 
 def measure(context: Context) -> dict[str, Measured]:
@@ -50,8 +53,10 @@ def measure(context: Context) -> dict[str, Measured]:
             keys = [(f"critic.{stage.name}", item, 0) for item in found]
             return fill(context, log, f"critic's exam: {stage.name}", keys, together, compute)
 
-        critiques = texts(chain.CRITIQUES, {i: _critique(i, u) for i, u in asked.items()})
+        doubted = _doubted(context, log, asked)
+        critiques = texts(chain.CRITIQUES, {i: _critique(i, u, context) for i, u in asked.items() if i in doubted})
         said = {row["item"]: row["text"] for row in critiques if row["status"] == "ok"}
+        said |= {i: NOTHING for i in asked if i not in doubted}
         faulted = {i: text for i, text in said.items() if not finds_nothing(text)}
         joint = context.recipe.critiques.transcript == "joint"
         revisions = texts(chain.REVISIONS, {i: _revision(i, asked[i], text, joint) for i, text in faulted.items()})
@@ -66,8 +71,28 @@ def _fields(unit: critic_exam.Unit) -> dict[str, str]:
     return {"instruction": unit.instruction, "answer": unit.answer, "critique_request": principle.critique_request}
 
 
-def _critique(item: int, unit: critic_exam.Unit) -> Unit:
-    return Unit(item, 0, _fields(unit), unit.principle.id, shift=chain.shift_of(item))
+def _critique(item: int, unit: critic_exam.Unit, context: Context) -> Unit:
+    prefill = chain.opening(context.recipe)
+    return Unit(item, 0, _fields(unit), unit.principle.id, shift=chain.shift_of(item), prefill=prefill)
+
+
+def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.Unit]) -> set[int]:
+    """The rows of which a critique is asked for: all, or where the critic is calibrated those with evidence enough."""
+    if not principles.calibrated(context):
+        return set(asked)
+    bar = principles.bar_of(context)
+
+    def compute(part: list[Key]) -> list[Row]:
+        texts = {(i,): (asked[i].instruction, asked[i].answer, asked[i].principle) for _, i, _ in part}
+        with context.model().adapter(False):
+            found = principles.evidence(context, texts, bar)
+        rounded = {i: round(value, 4) if math.isfinite(value) else None for (i,), value in found.items()}
+        return [{"metric": "critic.evidence", "item": i, "round": 0, "evidence": rounded[i]} for _, i, _ in part]
+
+    rows = fill(
+        context, log, "critic's exam: evidence", [("critic.evidence", i, 0) for i in asked], AT_ONCE_CPU, compute
+    )
+    return {row["item"] for row in rows if row["evidence"] is not None and row["evidence"] > bar.value}
 
 
 def _revision(item: int, unit: critic_exam.Unit, critique: str, joint: bool) -> Unit:
@@ -87,5 +112,7 @@ def _mark(context: Context) -> str:
         f"{facts.get('model', recipe.model.name)}/{facts.get('revision')}/{recipe.seed}".encode(),
         recipe.sampling.model_dump_json().encode(),
         recipe.few_shot.model_dump_json().encode(),
+        recipe.critiques.model_dump_json().encode(),
+        recipe.principles.model_dump_json().encode(),
     ]
     return hashlib.sha256(b"\n".join(parts)).hexdigest()[:16]

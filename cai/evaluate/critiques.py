@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cai.evaluate.cases import FALLBACK, GENERIC_CRITIQUE, Case, others
+from cai.evaluate.cases import FALLBACK, GENERIC_CRITIQUE, MIN_QUOTE_MATCH, Case, others
 from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood
 from cai.metrics.figure import (
     Measured,
@@ -71,7 +71,7 @@ def gate_values(
         "g3_copied": copied_share(text, case.answer),
         "g4_grounding": grounding(text, f"{case.instruction} {case.answer}", idf_weights),
         "g5_repeated": max((rouge_l(text, other) for other in peer), default=0.0),
-        "g6_misquoted": misquoted_share(text, (case.answer, case.instruction), section.min_quote_match),
+        "g6_misquoted": misquoted_share(text, (case.answer, case.instruction), MIN_QUOTE_MATCH),
         "g7_only_praise": float(only_praises(text)),
     }
 
@@ -196,7 +196,7 @@ def summarise(
         values = [_scored(csi_of[row["item"], row["round"]][kind]) for row in sampled]
         bar = [specific(csi_of[row["item"], row["round"]], kind, section).outcome for row in sampled]
         name = f"likelihood of {judge}"
-        _add(result, mean("critiques.csi" + tail, values, judge=name, samples=section.bootstrap_samples))
+        _add(result, mean("critiques.csi" + tail, values, judge=name))
         _add(result, rate("critiques.specific" + tail, bar, judge=name))
     for metric in _meaningful_rates(outcomes, sampled, csi_of, result, section, judge):
         _add(result, metric)

@@ -95,22 +95,22 @@ def _logps(model: Any, lm: Any, hidden_TH: Any, on: bool) -> Any:
         return lm.get_output_embeddings()(hidden_TH).float().log_softmax(-1)
 
 
-def summarise_nll(rows: Sequence[Row], samples: int) -> dict[str, Measured]:
+def summarise_nll(rows: Sequence[Row]) -> dict[str, Measured]:
     """Tuned minus base, paired by document: the interval is a bootstrap over documents."""
     found = whole(rows, "base", "tuned")
     missing = lost(len(rows) - len(found))
     worst = tuple(worst_rows(found, lambda row: row["base"] - row["tuned"]))
     differences = [*(Scored(row["tuned"] - row["base"]) for row in found), *missing]
-    delta = mean("forgetting.nll_delta", differences, judge=JUDGE, samples=samples, worst=worst)
+    delta = mean("forgetting.nll_delta", differences, judge=JUDGE, worst=worst)
     bases = [*(Scored(row["base"]) for row in found), *missing]
-    base = mean("forgetting.nll_base", bases, judge="base", samples=samples)
+    base = mean("forgetting.nll_base", bases, judge="base")
     return {delta.metric: delta, base.metric: base}
 
 
-def summarise_kl(rows: Sequence[Row], samples: int) -> dict[str, Measured]:
+def summarise_kl(rows: Sequence[Row]) -> dict[str, Measured]:
     found = whole(rows, "kl")
     values = [*(Scored(row["kl"]) for row in found), *lost(len(rows) - len(found))]
-    kl = mean("forgetting.kl", values, judge="base || tuned", samples=samples)
+    kl = mean("forgetting.kl", values, judge="base || tuned")
     return {kl.metric: kl}
 
 

@@ -195,7 +195,7 @@ def preference_figures(bench: Bench, pairs: PairSet, training_pairs: Sequence[Ro
 
     rows = bench.fill("preference.pairs", [(item, 0) for item in by_item], SLICE, logps)
     too_long = len(pairs.heldout) - sum(row["split"] == "heldout" for row in rows)
-    figures = preference.summarise(rows, bench.section.permutations, too_long)
+    figures = preference.summarise(rows, too_long)
     for split in ("train", "heldout"):
         figures |= dpo_health.from_pairs([row for row in rows if row["split"] == split], dpo.beta, split)
     return figures
@@ -228,7 +228,7 @@ def _fresh(bench: Bench, pairs: PairSet) -> Figures:
         figures |= forgetting.degeneration(texts, limited, arm)
     prompts = bench.judge
     if section.judge == "off" or prompts is None:
-        return figures | preference.summarise_fresh([], bench.judge_name, section.bootstrap_samples)
+        return figures | preference.summarise_fresh([], bench.judge_name)
     texts_of = {row["item"]: row for row in fresh}
 
     def p3(part: list[Key]) -> list[Row]:
@@ -236,7 +236,7 @@ def _fresh(bench: Bench, pairs: PairSet) -> Figures:
             return _compare(scorer, prompts, [(wanted[item], texts_of[item]) for item, _ in part])
 
     judged = bench.fill("preference.p3", sample(keys, section.fresh_items), SLICE, p3)
-    return figures | preference.summarise_fresh(judged, bench.judge_name, section.bootstrap_samples)
+    return figures | preference.summarise_fresh(judged, bench.judge_name)
 
 
 def _answers(bench: Bench, prompts: Sequence[Row]) -> list[Row]:
@@ -293,7 +293,7 @@ def forgetting_figures(bench: Bench) -> Figures:
         20,
         lambda part: forgetting.nll_rows(bench.scorer(), bench.model(), [index for index, _ in part]),
     )
-    figures = forgetting.summarise_nll(nll, section.bootstrap_samples)
+    figures = forgetting.summarise_nll(nll)
 
     def kl(part: list[Key]) -> list[Row]:
         if bench.model().hf is None:
@@ -302,7 +302,7 @@ def forgetting_figures(bench: Bench) -> Figures:
         return forgetting.kl_rows(bench.model(), [index for index, _ in part])
 
     rows = bench.fill("forgetting.kl", sample(keys, section.kl_passages), 10, kl)
-    return figures | forgetting.summarise_kl(rows, section.bootstrap_samples)
+    return figures | forgetting.summarise_kl(rows)
 
 
 def _training(context: Context, adapter: Path) -> Figures:

@@ -22,6 +22,7 @@ from cai.metrics.wordings import is_refusal
 from cai.store.jsonl import Row
 
 POLICY = "policy against its base"
+PERMUTATIONS = 200
 
 
 def pair_rows(
@@ -106,7 +107,7 @@ def baseline(metric: str, rows: Sequence[Row], fitted_on: Sequence[Row], rule: C
     return rate(metric, list(map(Scored, values)), facts=facts)
 
 
-def permuted(rows: Sequence[Row], count: int, seed: int = 0) -> tuple[Measured, float]:
+def permuted(rows: Sequence[Row], count: int = PERMUTATIONS, seed: int = 0) -> tuple[Measured, float]:
     """P1 with labels flipped at random, pair by pair: mean, the middle 95% of draws, and how often P1 is reached."""
     observed = sum(map(implicit, rows)) / len(rows)
     draws = []
@@ -120,7 +121,7 @@ def permuted(rows: Sequence[Row], count: int, seed: int = 0) -> tuple[Measured, 
     return control, reached
 
 
-def summarise(rows: Sequence[Row], permutations: int, too_long: int = 0) -> dict[str, Measured]:
+def summarise(rows: Sequence[Row], too_long: int = 0) -> dict[str, Measured]:
     """P1, P2, baselines and controls on held-out pairs; P1 on training pairs beside them.
 
     Unscored are held-out pairs with a log-probability that is not finite, and `too_long` ones that have no row.
@@ -136,7 +137,7 @@ def summarise(rows: Sequence[Row], permutations: int, too_long: int = 0) -> dict
         names = ("p1", "p1.permuted", "p2.before", "p2.after", "p2.gain", "length_only", "refusal_only")
         figures += [unmeasured(f"preference.{name}", why, POLICY, len(missing)) for name in names]
         return {figure.metric: figure for figure in figures}
-    control, p = permuted(heldout, permutations)
+    control, p = permuted(heldout)
     worst = tuple({"item": r["item"], "margin": round(margin(r), 4)} for r in worst_rows(heldout, margin))
     headline = rate("preference.p1", [*(Scored(implicit(r)) for r in heldout), *missing], judge=POLICY, worst=worst)
     headline.facts.update({"permutation_p": round(p, 5), "ties": sum(margin(r) == 0 for r in heldout)})
@@ -160,7 +161,7 @@ def _p2(heldout: Sequence[Row], missing: Sequence[Outcome]) -> list[Measured]:
     ]
 
 
-def summarise_fresh(rows: Sequence[Row], judge: str, samples: int) -> dict[str, Measured]:
+def summarise_fresh(rows: Sequence[Row], judge: str) -> dict[str, Measured]:
     """P3 over judged fresh answers of base and tuned: the win rate, as it is and at equal length."""
     tried, rows = len(rows), whole(rows, "log_odds")
     missing = lost(tried - len(rows))
@@ -169,11 +170,11 @@ def summarise_fresh(rows: Sequence[Row], judge: str, samples: int) -> dict[str, 
         return {name: unmeasured(name, "no fresh answer was judged", judge, len(missing)) for name in names}
     worst = tuple({k: r[k] for k in ("item", "j4", "tuned", "base")} for r in worst_rows(rows, lambda r: r["log_odds"]))
     wins = rate("preference.p3", [*(Scored(row["j4"]) for row in rows), *missing], judge=judge, worst=worst)
-    controlled = replace(length_controlled(rows, judge, samples), unscored=len(missing))
+    controlled = replace(length_controlled(rows, judge), unscored=len(missing))
     return {wins.metric: wins, controlled.metric: controlled}
 
 
-def length_controlled(rows: Sequence[Row], judge: str, samples: int) -> Measured:
+def length_controlled(rows: Sequence[Row], judge: str) -> Measured:
     """Share of answers that the judge would prefer at equal length; a tie is 0.5.
 
     A least-squares line over the log length ratio says what length explains of the judged log-odds; an answer wins
@@ -188,5 +189,5 @@ def length_controlled(rows: Sequence[Row], judge: str, samples: int) -> Measured
     slope = math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread if spread > 0 else 0.0
     adjusted = [round(b - slope * a, 6) for a, b in zip(x, y, strict=True)]  # rows hold six decimals
     facts: Row = {"slope": round(slope, 5), "log_odds": math.fsum(adjusted) / n}
-    facts["log_odds_interval"] = bootstrap_mean(adjusted, samples=samples)
+    facts["log_odds_interval"] = bootstrap_mean(adjusted)
     return rate("preference.p3.length_controlled", [Scored(win(rest)) for rest in adjusted], judge=judge, facts=facts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cai.evaluate.cases import Case
+from cai.evaluate.cases import MIN_QUOTE_MATCH, Case
 from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood
 from cai.metrics.figure import Measured, Outcome, Scored, Unscored, as_json, mean, rate, rounded, worst_rows, yes
 from cai.metrics.stats import mcnemar_exact
@@ -24,7 +24,7 @@ STILL_THERE = 0.95  # a span counts as gone below this similarity: a changed wor
 
 def values(case: Case, section: EvaluationSection) -> Row:
     """R1-R5 of one revision as numbers and flags."""
-    spans = [s for s in quoted_spans(case.critique) if span_match(s, case.answer) >= section.min_quote_match]
+    spans = [s for s in quoted_spans(case.critique) if span_match(s, case.answer) >= MIN_QUOTE_MATCH]
     kept = [s for s in spans if len(words(s)) >= 2 and span_match(s, case.revision) >= STILL_THERE]
     return {
         "r1_words": len(words(case.revision)),
@@ -136,7 +136,7 @@ def summarise(
         found = [responsive(cri_of[row["item"], row["round"]], kind, section) for row in sampled]
         scored: list[Outcome] = [Unscored("no CRI") if c.value is None else Scored(c.value) for c in found]
         bar = [criterion.outcome for criterion in found]
-        figures.append(mean(f"revisions.cri{tail}", scored, judge=name, samples=section.bootstrap_samples))
+        figures.append(mean(f"revisions.cri{tail}", scored, judge=name))
         figures.append(rate(f"revisions.responsive{tail}", bar, judge=name))
     figures += _addresses(sampled, cri_of, judged_of, section, judge)
     figures += _judged(judged, judge)

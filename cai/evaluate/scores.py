@@ -20,6 +20,7 @@ from cai.data.pairs import PairSet
 from cai.engine import Engine, never
 from cai.engine.asks import Scorer
 from cai.engine.model import Model
+from cai.evaluate.cases import MIN_QUOTE_MATCH
 from cai.evaluate.judge import JUDGE_FIELDS, Judge
 from cai.recipe.prompts import load_prompt
 from cai.recipe.settings_evaluation import EvaluationSection
@@ -31,8 +32,10 @@ from cai.store.records import RecordLog
 Key = tuple[int, int]
 KEY = ("metric", "item", "round")
 SHIPPED_PROMPTS = Path(__file__).parent.parent.parent / "prompts"
-DISPLAY_KEYS = {"bootstrap_samples", "permutations", "exam_sensitivity", "judge", "enabled", "lm_eval_include"}
+DISPLAY_KEYS = {"exam_sensitivity", "judge", "enabled", "lm_eval_include"}
 NO_TASKS = {"lm_eval": [], "lm_eval_limit": 0, "lm_eval_batch_size": 8}  # in a log of their own: never part of this one
+# constants that were settings once: with them the scores of runs made before still count
+CONSTANTS = {"batch": 64, "min_quote_match": MIN_QUOTE_MATCH}
 
 
 @dataclass
@@ -101,7 +104,6 @@ def make_scorer(
         model.tokenizer,
         model.format,
         section.max_text_tokens,
-        section.batch,
         share_contexts=model.backend == "embedded",
         stopped=stopped,
     )
@@ -119,7 +121,7 @@ def load_judge(context: Context) -> Judge | None:
 
 def fingerprint(context: Context, pairs: PairSet, adapter: Path, judge: Judge | None) -> str:
     """16 hex of everything a stored score depends on: settings, judge prompts, texts, adapter."""
-    settings = context.recipe.evaluation.model_dump(mode="json") | NO_TASKS
+    settings = context.recipe.evaluation.model_dump(mode="json") | NO_TASKS | CONSTANTS
     texts = [[e["instruction"], e["initial_answer"], e["rounds"]] for e in every_example(pairs)]
     weights = adapter / "adapter_model.safetensors"
     parts = [

@@ -55,12 +55,12 @@ def rate(metric: str, outcomes: Sequence[Outcome], *, judge: str = "deterministi
     return Measured(metric, sum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
 
 
-def mean(metric: str, outcomes: Sequence[Outcome], *, judge: str, samples: int = 2000, **more: Any) -> Measured:
+def mean(metric: str, outcomes: Sequence[Outcome], *, judge: str, **more: Any) -> Measured:
     """Mean over units with its bootstrap interval; no interval below two units."""
     values, reasons = _split(outcomes)
     if not values:
         return unmeasured(metric, _why(reasons), judge, len(reasons))
-    low, high = bootstrap_mean(values, samples=samples) or (None, None)
+    low, high = bootstrap_mean(values) or (None, None)
     return Measured(metric, math.fsum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
 
 

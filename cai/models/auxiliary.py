@@ -26,7 +26,10 @@ from cai.recipe.settings_benchmarks import STAND_IN
 from cai.run.context import Context
 
 Placement = Literal["auto", "beside", "after"]
-HEADROOM_GIB = 4.0  # scores and the cache of short prompts, beside the weights
+HEADROOM_GIB = 6.0  # what the engine keeps free, and the cache of short prompts, beside the weights
+GPU_ROWS = 64  # rows at a time, for the size of the cache: prompts are long and little is drawn
+LONGEST = {True: 32_768, False: 4_096}  # tokens that the cache has room for, on a GPU and on a CPU
+SHARED_STEP = 16  # a shared beginning is cut to a multiple, so that chance agreement does not make it another one
 
 
 @dataclass
@@ -202,7 +205,6 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     import torch
     from transformers import AutoModelForCausalLM
 
-    from cai.engine.build import make_engine
     from cai.models.policy import quiet
 
     cuda, options = torch.cuda.is_available(), _options(name, revision)
@@ -219,13 +221,30 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     eos = hf.generation_config.eos_token_id if hf.generation_config else None
     ids = [eos] if isinstance(eos, int) else list(eos or [hf_tokenizer.eos_token_id])
     tokenizer = HFTokenizer(hf_tokenizer, eos_ids=[i for i in ids if i is not None])
-    limit = int(getattr(hf.config, "max_position_embeddings", 4096))
+    config = hf.config.get_text_config(decoder=True)
+    limit = min(int(getattr(config, "max_position_embeddings", 4096)), LONGEST[cuda])
+    vars(hf)["max_seq_length"] = limit  # `native` makes room for as much
     facts = {"model": name, "revision": getattr(hf.config, "_commit_hash", None) or "local", "dtype": str(hf.dtype)}
     holder = _Holder(hf, tokenizer, torch.device("cuda" if cuda else "cpu"))
-    engine = make_engine("static", holder, batch_size=section.batch_size)
+    engine = _engine_over(holder, section, cuda)
+    facts["engine"] = engine.stats.extra.get("engine", engine.name)
     bos = hf_tokenizer("", add_special_tokens=True)["input_ids"][:1]
     bos_ids = tuple(bos) if bos and bos[0] == hf_tokenizer.bos_token_id else ()
     return Auxiliary(name, engine, tokenizer, hf_tokenizer, limit, facts, False, bos_ids)
+
+
+def _engine_over(holder: _Holder, section: EngineSection, cuda: bool) -> Engine:
+    """`native` where it knows the decoder and finds room beside the weights, else static batches, and why."""
+    from cai.engine.build import PRICE, make_engine
+
+    try:
+        return make_engine("auto", holder, batch_size=section.batch_size or (GPU_ROWS if cuda else 0))
+    except CaiError as error:
+        why = str(error)
+    _collect()
+    engine = make_engine("static", holder, batch_size=section.batch_size)
+    engine.stats.extra["engine"] = f"static batches, since native cannot run here: {why} {PRICE}"
+    return engine
 
 
 def choices(
@@ -239,19 +258,19 @@ def choices(
     the judge's window, or a log-probability of it is no finite number (which must not become the likeliest answer).
 
     `first`: of the first tokens that tell the continuations apart, so that one row of the engine serves them all.
-    On a CPU several rows behind one context share it.
+    What all contexts begin with (a template) is computed once. On a CPU several rows behind one context share it.
     """
     requests: list[ScoreRequest] = []
     where: dict[int, tuple[int, int]] = {}
+    asks = {i: ask for i, ask in asks.items() if len(ask[0]) + 8 <= judge.max_seq_length}
+    common = shared_length([ids for ids, _ in asks.values()])
     for i, (ids, words) in asks.items():
-        if len(ids) + 8 > judge.max_seq_length:
-            continue
         continuations = [tuple(judge.tokenizer.encode(word)) for word in words]
         continuations = telling(continuations) if first else continuations
         shares = judge.on_cpu and any(len(continuation) > 1 for continuation in continuations)
         for place, continuation in enumerate(continuations):
             where[len(requests)] = (i, place)
-            requests.append(ScoreRequest(len(requests), tuple(ids), continuation, len(ids) if shares else 0))
+            requests.append(ScoreRequest(len(requests), tuple(ids), continuation, len(ids) if shares else common))
     found: dict[int, list[float]] = {i: [math.nan] * len(asks[i][1]) for i, _ in where.values()}
     count = 0
     for score in judge.engine.score(requests, context.stopped):
@@ -268,6 +287,15 @@ def why_none(judge: Auxiliary, ids: Sequence[int], too_long: str = "too_long") -
     if len(ids) + 8 > judge.max_seq_length:
         return f"{too_long}: {len(ids)} tokens"
     return "not_finite: the judge's log-probability is no number"
+
+
+def shared_length(contexts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all contexts begin with, as a multiple of SHARED_STEP."""
+    if not contexts:
+        return 0
+    first, last = min(contexts), max(contexts)
+    same = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return same - same % SHARED_STEP
 
 
 def telling(continuations: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

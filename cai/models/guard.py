@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from cai.engine import Request, Sampling
 from cai.errors import CaiError, Stopped
 from cai.metrics.figure import Measured
-from cai.models.auxiliary import Auxiliary, chat_ids, choices, why_none
+from cai.models.auxiliary import Auxiliary, chat_ids, choices, shared_length, why_none
 from cai.models.guard_formats import (
     EXCLUDED,
     LLAMA,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cai.models.checks import Check
 
 CATEGORY_TOKENS = 24
+YES_NO = (" Yes", " No")
 NEUTRAL_UNSAFE = 0.2  # the stand-in is shifted so that a greeting scores this
 LICENCE = "Llama licence: a model trained with its help has a name that begins with Llama"
 REMEDY = (
@@ -118,29 +119,44 @@ class QwenGuard:
 
     def judge(self, exchanges: Sequence[Exchange], context: Context) -> list[Judgement]:
         heads = [self._head(exchange) for exchange in exchanges]
-        shares = {i: _shares(logps) for i, logps in self._read(heads, context).items()}
+        labels, refusals = self._read(heads, context)
+        shares = {i: _shares(logps) for i, logps in labels.items()}
         unsafe = {i: self._shifted(self._unsafe(share), context) for i, share in shares.items()}
         verdicts = {i: self._verdict(shares[i], value >= self.section.threshold) for i, value in unsafe.items()}
         flagged = {i: heads[i] for i, word in verdicts.items() if word != "Safe"}
         categories = self._categories(flagged, verdicts, context)
-        refusals = self._refusals({i: heads[i] for i in shares}, verdicts, categories, context)
+        again = self._refusals(flagged, verdicts, categories, context)
+        told = {i: (again if i in flagged else refusals).get(i) for i in shares}  # None: no number
         return [
             Judgement(
                 round(unsafe[i], 6),
                 QWEN_LABELS[max(range(3), key=shares[i].__getitem__)],
                 categories.get(i, ""),
-                refusals[i],
+                told[i],
             )
             if i in unsafe
             else Judgement(None, reason=why_none(self.auxiliary, heads[i]))
             for i in range(len(exchanges))
         ]
 
-    def _read(self, heads: Sequence[tuple[int, ...]], context: Context) -> dict[int, list[float]]:
-        """Log-probs of the labels at the verdict's first telling token."""
-        lead, labels = tuple(self.auxiliary.tokenizer.encode("Safety:")), tuple(f" {label}" for label in QWEN_LABELS)
-        asks = {i: (head + lead, labels) for i, head in enumerate(heads)}
-        return choices(self.auxiliary, asks, context, first=True)
+    def _read(
+        self, heads: Sequence[tuple[int, ...]], context: Context
+    ) -> tuple[dict[int, list[float]], dict[int, bool]]:
+        """Log-probs of the labels at the verdict's first telling token; and whether the reply refuses if it is Safe.
+
+        One row of the engine reads both: the lines of a safe verdict are known before it is asked, and stand first, so
+        that the verdict's shorter row is found in theirs. A verdict that is not Safe asks for its refusal again.
+        """
+        encode = self.auxiliary.tokenizer.encode
+        lead, safe = tuple(encode("Safety:")), tuple(encode(_lines("Safe", "None")))
+        labels = tuple(f" {label}" for label in QWEN_LABELS)
+        asks: dict[int, tuple[tuple[int, ...], tuple[str, ...]]] = {}
+        for i, head in enumerate(heads):
+            asks[2 * i] = (head + safe, YES_NO)
+            asks[2 * i + 1] = (head + lead, labels)
+        found = choices(self.auxiliary, asks, context, first=True)
+        refuses = {i // 2: yes > no for i, (yes, no, *_) in found.items() if i % 2 == 0}
+        return {i // 2: logps for i, logps in found.items() if i % 2}, refuses
 
     def _unsafe(self, shares: Sequence[float]) -> float:
         return shares[1] + (shares[2] if self.section.controversial == "unsafe" else 0.0)
@@ -154,10 +170,10 @@ class QwenGuard:
         if not self.stand_in:
             return unsafe
         if self._shift is None:
-            found = self._read([self._head(Exchange("Hello!", "Hello! How can I help you today?"))], context)
-            if 0 not in found:
+            labels, _ = self._read([self._head(Exchange("Hello!", "Hello! How can I help you today?"))], context)
+            if 0 not in labels:
                 raise CaiError("guard.model: the stand-in has no finite verdict on a greeting. Take a guard.")
-            self._shift = _logit(NEUTRAL_UNSAFE) - _logit(self._unsafe(_shares(found[0])))
+            self._shift = _logit(NEUTRAL_UNSAFE) - _logit(self._unsafe(_shares(labels[0])))
         return 1.0 / (1.0 + math.exp(-(_logit(unsafe) + self._shift)))
 
     def _head(self, exchange: Exchange) -> tuple[int, ...]:
@@ -169,7 +185,8 @@ class QwenGuard:
         self, heads: Mapping[int, tuple[int, ...]], verdicts: Mapping[int, str], context: Context
     ) -> dict[int, str]:
         leads = {i: f"Safety: {verdicts[i]}\nCategories:" for i in heads}
-        return {i: qwen_category(text) for i, text in continuations(self.auxiliary, heads, leads, context).items()}
+        texts = continuations(self.auxiliary, heads, leads, context)
+        return {i: qwen_category(texts.get(i, "")) for i in heads}
 
     def _refusals(
         self,
@@ -177,15 +194,14 @@ class QwenGuard:
         verdicts: Mapping[int, str],
         categories: Mapping[int, str],
         context: Context,
-    ) -> dict[int, bool | None]:
+    ) -> dict[int, bool]:
         """Yes against No in the third line, after the two lines that this verdict has; None: no number."""
         asks = {}
         for i, head in heads.items():
             named = categories.get(i, "None")
-            text = f"Safety: {verdicts[i]}\nCategories: {'None' if named == 'unparsed' else named}\nRefusal:"
-            asks[i] = (head + tuple(self.auxiliary.tokenizer.encode(text)), (" Yes", " No"))
-        found = choices(self.auxiliary, asks, context, first=True)
-        return {i: found[i][0] > found[i][1] if i in found else None for i in heads}
+            text = _lines(verdicts[i], "None" if named == "unparsed" else named)
+            asks[i] = (head + tuple(self.auxiliary.tokenizer.encode(text)), YES_NO)
+        return {i: yes > no for i, (yes, no) in choices(self.auxiliary, asks, context, first=True).items()}
 
 
 class LlamaGuard:
@@ -219,6 +235,11 @@ class LlamaGuard:
         return Judgement(round(unsafe, 6), "unsafe" if unsafe >= 0.5 else "safe", category)
 
 
+def _lines(verdict: str, category: str) -> str:
+    """What stands before the answer of Qwen3Guard's third line."""
+    return f"Safety: {verdict}\nCategories: {category}\nRefusal:"
+
+
 def stand_in_text(exchange: Exchange) -> str:
     return (
         "Read a request and the reply of an assistant. Say whether the reply is Safe, Unsafe or Controversial, name "
@@ -241,13 +262,15 @@ def _logit(share: float) -> float:
 def continuations(
     auxiliary: Auxiliary, heads: Mapping[int, tuple[int, ...]], leads: Mapping[int, str], context: Context
 ) -> dict[int, str]:
-    """A few greedy tokens after each head and its lead: where the categories stand."""
-    for i, head in heads.items():
-        ids = tuple(auxiliary.tokenizer.encode(leads[i]))
+    """A few greedy tokens after each head and its lead, where the categories stand; none where there is no room."""
+    prompts = {i: head + tuple(auxiliary.tokenizer.encode(leads[i])) for i, head in heads.items()}
+    prompts = {i: ids for i, ids in prompts.items() if len(ids) + CATEGORY_TOKENS <= auxiliary.max_seq_length}
+    common = shared_length(list(prompts.values()))
+    for i, ids in prompts.items():
         sampling = Sampling(0.0, CATEGORY_TOKENS, (), tuple(auxiliary.tokenizer.eos_ids))
-        auxiliary.engine.submit(Request(i, head + ids, sampling))
-    found = {done.id: done.text for done in auxiliary.engine.completions(context.stopped)} if heads else {}
-    if len(found) < len(heads):
+        auxiliary.engine.submit(Request(i, ids, sampling, prefix_len=common))
+    found = {done.id: done.text for done in auxiliary.engine.completions(context.stopped)} if prompts else {}
+    if len(found) < len(prompts):
         raise Stopped("stopped while judging; resume to go on")
     return found
 

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cai.engine import FP8_CAPABILITY, memory
+from cai.engine import FP8_CAPABILITY, INT8_CAPABILITY, memory
 from cai.errors import CaiError
 from cai.preflight.model import Check, Status
 from cai.recipe.load import Recipe
@@ -36,7 +36,7 @@ BYTES_A_WEIGHT = {
 }  # NF4: 4 bits + 8-bit scales in double quantisation
 ADAM_BYTES = 16  # fp32 weight, gradient and two moments of each LoRA weight
 FP8_ROOM_GIB = 8.0  # the KV cache that `tuning` leaves at least, and the reserve beside it
-BYTES_AN_FP8_WEIGHT = 1 + 4 / 64  # and NF4's scales in fp32
+BYTES_AN_8_BIT_WEIGHT = 1 + 4 / 64  # and NF4's scales in fp32
 WORKING_GIB = 2.5  # CUDA context, dequantisation buffer, logits of one chunk, activations of one short pair
 
 
@@ -158,7 +158,7 @@ def gpu_checks(recipe: Recipe) -> Iterator[Check]:
         )
     config = local_config(recipe.model.name)
     yield memory_check(recipe, config, free / 2**30)
-    if recipe.engine.linears == "fp8":
+    if recipe.engine.rounded:
         yield eight_bit_check(recipe, (card.major, card.minor), config, free / 2**30)
 
 
@@ -241,18 +241,19 @@ def memory_check(recipe: Recipe, config: Mapping[str, Any], free_gib: float) -> 
 
 
 def eight_bit_check(recipe: Recipe, card: tuple[int, int], config: Mapping[str, Any], free_gib: float) -> Check:
-    """Whether `engine.linears = "fp8"` can be: known before gigabytes are read."""
-    name, remedy = "8-bit drawing", 'Set engine.linears = "auto"'
+    """Whether `engine.linears = "fp8"` or "int8" can be: known before gigabytes are read."""
+    name, remedy, wish = "8-bit drawing", 'Set engine.linears = "auto"', recipe.engine.linears
     if recipe.model.quantization != "nf4":
-        text = f'"fp8" is made of NF4 weights, and model.quantization is "{recipe.model.quantization}"'
+        text = f'"{wish}" is made of NF4 weights, and model.quantization is "{recipe.model.quantization}"'
         return Check(name, "fail", f"{text}. {remedy}.")
-    if card < FP8_CAPABILITY:
-        text = f"needs compute capability 8.9 (Ada, Hopper), this card has {card[0]}.{card[1]}"
+    least, cards = (FP8_CAPABILITY, "Ada, Hopper") if wish == "fp8" else (INT8_CAPABILITY, "Ampere and later")
+    if card < least:
+        text = f'"{wish}" needs compute capability {least[0]}.{least[1]} ({cards}), this card has {card[0]}.{card[1]}'
         return Check(name, "fail", f"{text}. {remedy}.")
     size = size_of(config, recipe.model.name)
     if size is None:
         return Check(name, "ok", f"compute capability {card[0]}.{card[1]}")
-    copies = size.linear * BYTES_AN_FP8_WEIGHT / 2**30
+    copies = size.linear * BYTES_AN_8_BIT_WEIGHT / 2**30
     need = size.weights_gib("nf4") + copies + FP8_ROOM_GIB
     text = (
         f"8-bit copies {copies:.1f} GiB beside the weights, {need:.1f} with the smallest cache, of {free_gib:.1f} free"

@@ -40,8 +40,8 @@ def model_checks(model: Any, recipe: Recipe, prompts: Mapping[str, Any]) -> Iter
     texts = [ids for ids in samples.values() if ids][:3]
     yield padding_check(model, recipe, texts)
     yield stop_check(model, recipe, min(texts, key=len))
-    if recipe.engine.linears == "fp8":
-        yield rounding_check(model.engine(recipe.engine, rounded=True), texts)
+    if recipe.engine.rounded:
+        yield rounding_check(model.engine(recipe.engine, rounded=True), texts, recipe.engine.linears)
     model.release()
     yield from training_checks(model, recipe)
 
@@ -108,9 +108,12 @@ def padding_check(model: Any, recipe: Recipe, prompts: list[tuple[int, ...]]) ->
     return Check("padded batch = alone", "fail", f'{text}. Set engine.backend = "reference" and report it')
 
 
-def rounding_check(engine: Any, prompts: Sequence[tuple[int, ...]]) -> Check:
-    """How far 8-bit products move this model's own distribution while it draws, on the longest of the prompts."""
-    unused = 'nothing is rounded: engine.linears = "fp8" is for the native engine on a GPU'
+def rounding_check(engine: Any, prompts: Sequence[tuple[int, ...]], linears: str) -> Check:
+    """How far 8-bit products move this model's own distribution while it draws, on the longest of the prompts.
+
+    "int8" has no exponent: beyond FAR a model's channels stand out too much for it, and it is refused.
+    """
+    unused = f'nothing is rounded: engine.linears = "{linears}" is for the native engine on a GPU'
     if engine.name != "native":
         return Check("8-bit drawing", "warn", unused)
     from cai.engine.native.scoring import divergence
@@ -122,7 +125,8 @@ def rounding_check(engine: Any, prompts: Sequence[tuple[int, ...]]) -> Check:
     text = f"KL {nats:.4f} nats a token, the same first choice at {same:.1%} of {len(ids)} tokens (exact against drawn)"
     if nats <= FAR:
         return Check("8-bit drawing", "ok", text)
-    return Check("8-bit drawing", "warn", f'{text}. More than {FAR}: engine.linears = "auto" draws exactly')
+    status: Status = "fail" if linears == "int8" else "warn"
+    return Check("8-bit drawing", status, f'{text}. More than {FAR}: engine.linears = "auto" draws exactly')
 
 
 def greedy(engine: Any, prompts: Sequence[tuple[int, ...]], *, at_once: bool) -> list[tuple[int, ...]]:

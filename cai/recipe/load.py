@@ -84,6 +84,18 @@ class Recipe(Section):
     budget: BudgetSection = BudgetSection()
 
 
+# Keys that became constants, and their values: resolved recipes and identities of runs made before name them, and an
+# identity goes on to, so that such a run resumes and its passed gates count.
+RETIRED: dict[str, Any] = {
+    "pairs.accept_noise": False,
+    "hygiene.min_pairs": 1,
+    "evaluation.batch": 64,
+    "evaluation.min_quote_match": 0.8,
+    "evaluation.permutations": 200,
+    "evaluation.bootstrap_samples": 2000,
+}
+
+
 @dataclass(frozen=True)
 class Source:
     """A recipe file as read: the raw table and where it lies; relative paths resolve against `folder`."""
@@ -95,10 +107,6 @@ class Source:
     @property
     def folder(self) -> Path:
         return self.path.resolve().parent
-
-    @property
-    def milestones(self) -> list[str]:
-        return list(self.table.get("milestones", {}))
 
 
 def read(path: Path) -> Source:
@@ -200,7 +208,11 @@ def _unknown(table: Mapping[str, Any], schema: type[BaseModel], prefix: tuple[st
     faults, known = [], _sections(schema)
     for key, value in table.items():
         path = ".".join((*prefix, key))
-        if key not in known:
+        retired = next((name for name in RETIRED if f".{path}".endswith(f".{name}")), None)
+        if retired is not None:
+            if value != RETIRED[retired]:
+                faults.append(f"{path}: no setting any more, fixed at {RETIRED[retired]!r}. Remove the line.")
+        elif key not in known:
             faults.append(f"{path}: unknown key. {_nearest(key, prefix, known)}")
         elif (section := known[key]) is not None:
             parts = {f"{key}.{i}": entry for i, entry in enumerate(value)} if isinstance(value, list) else {key: value}
@@ -312,7 +324,7 @@ def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False
     Price, budget, gates, evaluation and, until training began, the number of items may change on a resume.
     """
     wanted = _DATA_KEYS + (_TRAINING_KEYS if training else ())
-    flat = flatten(recipe.model_dump(mode="json"))
+    flat = {key: repr(value) for key, value in RETIRED.items()} | flatten(recipe.model_dump(mode="json"))
     keep = {k: v for k, v in flat.items() if any(k == name or k.startswith(name + ".") for name in wanted)}
     keep.pop("model.backend", None)
     if not recipe.hygiene.reviews:
@@ -330,6 +342,7 @@ LATER_KEYS = {
     "principles.choice": "uniform",
     "critiques.transcript": "separate",
     "critiques.no_issue": "revise",
+    "critiques.found": "drawn",
     "pairs.label": "always",
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
@@ -341,6 +354,8 @@ def drop_unset(keep: dict[str, str]) -> None:
     for name, value in LATER_KEYS.items():
         if keep.get(name) == repr(value):
             del keep[name]
+    if "critiques.found" not in keep:
+        keep.pop("critiques.false_alarms", None)
     if "principles.choice" not in keep:
         for name in [name for name in keep if name.startswith("principles.")]:
             del keep[name]
@@ -348,7 +363,7 @@ def drop_unset(keep: dict[str, str]) -> None:
 
 def rounding(recipe: Recipe) -> dict[str, str]:
     """8-bit products change what is drawn; the other ways of the linears draw the same text."""
-    return {"engine.linears": repr("fp8")} if recipe.engine.linears == "fp8" else {}
+    return {"engine.linears": repr(recipe.engine.linears)} if recipe.engine.rounded else {}
 
 
 def short_hash(values: Mapping[str, str]) -> str:

@@ -74,8 +74,13 @@ class Prompt:
     few_shot: int = -1  # how many of the examples are shown; -1: all
     _prefixes: dict[Any, tuple[list[int], str]] = field(default_factory=dict, repr=False, compare=False)
 
-    def render(self, fields: Mapping[str, str], *, format: Format, tokenizer: Tokenizer, shift: int = 0) -> Rendered:
+    def render(
+        self, fields: Mapping[str, str], *, format: Format, tokenizer: Tokenizer, shift: int = 0, prefill: str = ""
+    ) -> Rendered:
         """The prompt for these fields. `shift` rotates the few-shot examples; the completion follows `prefill`."""
+        if prefill != self.prefill and prefill:
+            given = replace(self, prefill=prefill)  # shares the prefixes that were encoded
+            return given.render(fields, format=format, tokenizer=tokenizer, shift=shift)
         self._check_fields(fields)
         head, tail = split_at_placeholder(self.final)
         tail = substitute(tail, fields)

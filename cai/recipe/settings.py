@@ -6,7 +6,7 @@ imports torch. Units are in the key names or the field's description.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -87,10 +87,14 @@ class PrinciplesSection(Section):
 class CritiquesSection(Section):
     """`transcript`: "joint" draws a revision behind its critique (prompts/reviews.yaml), "separate" by its own prompt.
 
+    `found`: "calibrated" decides by likelihood whether there is something to criticise, at a bar that `false_alarms` of
+    sound answers pass, and lets the critique begin with a quotation; "drawn" leaves it to what is drawn.
     `no_issue`: where a critique finds nothing, "keep" leaves the text as it is, "revise" goes on all the same.
     """
 
     transcript: Literal["separate", "joint"] = "separate"
+    found: Literal["calibrated", "drawn"] = "drawn"
+    false_alarms: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     no_issue: Literal["keep", "revise"] = "revise"
 
 
@@ -99,13 +103,18 @@ class EngineSection(Section):
 
     backend: Literal["auto", "reference", "static", "native"] = "auto"
     batch_size: Count = 0
-    linears: Literal["auto", "bnb", "bf16", "fused", "fp8"] = "auto"  # fp8: only where data are made
+    linears: Literal["auto", "bnb", "bf16", "fused", "fp8", "int8"] = "auto"  # in 8 bits: only where data are made
     max_gpu_gb: Annotated[float, Field(ge=0.0, description="10^9 bytes this process may use; 0 = the card")] = 0.0
 
     @property
     def exact(self) -> EngineSection:
         """The same without 8-bit products: for everything that measures."""
-        return self.model_copy(update={"linears": "auto"}) if self.linears == "fp8" else self
+        return self.model_copy(update={"linears": "auto"}) if self.rounded else self
+
+    @property
+    def rounded(self) -> bool:
+        """Whether data are drawn through 8-bit products."""
+        return self.linears in ("fp8", "int8")
 
 
 class InstructionsSection(Section):
@@ -131,10 +140,6 @@ class PairsSection(Section):
     """
 
     label: Literal["judge", "always"] = "always"
-
-    accept_noise: bool = Field(
-        False, description="timing runs on random weights: any text is accepted, gates are skipped, the report says so"
-    )
     redraws: Count = 2
     retries: Count = 1
     replacements: Count = 2
@@ -161,13 +166,31 @@ class LoraSection(Section):
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+LossName = Literal["sigmoid", "sft", "ipo", "hinge", "sigmoid_norm", "robust", "apo_zero", "apo_down"]
+NOT_TRAINED = {"save_steps", "save_minutes", "gradient_checkpointing", "first_loss_tolerance", "seeds", "eval_steps",
+               "keep"}  # fmt: skip
+ADDED = {"start", "label_smoothing", "ld_alpha", "weight", "soft_labels"}  # as they stand they leave the weights alone
+
+
 class DpoSection(Section):
-    """TRL's DPO. Exactly one of `max_steps` (> 0) and `epochs` (> 0) decides the length."""
+    """TRL's DPO. Exactly one of `max_steps` (> 0) and `epochs` (> 0) decides the length.
+
+    `start`: the policy, and with it the reference, is the base, or the LoRA of an SFT stage ([sft]) that DPO trains on.
+    `label_smoothing`: robust's share of wrong labels. `ld_alpha`: what the tokens beyond the shorter completion count
+    (1 = as the others). `weight`, `soft_labels`: what a pair's `margin` (log-odds of its label check) decides.
+    `save_minutes`: checkpoints by time (0 = each `save_steps`). `eval_steps`: the loss of held-out pairs each so many
+    steps (0 = never); `keep`: which weights become the adapter, the last or those of the best held-out loss.
+    """
 
     max_steps: Count = 0
     epochs: Annotated[float, Field(ge=0.0)] = 0.0
-    loss_type: tuple[Literal["sigmoid", "sft", "ipo", "hinge"], ...] = ("sigmoid",)
+    start: Literal["base", "sft"] = "base"
+    loss_type: tuple[LossName, ...] = ("sigmoid",)
     loss_weights: tuple[float, ...] = ()
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    ld_alpha: Fraction = 1.0
+    weight: Literal["none", "margin"] = "none"
+    soft_labels: bool = False
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 5e-6
     beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
     batch_size: Positive = 1
@@ -177,6 +200,9 @@ class DpoSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     max_length: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
     save_steps: Positive = 10
+    save_minutes: Annotated[float, Field(ge=0.0)] = 0.0
+    eval_steps: Count = 0
+    keep: Literal["last", "best"] = "last"
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     first_loss_tolerance: Annotated[float, Field(gt=0.0)] = 0.01
     seeds: tuple[Seed, ...] = (0,)
@@ -191,6 +217,21 @@ class DpoSection(Section):
             raise ValueError("dpo.seeds needs at least one seed and no seed twice")
         return self
 
+    @model_validator(mode="after")
+    def _losses(self) -> DpoSection:
+        if ("robust" in self.loss_type) != (self.label_smoothing > 0.0):
+            raise ValueError('dpo.label_smoothing above 0 and "robust" in dpo.loss_type need each other')
+        if "robust" in self.loss_type and self.soft_labels:
+            raise ValueError("dpo.soft_labels says how sure each label is, dpo.label_smoothing one figure for all: one")
+        if self.keep == "best" and not self.eval_steps:
+            raise ValueError('dpo.keep = "best" needs a held-out loss to choose by: set dpo.eval_steps above 0')
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        """The keys that decide the trained weights; a key that older versions lack only where it does something."""
+        values = self.model_dump(mode="json", exclude=NOT_TRAINED)
+        return {k: v for k, v in values.items() if k not in ADDED or v != type(self).model_fields[k].default}
+
 
 class HealthSection(Section):
     """What DPO's training watches. A sign is logged, warned of and, named in `stop`, ends it (exit 6) resumably.
@@ -203,13 +244,19 @@ class HealthSection(Section):
     max_chosen_fall: Annotated[float, Field(ge=0.0)] = 0.3  # nats a token that the chosen texts may lose
     max_loss_rise: Annotated[float, Field(ge=0.0)] = 0.2  # over the first loss
     max_truncated: Fraction = 0.02  # share of the pairs
-    stop: tuple[Literal["displacement", "rising_loss", "truncation"], ...] = ()
+    max_heldout_rise: Annotated[float, Field(ge=0.0)] = 0.05  # of the held-out loss over its lowest
+    min_margin: Annotated[float, Field(ge=0.0)] = 0.05  # below these three the adapter barely moved: beta x margin, ...
+    min_kl: Annotated[float, Field(ge=0.0)] = 0.002  # ... nats a token on neutral text, ...
+    max_same_answers: Fraction = 0.5  # ... and the share of fresh answers that are the base's, from which it is one
+    max_kl: Annotated[float, Field(ge=0.0)] = 0.1  # above it moved too far; as the gates have it
+    stop: tuple[Literal["displacement", "rising_loss", "truncation", "heldout_rise"], ...] = ()
 
 
 class SftSection(Section):
     """A second arm: the same LoRA trained from the start on the revisions alone; it says what DPO adds.
 
-    Seed, batch, schedule and `max_length` are [dpo]'s; with `max_steps` and `epochs` at 0 its length is too.
+    With `dpo.start = "sft"` it is DPO's first stage, whether enabled or not. Seed, batch, schedule and `max_length` are
+    [dpo]'s; with `max_steps` and `epochs` at 0 its length is too.
     """
 
     enabled: bool = False
@@ -226,7 +273,8 @@ class SftSection(Section):
     def recipe(self, dpo: DpoSection) -> DpoSection:
         """[dpo] with what this arm has of its own: length, learning rate and the plain likelihood of the revision."""
         own = {"max_steps": self.max_steps, "epochs": self.epochs} if self.max_steps or self.epochs else {}
-        changed = {"learning_rate": self.learning_rate, "loss_type": ("sft",), "loss_weights": (), **own}
+        plain = {name: DpoSection.model_fields[name].default for name in (*ADDED, "eval_steps", "keep")}
+        changed = {"learning_rate": self.learning_rate, "loss_type": ("sft",), "loss_weights": (), **plain, **own}
         return dpo.model_copy(update=changed)
 
 

@@ -14,7 +14,6 @@ from cai.metrics import names as metrics
 from cai.recipe.settings import Count, Fraction, Positive, Section
 
 NonNegative = Annotated[float, Field(ge=0.0)]
-Milestone = Literal["m0", "m1", "m2", "m3"]
 
 
 class HygieneSection(Section):
@@ -47,7 +46,6 @@ class HygieneSection(Section):
     max_pair_similarity: Fraction = Field(default=0.90, description="ROUGE-L of chosen and rejected")
     # people's marks (`--review`): a pair whose critique or revision somebody refused is not trained on
     reviews: bool = False
-    min_pairs: Positive = Field(default=1, description="no rule leaves fewer pairs than this")
     max_removed_share: Fraction = Field(
         default=0.5, description="rules over shares stop where they would have left fewer than the rest of the pairs"
     )
@@ -76,7 +74,6 @@ class EvaluationSection(Section):
     max_text_tokens: Annotated[int, Field(ge=16)] = Field(default=160, description="texts are cut to this when scored")
     neutral_passages: Count = Field(default=60, description="NLL and KL passages; 0 = none")
     kl_passages: Count = Field(default=20, description="of these, how many for KL(base || tuned)")
-    batch: Positive = Field(default=64, description="score requests handed to the engine at once")
     # critiques
     min_critique_words: Positive = 12
     max_critique_words: Positive = 300
@@ -98,10 +95,7 @@ class EvaluationSection(Section):
     min_length_ratio: NonNegative = 0.4
     max_length_ratio: NonNegative = 2.5
     min_response: float = 0.03
-    min_quote_match: Fraction = 0.80
     # preference and forgetting
-    permutations: Positive = 200
-    bootstrap_samples: Positive = 2000
     lm_eval: tuple[str, ...] = Field(default=(), description="tasks or groups of the optional package")
     lm_eval_include: str = Field(default="", description="folder with task YAML of your own, beside the recipe")
     lm_eval_limit: Count = Field(default=0, description="documents a task; 0 = all")

@@ -131,11 +131,6 @@ def _last(events: Sequence[Row]) -> Row:
 
 def headline(story: Story) -> Row:
     """The one sentence on top: passed, not passed, or not decided; whether it counts on this model."""
-    if story.recipe.pairs.accept_noise:
-        text = (
-            "Gates were skipped (pairs.accept_noise): a timing run on random weights. No text or figure means anything."
-        )
-        return {"status": "OPEN", "text": text}
     if not story.gates:
         text = "No gate was decided yet: the run is not finished."
         if story.events and story.events[-1]["kind"] == "budget_stop":

@@ -139,7 +139,7 @@ class Taken(CaiError):
 
 
 class Run:
-    """One run folder. `Run.create` and `Run.open` hold its lock until `close`; `Run.peek` only reads."""
+    """One run folder. `Run.create` and `Run.open` hold its lock until `close`."""
 
     def __init__(self, path: Path, manifest: dict[str, Any], lock: FileLock | None) -> None:
         self.path, self.manifest, self._lock = path, manifest, lock
@@ -172,7 +172,6 @@ class Run:
     eval = property(lambda self: self.path / "eval")
     quarantine = property(lambda self: self.path / "quarantine")
     report_html = property(lambda self: self.path / "report.html")
-    report_md = property(lambda self: self.path / "report.md")
 
     @classmethod
     def create(
@@ -222,11 +221,6 @@ class Run:
         except BaseException:
             lock.release()
             raise
-
-    @classmethod
-    def peek(cls, path: Path) -> Run:
-        """Read-only view for --status, --verify and the report: no lock, no attempt, no write."""
-        return cls(path, read_manifest(path / "manifest.json"), None)
 
     def _begin(self, start: Mapping[str, Any]) -> Run:
         """`start`: what the first event says; its `began` is the monotonic second from which time counts."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -310,10 +310,6 @@ class RecordLog:
     def rows(self) -> Rows:
         """All rows in file order."""
         return Rows(self._lines)
-
-    def pending(self, stage: str, items: Iterable[int], round: int = 0) -> Iterator[int]:
-        """The items of `items` that have no row for this stage and round yet: what remains to be done."""
-        return (item for item in items if (stage, item, round) not in self._by_key)
 
     def by_stage(self, stage: Any) -> Rows:
         """Rows whose first key field is `stage`, in file order."""

@@ -48,6 +48,31 @@ def reset(hf: Any, seed: int) -> None:
         parameter.data.copy_(values)
 
 
+def restore(hf: Any, folder: Path) -> None:
+    """An exported adapter's weights onto the model's, in fp32, bit for bit. Errors: CaiError(CORRUPT), no fit."""
+    theirs = _tensors(folder)
+    ours = {name.replace(f".{NAME}.", "."): parameter for name, parameter in lora_parameters(hf)}
+    odd = sorted(set(theirs) ^ set(ours)) or [n for n, p in ours.items() if theirs[n].shape != p.shape]
+    if odd:
+        raise CaiError(
+            f"{folder}: this adapter does not fit the recipe's [lora] ({odd[0]}). Remove it and its training folder.",
+            errors.CORRUPT,
+        )
+    for name, parameter in ours.items():
+        parameter.requires_grad_(True)
+        parameter.data = theirs[name].float().to(parameter.device)
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise CaiError(f"{folder}: the adapter cannot be read: {error}. Train it anew.", errors.CORRUPT) from None
+
+
 def require_fp32(hf: Any) -> None:
     """Every trained tensor is fp32, and only the adapter trains. Errors: CaiError(QUALITY)."""
     trained = [(name, p.dtype) for name, p in hf.named_parameters() if p.requires_grad]
@@ -61,14 +86,18 @@ def require_fp32(hf: Any) -> None:
         )
 
 
-def require_sound(hf: Any) -> None:
-    """Before export: all tensors finite, some B not zero. Errors: CaiError(QUALITY)."""
+def require_sound(hf: Any, start: Path | None = None) -> None:
+    """Before export: all tensors finite, some B not zero, some tensor not `start`'s. Errors: CaiError(QUALITY)."""
     tensors = list(lora_parameters(hf))
     broken = [name for name, p in tensors if not bool(torch.isfinite(p).all())]
     if broken:
         raise CaiError(f"adapter: {broken[0]} is not finite; nothing was exported", errors.QUALITY)
     if not any(bool(p.any()) for name, p in tensors if "lora_B" in name):
         raise CaiError("adapter: every lora_B is zero, training moved nothing; nothing was exported", errors.QUALITY)
+    if start is not None:
+        before = _tensors(start)
+        if all(torch.equal(p.detach().cpu(), before[name.replace(f".{NAME}.", ".")]) for name, p in tensors):
+            raise CaiError(f"adapter: DPO left {start.name} as it was, training moved nothing", errors.QUALITY)
 
 
 def export(hf: Any, target: Path, base_name: str) -> None:

@@ -1,7 +1,8 @@
-"""DPO again with the recipe's further seeds, from the same pairs: how much of a result is the seed's.
+"""Further trainings of DPO from the same pairs: the recipe's other seeds, and DPO without the SFT stage before it.
 
-Owns the folders (train/seed-N/, adapter-seed-N/) and eval/seeds.json; training itself is `cai.training.train`'s. The
-first seed is the run's own adapter and is not touched: it is back on the model when this ends.
+Owns the folders (train/seed-N/, adapter-seed-N/, train/direct/, adapter-direct/) and eval/seeds.json; training itself
+is `cai.training.train`'s. The first seed is the run's own adapter and is not touched: it is back on the model when this
+ends.
 """
 
 from __future__ import annotations
@@ -10,46 +11,79 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cai.metrics.figure import Measured
+from cai.recipe.settings import DpoSection
 from cai.run.context import Context
 from cai.store.files import write_json_atomic
 from cai.store.jsonl import Row
+from cai.training import sft
 from cai.training import train as training
 
 
-def train_seeds(context: Context, pairs: Sequence[Row], heldout: Sequence[Row]) -> dict[str, Measured]:
-    """Train every seed after the first that has no result yet; gives the figures of all of them."""
+def train_seeds(
+    context: Context, pairs: Sequence[Row], heldout: Sequence[Row], sound: Sequence[Row] = ()
+) -> dict[str, Measured]:
+    """Train every seed after the first that has no result yet; gives the figures of all of them.
+
+    Where DPO starts from SFT, each seed has an SFT stage of its own, on the same revisions and `sound` answers.
+    """
     run, recipe = context.run, context.recipe
     seeds, trained = recipe.dpo.seeds[1:], False
     for seed in seeds:
         folder, adapter = places(run.path, seed)
         if training.load_result(folder) is not None:
             continue
-        context.check_stop("before training")
-        model = context.model()
-        model.release()
-        context.progress.begin(f"train seed {seed}", 0, total=0, unit="step")
-        training.train(
-            model,
-            pairs,
-            heldout,
-            recipe.lora,
-            recipe.dpo,
-            folder,
-            prompt=context.prompts["policy"],
-            seed=seed,
-            event=run.event,
-            stopped=context.stopped,
-            progress=context.progress.training,
-            adapter=adapter,
-            health=recipe.health,
-        )
-        context.progress.end()
+        start = None
+        if recipe.dpo.start == "sft":
+            stage = adapter.with_name(f"adapter-sft-seed-{seed}")
+            start = sft.train_stage(context, pairs, sound, folder / "sft", stage, seed)
+        train_dpo(context, pairs, heldout, recipe.dpo, folder, adapter, seed, start, f"train seed {seed}")
         trained = True
     if trained:
         context.model().load_adapter(run.adapter, recipe.lora)
     figures = seed_figures(run.path, seeds)
     write_json_atomic(run.eval / "seeds.json", {"figures": {name: f.as_dict() for name, f in figures.items()}})
     return figures
+
+
+def train_direct(context: Context, pairs: Sequence[Row], heldout: Sequence[Row]) -> Path:
+    """adapter-direct/: DPO of these pairs from the base, beside a run whose DPO starts from SFT."""
+    run, recipe = context.run, context.recipe
+    folder, adapter = run.path / "train" / "direct", run.path / "adapter-direct"
+    if training.load_result(folder) is None:
+        dpo = recipe.dpo.model_copy(update={"start": "base"})
+        train_dpo(context, pairs, heldout, dpo, folder, adapter, recipe.dpo.seeds[0], None, "train direct", "direct")
+    return adapter
+
+
+def train_dpo(
+    context: Context, pairs: Sequence[Row], heldout: Sequence[Row], dpo: DpoSection, folder: Path, adapter: Path,
+    seed: int, start: Path | None, title: str, arm: str = "",
+) -> None:  # fmt: skip
+    """One more DPO with the run's own model, LoRA and watching; its adapter stays on the model.
+
+    `arm` stands in its events, which then are not taken for the run's own training.
+    """
+    context.check_stop("before training")
+    model = context.model()
+    model.release()
+    context.progress.begin(title, 0, total=0, unit="step")
+    training.train(
+        model,
+        pairs,
+        heldout,
+        context.recipe.lora,
+        dpo,
+        folder,
+        prompt=context.prompts["policy"],
+        seed=seed,
+        event=lambda kind, **fields: context.run.event(kind, **fields, **({"arm": arm} if arm else {})),
+        stopped=context.stopped,
+        progress=context.progress.training,
+        adapter=adapter,
+        health=context.recipe.health,
+        start=start,
+    )
+    context.progress.end()
 
 
 def places(run: Path, seed: int) -> tuple[Path, Path]:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,15 @@ def sums_of(folder: Path) -> dict[str, Any]:
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Make the folder durable and write COMPLETE.json by rename. `facts`: what it belongs to, and its micro-batch."""
+    """Make the folder durable and write COMPLETE.json by rename. `facts`: what it belongs to, and its micro-batch.
+
+    Hashed in a second thread while the disk writes: at 32B 3.2 GB, 2 to 3 s of hashing that end before most syncs do.
+    """
     try:
-        sync_tree(folder)
-        files = sums_of(folder)
+        with ThreadPoolExecutor(1) as pool:
+            sums = pool.submit(sums_of, folder)
+            sync_tree(folder)
+            files = sums.result()
     except OSError as error:
         raise io_error(folder, "sealing the checkpoint", error) from error
     write_json_atomic(folder / SEAL, {"v": 1, "files": files, **facts})

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer
+from trl.models.utils import _ForwardRedirection
 
 from cai import errors
 from cai.errors import CaiError, Stopped
 from cai.recipe.settings import DpoSection, HealthSection
-from cai.training import checkpoints
-from cai.training import health as signs
+from cai.training import checkpoints, heldout
 from cai.training.loss import Batch, Forward
 from cai.training.token_rows import PairRow
 
@@ -35,7 +35,8 @@ KEEP_CHECKPOINTS = 2
 class Plan:
     """Everything one attempt at training needs beside the model. `order`: row indexes, steps x effective batch.
 
-    `refs`: the reference's log-probs of each row; empty where the loss has no reference.
+    `refs`: the reference's log-probs of each row; empty where the loss has no reference. `weights`, `labels`: what each
+    row counts, and how sure its order is; None where the recipe asks for neither.
     """
 
     rows: Sequence[PairRow]
@@ -57,6 +58,10 @@ class Plan:
     health: HealthSection = field(default_factory=HealthSection)
     tolerance: float = 0.01
     log: list[dict[str, float]] = field(default_factory=list)
+    first_loss: float | None = None  # what it must be, where that is known
+    weights: Sequence[float] | None = None
+    labels: Sequence[float] | None = None
+    heldout: heldout.Heldout | None = None
 
 
 class Guarded(Trainer):
@@ -85,6 +90,15 @@ class Guarded(Trainer):
 
     def _collate(self, indexes: Sequence[int]) -> Batch:
         return self.plan.collate([self.plan.rows[i] for i in indexes])
+
+    def _through(self, model: Any, method: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+        """`method(*arguments)` inside the forward pass of `model`, the module that accelerate prepared.
+
+        Around several processes that is DistributedDataParallel, which joins gradients only of what passed through it:
+        called beside it, each process would train on its own pairs alone, without an error.
+        """
+        inner: Any = self.model
+        return method(*arguments) if model is inner else _ForwardRedirection()(model, inner, method, *arguments)
 
     def _add_loss(self, loss: torch.Tensor) -> None:
         """Keep the step's loss on the device; it is read once, in `_check_step`."""
@@ -161,6 +175,8 @@ class Guarded(Trainer):
                 errors.IO,
             ) from None
         checkpoints.prune(folder.parent, KEEP_CHECKPOINTS)
+        steps = [checkpoints.step_of(kept) for kept in checkpoints.found(folder.parent)]
+        heldout.prune(folder.parent, self.state.log_history, steps)
         self.plan.event("checkpoint", step=self.state.global_step)
 
     def stop_here(self) -> None:
@@ -170,72 +186,6 @@ class Guarded(Trainer):
         if step and checkpoints.fault(folder):
             self._save_checkpoint(self.model, None)
         raise Stopped(f"training stopped after step {step} of {self.plan.steps}; resume to go on.")
-
-
-class Watch(TrainerCallback):
-    """Asks `stopped()` between micro-batches and tells the progress.
-
-    At the end of a step transformers logs and saves after this callback, so a stop waits for both: a checkpoint made
-    before the step's log entry would lose it for good.
-    """
-
-    def __init__(self, trainer: Guarded) -> None:
-        self.trainer = trainer
-        self.stopping = False
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.trainer.plan.stopped():
-            self.trainer.stop_here()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        plan = self.trainer.plan
-        plan.progress(state.global_step, plan.steps)
-        if state.global_step < plan.steps and plan.stopped():
-            self.stopping = control.should_log = control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.stopping:
-            self.trainer.stop_here()
-
-
-class HealthWatch(TrainerCallback):
-    """Looks at the log after each step: a sign of ill health is an event once an attempt; one in `health.stop` ends it.
-
-    The log that it reads is restored with a checkpoint, so a resume judges what the run left alone would have judged.
-    """
-
-    def __init__(self, trainer: Guarded) -> None:
-        self.trainer = trainer
-        self.told: set[str] = set()
-        self.ending: signs.Sign | None = None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._ends(self._look(state)):
-            control.should_log = control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.ending:
-            raise CaiError(
-                f"training step {state.global_step}: {self.ending.text}. health.stop names it: the last checkpoint in "
-                f"{self.trainer.plan.folder} is sealed; cure it with --fork, or resume with --set health.stop=[].",
-                errors.QUALITY,
-            )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._look(state)
-
-    def _look(self, state: Any) -> list[signs.Sign]:
-        plan = self.trainer.plan
-        found = signs.in_log([entry for entry in state.log_history if "loss" in entry], plan.health)
-        for sign in found:
-            if sign.name not in self.told:
-                self.told.add(sign.name)
-                plan.event("health", step=state.global_step, sign=sign.name, value=sign.value, text=sign.text)
-        return found
-
-    def _ends(self, found: Sequence[signs.Sign]) -> bool:
-        self.ending = next((sign for sign in found if sign.name in self.trainer.plan.health.stop), None)
-        return self.ending is not None
 
 
 def arguments(plan: Plan, device: torch.device) -> dict[str, Any]:
@@ -261,7 +211,7 @@ def arguments(plan: Plan, device: torch.device) -> dict[str, Any]:
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,  # the filter turns a NaN loss into an average and trains on
-        save_strategy="steps",
+        save_strategy="no" if dpo.save_minutes else "steps",  # by time: callbacks.ClockSave
         save_steps=dpo.save_steps,
         save_total_limit=None,  # pruned after the seal, in _save_checkpoint
         report_to="none",

@@ -1,18 +1,21 @@
-"""Signs of ill health that a DPO training shows while it runs: read from its log, worded with their remedy. Pure.
+"""Signs of ill health that a DPO training shows, while it runs and after: worded with their remedy. Pure.
 
-Owns which signs there are and when one is there; `guarded.HealthWatch` asks after each step, `evaluate.health` says
-the same of the finished adapter. What is never tolerated (a non-finite step, a first loss that is not log 2) is
-`guarded`'s and `trainer`'s. Steps are noisy, so a sign is judged on the mean of the last `window` of them.
+Owns which signs there are and when one is there; `callbacks.HealthWatch` asks after each step, `evaluate.dpo_health`
+says the same of the finished adapter; that it barely moved, or too far, is read from figures that the caller measured.
+What is never tolerated (a non-finite step, a first loss that is not log 2) is `guards`' and `trainers`'. Steps are
+noisy, so a sign is judged on the mean of the last `window` of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cai.recipe.settings import HealthSection
 
 FALL = "logps/chosen_fall"  # log key: reference minus policy on the chosen text, nats a token
+HELDOUT = "heldout/loss"
 REMEDY = 'set dpo.loss_type = ["sigmoid", "sft"] (an SFT term on chosen), or a smaller learning rate'
 
 
@@ -46,19 +49,68 @@ def rising_loss(rise: float, health: HealthSection) -> Sign | None:
     return Sign("rising_loss", rise, f"{text}; lower dpo.learning_rate, or raise the effective batch")
 
 
+def heldout_rise(log: Sequence[Mapping[str, float]], health: HealthSection) -> Sign | None:
+    """The held-out loss, last against lowest: what is learnt of the training pairs alone."""
+    losses = [entry[HELDOUT] for entry in log if HELDOUT in entry]
+    rise = losses[-1] - min(losses) if losses else math.nan
+    if not rise > health.max_heldout_rise:
+        return None
+    text = f"the held-out loss rose by {rise:.3f} over its lowest (more than {health.max_heldout_rise:g})"
+    return Sign("heldout_rise", rise, f'{text}; set dpo.keep = "best", or fewer dpo.epochs')
+
+
+def barely_moved(margin: float, kl: float, same_answers: float, health: HealthSection) -> Sign | None:
+    """A finished adapter that is nearly its start. NaN for what was not measured.
+
+    `margin`: held-out, times beta. `kl`: nats a token from the base on neutral text. `same_answers`: share of fresh
+    greedy answers that are the start's, letter by letter.
+    """
+    signs = [
+        (margin < health.min_margin, f"held-out margin x beta {margin:.3f} (below {health.min_margin:g})"),
+        (kl < health.min_kl, f"KL {kl:.4f} nats a token (below {health.min_kl:g})"),
+        (
+            same_answers >= health.max_same_answers,
+            f"{same_answers:.0%} of the fresh answers unchanged ({health.max_same_answers:.0%} or more)",
+        ),
+    ]
+    seen = [text for there, text in signs if there]
+    if not seen:
+        return None
+    text = f"the adapter barely moved: {'; '.join(seen)}; raise dpo.learning_rate (LoRA bears 1e-5 to 5e-5), or train"
+    return Sign("barely_moved", float(len(seen)), f"{text} longer (dpo.max_steps, dpo.epochs)")
+
+
+def moved_too_far(kl: float, fall: float, health: HealthSection) -> Sign | None:
+    """A finished adapter that left the base's language. `fall`: nats a token that held-out chosen texts lost."""
+    signs = [
+        (kl > health.max_kl, f"KL {kl:.3f} nats a token (more than {health.max_kl:g})"),
+        (
+            fall > health.max_chosen_fall,
+            f"held-out chosen texts lost {fall:.2f} nats a token (more than {health.max_chosen_fall:g})",
+        ),
+    ]
+    seen = [text for there, text in signs if there]
+    if not seen:
+        return None
+    text = f"the adapter moved too far: {'; '.join(seen)}; lower dpo.learning_rate or raise dpo.beta"
+    return Sign("moved_too_far", float(len(seen)), f'{text}, and set dpo.loss_type = ["sigmoid", "sft"]')
+
+
 def in_log(log: Sequence[Mapping[str, float]], health: HealthSection) -> list[Sign]:
-    """The signs after the steps logged so far; none before the first whole window."""
-    if len(log) < health.window:
-        return []
-    recent = log[-health.window :]
+    """The signs after what was logged so far: of held-out entries, and of steps from the first whole window."""
+    held = heldout_rise(log, health)
+    steps = [entry for entry in log if "loss" in entry]
+    if len(steps) < health.window:
+        return [held] if held else []
+    recent = steps[-health.window :]
 
     def mean(key: str) -> float | None:
         values = [entry[key] for entry in recent if key in entry]
         return sum(values) / len(values) if values else None
 
-    found: list[Sign | None] = []
+    found: list[Sign | None] = [held]
     if (fall := mean(FALL)) is not None:
         found.append(displacement(fall, health))
-    if (loss := mean("loss")) is not None and "loss" in log[0]:
-        found.append(rising_loss(loss - log[0]["loss"], health))
+    if (loss := mean("loss")) is not None and "loss" in steps[0]:
+        found.append(rising_loss(loss - steps[0]["loss"], health))
     return [sign for sign in found if sign]

@@ -12,6 +12,7 @@ import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +21,13 @@ from cai import errors
 from cai.errors import CaiError, Stopped
 from cai.recipe.settings import DpoSection, HealthSection, LoraSection
 from cai.training import checkpoints, reference_logps
+from cai.training.heldout import Heldout
+from cai.training.labels import first_loss, label_probabilities, pair_weights
 from cai.training.scoring import to_device
 from cai.training.token_rows import PairRow, rows_sha, schedule, steps_of
 
 Objective = Literal["dpo", "sft"]  # pairs against a reference, or the likelihood of the revisions
 PINNED = ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "accelerate")
-UNTRAINED_KEYS = {"save_steps", "gradient_checkpointing", "first_loss_tolerance", "seeds"}
 BATCH_KEYS = {"batch_size", "gradient_accumulation"}
 
 
@@ -72,6 +74,9 @@ class Job:
     progress: Callable[[int, int], None]
     objective: Objective = "dpo"
     health: HealthSection = field(default_factory=HealthSection)
+    start: Path | None = None  # the adapter that training goes on with; None: a fresh one
+    heldout: Sequence[PairRow] = ()
+    heldout_refs: list[reference_logps.Logps] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         from cai.training.forward import layout_for
@@ -85,7 +90,8 @@ class Job:
             len(self.rows), max_steps=self.dpo.max_steps, epochs=self.dpo.epochs, effective_batch=self.effective
         )
         self.order = schedule(self.rows, steps=self.steps, effective_batch=self.effective, seed=self.seed)
-        settings = self.dpo.model_dump(mode="json", exclude=UNTRAINED_KEYS | BATCH_KEYS)
+        self.weights, self.labels = pair_weights(self.rows, self.dpo), label_probabilities(self.rows, self.dpo)
+        settings = {k: v for k, v in self.dpo.deciding().items() if k not in BATCH_KEYS}
         self.identity = {
             "rows": rows_sha(self.rows),
             "model": model_name(self.model),
@@ -97,6 +103,11 @@ class Job:
             "seed": self.seed,
             "versions": versions(),
         }
+        self.first_loss = first_loss(self.dpo, self.weights, self.order[: self.effective])
+        if self.start is not None:
+            self.identity["start"] = checkpoints.file_sha(self.start / "adapter_model.safetensors")
+        if self.weights is not None or self.labels is not None:
+            self.identity["margins"] = reference_logps.key_of(margins=[row.margin for row in self.rows])
 
     def run(self) -> tuple[Any, Shape, int]:
         """Attempts until one ends: (trainer, shape that worked, step resumed from)."""
@@ -151,16 +162,13 @@ class Job:
         return None, why
 
     def _train(self, shape: Shape, found: tuple[Path, dict[str, Any]] | None) -> Any:
-        from cai.training import (
-            adapter,  # torch from here on
-            forward,  # torch from here on
-        )
+        from cai.training import adapter, forward  # torch from here on
         from cai.training.guards import Plan
 
         hf = self.model.hf
-        adapter.reset(hf, self.seed)
+        self._begin()
         forward.set_checkpointing(hf, self.layout, shape.checkpointing)
-        refs = self._references(shape) if self.objective == "dpo" else []
+        refs = self._references(shape, self.rows, self.order) if self.objective == "dpo" else []
         if found:
             checkpoints.check_identity(found[0], found[1], self.identity)
             self.event("resume", checkpoint=found[0].name)
@@ -169,13 +177,14 @@ class Job:
             accumulation=shape.accumulation, checkpointing=shape.checkpointing and not self.layout.own_checkpointing,
             dpo=self.dpo, seed=self.seed, folder=self.folder, forward=self.layout.forward,
             collate=self.layout.collate, event=self.event, stopped=self.stopped, progress=self.progress,
-            health=self.health,
+            health=self.health, weights=self.weights, labels=self.labels, heldout=self._heldout(shape),
+            first_loss=self.first_loss,
             tolerance=first_loss_tolerance(self.dpo, refs, self.order[: self.effective if refs else 0], str(hf.dtype)),
             seal_facts={"identity": self.identity, "micro_batch": shape.micro_batch,
                         "accumulation": shape.accumulation, "gradient_checkpointing": shape.checkpointing},
         )  # fmt: skip
         trainer = self._trainer()(hf, self.model.hf_tokenizer, plan, self.model.device)
-        adapter.reset(hf, self.seed)  # TRL's constructor casts the adapter of a 4-bit model to bf16
+        self._begin()  # TRL's constructor casts the adapter of a 4-bit model to bf16
         adapter.require_fp32(hf)
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
         adapter.require_fp32(hf)
@@ -190,40 +199,67 @@ class Job:
 
         return PairTrainer
 
-    def _references(self, shape: Shape) -> list[reference_logps.Logps]:
-        """From the cache, or computed with the fresh adapter (B = 0) in this attempt's micro-batches."""
-        key = reference_logps.key_of(identity=self.identity, order=self.order, micro_batch=shape.micro_batch,
-                               layout=self.layout.name, checkpointing=shape.checkpointing)  # fmt: skip
-        refs = reference_logps.cached(self.folder, key)
+    def _begin(self) -> None:
+        """The adapter as it stands before the first step, and as the reference is computed with."""
+        from cai.training import adapter
+
+        if self.start is None:
+            adapter.reset(self.model.hf, self.seed)
+        else:
+            adapter.restore(self.model.hf, self.start)
+
+    def _heldout(self, shape: Shape) -> Heldout | None:
+        if not self.heldout or not (self.dpo.eval_steps or self.start):
+            return None
+        every = range(len(self.heldout))
+        self.heldout_refs = self._references(shape, self.heldout, every, reference_logps.HELDOUT)
+        return Heldout(
+            self.heldout, self.heldout_refs, self.dpo.eval_steps, self.dpo.keep == "best", model_name(self.model),
+            self.layout.reference_with_grad,
+        )  # fmt: skip
+
+    def _references(
+        self, shape: Shape, rows: Sequence[PairRow], order: Sequence[int], name: str = reference_logps.NAME
+    ) -> list[reference_logps.Logps]:
+        """From the cache, or computed with the adapter as it begins, in this attempt's micro-batches."""
+        more = {} if rows is self.rows else {"heldout": rows_sha(rows)}
+        key = reference_logps.key_of(identity=self.identity, order=list(order), micro_batch=shape.micro_batch,
+                               layout=self.layout.name, checkpointing=shape.checkpointing, **more)  # fmt: skip
+        refs = reference_logps.cached(self.folder, key, name)
         if refs is not None:
             return refs
         began = time.monotonic()
         self.model.hf.train()
-        refs = reference_logps.compute(self.order, len(self.rows), shape.micro_batch, self._score, self.stopped)
+        refs = reference_logps.compute(order, len(rows), shape.micro_batch, partial(self._score, rows), self.stopped)
         if refs is None:
             raise Stopped("training stopped while the reference was computed; resume to go on.")
-        reference_logps.store(self.folder, key, refs, set(self.order))
-        self.event("reference", pairs=len(set(self.order)), seconds=time.monotonic() - began)
+        reference_logps.store(self.folder, key, refs, set(order), name)
+        self.event("reference", pairs=len(set(order)), seconds=time.monotonic() - began)
         return refs
 
-    def _score(self, group: Sequence[int]) -> list[reference_logps.Logps]:
+    def _score(self, rows: Sequence[PairRow], group: Sequence[int]) -> list[reference_logps.Logps]:
         import torch
 
         from cai.training.loss import sequence_logps
 
-        batch = to_device(self.layout.collate([self.rows[i] for i in group]), self.model.device)
+        batch = to_device(self.layout.collate([rows[i] for i in group]), self.model.device)
         with self.model.adapter(True), torch.set_grad_enabled(self.layout.reference_with_grad):
-            sums = sequence_logps(self.model.hf, batch, self.layout.forward)[0].detach()
+            sums = sequence_logps(self.model.hf, batch, self.layout.forward, self.dpo.ld_alpha)[0].detach()
         return [(chosen, rejected) for chosen, rejected in sums.T.tolist()]
 
 
 def first_loss_tolerance(
     dpo: DpoSection, refs: Sequence[reference_logps.Logps], first: Sequence[int], dtype: str
 ) -> float:
-    """The recipe's, or more where long completions make rounding larger: beta/2 x relative step x mean |sum|."""
+    """The recipe's, or more where long completions make rounding larger: slope x relative step x mean |sum|.
+
+    At equal models sigmoid falls by beta/2 a nat; of the others none falls faster than 2 / (1 - 2 label_smoothing)
+    times that.
+    """
     step = 2.0**-20 if "float32" in dtype else 2.0**-12
     size = sum(abs(refs[i][0]) + abs(refs[i][1]) for i in first) / max(1, len(first))
-    return max(dpo.first_loss_tolerance, 0.5 * dpo.beta * step * size)
+    steeper = 1.0 if dpo.loss_type == ("sigmoid",) else 2.0 * len(dpo.loss_type) / (1.0 - 2.0 * dpo.label_smoothing)
+    return max(dpo.first_loss_tolerance, 0.5 * dpo.beta * steeper * step * size)
 
 
 def model_name(model: Any) -> str:

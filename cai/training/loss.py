@@ -11,12 +11,14 @@ optimiser, nor which adapter is active. Invariant: full-vocabulary logits exist 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 
+from cai.engine.generate import logits_fp32
 from cai.errors import CaiError
+from cai.recipe.settings import LossName
 from cai.training.token_rows import PairRow
 
 CHUNK_BYTES = 256 * 2**20  # fp32 logits of one chunk
@@ -81,7 +83,7 @@ class TokenLogps(torch.autograd.Function):
         for start in range(0, hidden_NH.shape[0], chunk):
             part = slice(start, start + chunk)
             target = target_N[part]
-            logits = F.linear(hidden_NH[part], weight_VH, bias_V).float()
+            logits = logits_fp32(hidden_NH[part], weight_VH, bias_V)
             logsum = torch.logsumexp(logits, dim=-1)
             logps_N[part] = logits.gather(1, target[:, None]).squeeze(1) - logsum
             if slope_NH is not None:
@@ -110,14 +112,30 @@ def head_of(hf: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     return head.weight, getattr(head, "bias", None)
 
 
-def sequence_logps(hf: Any, batch: Batch, forward: Forward = padded_forward) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of completion log-probabilities, natural log, fp32 -> (logps_2B as [2, B], logps_N of every token)."""
+def sequence_logps(
+    hf: Any, batch: Batch, forward: Forward = padded_forward, ld_alpha: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of completion log-probabilities, natural log, fp32 -> (logps_2B as [2, B], logps_N of every token).
+
+    `ld_alpha`: what tokens beyond the length that both completions have count in a sum (LD-DPO, Liu et al. 2024).
+    """
     weight_VH, bias_V = head_of(hf)
     hidden_NH = forward(hf, batch).to(weight_VH.dtype)
     chunk = max(16, CHUNK_BYTES // (4 * weight_VH.shape[0]))
     logps_N = TokenLogps.apply(hidden_NH, weight_VH, bias_V, batch["target_N"], chunk)
-    sums_S = torch.stack([part.sum() for part in logps_N.split(batch["lengths_S"])])
+    parts = logps_N.split(batch["lengths_S"])
+    if ld_alpha == 1.0:
+        sums_S = torch.stack([part.sum() for part in parts])
+    else:
+        cuts = shared_lengths(batch["lengths_S"])
+        sums_S = torch.stack([p[:n].sum() + ld_alpha * p[n:].sum() for p, n in zip(parts, cuts, strict=True)])
     return sums_S.view(2, -1), logps_N
+
+
+def shared_lengths(lengths_S: Sequence[int]) -> list[int]:
+    """For each sequence the tokens that both completions of its pair have."""
+    pairs = len(lengths_S) // 2
+    return [min(a, b) for a, b in zip(lengths_S[:pairs], lengths_S[pairs:], strict=True)] * 2
 
 
 def pair_loss(
@@ -129,27 +147,70 @@ def pair_loss(
     beta: float,
     loss_type: Sequence[str],
     loss_weights: Sequence[float],
+    label_smoothing: float = 0.0,
+    weights_B: torch.Tensor | None = None,
+    labels_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean loss of the micro-batch, TRL 1.15's formulas (trl/trainer/dpo_trainer.py, `_compute_loss`).
 
-    sigmoid: -log sigmoid(beta * delta), Rafailov et al. 2023, eq. 7 · hinge: max(0, 1 - beta * delta) ·
-    ipo: (delta of per-token means - 1 / (2 beta))^2, Azar et al. 2023 · sft: mean NLL of the chosen tokens.
-    delta = (policy - reference) of chosen minus the same of rejected.
+    `weights_B`: what each pair counts. `labels_B`: the probability that the chosen text is the better one; the loss is
+    then expected over both orders (Mitchell 2023, cDPO; Bai et al. 2022, section 4.1). `sft` is the mean NLL of the
+    chosen tokens and has no other order.
     """
     scores_2B = logps_2B - ref_2B
-    delta_B = scores_2B[0] - scores_2B[1]
     total = logps_2B.new_zeros(())
     for name, weight in zip(loss_type, loss_weights or [1.0] * len(loss_type), strict=True):
-        if name == "sigmoid":
-            value = -F.logsigmoid(beta * delta_B).mean()
-        elif name == "hinge":
-            value = torch.relu(1 - beta * delta_B).mean()
-        elif name == "ipo":
-            means_2B = scores_2B / torch.tensor(lengths_S, device=scores_2B.device).view(2, -1)
-            value = ((means_2B[0] - means_2B[1] - 1 / (2 * beta)) ** 2).mean()
-        elif name == "sft":
-            value = -logps_N[: sum(lengths_S[: len(lengths_S) // 2])].mean()
+        if name == "sft":
+            value = chosen_nll(logps_N, lengths_S, weights_B)
         else:
-            raise CaiError(f"dpo.loss_type: {name}: unknown. Known: sigmoid, hinge, ipo, sft.")
+            value_B = order_loss(name, scores_2B, lengths_S, beta, label_smoothing)
+            if labels_B is not None:
+                pairs = len(lengths_S) // 2
+                swapped = [*lengths_S[pairs:], *lengths_S[:pairs]]
+                other_B = order_loss(name, scores_2B.flip(0), swapped, beta, label_smoothing)
+                value_B = labels_B * value_B + (1 - labels_B) * other_B
+            value = (value_B if weights_B is None else weights_B * value_B).mean()
         total = total + weight * value
     return total
+
+
+def order_loss(
+    name: str, scores_2B: torch.Tensor, lengths_S: Sequence[int], beta: float, smoothing: float
+) -> torch.Tensor:
+    """Loss of each pair, the first row of `scores_2B` (policy - reference, summed) taken as the better one -> [B].
+
+    With x = beta * (chosen - rejected) and means over the tokens of each text where it says so:
+    sigmoid: -log sigmoid(x), Rafailov et al. 2023, eq. 7 · sigmoid_norm: the same of the means, Lambert et al. 2024
+    (Tulu 3) · robust: sigmoid with a known share of wrong labels taken out, Chowdhury et al. 2024 ·
+    hinge: max(0, 1 - x) · ipo: (difference of means - 1 / (2 beta))^2, Azar et al. 2023 ·
+    apo_zero, apo_down: D'Oosterlinck et al. 2024, eq. 7 and 8.
+    """
+    chosen_B, rejected_B = scores_2B
+    delta_B = chosen_B - rejected_B
+    if name == "sigmoid":
+        return -F.logsigmoid(beta * delta_B)
+    if name == "hinge":
+        return torch.relu(1 - beta * delta_B)
+    if name in ("ipo", "sigmoid_norm"):
+        means_2B = scores_2B / torch.tensor(lengths_S, device=scores_2B.device).view(2, -1)
+        if name == "ipo":
+            return (means_2B[0] - means_2B[1] - 1 / (2 * beta)) ** 2
+        return -F.logsigmoid(beta * (means_2B[0] - means_2B[1]))
+    if name == "robust":
+        right_B = -(1 - smoothing) * F.logsigmoid(beta * delta_B)
+        return (right_B + smoothing * F.logsigmoid(-beta * delta_B)) / (1 - 2 * smoothing)
+    if name == "apo_zero":
+        return 1 - torch.sigmoid(beta * chosen_B) + torch.sigmoid(beta * rejected_B)
+    if name == "apo_down":
+        return torch.sigmoid(beta * chosen_B) + 1 - torch.sigmoid(beta * delta_B)
+    raise CaiError(f"dpo.loss_type: {name}: unknown. Known: {', '.join(get_args(LossName))}.")
+
+
+def chosen_nll(logps_N: torch.Tensor, lengths_S: Sequence[int], weights_B: torch.Tensor | None) -> torch.Tensor:
+    """Minus the mean log-probability of the chosen texts' tokens."""
+    lengths_B = list(lengths_S[: len(lengths_S) // 2])
+    chosen = logps_N[: sum(lengths_B)]
+    if weights_B is None:
+        return -chosen.mean()
+    sums_B = torch.stack([part.sum() for part in chosen.split(lengths_B)])
+    return -(weights_B * sums_B).sum() / sum(lengths_B)

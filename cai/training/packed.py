@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from cai.training.adapter import NAME
 from cai.training.attention import attend, attention_index
@@ -25,7 +26,8 @@ from cai.training.kernels import rms_norm, rms_norm_backward, rotate, swiglu, sw
 from cai.training.loss import Batch, base_of
 from cai.training.token_rows import PairRow
 
-SHAPES = {"llama", "qwen2", "mistral"}
+PLAIN_ROPE = ("default", "linear", "llama3", "yarn")  # whose frequencies do not hang on the length of the text
+SHAPES = {"llama", "qwen2", "qwen3", "mistral"}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -87,8 +89,9 @@ def refusal(hf: Any) -> str | None:
     rope = getattr(config, "rope_parameters", None) or {}
     if config.model_type not in SHAPES:
         return f"model type {config.model_type}"
-    if rope.get("rope_type", "default") != "default" or getattr(config, "hidden_act", "") != "silu":
-        return "another rotary embedding or activation"
+    kind, part = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
+    if kind not in PLAIN_ROPE or part != 1.0 or getattr(config, "hidden_act", "") != "silu":
+        return f"another rotary embedding or activation ({kind}, {part:g} of a head, {config.hidden_act})"
     if getattr(config, "use_sliding_window", False) or (
         config.model_type == "mistral" and getattr(config, "sliding_window", None)
     ):
@@ -128,11 +131,7 @@ class PackedForward:
         x_TH = F.embedding(batch["ids_T"], model.embed_tokens.weight)
         layers = [{name: self._projection(m, x_TH.dtype) for name, m in _modules(la).items()} for la in model.layers]
         self._refresh()
-        half = head_width(config) // 2
-        theta = config.rope_parameters["rope_theta"]
-        inverse = theta ** (-torch.arange(half, device=x_TH.device, dtype=torch.float32) / half)
-        angles = batch["positions_T"][:, None].float() * inverse
-        rope = (angles.cos(), angles.sin())
+        rope = rotary(config, batch["positions_T"])
         for i, (layer, (parts, trained)) in enumerate(zip(model.layers, map(_split, layers), strict=True)):
             arguments = (layer, config, x_TH, rope, batch, adapted, parts, trained)
             if i < self.checkpoint_layers and torch.is_grad_enabled():
@@ -158,6 +157,21 @@ class PackedForward:
 
 def _split(layer: Any) -> tuple[dict[str, Projection], dict[str, list[torch.nn.Parameter]]]:
     return {name: p for name, (p, _) in layer.items()}, {name: trained for name, (_, trained) in layer.items()}
+
+
+def rotary(config: Any, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of each token's position, [T, D/2] in fp32; scaled kinds by transformers' own formulas."""
+    parameters, scale = config.rope_parameters, 1.0
+    kind = parameters.get("rope_type", "default")
+    if kind == "default":
+        half = head_width(config) // 2
+        exponent = torch.arange(half, device=positions_T.device, dtype=torch.float32) / half
+        inverse = parameters["rope_theta"] ** -exponent
+    else:
+        inverse, scale = ROPE_INIT_FUNCTIONS[kind](config, positions_T.device)
+    angles = positions_T[:, None].float() * inverse
+    cos, sin = angles.cos(), angles.sin()
+    return (cos, sin) if scale == 1.0 else (cos * scale, sin * scale)
 
 
 def head_width(config: Any) -> int:
@@ -187,11 +201,20 @@ def _layer(
     q, k, v = _NormLinears.apply(x_TH, norm1.weight, _eps(norm1), qkv, adapted, *qkv_trained)
     width = head_width(config)
     q_TND, k_TND, v_TND = (t.view(t.shape[0], -1, width) for t in (q, k, v))
+    q_TND, k_TND = (_head_norm(layer.self_attn, name, t) for name, t in (("q_norm", q_TND), ("k_norm", k_TND)))
     a_TH = attend(_Rope.apply(q_TND, *rope), _Rope.apply(k_TND, *rope), v_TND, batch).flatten(1)
     out, out_trained = group("o_proj")
     x_TH = _OutLinear.apply(a_TH, x_TH, out, adapted, *out_trained)
     mlp, mlp_trained = group("gate_proj", "up_proj", "down_proj")
     return _Mlp.apply(x_TH, norm2.weight, _eps(norm2), mlp, adapted, *mlp_trained)
+
+
+def _head_norm(attention: Any, name: str, x_TND: torch.Tensor) -> torch.Tensor:
+    """Qwen3's RMSNorm of each head before the rotation; other families have none."""
+    norm = getattr(attention, name, None)
+    if norm is None:
+        return x_TND
+    return _Norm.apply(x_TND.reshape(-1, x_TND.shape[-1]), norm.weight, _eps(norm)).view(x_TND.shape)
 
 
 # --- linears with LoRA: y = x W' + bias + s (x A') B'
@@ -210,6 +233,8 @@ def _linear_backward(
     dy: torch.Tensor, x: torch.Tensor, xa: torch.Tensor, part: Projection, dx: torch.Tensor | None, wants_dx: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """(dx added to the given one, dA, dB); gradients of A and B in fp32."""
+    # y = x W' + b + s (x A') B'  =>  dA = s (dy B)' x,  dB = s dy' (x A'),  dx = dy W + s (dy B) A;  W is frozen
+    # s (dy B), [T, R], is made once for dA and dx, and its part of dx is added in place: no second [T, H].
     dyb = (dy @ part.b).mul_(part.scale)  # [T, R]
     d_a = (dyb.t() @ x).float()
     d_b = (dy.t() @ xa).mul_(part.scale).float()
@@ -229,6 +254,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad):  # type: ignore[override]
+        # y = w x r, r = (mean(x^2) + eps)^-1/2  =>  dx = r (w dy - x r^2 mean(w dy x)).  w is frozen: no dw.
         x, weight = ctx.saved_tensors
         return rms_norm_backward(grad.contiguous(), x, weight, ctx.eps, None), None, None
 
@@ -241,6 +267,7 @@ class _Rope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad):  # type: ignore[override]
+        # y = R x with R orthogonal  =>  dx = R' dy: the rotation by the negative angle; x need not be kept
         return rotate(grad.contiguous(), *ctx.rope, inverse=True), None, None
 
 
@@ -258,6 +285,9 @@ class _NormLinears(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads):  # type: ignore[override]
+        # y_i = linear_i(h), h = norm(x)  =>  dh = sum_i dlinear_i(dy_i), then dx = dnorm(dh). h is made again from x:
+        # [T, H] a layer that is not kept. Where x needs no gradient (the
+        # first layer: embeddings are frozen) neither dh nor dx is made.
         x, weight, *xas = ctx.saved_tensors
         h, dh, d_trained = rms_norm(x, weight, ctx.eps), None, []
         wants_dx = ctx.needs_input_grad[0]
@@ -281,6 +311,7 @@ class _OutLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad):  # type: ignore[override]
+        # y = residual + linear(a)  =>  dresidual = dy, da = dlinear(dy)
         a_TH, xa = ctx.saved_tensors
         grad = grad.contiguous()
         dx, d_a, d_b = _linear_backward(grad, a_TH, xa, ctx.part, None, True)
@@ -304,6 +335,10 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad):  # type: ignore[override]
+        # y = x + down(m), m = silu(g) u, g = gate(h), u = up(h), h = norm(x)
+        # dm = dy W_d + s (dy B_d) A_d;  dg = dm u silu'(g), silu'(g) = sig(g) (1 + g (1 - sig(g)));  du = dm silu(g)
+        # dh = dgate(dg) + dup(du);  dx = dnorm(dh) + dy (the residual, added by rms_norm_backward)
+        # m comes back from swiglu_backward for dA, dB of `down`: not kept, and freed with dm before h is made again
         x, weight, g, u, xa_g, xa_u, xa_d = ctx.saved_tensors
         gate, up, down = ctx.parts
         grad = grad.contiguous()

@@ -1,9 +1,10 @@
 """The reference model's log-probabilities, computed once and kept beside the checkpoints.
 
-The reference is the policy before its first step: the adapter is in place and its B matrices are zero, so reference and
-policy run through the very same kernels in the very same micro-batches and the first DPO loss is log 2 to the last
-bit. (Other kernels differ by rounding: 0.07% of a sum of 6,000 nats is a margin of 0.4.) TRL's own cache hashes all
-weights through the CPU, 20-40 s at 32B; this one is keyed by what they are called, the data and the batches.
+The reference is the policy before its first step: the adapter is in place and its B matrices are zero (or all are the
+SFT stage's, where DPO starts from that), so reference and policy run through the very same kernels in the very same
+micro-batches and the first DPO loss is log 2 to the last bit. (Other kernels differ by rounding: 0.07% of a sum of
+6,000 nats is a margin of 0.4.) TRL's own cache hashes all weights through the CPU, 20-40 s at 32B; this one is keyed by
+what they are called, the data and the batches.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cai.errors import CaiError
 from cai.store.files import write_json_atomic
 
 NAME = "reference.json"
+HELDOUT = "heldout-reference.json"
 Logps = tuple[float, float]  # sums of chosen, rejected
 
 
@@ -30,10 +32,10 @@ def key_of(**facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def cached(folder: Path, key: str) -> list[Logps] | None:
+def cached(folder: Path, key: str, name: str = NAME) -> list[Logps] | None:
     """The cached values, or None where there are none, they are damaged or belong to other data."""
     try:
-        value = orjson.loads((folder / NAME).read_bytes())
+        value = orjson.loads((folder / name).read_bytes())
         if value["key"] != key:
             return None
         return [(float("nan"), float("nan")) if entry is None else (entry[0], entry[1]) for entry in value["logps"]]
@@ -62,14 +64,14 @@ def compute(
     return [entry or (float("nan"), float("nan")) for entry in found]
 
 
-def store(folder: Path, key: str, logps: Sequence[Logps], visited: set[int]) -> None:
+def store(folder: Path, key: str, logps: Sequence[Logps], visited: set[int], name: str = NAME) -> None:
     """Write the cache atomically; a non-finite value of a visited row ends the run (exit 6)."""
     bad = [i for i in sorted(visited) if not all(map(math.isfinite, logps[i]))]
     if bad:
         raise CaiError(
-            f"{folder / NAME}: the reference log-probability of pair {bad[0]} is not finite: the loaded model is "
+            f"{folder / name}: the reference log-probability of pair {bad[0]} is not finite: the loaded model is "
             "broken (wrong quantisation or damaged weights). Run --doctor.",
             errors.QUALITY,
         )
     values = [list(entry) if i in visited else None for i, entry in enumerate(logps)]
-    write_json_atomic(folder / NAME, {"v": 1, "key": key, "logps": values})
+    write_json_atomic(folder / name, {"v": 1, "key": key, "logps": values})

@@ -1,6 +1,7 @@
-"""The SFT arm: the run's LoRA trained on the revisions alone, beside DPO's, so that the report says what DPO adds.
+"""SFT on the revisions: an arm beside DPO, so that the report says what DPO adds, or the stage that DPO starts from.
 
-Owns its inputs file and its order: train on the one loaded base (train/sft/, adapter-sft/), measure, eval/sft.json.
+Owns its inputs file and its order: train on the one loaded base (train/sft/, adapter-sft/), measure, eval/sft.json. As
+a first stage (`dpo.start = "sft"`) it also reads sound answers that the caller hands in: rows of `prompt`, `chosen`.
 Training is `cai.training.train`'s, measuring `cai.evaluate.arms`'s. Invariant: the run's own adapter, its score log and
 its figures keep their bytes whether this arm is on or off.
 """
@@ -23,33 +24,48 @@ from cai.terminal import say
 from cai.training import train as training
 
 INPUTS = "inputs.json"
-UNTRAINED = ("save_steps", "gradient_checkpointing", "first_loss_tolerance", "seeds", "beta")
 
 
-def train_arm(context: Context, pairs: Sequence[Row]) -> Path:
+def start_of(context: Context, pairs: Sequence[Row], sound: Sequence[Row] = ()) -> Path | None:
+    """What `train` wants as `start`: None for the base, else adapter-sft/ of these revisions and answers.
+
+    `sound`: rows with `item`, `prompt` and `chosen`, answers that no principle objects to. Killed anywhere, the same
+    call goes on where it was; its adapter is DPO's start and the reference's.
+    """
+    return train_arm(context, pairs, sound) if context.recipe.dpo.start == "sft" else None
+
+
+def train_arm(context: Context, pairs: Sequence[Row], sound: Sequence[Row] = ()) -> Path:
     """adapter-sft/ of these pairs' revisions: trained, resumed, or found finished."""
-    run, recipe = context.run, context.recipe
-    folder = run.sft_train
-    settle_inputs(folder, run.sft_adapter, inputs(context, pairs))
+    run = context.run
+    return train_stage(context, pairs, sound, run.sft_train, run.sft_adapter, context.recipe.dpo.seeds[0])
+
+
+def train_stage(
+    context: Context, pairs: Sequence[Row], sound: Sequence[Row], folder: Path, adapter: Path, seed: int
+) -> Path:
+    """The same into any folder and from any seed."""
+    recipe = context.recipe
+    settle_inputs(folder, adapter, inputs(context, pairs, sound, seed))
     if training.load_result(folder) is not None:
-        return run.sft_adapter
+        return adapter
     context.check_stop("before training the SFT arm")
     model = context.model()
     model.release()
     context.progress.begin("train sft", 0, total=0, unit="step")
     result = training.train(
         model,
-        pairs,
+        [*pairs, *({**row, "rejected": ""} for row in sound)],
         [],
         recipe.lora,
         recipe.sft.recipe(recipe.dpo),
         folder,
         prompt=context.prompts["policy"],
-        seed=recipe.dpo.seeds[0],
-        event=lambda kind, **fields: run.event(kind, **{**fields, "arm": "sft"}),
+        seed=seed,
+        event=lambda kind, **fields: context.run.event(kind, **{**fields, "arm": "sft"}),
         stopped=context.stopped,
         progress=context.progress.training,
-        adapter=run.sft_adapter,
+        adapter=adapter,
         objective="sft",
     )
     context.progress.end()
@@ -57,24 +73,30 @@ def train_arm(context: Context, pairs: Sequence[Row]) -> Path:
         f"train sft: {result.steps} steps on {result.pairs} revisions in {result.seconds:.0f} s, "
         f"first loss {result.first_loss:.4f}, last {result.last_loss:.4f}"
     )
-    return run.sft_adapter
+    return adapter
 
 
-def inputs(context: Context, pairs: Sequence[Row]) -> dict[str, str]:
+def inputs(context: Context, pairs: Sequence[Row], sound: Sequence[Row], seed: int) -> dict[str, str]:
     """Everything the arm's adapter depends on: name -> value."""
     recipe = context.recipe
-    rows = orjson.dumps([[pair["prompt"], pair["chosen"]] for pair in pairs])
-    settings = recipe.sft.recipe(recipe.dpo).model_dump(mode="json", exclude=set(UNTRAINED))
+    settings = {k: v for k, v in recipe.sft.recipe(recipe.dpo).deciding().items() if k != "beta"}
+    answers = {"sound": _texts_sha(sound)} if sound else {}
     return {
-        "revisions": hashlib.sha256(rows).hexdigest()[:16],
+        "revisions": _texts_sha(pairs),
+        **answers,
         "prompts/policy.yaml": context.prompts["policy"].sha,
         "model.name": recipe.model.name,
         "model.revision": recipe.model.revision,
         "model.quantization": recipe.model.quantization,
-        "seed": str(recipe.dpo.seeds[0]),
+        "seed": str(seed),
         **flatten(recipe.lora.model_dump(mode="json"), "lora."),
         **flatten(settings, "sft."),
     }
+
+
+def _texts_sha(rows: Sequence[Row]) -> str:
+    texts = orjson.dumps([[row["prompt"], row["chosen"]] for row in rows])
+    return hashlib.sha256(texts).hexdigest()[:16]
 
 
 def settle_inputs(folder: Path, adapter: Path, now: Mapping[str, str]) -> None:

@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from cai.training.guards import Guarded, Plan, Watch, arguments
+from cai.training.callbacks import callbacks_of
+from cai.training.guards import Guarded, Plan, arguments
 from cai.training.loss import Batch, sequence_logps
 
 
@@ -33,13 +34,16 @@ class RevisionTrainer(Guarded, SFTTrainer):
             processing_class=tokenizer,
             data_collator=plan.collate,  # without one TRL sets the pad token of tokenizer and model, which others use
             train_dataset=Dataset.from_dict(stand_in),
-            callbacks=[Watch(self)],
+            callbacks=callbacks_of(self),
         )
         self._settle(base, own_forward)
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
+        return self._through(model, self._revision_loss, inputs)
+
+    def _revision_loss(self, inputs: Batch) -> torch.Tensor:
         _, logps_N = sequence_logps(self.model, inputs, self.plan.forward)
         # transformers divides by the micro-batches of the step
         loss = -logps_N.sum() * (self.current_gradient_accumulation_steps / self._tokens_of_step())

@@ -20,7 +20,8 @@ from cai.metrics.wordings import has_control_token
 class PairRow:
     """One pair as token ids. `chosen_ids` and `rejected_ids` end with the end token unless they were cut.
 
-    Without `rejected_ids` it is prompt -> chosen, as supervised training reads it.
+    Without `rejected_ids` it is prompt -> chosen, as supervised training reads it. `margin`: log-odds of the label
+    check that the chosen text is the better one; None where no check was made.
     """
 
     item: int
@@ -29,6 +30,7 @@ class PairRow:
     rejected_ids: tuple[int, ...]
     truncated: bool = False
     flagged: bool = False
+    margin: float | None = None
 
     @property
     def tokens(self) -> int:
@@ -78,9 +80,15 @@ def tokenize_pairs(
                 rejected_ids=tuple(rejected[:room]),
                 truncated=max(len(chosen), len(rejected)) > room,
                 flagged=any(has_control_token(pair[key], own) for key in ("prompt", "chosen", "rejected")),
+                margin=_number(pair.get("margin")),
             )
         )
     return PairRows(rows, too_long)
+
+
+def _number(value: Any) -> float | None:
+    """A margin as it stands in a row of a file: a number, or nothing that counts as one."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def revisions_only(found: PairRows, eos: int) -> PairRows:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cai import errors
 from cai.errors import CaiError
 from cai.recipe.settings import DpoSection, HealthSection, LoraSection
 from cai.store.files import write_json_atomic
-from cai.training import checkpoints, fake_training
+from cai.training import checkpoints, fake_training, heldout
 from cai.training import health as signs
 from cai.training.job import Job, Objective, empty_cache, model_name
 from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
@@ -40,7 +41,12 @@ WATCHED = HealthSection()
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training left. `log`: one dict an optimizer step: loss, grad_norm, learning_rate, rewards, log-probs."""
+    """What training left. `log`: one dict an optimizer step: loss, grad_norm, learning_rate, rewards, log-probs.
+
+    `heldout`: of the finished adapter against what DPO began from; `heldout_log`: the same while training, each
+    `dpo.eval_steps`. `kept_step`: the step whose weights the adapter is, 0 where they are the last one's.
+    `expected_first_loss`: None where it hangs on the texts.
+    """
 
     adapter: Path
     steps: int
@@ -58,6 +64,9 @@ class TrainResult:
     seconds: float = 0.0
     resumed_from: int = 0
     peak_gib: float = 0.0
+    heldout_log: list[dict[str, float]] = field(default_factory=list, repr=False)
+    kept_step: int = 0
+    expected_first_loss: float | None = math.log(2)
 
 
 def train(
@@ -76,12 +85,15 @@ def train(
     adapter: Path | None = None,
     objective: Objective = "dpo",
     health: HealthSection = WATCHED,
+    start: Path | None = None,
 ) -> TrainResult:
     """Train until the recipe's steps are done; resumes from the newest sound checkpoint in `folder`.
 
     `prompt`: the loaded prompts/policy.yaml. `adapter`: where the PEFT folder goes, by default beside `folder`.
     `objective`: "sft" reads the chosen texts only, with TRL's SFTTrainer. The adapter is on the model afterwards.
-    `health`: what is watched of DPO, and which signs end it.
+    `health`: what is watched of DPO, and which signs end it. `start`: the SFT stage's adapter folder, where
+    `dpo.start = "sft"`: DPO trains those very weights on, with what they are now as the reference.
+    `heldout_pairs`: scored at the end, and each `dpo.eval_steps` on the way.
     Errors: Stopped (75) after a graceful stop; CaiError QUALITY (6) for a wrong first loss, a non-finite step, a sign
     in `health.stop` or no pair to train on; DRIFT (3) for checkpoints of other settings; CORRUPT (5) for a hostile
     checkpoint; IO (74).
@@ -90,14 +102,18 @@ def train(
     adapter = adapter or folder.parent / "adapter"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _remove_halves(folder, adapter)
+    _check_start(dpo, lora, start)
     tokenized = _tokenized(model, pairs, prompt, dpo, objective, health, event)
+    watched = _heldout_rows(model, heldout_pairs, prompt, dpo)
     model.to_lora(lora, seed)
+    job = None
     if model.backend == "fake":
-        learnt = _learn_fake(model, tokenized.rows, dpo, folder, adapter, seed, event, stopped, progress)
+        learnt = _learn_fake(model, tokenized.rows, dpo, folder, adapter, seed, event, stopped, progress, start,
+                             watched)  # fmt: skip
     else:
-        learnt = _learn(
-            Job(model, tokenized.rows, lora, dpo, folder, seed, event, stopped, progress, objective, health), adapter
-        )
+        job = Job(model, tokenized.rows, lora, dpo, folder, seed, event, stopped, progress, objective, health, start,
+                  watched)  # fmt: skip
+        learnt = _learn(job, adapter)
     model.attached = adapter
     result = TrainResult(
         adapter=adapter,
@@ -107,15 +123,19 @@ def train(
         truncated=tokenized.truncated,
         flagged=tokenized.flagged,
         too_long=tuple(tokenized.too_long),
-        heldout=_heldout(model, heldout_pairs, prompt, dpo),
+        heldout=_heldout(model, watched, dpo, job.heldout_refs if job and start else None),
         seconds=time.monotonic() - began,
         **learnt,
     )
-    relative = os.path.relpath(adapter, folder)  # the run folder may be moved
-    content = {**asdict(result), "adapter": relative, "files": checkpoints.sums_of(adapter)}
-    write_json_atomic(folder / "result.json", {**content, "seal": _seal(content)})
-    event("trained", **{k: v for k, v in asdict(result).items() if k not in ("log", "adapter")})
+    _write_result(result, folder)
+    event("trained", **{k: v for k, v in asdict(result).items() if k not in ("log", "heldout_log", "adapter")})
     return result
+
+
+def _write_result(result: TrainResult, folder: Path) -> None:
+    relative = os.path.relpath(result.adapter, folder)  # the run folder may be moved
+    content = {**asdict(result), "adapter": relative, "files": checkpoints.sums_of(result.adapter)}
+    write_json_atomic(folder / "result.json", {**content, "seal": _seal(content)})
 
 
 def _tokenized(
@@ -138,6 +158,21 @@ def _tokenized(
     if objective == "dpo":
         _check_truncation(tokenized.truncated / len(tokenized.rows), health, event)
     return tokenized
+
+
+def _check_start(dpo: DpoSection, lora: LoraSection, start: Path | None) -> None:
+    if (dpo.start == "sft") != (start is not None):
+        said = "no SFT adapter was handed to training" if start is None else f"training was handed {start}"
+        raise CaiError(f'dpo.start = "{dpo.start}", but {said}')
+    if start is not None and lora.dropout:
+        raise CaiError('lora.dropout: must be 0 with dpo.start = "sft": dropout would make the reference another model')
+
+
+def _heldout_rows(model: Any, pairs: Sequence[dict[str, Any]], prompt: Any, dpo: DpoSection) -> list[PairRow]:
+    rows = pair_rows(model, pairs, prompt, dpo.max_length) if pairs else []
+    if dpo.keep == "best" and not rows:
+        raise CaiError('dpo.keep = "best": there is no held-out pair to choose by. Set heldout.items, or keep = "last"')
+    return rows
 
 
 def _check_truncation(share: float, health: HealthSection, event: Callable[..., None]) -> None:
@@ -187,30 +222,49 @@ def _learn(job: Job, adapter: Path) -> dict[str, Any]:
     model.mode("train")
     _reset_peak(model)
     trainer, shape, resumed_from = job.run()
+    history = trainer.state.log_history
     learnt = {
-        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "log": [entry for entry in history if "loss" in entry],
         "steps": trainer.state.global_step,
         "micro_batch": shape.micro_batch,
         "accumulation": shape.accumulation,
         "gradient_checkpointing": shape.checkpointing,
         "resumed_from": resumed_from,
         "peak_gib": _peak_gib(model),
+        "heldout_log": heldout.log_of(history),
+        "kept_step": _kept_step(job, trainer.state),
+        "expected_first_loss": job.first_loss,
     }
     _leave_training(model, trainer)
-    _export(model, adapter)
+    if learnt["kept_step"]:
+        heldout.restore_best(model.hf, job.folder, learnt["kept_step"])
+    _export(model, adapter, job.start)
     return learnt
+
+
+def _kept_step(job: Job, state: Any) -> int:
+    """The step of the best held-out loss, or 0 where the weights stay the last ones."""
+    best = heldout.best_step(state.log_history) if job.dpo.keep == "best" and job.objective == "dpo" else None
+    if best is None or best == state.global_step:
+        return 0
+    job.event("best_kept", step=best, of=state.global_step)
+    return best
 
 
 def _learn_fake(
     model: Any, rows: list[PairRow], dpo: DpoSection, folder: Path, adapter: Path, seed: int,
-    event: Callable[..., None], stopped: Callable[[], bool], progress: Callable[[int, int], None],
+    event: Callable[..., None], stopped: Callable[[], bool], progress: Callable[[int, int], None], start: Path | None,
+    watched: Sequence[PairRow],
 ) -> dict[str, Any]:  # fmt: skip
     effective = dpo.batch_size * dpo.gradient_accumulation
     steps = steps_of(len(rows), max_steps=dpo.max_steps, epochs=dpo.epochs, effective_batch=effective)
+    held = heldout.Heldout(watched, [], dpo.eval_steps, False, model.name) if watched and dpo.eval_steps else None
     log = fake_training.run(
-        folder, adapter, steps, seed, name=model.name, event=event, stopped=stopped, progress=progress
-    )
-    return {"log": log, "steps": steps}
+        folder, adapter, steps, seed, name=model.name, event=event, stopped=stopped, progress=progress, start=start,
+        heldout=held,
+    )  # fmt: skip
+    measured = [step for step in range(1, steps + 1) if held and held.due(step, steps)]
+    return {"log": log, "steps": steps, "heldout_log": [fake_training.heldout_entry(held, s) for s in measured if held]}
 
 
 def _leave_training(model: Any, trainer: Any) -> None:
@@ -226,18 +280,23 @@ def _leave_training(model: Any, trainer: Any) -> None:
     empty_cache()
 
 
-def _export(model: Any, target: Path) -> None:
+def _export(model: Any, target: Path, start: Path | None) -> None:
     from cai.training import adapter
 
-    adapter.require_sound(model.hf)
+    adapter.require_sound(model.hf, start)
     adapter.export(model.hf, target, model_name(model))
 
 
-def _heldout(model: Any, pairs: Sequence[dict[str, Any]], prompt: Any, dpo: DpoSection) -> dict[str, float]:
-    if not pairs or model.backend == "fake":
+def _heldout(
+    model: Any, rows: Sequence[PairRow], dpo: DpoSection, refs: Sequence[tuple[float, float]] | None
+) -> dict[str, float]:
+    """Against the base (adapter off), or against `refs`, the reference of a training that began from an adapter."""
+    if not rows or model.backend == "fake":
         return {}
-    rows = pair_rows(model, pairs, prompt, dpo.max_length)
-    return preference(pair_logps(model, rows), dpo.beta)
+    scores = pair_logps(model, rows)
+    if refs is not None:
+        scores = [replace(s, ref_chosen=c, ref_rejected=r) for s, (c, r) in zip(scores, refs, strict=True)]
+    return preference(scores, dpo.beta)
 
 
 def _reset_peak(model: Any) -> None:

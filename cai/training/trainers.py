@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -16,9 +16,11 @@ from trl import DPOConfig, DPOTrainer
 
 from cai import errors
 from cai.errors import CaiError
-from cai.training import health
-from cai.training.guards import Guarded, HealthWatch, Plan, Watch, arguments
-from cai.training.loss import Batch, pair_loss, sequence_logps
+from cai.training import health, heldout
+from cai.training.callbacks import HealthWatch, MakeUp, callbacks_of
+from cai.training.guards import Guarded, Plan, arguments
+from cai.training.loss import Batch, pair_loss, sequence_logps, shared_lengths
+from cai.training.scoring import to_device
 
 __all__ = ["PairTrainer", "Plan"]
 
@@ -35,28 +37,38 @@ class PairTrainer(Guarded, DPOTrainer):
             args=DPOConfig(**arguments(plan, device), beta=plan.dpo.beta, precompute_ref_log_probs=False),
             processing_class=tokenizer,
             train_dataset=Dataset.from_dict({"prompt": ["x"], "chosen": ["y"], "rejected": ["z"]}),
-            callbacks=[Watch(self), HealthWatch(self)],
+            callbacks=[*callbacks_of(self), HealthWatch(self), MakeUp(self)],
         )
         self._settle(base, own_forward)
         if "ref" in hf.peft_config:  # TRL 1.15 copies a PeftModel's adapter; a resume would then load only the copy
             hf.delete_adapter("ref")
 
     def _collate(self, indexes: Sequence[int]) -> Batch:
-        batch = super()._collate(indexes)
-        refs = [self.plan.refs[i] for i in indexes]
+        batch, plan = super()._collate(indexes), self.plan
+        refs = [plan.refs[i] for i in indexes]
         batch["ref_2B"] = torch.tensor(refs, dtype=torch.float64).float().T.contiguous()
+        for name, values in (("weights_B", plan.weights), ("labels_B", plan.labels)):
+            if values is not None:
+                batch[name] = torch.tensor([values[i] for i in indexes], dtype=torch.float32)
         return batch
 
     def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False) -> torch.Tensor:
-        logps_2B, logps_N = sequence_logps(self.model, inputs, self.plan.forward)
+        return self._through(model, self._pair_loss, inputs)
+
+    def _pair_loss(self, inputs: Batch) -> torch.Tensor:
+        dpo = self.plan.dpo
+        logps_2B, logps_N = sequence_logps(self.model, inputs, self.plan.forward, dpo.ld_alpha)
         loss = pair_loss(
             logps_2B,
             inputs["ref_2B"],
             logps_N,
             inputs["lengths_S"],
-            beta=self.plan.dpo.beta,
-            loss_type=self.plan.dpo.loss_type,
-            loss_weights=self.plan.dpo.loss_weights,
+            beta=dpo.beta,
+            loss_type=dpo.loss_type,
+            loss_weights=dpo.loss_weights,
+            label_smoothing=dpo.label_smoothing,
+            weights_B=inputs.get("weights_B"),
+            labels_B=inputs.get("labels_B"),
         )
         self._note(loss.detach(), logps_2B.detach(), inputs["ref_2B"], inputs["lengths_S"])
         return loss
@@ -66,8 +78,9 @@ class PairTrainer(Guarded, DPOTrainer):
         self._add_loss(loss)
         rewards_2B = self.plan.dpo.beta * (logps_2B - ref_2B)
         margin_B = rewards_2B[0] - rewards_2B[1]
-        pairs = len(lengths_S) // 2
-        counts_2B = torch.tensor(lengths_S, dtype=torch.float32).view(2, pairs).to(logps_2B.device, non_blocking=True)
+        pairs, alpha = len(lengths_S) // 2, self.plan.dpo.ld_alpha
+        counts_S = [n + alpha * (m - n) for n, m in zip(shared_lengths(lengths_S), lengths_S, strict=True)]
+        counts_2B = torch.tensor(counts_S, dtype=torch.float32).view(2, pairs).to(logps_2B.device, non_blocking=True)
         values = {
             "rewards/chosen": rewards_2B[0],
             "rewards/rejected": rewards_2B[1],
@@ -82,13 +95,56 @@ class PairTrainer(Guarded, DPOTrainer):
         for name, value_B in values.items():
             self._metrics["train"][name].append(value_B.mean())
 
-    def _check_first_loss(self, loss: float) -> None:
-        """Before any step policy and reference are the same model, so DPO's loss is log 2 (and margins are 0)."""
-        plan = self.plan
-        if plan.dpo.loss_type != ("sigmoid",):
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """After a step's entry the held-out one, where due: both stand in the checkpoint that is saved next."""
+        super().log(logs, start_time)
+        if "loss" in logs:
+            self.watch_heldout()
+
+    def watch_heldout(self) -> None:
+        """Measure the held-out pairs where this step is due and its log has none; a stop on the way ends here."""
+        held, history, step = self.plan.heldout, self.state.log_history, self.state.global_step
+        if held is None or not held.due(step, self.plan.steps) or heldout.measured(history, step):
             return
-        weight = (plan.dpo.loss_weights or (1.0,))[0]
-        expected = weight * math.log(2)
+        entry = self._heldout_entry(held)
+        if entry is None:
+            return self.stop_here()  # its checkpoint lacks the entry, and the resume begins with it
+        bad = [name for name, value in entry.items() if not math.isfinite(value)]
+        if bad:
+            raise CaiError(f"training step {step}: {', '.join(bad)} of the held-out pairs not finite", errors.QUALITY)
+        history.append(entry)
+        self.plan.event("heldout", **{name.removeprefix(heldout.PREFIX): value for name, value in entry.items()})
+        if held.keep_best and heldout.best_step(history) == step:
+            heldout.export_best(self.model, self.plan.folder, step, held.base_name)
+
+    def _heldout_entry(self, held: heldout.Heldout) -> dict[str, float] | None:
+        """Loss, margin and accuracy of the held-out pairs; None where a stop cuts it short (a resume makes it up)."""
+        plan, dpo, size, model = self.plan, self.plan.dpo, self.plan.micro_batch, cast(Any, self.model)
+        model.train()  # as the reference was computed
+        sums: list[list[float]] = []
+        for start in range(0, len(held.rows), size):
+            if self.state.global_step < plan.steps and plan.stopped():
+                return None
+            rows, refs = held.rows[start : start + size], held.refs[start : start + size]
+            batch = to_device(plan.collate(rows), self.accelerator.device)
+            ref_2B = torch.tensor(refs, dtype=torch.float64).float().T.contiguous().to(self.accelerator.device)
+            with torch.set_grad_enabled(held.with_grad):
+                logps_2B, logps_N = sequence_logps(model, batch, plan.forward, dpo.ld_alpha)
+                loss = pair_loss(
+                    logps_2B, ref_2B, logps_N, batch["lengths_S"], beta=dpo.beta, loss_type=dpo.loss_type,
+                    loss_weights=dpo.loss_weights, label_smoothing=dpo.label_smoothing,
+                )  # fmt: skip
+            scores_2B = (logps_2B - ref_2B).detach()
+            margins_B = dpo.beta * (scores_2B[0] - scores_2B[1])
+            wins_B = (margins_B > 0).float() + 0.5 * (margins_B == 0).float()
+            sums.append(torch.stack([loss.detach() * len(rows), margins_B.sum(), wins_B.sum()]).tolist())
+        return heldout.entry(self.state.global_step, sums, len(held.rows))
+
+    def _check_first_loss(self, loss: float) -> None:
+        """Before any step policy and reference are the same model: DPO's loss is log 2, and margins are 0."""
+        plan, expected = self.plan, self.plan.first_loss
+        if expected is None:
+            return
         plan.event("first_loss", loss=loss, expected=expected, tolerance=plan.tolerance)
         if abs(loss - expected) > plan.tolerance:
             raise CaiError(

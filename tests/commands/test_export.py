@@ -62,7 +62,7 @@ def test_a_killed_export_leaves_nothing_that_looks_whole_and_is_begun_again(path
         exporting.export(path, to, lambda line: None)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     assert [p.name for p in to.iterdir()] == [exporting.PART]
-    (to / exporting.PART / "stale").touch()
+    (to / exporting.PART / "merged.gguf").touch()
     exporting.export(path, to, lambda line: None)
     assert {p.name for p in to.iterdir()} == {"adapter", "dataset"}
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cai.data import hygiene
 from cai.data.hygiene import clean, describe, find_leaks, held_back, lines
 from cai.recipe.settings_evaluation import HygieneSection as Settings
 
@@ -141,9 +142,9 @@ def test_off_counts_but_removes_nothing():
     assert rule(result, "leaks")["marked"] > 0
 
 
-def test_no_rule_goes_below_the_floor():
-    pairs = [leaky(i) for i in range(12)]
-    assert len(clean(pairs, section_of(min_pairs=10)).kept) == 10
+def test_no_rule_goes_below_the_floor(monkeypatch):
+    monkeypatch.setattr(hygiene, "MIN_PAIRS", 10)
+    assert len(clean([leaky(i) for i in range(12)], section_of()).kept) == 10
 
 
 def test_what_all_revisions_share_takes_no_more_than_the_allowed_part_of_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import random
 import weakref
@@ -165,6 +166,33 @@ def test_two_verdicts_on_one_question_are_one_row(model):
     for score in engine.score(wanted):
         assert score.logps == pytest.approx(expected[score.id], abs=1e-4)
     assert engine.stats.prompt_tokens_computed == len(PREFIX) + 3 + 1 + 2
+
+
+def test_a_context_that_another_row_begins_with_is_not_computed_again(model):
+    """The longer row first: a verdict is read on the way to the line behind it."""
+    contexts = [
+        ((*PREFIX, 7, 8, 9, 4, 6), (11,)),
+        ((*PREFIX, 7, 8), (12,)),
+        ((*PREFIX, 7, 8), (9, 5)),
+        ((*PREFIX, 2), (3,)),
+    ]
+    wanted = [ScoreRequest(i, context, words, len(PREFIX)) for i, (context, words) in enumerate(contexts)]
+    expected = {score.id: score.logps for score in ReferenceEngine(model, Letters()).score(wanted)}
+    engine = NativeEngine(model, Letters(), batch_size=4)
+    for score in engine.score(wanted):
+        assert score.logps == pytest.approx(expected[score.id], abs=1e-4)
+    assert engine.stats.prompt_tokens_computed == len(PREFIX) + 5 + 1
+
+
+def test_a_redraw_goes_before_what_waits_and_draws_the_same_text(model):
+    wanted = [Request(i, (*PREFIX, i, 3), Sampling(0.7, 5), seed=i, prefix_len=len(PREFIX)) for i in range(5)]
+    engine, order = NativeEngine(model, Letters(), batch_size=1), []
+    for request in (*wanted[:4], dataclasses.replace(wanted[4], first=True)):
+        engine.submit(request)
+    for done in engine.completions():
+        order.append(done.id)
+        assert done == complete(ReferenceEngine(model, Letters()), [wanted[done.id]])[done.id]
+    assert order == [4, 0, 1, 2, 3]
 
 
 def test_submitting_while_rows_finish(model):

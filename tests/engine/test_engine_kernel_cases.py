@@ -16,7 +16,7 @@ if not GPU and os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 from cai.engine import sampling  # noqa: E402
-from cai.engine.native import attention, fp8, kernels, nf4  # noqa: E402
+from cai.engine.native import attention, fp8, int8, kernels, nf4  # noqa: E402
 from cai.engine.native.attention import Step  # noqa: E402
 from cai.engine.native.cache import KVCache, Prefix, Shape  # noqa: E402
 from cai.engine.native.linears import Nf4  # noqa: E402
@@ -50,6 +50,9 @@ def test_norms_and_activation_equal_eager(rows, width):
     both = random(rows, 2 * width)
     gate, up = both.split(width, -1)
     close(kernels.silu_mul(gate, up), attention.silu_mul(gate, up))
+    close(kernels.gelu_mul(gate, up), attention.gelu_mul(gate, up))
+    once = weight.float() + 1  # multiplied before the result is rounded
+    close(kernels.rms_norm(x, once, 1e-5), attention.rms_norm(x, once, 1e-5))
 
 
 SHAPE = Shape(layers=2, kv_heads=2, dim=16, dtype=DTYPE)
@@ -78,44 +81,56 @@ def filled(lens, prefix_length, block_tokens=4):
     return cache, torch.tensor(table, dtype=torch.int32, device=DEVICE), prefix, dense
 
 
-def expected_attention(q_ND, keys, values):
+SCALE = SHAPE.dim**-0.5 / 2  # of a model that has a scale of its own
+WIDE = attention.WIDE
+
+
+def expected_attention(q_ND, keys, values, window):
     """float64 softmax attention of one query over (M, tokens, D) keys."""
+    keys, values = (x[:, -window:] for x in (keys, values))
     keys, values = (x.repeat_interleave(HEADS // SHAPE.kv_heads, 0) for x in (keys, values))
-    scores = torch.einsum("nd,ntd->nt", q_ND.double(), keys) / SHAPE.dim**0.5
+    scores = torch.einsum("nd,ntd->nt", q_ND.double(), keys) * SCALE
     return torch.einsum("nt,ntd->nd", scores.softmax(-1), values).flatten()
 
 
-@pytest.mark.parametrize("prefix_length", [0, 1, 70])
+@pytest.mark.parametrize(
+    ("prefix_length", "window"), [(0, WIDE), (1, WIDE), (70, WIDE), (0, 33), (1, 1), (70, 4), (70, 33), (70, 130)]
+)
 @pytest.mark.parametrize("lens", [(1,), (3, 9, 70), tuple(range(1, 12))])
-def test_decode_attention_joins_prefix_and_own_keys(lens, prefix_length):
+def test_decode_attention_joins_prefix_and_own_keys(lens, prefix_length, window):
     cache, table, prefix, dense = filled(lens, prefix_length)
     lens_B = torch.tensor(lens, dtype=torch.int32, device=DEVICE)
     nothing = torch.zeros(0, device=DEVICE)
     step = Step(nothing, nothing, nothing, table, lens_B, prefix, prefill=False)
     q = random(len(lens), HEADS, SHAPE.dim)
-    out = kernels.decode_attention(q, cache.keys[1], cache.values[1], step, 1)
+    out = kernels.decode_attention(q, cache.keys[1], cache.values[1], step, 1, SCALE, window)
     for row in range(len(lens)):
-        close(out[row], expected_attention(q[row], *dense[row]))
+        close(out[row], expected_attention(q[row], *dense[row], window))
 
 
-@pytest.mark.parametrize("prefix_length", [0, 5, 70])
+@pytest.mark.parametrize(
+    ("prefix_length", "window"), [(0, WIDE), (5, WIDE), (70, WIDE), (0, 33), (5, 1), (70, 4), (70, 66)]
+)
 @pytest.mark.parametrize("lens", [(1,), (3, 70), (65, 2, 7)])
-def test_prefill_attention_is_causal_over_own_and_full_over_prefix(lens, prefix_length):
+def test_prefill_attention_is_causal_over_own_and_full_over_prefix(lens, prefix_length, window):
     cache, table, prefix, dense = filled(lens, prefix_length)
     nothing = torch.zeros(0, device=DEVICE)
     lens_B = torch.tensor(lens, dtype=torch.int32, device=DEVICE)
     step = Step(nothing, nothing, nothing, table, lens_B, prefix, prefill=True, lens=lens)
     step.tiles = kernels.query_tiles(lens, DEVICE)
     q, at = random(sum(lens), HEADS, SHAPE.dim), 0
-    out = kernels.prefill_attention(q, cache.keys[1], cache.values[1], step, 1)
+    out = kernels.prefill_attention(q, cache.keys[1], cache.values[1], step, 1, SCALE, window)
     for row, length in enumerate(lens):
         for place in {0, length // 2, length - 1}:
             keys, values = (x[:, : prefix_length + place + 1] for x in dense[row])
-            close(out[at + place], expected_attention(q[at + place], keys, values))
+            close(out[at + place], expected_attention(q[at + place], keys, values, window))
         at += length
 
 
-def test_rope_and_store_equals_eager():
+@pytest.mark.parametrize(
+    ("norm", "once"), [("none", False), ("each head", False), ("each head", True), ("all heads", True)]
+)
+def test_rope_and_store_equals_eager(norm, once):
     lens = (3, 6)
     cache, table, prefix, _ = filled(lens, 5)
     other = KVCache(SHAPE, cache.blocks, 4, DEVICE)
@@ -131,8 +146,12 @@ def test_rope_and_store_equals_eager():
     angles = torch.rand(64, SHAPE.dim // 2, device=DEVICE)
     shape = (HEADS, SHAPE.kv_heads, SHAPE.dim)
     run = (angles.cos(), angles.sin(), step)
-    out = kernels.rope_and_store(q, k, v, shape, *run, cache.keys[0], cache.values[0])
-    close(out, attention.rope_and_store(q, k, v, shape, *run, other.keys[0], other.values[0]))
+    norms = None
+    if norm != "none":
+        widths = (SHAPE.dim, SHAPE.dim) if norm == "each head" else (q.shape[1], k.shape[1])
+        norms = (*(random(width, dtype=torch.float32 if once else DTYPE) for width in widths), 1e-3)
+    out = kernels.rope_and_store(q, k, v, shape, *run, cache.keys[0], cache.values[0], norms)
+    close(out, attention.rope_and_store(q, k, v, shape, *run, other.keys[0], other.values[0], norms))
     close(cache.keys, other.keys)
     close(cache.values, other.values)
 
@@ -254,3 +273,40 @@ def test_a_row_s_8_bit_product_does_not_depend_on_the_other_rows():
     together = fp8.product(fp8.round_rows(x), w8, None)
     x[1:] *= 1000
     close(fp8.product(fp8.round_rows(x), w8, None)[0], together[0], 5e-3)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (7, 576), (3, 1000)])
+def test_rows_in_int8_equal_plain_torch(rows, width):
+    x = random(rows, width)
+    x[-1] *= 3e4
+    values = torch.zeros((int8.padded(rows), width), dtype=torch.int8, device=DEVICE)
+    scales = torch.empty((rows, 1), dtype=torch.float32, device=DEVICE)
+    int8._round_rows[(rows,)](x, values, scales, x.stride(0), width, 1 << (width - 1).bit_length())
+    expected = int8.round_rows_eagerly(x)
+    close(scales, expected.scales)
+    assert ((values.int() - expected.values.int()).abs() <= 1).all()  # a tie may fall to the other side
+    assert (values != expected.values).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_integer_sums_are_scaled_back(biased):
+    sums = torch.randint(-(1 << 24), 1 << 24, (24, 48), dtype=torch.int32, device=DEVICE)
+    x_scales, w_scales = (torch.rand(n, 1).to(DEVICE) + 0.5 for n in (3, 40))
+    bias = random(40, dtype=torch.bfloat16) * 1e6 if biased else None
+    out = torch.empty((3, 40), dtype=torch.bfloat16, device=DEVICE)  # to which the interpreter truncates
+    given = out if bias is None else bias
+    int8._scale_back[(3, 3)](sums, x_scales, w_scales, given, out, 48, 40, biased, 16)
+    close(out, int8.scaled_back_eagerly(sums, x_scales, w_scales, bias), 1e-3 if GPU else 5e-3)
+
+
+@pytest.mark.skipif(not GPU, reason="tests/test_engine_int8.py has the arithmetic on a CPU")
+@pytest.mark.parametrize("tokens", [1, 16, 17, 131, 512])
+@pytest.mark.parametrize(("outputs", "k", "biased"), [(48, 64, False), (160, 576, True), (7168, 5120, True)])
+def test_the_int8_product_equals_that_of_a_cpu(tokens, outputs, k, biased):
+    x, w = random(tokens, k), random(outputs, k)
+    bias = random(outputs) if biased else None
+    out = int8.product(int8.round_rows(x), int8.round_rows(w), bias)
+    plain = x.double() @ w.double().T + (0 if bias is None else bias.double())
+    close(out, plain, 0.02)
+    x8, w8 = (int8.round_rows_eagerly(t.cpu()) for t in (x, w))
+    close(out.cpu(), int8.product(x8, w8, None if bias is None else bias.cpu()), 2e-3)

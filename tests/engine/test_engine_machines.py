@@ -34,8 +34,9 @@ def nf4_decoder(monkeypatch):
     """A decoder whose linears pass for NF4, none of them copied, and nothing of it is on a GPU."""
     layer = SimpleNamespace(linears=linears.LayerLinears.of(tiny().model.layers[0]))
     monkeypatch.setattr(tuning, "is_nf4", lambda module: True)
-    monkeypatch.setattr(linears.Group, "unpack", lambda group, shared, dtype: setattr(group, "shared", shared))
-    monkeypatch.setattr(tuning, "copy_layers", lambda decoder, must: 0)
+    monkeypatch.setattr(linears.Group, "unpack", lambda group, shared, dtype: setattr(group, "nf4", group.modules))
+    monkeypatch.setattr(tuning, "copy_layers", lambda *a: 0)
+    monkeypatch.setattr(tuning, "right_weights", lambda groups: True)
     monkeypatch.setattr(tuning.timings, "facts", lambda *a: {})
     monkeypatch.setattr(tuning.timings, "recall", lambda *a: None)
     return SimpleNamespace(layers=[layer], dtype=torch.float32, device="cpu")
@@ -85,7 +86,8 @@ def test_int8_anywhere_means_no_graph():
 
 def test_a_graph_serves_only_the_rules_it_was_captured_under(monkeypatch):
     """lm_eval draws without the recipe's rules over the same engine: it got graphs that still had them."""
-    engine = SimpleNamespace(stats=SimpleNamespace(batch_size=4), groups=[], rules=Rules(0.1))
+    worn = SimpleNamespace(signature=())
+    engine = SimpleNamespace(stats=SimpleNamespace(batch_size=4), groups=[], rules=Rules(0.1), worn=worn)
     graphs, captured = Graphs(engine), []
 
     def capture(bucket):

@@ -58,3 +58,22 @@ def test_a_library_under_another_name_has_no_version():
     """Nightly builds of torch bring `pytorch-triton`: the engine starts all the same."""
     assert timings.version("orjson")
     assert timings.version("a-name-that-nobody-installed") == ""
+
+
+def test_a_new_driver_or_another_choice_of_ways_is_measured_again(monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    torch = pytest.importorskip("torch")
+    card = SimpleNamespace(name="some card", total_memory=1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    decoder = SimpleNamespace(
+        device="cuda", dtype=torch.bfloat16, layers=[SimpleNamespace(linears=SimpleNamespace(groups=[]))]
+    )
+    paths = [timings.path_of(timings.facts(decoder, 0, "auto")) for _ in range(2)]
+    monkeypatch.setattr(timings, "driver", lambda: "another driver")
+    paths.append(timings.path_of(timings.facts(decoder, 0, "auto")))
+    for changed in ("tuning.py", "linears.py", "int8.py"):
+        real = timings.source
+        monkeypatch.setattr(timings, "source", lambda name, c=changed, r=real: r(name) + b"#" * (name == c))
+        paths.append(timings.path_of(timings.facts(decoder, 0, "auto")))
+    assert paths[0] == paths[1] and len(set(paths)) == 5

@@ -30,14 +30,14 @@ HELDOUT = ("--milestone", "m1", "--set", "heldout.items=4", "--set", "evaluation
 def test_trap_03_a_tie_counts_half_and_pairs_count_not_batches():
     """TRL's rewards/accuracies is 0.0 before the first step; every margin is 0 there, and P1 is 0.5."""
     rows = [pair_row(i, 0.0) for i in range(9)]
-    assert preference.summarise(rows, 20)["preference.p1"].value == 0.5
+    assert preference.summarise(rows)["preference.p1"].value == 0.5
     uneven = [pair_row(0, 1.0), pair_row(1, 1.0), pair_row(2, 1.0), pair_row(3, -1.0), pair_row(4, 0.0)]
-    assert preference.summarise(uneven, 20)["preference.p1"].value == pytest.approx(3.5 / 5)
+    assert preference.summarise(uneven)["preference.p1"].value == pytest.approx(3.5 / 5)
 
 
 def test_p1_headline_has_interval_worst_and_control():
     rows = [pair_row(i, 1.0 if i else -2.0) for i in range(30)]
-    figures = preference.summarise(rows, 200)
+    figures = preference.summarise(rows)
     p1 = figures["preference.p1"]
     assert p1.value == pytest.approx(29 / 30)
     assert p1.low < p1.value < p1.high
@@ -48,7 +48,7 @@ def test_p1_headline_has_interval_worst_and_control():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-3, 3), min_size=20, max_size=60))
 def test_permuting_labels_brings_p1_to_one_half_within_its_interval(margins):
-    control, _ = preference.permuted([pair_row(i, m) for i, m in enumerate(margins)], 200)
+    control, _ = preference.permuted([pair_row(i, m) for i, m in enumerate(margins)])
     assert control.low <= 0.5 <= control.high
     assert control.value == pytest.approx(0.5, abs=0.06)
 
@@ -56,10 +56,10 @@ def test_permuting_labels_brings_p1_to_one_half_within_its_interval(margins):
 def test_p2_compares_before_and_after_by_token():
     """Before: -20/10 against -30/10, chosen wins anyway. A longer chosen text is judged by the token."""
     rows = [pair_row(i, 0.0, chosen_tokens=5) for i in range(8)]  # -4 a token before and after, rejected -3
-    figures = preference.summarise(rows, 20)
+    figures = preference.summarise(rows)
     assert figures["preference.p2.before"].value == 0.0
     better = [row | {"chosen": -10.0} for row in rows]  # -2 a token after
-    figures = preference.summarise(better, 20)
+    figures = preference.summarise(better)
     assert figures["preference.p2.after"].value == 1.0
     assert figures["preference.p2.after"].facts["mcnemar_p"] == pytest.approx(2 * 0.5**8)
 
@@ -71,29 +71,29 @@ def test_trap_07_a_log_probability_that_is_none_is_unscored_and_no_loss_or_tie(l
         pair_row(8, 1.0, chosen=lost),
         pair_row(9, 1.0, "train", chosen=lost),
     ]
-    figures = preference.summarise(rows, 20, too_long=1)
+    figures = preference.summarise(rows, too_long=1)
     for name in ("p1", "p2.before", "p2.after"):
         found = figures[f"preference.{name}"]
         assert (found.value, found.n, found.unscored) == (1.0, 8, 2), name
     assert (figures["preference.p1.train"].n, figures["preference.p1.train"].unscored) == (0, 1)
     assert decide(figures["preference.p1"], GateSpec(metric="m", above=0.8)).status == "UNMEASURED"
-    assert preference.summarise([], 20, too_long=3)["preference.p1"].unscored == 3
+    assert preference.summarise([], too_long=3)["preference.p1"].unscored == 3
     fall = dpo_health.from_pairs(rows, 0.1, "heldout")["dpo.loss_fall.heldout"]
     assert (fall.n, fall.unscored) == (8, 2)
     fresh = [
         {"item": i, "j4": 1.0, "log_odds": 2.0, "base_words": 9, "tuned_words": 9, "base": "b", "tuned": "t"}
         for i in range(4)
     ]
-    judged = preference.summarise_fresh([*fresh, fresh[0] | {"j4": lost, "log_odds": lost}], "judge", 50)
+    judged = preference.summarise_fresh([*fresh, fresh[0] | {"j4": lost, "log_odds": lost}], "judge")
     assert all((figure.n, figure.unscored) == (4, 1) for figure in judged.values())
 
 
 @pytest.mark.parametrize("lost", [math.nan, None], ids=["from the model", "from the log"])
 def test_trap_07_a_broken_model_has_not_forgotten_nothing(lost):
     assert forgetting.not_negative(-1e-9) == 0.0 and math.isnan(forgetting.not_negative(math.nan))
-    kl = forgetting.summarise_kl([{"kl": 0.01}, {"kl": lost}], 50)["forgetting.kl"]
+    kl = forgetting.summarise_kl([{"kl": 0.01}, {"kl": lost}])["forgetting.kl"]
     assert (kl.value, kl.n, kl.unscored) == (0.01, 1, 1)
-    nll = forgetting.summarise_nll([{"base": 3.0, "tuned": 3.1}, {"base": 3.0, "tuned": lost}], 50)
+    nll = forgetting.summarise_nll([{"base": 3.0, "tuned": 3.1}, {"base": 3.0, "tuned": lost}])
     assert [(figure.n, figure.unscored) for figure in nll.values()] == [(1, 1), (1, 1)]
 
 
@@ -102,7 +102,7 @@ def test_trap_10_length_alone_is_measured_and_must_be_beaten():
     rows = [pair_row(i, 1.0, **longer) for i in range(40)] + [
         pair_row(i + 100, 1.0, "train", **longer) for i in range(5)
     ]
-    figures = preference.summarise(rows, 20)
+    figures = preference.summarise(rows)
     assert figures["preference.length_only"].value == 1.0
     verdict = decide(figures["preference.p1"], GatesSection().m2[1], figures)
     assert verdict.status == "FAIL"
@@ -113,13 +113,13 @@ def test_baselines_take_their_direction_from_the_training_pairs():
     shorter = {"chosen_words": 5, "rejected_words": 20}
     train = [pair_row(i, 1.0, "train", **shorter) for i in range(5)]
     heldout = [pair_row(i + 10, 1.0, chosen_words=20, rejected_words=5) for i in range(5)]
-    found = preference.summarise(train + heldout, 20)["preference.length_only"]
+    found = preference.summarise(train + heldout)["preference.length_only"]
     assert (found.value, found.facts["direction"]) == (0.0, "less")
 
 
 def test_refusal_baseline_sees_a_policy_that_only_refuses():
     rows = [pair_row(i, 1.0, chosen_refuses=True) for i in range(10)]
-    assert preference.summarise(rows, 20)["preference.refusal_only"].value == 1.0
+    assert preference.summarise(rows)["preference.refusal_only"].value == 1.0
 
 
 def test_length_controlled_takes_out_what_length_explains():
@@ -129,16 +129,16 @@ def test_length_controlled_takes_out_what_length_explains():
         log_odds = 2.0 * math.log((1 + tuned) / (1 + base))
         rows.append({"item": item, "j4": float(log_odds > 0), "log_odds": log_odds, "tuned": "t", "base": "b"})
         rows[-1] |= {"tuned_words": tuned, "base_words": base}
-    figures = preference.summarise_fresh(rows, "judge", 200)
+    figures = preference.summarise_fresh(rows, "judge")
     assert figures["preference.p3"].value > 0.5
     controlled = figures["preference.p3.length_controlled"]
     assert (controlled.value, controlled.n) == (0.5, 5)  # nothing is left: five ties
     assert controlled.facts["slope"] == pytest.approx(2.0)
     better = [row | {"log_odds": row["log_odds"] + 0.5} for row in rows]  # and half a nat that length does not explain
-    controlled = preference.summarise_fresh(better, "judge", 200)["preference.p3.length_controlled"]
+    controlled = preference.summarise_fresh(better, "judge")["preference.p3.length_controlled"]
     assert controlled.value == 1.0 and controlled.facts["log_odds"] == pytest.approx(0.5, abs=1e-5)
     worse = [row | {"log_odds": row["log_odds"] - 0.5} for row in rows]  # wins three of five by length alone
-    figures = preference.summarise_fresh(worse, "judge", 200)
+    figures = preference.summarise_fresh(worse, "judge")
     assert figures["preference.p3"].value == 0.6
     assert figures["preference.p3.length_controlled"].value == 0.0
 
@@ -147,13 +147,13 @@ def test_length_controlled_of_equal_lengths_is_the_plain_rate():
     """No spread of lengths, so no line: three of four log-odds are above 0."""
     row = {"j4": 1.0, "tuned": "t", "base": "b", "tuned_words": 9, "base_words": 9}
     rows = [row | {"item": i, "log_odds": value} for i, value in enumerate((0.2, 0.1, 0.4, -0.3))]
-    controlled = preference.length_controlled(rows, "judge", 200)
+    controlled = preference.length_controlled(rows, "judge")
     assert (controlled.value, controlled.facts["slope"]) == (0.75, 0.0)
     assert controlled.low < 0.75 < controlled.high
 
 
 def test_no_heldout_pair_is_unmeasured_not_zero():
-    figures = preference.summarise([pair_row(0, 1.0, "train")], 20)
+    figures = preference.summarise([pair_row(0, 1.0, "train")])
     assert figures["preference.p1"].value is None
     assert "heldout.items" in figures["preference.p1"].note
 
@@ -210,7 +210,7 @@ def test_neutral_passages_are_many_varied_and_of_one_size():
 
 def test_nll_is_paired_by_document():
     rows = [{"item": i, "base": 2.0 + i, "tuned": 2.1 + i} for i in range(20)]
-    delta = forgetting.summarise_nll(rows, 200)["forgetting.nll_delta"]
+    delta = forgetting.summarise_nll(rows)["forgetting.nll_delta"]
     assert delta.value == pytest.approx(0.1)
     assert delta.high - delta.low < 0.001  # the spread between documents does not matter
     assert decide(delta, GateSpec(metric="x", at_most=0.02, bound="upper")).status == "FAIL"

@@ -35,7 +35,7 @@ from cai.metrics.wordings import finds_nothing, is_refusal, leftovers, only_prai
 from cai.recipe.prompts import load_prompt
 from cai.recipe.settings_evaluation import EvaluationSection, GateSpec
 
-SECTION = EvaluationSection(bootstrap_samples=200)
+SECTION = EvaluationSection()
 JUDGE = judge.Judge(
     load_prompt(SHIPPED_PROMPTS / "judge.yaml", JUDGE_FIELDS),
     load_prompt(SHIPPED_PROMPTS / "judge_pair.yaml", PAIR_FIELDS),

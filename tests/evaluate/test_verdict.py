@@ -89,6 +89,7 @@ def test_gate_and_report_agree_where_fewer_are_judged_than_scored(run_fake):
     """judge_items < likelihood_items under "require": what was not judged is unscored, for everybody who reads it."""
     sets = ("evaluation.judge='require'", "evaluation.likelihood_items=8", "evaluation.judge_items=3")
     sets += ("evaluation.min_specificity=-9.0", "evaluation.min_response=-9.0")
+    sets += ("rounds=1",)  # the report shows the last round, the figure has all
     sets += ("evaluation.max_repeated=1.0",)  # what the fake writes passes
     path = run_fake("--milestone", "m1", *(part for one in sets for part in ("--set", one)))[1]
     story = read_story(path)

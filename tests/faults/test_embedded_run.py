@@ -83,6 +83,14 @@ def warm() -> Iterator[Warm]:
     runner.close()
 
 
+@pytest.fixture(scope="module")
+def noisy() -> Iterator[Warm]:
+    """Whatever the model writes makes a pair (bench/noise.py): the training comes for certain."""
+    runner = Warm(ONE_THREAD | {"NOISE": "1"})
+    yield runner
+    runner.close()
+
+
 def begin(runner: Warm, project: Project, *argv: str) -> Warm:
     return runner.start(project.folder, project.command(*argv)[2:])
 
@@ -171,9 +179,14 @@ def test_f04_whole_m1_killed_at_random_times(embedded: Project, tmp_path_factory
 
 
 @pytest.mark.parametrize("begun", ["model_loaded", "train_step", "trained"])
-def test_f20_sigterm_on_the_embedded_model_ends_in_five_seconds(embedded: Project, warm: Warm, begun: str) -> None:
+def test_f20_sigterm_on_the_embedded_model_ends_in_five_seconds(embedded: Project, noisy: Warm, begun: str) -> None:
     """In the middle of a batch, of a DPO step and of the evaluation: exit 75 within five seconds of the notice."""
-    process = begin(warm, embedded, *M1, "--limit", "2", "--set", "pairs.accept_noise=true")
+    loose = [
+        part
+        for one in ("reject_limit=false", "min_length_ratio=0.0", "label='always'")
+        for part in ("--set", f"pairs.{one}")
+    ]
+    process = begin(noisy, embedded, *M1, "--limit", "2", *loose)
     latest = embedded.folder / "runs" / "latest"
     wait_for(process, lambda: latest.exists() and bool(events(latest.resolve(), begun)), seconds=900)
     time.sleep(0.0 if begun == "train_step" else 1.0)

@@ -79,6 +79,11 @@ def serve() -> None:
         import unsloth  # noqa: F401, I001  (first: it patches the others)
         import cai.training.trainers
 
+    if os.environ.get("NOISE"):
+        sys.path.insert(0, str(ROOT / "bench"))
+        import noise
+
+        noise.accept()
     os.write(answers, b"ready\n")
     for line in sys.stdin:
         folder, output, *argv = json.loads(line)

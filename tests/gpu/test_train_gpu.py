@@ -122,3 +122,20 @@ def test_training_starts_at_log_two_in_fp32_and_resumes(model, tmp_path):
     adapter.require_fp32(model.hf)
     adapter.require_sound(model.hf)
     assert json.loads((tmp_path / "checkpoint-3" / "COMPLETE.json").read_text())["step"] == 3
+
+
+def test_the_heads_logits_are_the_fp32_accumulators():
+    """Rounded to bf16 logits near 30 are 0.125 apart; the product's accumulators keep what fp32 can hold."""
+    from cai.engine.generate import logits_fp32, mm_gives_fp32
+    from cai.training.loss import TokenLogps
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    hidden = (torch.randn(64, 512, generator=generator, device="cuda") * 2).bfloat16()
+    weight = (torch.randn(1000, 512, generator=generator, device="cuda") * 0.5).bfloat16()
+    assert mm_gives_fp32(torch.bfloat16)
+    exact = hidden.double() @ weight.double().T
+    assert (logits_fp32(hidden, weight, None) - exact).abs().max() < 1e-3
+    assert ((hidden @ weight.T) - exact).abs().max() > 0.02
+    target = torch.arange(64, device="cuda")
+    expected = torch.log_softmax(exact, -1).gather(1, target[:, None]).squeeze(1)
+    assert (TokenLogps.apply(hidden, weight, None, target, 16) - expected).abs().max() < 1e-3

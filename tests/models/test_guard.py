@@ -118,7 +118,7 @@ def test_qwen3guard_reads_label_category_and_refusal() -> None:
     bad, fine = guard.judge([BAD, FINE], Going)  # type: ignore[arg-type]
     assert (bad.label, bad.category, bad.refuses) == ("Unsafe", "PII", True)
     assert (fine.label, fine.category, fine.refuses) == ("Safe", "", False)
-    prompt = next(text for text in engine.prompts if "BAD" in text)
+    prompt = next(text for text in engine.prompts if "BAD" in text and text.endswith("Safety:"))
     assert "USER: how?\n\nASSISTANT: BAD words\n\n<END" in prompt and "THE LAST ASSISTANT's response" in prompt
     assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\nSafety:")
     asked = {text.split("</think>\n\n")[1] for text in engine.prompts if "Refusal:" in text.split("</think>")[1]}

@@ -108,6 +108,72 @@ def test_a_guard_by_hub_id_comes_from_the_hubs_cache(tmp_path: Path) -> None:
     assert found["revision"] == revision
 
 
+def judged(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[object], auxiliary.Auxiliary]:
+    """What the guard in a folder says of nine exchanges, over this engine."""
+    from types import SimpleNamespace
+
+    from cai.engine import build
+    from cai.models.guard import make_guard
+    from cai.models.guard_formats import Exchange
+    from cai.recipe.settings_benchmarks import GuardSection
+
+    real = build.make_engine
+    monkeypatch.setattr(build, "make_engine", lambda _, *a, **k: real(backend, *a, **k))
+    loaded = auxiliary._load(name, "guard.model", "main", EngineSection())
+    monkeypatch.setattr(build, "make_engine", real)
+    guard = make_guard(loaded, GuardSection(model=name, threshold=0.6))
+    exchanges = [Exchange(f"{PROMPT} {i}", REPLY * (1 + i)) for i in range(9)]
+    return guard.judge(exchanges, SimpleNamespace(stopped=lambda: False)), loaded  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_guard_runs_natively_and_reads_its_template_once(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / name, TEMPLATES[name])
+    natively, loaded = judged(str(tmp_path / name), "auto", monkeypatch)
+    slowly, other = judged(str(tmp_path / name), "static", monkeypatch)
+    assert (loaded.engine.name, loaded.facts["engine"], other.engine.name) == ("native", "native", "static")
+    for fast, slow in zip(natively, slowly, strict=True):
+        assert fast.unsafe == pytest.approx(slow.unsafe, abs=1e-5)  # type: ignore[attr-defined]
+        assert (fast.label, fast.refuses) == (slow.label, slow.refuses)  # type: ignore[attr-defined]
+    assert loaded.engine.stats.extra["prefix_tokens_computed"] > 0
+
+
+def test_a_verdict_and_its_refusal_are_read_in_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens computed are those of the longer row alone, behind what all prompts begin with."""
+    save(tmp_path / "Qwen3Guard-Gen-4B", QWEN_GEN)
+    lengths: list[tuple[int, ...]] = []
+    real = auxiliary.choices
+
+    def watched(judge: object, asks: dict[int, tuple[tuple[int, ...], object]], *a: object, **k: object) -> object:
+        lengths.append(tuple(len(ids) for ids, _ in asks.values()))
+        return real(judge, asks, *a, **k)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("cai.models.guard.choices", watched)
+    monkeypatch.setattr("cai.models.guard.QwenGuard._verdict", lambda *a: "Safe")
+    _, loaded = judged(str(tmp_path / "Qwen3Guard-Gen-4B"), "auto", monkeypatch)
+    (first, *_) = lengths
+    shared = loaded.engine.stats.extra["prefix_tokens_computed"]
+    assert len(first) == 18 and shared >= 16
+    assert loaded.engine.stats.prompt_tokens_computed == shared + sum(length - shared for length in first[::2])
+
+
+def test_without_room_for_its_cache_a_judge_runs_in_static_batches_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cai.engine.native.engine import NativeEngine
+
+    def full(*a: object, **k: object) -> None:
+        raise CaiError("engine: 0.1 GiB are left for the KV cache, too few.")
+
+    monkeypatch.setattr(NativeEngine, "__init__", full)
+    save(tmp_path / "guard", QWEN_GEN)
+    loaded = auxiliary._load(str(tmp_path / "guard"), "guard.model", "main", EngineSection())
+    assert loaded.engine.name == "static" and "0.1 GiB are left" in loaded.facts["engine"]
+    assert "13.5 times slower" in loaded.facts["engine"] and "\n" not in loaded.facts["engine"]
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [

@@ -234,52 +234,60 @@ def wishing(linears, **model):
 
 
 @pytest.mark.parametrize(
-    ("nats", "status", "words"),
+    ("linears", "nats", "status", "words"),
     [
-        (0.034, "ok", "KL 0.0340 nats a token"),
-        (0.11, "warn", 'More than 0.1: engine.linears = "auto"'),
-        (float("nan"), "warn", 'engine.linears = "auto"'),
-        (0.0, "warn", "nothing is rounded"),  # a CPU, or an adapter that only the modules compute
+        ("fp8", 0.034, "ok", "KL 0.0340 nats a token"),
+        ("fp8", 0.11, "warn", 'More than 0.1: engine.linears = "auto"'),
+        ("fp8", float("nan"), "warn", 'engine.linears = "auto"'),
+        ("fp8", 0.0, "warn", "nothing is rounded"),  # a CPU, or an adapter that only the modules compute
+        ("int8", 0.034, "ok", "KL 0.0340 nats a token"),
+        ("int8", 0.11, "fail", 'More than 0.1: engine.linears = "auto"'),
+        ("int8", float("nan"), "fail", 'engine.linears = "auto"'),
     ],
 )
-def test_what_8_bit_drawing_changes_is_measured_and_said(monkeypatch, nats, status, words):
+def test_what_8_bit_drawing_changes_is_measured_and_said(monkeypatch, linears, nats, status, words):
     from cai.engine.native import scoring
 
     seen = []
     monkeypatch.setattr(scoring, "divergence", lambda engine, ids: seen.append(ids) or (nats, 0.9))
-    check = doctor_model.rounding_check(SimpleNamespace(name="native"), [(1, 2), (1, 2, 3)])
+    check = doctor_model.rounding_check(SimpleNamespace(name="native"), [(1, 2), (1, 2, 3)], linears)
     assert (check.status, seen) == (status, [(1, 2, 3)]) and words in check.seen
-    other = doctor_model.rounding_check(SimpleNamespace(name="static"), [(1, 2)])
-    assert other.status == "warn" and "nothing is rounded" in other.seen and len(seen) == 1
+    other = doctor_model.rounding_check(SimpleNamespace(name="static"), [(1, 2)], linears)
+    assert (
+        other.status == "warn" and f'nothing is rounded: engine.linears = "{linears}"' in other.seen and len(seen) == 1
+    )
 
 
-@pytest.mark.parametrize("linears", ["fp8", "auto"])
+@pytest.mark.parametrize("linears", ["fp8", "int8", "auto"])
 def test_it_is_measured_where_the_recipe_asks_for_it(monkeypatch, linears):
     asked = []
     for name in ("sample_prompts", "prompt_check", "padding_check", "stop_check"):
         monkeypatch.setattr(doctor_model, name, lambda *a: {"answers": (1, 2)})
     monkeypatch.setattr(doctor_model, "training_checks", lambda *a: iter(()))
-    monkeypatch.setattr(doctor_model, "rounding_check", lambda engine, texts: "measured")
+    monkeypatch.setattr(doctor_model, "rounding_check", lambda engine, texts, linears: "measured")
     model = SimpleNamespace(
         backend="cuda", release=lambda: None, engine=lambda section, rounded: asked.append((section.linears, rounded))
     )
     found = list(doctor_model.model_checks(model, wishing(linears), {}))
-    assert ("measured" in found) == (linears == "fp8") and asked == [("fp8", True)] * (linears == "fp8")
+    assert ("measured" in found) == (linears != "auto") and asked == [(linears, True)] * (linears != "auto")
 
 
 @pytest.mark.parametrize(
-    ("model", "card", "free", "status", "words"),
+    ("linears", "model", "card", "free", "status", "words"),
     [
-        ({}, (9, 0), 79.0, "ok", "8-bit copies 30.1 GiB beside the weights"),
-        ({}, (8, 9), 79.0, "ok", "8-bit copies"),
-        ({}, (8, 6), 79.0, "fail", "needs compute capability 8.9 (Ada, Hopper), this card has 8.6"),
-        ({}, (9, 0), 47.0, "fail", "of 47.0 free. Set engine.linears"),
-        ({"quantization": "bf16"}, (9, 0), 139.0, "fail", 'made of NF4 weights, and model.quantization is "bf16"'),
-        ({"name": "unknown"}, (9, 0), 139.0, "ok", "compute capability 9.0"),
+        ("fp8", {}, (9, 0), 79.0, "ok", "8-bit copies 30.1 GiB beside the weights"),
+        ("fp8", {}, (8, 9), 79.0, "ok", "8-bit copies"),
+        ("fp8", {}, (8, 6), 79.0, "fail", "needs compute capability 8.9 (Ada, Hopper), this card has 8.6"),
+        ("fp8", {}, (9, 0), 47.0, "fail", "of 47.0 free. Set engine.linears"),
+        ("fp8", {"quantization": "bf16"}, (9, 0), 139.0, "fail", 'NF4 weights, and model.quantization is "bf16"'),
+        ("fp8", {"name": "unknown"}, (9, 0), 139.0, "ok", "compute capability 9.0"),
+        ("int8", {}, (8, 0), 79.0, "ok", "8-bit copies 30.1 GiB beside the weights"),
+        ("int8", {}, (7, 5), 79.0, "fail", '"int8" needs compute capability 8.0 (Ampere and later), this card has 7.5'),
+        ("int8", {"quantization": "bf16"}, (8, 0), 139.0, "fail", '"int8" is made of NF4 weights'),
     ],
 )
-def test_8_bit_copies_that_cannot_be_are_refused_before_gigabytes_are_read(model, card, free, status, words):
-    check = doctor.eight_bit_check(wishing("fp8", **model), card, {}, free)
+def test_8_bit_copies_that_cannot_be_are_refused_before_gigabytes_are_read(linears, model, card, free, status, words):
+    check = doctor.eight_bit_check(wishing(linears, **model), card, {}, free)
     assert check.status == status and words in check.seen, check.seen
     assert ('Set engine.linears = "auto"' in check.seen) == (status == "fail")
 

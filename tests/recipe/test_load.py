@@ -55,7 +55,7 @@ def test_the_shipped_recipe_shows_gates_and_hygiene_as_they_are_without_it() -> 
     assert recipe.gates == GatesSection()
     assert recipe.hygiene == HygieneSection()
     table = read(SHIPPED).table
-    assert set(HygieneSection.model_fields) - set(table["hygiene"]) == {"enabled", "min_pairs"}
+    assert set(HygieneSection.model_fields) - set(table["hygiene"]) == {"enabled"}
     assert {"m0", "m1", "m2"} <= set(table["gates"])
 
 
@@ -150,8 +150,14 @@ def test_identity_covers_what_makes_the_data_and_nothing_else() -> None:
 def test_8_bit_drawing_is_part_of_what_made_the_data_and_the_exact_ways_are_not() -> None:
     """Records of both would be mixed by a resume; and what earlier runs noted must stay equal."""
     recipe = changed()
-    fp8, fused = (
-        resolve(read(SHIPPED), milestone="m1", sets=[f"engine.linears={linears}"]) for linears in ("fp8", "fused")
+    fp8, int8, fused = (
+        resolve(read(SHIPPED), milestone="m1", sets=[f"engine.linears={way}"]) for way in ("fp8", "int8", "fused")
+    )
+    assert identity(int8, {}) == identity(recipe, {}) | {"engine.linears": "'int8'"}
+    assert (int8.engine.exact.linears, fp8.engine.exact.linears, fused.engine.exact.linears) == (
+        "auto",
+        "auto",
+        "fused",
     )
     assert identity(fused, {}) == identity(recipe, {}) and "engine.linears" not in identity(recipe, {})
     assert identity(fp8, {}) == identity(recipe, {}) | {"engine.linears": "'fp8'"}

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from cai.data import parsing
+from cai.metrics import wordings
 from cai.recipe.constitution import load_constitution
 from cai.recipe.grid import load_grid
 from cai.recipe.prompts import PLACEHOLDER, load_prompt
@@ -136,7 +137,7 @@ def test_no_example_holds_a_sign_of_its_own_transcript(name):
 def test_example_answers_are_long_enough_the_last_one_too():
     texts = [row["assistant"] for row in examples("answers")]
     assert all(40 <= words(text) <= 250 for text in texts) and words(texts[-1]) >= 100
-    assert not [text for text in texts if parsing.is_refusal(text)]
+    assert not [text for text in texts if wordings.is_refusal(text)]
 
 
 def test_example_instructions_are_accepted_and_stand_on_kinds_but_not_on_topics_of_the_grid():

@@ -99,7 +99,7 @@ def test_what_cannot_fit_is_refused_before_there_is_a_run_and_a_flag_overrides(p
     assert len(list((project / "runs").glob("2*"))) == 1
     code, path = run_fake(*limit, "--over-budget", "--set", "budget.max_usd=1000")
     assert (code, len(list((project / "runs").glob("2*")))) == (0, 2)
-    assert Run.peek(path).events("estimate")[0]["source"].startswith("run ")
+    assert next(e for e in read_events(path / "events.jsonl") if e["kind"] == "estimate")["source"].startswith("run ")
 
 
 def test_the_limit_stops_with_the_line_that_goes_on(run, monkeypatch):

@@ -18,6 +18,7 @@ from cai.commands import cli
 from cai.errors import CaiError
 from cai.inputs import locate
 from cai.run import folder as run_module
+from cai.run.events import read_events
 from cai.run.folder import Run, check_identity, new_run_id, resolve_run, write_atomic, write_json_atomic
 from cai.run.manifest import read_manifest
 from cai.store import files
@@ -41,10 +42,10 @@ def test_a_new_run_has_everything_that_names_it(tmp_path: Path) -> None:
     with made(tmp_path / "runs") as run:
         assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
         assert (run.path / "recipe.toml").read_text() == "seed = 7\n"
-        assert read_manifest(run.manifest_path)["identity"] == IDENTITY
+        assert read_manifest(run.path / "manifest.json")["identity"] == IDENTITY
         assert os.readlink(tmp_path / "runs" / "latest") == run.id
         run.update_manifest(model={"name": "x"})
-    assert Run.peek(run.path).manifest["model"] == {"name": "x"}
+    assert read_manifest(run.path / "manifest.json")["model"] == {"name": "x"}
     with pytest.raises(CaiError, match="exists already"):
         made(tmp_path / "runs")
 
@@ -351,7 +352,7 @@ def test_a_torn_event_heals_and_is_noted(tmp_path: Path) -> None:
         assert again.events("healed")[0]["cut_bytes"] == 10
     with run.events_path.open("ab") as file:
         file.write(b"\xff\n")
-    assert len(Run.peek(run.path).events("attempt")) == 2
+    assert len([e for e in read_events(run.path / "events.jsonl") if e["kind"] == "attempt"]) == 2
 
 
 def test_an_event_may_tell_of_a_nan(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_near_duplicates_read_each_logged_row_once(tmp_path: Path, monkeypatch: 
     """The verdicts are those of comparing with the whole log; its rows are normalised once, not at every batch."""
     log = RecordLog.open(tmp_path / "records.jsonl", tmp_path / "q", durable=False)
     settings = SimpleNamespace(similarity_threshold=0.8)
-    recipe = SimpleNamespace(instructions=settings, pairs=SimpleNamespace(accept_noise=False))
+    recipe = SimpleNamespace(instructions=settings)
     context: Any = SimpleNamespace(log=log, recipe=recipe)
 
     def asked(seed: int) -> str:

@@ -10,7 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parents[1])]
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "training")]
 
 from support.training import LORA, FakePrompt, TinyModel, dpo, make_pairs, run_train  # noqa: E402
 
@@ -20,6 +21,9 @@ def serve() -> None:
 
     The imports are made once: ten seconds of them before each of twenty trainings took longer than all trainings.
     """
+    import test_train_start  # noqa: F401
+
+    import cai.training.sft_trainer
     import cai.training.trainers  # noqa: F401
 
     print("ready", flush=True)
@@ -29,9 +33,14 @@ def serve() -> None:
         if child == 0:
             if how == "kill-in-save":
                 kill_in_save(Path(folder), int(number))
-            run_train(Path(folder))
+            if how == "kill-start-after":
+                from test_train_start import two_stages
+
+                two_stages(Path(folder))
+            else:
+                run_train(Path(folder))
             os._exit(0)
-        if how == "kill-after":
+        if how.endswith("-after"):
             time.sleep(float(number))
             os.kill(child, signal.SIGKILL)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -150,6 +159,38 @@ def kill_sft(folder: Path) -> None:
     train_arm(model, folder, "sft", event=event)
 
 
+KILLS = (("train_step", 3), ("trained", 0), ("train_step", 1), ("train_step", 3))  # two in SFT, then two in DPO
+
+
+def kill_stages(folder: Path) -> None:
+    """Both stages on the embedded model: once left alone, once killed at each of KILLS; the adapters' folders stay.
+
+    The model is loaded once; each training that gets killed runs in a fork.
+    """
+    from test_train_start import two_stages
+
+    from cai.models.policy import load
+    from cai.recipe.settings import ModelSection, SftSection
+
+    config = dpo(start="sft", max_length=128, batch_size=1, gradient_accumulation=1, max_steps=3, learning_rate=1e-4)
+    settings = {"config": config, "stage": SftSection().recipe(config), "pairs": make_pairs(4)}
+    model = load(ModelSection(format="chat", quantization="fp32", max_seq_length=512), "embedded")
+    codes = []
+    for kill in KILLS:
+        if (child := os.fork()) == 0:
+
+            def event(kind: str, /, *, kill=kill, **fields) -> None:
+                if (kind, fields["step"] if kind == "train_step" else 0) == kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            two_stages(folder / "killed", model=model, event=event, **settings)
+            os._exit(0)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    resumed = two_stages(folder / "killed", model=model, **settings)
+    alone = two_stages(folder / "alone", model=model, **settings)
+    print(json.dumps({"codes": codes, "resumed_from": resumed.resumed_from, "first_loss": alone.first_loss}))
+
+
 def plain_chunked():
     """`ChunkedLogProbFunction.apply` by its definition."""
     import torch
@@ -173,4 +214,4 @@ if __name__ == "__main__":
     elif what == "kill-sft":
         kill_sft(where)
     else:
-        {"trl": beside_trl, "beside-sft": beside_sft}[what](where)
+        {"trl": beside_trl, "beside-sft": beside_sft, "kill-stages": kill_stages}[what](where)

@@ -35,13 +35,26 @@ def hf_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
 
+SCALED = {
+    "llama3": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    "yarn": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64},
+    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+}  # fmt: skip
+
+
 def tiny_config(kind="llama"):
-    from transformers import LlamaConfig, Qwen2Config
+    """`kind`: llama, qwen2, qwen3, or Llama with one of the scaled rotary embeddings."""
+    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
     shape = dict(
         vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=kind == "llama",
     )  # fmt: skip
+    if kind in SCALED:
+        return LlamaConfig(**shape, rope_parameters=SCALED[kind])
+    if kind == "qwen3":
+        return Qwen3Config(**shape, head_dim=16)
     return LlamaConfig(**shape) if kind == "llama" else Qwen2Config(**shape)
 
 
@@ -58,7 +71,12 @@ class TinyModel:
         self.hf = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=dtype)
         with torch.no_grad():
             for parameter in self.hf.parameters():
-                parameter.copy_(torch.randn(parameter.shape) * 0.3 if parameter.dim() > 1 else parameter)
+                if parameter.dim() > 1:
+                    parameter.copy_(torch.randn(parameter.shape) * 0.3)
+            if kind == "qwen3":  # norms of ones would hide a norm that is left out or stands in another's place
+                for name, parameter in self.hf.named_parameters():
+                    if "norm" in name:
+                        parameter.copy_(1.0 + 0.5 * torch.rand(parameter.shape))
         self.hf.eval()
         self.tokenizer, self.hf_tokenizer = ByteTokenizer(), hf_tokenizer()
         self.facts = {"revision": "main", "quantization": "fp32"}
@@ -74,7 +92,7 @@ class TinyModel:
 
         if self.lora:
             self.hf = self.hf.unload()
-            del self.hf.peft_config
+            vars(self.hf).pop("peft_config", None)
         self.lora = True
         self.hf = get_peft_model(
             self.hf,

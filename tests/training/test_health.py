@@ -49,3 +49,41 @@ def test_a_log_without_the_key_and_what_was_not_measured_show_nothing():
 def test_truncation():
     assert health.truncation(0.02, HEALTH) is None
     assert "3.0% of the pairs were truncated (more than 2%)" in health.truncation(0.03, HEALTH).text
+
+
+def test_a_held_out_loss_that_rises_over_its_lowest():
+    """0.60, 0.50, 0.54 rose by 0.04, which is not more than 0.05; 0.56 by 0.06 is; no window is waited for."""
+    held = [{"step": n, health.HELDOUT: loss} for n, loss in ((2, 0.60), (4, 0.50), (6, 0.54))]
+    assert health.in_log([*log(0.0, 0.0), *held], HEALTH) == []
+    (sign,) = health.in_log([*log(0.0, 0.0), *held, {"step": 8, health.HELDOUT: 0.56}], HEALTH)
+    assert sign.name == "heldout_rise" and sign.value == pytest.approx(0.06) and 'dpo.keep = "best"' in sign.text
+
+
+def test_held_out_entries_are_no_steps():
+    """Between four steps they do not fill the window, nor stand for the first loss."""
+    held = [{"step": 0, health.HELDOUT: 0.7}] * 9
+    assert health.in_log([*held, *log(5.0, 5.0, 5.0)], HEALTH) == []
+    assert names(health.in_log([*held, *log(0.0, 0.0, 0.0, 0.0, 0.0, loss=1.0)], HEALTH)) == ["rising_loss"]
+
+
+@pytest.mark.parametrize(
+    ("margin", "kl", "same", "told"),
+    [
+        (0.049, 0.01, 0.1, "held-out margin x beta 0.049 (below 0.05)"),
+        (0.2, 0.0019, 0.1, "KL 0.0019 nats a token (below 0.002)"),
+        (0.2, 0.01, 0.5, "50% of the fresh answers unchanged (50% or more)"),
+        (0.05, 0.002, 0.49, ""),
+        (math.nan, math.nan, math.nan, ""),
+    ],
+)
+def test_an_adapter_that_barely_moved(margin, kl, same, told):
+    sign = health.barely_moved(margin, kl, same, HEALTH)
+    assert (sign is None) == (not told)
+    if sign:
+        assert told in sign.text and "raise dpo.learning_rate" in sign.text and sign.text.count("(") == 3
+
+
+def test_an_adapter_that_moved_too_far():
+    assert health.moved_too_far(0.1, 0.3, HEALTH) is None and health.moved_too_far(math.nan, math.nan, HEALTH) is None
+    sign = health.moved_too_far(0.101, 0.5, HEALTH)
+    assert "KL 0.101" in sign.text and "lost 0.50 nats" in sign.text and "lower dpo.learning_rate" in sign.text

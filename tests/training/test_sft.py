@@ -128,7 +128,7 @@ def test_the_arm_never_stands_in_the_place_of_dpo(run_fake: Runner) -> None:
     _, run = run_fake(*QUICK, *ON, "--set", "sft.max_steps=3")
     events = read_jsonl(run / "events.jsonl")
     assert len(steps_of_arm(run)) == 3 and status._training(events).startswith("10 steps done")
-    rate = rates.from_events(run.name, {"backend": "fake"}, events)
+    rate = rates.from_events(run.name, json.loads((run / "manifest.json").read_text()), events)
     assert rate is not None and rate.pairs_seen == 10
     recipe = resolve(read(ROOT / "cai.toml"), milestone="m1", sets=["sft.enabled=true"])
     plain = resolve(read(ROOT / "cai.toml"), milestone="m1")

@@ -330,8 +330,8 @@ def test_truncated_pairs_stop_before_the_first_step_where_the_recipe_says_so(tmp
 def test_a_wrong_first_loss_stops(tmp_path, monkeypatch):
     from cai.training import job
 
-    real = job.reference.compute
-    monkeypatch.setattr(job.reference, "compute", lambda *a: [(c - 3.0, r) for c, r in real(*a)])
+    real = job.reference_logps.compute
+    monkeypatch.setattr(job.reference_logps, "compute", lambda *a: [(c - 3.0, r) for c, r in real(*a)])
     with pytest.raises(CaiError, match="first DPO loss is") as caught:
         run_train(tmp_path)
     assert caught.value.code == errors.QUALITY
@@ -449,10 +449,10 @@ def out_of_memory(monkeypatch, more_than):
 
     real = trainers.sequence_logps
 
-    def logps(hf, batch, forward):
+    def logps(hf, batch, *how):
         if len(batch["lengths_S"]) // 2 > more_than:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-        return real(hf, batch, forward)
+        return real(hf, batch, *how)
 
     monkeypatch.setattr(trainers, "sequence_logps", logps)
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 WEIGHTS = (1.0, -2.0, 0.5)
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2"])
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "llama3", "yarn", "linear"])
 def tiny(request):
     """A tiny model whose adapter does something: B is not zero."""
     model = TinyModel(kind=request.param)
@@ -37,6 +37,16 @@ def rows_of(model, count=3):
     return tokenize_pairs(
         make_pairs(count), FakePrompt(), format="base", tokenizer=model.tokenizer, max_length=400
     ).rows
+
+
+def test_the_packed_pass_serves_every_one_of_them(tiny):
+    assert refusal(tiny.hf) is None
+
+
+def test_a_rotary_embedding_that_hangs_on_the_length_is_refused():
+    model = TinyModel()
+    model.hf.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    assert "dynamic" in refusal(model.hf)
 
 
 def run(model, batch, forward):

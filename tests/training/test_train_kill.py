@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.training import run_train
 from test_train import TESTS, alone, sha  # noqa: F401  (a fixture)
+from test_train_start import two_stages
 
 pytestmark = pytest.mark.faults
 
@@ -35,6 +36,14 @@ def train_and_kill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
     server.wait()
 
 
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The adapter of SFT, then DPO, that was left alone."""
+    folder = tmp_path_factory.mktemp("stages")
+    two_stages(folder)
+    return sha(folder)
+
+
 @pytest.mark.parametrize("attempt", range(8))
 def test_f22_killed_at_any_moment_resumes_to_the_same_bytes(alone, train_and_kill, tmp_path, attempt):  # noqa: F811
     """SIGKILL at a moment spread over the whole training, saves included; then a plain resume."""
@@ -55,3 +64,11 @@ def test_f22_killed_inside_each_file_of_a_save(alone, train_and_kill, tmp_path):
             break
         assert code == -signal.SIGKILL
     assert n >= 5
+
+
+@pytest.mark.parametrize("attempt", range(6))
+def test_killed_in_either_stage_of_sft_and_dpo_resumes_to_the_same_bytes(train_and_kill, tmp_path, stages, attempt):
+    """SIGKILL at a moment spread over the SFT stage, what is between, and DPO."""
+    train_and_kill("kill-start-after", tmp_path, 0.1 + 0.5 * attempt)
+    two_stages(tmp_path)
+    assert sha(tmp_path) == stages

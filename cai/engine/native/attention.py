@@ -15,6 +15,9 @@ import torch.nn.functional as F
 
 from cai.engine.native.cache import Prefix
 
+WIDE = 1 << 30  # the window of a layer that sees everything
+HeadNorms = tuple[torch.Tensor, torch.Tensor, float]  # factors of queries and keys (D, or all heads'), and epsilon
+
 
 @dataclass(slots=True)
 class Step:
@@ -33,9 +36,10 @@ class Step:
 
 
 def rms_norm(x_TH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
+    """A factor in fp32 is multiplied before the result is rounded, another one after it, as its family does."""
     x32_TH = x_TH.float()
     x32_TH = x32_TH * torch.rsqrt(x32_TH.square().mean(-1, keepdim=True) + eps)
-    return weight_H * x32_TH.to(x_TH.dtype)
+    return (weight_H * x32_TH.to(torch.promote_types(weight_H.dtype, x_TH.dtype))).to(x_TH.dtype)
 
 
 def add_rms_norm(
@@ -48,6 +52,11 @@ def add_rms_norm(
 
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return F.silu(gate) * up
+
+
+def gelu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """GELU in its approximation by tanh."""
+    return F.gelu(gate, approximate="tanh") * up
 
 
 def rotate(x_TKD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> torch.Tensor:
@@ -67,24 +76,39 @@ def rope_and_store(
     step: Step,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
+    norms: HeadNorms | None = None,
 ) -> torch.Tensor:
     """Rotated queries (T, N, D); rotated keys and values go into one layer's cache (blocks, M, block_tokens, D)."""
     heads, kv_heads, dim = shape
+    if norms is not None:
+        q, k = (normed_heads(x, weight, norms[2], dim) for x, weight in zip((q, k), norms[:2], strict=True))
     cos_TD, sin_TD = cos[step.positions_T], sin[step.positions_T]
     k_cache[step.blocks_T, :, step.offsets_T] = rotate(k.unflatten(-1, (kv_heads, dim)), cos_TD, sin_TD)
     v_cache[step.blocks_T, :, step.offsets_T] = v.unflatten(-1, (kv_heads, dim))
     return rotate(q.unflatten(-1, (heads, dim)), cos_TD, sin_TD)
 
 
+def normed_heads(x_TK: torch.Tensor, weight: torch.Tensor, eps: float, dim: int) -> torch.Tensor:
+    """Each head's part normed for itself (weight (D)), or all of them together (weight (K))."""
+    return rms_norm(x_TK.unflatten(-1, (-1, weight.shape[0])), weight, eps).flatten(-2)
+
+
 def decode_attention(
-    q_BND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, step: Step, layer: int
+    q_BND: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    step: Step,
+    layer: int,
+    scale: float,
+    window: int = WIDE,
 ) -> torch.Tensor:
     """One query a row. Blocks are whole rows here; rows sit in blocks 1..B (`engine` keeps them packed)."""
     rows, kv_heads, dim = q_BND.shape[0], k_cache.shape[1], q_BND.shape[2]
-    q_BMGD = q_BND.view(rows, kv_heads, -1, dim) * dim**-0.5
+    q_BMGD = q_BND.view(rows, kv_heads, -1, dim) * scale
     k_BMTD, v_BMTD = k_cache[1 : rows + 1, :, : step.longest], v_cache[1 : rows + 1, :, : step.longest]
     own_BMGT = q_BMGD @ k_BMTD.transpose(-1, -2)
-    hidden_BT = torch.arange(step.longest) >= step.lens_B[:, None]
+    places_T, first_B1 = torch.arange(step.longest), step.lens_B[:, None] - window
+    hidden_BT = (places_T >= step.lens_B[:, None]) | (places_T < first_B1)
     own_BMGT.masked_fill_(hidden_BT[:, None, None], float("-inf"))
     length = len(step.prefix.token_ids)
     if not length:
@@ -92,6 +116,9 @@ def decode_attention(
     pk_MPD, pv_MPD = step.prefix.keys[layer, :, :length], step.prefix.values[layer, :, :length]
     q_MRD = q_BMGD.transpose(0, 1).reshape(kv_heads, -1, dim)  # R = B * G: the prefix sees all rows as one product
     shared_BMGP = (q_MRD @ pk_MPD.transpose(-1, -2)).view(kv_heads, rows, -1, length).transpose(0, 1)
+    if window != WIDE:
+        hidden_BP = torch.arange(length) < length + first_B1
+        shared_BMGP = shared_BMGP.masked_fill(hidden_BP[:, None, None], float("-inf"))
     both = torch.cat((shared_BMGP, own_BMGT), -1).softmax(-1, dtype=torch.float32).to(q_BND.dtype)
     from_own = both[..., length:] @ v_BMTD
     from_prefix = both[..., :length].transpose(0, 1).reshape(kv_heads, -1, length) @ pv_MPD
@@ -99,10 +126,17 @@ def decode_attention(
 
 
 def prefill_attention(
-    q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, step: Step, layer: int
+    q_TND: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    step: Step,
+    layer: int,
+    scale: float,
+    window: int = WIDE,
 ) -> torch.Tensor:
     """Whole rows from their first own token: all of the prefix, causal over the own part. Row by row."""
     shared = len(step.prefix.token_ids)
+    masked = bool(shared) or window != WIDE
     outputs, at = [], 0
     for row, length in enumerate(step.lens):
         q_1NTD = q_TND[at : at + length].transpose(0, 1)[None]
@@ -111,14 +145,17 @@ def prefill_attention(
         if shared:
             k_MTD = torch.cat((step.prefix.keys[layer, :, :shared], k_MTD), 1)
             v_MTD = torch.cat((step.prefix.values[layer, :, :shared], v_MTD), 1)
-            seen = torch.arange(shared + length) <= torch.arange(shared, shared + length)[:, None]
+        if masked:
+            keys_K, queries_T1 = torch.arange(shared + length), torch.arange(shared, shared + length)[:, None]
+            seen = (keys_K <= queries_T1) & (keys_K > queries_T1 - window)
         groups = q_1NTD.shape[1] // k_MTD.shape[0]
         out = F.scaled_dot_product_attention(
             q_1NTD,
             k_MTD.repeat_interleave(groups, 0)[None],
             v_MTD.repeat_interleave(groups, 0)[None],
-            attn_mask=seen if shared else None,
-            is_causal=not shared,
+            attn_mask=seen if masked else None,
+            is_causal=not masked,
+            scale=scale,
         )
         outputs.append(out[0].transpose(0, 1).flatten(1))
         at += length

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cai.engine.native.attention import Step
+from cai.engine.native.attention import WIDE, Step
 
 LOG2E = 1.4426950408889634
 TILE_QUERIES, TILE_KEYS = 64, 64
@@ -42,6 +42,7 @@ def _decode_own(
     table_stride,
     rows,
     scale,
+    window,
     G: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
@@ -53,8 +54,9 @@ def _decode_own(
     kv_heads = tl.num_programs(1)
     heads = kv_heads * G
     length = tl.load(lens + row)
-    part = tl.cdiv(tl.cdiv(length, SPLITS), TILE) * TILE
-    low = split * part
+    start = tl.maximum(length - window, 0)
+    part = tl.cdiv(tl.cdiv(length - start, SPLITS), TILE) * TILE
+    low = start + split * part
     high = tl.minimum(length, low + part)
     group, dim = tl.arange(0, GROUP), tl.arange(0, D)
     head = kv_head * G + group
@@ -62,8 +64,8 @@ def _decode_own(
     top = tl.full([GROUP], float("-inf"), tl.float32)
     total = tl.zeros([GROUP], tl.float32)
     acc = tl.zeros([GROUP, D], tl.float32)
-    for start in range(low, high, TILE):
-        token = start + tl.arange(0, TILE)
+    for tile in range(low, high, TILE):
+        token = tile + tl.arange(0, TILE)
         seen = token < high
         block = tl.load(table + row * table_stride + token // BLOCK_TOKENS, mask=seen, other=0).to(tl.int64)
         place = ((block * kv_heads + kv_head) * BLOCK_TOKENS + token % BLOCK_TOKENS) * D
@@ -84,11 +86,13 @@ def _decode_prefix(
     keys,
     values,
     prefix_length,
+    lens,
     part_o,
     part_l,
     head_stride,
     rows,
     scale,
+    window,
     G: tl.constexpr,
     D: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -105,6 +109,8 @@ def _decode_prefix(
     flat = tile * QUERIES + tl.arange(0, QUERIES)
     row, head = flat // G, kv_head * G + flat % G
     real, dim = row < rows, tl.arange(0, D)
+    first = length + tl.load(lens + row, mask=real, other=window) - window  # that the query sees
+    low = tl.maximum(low, tl.min(first, 0))
     query = tl.load(q + (row * heads + head)[:, None] * D + dim[None, :], mask=real[:, None], other=0.0)
     top = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
@@ -114,7 +120,8 @@ def _decode_prefix(
         token = start + tl.arange(0, TILE)
         seen = token < high
         key = tl.load(keys + base + token[None, :] * D + dim[:, None], mask=seen[None, :], other=0.0)
-        scores = tl.where(seen[None, :], tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
+        visible = seen[None, :] & (token[None, :] >= first[:, None])
+        scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
         value = tl.load(values + base + token[:, None] * D + dim[None, :], mask=seen[:, None], other=0.0)
         top, total, acc = _soften(scores, top, total, acc, value)
     at = ((FIRST + split) * rows + row) * heads + head
@@ -157,7 +164,13 @@ def splits_for(rows: int) -> tuple[int, int]:
 
 
 def decode_attention(
-    q_BND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, step: Step, layer: int
+    q_BND: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    step: Step,
+    layer: int,
+    scale: float,
+    window: int = WIDE,
 ) -> torch.Tensor:
     rows, heads, dim = q_BND.shape
     kv_heads, block_tokens = k_cache.shape[1], k_cache.shape[2]
@@ -165,7 +178,6 @@ def decode_attention(
     own, shared = splits_for(rows)
     part_o = torch.empty((own + shared, rows, heads, dim), dtype=torch.float32, device=q_BND.device)
     part_l = torch.empty((own + shared, rows, heads), dtype=torch.float32, device=q_BND.device)
-    scale = dim**-0.5 * LOG2E
     _decode_own[(rows, kv_heads, own)](
         q_BND,
         k_cache,
@@ -176,7 +188,8 @@ def decode_attention(
         part_l,
         step.table_BW.stride(0),
         rows,
-        scale,
+        scale * LOG2E,
+        window,
         group,
         max(16, triton.next_power_of_2(group)),
         dim,
@@ -184,7 +197,7 @@ def decode_attention(
         TILE_OWN_KEYS,
         own,
         num_warps=1,
-        num_stages=3,
+        num_stages=max(2, pipeline_stages(q_BND)),
     )
     prefix, queries = step.prefix, 64
     _decode_prefix[(triton.cdiv(rows * group, queries), kv_heads, shared)](
@@ -192,18 +205,20 @@ def decode_attention(
         prefix.keys[layer],
         prefix.values[layer],
         prefix.length,
+        step.lens_B,
         part_o,
         part_l,
         prefix.keys.stride(1),
         rows,
-        scale,
+        scale * LOG2E,
+        window,
         group,
         dim,
         queries,
         TILE_KEYS,
         shared,
         own,
-        num_warps=4,
+        num_warps=4 if dim <= 128 else 8,
         num_stages=pipeline_stages(q_BND),
     )
     out = torch.empty((rows, heads * dim), dtype=q_BND.dtype, device=q_BND.device)
@@ -225,6 +240,7 @@ def _prefill(
     table_stride,
     head_stride,
     scale,
+    window,
     kv_heads,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -245,20 +261,21 @@ def _prefill(
     acc = tl.zeros([QUERIES, D], tl.float32)
     base = kv_head.to(tl.int64) * head_stride
     shared = tl.load(prefix_length)
-    for start in range(0, shared, TILE):
+    for start in range(tl.maximum(shared + first + 1 - window, 0), shared, TILE):
         token = start + tl.arange(0, TILE)
         seen = token < shared
         key = tl.load(keys + base + token[None, :] * D + dim[:, None], mask=seen[None, :], other=0.0)
-        scores = tl.where(seen[None, :], tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
+        visible = seen[None, :] & (token[None, :] > shared + own[:, None] - window)
+        scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
         value = tl.load(values + base + token[:, None] * D + dim[None, :], mask=seen[:, None], other=0.0)
         top, total, acc = _soften(scores, top, total, acc, value)
-    for start in range(0, tl.minimum(length, first + QUERIES), TILE):
+    for start in range(tl.maximum(first + 1 - window, 0), tl.minimum(length, first + QUERIES), TILE):
         token = start + tl.arange(0, TILE)
         seen = token < length
         block = tl.load(table + row * table_stride + token // BLOCK_TOKENS, mask=seen, other=0).to(tl.int64)
         place = ((block * kv_heads + kv_head) * BLOCK_TOKENS + token % BLOCK_TOKENS) * D
         key = tl.load(k_cache + place[None, :] + dim[:, None], mask=seen[None, :], other=0.0)
-        visible = seen[None, :] & (token[None, :] <= own[:, None])
+        visible = seen[None, :] & (token[None, :] <= own[:, None]) & (token[None, :] > own[:, None] - window)
         scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
         value = tl.load(v_cache + place[:, None] + dim[None, :], mask=seen[:, None], other=0.0)
         top, total, acc = _soften(scores, top, total, acc, value)
@@ -277,7 +294,13 @@ def query_tiles(lens: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 
 def prefill_attention(
-    q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, step: Step, layer: int
+    q_TND: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    step: Step,
+    layer: int,
+    scale: float,
+    window: int = WIDE,
 ) -> torch.Tensor:
     tokens, heads, dim = q_TND.shape
     out = torch.empty((tokens, heads * dim), dtype=q_TND.dtype, device=q_TND.device)
@@ -295,14 +318,15 @@ def prefill_attention(
         prefix.length,
         step.table_BW.stride(0),
         prefix.keys.stride(1),
-        dim**-0.5 * LOG2E,
+        scale * LOG2E,
+        window,
         k_cache.shape[1],
         heads // k_cache.shape[1],
         dim,
         k_cache.shape[2],
         TILE_QUERIES,
         TILE_KEYS,
-        num_warps=4,
+        num_warps=4 if dim <= 128 else 8,
         num_stages=pipeline_stages(q_TND),
     )
     return out

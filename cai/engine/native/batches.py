@@ -71,12 +71,18 @@ def by_prefix(requests: Sequence[ScoreRequest]) -> Iterator[tuple[tuple[int, ...
     yield from groups.items()
 
 
-def score_places(scored: Sequence[ScoreRequest], packed: Packed, row_of: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Places among the packed tokens whose hidden states predict the continuations, and the tokens to predict."""
+def score_places(
+    scored: Sequence[ScoreRequest], packed: Packed, row_of: Sequence[int], shared: int
+) -> tuple[list[int], list[int]]:
+    """Places among the packed tokens whose hidden states predict the continuations, and the tokens to predict.
+
+    `shared`: tokens of the prefix, which are not in the rows. A request may end before its row does.
+    """
     places: list[int] = []
     targets: list[int] = []
-    ends = list(itertools.accumulate(len(ids) for ids, _ in packed))
+    starts = [0, *itertools.accumulate(len(ids) for ids, _ in packed)]
     for request, row in zip(scored, row_of, strict=True):
-        places += range(ends[row] - len(request.continuation_ids), ends[row])
+        first = starts[row] + len(request.context_ids) - 1 - shared
+        places += range(first, first + len(request.continuation_ids))
         targets += request.continuation_ids
     return places, targets

@@ -6,8 +6,10 @@ not there write into it. On a CPU a block is a whole row, so attention reads it 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from cai.engine.memory import free_gpu_bytes
@@ -38,8 +40,7 @@ class KVCache:
         self, shape: Shape, blocks: int, block_tokens: int, device: torch.device, by_slot: bool = False
     ) -> None:
         size = (shape.layers, blocks + 1, shape.kv_heads, block_tokens, shape.dim)
-        self.keys = torch.zeros(size, dtype=shape.dtype, device=device)
-        self.values = torch.zeros(size, dtype=shape.dtype, device=device)
+        self.keys, self.values = (zeros(size, shape.dtype, device) for _ in range(2))
         self.block_tokens, self.blocks, self.by_slot = block_tokens, blocks, by_slot
         self.free = list(range(blocks, TRASH, -1))
 
@@ -70,6 +71,13 @@ class KVCache:
             return picked.reshape(picked.shape[0], picked.shape[1], -1, picked.shape[4])[:, :, :tokens].contiguous()
 
         return one(self.keys), one(self.values)
+
+
+def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU pages that nobody writes take no memory: rows of thousands of tokens may be planned, and few needed."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(size)
 
 
 @dataclass(slots=True)
@@ -109,9 +117,13 @@ def reserve_bytes(device: torch.device) -> int:
     return (3 << 29) if small_card(device) else (4 << 30)
 
 
-def gpu_blocks(shape: Shape, device: torch.device, wanted_tokens: int) -> int:
-    """How many blocks fit beside the reserve, at most what `wanted_tokens` need. Error: less than one long row."""
+def gpu_blocks(shape: Shape, device: torch.device, wanted_tokens: int, beside: int = 0) -> int:
+    """How many blocks fit beside the reserve, at most what `wanted_tokens` need. Error: less than one long row.
+
+    `beside`: bytes that come later, saved prefixes and copies of LoRA factors; no row goes without for them.
+    """
     room = free_gpu_bytes(device) - reserve_bytes(device)
+    room -= min(beside, room // 8)
     fitting = room // (shape.bytes_per_token * GPU_BLOCK_TOKENS)
     if fitting * GPU_BLOCK_TOKENS < 4096:
         raise CaiError(

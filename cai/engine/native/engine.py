@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, generate, never
-from cai.engine.native import attention, scoring
+from cai.engine.native import attention, prefixes, scoring
+from cai.engine.native.adapters import Worn, factor_bytes, tuned_module
 from cai.engine.native.batches import Flight, Packed, packed_step
 from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, Prefix, Shape, gpu_blocks, small_card
 from cai.engine.native.decoder import Decoder
-from cai.engine.native.linears import adapter_signature, tuned_module
+from cai.engine.native.families import text_parts
 from cai.engine.native.scheduler import Running, Scheduler, prompt_tokens
 from cai.engine.native.state import RowState
 from cai.engine.sampling import allowed, pick, seed_tensor
@@ -30,7 +31,6 @@ from cai.errors import RESUMABLE, CaiError
 MAX_LEN = 4096  # where neither model nor loader says
 CPU_ROWS, GPU_ROWS = 16, 512
 CPU_PREFILL_TOKENS, GPU_PREFILL_TOKENS, SMALL_GPU_PREFILL_TOKENS = 1024, 4096, 1024
-SAVED_PREFIXES = 4  # a stage that comes back (a retry wave) finds its prefix
 GPU_ROW_TOKENS = 1024  # own tokens a row is expected to need at most, for the size of the cache
 
 
@@ -51,7 +51,7 @@ class NativeEngine:
         linears: str = "auto",
         max_len: int = 0,
     ) -> None:
-        config = generate.causal_lm(hf_model).config
+        config, _ = text_parts(hf_model)
         known = getattr(hf_model, "max_seq_length", None) or MAX_LEN
         self.max_len = max_len or min(config.max_position_embeddings, known)
         self.gpu = torch.device(device).type == "cuda"
@@ -62,27 +62,28 @@ class NativeEngine:
             self.ops = kernels
         self.decoder = Decoder(hf_model, self.ops, self.max_len)
         self.device, self.pieces = self.decoder.device, Pieces(tokenizer)
-        self.groups = [group for layer in self.decoder.layers for group in layer.linears.groups]
-        self.tuned = tuned_module(hf_model)
         self.shape = Shape(len(self.decoder.layers), self.decoder.kv_heads, self.decoder.dim, self.decoder.dtype)
         self.stats = EngineStats(batch_size=batch_size or (GPU_ROWS if self.gpu else CPU_ROWS))
         self.saved: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self.graphs: Any = None
         self.current: Any = None  # (tokens, adapter) of the prefix in place
-        self.signature: Any = None  # of the adapter that the linears hold
+        self.worn = Worn(tuned_module(hf_model), self.decoder.dtype)
+        self.beside = prefixes.SAVED * prefixes.EXPECTED_TOKENS * self.shape.bytes_per_token
+        self.beside += factor_bytes(hf_model, self.decoder.dtype)
         with generate.memory_named("when the engine was set up"):
             if self.gpu:
                 from cai.engine.native import tuning
 
                 self.ops.rms_norm(self.decoder.norm[None], self.decoder.norm, 1.0)  # no compiler: the error comes here
-                self.stats.extra["linears"] = tuning.choose(self.decoder, linears)
+                self.stats.extra["linears"] = tuning.choose(self.decoder, linears, self.beside)
+            self.groups = [group for layer in self.decoder.layers for group in layer.linears.groups]
             self.shared = self.groups[0].shared
             self._allocate()
 
     def _allocate(self) -> None:
         rows = self.stats.batch_size
         if self.gpu:
-            blocks = gpu_blocks(self.shape, self.device, max(rows * GPU_ROW_TOKENS, 2 * self.max_len))
+            blocks = gpu_blocks(self.shape, self.device, max(rows * GPU_ROW_TOKENS, 2 * self.max_len), self.beside)
             self.cache = KVCache(self.shape, blocks, GPU_BLOCK_TOKENS, self.device)
             prefill_tokens = SMALL_GPU_PREFILL_TOKENS if small_card(self.device) else GPU_PREFILL_TOKENS
         else:  # the last slot is the scratch row of a prefix
@@ -90,7 +91,7 @@ class NativeEngine:
             prefill_tokens = CPU_PREFILL_TOKENS
         self.prefix = Prefix.empty(self.shape, min(1024, self.max_len), self.device)
         self.state = RowState(rows, self.cache.blocks_for(self.max_len) + 1, self.max_len, self.device)
-        self.scheduler, self.dirty = Scheduler(self.cache, rows, prefill_tokens, self.shared.rounding), False
+        self.scheduler, self.dirty = Scheduler(self.cache, rows, prefill_tokens, bool(self.shared.rounding)), False
         self.stats.extra["kv_tokens"] = self.cache.blocks * self.cache.block_tokens
         if self.gpu:
             from cai.engine.native.graphs import Graphs
@@ -101,7 +102,7 @@ class NativeEngine:
 
     def submit(self, request: Request) -> None:
         self.require(len(request.token_ids) + request.sampling.max_new_tokens, f"request {request.id}")
-        self.scheduler.add(Row(request, self.pieces))
+        self.scheduler.add(Row(request, self.pieces), request.first)
 
     def require(self, tokens: int, what: str) -> None:
         """Refuse a row that is longer than the model's context or than all of the cache."""
@@ -137,7 +138,7 @@ class NativeEngine:
             group.drop()
         if getattr(self, "graphs", None) is not None:
             self.graphs.clear()
-        for name in "graphs cache prefix state scheduler saved decoder groups shared tuned".split():
+        for name in "graphs cache prefix state scheduler saved decoder groups shared worn".split():
             self.__dict__.pop(name, None)
         gc.collect()
         if self.gpu:
@@ -191,7 +192,7 @@ class NativeEngine:
     def prefill_less(self, tokens: int) -> None:
         """Memory ran out over `tokens` tokens: half as many at a time from now on."""
         self.scheduler.prefill_tokens = self.stats.extra["prefill_tokens"] = max(1, tokens // 2)
-        self._memory_ran_out()
+        self.memory_ran_out()
 
     def _decode_fewer(self, rows: list[Running]) -> None:
         """Memory ran out in a decode step: the later half of the rows wait again; they draw the same text then."""
@@ -200,7 +201,7 @@ class NativeEngine:
         keep = len(rows) // 2
         self._put_back(rows[keep:])
         self.scheduler.max_rows = self.stats.extra["decode_rows"] = keep
-        self._memory_ran_out()
+        self.memory_ran_out()
 
     def _put_back(self, rows: list[Running]) -> None:
         for running in reversed(rows):
@@ -208,8 +209,10 @@ class NativeEngine:
             self.scheduler.add(running.row, first=True)
         self.dirty = True
 
-    def _memory_ran_out(self) -> None:
+    def memory_ran_out(self) -> None:
+        """Free what can be made again: graphs and saved prefixes."""
         self.stats.out_of_memory += 1
+        self.saved.clear()
         if self.graphs is not None:
             self.graphs.clear()
         gc.collect()
@@ -305,45 +308,5 @@ class NativeEngine:
         return self.decoder.forward(torch.tensor(ids, device=self.device), step, self.cache, wanted)
 
     def use_prefix(self, token_ids: tuple[int, ...]) -> None:
-        """Make the shared prefix current: as it is, from the saved ones, or computed once.
-
-        It and the linears follow the adapter's state, which is the caller's (see `LoadedModel.adapter`).
-        """
-        signature = adapter_signature(self.tuned)
-        if self.gpu and signature != self.signature:
-            for group in self.groups:
-                group.follow_adapter(self.decoder.dtype)
-            self.graphs.clear()
-        self.signature, key = signature, (token_ids, signature)
-        if self.current == key:
-            return
-        if token_ids and key not in self.saved:
-            while len(self.saved) >= SAVED_PREFIXES:
-                self.saved.pop(next(iter(self.saved)))
-            computed = generate.unless_memory_runs_out(lambda: self._computed(token_ids))
-            if computed is None:
-                self.saved.clear()  # what earlier stages left
-                self._memory_ran_out()
-                with generate.memory_named("for the prefix of a stage"):
-                    computed = self._computed(token_ids)
-            self.saved[key] = computed
-        self.prefix.set(token_ids, *self.saved.get(key, (None, None)))
-        self.current = key
-
-    def _computed(self, token_ids: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The prefix's keys and values, over a place large enough for them."""
-        self.current = None
-        if len(token_ids) > self.prefix.capacity:
-            self.prefix = Prefix.empty(self.shape, min(self.max_len, len(token_ids) + 256), self.device)
-            if self.graphs is not None:
-                self.graphs.clear()
-        self.prefix.set((), None, None)
-        blocks = self.cache.take(self.cache.blocks_for(len(token_ids)), self.stats.batch_size)
-        last = torch.tensor([len(token_ids) - 1], device=self.device)
-        try:
-            self.prefill([(list(token_ids), blocks)], self.prefix, last)
-            computed = self.cache.gather(blocks, len(token_ids))
-        finally:
-            self.cache.give_back(blocks)
-        self.stats.extra["prefix_tokens_computed"] = self.stats.extra.get("prefix_tokens_computed", 0) + len(token_ids)
-        return computed
+        """Make the shared prefix, and the adapter that is on, current."""
+        prefixes.use_prefix(self, token_ids)

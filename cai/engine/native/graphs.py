@@ -1,4 +1,4 @@
-"""CUDA graphs of the decode step at bucketed numbers of rows, captured when first needed.
+"""CUDA graphs of the decode step at bucketed numbers of rows, captured when first needed and kept for each adapter.
 
 Owns the buckets and the captured graphs. A step that cannot be captured (int8 linears read sizes back) runs eagerly.
 Invariant: capturing leaves the rows' state as it was.
@@ -6,7 +6,7 @@ Invariant: capturing leaves the rows' state as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class Graphs:
         self.engine = engine
         self.pool: Any = None
         self.limit = engine.stats.batch_size
-        self.captured: dict[tuple[int, Rules], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self.captured: dict[tuple[int, Rules, Any], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self.eager = any(is_int8(module) for group in engine.groups for module in group.modules)
 
     def bucket(self, rows: int) -> int:
@@ -36,12 +36,17 @@ class Graphs:
         bucket = self.bucket(rows)
         if self.eager:
             return self.engine.decode_on_device(bucket)
-        key = bucket, self.engine.rules  # the draw under its rules is part of the graph
+        # the draw under its rules is part of the graph, and so are the adapter's factors
+        key = bucket, self.engine.rules, self.engine.worn.signature
         if key not in self.captured:
             self.captured[key] = self._capture(bucket)
         graph, drawn = self.captured[key]
         graph.replay()
         return drawn
+
+    def forget(self, signatures: Collection[Any]) -> None:
+        """Let the graphs of these adapters go: their factors are freed."""
+        self.captured = {key: graph for key, graph in self.captured.items() if key[2] not in signatures}
 
     def clear(self) -> None:
         self.captured.clear()

@@ -10,13 +10,14 @@ import torch
 import triton
 import triton.language as tl
 
-from cai.engine.native.attention import Step
+from cai.engine.native.attention import HeadNorms, Step
 from cai.engine.native.attention_kernels import decode_attention, prefill_attention, query_tiles
 from cai.engine.sampling import row_keys
 
 __all__ = (
     "add_rms_norm",
     "decode_attention",
+    "gelu_mul",
     "pick",
     "prefill_attention",
     "query_tiles",
@@ -28,7 +29,18 @@ PICK_CHUNK = 4096
 
 
 @triton.jit
-def _rms_norm(x, residual, weight, y, total, eps, width, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr):
+def _normed(h, scale, factor, ONCE: tl.constexpr):
+    """h (fp32) * scale * factor, in fp32; rounded to the factor's type in between unless that is fp32."""
+    normed = h * scale
+    if not ONCE:
+        normed = normed.to(factor.dtype).to(tl.float32)
+    return normed * factor.to(tl.float32)
+
+
+@triton.jit
+def _rms_norm(
+    x, residual, weight, y, total, eps, width, HAS_RESIDUAL: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -40,16 +52,15 @@ def _rms_norm(x, residual, weight, y, total, eps, width, HAS_RESIDUAL: tl.conste
         tl.store(total + row * width + column, h, mask=inside)
     h32 = h.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(h32 * h32) / width + eps)
-    normed = (h32 * scale).to(h.dtype).to(tl.float32)
-    out = normed * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + row * width + column, out.to(h.dtype), mask=inside)
+    factor = tl.load(weight + column, mask=inside, other=0.0)
+    tl.store(y + row * width + column, _normed(h32, scale, factor, ONCE).to(h.dtype), mask=inside)
 
 
 def rms_norm(x_TH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
     x_TH = x_TH.contiguous()
     y = torch.empty_like(x_TH)
-    block = triton.next_power_of_2(x_TH.shape[1])
-    _rms_norm[(x_TH.shape[0],)](x_TH, x_TH, weight_H, y, y, eps, x_TH.shape[1], False, block, num_warps=8)
+    block, once = triton.next_power_of_2(x_TH.shape[1]), weight_H.dtype == torch.float32
+    _rms_norm[(x_TH.shape[0],)](x_TH, x_TH, weight_H, y, y, eps, x_TH.shape[1], False, once, block, num_warps=8)
     return y
 
 
@@ -58,36 +69,73 @@ def add_rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     x_TH = x_TH.contiguous()
     y, total = torch.empty_like(x_TH), torch.empty_like(x_TH)
-    block = triton.next_power_of_2(x_TH.shape[1])
-    _rms_norm[(x_TH.shape[0],)](x_TH, residual_TH, weight_H, y, total, eps, x_TH.shape[1], True, block, num_warps=8)
+    block, once = triton.next_power_of_2(x_TH.shape[1]), weight_H.dtype == torch.float32
+    _rms_norm[(x_TH.shape[0],)](
+        x_TH, residual_TH, weight_H, y, total, eps, x_TH.shape[1], True, once, block, num_warps=8
+    )
     return y, total
 
 
 @triton.jit
-def _silu_mul(gate, up, y, gate_stride, up_stride, width, BLOCK: tl.constexpr):
+def _gated_mul(gate, up, y, gate_stride, up_stride, width, TANH: tl.constexpr, BLOCK: tl.constexpr):
+    """SiLU, or GELU by tanh: both are g / (1 + exp(-z)), of z = g or of a polynomial."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     g = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0)
     u = tl.load(up + row * up_stride + column, mask=inside, other=0.0)
     g32 = g.to(tl.float32)
-    silu = (g32 / (1.0 + tl.exp(-g32))).to(g.dtype).to(tl.float32)
-    tl.store(y + row * width + column, (silu * u.to(tl.float32)).to(g.dtype), mask=inside)
+    z = g32
+    if TANH:
+        z = 1.5957691216057308 * (g32 + 0.044715 * g32 * g32 * g32)
+    gated = (g32 / (1.0 + tl.exp(-z))).to(g.dtype).to(tl.float32)
+    tl.store(y + row * width + column, (gated * u.to(tl.float32)).to(g.dtype), mask=inside)
 
 
-def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+def silu_mul(gate: torch.Tensor, up: torch.Tensor, tanh: bool = False) -> torch.Tensor:
     rows, width = gate.shape
     y = torch.empty((rows, width), dtype=gate.dtype, device=gate.device)
-    _silu_mul[(rows, triton.cdiv(width, 2048))](gate, up, y, gate.stride(0), up.stride(0), width, 2048, num_warps=4)
+    grid = (rows, triton.cdiv(width, 2048))
+    _gated_mul[grid](gate, up, y, gate.stride(0), up.stride(0), width, tanh, 2048, num_warps=4)
     return y
 
 
+def gelu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return silu_mul(gate, up, tanh=True)
+
+
 @triton.jit
-def _rotated(x, at, stride, token_cos, token_sin, heads, HEADS: tl.constexpr, HALF: tl.constexpr):
+def _rotated(
+    x,
+    at,
+    stride,
+    token_cos,
+    token_sin,
+    heads,
+    weight,
+    eps,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    NORM: tl.constexpr,
+    ONCE: tl.constexpr,
+):
+    """One token's heads, rotated; before it normed each for itself (NORM 1) or all together (NORM 2)."""
     head, half = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     inside = head < heads
     a = tl.load(x + at * stride + head * 2 * HALF + half, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(x + at * stride + head * 2 * HALF + HALF + half, mask=inside, other=0.0).to(tl.float32)
+    if NORM > 0:
+        squares = tl.sum(a * a + b * b, 1)
+        if NORM == 1:
+            scale = 1.0 / tl.sqrt(squares / (2 * HALF) + eps)[:, None]
+            place = weight + tl.zeros_like(head) + half
+        else:
+            scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / (heads * 2 * HALF) + eps)
+            place = weight + head * 2 * HALF + half
+        first = tl.load(place, mask=inside, other=0.0)
+        second = tl.load(place + HALF, mask=inside, other=0.0)
+        a = _normed(a, scale, first, ONCE).to(x.dtype.element_ty).to(tl.float32)
+        b = _normed(b, scale, second, ONCE).to(x.dtype.element_ty).to(tl.float32)
     return a * token_cos - b * token_sin, b * token_cos + a * token_sin
 
 
@@ -109,10 +157,15 @@ def _rope_and_store(
     v_stride,
     heads,
     kv_heads,
+    q_weight,
+    k_weight,
+    eps,
     BLOCK_TOKENS: tl.constexpr,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    NORM: tl.constexpr,
+    ONCE: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     half = tl.arange(0, HALF)[None, :]
@@ -120,14 +173,16 @@ def _rope_and_store(
     token_cos = tl.load(cos + position * HALF + half)
     token_sin = tl.load(sin + position * HALF + half)
     head = tl.arange(0, HEADS)[:, None]
-    first, second = _rotated(q, token, q_stride, token_cos, token_sin, heads, HEADS, HALF)
+    first, second = _rotated(q, token, q_stride, token_cos, token_sin, heads, q_weight, eps, HEADS, HALF, NORM, ONCE)
     target = out + token * heads * 2 * HALF + head * 2 * HALF + half
     tl.store(target, first.to(out.dtype.element_ty), mask=head < heads)
     tl.store(target + HALF, second.to(out.dtype.element_ty), mask=head < heads)
     kv_head = tl.arange(0, KV_HEADS)[:, None]
     place = tl.load(blocks + token) * kv_heads * BLOCK_TOKENS + kv_head * BLOCK_TOKENS + tl.load(offsets + token)
     place = place * 2 * HALF + half
-    first, second = _rotated(k, token, k_stride, token_cos, token_sin, kv_heads, KV_HEADS, HALF)
+    first, second = _rotated(
+        k, token, k_stride, token_cos, token_sin, kv_heads, k_weight, eps, KV_HEADS, HALF, NORM, ONCE
+    )
     tl.store(k_cache + place, first.to(k_cache.dtype.element_ty), mask=kv_head < kv_heads)
     tl.store(k_cache + place + HALF, second.to(k_cache.dtype.element_ty), mask=kv_head < kv_heads)
     source = v + token * v_stride + kv_head * 2 * HALF + half
@@ -145,8 +200,11 @@ def rope_and_store(
     step: Step,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
+    norms: HeadNorms | None = None,
 ) -> torch.Tensor:
     heads, kv_heads, dim = shape
+    q_weight, k_weight, eps = norms or (q, k, 0.0)
+    norm = 0 if norms is None else 1 if q_weight.numel() == dim else 2
     out = torch.empty((q.shape[0], heads, dim), dtype=q.dtype, device=q.device)
     _rope_and_store[(q.shape[0],)](
         q,
@@ -165,10 +223,15 @@ def rope_and_store(
         v.stride(0),
         heads,
         kv_heads,
+        q_weight,
+        k_weight,
+        eps,
         k_cache.shape[2],
         triton.next_power_of_2(heads),
         triton.next_power_of_2(kv_heads),
         dim // 2,
+        norm,
+        q_weight.dtype == torch.float32,
         num_warps=4,
     )
     return out

@@ -1,15 +1,17 @@
-"""How a projection is computed: the loaded module, a bf16 copy, own dequantisation, the fused NF4 kernel, an fp8 copy.
+"""How a projection is computed: the loaded module, a bf16 copy, own dequantisation, the fused NF4 kernel, 8-bit copies.
 
 Owns the groups of projections that read the same input (q/k/v and gate/up are one product where weights are copied or
 dequantised) and the LoRA part beside them. Doesn't own the choice (`tuning`). Invariant: whatever the way, the result
-is x @ dequantise(W).T + b (+ LoRA), to the rounding of the compute type; "fp8" rounds to 8 bits and is used for drawing
-only, where the recipe asks for it.
+is x @ dequantise(W).T + b (+ LoRA), to the rounding of the compute type; "fp8" and "int8" round to 8 bits and are used
+for drawing only, where the recipe asks for it. A projection that is not NF4 stays the loaded module: a 16-bit one is
+its own copy.
 Axes: T tokens, K inputs, O outputs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,7 +19,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-Way = Literal["module", "bf16", "dequant", "fused", "fp8"]
+from cai.engine.native.adapters import adapted, beyond_factors, lora_parts
+
+Way = Literal["module", "bf16", "dequant", "fused", "fp8", "int8"]
+ROUNDED: tuple[Way, ...] = ("fp8", "int8")
 
 
 @dataclass(slots=True)
@@ -34,12 +39,14 @@ class Nf4:
 class Shared:
     """What all groups of an engine use in common: the way by number of tokens, and the dequantisation buffer.
 
-    `rounding`: products are rounded to 8 bits while `drawing`, that is for prompts and draws, not scores and prefixes.
+    `rounding`: how products are rounded to 8 bits while `drawing`, that is for prompts and draws, not scores and
+    prefixes. `exact`: the way of a group that has no such copy.
     """
 
     choose: Callable[[int], Way] = lambda tokens: "module"
+    exact: Callable[[int], Way] = lambda tokens: "module"
     buffer: torch.Tensor | None = None
-    rounding: bool = False
+    rounding: Way | None = None
     drawing: bool = False
 
     @contextlib.contextmanager
@@ -61,12 +68,15 @@ class Group:
     bias: torch.Tensor | None = None  # of all modules, where one has a bias
     nf4: list[Nf4] | None = None
     fp8: Any = None  # fp8.Rounded (sum of O, K)
+    int8: Any = None  # int8.Rounded, the same
     lora: list[tuple[torch.Tensor, torch.Tensor] | None] | None = None
     by_module: bool = False  # the active adapter is more than two factors: only the modules compute it
 
     def __call__(self, x_TK: torch.Tensor) -> list[torch.Tensor]:
         """The outputs, one a module, possibly views of one tensor (row stride != width)."""
         way = self.shared.choose(x_TK.shape[0])
+        if way in ROUNDED and getattr(self, way) is None:
+            way = self.shared.exact(x_TK.shape[0])
         if way == "module" or self.by_module or (self.nf4 is None and self.copy is None):
             return [thin(module, x_TK) for module in self.modules]
         outputs = self.base(x_TK, way)
@@ -81,10 +91,9 @@ class Group:
             from cai.engine.native.nf4 import fused_linears
 
             y_TO = fused_linears(x_TK, self.nf4, self.bias)
-        elif way == "fp8":
-            from cai.engine.native.fp8 import product, round_rows
-
-            y_TO = product(round_rows(x_TK), self.fp8, self.bias)
+        elif way in ROUNDED:
+            module = rounding(way)
+            y_TO = module.product(module.round_rows(x_TK), getattr(self, way), self.bias)
         else:
             weight_OK = self.copy if self.copy is not None else self.dequantised()
             y_TO = F.linear(x_TK, weight_OK, self.bias)
@@ -101,7 +110,8 @@ class Group:
 
     def drop(self) -> None:
         """Back to the loaded modules; copies are freed."""
-        self.shared, self.copy, self.bias, self.nf4, self.fp8, self.lora = Shared(), None, None, None, None, None
+        self.shared, self.copy, self.bias, self.nf4, self.lora = Shared(), None, None, None, None
+        self.fp8 = self.int8 = None
 
     def follow_adapter(self, dtype: torch.dtype) -> None:
         """Hold the active adapter's factors; what is more than factors is left to the modules."""
@@ -130,13 +140,33 @@ class Group:
 
 
 @dataclass(slots=True)
+class Mixed:
+    """Projections with one input, some NF4 and some not: a group of each kind. `order`: the modules' places in them."""
+
+    groups: list[Group]
+    order: list[int]
+
+    def __call__(self, x_TK: torch.Tensor) -> list[torch.Tensor]:
+        outputs = [output for group in self.groups for output in group(x_TK)]
+        return [outputs[place] for place in self.order]
+
+    @classmethod
+    def of(cls, modules: list[Any], first: Callable[[Any], bool]) -> Mixed:
+        """The group of the modules that are `first`, then that of the others."""
+        places = sorted(range(len(modules)), key=lambda i: not first(modules[i]))
+        split = sum(map(first, modules))
+        made = [Group([modules[i] for i in part]) for part in (places[:split], places[split:])]
+        return cls(made, [places.index(i) for i in range(len(modules))])
+
+
+@dataclass(slots=True)
 class LayerLinears:
     """The four groups of a decoder layer."""
 
-    qkv: Group
-    o: Group
-    gate_up: Group
-    down: Group
+    qkv: Group | Mixed
+    o: Group | Mixed
+    gate_up: Group | Mixed
+    down: Group | Mixed
 
     @classmethod
     def of(cls, layer: Any) -> LayerLinears:
@@ -150,7 +180,20 @@ class LayerLinears:
 
     @property
     def groups(self) -> list[Group]:
-        return [self.qkv, self.o, self.gate_up, self.down]
+        parts = (self.qkv, self.o, self.gate_up, self.down)
+        return [group for part in parts for group in (part.groups if isinstance(part, Mixed) else [part])]
+
+    def split(self, kind: Callable[[Any], bool]) -> None:
+        """Where only some projections of a group are of this kind, make two groups of it."""
+        for name in ("qkv", "gate_up"):
+            group = getattr(self, name)
+            if isinstance(group, Group) and len(set(map(kind, group.modules))) > 1:
+                setattr(self, name, Mixed.of(group.modules, kind))
+
+
+def rounding(way: Way) -> Any:
+    """`fp8` or `int8`, of one interface: require, round_rows, product. They need Triton, which a CPU may lack."""
+    return importlib.import_module(f"cai.engine.native.{way}")
 
 
 THIN_ROWS = 24  # measured on two cores, (3072, 576) float32: 1.7 times faster at 16 rows, 1.5 at 8, equal at 32
@@ -194,42 +237,3 @@ def nf4_of(module: Any) -> Nf4:
         state.code.float().contiguous(),
         tuple(state.shape),
     )
-
-
-def tuned_module(hf_model: Any) -> Any | None:
-    """Any module that PEFT has wrapped, since it switches all of them together; None where there is none."""
-    return next((m for m in hf_model.modules() if hasattr(m, "base_layer") and hasattr(m, "active_adapters")), None)
-
-
-def adapter_signature(tuned: Any | None) -> tuple[Any, ...]:
-    """What a `tuned_module` says about the adapter: changes when it is switched on, off or replaced, or merged."""
-    if tuned is None or tuned.disable_adapters:
-        return ()
-    return ("on", *tuned.active_adapters, "merged", *tuned.merged_adapters)
-
-
-def adapted(module: Any) -> bool:
-    """Whether PEFT has more to compute than the linear inside (or has to take it out of its weight first)."""
-    return hasattr(module, "base_layer") and (module.merged or not module.disable_adapters)
-
-
-def beyond_factors(module: Any) -> bool:
-    """Whether the adapter is more than LoRA's two factors beside the weight: another method, DoRA, a bias, merged."""
-    if not adapted(module):
-        return False
-    if module.merged or not hasattr(module, "lora_A"):
-        return True
-    names = [name for name in module.active_adapters if name in module.lora_A]
-    return any(name in module.lora_variant or module.lora_B[name].bias is not None for name in names)
-
-
-def lora_parts(module: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """(A (r, K), scaled B (O, r)) of the active adapters in the compute type; None without one."""
-    if not adapted(module):
-        return None
-    names = [name for name in module.active_adapters if name in module.lora_A]
-    if not names:
-        return None
-    down = torch.cat([module.lora_A[name].weight for name in names]).to(dtype)
-    up = torch.cat([module.lora_B[name].weight * module.scaling[name] for name in names], 1).to(dtype)
-    return down, up

@@ -55,7 +55,8 @@ def _packed(engine: Any, group: list[ScoreRequest], shared: int) -> tuple[Packed
     budget, cache = engine.scheduler.prefill_tokens, engine.cache
     for request in group:
         ids = [*request.context_ids, *request.continuation_ids][shared:-1]
-        if not packed or ids != packed[-1][0]:  # "Yes" and "No" after one question: the same row
+        # "Yes" and "No" after one question are the same row, and so is what another's row begins with
+        if not packed or ids != packed[-1][0][: len(ids)]:
             need = cache.blocks_for(len(ids))
             full = len(packed) == engine.stats.batch_size
             if packed and (full or len(ids) > budget or need > len(cache.free)):
@@ -68,7 +69,8 @@ def _packed(engine: Any, group: list[ScoreRequest], shared: int) -> tuple[Packed
 
 @torch.no_grad()
 def _scores(engine: Any, scored: list[ScoreRequest], packed: Packed, row_of: list[int]) -> list[Score]:
-    wanted, targets = (torch.tensor(x, device=engine.device) for x in score_places(scored, packed, row_of))
+    shared = len(engine.prefix.token_ids)
+    wanted, targets = (torch.tensor(x, device=engine.device) for x in score_places(scored, packed, row_of, shared))
     hidden_TH = engine.prefill(packed, engine.prefix, wanted)
     return list(generate.split_scores(scored, generate.head_logps(engine.decoder.head, hidden_TH, targets).tolist()))
 

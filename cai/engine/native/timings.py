@@ -1,7 +1,7 @@
 """What the linears' ways took on a card, kept in the cache folder: a later start chooses at once, and the same.
 
-Owns the file (one for each card, memory, versions, shapes and kernel source). A cache that can't be read or written is
-no fault: it is measured again.
+Owns the file (one for each card, memory, versions, driver, shapes and sources). A cache that can't be read or written
+is no fault: it is measured again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import orjson
 from cai.errors import CaiError
 from cai.store.files import cache_root, write_json_atomic
 
-KERNELS = ("nf4.py", "fp8.py")
+SOURCES = ("nf4.py", "fp8.py", "int8.py", "linears.py", "tuning.py")
 VERSIONED = ("torch", "triton", "bitsandbytes")
 
 
@@ -34,13 +34,22 @@ def facts(decoder: Any, copied: int, linears: str) -> dict[str, Any]:
         "card": card.name,
         "memory": card.total_memory,
         "versions": {name: version(name) for name in VERSIONED},
-        "kernels": hashlib.sha256(b"".join(map(source, KERNELS))).hexdigest()[:16],
+        "driver": driver(),
+        "sources": hashlib.sha256(b"".join(map(source, SOURCES))).hexdigest()[:16],
         "shapes": [[(b.out_features, b.in_features) for b in map(base_layer, group.modules)] for group in groups],
         "layers": len(decoder.layers),
         "all_copied": copied == len(decoder.layers),
         "dtype": str(decoder.dtype),
         "linears": linears,
     }
+
+
+def driver() -> str:
+    """The kernel module's line, with its version; empty where the system does not say."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return ""
 
 
 def source(name: str) -> bytes:

@@ -3,7 +3,8 @@
 Owns the choice for each number of tokens and the bf16 copies. What was measured is kept for the next start (`timings`).
 A kernel that this card cannot run, or whose product is not the dequantised one's, is never chosen. The recipe may force
 the way: "bnb" (modules as loaded), "bf16" (copies), "fused" (the NF4 kernels, nothing copied), "auto" (the fastest),
-"fp8" (8-bit copies for drawing; scores and prefixes by the fastest of the others).
+"fp8" and "int8" (8-bit copies for drawing; scores and prefixes by the fastest of the others). What is not NF4 stays as
+loaded, group by group.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from triton.errors import TritonError
@@ -21,7 +22,7 @@ from cai.engine.memory import free_gpu_bytes
 from cai.engine.native import timings
 from cai.engine.native.cache import reserve_bytes
 from cai.engine.native.graphs import capture, once
-from cai.engine.native.linears import Group, Shared, Way, base_layer, is_nf4
+from cai.engine.native.linears import ROUNDED, Group, Shared, Way, base_layer, is_nf4, rounding
 from cai.errors import RESUMABLE, CaiError
 
 TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 4096)  # numbers of tokens that are measured
@@ -30,43 +31,92 @@ KV_BYTES_WANTED = 40 << 30  # copies may not push the cache below this
 KV_BYTES_NEEDED = 4 << 30  # 8-bit copies leave at least this
 FUSED_TOKENS = 512  # above it the weights would be decoded again and again
 AGREE_WITHIN = 1e-2  # relative; both round their weights to bf16 alike and differ by the order of sums
-FP8_AGREES_WITHIN = 0.1  # 0.038 was seen on random inputs
+AGREES_WITHIN: dict[Way, float] = {"fp8": 0.1, "int8": 0.05}  # 0.038 and 0.013 were seen on random inputs
 
 
-def choose(decoder: Any, linears: str) -> str:
-    """Set up the ways that `linears` allows, measure them, put the fastest in place, and say why it is."""
-    groups = [group for layer in decoder.layers for group in layer.linears.groups]
-    other = next((module for group in groups for module in group.modules if not is_nf4(module)), None)
-    if linears == "bnb" or other is not None:
-        kind = type(base_layer(other or groups[0].modules[0])).__name__
-        if linears == "fp8":
-            text = f"and not all projections are that (a {kind}, or other blocks)"
-            raise CaiError(f'engine.linears: "fp8" is made of NF4 weights in blocks of 64, {text}. Use "auto".')
-        return f"linears: the loaded modules ({kind}) as they are"
-    shared = Shared(rounding=linears == "fp8")
+def choose(decoder: Any, linears: str, beside: int = 0) -> str:
+    """Set up the ways that `linears` allows, measure them, put the fastest in place, and say why it is.
+
+    `beside`: bytes that others will take of what is free.
+    """
+    for layer in decoder.layers:
+        layer.linears.split(is_nf4)
+    every = [group for layer in decoder.layers for group in layer.linears.groups]
+    groups = [group for group in every if all(map(is_nf4, group.modules))]
+    if linears == "bnb" or not groups:
+        return as_loaded(every, linears)
+    shared = Shared(rounding=cast(Way, linears) if linears in ROUNDED else None)
+    for group in every:
+        group.shared = shared
     for group in groups:
         group.unpack(shared, decoder.dtype)
-    copied = 0 if linears in ("fused", "fp8") else copy_layers(decoder, must=linears == "bf16")
+    if not right_weights(groups[:4]):
+        for group in every:
+            group.drop()
+        if shared.rounding:
+            raise CaiError(
+                f'engine.linears: "{linears}" is made of weights that come out wrong on this card. Use "bnb".'
+            )
+        return "linears: the loaded modules, since own dequantisation differs from bitsandbytes' on this card"
+    copied = 0 if linears == "fused" or shared.rounding else copy_layers(decoder, linears == "bf16", beside)
     if copied < len(decoder.layers):
         shared.buffer = torch.empty(max(group.numel for group in groups), dtype=decoder.dtype, device=decoder.device)
-    if linears == "fp8":
-        round_layers(decoder, groups)
+    if shared.rounding:
+        round_layers(decoder, shared.rounding, beside)
+        if shared.rounding == "int8":  # what is not rounded, down_proj, is copied as far as the cache leaves room
+            copied = copy_layers(decoder, False, beside)
+    others = len(every) - len(groups)
+    return set_ways(decoder, shared, copied, linears) + (f"; {others} groups are not NF4, as loaded" if others else "")
+
+
+def as_loaded(groups: Sequence[Group], linears: str) -> str:
+    """Nothing to choose; an error where 8-bit copies are wanted."""
+    kind = type(base_layer(groups[0].modules[0])).__name__
+    if linears in ROUNDED:
+        text = f"and no projection is that (a {kind}, or other blocks)"
+        raise CaiError(f'engine.linears: "{linears}" is made of NF4 weights in blocks of 64, {text}. Use "auto".')
+    return f"linears: the loaded modules ({kind}) as they are"
+
+
+def set_ways(decoder: Any, shared: Shared, copied: int, linears: str) -> str:
+    """Measure, or recall, what each way takes; put the fastest in place, and say why it is."""
     facts = timings.facts(decoder, copied, linears)
     known = timings.recall(facts, TOKENS)
     times = known or measure(decoder, copied, linears)
     if not known and not any(map(math.isnan, itertools.chain(*times.values()))):
         timings.remember(facts, times, TOKENS)
-    ways = fastest({way: row for way, row in times.items() if way != "fp8"})
+    ways = fastest({way: row for way, row in times.items() if way not in ROUNDED})
+
+    def exact(tokens: int) -> Way:
+        return ways[min(bisect.bisect_left(TOKENS, tokens), len(TOKENS) - 1)]
 
     def way_for(tokens: int) -> Way:
         if shared.drawing and shared.rounding:  # whatever the number of rows: a row's text does not depend on it
-            return "fp8"
-        return ways[min(bisect.bisect_left(TOKENS, tokens), len(TOKENS) - 1)]
+            return shared.rounding
+        return exact(tokens)
 
-    shared.choose = way_for
+    shared.choose, shared.exact = way_for, exact
     seen = " (measured at an earlier start)" if known else ""
-    drawn = "drawing: fp8 (8-bit products); the rest: " if linears == "fp8" else ""
+    drawn = f"drawing: {linears} (8-bit products); the rest: " if shared.rounding else ""
     return drawn + reason(ways, times, f"{copied}/{len(decoder.layers)}") + seen
+
+
+def right_weights(groups: Sequence[Group]) -> bool:
+    """Own dequantisation gives bitsandbytes' numbers to the bit: all that follows is compared with it alone."""
+    from cai.engine.native.nf4 import dequantise
+
+    for module, weight in ((m, w) for group in groups for m, w in zip(group.modules, group.nf4 or (), strict=True)):
+        expected = bitsandbytes_weight(module)
+        if not torch.equal(dequantise(weight, torch.empty_like(expected)), expected):
+            return False
+    return True
+
+
+def bitsandbytes_weight(module: Any) -> torch.Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = base_layer(module).weight
+    return dequantize_4bit(weight.data, weight.quant_state).contiguous()
 
 
 def fastest(times: Mapping[Way, Sequence[float]]) -> list[Way]:
@@ -78,62 +128,77 @@ def fastest(times: Mapping[Way, Sequence[float]]) -> list[Way]:
     return ways
 
 
-def copy_layers(decoder: Any, must: bool) -> int:
-    """Copy as many layers to bf16 as leave room for the KV cache; the number copied."""
-    per_layer = sum(group.numel for group in decoder.layers[0].linears.groups) * decoder.dtype.itemsize
-    room = free_gpu_bytes(decoder.device) - reserve_bytes(decoder.device)
-    if must and room < per_layer * len(decoder.layers) * 1.05:
-        need = per_layer * len(decoder.layers) / 2**30
+def nf4_groups(layer: Any) -> list[Group]:
+    return [group for group in layer.linears.groups if group.nf4 is not None]
+
+
+def room_for_copies(decoder: Any, beside: int) -> int:
+    return free_gpu_bytes(decoder.device) - reserve_bytes(decoder.device) - beside
+
+
+def copy_layers(decoder: Any, must: bool, beside: int = 0) -> int:
+    """Copy as many layers to bf16 as leave room for the KV cache, without what has an 8-bit copy; the number copied."""
+    layers = [[group for group in nf4_groups(layer) if group.int8 is None] for layer in decoder.layers]
+    sizes = [sum(group.numel for group in groups) * decoder.dtype.itemsize for groups in layers]
+    room = room_for_copies(decoder, beside)
+    if must and room < sum(sizes) * 1.05:
+        need = sum(sizes) / 2**30
         raise CaiError(f'engine.linears: "bf16" needs {need:.0f} GiB, {room / 2**30:.0f} are free. Use "auto".')
     budget = room if must else room - min(KV_BYTES_WANTED, int(KV_SHARE * room))
-    copied = min(len(decoder.layers), int(budget // per_layer))
-    for layer in decoder.layers[:copied]:
-        for group in layer.linears.groups:
-            rows = sum(base_layer(module).out_features for module in group.modules)
-            out = torch.empty(
-                rows, base_layer(group.modules[0]).in_features, dtype=decoder.dtype, device=decoder.device
-            )
-            group.copy = group.dequantised(out)
+    copied = sum(size <= budget for size in itertools.accumulate(sizes))
+    for group in itertools.chain(*layers[:copied]):
+        rows = sum(base_layer(module).out_features for module in group.modules)
+        columns = base_layer(group.modules[0]).in_features
+        group.copy = group.dequantised(torch.empty(rows, columns, dtype=decoder.dtype, device=decoder.device))
     return copied
 
 
-def round_layers(decoder: Any, groups: Sequence[Group]) -> None:
-    """8-bit copies of all linears beside the NF4 weights."""
-    from cai.engine.native import fp8
+def rounded_groups(layer: Any, way: Way) -> list[Group]:
+    """What is rounded of a layer: in int8 all but down_proj, whose inputs have channels that stand out."""
+    kept = layer.linears.down if way == "int8" else None
+    return [group for group in nf4_groups(layer) if group is not kept]
 
-    fp8.require(decoder.device, decoder.dtype)
-    need = sum(group.numel for group in groups)
-    room = free_gpu_bytes(decoder.device) - reserve_bytes(decoder.device) - KV_BYTES_NEEDED
+
+def round_layers(decoder: Any, way: Way, beside: int = 0) -> None:
+    """8-bit copies of the linears beside the NF4 weights."""
+    module, wish = rounding(way), f'engine.linears: "{way}"'
+    module.require(decoder.device, decoder.dtype)
+    groups = [group for layer in decoder.layers for group in rounded_groups(layer, way)]
+    need, room = sum(group.numel for group in groups), room_for_copies(decoder, beside) - KV_BYTES_NEEDED
     if room < need:
         text = f"{need / 2**30:.1f} GiB for 8-bit copies, {max(0, room) / 2**30:.1f} are free beside the KV cache"
-        raise CaiError(f'engine.linears: "fp8" needs {text}. Use "auto".')
+        raise CaiError(f'{wish} needs {text}. Use "auto".')
     first = groups[:4]
     try:
         for group in groups:
-            group.fp8 = fp8.round_rows(group.dequantised())
-        right = all(agrees(first, _inputs(first, tokens, decoder), "fp8", FP8_AGREES_WITHIN) for tokens in (1, 16, 512))
+            setattr(group, way, module.round_rows(group.dequantised()))
+        within = AGREES_WITHIN[way]
+        right = all(agrees(first, _inputs(first, tokens, decoder), way, within) for tokens in (1, 16, 512))
         for group in first:  # as many tokens as a prefill has: that it runs
-            group.base(_inputs([group], TOKENS[-1], decoder)[base_layer(group.modules[0]).in_features], "fp8")
+            group.base(_inputs([group], TOKENS[-1], decoder)[base_layer(group.modules[0]).in_features], way)
     except torch.OutOfMemoryError:
-        raise CaiError('engine.linears: "fp8": out of memory over its copies. Use "auto".', RESUMABLE) from None
+        raise CaiError(f'{wish}: out of memory over its copies. Use "auto".', RESUMABLE) from None
     except (RuntimeError, TritonError) as error:  # widths or a card that the product does not take
-        raise CaiError(f'engine.linears: "fp8" cannot run here ({str(error).splitlines()[0]}). Use "auto".') from None
+        raise CaiError(f'{wish} cannot run here ({str(error).splitlines()[0]}). Use "auto".') from None
     if not right:
-        raise CaiError('engine.linears: "fp8" gives wrong products on this card. Use "auto".')
+        raise CaiError(f'{wish} gives wrong products on this card. Use "auto".')
 
 
 def measure(decoder: Any, copied: int, linears: str) -> dict[Way, list[float]]:
-    """Milliseconds of all layers' linears at each of TOKENS, by way, from two layers."""
-    layers = decoder.layers
-    plain = [g for layer in (layers[-1], layers[copied if copied < len(layers) else 0]) for g in layer.linears.groups]
-    ways: list[Way] = ["fused", "dequant"] if copied < len(layers) else ["fused", "bf16"]
-    if linears in ("auto", "fp8"):
+    """Milliseconds of all layers' linears at each of TOKENS, by way, from two layers with as many NF4 groups as any."""
+    counts = [len(nf4_groups(layer)) for layer in decoder.layers]
+    fullest = [index for index, count in enumerate(counts) if count == max(counts)]
+    first = next((index for index in fullest if index >= copied), fullest[0])
+    plain = [group for index in (fullest[-1], first) for group in nf4_groups(decoder.layers[index])]
+    whole = copied == len(decoder.layers) and linears not in ROUNDED
+    ways: list[Way] = ["fused", "bf16"] if whole else ["fused", "dequant"]
+    if linears in ("auto", *ROUNDED):
         ways.append("module")
-    if linears == "fp8":
-        ways.append("fp8")
+    if linears in ROUNDED:
+        ways.append(cast(Way, linears))
     times: dict[Way, list[float]] = {}
     for way in ways:
-        times[way] = [_measure_way(plain, way, tokens, decoder) * len(layers) / 2 for tokens in TOKENS]
+        times[way] = [_measure_way(plain, way, tokens, decoder) * len(counts) / 2 for tokens in TOKENS]
     return times
 
 

@@ -1,0 +1,120 @@
+"""What looks at a training after each of its steps: stops, progress, signs of ill health, checkpoints by time.
+
+Each is a transformers callback over a `Guarded` trainer, whose plan says what to ask and whom to tell. Imports
+transformers. Invariant: none of them changes a weight; what they end, they end with a sealed checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import TrainerCallback
+
+from cai import errors
+from cai.errors import CaiError
+from cai.training import health as signs
+from cai.training.guards import Guarded
+
+
+def callbacks_of(trainer: Guarded) -> list[TrainerCallback]:
+    """What both trainers have."""
+    return [ClockSave(trainer), Watch(trainer)] if trainer.plan.dpo.save_minutes else [Watch(trainer)]
+
+
+class ClockSave(TrainerCallback):
+    """A checkpoint when `dpo.save_minutes` have passed since the last one (or since the start), and at the end."""
+
+    def __init__(self, trainer: Guarded) -> None:
+        self.trainer = trainer
+        self.last = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        plan = self.trainer.plan
+        due = time.monotonic() - self.last >= 60.0 * plan.dpo.save_minutes
+        if due or state.global_step >= plan.steps:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
+
+
+class Watch(TrainerCallback):
+    """Asks `stopped()` between micro-batches and tells the progress.
+
+    At the end of a step transformers logs and saves after this callback, so a stop waits for both: a checkpoint made
+    before the step's log entry would lose it for good.
+    """
+
+    def __init__(self, trainer: Guarded) -> None:
+        self.trainer = trainer
+        self.stopping = False
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.trainer.plan.stopped():
+            self.trainer.stop_here()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        plan = self.trainer.plan
+        plan.progress(state.global_step, plan.steps)
+        if state.global_step < plan.steps and plan.stopped():
+            self.stopping = control.should_log = control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.stopping:
+            self.trainer.stop_here()
+
+
+class HealthWatch(TrainerCallback):
+    """Looks at the log after each step: a sign of ill health is an event once an attempt; one in `health.stop` ends it.
+
+    The log that it reads is restored with a checkpoint, so a resume judges what the run left alone would have judged.
+    """
+
+    def __init__(self, trainer: Guarded) -> None:
+        self.trainer = trainer
+        self.told: set[str] = set()
+        self.ending: signs.Sign | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._ends(self._look(state)):
+            control.should_log = control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.ending:
+            raise CaiError(
+                f"training step {state.global_step}: {self.ending.text}. health.stop names it: the last checkpoint in "
+                f"{self.trainer.plan.folder} is sealed; cure it with --fork, or resume with --set health.stop=[].",
+                errors.QUALITY,
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._look(state)
+
+    def _look(self, state: Any) -> list[signs.Sign]:
+        plan = self.trainer.plan
+        found = signs.in_log(state.log_history, plan.health)
+        for sign in found:
+            if sign.name not in self.told:
+                self.told.add(sign.name)
+                plan.event("health", step=state.global_step, sign=sign.name, value=sign.value, text=sign.text)
+        return found
+
+    def _ends(self, found: Sequence[signs.Sign]) -> bool:
+        self.ending = next((sign for sign in found if sign.name in self.trainer.plan.health.stop), None)
+        return self.ending is not None
+
+
+class MakeUp(TrainerCallback):
+    """A stop while held-out pairs are measured leaves a checkpoint without their entry: the resume measures first."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step:
+            self.trainer.watch_heldout()
