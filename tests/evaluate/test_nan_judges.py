@@ -11,6 +11,7 @@ import orjson
 import pytest
 from support import rich
 
+from cai import pipeline
 from cai.models.fake import FakeEngine
 
 BAD = [math.nan, -math.inf]
@@ -19,14 +20,21 @@ BAD = [math.nan, -math.inf]
 @pytest.fixture(params=BAD, ids=["NaN", "minus infinity"])
 def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every log-probability of a word that a judge may answer with is no finite number."""
-    real = FakeEngine.score
+    real, measuring = FakeEngine.score, []
+    evaluate = pipeline.evaluate
+
+    def measured(*args: Any) -> Any:
+        measuring.append(True)  # the data are made before: here the judges of what was made are looked at
+        return evaluate(*args)
+
+    monkeypatch.setattr(pipeline, "evaluate", measured)
     words = {"1", "2", "3", "Yes", "No", "A", "B", "Safe", "yes", "no"}
 
     def score(self: FakeEngine, requests: Any, *more: Any) -> Iterator[Any]:
         asked = list(requests)
         said = {one.id: self_decode(self, one.continuation_ids).strip() for one in asked}
         for found in real(self, asked, *more):
-            bad = said[found.id] in words
+            bad = bool(measuring) and said[found.id] in words
             yield type(found)(found.id, (request.param,) * max(len(found.logps), 1)) if bad else found
 
     monkeypatch.setattr(FakeEngine, "score", score)
