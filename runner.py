@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 import traceback
+from pathlib import Path
 
 try:
     from cai import errors
@@ -21,6 +23,7 @@ try:
     from cai.errors import CaiError
     from cai.inputs import Inputs, read_inputs, runs_root
     from cai.models import embedded
+    from cai.run.folder import RUN_ID
     from cai.session import session
     from cai.store.files import REMEDIES, io_error
     from cai.terminal import last_through_hangups, printable, say
@@ -38,21 +41,38 @@ except ModuleNotFoundError as missing:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; gives the exit code. Every fault of a user is one clear line on stderr."""
     last_through_hangups()
+    began = time.monotonic()
     try:
         args = cli.parse(argv)
+        args.began = began
         return command(args) if cli.commands(args) else milestone(read_inputs(args), args)
     except CaiError as error:
         print(printable(str(error)), file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         return errors.SIGINT
+    except MemoryError:
+        print(
+            "The memory of this machine, or of its limits (ulimit -v), is used up: free some, then resume.",
+            file=sys.stderr,
+        )
+        return errors.IO
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and (gone := part_of_a_run(error.filename)):
+            print(printable(f"{gone}: is gone while the run was going: put it back and resume"), file=sys.stderr)
+            return errors.IO
         if isinstance(error, OSError) and error.errno in REMEDIES:
             print(printable(str(io_error(error.filename or "runner.py", "a system call", error))), file=sys.stderr)
             return errors.IO
         traceback.print_exc()
         print("This is a bug in the program; the run folder is intact and can be resumed.", file=sys.stderr)
         return errors.BUG
+
+
+def part_of_a_run(name: object) -> str:
+    """The name, if a folder above it is a run's or was one: then somebody took it away, and the program is right."""
+    path = Path(str(name or ""))
+    return str(path) if any(RUN_ID.fullmatch(part) and part[:8].isdigit() for part in path.parts) else ""
 
 
 def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
@@ -66,11 +86,14 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
 
         return dry_run(inputs)
     pipeline.check_milestone_before(inputs)
+    pipeline.check_at_hand(inputs, args)
     budget.check_before(inputs, args, runs_root(inputs.source, recipe))
     announce(inputs)
     with session(inputs, args) as context, budget.within(context, inputs, pipeline.report_what_exists):
         pairs = pipeline.collect(context, inputs, args.until)
         training_pairs = pipeline.write_dataset(context, inputs, pairs) if args.until in ("", "pairs") else []
+        if args.until == "pairs":
+            pipeline.report(context, [])
         if args.until:
             say(f"stopped after {args.until} as asked; go on with --resume {context.run.path}")
             return errors.DONE

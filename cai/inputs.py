@@ -124,7 +124,7 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     source = recipes.read(args.recipe)
     manifest = _manifest_of(args)
     milestone = args.milestone or manifest.get("milestone", "")
-    sets = [*manifest.get("sets", []), *args.set]
+    sets = later_sets(manifest.get("sets", []), args.set)
     backend = _peek_backend(source, milestone, sets)
     recipe = recipes.resolve(source, milestone=milestone, sets=sets, embedded=backend == "embedded")
     runs_root(source, recipe)
@@ -185,10 +185,17 @@ def _since(inputs: Inputs, run: Path, manifest: Mapping[str, Any]) -> Inputs:
 
 
 def _manifest_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The manifest of the run to resume: its milestone and --set hold on unless said otherwise."""
-    if not args.resume:
+    """The manifest of the run to resume or fork: its milestone and --set hold on unless said otherwise."""
+    if not (args.resume or args.fork):
         return {}
-    return read_manifest(locate(args, args.resume) / "manifest.json")
+    found = read_manifest(locate(args, args.resume or args.fork) / "manifest.json")
+    return found if args.resume else {name: found[name] for name in ("milestone", "sets") if name in found}
+
+
+def later_sets(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """What --set says from now on: it holds on for the next resume, and a key set again is there once."""
+    again = {text.partition("=")[0].strip() for text in now}
+    return [text for text in before if text.partition("=")[0].strip() not in again] + list(now)
 
 
 def _peek_backend(source: Source, milestone: str, sets: list[str]) -> Backend:

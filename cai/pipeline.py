@@ -6,6 +6,7 @@ result stands on disk neither loads the model nor changes a byte.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,13 +23,15 @@ from cai.data.slots import slots
 from cai.errors import CaiError
 from cai.evaluate import gates
 from cai.evaluate.gates import Verdict
-from cai.inputs import Inputs, runs_root
+from cai.inputs import Inputs, locate, runs_root
 from cai.metrics.figure import Measured
+from cai.models import checks
 from cai.recipe import load as recipes
 from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
 from cai.run.context import Context
 from cai.run.folder import RUN_ID, Run
+from cai.run.manifest import read_manifest
 from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.jsonl import Row
 from cai.terminal import printable, say, usd
@@ -39,9 +42,7 @@ ORDER = ("m0", "m1", "m2", "m3")
 def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
     """Records and pairs. No pair at all ends with exit 6 and the reasons."""
     before = len(context.log.rows)
-    if not (context.run.train / "result.json").exists():
-        guarding.require(context)
-        _require_benchmarks(context, inputs)
+    checks.remake(context)
     pairs = collect_pairs(context, inputs.grid, inputs.given, until)
     if len(context.log.rows) > before:
         found = instructions.summary(context.log.by_stage("instructions"), len(slots(context.recipe)))
@@ -70,16 +71,20 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
     return pairs
 
 
-def _require_benchmarks(context: Context, inputs: Inputs) -> None:
-    """Files, judges and lm_eval tasks of the milestone's own benchmarks, before anything is generated."""
-    if context.recipe.benchmarks.run:
+def check_at_hand(inputs: Inputs, args: argparse.Namespace) -> None:
+    """Guard, files, judges and lm_eval tasks of the milestone's own benchmarks, before there is a run folder."""
+    recipe = inputs.recipe
+    if args.resume and (locate(args, args.resume) / "train" / "result.json").exists():
+        return
+    guarding.require(recipe.guard)
+    if recipe.benchmarks.run:
         from cai.evaluate.benchmarks.suite import require
 
-        require(context.recipe.benchmarks, inputs.folder)
-    if context.recipe.evaluation.lm_eval:
+        require(recipe.benchmarks, inputs.folder)
+    if recipe.evaluation.lm_eval:
         from cai.evaluate.lm_eval import tasks as harness
 
-        harness.require(context.recipe.evaluation, inputs.folder)
+        harness.require(recipe.evaluation, inputs.folder)
 
 
 def guarded(context: Context) -> None:
@@ -87,7 +92,6 @@ def guarded(context: Context) -> None:
     section, rows = context.recipe.guard, context.log.by_stage("guard")
     if not section.enabled or not rows:
         return
-    from cai.models import checks
     from cai.models.guard import summary
 
     check = checks.stored(context.run.eval, "guard", section.model)
@@ -110,6 +114,8 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict
     cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, _refused(context, pairs))
     if context.recipe.benchmarks.contamination:
         cleaned = replace(cleaned, kept=_uncontaminated(context, inputs, cleaned.kept))
+    if "model" not in context.run.manifest:  # every row was taken over from a run that did not note its model
+        context.model()
     facts = context.run.manifest.get("model", {})
     described = partial(cards.card, recipe=context.recipe, facts=facts, policy=context.prompts["policy"])
     dataset.write_dataset(context.run, pairs, cleaned, described)
@@ -132,7 +138,7 @@ def _refused(context: Context, pairs: PairSet) -> dict[int, str]:
 
     run, path = context.run, context.run.eval / "marks.json"
     if "training_identity" in run.manifest and path.is_file():
-        return {row["item"]: row["detail"] for row in orjson.loads(path.read_bytes())["removed"]}
+        return _removed(path)
     reviews = records.read(run.path / "reviews.jsonl", marks.REVIEW_KEY)
     mine = {pair["item"] for pair in pairs.train}
     refused = {item: detail for item, detail in marks.refused(reviews).items() if item in mine}
@@ -147,6 +153,17 @@ def _refused(context: Context, pairs: PairSet) -> dict[int, str]:
     write_json_atomic(path, {"raters": sorted({row["rater"] for row in reviews}), "removed": removed})
     say(f"marks: {len(reviews)} of people, {len(refused)} training pairs left out by them")
     return refused
+
+
+def _removed(path: Path) -> dict[int, str]:
+    """eval/marks.json as it was written before training began; nothing else tells what was left out then."""
+    try:
+        return {int(row["item"]): str(row["detail"]) for row in orjson.loads(path.read_bytes())["removed"]}
+    except (ValueError, TypeError, KeyError):
+        raise CaiError(
+            f"{path}: not whole, and training began without what it lists: put it back from a copy, or fork the run",
+            errors.CORRUPT,
+        ) from None
 
 
 def _uncontaminated(context: Context, inputs: Inputs, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -335,20 +352,45 @@ def check_milestone_before(inputs: Inputs) -> None:
     earlier = ORDER[ORDER.index(name) - 1]
     root, key = runs_root(inputs.source, inputs.recipe), _key_as(inputs, earlier)
     found = sorted(path for path in root.glob(f"*-{earlier}-*/eval/gates.json") if RUN_ID.fullmatch(path.parts[-3]))
-    for path in reversed(found):
-        try:
-            verdict = orjson.loads(path.read_bytes())
-        except (OSError, orjson.JSONDecodeError):
-            continue
-        if key is None or not isinstance(verdict, dict) or verdict.get("recipe") != key:
-            continue
-        if verdict.get("enforced") and not verdict.get("passed") and not verdict.get("override"):
-            raise CaiError(
-                f"{path}: {earlier} did not pass its gate, so {name} does not start. "
-                'Cure it, or go on with --override-gate "why" (the reason stays in the report).',
-                errors.GATE,
-            )
+    if key is None:
         return
+    for path in reversed(found):
+        verdict = _stored_verdict(path)
+        if verdict is None:
+            if _run_key(path.parents[1]) not in (None, key):
+                continue  # a run of another recipe: its verdict is not asked for
+            raise _not_passed(path, f"the verdict of {earlier} cannot be read", name)
+        if verdict["recipe"] != key:
+            continue
+        if not verdict["enforced"]:
+            continue  # a verdict that only advises opens nothing: an enforced one before it still counts
+        if not verdict["passed"] and not verdict.get("override"):
+            raise _not_passed(path, f"{earlier} did not pass its gate", name)
+        return
+
+
+def _stored_verdict(path: Path) -> Row | None:
+    """eval/gates.json if it is whole: what it says decides whether the next milestone starts."""
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    kinds = {"recipe": str, "passed": bool, "enforced": bool}
+    whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+    return found if whole else None
+
+
+def _run_key(run: Path) -> str | None:
+    """`recipe_key` of a run by its manifest; None where that cannot be read either."""
+    try:
+        return recipe_key(read_manifest(run / "manifest.json").get("identity", {}))
+    except CaiError:
+        return None
+
+
+def _not_passed(path: Path, why: str, milestone: str) -> CaiError:
+    cure = 'Cure it (a resume decides again), or go on with --override-gate "why" (the reason stays in the report).'
+    return CaiError(f"{path}: {why}, so {milestone} does not start. {cure}", errors.GATE)
 
 
 def _key_as(inputs: Inputs, milestone: str) -> str | None:

@@ -11,19 +11,24 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from cai import errors
 from cai.data import chain
 from cai.engine import Rules
-from cai.inputs import Inputs, copy_inputs, runs_root
+from cai.errors import CaiError
+from cai.inputs import Inputs, copy_inputs, in_run, later_sets, runs_root
 from cai.models.loading import check_modules
-from cai.models.policy import LoadedModel, load
+from cai.models.policy import LoadedModel, load, threads_in_words
 from cai.recipe import load as recipes
+from cai.run import resuming
 from cai.run.context import Context
 from cai.run.folder import Run, Taken, check_identity, new_run_id, resolve_run
+from cai.run.manifest import read_manifest
 from cai.run.progress import Progress
 from cai.run.stop import StopSwitch
 from cai.store.files import holds, write_atomic
@@ -35,44 +40,69 @@ VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "
 def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
     """A new run folder, or an existing one whose data this recipe continues (else exit 3, key by key)."""
     recipe, root = inputs.recipe, runs_root(inputs.source, inputs.recipe)
-    if args.resume:
-        path = resolve_run(args.resume, root)
-        run = Run.open(path, **start_facts(inputs))
-        sets = (word for text in inputs.sets for word in ("--set", text))  # a fork knows only what it is told
-        asked = shlex.join([str(args.recipe), "--milestone", recipe.milestone, *sets])
-        try:
-            check_identity(run.manifest.get("identity", {}), inputs.identity(then=True), str(path), asked)
-            if "training_identity" in run.manifest:
-                now = inputs.identity(training=True, then=True)
-                check_identity(run.manifest["training_identity"], now, str(path), asked)
-            if not holds(run.resolved_path, recipes.dump(recipe)):
-                write_atomic(run.resolved_path, recipes.dump(recipe))
-                run.event("recipe_changed")
-            if inputs.grown_from:  # before the copy: a kill in between leaves what the next resume mends
-                run.update_manifest(identity=inputs.identity(), stages=inputs.stages(), files=inputs.hashes)
-                run.event("instructions_grew", before=inputs.grown_from.sha, now=inputs.hashes["instructions.file"])
-            if args.set:
-                run.update_manifest(sets=_later_sets(run.manifest.get("sets", []), args.set))
-            if inputs.override != run.manifest.get("override", ""):
-                run.update_manifest(override=inputs.override)
-            copy_inputs(inputs, run.path)  # a kill may have come before the first copy
-        except BaseException:
-            run.__exit__(*sys.exc_info())
-            raise
-        return run
-    return create_run(inputs, args)
+    if not args.resume:
+        return create_run(inputs, args)
+    path = resolve_run(args.resume, root)
+    _check_resume(read_manifest(path / "manifest.json"), inputs, args, path)  # a run that is refused stays as it was
+    run = Run.open(path, **start_facts(inputs, args))
+    try:
+        _check_resume(run.manifest, inputs, args, path)  # again: another runner may have had it in between
+        if "training_identity" in run.manifest:
+            then, now = run.manifest["training_identity"], inputs.identity(training=True, then=True)
+            if resuming.more_items(then, now):
+                kept = resuming.train_anew(run)
+                say(f"more items: training begins again; what was trained on fewer is kept in {kept}")
+        if not holds(run.resolved_path, recipes.dump(recipe)):
+            write_atomic(run.resolved_path, recipes.dump(recipe))
+            run.event("recipe_changed")
+        if inputs.grown_from:  # before the copy: a kill in between leaves what the next resume mends
+            run.update_manifest(identity=inputs.identity(), stages=inputs.stages(), files=inputs.hashes)
+            run.event("instructions_grew", before=inputs.grown_from.sha, now=inputs.hashes["instructions.file"])
+        _keep_recipe(run, inputs, args)
+        if inputs.override != run.manifest.get("override", ""):
+            run.update_manifest(override=inputs.override)
+        copy_inputs(inputs, run.path)  # a kill may have come before the first copy
+    except BaseException:
+        run.__exit__(*sys.exc_info())
+        raise
+    return run
 
 
-def _later_sets(before: list[str], now: list[str]) -> list[str]:
-    """What --set says from now on: it holds on for the next resume, and a key set again is there once."""
-    again = {text.partition("=")[0].strip() for text in now}
-    return [text for text in before if text.partition("=")[0].strip() not in again] + now
+def _check_resume(manifest: Mapping[str, Any], inputs: Inputs, args: argparse.Namespace, path: Path) -> None:
+    """Errors: CaiError(DRIFT) with the lines that go on; a fork keeps the run's milestone and --set by itself."""
+    sets = shlex.join(word for text in args.set for word in ("--set", text))
+    asked = " ".join(filter(None, [shlex.quote(str(args.recipe)), sets]))
+    resuming.check_milestone(manifest, path, args.milestone, f"{asked} --milestone {args.milestone}")
+    now, training = inputs.identity(then=True), inputs.identity(training=True, then=True)
+    resuming.check(manifest, now, training, path, asked)
 
 
-def start_facts(inputs: Inputs) -> dict[str, Any]:
-    """What an attempt's first event says."""
-    price = inputs.recipe.budget.usd_per_hour
-    return {"usd_per_hour": price, "argv": shlex.join(sys.argv[1:]), "python": sys.version.split()[0]}
+def _keep_recipe(run: Run, inputs: Inputs, args: argparse.Namespace) -> None:
+    """The run's recipe.toml and --set from now on: the line that goes on with them must give this very recipe."""
+    if not in_run(inputs.source) and not holds(run.recipe_path, inputs.source.data):
+        write_atomic(run.recipe_path, inputs.source.data)
+    if not in_run(inputs.source) and (home := _home(inputs, run.path.parent)) != run.manifest.get("home"):
+        run.update_manifest(home=home)
+    if given := _given_sets(inputs, args):
+        run.update_manifest(sets=later_sets(run.manifest.get("sets", []), given))
+    items = {"items": inputs.recipe.items, "heldout_items": inputs.recipe.heldout.items}
+    if any(run.manifest.get(name) != count for name, count in items.items()):
+        run.update_manifest(**items)
+
+
+def _given_sets(inputs: Inputs, args: argparse.Namespace) -> list[str]:
+    return [*args.set, *([f"items={inputs.recipe.items}"] if args.limit else [])]
+
+
+def _home(inputs: Inputs, root: Path) -> str:
+    return os.path.relpath(inputs.folder, root / "a-run")
+
+
+def start_facts(inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
+    """What an attempt's first event says, and when the program began: reading the inputs counts as well."""
+    price, began = inputs.recipe.budget.usd_per_hour, getattr(args, "began", None)
+    argv = shlex.join(sys.argv[1:])
+    return {"began": began, "usd_per_hour": price, "argv": argv, "python": sys.version.split()[0]}
 
 
 def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
@@ -85,9 +115,9 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
     }
     manifest = {
         "milestone": recipe.milestone,
-        "sets": [*args.set, f"items={recipe.items}"] if args.limit else args.set,
+        "sets": later_sets(inputs.sets, _given_sets(inputs, args)),
         "backend": inputs.backend,
-        "home": os.path.relpath(inputs.folder, root / "a-run"),
+        "home": _home(inputs, root),
         "identity": identity,
         "stages": inputs.stages(),
         "files": inputs.hashes,
@@ -100,7 +130,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
     while True:
         try:
             run = Run.create(
-                root, run_id + (f"-{attempt}" if attempt else ""), content, manifest, **start_facts(inputs)
+                root, run_id + (f"-{attempt}" if attempt else ""), content, manifest, **start_facts(inputs, args)
             )
             break
         except Taken:  # runs that start within one second
@@ -140,6 +170,7 @@ class ModelOnDemand:
             if not known:
                 self.run.update_manifest(model=facts)
             how = f"{facts.get('quantization', 'none')}, {self.model.device}"
+            how += f", {threads_in_words()}" if self.inputs.backend == "embedded" else ""
             say(f"model: {facts['model']} loaded in {facts.get('load_seconds', 0)} s ({how})")
             self._preflight_model(self.model)
         return self.model
@@ -183,6 +214,7 @@ class ModelOnDemand:
 def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
     """An open, locked run with its log and a stop switch; everything is closed on every way out."""
     switch = StopSwitch().install()
+    run = None
     try:
         with open_run(inputs, args) as run, run.records() as log:
             if log.notice:
@@ -200,5 +232,9 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
                 check_stop=switch.check,
                 progress=progress,
             )
+    except CaiError as error:
+        if run is not None and not args.resume and error.code == errors.USAGE:
+            run.discard_if_empty()  # a usage fault that was found late leaves no run behind
+        raise
     finally:
         switch.uninstall()

@@ -183,4 +183,5 @@ def stage_name(stage: str, round_: int, per_round: bool = False) -> str:
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    """A line on stdout; names of models, judges and files come from others, so none of it acts on a terminal."""
+    print(printable(line), flush=True)

@@ -288,7 +288,8 @@ def test_an_edited_input_is_drift(
     code, _ = run_fake("--resume", f"runs/{run.name}", fake=())
     text = capsys.readouterr().err
     assert code == errors.DRIFT and named in text and "--fork" in text
-    assert named in (end := read_jsonl(run / "events.jsonl")[-1])["error"] and end["code"] == errors.DRIFT
+    end = read_jsonl(run / "events.jsonl")[-1]
+    assert end["kind"] == "end" and end["code"] == errors.DONE and end["attempt"] == 1, "a refusal leaves no trace"
     code, _ = run_fake("--resume", f"runs/{run.name}", fake=())
     assert code == errors.DRIFT  # still
 

@@ -17,8 +17,10 @@ def command(args: argparse.Namespace) -> int:
     """Measure the named benchmarks on a run that has an adapter; decide its gates again and rewrite its report."""
     from cai import pipeline
     from cai.inputs import locate, read_inputs
+    from cai.models import checks
     from cai.session import session
     from cai.terminal import say
+    from cai.training.train import load_result
 
     names = parse_names(args.benchmark)
     if not args.resume:
@@ -26,10 +28,11 @@ def command(args: argparse.Namespace) -> int:
     limit, args.limit = args.limit, 0  # rows of a benchmark here, not items of the run
     inputs = read_inputs(args)
     path = locate(args, args.resume)
-    if not (path / "adapter" / "adapter_model.safetensors").is_file():
-        raise CaiError(f"{path}: it has no adapter yet. Finish it: --resume {path}")
+    if load_result(path / "train") is None:  # none, or not the bytes that were trained
+        raise CaiError(f"{path}: it has no whole adapter. Finish it: --resume {path}")
     check_files(names, inputs.recipe.benchmarks, inputs.folder)  # before --set is kept for the next resume
     with session(inputs, args) as context:
+        checks.remake(context)
         figures = measure_all(context, names, inputs.folder, limit)
         say("\n".join(lines(figures)))
         pipeline.decide(context, pipeline.stored_figures(context.run.eval), inputs.override)

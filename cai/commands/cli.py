@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from pathlib import Path
 
+from cai import __version__
 from cai.data import chain
 from cai.errors import CaiError
 from cai.recipe.load import parse_set
@@ -49,7 +51,17 @@ class Parser(argparse.ArgumentParser):
     """One line for a bad flag, like every other fault."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise CaiError(f"runner.py: {message}. See `python runner.py --help`.")
+        raise CaiError(f"runner.py: {message}{self._nearest(message)}. See `python runner.py --help`.")
+
+    def _nearest(self, message: str) -> str:
+        """The flag that was meant, for one that is unknown; a word in front of which the dashes are missing counts."""
+        words = [word.partition("=")[0] for word in message.split(": ")[-1].split()]
+        if not message.startswith("unrecognized"):
+            return ""
+        flags = list(self._option_string_actions)
+        found = {word: difflib.get_close_matches(word, flags, 1, 0.6) for word in words if word.startswith("-")}
+        near = [f"{match[0]} for {word}" for word, match in found.items() if match]
+        return f": did you mean {', '.join(near)}?" if near else ""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -74,7 +86,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     look.add_argument("--watch", action="store_true", help="with --status: again every two seconds")
     look.add_argument("--doctor", action="store_true", help="check machine, versions, model and recipe")
     look.add_argument(
-        "--compare", nargs=2, type=_named, metavar="RUN", help="recipe, gates, paired statistics of two runs"
+        "--compare", nargs="+", type=_named, metavar="RUN", help="recipe, gates, paired statistics of two runs"
     )
     look.add_argument("--verify", type=_named, metavar="RUN", help="check every promise on a run and print a table")
     more = parser.add_argument_group("more")
@@ -94,7 +106,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument(
         "--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)"
     )
+    add("--version", action="version", version=f"constitutional-ai {__version__}")
     args = parser.parse_args(argv)
+    _refuse_words(args)
     _paths_at_home(args)
     _milestone_of_sets(args)
     _one_command(args)
@@ -108,6 +122,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.limit < 0:
         raise CaiError("runner.py: --limit: must be 0 or more. Leave it out for no limit.")
     return args
+
+
+def _refuse_words(args: argparse.Namespace) -> None:
+    """Words where a recipe or a second run belongs: answered to the point, not as a file that is missing."""
+    if args.compare is not None and len(args.compare) != 2:
+        raise CaiError(f"runner.py: --compare: takes two runs, {len(args.compare)} were given. Name two.")
+    word, where = str(args.recipe), args.recipe
+    if word.replace("-", "_") in (*COMMANDS, "dry_run", "resume") and not where.exists():
+        raise CaiError(f"runner.py: {word}: a command begins with two dashes: --{word}. Or give a recipe file.")
+    if where.is_dir():
+        hint = "For a run name it behind its command: --resume RUN, --status RUN, --report RUN."
+        raise CaiError(f"runner.py: {word}: is a folder, and a recipe is a file like cai.toml. {hint}")
 
 
 def _paths_at_home(args: argparse.Namespace) -> None:

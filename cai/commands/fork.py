@@ -2,14 +2,15 @@
 
 Owns which rows stay. A row stays if nothing that made it changed, its own stage's inputs and every stage before it:
 instructions -> answers -> critiques r0 -> revisions r0 -> critiques r1 -> ... -> guard. Later tries of a slot exist
-because of how an earlier pair came out, so they stay only if every stage does. Invariant: the fork ends with the bytes
-that a run from nothing with the new recipe would end with (on a CPU).
+because of how an earlier pair came out, so they stay only if every stage does. Invariant: the fork ends with the rows
+that a run from nothing with the new recipe would end with (on a CPU, where no text depends on its batch), and with its
+very bytes unless items were added: those stand behind the rows that were kept. What wrote the kept rows goes along.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cai.store.scan import changed, read_points
 
 Identity = Mapping[str, str]
 BATCH = 256
+BATCH_KEY = "engine.batch_size"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class ForkPlan:
     again: list[Row]
     changed: dict[str, list[str]]
     seconds_per_token: dict[str, float]
+    model: Row = field(default_factory=dict)  # what wrote the kept rows
+    rebatched: bool = False  # engine.batch_size is another one now
 
 
 def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) -> ForkPlan:
@@ -60,7 +64,9 @@ def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) 
     kept = [row for row in rows if stays(row, differs) and not (first_tries_only and try_of(row["item"]))]
     names = {id(row) for row in kept}
     again = [row for row in rows if id(row) not in names]
-    return ForkPlan(source, kept, again, differs, _speeds(source))
+    model = dict(manifest.get("model", {})) if kept else {}
+    rebatched = manifest["identity"].get(BATCH_KEY) != identity.get(BATCH_KEY)
+    return ForkPlan(source, kept, again, differs, _speeds(source), model, rebatched)
 
 
 def verified_rows(path: Path) -> list[Row]:
@@ -110,6 +116,8 @@ def describe(plan: ForkPlan, usd_per_hour: float = 0.0) -> list[str]:
     lines = [f"fork of {plan.source}: {len(plan.kept)} records stay, {len(plan.again)} are made again"]
     for stage, keys in plan.changed.items():
         lines.append(f"  changed for {stage}: {', '.join(keys)}")
+    if plan.rebatched and plan.kept:
+        lines.append(f"  {BATCH_KEY} changed: what stays was drawn in batches of the old size")
     total = 0.0
     for stage in chain.names():
         rows = [row for row in plan.again if row["stage"] == stage]
@@ -125,6 +133,8 @@ def describe(plan: ForkPlan, usd_per_hour: float = 0.0) -> list[str]:
 
 def fill(plan: ForkPlan, run: Run) -> None:
     """Copy the kept rows into the new, open run. A kill in between only means that fewer rows were reused."""
+    if plan.model:  # before the first row: a card never names another model than the one that wrote the text
+        run.update_manifest(model=plan.model)
     with run.records() as log:
         for start in range(0, len(plan.kept), BATCH):
             log.append(plan.kept[start : start + BATCH])

@@ -14,8 +14,9 @@ from typing import Any
 
 from cai import errors
 from cai.errors import CaiError
-from cai.store import files, records
+from cai.store import clean, files, records
 from cai.store.lock import take_lock
+from cai.store.rows import Lines
 from cai.store.scan import RECORD_KEY, Point, encode_points, parse_line, points_of, read_points
 from cai.terminal import printable
 
@@ -48,13 +49,14 @@ class Plan:
     key: tuple[str, ...]
     kept: bytes
     drops: tuple[Drop, ...]
+    whole: int = 0  # lines of a log that needs no repair; then `kept` is empty, for nothing is written
     restored: int = 0  # line ends (and byte-order mark) that an editor wrote, put back as they were committed
 
 
 def logs_of(run: Path) -> list[tuple[Path, tuple[str, ...]]]:
     """Every append-only log of a run with its key; also one that is gone while its sum file stands."""
     logs = [(run / "records.jsonl", RECORD_KEY), (run / "events.jsonl", EVENT_KEY), (run / "reviews.jsonl", REVIEW_KEY)]
-    scores = sorted(path.with_suffix(".jsonl") for path in (run / "eval").rglob("*.sum"))
+    scores = sorted({p.with_suffix(".jsonl") for kind in ("sum", "jsonl") for p in (run / "eval").rglob(f"*.{kind}")})
     logs += [(path, _score_key(path)) for path in scores]
     return [(path, key) for path, key in logs if path.exists() or path.with_suffix(".sum").exists()]
 
@@ -75,6 +77,10 @@ def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Plan:
 
     A row never holds a raw CR, so CR LF line ends and a byte-order mark are an editor's and go without loss.
     """
+    with path.open("rb") as file:
+        found = clean.rows_of(Lines(path, file.fileno()), file.fileno(), path.with_suffix(".sum"), key)
+    if found is not None and found[1] == found[2]:
+        return Plan(path, key, b"", (), whole=len(found[0]))
     read = path.read_bytes()
     data = read.removeprefix(BOM).replace(b"\r\n", b"\n")
     restored = read.count(b"\r\n") + read.startswith(BOM)
@@ -92,7 +98,7 @@ def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Plan:
             else:
                 kept.append(raw)
         offset += len(line) + 1
-    return Plan(path, key, b"".join(kept), tuple(drops), restored)
+    return Plan(path, key, b"".join(kept), tuple(drops), restored=restored)
 
 
 def _fault(raw: bytes, offset: int, key: tuple[str, ...], whole: Callable[[int], bool], seen: dict[Any, Any]) -> str:
@@ -149,7 +155,7 @@ def repair(run: Path, write: bool = False, say: Callable[[str], None] = print) -
         plans = [plan(path, key) for path, key in logs if path.exists()]
         for each in plans:
             again = f", {each.restored} line ends of an editor are put back" if each.restored else ""
-            say(f"{each.path}: {each.kept.count(bytes([10]))} lines stay, {len(each.drops)} go{again}")
+            say(f"{each.path}: {each.whole or each.kept.count(bytes([10]))} lines stay, {len(each.drops)} go{again}")
             for drop in each.drops:
                 say(f"  {drop}")
             if write and (each.drops or each.restored):

@@ -14,10 +14,11 @@ import secrets
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -98,6 +99,7 @@ class Session:
         self.rater, self.log = rater, log
         self._salt = secrets.token_bytes(16)
         self.tasks = tasks(story, rater)
+        self._one_at_a_time = threading.Lock()  # the page answers each connection in a thread of its own
 
     @property
     def pending(self) -> list[Task]:
@@ -109,20 +111,25 @@ class Session:
 
     def mark(self, ticket: str, mark: str) -> bool:
         """Append the mark of a pending task; False for a task or mark that is not on offer (nothing is written)."""
-        found = [task for task in self.pending if self.ticket(task) == ticket]
-        if not found or mark not in (*MARKS[found[0].what], "skip"):
-            return False
-        task = found[0]
-        row = {"v": 1, "rater": self.rater, "key": task.key, "item": task.case.item, "round": task.case.round}
-        self.log.append([row | {"what": task.what, "mark": mark, "control": task.control}])
-        return True
+        with self._one_at_a_time:
+            found = [task for task in self.pending if self.ticket(task) == ticket]
+            if not found or mark not in (*MARKS[found[0].what], "skip"):
+                return False
+            task = found[0]
+            row = {"v": 1, "rater": self.rater, "key": task.key, "item": task.case.item, "round": task.case.round}
+            self.log.append([row | {"what": task.what, "mark": mark, "control": task.control}])
+            return True
 
 
 @contextmanager
 def reviewing(story: Story, rater: str) -> Iterator[Session]:
     """The open session. Errors: CaiError for a bad name, a run without examples, or while another review is open."""
     if not RATER.fullmatch(rater):
-        raise CaiError(f"--rater {rater!r}: must match {RATER.pattern}. Give a short name in lower case.")
+        plain = re.sub(r"[^a-z0-9._-]+", "-", rater.lower()).strip("-._")[:40]
+        like = f"--rater {plain}" if RATER.fullmatch(plain) else "--rater ann"
+        raise CaiError(
+            f"--rater {rater!r}: a name is up to 40 of a-z, 0-9, '.', '_' and '-', without spaces. Write: {like}"
+        )
     if not story.pairs.examples:
         raise CaiError(f"{story.path}: has no example to mark yet. Finish the run first.")
     lock = FileLock(str(story.path / ".reviews.lock"))
@@ -219,7 +226,7 @@ def ask(session: Session, read: Callable[[str], str], say: Callable[[str], None]
 def serve(session: Session, say: Callable[[str], None], ready: Callable[[HTTPServer, str], None] | None = None) -> None:
     """Serve on 127.0.0.1, a free port, under a random token, until Ctrl-C (or `server.shutdown()`)."""
     token = secrets.token_urlsafe(24)
-    server = HTTPServer(("127.0.0.1", 0), _handler(session, token))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(session, token))  # browsers open spare connections
     url = f"http://127.0.0.1:{server.server_address[1]}/{token}/"
     say(f"{len(session.pending)} texts to mark as {session.rater}. Open {url}")
     say("Only this machine can reach it. Ctrl-C ends it; what is marked stays.")
@@ -257,7 +264,7 @@ def _handler(session: Session, token: str) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "")
-            if not self.allowed() or not length.isdigit() or int(length) > 10_000:
+            if not self.allowed() or not (length.isascii() and length.isdigit()) or int(length[:9]) > 10_000:
                 self.send(404, "not here\n", "text/plain")
                 return
             form = parse_qs(self.rfile.read(int(length)).decode("utf-8", "replace"))

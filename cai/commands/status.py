@@ -22,7 +22,7 @@ from cai.data import chain
 from cai.evaluate.gates import whole_verdicts
 from cai.run.events import read_events, spent
 from cai.store.jsonl import Row
-from cai.store.lock import holder_died
+from cai.store.lock import holder_died, holder_lives
 from cai.terminal import duration, duration_range, number, printable, usd, usd_fine
 
 WATCH_SECONDS = 2.0
@@ -63,7 +63,7 @@ def screen(path: Path, now: datetime | None = None) -> str:
     events = read_events(path / "events.jsonl")
     budget = _budget(path)
     model = (manifest.get("model") or {}).get("model") or _model(path)
-    state = _state(events, status, now or datetime.now(UTC), holder_died(path))
+    state = _state(events, status, now or datetime.now(UTC), holder_died(path), holder_lives(path))
     skipped = any(event.get("kind") == "gates_skipped" for event in events)
     if state == "done" and not skipped and not (path / "eval" / "gates.json").is_file():
         state = "stopped where it was asked to, can go on"  # --until
@@ -87,7 +87,7 @@ def screen(path: Path, now: datetime | None = None) -> str:
     return printable("\n".join(f"{name:<13}{text}" for name, text in rows if text))
 
 
-def _state(events: list[Row], status: Row, now: datetime, died: bool) -> str:
+def _state(events: list[Row], status: Row, now: datetime, died: bool, lives: bool) -> str:
     """running, silent, killed, done, stopped or failed; with what it is at and since when there is no sign of life."""
     if not events:
         return "nothing has happened yet"
@@ -100,6 +100,9 @@ def _state(events: list[Row], status: Row, now: datetime, died: bool) -> str:
     if died:
         return f"killed, can go on; its last sign of life was {duration(ago)} ago"
     at = _at(status)
+    if lives:
+        quiet = f" (alive, {duration(ago)} in one step)" if ago > SILENT_SECONDS else ""
+        return f"running, attempt {attempt}{at}{quiet}"
     if ago > SILENT_SECONDS:
         return f"silent for {duration(ago)} (killed, or in a long step){at}"
     return f"running, attempt {attempt}{at}"
@@ -118,9 +121,9 @@ def _at(status: Row) -> str:
         return ""
     round_, eta = status.get("round"), status.get("eta_seconds")
     name = chain.label(str(status["stage"]), round_ if isinstance(round_, int) else 0)
-    text = f": {name}: {status.get('done', 0)}/{status.get('total', 0)}"
+    text = f": {name}" + (f": {status.get('done', 0)}/{status['total']}" if status.get("total") else "")
     if status.get("tokens_per_second"):
-        text += f", {status['tokens_per_second']:.0f} tok/s"
+        text += f", {number(status['tokens_per_second'], 2)} tok/s"
     if isinstance(eta, list) and len(eta) == 2 and eta[1]:
         text += f", {duration_range(*eta)} to go in this stage"
     return text

@@ -1,9 +1,9 @@
 """`python -m cai.commands.supervise RECIPE --resume runs/ID`: resume a run until it is done, through preemptions.
 
 Owns the restarts alone: it starts `runner.py ... --resume`, looks at the exit code, and waits longer each time nothing
-was gained. Restarts after 75 (stopped but resumable) and after SIGKILL (the kernel's out-of-memory killer); every other
-code is final and becomes its own. A SIGTERM or SIGINT is passed on to the runner, and then nothing is restarted; a
-terminal that closes stops neither of them.
+was gained. Restarts after 75 (stopped but resumable; not at the budget, which no waiting cures) and after SIGKILL (the
+kernel's out-of-memory killer); every other code is final and becomes its own. A SIGTERM or SIGINT is passed on to the
+runner, and then nothing is restarted; a terminal that closes stops neither of them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cai import errors
 from cai.commands import cli
 from cai.errors import CaiError
 from cai.inputs import locate
+from cai.run.events import read_events
 from cai.terminal import last_through_hangups, printable
 from cai.training import checkpoints
 
@@ -32,6 +33,17 @@ def work_done(run: Path) -> tuple[int, int]:
     steps = sum(1 + checkpoints.step_of(found[0]) for folder in trainings if (found := checkpoints.found(folder)))
     derived = len([*run.glob("train/**/*.json"), *run.glob("train/*.safetensors"), *run.glob("adapter*/*")])
     return sum(path.stat().st_size for path in logs if path.exists()), steps + derived
+
+
+def _budget_is_used_up(run: Path) -> str:
+    """What the newest attempt said if it ended at its budget: waiting would only cost more. "" otherwise."""
+    events = read_events(run / "events.jsonl")
+    newest = max((int(event["attempt"]) for event in events), default=0)
+    own = [event for event in events if event["attempt"] == newest]
+    if not any(event["kind"] == "budget_stop" for event in own):
+        return ""
+    ended = str(own[-1].get("error") or "the budget is used up")
+    return ended.partition(": ")[2] if ended.startswith(str(run)) else ended
 
 
 class Supervisor:
@@ -72,6 +84,9 @@ class Supervisor:
             code = self.child.wait()
             if code not in (errors.RESUMABLE, KILLED) or self.stop.is_set():
                 return code if code >= 0 else 128 - code
+            if code == errors.RESUMABLE and (spent_on := _budget_is_used_up(self.run)):
+                print(f"{self.run}: {spent_on}: not resumed", file=sys.stderr)
+                return code
             gained = any(now > then for now, then in zip(work_done(self.run), before, strict=True))
             in_vain = 0 if gained else in_vain + 1
             if in_vain > self.fruitless:

@@ -12,7 +12,7 @@ from cai.errors import CaiError
 from cai.models import auxiliary, checks
 from cai.models.guard import REMEDY, Guard, Judgement, make_guard, style_of, verdict
 from cai.models.guard_formats import LLAMA, SEPARATOR, Exchange, template_parts
-from cai.recipe.settings_benchmarks import STAND_IN
+from cai.recipe.settings_benchmarks import STAND_IN, GuardSection
 from cai.run.context import Context
 from cai.run.loop import Key, fill
 from cai.store.jsonl import Row
@@ -22,9 +22,8 @@ CPU_SLICE = 8  # a small model on two cores needs seconds for one: progress shou
 KEY = "guard.model"
 
 
-def require(context: Context) -> None:
+def require(section: GuardSection) -> None:
     """Exit 2 with the remedy, before anything is generated: no such guard, or a tokenizer that asks for no verdict."""
-    section = context.recipe.guard
     if not section.enabled:
         return
     style = style_of(section)

@@ -8,50 +8,19 @@ trained on.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rapidfuzz import fuzz, process
-
 from cai.data import slots
 from cai.data.chain import instruction_of
+from cai.data.near import NearDuplicates, in_order, mean_nearest, normalise
 from cai.data.stage import Row, Stage, run_stage
 from cai.recipe.intake.entries import Given
 from cai.recipe.prompts import digest
 from cai.run.context import Context
 
-COMPARED_CHARACTERS = 2000  # of an instruction; the comparison is quadratic: two lines of 1 MB took 74 s
-
-
-def normalise(text: str) -> str:
-    """Lower case, words only, the beginning: what two instructions are compared by."""
-    return " ".join(re.findall(r"\w+", text.lower()))[:COMPARED_CHARACTERS]
-
-
-def in_order(text: str) -> str:
-    """The words of a normalised text sorted: the plain ratio of two of these is their token-sort ratio."""
-    return " ".join(sorted(text.split()))
-
-
-class NearDuplicates:
-    """Accepted texts, and whether a new one is closer to any of them than the threshold (token-sort ratio, 0 to 1).
-
-    A text's words are sorted once, when it is added: at 5,000 texts the comparisons are 12 million.
-    """
-
-    def __init__(self, texts: Sequence[str], threshold: float) -> None:
-        self.known = [in_order(normalise(text)) for text in texts]
-        self.threshold = threshold
-
-    def nearest(self, text: str) -> float:
-        """Similarity to the nearest known text, 0 if below the threshold."""
-        cutoff = self.threshold * 100
-        found = process.extractOne(in_order(normalise(text)), self.known, scorer=fuzz.ratio, score_cutoff=cutoff)
-        return found[1] / 100 if found else 0.0
-
-    def add(self, text: str) -> None:
-        self.known.append(in_order(normalise(text)))
+ALL_COMPARED = 2_000  # texts up to which each is asked for its nearest other one; of more a thousand are
+ASKED = 1_000
 
 
 def generate(context: Context, stage: Stage, items: Sequence[int]) -> None:
@@ -171,25 +140,21 @@ def _given(item: int, text: str, pool: str, parent: int | None) -> Row:
 
 
 def diversity(texts: Sequence[str]) -> dict[str, float]:
-    """n, share of distinct texts, distinct-2 (distinct word bigrams over all), mean nearest-neighbour similarity."""
-    import numpy as np
+    """n, share of distinct texts, distinct-2 (distinct word bigrams over all), mean nearest-neighbour similarity.
 
+    `nearest_asked`: of how many texts the last is the mean, where it is not all.
+    """
     normal = [normalise(text) for text in texts]
     grams = [pair for text in normal for pair in zip(text.split(), text.split()[1:], strict=False)]
-    near = 0.0
-    if len(normal) > 1:
-        nearest, ordered = [], [in_order(text) for text in normal]
-        for start in range(0, len(ordered), 256):  # never an n x n matrix
-            scores = process.cdist(ordered[start : start + 256], ordered, scorer=fuzz.ratio, workers=1)
-            scores[np.arange(len(scores)), np.arange(start, start + len(scores))] = 0
-            nearest.append(scores.max(axis=1))
-        near = float(np.concatenate(nearest).mean()) / 100
+    most = len(normal) if len(normal) <= ALL_COMPARED else ASKED
+    near, asked = mean_nearest([in_order(text) for text in normal], most)
+    sampled = {"nearest_asked": asked} if asked < len(normal) else {}
     return {
         "n": len(normal),
         "unique_share": len(set(normal)) / max(len(normal), 1),
         "distinct_2": len(set(grams)) / max(len(grams), 1),
         "nearest_neighbour": near,
-    }
+    } | sampled
 
 
 def summary(rows: Sequence[Row], wanted: int) -> dict[str, Any]:

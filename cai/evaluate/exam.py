@@ -269,20 +269,26 @@ def _add_judge(
         as_critique = [case for case in group if "revision" not in rows[case.item]]
         as_revision = [case for case in group if "revision" in rows[case.item]]
         for row in judging.judge_critiques(scorer, judge, as_critique, pool, controls=False):
-            verdict = row["real"]["j1"] > 0 and row["real"]["j2"] > 0
+            verdict = _both(row["real"]["j1"], row["real"]["j2"])
             _note_judge(scored[row["item"]], {"j1": row["real"]["j1"], "j2": row["real"]["j2"]}, verdict)
         for row in judging.judge_revisions(scorer, judge, as_revision):
-            _note_judge(
-                scored[row["item"]], {"j3": row["j3"], "j4": row["j4"]}, row["j3"] is not None and row["j3"] > 0
-            )
+            case = next(case for case in as_revision if case.item == row["item"])
+            unread = None if case.critique.strip() and case.revision.strip() else False  # an empty text was not asked
+            verdict = unread if row["j3"] is None else row["j3"] > 0
+            _note_judge(scored[row["item"]], {"j3": row["j3"], "j4": row["j4"]}, verdict)
         progress("judge", min(start + 8, len(cases)), len(cases))
 
 
-def _note_judge(row: Row, values: Mapping[str, Any], verdict: bool) -> None:
+def _both(j1: float | None, j2: float | None) -> bool | None:
+    return None if j1 is None or j2 is None else j1 > 0 and j2 > 0
+
+
+def _note_judge(row: Row, values: Mapping[str, Any], verdict: bool | None) -> None:
+    """`verdict` None: the judge gave no number, so the row is unscored."""
     row |= values
     if row["kind"] == "nothing":
         return
-    row["accepted"] |= {"judge": verdict, "all": verdict and row["accepted"]["both"]}
+    row["accepted"] |= {"judge": verdict, "all": row["accepted"]["both"] and verdict}
 
 
 def _lines(scored: Iterable[Row]) -> list[Line]:
@@ -295,5 +301,6 @@ def _lines(scored: Iterable[Row]) -> list[Line]:
         for part in PARTS:
             flags = [row["accepted"][part] for row in rows if part in row["accepted"]]
             if flags:
-                lines.append(Line(kind, good, part, sum(flags), len(flags), 0))
+                said = [flag for flag in flags if flag is not None]
+                lines.append(Line(kind, good, part, sum(said), len(said), len(flags) - len(said)))
     return lines

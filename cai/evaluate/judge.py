@@ -9,6 +9,7 @@ The subtraction cancels what the judge says whatever it reads: one that always s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -70,13 +71,20 @@ def _asks(scorer: Scorer, judge: Judge, name: Name, question_name: str, case: Ca
     return asks
 
 
-def _combined(scores: Mapping[Name, Score], name: Name, question_name: str) -> float:
+def _combined(scores: Mapping[Name, Score], name: Name, question_name: str) -> float | None:
+    """None, which is unscored, where a log-probability is no finite number."""
+
     def d(side: int, removed: bool) -> float:
         return log_odds(scores, (*name, question_name, side, removed), ("Yes", "No"))
 
     with_it = (d(0, False) - d(1, False)) / 2
     without = (d(0, True) - d(1, True)) / 2
-    return round(with_it - without, 6)
+    return finite(with_it - without)
+
+
+def finite(value: float) -> float | None:
+    """For a row: six decimals, null where there is no number."""
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def judge_critiques(
@@ -131,9 +139,9 @@ def _revision_row(scores: Mapping[Name, Score], case: Case) -> Row:
     row: Row = {"metric": "revisions.judge", "item": case.item, "round": case.round, "j3": None, "j4": None}
     if case.critique.strip() and case.revision.strip():
         after, before = (_combined(scores, (case.key, which), "j3") for which in ("revision", "answer"))
-        row["j3"] = round(after - before, 6)
+        row["j3"] = None if after is None or before is None else round(after - before, 6)
     if case.revision.strip():
-        row |= {"j4": pair_win(scores, (case.key,)), "j4_log_odds": pair_log_odds(scores, (case.key,))}
+        row |= {"j4": finite(pair_win(scores, (case.key,))), "j4_log_odds": finite(pair_log_odds(scores, (case.key,)))}
     return row
 
 

@@ -257,7 +257,8 @@ def choices(
     *,
     first: bool = False,
 ) -> dict[int, list[float]]:
-    """Log-probability of each continuation after its context; a context beyond the judge's window has no entry.
+    """Log-probability of each continuation after its context; `why_none` says why a context has no entry: it is beyond
+    the judge's window, or a log-probability of it is no finite number (which must not become the likeliest answer).
 
     `first`: of the first tokens that tell the continuations apart, so that one row of the engine serves them all.
     What all contexts begin with (a template) is computed once. On a CPU several rows behind one context share it.
@@ -281,7 +282,14 @@ def choices(
         count += 1
     if count < len(requests):
         raise Stopped("stopped while judging; resume to go on")
-    return found
+    return {i: logps for i, logps in found.items() if all(map(math.isfinite, logps))}
+
+
+def why_none(judge: Auxiliary, ids: Sequence[int], too_long: str = "too_long") -> str:
+    """Why `choices` has no entry for this context."""
+    if len(ids) + 8 > judge.max_seq_length:
+        return f"{too_long}: {len(ids)} tokens"
+    return "not_finite: the judge's log-probability is no number"
 
 
 def shared_length(contexts: Sequence[tuple[int, ...]]) -> int:

@@ -15,12 +15,13 @@ could not be judged counts as wrong.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from cai import errors
 from cai.errors import CaiError
@@ -30,6 +31,7 @@ from cai.recipe.prompts import digest
 from cai.recipe.settings_benchmarks import STAND_IN, ChecksSection
 from cai.run.context import Context
 from cai.run.loop import fill, open_marked
+from cai.store import records
 from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.jsonl import Row
 from cai.store.records import RecordLog
@@ -181,22 +183,61 @@ def _write(context: Context, check: Check, figures: dict[str, Measured]) -> None
     """eval/checks.json: this check and its figures beside those of other uses; an unchanged file is left alone."""
     path = context.run.eval / "checks.json"
     content = _read(path)
-    of = {name: figure for name, figure in content.get("figures", {}).items() if name.split(".")[1] != check.use}
+    of = {name: figure for name, figure in content["figures"].items() if name.split(".")[1:2] != [check.use]}
     of |= {name: figure.as_dict() for name, figure in figures.items()}
-    checks = {**content.get("checks", {}), check.use: asdict(check)}
+    checks = {**content["checks"], check.use: asdict(check)}
     new = {"checks": dict(sorted(checks.items())), "figures": dict(sorted(of.items()))}
+    if not holds(path, json_bytes(new)):
+        write_json_atomic(path, new)
+
+
+def remake(context: Context) -> None:
+    """eval/checks.json of every check that an event tells of, from its records alone; what was damaged is mended.
+
+    A part of it that belongs to no such check goes. Nothing where no check was made: then there is no such file.
+    """
+    judges = {str(event.get("use")): str(event.get("judge")) for event in context.run.events("checked")}
+    known = {use: judge for use, judge in judges.items() if use in SETS}
+    found = {use: _recorded(context, use, judge) for use, judge in known.items()}
+    whole = {use: part for use, part in found.items() if part is not None}
+    if whole:
+        _put(context, {use: asdict(check) for use, (check, _) in whole.items()}, [f for _, f in whole.values()])
+
+
+def _recorded(context: Context, use: str, judge: str) -> tuple[Check, dict[str, Measured]] | None:
+    """The check as its log has it; None where the log is gone."""
+    path = context.run.eval / "checks" / f"{use}.jsonl"
+    context.run.check_log(path)
+    rows = [row for row in records.look(path, KEY) if row["arm"] == "check"]
+    if wrong := [row for row in rows if not (isinstance(row.get("label"), bool | int) and "said" in row)]:
+        raise CaiError(f"{path}: row {wrong[0]['item']}: no label or verdict in it: remove it and its .sum, and resume")
+    return judged(use, judge, rows, context.recipe.checks) if rows else None
+
+
+def _put(context: Context, checks: Row, figures: Sequence[Mapping[str, Measured]]) -> None:
+    of = {name: figure.as_dict() for part in figures for name, figure in part.items()}
+    path, new = (
+        context.run.eval / "checks.json",
+        {"checks": dict(sorted(checks.items())), "figures": dict(sorted(of.items()))},
+    )
     if not holds(path, json_bytes(new)):
         write_json_atomic(path, new)
 
 
 def stored(folder: Path, use: str, judge: str) -> Check | None:
     """The check of this judge in eval/checks.json, or None."""
-    found = _read(folder / "checks.json").get("checks", {}).get(use)
-    return Check(**found) if found and found["judge"] == judge else None
-
-
-def _read(path: Path) -> Row:
     try:
-        return orjson.loads(path.read_bytes())
+        found = TypeAdapter(Check).validate_python(_read(folder / "checks.json")["checks"].get(use))
+    except ValidationError:
+        return None
+    return found if found.judge == judge else None
+
+
+def _read(path: Path) -> dict[str, Row]:
+    """The two parts of checks.json; of one that is not whole, empty ones."""
+    try:
+        content = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError):
-        return {}
+        content = None
+    parts = content if isinstance(content, dict) else {}
+    return {name: part if isinstance(part := parts.get(name), dict) else {} for name in ("checks", "figures")}

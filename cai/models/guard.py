@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from cai.engine import Request, Sampling
 from cai.errors import CaiError, Stopped
 from cai.metrics.figure import Measured
-from cai.models.auxiliary import Auxiliary, chat_ids, choices, shared_length
+from cai.models.auxiliary import Auxiliary, chat_ids, choices, shared_length, why_none
 from cai.models.guard_formats import (
     EXCLUDED,
     LLAMA,
@@ -126,16 +126,16 @@ class QwenGuard:
         flagged = {i: heads[i] for i, word in verdicts.items() if word != "Safe"}
         categories = self._categories(flagged, verdicts, context)
         again = self._refusals(flagged, verdicts, categories, context)
-        refusals = {i: (again if i in flagged else refusals).get(i, False) for i in shares}
+        told = {i: (again if i in flagged else refusals).get(i) for i in shares}  # None: no number
         return [
             Judgement(
                 round(unsafe[i], 6),
                 QWEN_LABELS[max(range(3), key=shares[i].__getitem__)],
                 categories.get(i, ""),
-                refusals[i],
+                told[i],
             )
             if i in unsafe
-            else Judgement(None, reason=f"too_long: {len(heads[i])} tokens")
+            else Judgement(None, reason=why_none(self.auxiliary, heads[i]))
             for i in range(len(exchanges))
         ]
 
@@ -171,6 +171,8 @@ class QwenGuard:
             return unsafe
         if self._shift is None:
             labels, _ = self._read([self._head(Exchange("Hello!", "Hello! How can I help you today?"))], context)
+            if 0 not in labels:
+                raise CaiError("guard.model: the stand-in has no finite verdict on a greeting. Take a guard.")
             self._shift = _logit(NEUTRAL_UNSAFE) - _logit(self._unsafe(_shares(labels[0])))
         return 1.0 / (1.0 + math.exp(-(_logit(unsafe) + self._shift)))
 
@@ -193,7 +195,7 @@ class QwenGuard:
         categories: Mapping[int, str],
         context: Context,
     ) -> dict[int, bool]:
-        """Yes against No in the third line, after the two lines that this verdict has."""
+        """Yes against No in the third line, after the two lines that this verdict has; None: no number."""
         asks = {}
         for i, head in heads.items():
             named = categories.get(i, "None")
@@ -221,7 +223,7 @@ class LlamaGuard:
         return [
             self._judgement(unsafe[i], texts.get(i, ""))
             if i in unsafe
-            else Judgement(None, reason=f"too_long: {len(heads[i])} tokens")
+            else Judgement(None, reason=why_none(self.auxiliary, heads[i]))
             for i in range(len(exchanges))
         ]
 

@@ -253,7 +253,7 @@ class GatesSection(Section):
         return self
 
     def of(self, milestone: str, from_sft: bool = False) -> tuple[GateSpec, ...]:
-        """The criteria of a milestone; an unknown milestone has none. `from_sft`: DPO starts from SFT, so M2 asks more."""
+        """The criteria of a milestone, none for an unknown one. `from_sft`: DPO starts from SFT, so M2 asks more."""
         found: tuple[GateSpec, ...] = getattr(self, milestone, ()) if milestone in ("m0", "m1", "m2", "m3") else ()
         known = {gate.metric for gate in found}
         return (*found, STOPS) if from_sft and milestone in ("m2", "m3") and STOPS.metric not in known else found

@@ -20,6 +20,7 @@ from cai.report.drawing import inline, write_plots
 from cai.report.examples import GLOSSARY, edits, exhibits, lengths, rejected_exhibits
 from cai.report.snapshot import Story, read_story
 from cai.report.templating import environment
+from cai.run import digests
 from cai.run.folder import Run
 from cai.store.files import write_atomic
 from cai.store.jsonl import Row
@@ -51,11 +52,13 @@ def write_report(run: Run) -> None:
 def write_pages(path: Path) -> None:
     story = read_story(path)  # once: with 5,000 items it is a third of what a run holds
     content = gather(story)
+    digests.drop_page_sums(path)
     write_atomic(path / "report.html", page(content).encode())
     write_atomic(path / "report.md", markdown(content).encode())
     write_plots(path / "eval" / "plots", plots(content))
     del content
     publication.write(story)
+    digests.write_page_sums(path)
 
 
 def page(content: Mapping[str, Any]) -> str:

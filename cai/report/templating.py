@@ -30,10 +30,12 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_inert,
     )
     found.filters.update(
         fenced=fenced,
         inline=inline,
+        code=code,
         number=number,
         duration=duration,
         usd=usd,
@@ -41,6 +43,19 @@ def environment() -> Environment:
         shown=printable,
     )
     return found
+
+
+def _inert(value: Any) -> Any:
+    """Whatever a template prints, names of models and judges too: no control or bidi mark gets into a page raw."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def code(text: Any) -> str:
+    """Inline code of Markdown that no backtick in the text can leave."""
+    shown = printable(str(text), one_line=True)
+    longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
+    fence, pad = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{pad}{shown}{pad}{fence}"
 
 
 def fenced(text: str) -> str:

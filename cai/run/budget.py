@@ -104,11 +104,12 @@ def _from_run(recipe: Recipe, run: Measured) -> Estimate:
         seconds = run.training_seconds / run.pairs_seen * training_pairs_seen(recipe)
         training = Range(seconds * LOW, seconds * HIGH)
     tokens = run.tokens * scale * rounds
+    rest = run.rest_seconds + run.growing_seconds * (max(scale, 1.0) - 1.0)
     return Estimate(
         tokens=Range(tokens * LOW, tokens * HIGH),
-        generation=Range(generation * LOW / gain, generation * HIGH),
+        generation=Range(generation * LOW / gain, generation * HIGH / gain),
         training=training,
-        rest=Range(run.rest_seconds * LOW, run.rest_seconds * HIGH * max(1.0, min(scale, 10.0))),
+        rest=Range(rest * LOW, rest * HIGH),
         source=f"run {run.run_id}, {run.slots} items in {duration(run.seconds)}",
         usd_per_hour=recipe.budget.usd_per_hour,
     )
@@ -129,7 +130,7 @@ def _from_table(recipe: Recipe, backend: str, limit_tokens: int) -> Estimate:
         tokens=tokens,
         generation=Range(tokens.low / speed, tokens.high / speed),
         training=training,
-        rest=None,
+        rest=rates.rest,
         source=rates.source,
         usd_per_hour=recipe.budget.usd_per_hour,
     )

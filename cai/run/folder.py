@@ -28,7 +28,9 @@ from filelock import FileLock
 
 from cai import errors
 from cai.errors import CaiError
+from cai.run import digests
 from cai.run.events import read_events, spent
+from cai.run.heart import Heart
 from cai.run.manifest import SCHEMA, read_manifest
 from cai.store import files
 from cai.store.files import write_atomic, write_json_atomic
@@ -74,6 +76,12 @@ def resolve_run(argument: str | Path, root: Path) -> Path:
         try:
             name = os.readlink(root / "latest")
         except OSError as error:
+            if (root / "latest").exists():
+                raise CaiError(
+                    f"{root}/latest: is no link to a run but a file or folder of its own: name the run itself "
+                    f"({_hint('', root)}), and remove it so that the next run can set the link",
+                    errors.USAGE,
+                ) from error
             raise CaiError(
                 f"{root}/latest: there is no latest run yet: start one with make m0", errors.USAGE
             ) from error
@@ -98,7 +106,7 @@ def _hint(name: str, root: Path) -> str:
     known = sorted(p.name for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
     if not known:
         return f"{root}/ holds none"
-    near = [run for run in known if name in run] or difflib.get_close_matches(name, known, 1, 0.8)
+    near = [run for run in known if name and name in run] or difflib.get_close_matches(name, known, 1, 0.8)
     return f"did you mean {near[-1]}?" if near else f"the newest of {len(known)} is {known[-1]}"
 
 
@@ -145,6 +153,9 @@ class Run:
         self._status_waits = False
         self._spent_before = {"attempts": 0.0, "seconds": 0.0, "usd": 0.0}
         self._usd_per_hour = 0.0
+        self._latest_before = ""  # what runs/latest meant before this run was created
+        self._heart = Heart(self._beat, HEARTBEAT_SECONDS)
+        self._left: dict[str, list[Any]] = {}  # digests of the files as the attempt before left them
 
     # names: the only place that spells them
     records_path = property(lambda self: self.path / "records.jsonl")
@@ -178,6 +189,7 @@ class Run:
         whole = {"schema": SCHEMA, "run": run_id, "created": utc_now(), **manifest}
         try:
             files.make_folder(root)
+            files.remove_half_folders(root)
             beside.mkdir(mode=0o700)
             for name, content in files_.items():
                 write_atomic(beside / name, content.encode() if isinstance(content, str) else content)
@@ -191,6 +203,7 @@ class Run:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         run = cls(path, whole, take_lock(path))
+        run._latest_before = _latest(root)
         _point_latest(root, run_id)
         return run._begin(start)
 
@@ -210,32 +223,48 @@ class Run:
             raise
 
     def _begin(self, start: Mapping[str, Any]) -> Run:
+        """`start`: what the first event says; its `began` is the monotonic second from which time counts."""
+        facts = dict(start)
+        self._began = facts.pop("began", None) or self._began
         self._events = RecordLog.open(self.events_path, self.quarantine, key=("attempt", "n"), durable=False)
         self.healed = self._events.healed
         self.attempt = 1 + max((int(row["attempt"]) for row in self._events.rows), default=0)
         self._spent_before = spent(self._events.rows)
+        self._left, _ = digests.left(self._events.rows)
         self._usd_per_hour = float(start.get("usd_per_hour") or 0.0)
         self._status = self.read_status()
-        self.event("attempt", pid=os.getpid(), host=socket.gethostname(), **start)
+        self.event("attempt", pid=os.getpid(), host=socket.gethostname(), **facts)
+        self._heart.start()
         if self.healed:
             self.event("healed", **self.healed)
         return self
 
     def records(self) -> RecordLog:
         """The run's records, healed and open for appending; what was cut is noted as an event."""
-        log = RecordLog.open(self.records_path, self.quarantine)
+        log = RecordLog.open(self.records_path, self.quarantine, unsure=self.check_log)
         if log.healed:
             self.event("healed", **log.healed)
         return log
 
+    def check_log(self, path: Path) -> None:
+        """Before a log is opened: where its sum file cannot tell, the digest of the attempt before does (CORRUPT)."""
+        digests.check_log(self.path, path, self._left)
+
     def event(self, kind: str, **fields: Any) -> None:
         """Append {"t", "attempt", "n", "s", "kind", ...} to events.jsonl; `s`: seconds since the attempt began."""
-        assert self._events is not None, "a peeked run is read-only"
-        seconds = round(time.monotonic() - self._began, 3)
-        head = {"t": utc_now(), "attempt": self.attempt, "n": len(self._events.rows), "s": seconds, "kind": kind}
-        rest = {name: _finite(value) for name, value in fields.items() if name not in head}
-        self._events.append([{**head, **rest}])
-        self._last_event = time.monotonic()
+        with self._heart.lock:
+            assert self._events is not None, "a peeked run is read-only"
+            seconds = round(time.monotonic() - self._began, 3)
+            head = {"t": utc_now(), "attempt": self.attempt, "n": len(self._events.rows), "s": seconds, "kind": kind}
+            rest = {name: _finite(value) for name, value in fields.items() if name not in head}
+            self._events.append([{**head, **rest}])
+            self._last_event = time.monotonic()
+
+    def _beat(self) -> None:
+        """A sign of life, from a thread: loading a model or comparing texts may take minutes without an event."""
+        with self._heart.lock:
+            if self._events is not None and time.monotonic() - self._last_event >= HEARTBEAT_SECONDS:
+                self.event("heartbeat")
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """All readable events, of one kind if given; works on a peeked run."""
@@ -249,8 +278,7 @@ class Run:
         clock = time.monotonic()
         if now or clock - self._last_status >= STATUS_SECONDS:
             self._write_status()
-        if clock - self._last_event >= HEARTBEAT_SECONDS:
-            self.event("heartbeat")
+        self._beat()
 
     def _write_status(self) -> None:
         write_json_atomic(
@@ -284,8 +312,11 @@ class Run:
 
     def close(self, **end: Any) -> None:
         """End the attempt and free the lock. Never raises for a full or broken disk: the first error must stay seen."""
+        self._heart.stop()
         with suppress(CaiError):
             if self._events is not None:
+                with suppress(OSError):
+                    self.event(digests.EVENT, of=digests.of_run(self.path))
                 self.event("end", **end)
                 if self._status_waits:
                     self._write_status()
@@ -295,6 +326,14 @@ class Run:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def discard_if_empty(self) -> None:
+        """Remove a run of this process in which nothing was made, and let runs/latest mean what it meant before."""
+        with suppress(OSError):
+            if self.attempt == 1 and not self.records_path.stat().st_size:
+                if _latest(self.path.parent) == self.id:
+                    _point_latest(self.path.parent, self._latest_before)
+                shutil.rmtree(self.path)
 
     def __enter__(self) -> Run:
         return self
@@ -313,10 +352,19 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _latest(root: Path) -> str:
+    try:
+        return os.readlink(root / "latest")
+    except OSError:
+        return ""
+
+
 def _point_latest(root: Path, run_id: str) -> None:
-    """`root/latest` -> `run_id`, replaced by rename. A file system without links does without."""
+    """`root/latest` -> `run_id` ("": to nothing), replaced by rename. A file system without links does without."""
     beside = root / f".latest.{os.getpid()}"
     with suppress(OSError):
+        if not run_id:
+            return (root / "latest").unlink(missing_ok=True)
         beside.unlink(missing_ok=True)
         os.symlink(run_id, beside)
         os.replace(beside, root / "latest")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.run.context import Context
-from cai.store.jsonl import Row
+from cai.store.jsonl import Row, nulled
 from cai.store.records import RecordLog
 
 Key = tuple[Any, ...]  # values of the log's key fields: (arm, item, round), (metric, item, round), ...
@@ -43,7 +43,7 @@ def fill(
             continue
         context.check_stop(f"in {label}")
         rows = [row for row in compute(part) if tuple(row[name] for name in log.key) in wanted]
-        log.append([{"v": 1, **row} for row in rows])
+        log.append([{"v": 1, **nulled(row)} for row in rows])
         context.progress.step(sum(row.get("tokens", 0) for row in rows), len(rows))
         context.progress.committed([{"status": row.get("status", "ok")} for row in rows])
     if missing:
@@ -54,7 +54,7 @@ def fill(
 def open_marked(context: Context, path: Path, mark: str, key: tuple[str, str, str]) -> RecordLog:
     """The log at `path`, whose first row says what it was measured of (`mark`); that of another mark is set aside."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = RecordLog.open(path, context.run.quarantine, key=key)
+    log = RecordLog.open(path, context.run.quarantine, key=key, unsure=context.run.check_log)
     head = log.get("fingerprint", 0, 0)
     if head is not None and head["of"] != mark:
         log.close()

@@ -39,7 +39,7 @@ class Progress:
         self.bar: tqdm[Any] | None = None
         self.stage, self.round, self.unit = "", 0, "item"
         self.total = self.done = self.tokens = self.finished = self.rejected = self.before = 0
-        self.began = self.last_line = self.last_status = time.monotonic()
+        self.began = self.last_line = self.last_status = self.last_step = time.monotonic()
         self.open = False  # between `begin` and `end`
         self.whole: set[int] | None = None  # items whose last revision stands: the pairs that may be accepted
         self.per_round = False
@@ -60,7 +60,7 @@ class Progress:
         self.stage, self.round, self.total, self.done, self.unit = stage, round_, total, done, unit
         self.tokens = self.finished = self.rejected = 0
         self.before, self.open, self.pace = done, True, Pace(together)
-        self.began = self.last_line = time.monotonic()
+        self.began = self.last_line = self.last_step = time.monotonic()
         memory.begin_phase()
         if self.whole is None:
             self._count_whole()
@@ -81,6 +81,7 @@ class Progress:
     def step(self, tokens: int, items: int = 1) -> None:
         self.tokens += tokens
         self.finished += items
+        self.last_step = time.monotonic()
         self.pace.note(time.monotonic() - self.began, self.finished, self.total - self.shown)
         if self.bar is not None:
             self.bar.update(items)
@@ -154,14 +155,17 @@ class Progress:
     def rates(self) -> str:
         """`82 tok/s, $1.02, $0.011 a pair`: what is known of it."""
         seconds = max(time.monotonic() - self.began, 1e-6)
-        rate = (
-            f"{self.tokens / seconds:.0f} tok/s" if self.tokens else f"{number(self.finished / seconds)} {self.unit}/s"
-        )
+        speed = self.tokens_per_second()
+        rate = f"{number(speed, 2)} tok/s" if speed else f"{number(self.finished / seconds)} {self.unit}/s"
         parts = [rate] if self.finished or self.tokens else []
         if self.usd_per_hour:
             parts.append(usd(self.run.spent()["usd"]))
             parts += [f"{usd_fine(self.usd_per_pair())} a pair"] if self.whole else []
         return ", ".join(parts)
+
+    def tokens_per_second(self) -> float | None:
+        """Of finished rows, up to the last that finished: what is in flight is not counted, so neither is its time."""
+        return self.tokens / max(self.last_step - self.began, 1e-6) if self.tokens else None
 
     def usd_per_pair(self) -> float | None:
         """Over all attempts, for one item whose chain is whole (the pairs are judged when all are)."""
@@ -189,6 +193,7 @@ class Progress:
         clock = time.monotonic()
         self.last_status = clock
         spent, eta, price = self.run.spent(), self.eta_seconds(), self.usd_per_pair()
+        speed = self.tokens_per_second()
         self.run.status(
             now=now,
             stage=self.stage,
@@ -197,7 +202,7 @@ class Progress:
             total=self.total,
             rejected=self.rejected,
             stage_seconds=round(clock - self.began, 1),
-            tokens_per_second=round(self.tokens / max(clock - self.began, 1e-6), 1),
+            tokens_per_second=None if speed is None else round(speed, 1),
             eta_seconds=None if eta is None else [round(seconds, 1) for seconds in eta],
             seconds=round(spent["seconds"], 1),
             usd=round(spent["usd"], 4),

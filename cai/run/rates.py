@@ -30,6 +30,7 @@ class TableRates:
     tokens_per_second: Mapping[int, float]
     seconds_per_pair: Range | None = None
     set_up: Range | None = None
+    rest: Range | None = None  # loading, preflight, the critic's exam and evaluation of a run of few items
 
     def at(self, items: int) -> float:
         """Tokens/s with `items` sequences side by side: the largest measured batch that they fill."""
@@ -48,6 +49,7 @@ EMBEDDED = TableRates(
     {1: 11.0, 8: 26.0, 16: 56.0},
     Range(2.0, 4.2),  # 500 to 768 tokens a pair
     Range(5.0, 15.0),
+    Range(80.0, 153.0),  # of an M0 and an M1: 19 s loading, the rest evaluation; without the critic's exam
 )
 H200 = TableRates(
     "table: a model of Qwen2.5-32B's shape in NF4 on one H200 held to 80 GB; an A100 was not measured",
@@ -62,9 +64,15 @@ def table_rates(backend: str) -> TableRates:
     return {"embedded": EMBEDDED, "cuda": H200}.get(backend, NOTHING)
 
 
+GROWING = ("evaluate critiques", "evaluate revisions", "evaluate preference.pairs")  # labels whose rows are the items'
+
+
 @dataclass(frozen=True)
 class Measured:
-    """What a run took. `rest_seconds`: loading, evaluation, everything that is neither generation nor training."""
+    """What a whole run took. `rest_seconds`: loading, evaluation, all that is neither generation nor training.
+
+    `growing_seconds`: the part of the rest that grows with the items (critiques, revisions and pairs are scored).
+    """
 
     run_id: str
     backend: str
@@ -75,6 +83,7 @@ class Measured:
     training_seconds: float
     pairs_seen: float
     seconds: float
+    growing_seconds: float = 0.0
 
     @property
     def rest_seconds(self) -> float:
@@ -113,6 +122,10 @@ def from_events(run_id: str, manifest: Mapping[str, Any], events: list[dict[str,
     stages = [e for e in events if e["kind"] == "stage" and e.get("stage") in known]
     if not stages or any(e["kind"] == "forked" and e.get("kept") for e in events):
         return None
+    worked = {e["attempt"] for e in events if e["kind"] in ("stage", "trained")}
+    if len(worked) > 1 or any(e["kind"] in ("trained_anew", "budget_stop") for e in events):
+        return None  # a run that was killed or stopped says how long it lay in pieces, not how long a whole one takes
+    scored = [e for e in events if e["kind"] == "stage" and str(e.get("stage")).startswith(GROWING)]
     trained = [e for e in events if e["kind"] == "trained" and "arm" not in e]
     rounds = {e.get("round", 0) for e in stages if e.get("stage") != "instructions"}  # whose rounds are tries
     return Measured(
@@ -127,5 +140,6 @@ def from_events(run_id: str, manifest: Mapping[str, Any], events: list[dict[str,
             float(e.get("steps") or 0) * float(e.get("micro_batch") or 1) * float(e.get("accumulation") or 1)
             for e in trained
         ),
-        seconds=spent(events)["seconds"],
+        seconds=spent(e for e in events if e["attempt"] in worked)["seconds"],
+        growing_seconds=sum(float(e.get("seconds") or 0) for e in scored),
     )

@@ -37,6 +37,7 @@ class StopSwitch:
         self.grace_seconds = grace_seconds
         self.signal_number = 0
         self._held = 0
+        self._turned = 0.0  # when the first signal came
         self._read_fd = self._write_fd = -1
         self._previous: dict[int, Any] = {}
 
@@ -90,8 +91,10 @@ class StopSwitch:
             if number not in (signal.SIGINT, signal.SIGTERM):
                 continue
             if self.signal_number:
+                if time.monotonic() - self._turned < ONE_STOP_SECONDS:
+                    continue
                 os._exit(errors.SIGINT if number == signal.SIGINT else errors.SIGTERM)
-            self.signal_number = number
+            self.signal_number, self._turned = number, time.monotonic()
             threading.Thread(target=self._end_in_time, name="stop-grace", daemon=True).start()
             with suppress(OSError, ValueError):
                 name = signal.Signals(number).name
@@ -110,6 +113,7 @@ class StopSwitch:
         os._exit(errors.RESUMABLE)
 
 
+ONE_STOP_SECONDS = 0.5  # `timeout` and `make` pass on the Ctrl-C that the terminal sent to all: still one stop
 AFTER_HOLD_SECONDS = 1.0  # what a run gets to end gracefully once a save that was being waited for is done
 
 

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import resource
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _ftruncate = os.ftruncate
 _replace = os.replace
 
 
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 REMEDIES = {  # what a machine does to a program; any other OSError is a fault of the program
     errno.ENOSPC: "free space on that disk and resume",
     errno.EDQUOT: "free space in your quota and resume",
@@ -68,10 +70,17 @@ def make_folder(folder: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable (a rename is not, until its folder is synced)."""
+    """Make the names in `folder` durable (a rename is not, until its folder is synced).
+
+    A file system that has no sync of a folder (CIFS, some FUSE) refuses it with EINVAL or ENOTSUP: passed over, as
+    SQLite does, for there is nothing more that a program could do.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _fsync(fd)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(fd)
 
@@ -111,6 +120,14 @@ def remove_halves(folder: Path) -> None:
         if pid.isdigit() and (int(pid) == os.getpid() or not Path("/proc", pid).exists()):
             with suppress(OSError):
                 path.unlink()
+
+
+def remove_half_folders(root: Path) -> None:
+    """Remove the folders that a process which is no more was still making in `root`, under hidden names."""
+    for path in root.glob(".*.new"):
+        pid = path.name.split(".")[-2]
+        if path.is_dir() and not path.is_symlink() and pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def json_bytes(value: Any) -> bytes:

@@ -57,6 +57,15 @@ def _refuse_non_finite(value: Any, where: str) -> None:
             _refuse_non_finite(inner, f"{where}.{index}")
 
 
+def nulled(value: Any) -> Any:
+    """The value with null for every NaN and infinity: what could not be scored stands unscored in a measured row."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: nulled(inner) for name, inner in value.items()}
+    return [nulled(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def _clean_all(value: Any) -> Any:
     if isinstance(value, str):
         return clean(value)

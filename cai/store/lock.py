@@ -61,6 +61,18 @@ def holder_died(path: Path) -> bool:
     return found is not None and _gone(*found[:2])
 
 
+def holder_lives(path: Path) -> bool:
+    """Whether the process that took the lock last is there and was there then (a number may be another process's)."""
+    found = _holder(path)
+    if found is None or found[1] != socket.gethostname() or not Path("/proc").is_dir():
+        return False
+    try:
+        started = Path(f"/proc/{found[0]}").stat().st_ctime
+        return started <= datetime.fromisoformat(found[2].replace("Z", "+00:00")).timestamp() + 1.0
+    except (OSError, ValueError):
+        return False
+
+
 def holder(path: Path) -> str:
     found = _holder(path)
     if found is None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import orjson
 
 from cai import errors
 from cai.errors import CaiError
-from cai.store import files
+from cai.store import clean, files
 from cai.store.jsonl import encode
 from cai.store.rows import Key, Lines, Rows
 from cai.store.scan import (
@@ -59,6 +59,9 @@ def look(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Sequence[Row]:
     except OSError as error:
         raise files.io_error(path, "reading", error) from error
     try:
+        lines = Lines(path, fd)
+        if clean.rows_of(lines, fd, path.with_suffix(".sum"), key) is not None:
+            return Rows(lines)
         data = files.read_all(fd)
         found = scan(data, key, keep=False)
         if found.damage and found.followed:
@@ -121,21 +124,32 @@ class RecordLog:
 
     @classmethod
     def open(
-        cls, path: Path, quarantine: Path, *, key: tuple[str, ...] = RECORD_KEY, durable: bool = True
+        cls,
+        path: Path,
+        quarantine: Path,
+        *,
+        key: tuple[str, ...] = RECORD_KEY,
+        durable: bool = True,
+        unsure: Callable[[Path], None] = lambda path: None,
     ) -> RecordLog:
         """Open for appending; heals a torn tail. The caller holds the run's lock.
+
+        `unsure`: asked before anything is changed where the sum file does not vouch for every byte; it may refuse.
 
         Errors: CaiError(CORRUPT) for damage before the tail, a changed committed byte, a missing log, a different
         duplicate; CaiError(IO).
         """
-        points = read_points(path.with_suffix(".sum"))
-        refuse_missing(path, points)
         new = not path.exists()
+        if new:
+            refuse_missing(path, read_points(path.with_suffix(".sum")))
         log = cls(path, key, durable)
         try:
             if new and durable:  # a row that is synced is lost with its file's name
                 files.fsync_folder(path.parent)
-            log._load(path.read_bytes(), points, quarantine)
+            if not log._load_clean():
+                if not new:
+                    unsure(path)
+                log._load(path.read_bytes(), read_points(log.sum_path), quarantine)
         except OSError as error:
             log.close()
             raise files.io_error(path, "opening", error) from error
@@ -143,6 +157,18 @@ class RecordLog:
             log.close()
             raise
         return log
+
+    def _load_clean(self) -> bool:
+        """Whether the log is whole and wholly covered; then it is open, without its bytes ever being in memory."""
+        found = clean.rows_of(self._lines, self._fd, self.sum_path, self.key)
+        if found is None or not found[1] or found[1] != found[2]:
+            self._lines = Lines(self.path, self._fd)
+            return False
+        self._by_key, self._size, self._summed = found
+        for name, number in self._by_key.items():
+            self._by_stage.setdefault(name[0], array("L")).append(number)
+        self._sum_fd = files.open_append(self.sum_path)
+        return True
 
     def _load(self, data: bytes, points: list[Point], quarantine: Path) -> None:
         found = scan(data, self.key, keep=False)

@@ -141,7 +141,7 @@ def read_points(path: Path) -> list[Point]:
     return points
 
 
-def changed(data: bytes, points: Iterable[Point]) -> Point | None:
+def changed(data: bytes | memoryview, points: Iterable[Point]) -> Point | None:
     """The first committed line whose bytes are no longer what was committed.
 
     A line that now ends elsewhere counts as changed; one that is gone with everything behind it does not (a shortened

@@ -39,6 +39,9 @@ def _files(folder: Path) -> list[Path]:
 def sync_tree(folder: Path) -> None:
     """fsync every file and folder below `folder`."""
     for path in (*_files(folder), *(p for p in folder.rglob("*") if p.is_dir()), folder):
+        if path.is_dir():
+            fsync_folder(path)
+            continue
         fd = os.open(path, os.O_RDONLY)
         try:
             os.fsync(fd)

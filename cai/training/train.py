@@ -11,6 +11,7 @@ effective batch never changes; a non-finite step is never applied; `adapter/` ap
 from __future__ import annotations
 
 import gc
+import hashlib
 import math
 import os
 import time
@@ -134,7 +135,7 @@ def train(
 def _write_result(result: TrainResult, folder: Path) -> None:
     relative = os.path.relpath(result.adapter, folder)  # the run folder may be moved
     content = {**asdict(result), "adapter": relative, "files": checkpoints.sums_of(result.adapter)}
-    write_json_atomic(folder / "result.json", content)
+    write_json_atomic(folder / "result.json", {**content, "seal": _seal(content)})
 
 
 def _tokenized(
@@ -186,18 +187,26 @@ def _check_truncation(share: float, health: HealthSection, event: Callable[..., 
 def load_result(folder: Path) -> TrainResult | None:
     """The result of a training that finished, or None; needs no torch, so a resume with nothing left starts at once.
 
-    None too where the adapter is gone or shorter than it was exported: it is exported again from the last checkpoint.
+    None too where the adapter is gone or not what was exported, or the result not what was written: both are made again
+    from the last checkpoint. The adapter's bytes are read (a second a gigabyte): a damaged one must not be measured.
     """
     try:
         value = orjson.loads((folder / "result.json").read_bytes())
+        if value.pop("seal", None) not in (None, _seal(value)):
+            return None
         sums = value.pop("files", {})
         value["adapter"] = Path(os.path.normpath(folder / value["adapter"]))
         value["too_long"] = tuple(value["too_long"])
         result = TypeAdapter(TrainResult).validate_python(value)
-        why = checkpoints.differs(result.adapter, sums, content=False)
+        why = checkpoints.differs(result.adapter, sums)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing, or not what train() wrote
         return None
     return result if not why and (result.adapter / "adapter_model.safetensors").is_file() else None
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """sha256 of what result.json holds beside it: the report prints these numbers."""
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _remove_halves(folder: Path, adapter: Path) -> None:

@@ -43,7 +43,27 @@ def test_a_run_at_work_and_one_that_was_killed(tmp_path):
         assert state.split(None, 1)[1].startswith("running, attempt 1: critiques, round 2: 12/20, 82 tok/s, ")
         assert state.endswith(", 1 min to 1 min 30 s to go in this stage")
         later = datetime.now(UTC) + timedelta(hours=2)
-        assert "silent for 2 h 00 min (killed, or in a long step)" in lines_of(run.path, later)["state"]
+        found = lines_of(run.path, later)
+        assert "(alive, 2 h 00 min in one step)" in found["state"] and "go" not in found, "its holder lives"
+        holder = orjson.loads((run.path / ".holder.json").read_bytes())
+        (run.path / ".holder.json").write_bytes(orjson.dumps(holder | {"host": "elsewhere"}))
+        found = lines_of(run.path, later)
+        assert "silent for 2 h 00 min (killed, or in a long step)" in found["state"] and "--resume" in found["go"]
+
+
+def test_a_model_that_loads_for_long_is_shown_as_alive_without_a_count(tmp_path):
+    with Run.create(tmp_path, "20261122-180000-m1-abc123", {}, {"milestone": "m1"}) as run:
+        run.status(now=True, stage="load the model")
+        state = lines_of(run.path, datetime.now(UTC) + timedelta(minutes=5))["state"]
+        assert "running, attempt 1: load the model (alive, 5 min in one step)" in state
+
+
+def test_a_number_that_is_another_process_now_is_no_living_holder(tmp_path):
+    """A process that began after the lock was taken did not take it."""
+    with Run.create(tmp_path, "20261122-180000-m1-abc123", {}, {"milestone": "m1"}) as run:
+        holder = orjson.loads((run.path / ".holder.json").read_bytes())
+        (run.path / ".holder.json").write_bytes(orjson.dumps(holder | {"since": "2020-01-01T00:00:00.000Z"}))
+        assert "silent for" in lines_of(run.path, datetime.now(UTC) + timedelta(hours=2))["state"]
 
 
 def test_a_run_whose_process_is_gone_was_killed(tmp_path):
@@ -64,8 +84,8 @@ def test_a_watch_outlasts_a_long_silent_step(tmp_path, monkeypatch):
     monkeypatch.setattr("cai.commands.status.SILENT_SECONDS", -1.0)
     with Run.create(tmp_path, "20261122-180000-m1-abc123", {}, {"milestone": "m1"}) as run:
         seen = watch(run.path, 0.0)
-        assert "silent for" in next(seen)
-        assert "silent for" in next(seen)
+        assert "(alive, " in next(seen)
+        assert "(alive, " in next(seen)
     assert "stopped where it was asked to" in next(seen)
     assert next(seen, None) is None
 

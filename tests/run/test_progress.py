@@ -57,7 +57,7 @@ def test_plain_line_every_half_minute_and_status_every_two_seconds(run, clock, c
     shown.tick()
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert err.startswith("critiques, round 2: 1/100, 2 tok/s, $")
+    assert err.startswith("critiques, round 2: 1/100, 5 tok/s, $")  # 50 tokens in the 10 s that the finished row took
     assert "31 s so far, 11 min to 51 min to go" in err  # 99 x 10 s x 0.7 - 21 s; 99 x 21 s x 1.5 - 21 s
     shown.committed([row("critiques", 0, 1, "x")])
     before = run.read_status()

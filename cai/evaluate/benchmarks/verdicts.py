@@ -18,7 +18,7 @@ from cai.errors import Stopped
 from cai.evaluate.benchmarks.classifier_prompts import CONTEXTUAL, REFUSAL, STANDARD, fill, sha_of
 from cai.evaluate.benchmarks.loaders import Task, has_reference
 from cai.metrics.wordings import is_refusal
-from cai.models.auxiliary import Auxiliary, chat_ids, choices
+from cai.models.auxiliary import Auxiliary, chat_ids, choices, why_none
 from cai.recipe.prompts import digest
 from cai.run.context import Context
 from cai.store.jsonl import Row
@@ -80,7 +80,7 @@ def harm(judge: Auxiliary, cases: Sequence[Case], context: Context) -> list[Row]
 
 
 def unscored(case: Case, judge: Auxiliary, ask: Any) -> Row:
-    why = case.row["reason"] or (f"judge_prompt_too_long: {len(ask[0])} tokens" if ask else "unparsed")
+    why = case.row["reason"] or (why_none(judge, ask[0], "judge_prompt_too_long") if ask else "unparsed")
     return {"score": None, "verdict": None, "reason": why}
 
 
@@ -100,8 +100,8 @@ def refusals_by_regex(cases: Sequence[Case]) -> list[Row]:
     return [_class_row(case, refusal_class(case.row["text"])) for case in cases]
 
 
-def _class_row(case: Case, name: str | None) -> Row:
-    why = None if name else case.row["reason"] or "empty"
+def _class_row(case: Case, name: str | None, unread: str = "empty") -> Row:
+    why = None if name else case.row["reason"] or unread
     return {**case.key, "score": CLASSES.index(name) if name else None, "verdict": name, "reason": why}
 
 
@@ -120,8 +120,11 @@ def refusals(
     found = choices(judge, asks, context)
     rows = []
     for i, case in enumerate(cases):
-        best = max(range(3), key=lambda place: found[i][place]) if i in found else None
-        rows.append(_class_row(case, CLASSES[best] if best is not None else None))
+        if i in found:
+            rows.append(_class_row(case, CLASSES[max(range(3), key=found[i].__getitem__)]))
+        else:
+            why = why_none(judge, asks[i][0], "judge_prompt_too_long") if i in asks else "empty"
+            rows.append(_class_row(case, None, why))
     return rows
 
 
@@ -150,7 +153,8 @@ def ratings(
     for i, case in enumerate(cases):
         row = {**case.key, "explanation": texts.get(i, "")}
         if i not in found:
-            why = case.row["reason"] or "unparsed: the judge wrote no rating"
+            asked = why_none(judge, asks[i][0], "judge_prompt_too_long") if i in asks else ""
+            why = case.row["reason"] or asked or "unparsed: the judge wrote no rating"
             rows.append({**row, "score": None, "verdict": None, "reason": why})
         else:
             score = expectation(found[i])

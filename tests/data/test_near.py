@@ -1,0 +1,102 @@
+"""Near-duplicates by candidates: the decisions of comparing all pairs, in time that grows with the number of texts."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+from support.runs import ROOT
+
+from cai.data.instructions import ALL_COMPARED, diversity
+from cai.data.near import NearDuplicates, mean_nearest
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+WORDS = re.findall(r"[a-z]{2,}", " ".join(page.read_text() for page in PAGES).lower())
+
+
+def line(draw: random.Random) -> str:
+    return " ".join(draw.choice(WORDS) for _ in range(draw.randint(6, 22)))
+
+
+def other_words(draw: random.Random, text: str) -> str:
+    found = text.split()
+    for _ in range(draw.randint(1, 3)):
+        found[draw.randrange(len(found))] = draw.choice(WORDS)
+    return " ".join(found)
+
+
+def other_endings(draw: random.Random, text: str) -> str:
+    return " ".join(word + draw.choice(("", "s", "ed", "ing")) for word in text.split())
+
+
+def other_letters(draw: random.Random, text: str) -> str:
+    found = list(text)
+    for _ in range(int(len(found) * draw.choice((0.05, 0.1, 0.15)))):
+        found[draw.randrange(len(found))] = draw.choice("abcdefghijklmnopqrstuvwxyz")
+    return "".join(found)
+
+
+def decisions(texts: list[str], exact_characters: int) -> list[bool]:
+    seen, found = NearDuplicates([], 0.8, exact_characters=exact_characters), []
+    for text in texts:
+        found.append(bool(seen.nearest(text)))
+        if not found[-1]:
+            seen.add(text)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [None, other_words, other_endings, other_letters])
+def test_candidates_decide_as_all_pairs_do_on_5000_texts(change: Callable[[random.Random, str], str] | None) -> None:
+    """Random texts, and near-duplicates by words, endings and letters: not one decision differs."""
+    draw = random.Random(2)
+    texts = [line(draw) for _ in range(5000 if change is None else 2500)]
+    if change is not None:
+        texts += [change(draw, text) for text in texts]
+        draw.shuffle(texts)
+    every = decisions(texts, 10**12)
+    assert decisions(texts, 0) == every
+    assert sum(every) < 10 if change is None else sum(every) > 1000
+
+
+@pytest.mark.slow
+def test_the_time_of_a_text_hardly_grows_with_what_is_known() -> None:
+    """Ten times the texts take less than twenty times the processor's time; comparing all takes a hundred times."""
+    draw = random.Random(3)
+    texts = [line(draw) for _ in range(20_000)]
+    took = []
+    for count in (2_000, 20_000):
+        began = time.process_time()
+        decisions(texts[:count], 0)
+        took.append(time.process_time() - began)
+    assert took[1] < 20 * took[0]
+
+
+def test_a_few_texts_are_all_compared_whatever_the_index_would_find() -> None:
+    seen = NearDuplicates(["one two three four five six", "seven eight nine"], 0.8)
+    assert seen.nearest("six one two three four five") == 1.0 and seen._indexed() is None
+    assert seen.nearest("nothing of the kind") == 0.0
+
+
+def test_texts_of_any_script_and_none_have_keys() -> None:
+    texts = ["", "a", "שלום עולם טוב", "写一首关于秋天的诗歌", "🙂 🙂"]
+    seen = NearDuplicates(texts, 0.8, exact_characters=0)
+    assert seen.nearest("写一首关于秋天的诗歌") == 1.0
+
+
+def test_the_diversity_of_many_texts_asks_a_thousand_and_says_so() -> None:
+    draw = random.Random(4)
+    few = [line(draw) for _ in range(300)]
+    assert "nearest_asked" not in diversity(few)
+    many = [f"{text} {number}" for number in range(ALL_COMPARED // 300 + 1) for text in few]
+    found = diversity(many)
+    assert found["nearest_asked"] == 1000 and 0.9 < found["nearest_neighbour"] <= 1.0
+
+
+def test_the_mean_over_a_part_is_that_of_the_texts_asked() -> None:
+    texts = ["a b c", "a b c", "x y z", "q r s"]
+    assert mean_nearest(texts, 4)[1] == 4 and mean_nearest(texts, 2) == (pytest.approx(0.7, abs=0.31), 2)
+    assert mean_nearest([], 5) == (0.0, 0) and mean_nearest(["alone"], 5) == (0.0, 1)

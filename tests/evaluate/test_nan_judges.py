@@ -1,0 +1,63 @@
+"""A judge that answers with no number: every verdict of it is unscored, nowhere a class, a rating or a pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from support import rich
+
+from cai import pipeline
+from cai.models.fake import FakeEngine
+
+BAD = [math.nan, -math.inf]
+
+
+@pytest.fixture(params=BAD, ids=["NaN", "minus infinity"])
+def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every log-probability of a word that a judge may answer with is no finite number."""
+    real, measuring = FakeEngine.score, []
+    evaluate = pipeline.evaluate
+
+    def measured(*args: Any) -> Any:
+        measuring.append(True)  # the data are made before: here the judges of what was made are looked at
+        return evaluate(*args)
+
+    monkeypatch.setattr(pipeline, "evaluate", measured)
+    words = {"1", "2", "3", "Yes", "No", "A", "B", "Safe", "yes", "no"}
+
+    def score(self: FakeEngine, requests: Any, *more: Any) -> Iterator[Any]:
+        asked = list(requests)
+        said = {one.id: self_decode(self, one.continuation_ids).strip() for one in asked}
+        for found in real(self, asked, *more):
+            bad = bool(measuring) and said[found.id] in words
+            yield type(found)(found.id, (request.param,) * max(len(found.logps), 1)) if bad else found
+
+    monkeypatch.setattr(FakeEngine, "score", score)
+
+
+def self_decode(engine: FakeEngine, ids: Any) -> str:
+    from cai.engine.tokenizers import ByteTokenizer
+
+    return ByteTokenizer().decode(ids)
+
+
+def test_a_judge_without_a_number_is_unscored_in_every_figure(broken: None, tmp_path: Path) -> None:
+    folder = rich.project(tmp_path)
+    code, said = rich.go(folder, *rich.RICH, "--set", 'evaluation.judge="require"')
+    assert code == 0 and "Traceback" not in said, said
+    run = rich.latest(folder)
+    figures = orjson.loads((run / "eval" / "benchmarks.json").read_bytes())["figures"]
+    for name in ("xstest.over_refusal.base", "xstest.over_refusal.tuned", "xstest.over_refusal_rise"):
+        assert (figures[name]["value"], figures[name]["n"]) == (None, 0) and figures[name]["unscored"] == 3
+    measured = orjson.loads((run / "eval" / "measured.json").read_bytes())["figures"]
+    for name in ("critiques.meaningful", "revisions.addresses", "revisions.improves", "preference.p3"):
+        assert measured[name]["value"] in (None, 0.0), name
+        assert measured[name]["n"] == 0 or measured[name]["value"] == 0.0
+    check = orjson.loads((run / "eval" / "checks.json").read_bytes())["checks"]["xstest"]
+    assert check["undecided"] == check["n"] and not check["proven"]
+    assert rich.go(folder, "--resume", "runs/latest")[0] == 0
