@@ -232,7 +232,11 @@ def relevance(context: Context, units: Sequence[Unit]) -> list[Row]:
             signs = {p.id: bar.evidence(scores[unit.item][p.id], odds[unit.item, p.id]) for p in most[unit.item]}
             row |= {"evidence": rounded(signs), "bar": bar.value if math.isfinite(bar.value) else None}
             most[unit.item] = [p for p in most[unit.item] if signs[p.id] > bar.value]
-    return [{"principle": drawn(context, unit, most[unit.item]), **row} for unit, row in zip(units, rows, strict=True)]
+    for unit, row in zip(units, rows, strict=True):
+        row["principle"] = drawn(context, unit, most[unit.item])
+        if all(value is None for value in row["scores"].values()):  # "nothing is broken" would be a verdict
+            row |= {"status": "rejected", "reason": "unscored: no likelihood is finite"}
+    return rows
 
 
 def most_broken(context: Context, unit: Unit, scores: Mapping[str, float | None]) -> list[Principle]:
