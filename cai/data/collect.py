@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cai.data import chain, guarding, instructions, slots
+from cai.data import chain, guarding, instructions, rounds, slots
 from cai.data.pairs import PairPlan, PairSet, build
 from cai.data.stage import run_stage
 from cai.recipe.grid import Grid
@@ -99,7 +99,7 @@ def _worth_repeating(context: Context, item: int) -> bool:
     """Whether other seeds may help this item: it has an instruction, and one that leaves room for an answer."""
     answer = context.log.get("answers", item, 0)
     too_long = answer is not None and str(answer["reason"]).startswith("prompt_too_long")
-    return not too_long and chain.instruction_of(context, item) is not None
+    return not too_long and rounds.instruction_of(context, item) is not None
 
 
 def _answers_to_revisions(context: Context, items: Sequence[int], until: str) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cai.data import slots
-from cai.data.chain import instruction_of
 from cai.data.near import NearDuplicates, in_order, mean_nearest, normalise
+from cai.data.rounds import instruction_of
 from cai.data.stage import Row, Stage, run_stage
 from cai.recipe.intake.entries import Given
 from cai.recipe.prompts import digest

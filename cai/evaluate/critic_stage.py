@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cai.data import chain, principles
+from cai.data import chain, principles, rounds
 from cai.data.stage import Stage, Unit, draw
 from cai.evaluate import critic_exam
 from cai.evaluate.critic_exam import Output
@@ -72,8 +72,8 @@ def _fields(unit: critic_exam.Unit) -> dict[str, str]:
 
 
 def _critique(item: int, unit: critic_exam.Unit, context: Context) -> Unit:
-    prefill = chain.opening(context.recipe)
-    return Unit(item, 0, _fields(unit), unit.principle.id, shift=chain.shift_of(item), prefill=prefill)
+    prefill = rounds.opening(context.recipe)
+    return Unit(item, 0, _fields(unit), unit.principle.id, shift=rounds.shift_of(item), prefill=prefill)
 
 
 def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.Unit]) -> set[int]:
@@ -99,7 +99,7 @@ def _revision(item: int, unit: critic_exam.Unit, critique: str, joint: bool) -> 
     fields = _fields(unit) | {"critique": critique, "revision_request": unit.principle.revision_request}
     if not joint:
         del fields["critique_request"]
-    return Unit(item, 0, fields, unit.principle.id, shift=chain.shift_of(item))
+    return Unit(item, 0, fields, unit.principle.id, shift=rounds.shift_of(item))
 
 
 def _mark(context: Context) -> str:

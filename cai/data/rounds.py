@@ -1,0 +1,136 @@
+"""What each stage of the chain is asked for an item: its text, its principle, and the unit to write or score.
+
+Owns no stage (`chain`), no loop, no file. A round is one principle: critique of the current text, then revision of it;
+a round that finds nothing leaves the text as it is. All of it is computed from the records.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cai.data import slots
+from cai.data.stage import Unit
+from cai.metrics.wordings import finds_nothing
+from cai.recipe.constitution import Principle, choose
+from cai.recipe.load import Recipe
+from cai.run.context import Context
+from cai.store.jsonl import Row
+
+ROTATIONS = (0, 2, 4)  # orders in which the examples are shown, by slot: few, so that prefixes stay shared
+
+
+def principle_of(context: Context, item: int, round_: int) -> Principle | None:
+    """The principle of an item's round; None where its text breaks none.
+
+    Drawn by relevance it stands in the records; dealt blindly it is seeded, balanced over the run, never twice an item.
+    """
+    recipe = context.recipe
+    if recipe.principles.choice == "uniform":
+        return choose(context.constitution, recipe.seed, item, recipe.rounds)[round_]
+    row = context.ok("relevance", item, round_)
+    return context.constitution[row["principle"]] if row and row["principle"] else None
+
+
+def current_text(context: Context, item: int, round_: int) -> str | None:
+    """What round `round_` criticises: the latest revision before it, or the answer."""
+    for earlier in reversed(range(round_)):
+        if not _settled(context, item, earlier):
+            return None
+        if (row := context.ok("revisions", item, earlier)) is not None:
+            return row["text"]
+    row = context.ok("answers", item)
+    return row["text"] if row else None
+
+
+def _settled(context: Context, item: int, round_: int) -> bool:
+    """Whether a round has come to its end: a revision, or nothing to revise."""
+    if context.ok("revisions", item, round_) is not None:
+        return True
+    critique = context.ok("critiques", item, round_)
+    if critique is not None:
+        return keeps_text(context.recipe, critique["text"])
+    return untouched(context.ok("relevance", item, round_))
+
+
+def untouched(relevance: Row | None) -> bool:
+    """The round's text breaks no principle: no critique is asked for."""
+    return relevance is not None and relevance["principle"] is None
+
+
+def keeps_text(recipe: Recipe, critique: str) -> bool:
+    """The critique finds nothing, and so the text stays as it is."""
+    return recipe.critiques.no_issue == "keep" and finds_nothing(critique)
+
+
+def instruction_of(context: Context, item: int) -> dict[str, Any] | None:
+    """The accepted instruction row of an item, whichever attempt produced it."""
+    for attempt in range(context.recipe.instructions.max_tries):
+        row = context.log.get("instructions", item, attempt)
+        if row is None:
+            return None
+        if row["status"] == "ok":
+            return row
+    return None
+
+
+def shift_of(item: int) -> int:
+    """The order in which an item's prompt shows its examples."""
+    return ROTATIONS[slots.slot_of(item) % len(ROTATIONS)]
+
+
+def _render_answer(context: Context, item: int, round_: int) -> Unit | None:
+    row = instruction_of(context, item)
+    return Unit(item, 0, {"instruction": row["text"]}, shift=shift_of(item)) if row else None
+
+
+def _render_relevance(context: Context, item: int, round_: int) -> Unit | None:
+    row, text = instruction_of(context, item), current_text(context, item, round_)
+    if row is None or text is None:
+        return None
+    return Unit(item, round_, {"instruction": row["text"], "answer": text}, extra={"pool": row["pool"]})
+
+
+def _render_critique(context: Context, item: int, round_: int) -> Unit | None:
+    row, text = instruction_of(context, item), current_text(context, item, round_)
+    principle = principle_of(context, item, round_)
+    if row is None or text is None or principle is None:
+        return None
+    fields = {"instruction": row["text"], "answer": text, "critique_request": principle.critique_request}
+    return Unit(item, round_, fields, principle.id, shift=shift_of(item), prefill=opening(context.recipe))
+
+
+def opening(recipe: Recipe) -> str:
+    """How a critique begins: with a quotation, where it is decided already that there is something to criticise."""
+    return '"' if recipe.critiques.found == "calibrated" else ""
+
+
+def _render_revision(context: Context, item: int, round_: int) -> Unit | None:
+    row, text = instruction_of(context, item), current_text(context, item, round_)
+    critique, principle = context.ok("critiques", item, round_), principle_of(context, item, round_)
+    if row is None or text is None or critique is None or principle is None:
+        return None
+    if keeps_text(context.recipe, critique["text"]):
+        return None
+    fields = {
+        "instruction": row["text"],
+        "answer": text,
+        "critique": critique["text"],
+        "revision_request": principle.revision_request,
+    }
+    if context.recipe.critiques.transcript == "joint":
+        fields["critique_request"] = principle.critique_request
+    return Unit(item, round_, fields, principle.id, shift=shift_of(item))
+
+
+def _render_label(context: Context, item: int, round_: int) -> Unit | None:
+    """A chain that has come to its end with another text than it began with."""
+    row, answer = instruction_of(context, item), context.ok("answers", item)
+    rounds = context.recipe.rounds
+    text = current_text(context, item, rounds) if rounds else None
+    revised = [r for r in range(rounds) if context.ok("revisions", item, r) is not None]
+    if row is None or answer is None or text is None or not revised:
+        return None
+    used = dict.fromkeys(str(context.log.get("revisions", item, r)["principle"]) for r in revised)  # type: ignore[index]
+    before = context.ok("relevance", item, 0)
+    extra = {"used": tuple(used), "before": before["scores"] if before else {}}
+    return Unit(item, 0, {"instruction": row["text"], "chosen": text, "rejected": answer["text"]}, extra=extra)
