@@ -73,14 +73,14 @@ def instruction_of(context: Context, item: int) -> dict[str, Any] | None:
     return None
 
 
-def shift_of(item: int) -> int:
+def shift_of(recipe: Recipe, item: int) -> int:
     """The order in which an item's prompt shows its examples."""
-    return ROTATIONS[slots.slot_of(item) % len(ROTATIONS)]
+    return ROTATIONS[slots.slot_of(item) % len(ROTATIONS)] if recipe.few_shot.rotate else 0
 
 
 def _render_answer(context: Context, item: int, round_: int) -> Unit | None:
     row = instruction_of(context, item)
-    return Unit(item, 0, {"instruction": row["text"]}, shift=shift_of(item)) if row else None
+    return Unit(item, 0, {"instruction": row["text"]}, shift=shift_of(context.recipe, item)) if row else None
 
 
 def _render_relevance(context: Context, item: int, round_: int) -> Unit | None:
@@ -96,7 +96,9 @@ def _render_critique(context: Context, item: int, round_: int) -> Unit | None:
     if row is None or text is None or principle is None:
         return None
     fields = {"instruction": row["text"], "answer": text, "critique_request": principle.critique_request}
-    return Unit(item, round_, fields, principle.id, shift=shift_of(item), prefill=opening(context.recipe))
+    return Unit(
+        item, round_, fields, principle.id, shift=shift_of(context.recipe, item), prefill=opening(context.recipe)
+    )
 
 
 def opening(recipe: Recipe) -> str:
@@ -119,7 +121,7 @@ def _render_revision(context: Context, item: int, round_: int) -> Unit | None:
     }
     if context.recipe.critiques.transcript == "joint":
         fields["critique_request"] = principle.critique_request
-    return Unit(item, round_, fields, principle.id, shift=shift_of(item))
+    return Unit(item, round_, fields, principle.id, shift=shift_of(context.recipe, item))
 
 
 def _render_label(context: Context, item: int, round_: int) -> Unit | None:

@@ -58,8 +58,7 @@ def measure(context: Context) -> dict[str, Measured]:
         said = {row["item"]: row["text"] for row in critiques if row["status"] == "ok"}
         said |= {i: NOTHING for i in asked if i not in doubted}
         faulted = {i: text for i, text in said.items() if not finds_nothing(text)}
-        joint = context.recipe.critiques.transcript == "joint"
-        revisions = texts(chain.REVISIONS, {i: _revision(i, asked[i], text, joint) for i, text in faulted.items()})
+        revisions = texts(chain.REVISIONS, {i: _revision(context, i, asked[i], text) for i, text in faulted.items()})
     revised = {row["item"]: row["text"] for row in revisions if row["status"] == "ok"}
     outputs = {unit.id: Output(said.get(i), revised.get(i)) for i, unit in asked.items()}
     rows: Sequence[ExamRow] = [row for row in everything if row.id in outputs]
@@ -73,7 +72,7 @@ def _fields(unit: critic_exam.Unit) -> dict[str, str]:
 
 def _critique(item: int, unit: critic_exam.Unit, context: Context) -> Unit:
     prefill = rounds.opening(context.recipe)
-    return Unit(item, 0, _fields(unit), unit.principle.id, shift=rounds.shift_of(item), prefill=prefill)
+    return Unit(item, 0, _fields(unit), unit.principle.id, shift=rounds.shift_of(context.recipe, item), prefill=prefill)
 
 
 def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.Unit]) -> set[int]:
@@ -95,11 +94,11 @@ def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.U
     return {row["item"] for row in rows if row["evidence"] is not None and row["evidence"] > bar.value}
 
 
-def _revision(item: int, unit: critic_exam.Unit, critique: str, joint: bool) -> Unit:
+def _revision(context: Context, item: int, unit: critic_exam.Unit, critique: str) -> Unit:
     fields = _fields(unit) | {"critique": critique, "revision_request": unit.principle.revision_request}
-    if not joint:
+    if context.recipe.critiques.transcript == "separate":
         del fields["critique_request"]
-    return Unit(item, 0, fields, unit.principle.id, shift=rounds.shift_of(item))
+    return Unit(item, 0, fields, unit.principle.id, shift=rounds.shift_of(context.recipe, item))
 
 
 def _mark(context: Context) -> str:

@@ -349,6 +349,7 @@ LATER_KEYS = {
     "pairs.label": "always",
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
+    "few_shot.rotate": False,
     **{f"dpo.{name}": DpoSection.model_fields[name].default for name in (*ADDED, "save_minutes", "eval_steps", "keep")},
 }
 

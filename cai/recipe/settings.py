@@ -61,7 +61,12 @@ FewShot = Annotated[int, Field(ge=-1, le=10_000)]
 
 
 class FewShotSection(Section):
-    """How many of a prompt file's examples are shown; -1 = all. A small model copies from many."""
+    """How many of a prompt file's examples are shown; -1 = all. A small model copies from many.
+
+    `rotate`: items see them in three orders, so that none stands last always.
+    """
+
+    rotate: bool = False
 
     instructions: FewShot = -1
     answers: FewShot = -1
