@@ -103,7 +103,7 @@ ANSWERS = Stage(
     _parse(parsing.answer),
     redraws_limit=True,
     needs=lambda round_: (("instructions", 0),),
-    keys=("sampling.answers", "few_shot.answers"),
+    keys=("sampling.answers", "few_shot.answers", "few_shot.rotate"),
     fields=frozenset({"instruction"}),
 )
 CALIBRATION = Stage(
@@ -143,7 +143,7 @@ CRITIQUES = Stage(
     per_round=True,
     needs=_answer,
     reads=_text_and_principle,
-    keys=("rounds", "critiques", "sampling.critiques", "few_shot.critiques", "few_shot.reviews"),
+    keys=("rounds", "critiques", "sampling.critiques", "few_shot.critiques", "few_shot.reviews", "few_shot.rotate"),
     files=("constitution.yaml", "prompts/reviews.yaml"),
     fields=frozenset({"instruction", "answer", "critique_request"}),
 )
@@ -157,7 +157,7 @@ REVISIONS = Stage(
     per_round=True,
     needs=lambda round_: (("critiques", round_),),
     reads=lambda round_: (*_answer(round_), *_text_and_principle(round_)),
-    keys=("rounds", "critiques", "sampling.revisions", "few_shot.revisions", "few_shot.reviews"),
+    keys=("rounds", "critiques", "sampling.revisions", "few_shot.revisions", "few_shot.reviews", "few_shot.rotate"),
     files=("constitution.yaml", "prompts/reviews.yaml"),
     fields=frozenset({"instruction", "answer", "critique", "revision_request"}),
 )

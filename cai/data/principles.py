@@ -64,7 +64,7 @@ def _asks(
             fields = {"instruction": instruction, "answer": answer, "question": wording.format(principle.principle)}
             rendered[principle.id, side] = prompt.render(fields, format=scorer.format, tokenizer=scorer.tokenizer)
     contexts = [found.token_ids for found in rendered.values()]
-    shared = min(_common(contexts[0], other) for other in contexts)
+    shared = _common(min(contexts), max(contexts))  # what the first and the last in order share, all share
     for (id_, side), found in rendered.items():
         lead = "" if found.text[-1:].isspace() else " "
         yes = tuple(scorer.encode(f"{lead}Yes"))

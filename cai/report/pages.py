@@ -26,6 +26,7 @@ from cai.store.files import write_atomic
 from cai.store.jsonl import Row
 from cai.terminal import duration, number, usd, usd_fine
 
+SMALL = ("m0", "m1")
 MARKDOWN_EXAMPLES = 30  # report.md holds every example of M0 and M1, and the first ones of larger runs
 TARGETS = {"m0": (0.5, 0.87), "m1": (1.0, 1.74), "m2": (3.0, 5.22), "m3": (5.0, None)}  # hours, dollars: the plan
 CURVES = (  # title, unit, series
@@ -55,7 +56,8 @@ def write_pages(path: Path) -> None:
     digests.drop_page_sums(path)
     write_atomic(path / "report.html", page(content).encode())
     write_atomic(path / "report.md", markdown(content).encode())
-    write_plots(path / "eval" / "plots", plots(content))
+    if story.recipe.milestone not in SMALL:  # a paper shows no milestone of ten items
+        write_plots(path / "eval" / "plots", plots(content))
     del content
     publication.write(story)
     digests.write_page_sums(path)
