@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.runs import FAKE, ROOT, read_jsonl
+from support.runs import FAKE, PAPERS_WAY, ROOT, read_jsonl
 
 import runner
 from cai import errors
@@ -39,6 +39,16 @@ RECORD_KEYS = {
     "seed",
     "prompt_sha",
 }
+
+
+@pytest.fixture
+def run_fake(run_fake: Runner) -> Runner:
+    """Whole runs in the paper's way, whose rows can be counted beforehand."""
+
+    def run(*argv: str, fake: tuple[str, ...] = FAKE) -> tuple[int, Path]:
+        return run_fake(*argv, fake=(*fake, *PAPERS_WAY) if fake else fake)
+
+    return run
 
 
 def test_m1_ends_with_its_ten_pairs_and_leaves_the_files_it_promises(run_fake: Runner) -> None:

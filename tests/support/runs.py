@@ -9,6 +9,10 @@ import orjson
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = ("--set", "model.backend=fake", "--set", "model.name=fake")
+PAPERS_WAY = (  # principles dealt blindly, every critique acted on, every revision preferred: each item has every row
+    *("--set", "principles.choice=uniform", "--set", "critiques.found=drawn", "--set", "critiques.no_issue=revise"),
+    *("--set", "pairs.label=always"),
+)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
