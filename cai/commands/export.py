@@ -33,6 +33,8 @@ from cai.commands.export_prompt import Asking, asking, write_prompt_files
 from cai.commands.push import push, push_plan
 from cai.errors import CaiError
 from cai.report.snapshot import Story, read_story
+from cai.run import digests
+from cai.run.events import read_events
 from cai.store.files import io_error, write_atomic, write_json_atomic
 from cai.training import checkpoints
 
@@ -79,6 +81,9 @@ def export(run: Path, to: Path, say: Say, *, merged: bool = False, probe: bool =
 
     `probe`: the loaded model is asked whether the exported files prompt it as it was measured.
     """
+    _refuse_damage(run)
+    if not merged and not (run / "adapter").exists() and not (run / "train" / "result.json").exists():
+        return _data_alone(run, to, say)
     story, adapter = read_story(run), whole_adapter(run)
     base, found = base_of(story), asking(story)
     _begin(run, adapter, to)
@@ -116,6 +121,31 @@ def _same_adapter(adapter: Path, exported: Path) -> bool:
         return True
     name = ADAPTER_FILES[0]
     return (exported / name).is_file() and (exported / name).read_bytes() == (adapter / name).read_bytes()
+
+
+def _data_alone(run: Path, to: Path, say: Say) -> Path:
+    """The export of a run that was stopped after its pairs: the data set and the report."""
+    if not (run / "dataset").is_dir():
+        raise CaiError(f"{run}: it has neither an adapter nor a data set yet. Resume it first.")
+    _begin(run, run / "adapter", to)
+    try:
+        write_dataset(run / "dataset", to / PART / "dataset")
+        if (run / "report.html").is_file():
+            write_atomic(to / PART / "report.html", (run / "report.html").read_bytes())
+        _publish(to)
+    finally:
+        shutil.rmtree(to / PART, ignore_errors=True)
+    say(f"exported to {to} (the data set alone: the run has no adapter yet)")
+    say(f"datasets:      load_dataset({str((to / 'dataset').resolve())!r})")
+    return to
+
+
+def _refuse_damage(run: Path) -> None:
+    """What is copied from dataset/ must be what the last attempt left."""
+    left, settled = digests.left(read_events(run / "events.jsonl"))
+    for name, entry in left.items():
+        if name.startswith("dataset/") and (why := digests.fault(run, name, entry) if settled else ""):
+            raise CaiError(f"{run / name}: {why}: resume the run, which writes it again", errors.CORRUPT)
 
 
 def _fill(story: Story, adapter: Path, base: Base, found: Asking, part: Path) -> None:
