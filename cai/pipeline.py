@@ -357,8 +357,8 @@ def check_milestone_before(inputs: Inputs) -> None:
     for path in reversed(found):
         verdict = _stored_verdict(path)
         if verdict is None:
-            if _run_key(path.parents[1]) not in (None, key):
-                continue  # a run of another recipe: its verdict is not asked for
+            if _run_key(path.parents[1]) != key:
+                continue  # a run of another recipe, or one that no longer says of which: its verdict is not asked for
             raise _not_passed(path, f"the verdict of {earlier} cannot be read", name)
         if verdict["recipe"] != key:
             continue
