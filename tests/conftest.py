@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.runs import FAKE, ROOT
+from support.runs import FAKE, PAPERS_WAY, ROOT
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "training")]  # the fault tests share fixtures with tests/training
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,5 +34,15 @@ def run_fake(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
     def run(*argv: str, fake: tuple[str, ...] = FAKE) -> tuple[int, Path]:
         code = runner.main([str(project / "cai.toml"), *fake, *argv])
         return code, (project / "runs" / "latest").resolve()
+
+    return run
+
+
+@pytest.fixture
+def run_paper(run_fake: Callable[..., tuple[int, Path]]) -> Callable[..., tuple[int, Path]]:
+    """`run_fake` in the paper's way, whose rows and pairs can be counted beforehand."""
+
+    def run(*argv: str, fake: tuple[str, ...] = FAKE) -> tuple[int, Path]:
+        return run_fake(*argv, fake=(*fake, *PAPERS_WAY) if fake else fake)
 
     return run

@@ -42,13 +42,8 @@ RECORD_KEYS = {
 
 
 @pytest.fixture
-def run_fake(run_fake: Runner) -> Runner:
-    """Whole runs in the paper's way, whose rows can be counted beforehand."""
-
-    def run(*argv: str, fake: tuple[str, ...] = FAKE) -> tuple[int, Path]:
-        return run_fake(*argv, fake=(*fake, *PAPERS_WAY) if fake else fake)
-
-    return run
+def run_fake(run_paper: Runner) -> Runner:
+    return run_paper
 
 
 def test_m1_ends_with_its_ten_pairs_and_leaves_the_files_it_promises(run_fake: Runner) -> None:

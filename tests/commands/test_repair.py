@@ -30,6 +30,11 @@ ROOT = Path(__file__).resolve().parents[2]
 RunFake = Callable[..., tuple[int, Path]]
 
 
+@pytest.fixture
+def run_fake(run_paper):
+    return run_paper
+
+
 def row(stage: str, item: int, round: int = 0, text: str = "text") -> dict[str, Any]:
     base = {"v": 1, "stage": stage, "item": item, "round": round, "principle": None, "text": f"{text} {item} {round}"}
     base |= {"status": "ok", "reason": None, "finish": "eos", "tokens": 5, "seed": item}

@@ -25,6 +25,11 @@ from cai.report.snapshot import read_story
 
 
 @pytest.fixture
+def run_fake(run_paper):
+    return run_paper
+
+
+@pytest.fixture
 def path(tmp_path):
     rows = records(10, heldout=0, rejects=False)
     return make_run(tmp_path, rows, recipe=recipe(items=10, heldout=HeldoutSection()))

@@ -24,6 +24,11 @@ INDEX = Index(
 )
 
 
+@pytest.fixture
+def run_fake(run_paper):
+    return run_paper
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [

@@ -146,12 +146,12 @@ def rows_of(tex: str) -> list[tuple[str, list[list[str]]]]:
 def test_every_row_of_a_run_has_a_cell_for_each_head_in_both_formats(run_fake: Runner) -> None:
     """The last rows of the data funnel had six cells under five heads: LaTeX stopped, Markdown was shifted."""
     _, run = run_fake("--milestone", "m1")
-    found = rows_of((run / "eval/publication.tex").read_text())
+    found = rows_of((run / "eval/table.tex").read_text())
     assert len(found) >= 4 and any("hygiene" in row[0] for _, rows in found for row in rows)
     for kinds, rows in found:
         assert {len(row) for row in rows} == {len(kinds)}
-    assert len(found[0][0]) <= 5 and r"\begin{table}" in (run / "eval/publication.tex").read_text()  # fits a column
-    for part in (run / "eval/publication.md").read_text().split("\n\n**"):
+    assert len(found[0][0]) <= 5 and r"\begin{table}" in (run / "eval/table.tex").read_text()  # fits a column
+    for part in (run / "eval/table.md").read_text().split("\n\n**"):
         lines = [line for line in part.splitlines() if line.startswith("|")]
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1
 
@@ -207,18 +207,18 @@ def test_tables_of_a_run_are_rebuilt_from_its_files_by_one_command(run_fake: Run
     asked = ("--benchmark", "harmbench,xstest,mtbench", "--resume", "runs/latest", *files)
     code, _ = run_fake(*asked, "--set", "benchmarks.judge=stand-in", "--set", "benchmarks.max_new_tokens=40")
     assert code == errors.DONE
-    names = ("eval/publication.md", "eval/publication.tex")
+    names = ("eval/table.md", "eval/table.tex")
     assert runner.main([str(project / "cai.toml"), "--report", "runs/latest"]) == errors.DONE
     first = {name: (run / name).read_bytes() for name in names}
-    assert b"HarmBench attack success" in first["eval/publication.md"] and b"STAND-IN" in first["eval/publication.md"]
-    assert b"Data funnel" in first["eval/publication.md"] and b"By category" in first["eval/publication.md"]
+    assert b"HarmBench attack success" in first["eval/table.md"] and b"STAND-IN" in first["eval/table.md"]
+    assert b"Data funnel" in first["eval/table.md"] and b"By category" in first["eval/table.md"]
     for name in names:
         (run / name).unlink()
     assert runner.main([str(project / "cai.toml"), "--report", "runs/latest"]) == errors.DONE
     assert {name: (run / name).read_bytes() for name in names} == first
-    assert "−" not in first["eval/publication.tex"].decode()
+    assert "−" not in first["eval/table.tex"].decode()
     value = json.loads((run / "eval/benchmarks.json").read_text())["figures"]["mtbench.delta"]["facts"]["base"]
-    assert f"{value:.3g}".encode() in first["eval/publication.md"]
+    assert f"{value:.3g}".encode() in first["eval/table.md"]
 
 
 def test_a_gate_never_passes_on_the_stand_in() -> None:

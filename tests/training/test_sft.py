@@ -38,6 +38,11 @@ KEPT = ("records.jsonl", "eval/scores.jsonl", "eval/measured.json", "dataset/pai
         "adapter/adapter_model.safetensors", "adapter/adapter_config.json")  # fmt: skip
 
 
+@pytest.fixture
+def run_fake(run_paper):
+    return run_paper
+
+
 def same(name: str, one: Path, two: Path) -> bool:
     """Equal bytes; a training's result but for the seconds it took."""
     a, b = ((run / name).read_bytes() for run in (one, two))
