@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from support import rich
+from support import rich_run as rich
 
 from cai import errors
 from cai.commands import verify

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
-from support import rich
+from support import rich_run as rich
 
 from cai import pipeline
 from cai.models.fake import FakeEngine

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import sweep
-from support import rich
+from support import rich_run as rich
 from support.runs import FAKE
 
 KEYS = ("items=3", "heldout.items=1", "engine.batch_size=2", "guard.enabled=true", 'guard.model="stand-in"',
