@@ -104,7 +104,9 @@ def test_trap_10_length_alone_is_measured_and_must_be_beaten():
     ]
     figures = preference.summarise(rows)
     assert figures["preference.length_only"].value == 1.0
-    verdict = decide(figures["preference.p1"], GatesSection().m2[1], figures)
+    verdict = decide(
+        figures["preference.p1"], next(gate for gate in GatesSection().m2 if gate.metric == "preference.p1"), figures
+    )
     assert verdict.status == "FAIL"
     assert "length_only" in verdict.reason
 

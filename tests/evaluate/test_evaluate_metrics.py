@@ -335,7 +335,7 @@ def test_samples_are_nested_and_keep_order(keys, size, more):
 def test_a_judge_whose_score_is_none_makes_no_tie():
     case = replace(cases()[0], revision="Copper reacts with air and water.")
     row = judge.judge_revisions(scorer(lambda context, word: math.nan), JUDGE, [case])[0]
-    assert math.isnan(row["j4"])
+    assert row["j4"] is None
     assert revisions.summarise([], [], [row], SECTION, "judge")["revisions.improves"].unscored == 1
 
 

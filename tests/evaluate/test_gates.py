@@ -85,7 +85,7 @@ def test_trap_02_more_than_80_percent_needs_88_of_100_and_172_of_200():
 def test_trap_01_seven_of_ten_alone_says_nothing():
     low, high = wilson(7, 10)
     assert (round(low, 2), round(high, 2)) == (0.40, 0.89)
-    gate = GatesSection().m1[0]
+    gate = next(gate for gate in GatesSection().m1 if gate.metric == "critiques.meaningful")
     assert set(gate.beats) == {"critiques.meaningful.shuffled", "critiques.meaningful.generic"}
     controls = {name: rate(6, 10) for name in gate.beats}
     assert decide(rate(7, 10), gate, controls).status == "FAIL"
