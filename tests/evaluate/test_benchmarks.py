@@ -662,7 +662,7 @@ def test_with_every_verdict_there_the_judge_is_not_asked_for(
 def test_a_kill_while_a_log_is_set_aside_leaves_one_that_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
-    context: Any = SimpleNamespace(run=SimpleNamespace(quarantine=tmp_path / "quarantine"))
+    context: Any = SimpleNamespace(run=SimpleNamespace(quarantine=tmp_path / "quarantine", check_log=lambda path: None))
     path, row = tmp_path / "x.jsonl", {"arm": "base", "item": 1, "round": 0}
     with open_marked(context, path, "A", answers.KEY) as log:
         log.append([row])
@@ -733,7 +733,7 @@ def test_a_run_without_an_adapter_and_a_missing_judge_end_with_exit_2(
     files = write_files(project)
     run_fake("--milestone", "m0", "--until", "answers")
     code, _ = run_fake("--benchmark", "xstest", "--resume", "runs/latest", *files)
-    assert code == errors.USAGE and "no adapter" in capsys.readouterr().err
+    assert code == errors.USAGE and "it has no whole adapter" in capsys.readouterr().err
     run_fake("--milestone", "m0")
     code, _ = run_fake(
         "--benchmark", "harmbench", "--resume", "runs/latest", *files, "--set", "benchmarks.harmbench_judge=./none"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.runs import FAKE, ROOT, read_jsonl
+from support.runs import FAKE, PAPERS_WAY, ROOT, read_jsonl
 
 import runner
 from cai import errors
@@ -146,7 +146,7 @@ def test_a_shortage_is_told_once_and_at_the_end_how_many_lines_there_were(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(project, ASKED[:2])
-    run_fake(*MINE, "--set", "items=4", "--until", "pairs")
+    run_fake(*MINE, *PAPERS_WAY, "--set", "items=4", "--until", "pairs")
     said = capsys.readouterr()
     assert said.err.count("slots got a line") == 1
     assert "pairs: 2 of 4 wanted; the bound of tries is reached; instructions.file has 2 lines.\n" in said.out
