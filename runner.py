@@ -78,6 +78,7 @@ def part_of_a_run(name: object) -> str:
 def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
     """The whole pipeline of one milestone, new or resumed."""
     from cai import pipeline
+    from cai.evaluate import doors
     from cai.run import budget
 
     recipe = inputs.recipe
@@ -85,7 +86,7 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
         from cai.commands.dry_run import dry_run
 
         return dry_run(inputs)
-    pipeline.check_milestone_before(inputs)
+    doors.check_milestone_before(inputs)
     pipeline.check_at_hand(inputs, args)
     budget.check_before(inputs, args, runs_root(inputs.source, recipe))
     announce(inputs)

@@ -95,8 +95,7 @@ def train(
     `dpo.start = "sft"`: DPO trains those very weights on, with what they are now as the reference.
     `heldout_pairs`: scored at the end, and each `dpo.eval_steps` on the way.
     Errors: Stopped (75) after a graceful stop; CaiError QUALITY (6) for a wrong first loss, a non-finite step, a sign
-    in `health.stop` or no pair to train on; DRIFT (3) for checkpoints of other settings; CORRUPT (5) for a hostile
-    checkpoint; IO (74).
+    in `health.stop`, no pair; DRIFT (3), CORRUPT (5) for checkpoints of other settings, or hostile ones; IO (74).
     """
     began = time.monotonic()
     adapter = adapter or folder.parent / "adapter"

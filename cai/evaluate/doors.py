@@ -1,0 +1,93 @@
+"""The door between milestones: whether the gates of the one before, of the same recipe, let this one start.
+
+Owns which stored verdict counts; `gates` decides, the pipeline stores. Invariant: a verdict that failed, cannot be
+read or that only advises opens nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+
+from cai import errors
+from cai.errors import CaiError
+from cai.inputs import Inputs, runs_root
+from cai.recipe import load as recipes
+from cai.run.folder import RUN_ID
+from cai.run.manifest import read_manifest
+from cai.store.jsonl import Row
+
+ORDER = ("m0", "m1", "m2", "m3")
+
+
+def recipe_key(identity: Mapping[str, str]) -> str:
+    """What "the same recipe" means for runs of one milestone: the identity without the number of rounds."""
+    from cai.recipe.load import short_hash
+
+    return short_hash({key: value for key, value in identity.items() if key != "rounds"})
+
+
+def check_milestone_before(inputs: Inputs) -> None:
+    """A milestone does not start after a failed gate of the one before, of the same recipe (exit 7)."""
+    name = inputs.recipe.milestone
+    if name not in ORDER[1:] or inputs.override:
+        return
+    earlier = ORDER[ORDER.index(name) - 1]
+    root, key = runs_root(inputs.source, inputs.recipe), _key_as(inputs, earlier)
+    found = sorted(path for path in root.glob(f"*-{earlier}-*/eval/gates.json") if RUN_ID.fullmatch(path.parts[-3]))
+    if key is None:
+        return
+    for path in reversed(found):
+        verdict = _stored_verdict(path)
+        if verdict is None:
+            if _run_key(path.parents[1]) != key:
+                continue  # a run of another recipe, or one that no longer says of which: its verdict is not asked for
+            raise _not_passed(path, f"the verdict of {earlier} cannot be read", name)
+        if verdict["recipe"] != key:
+            continue
+        if not verdict["enforced"]:
+            continue  # a verdict that only advises opens nothing: an enforced one before it still counts
+        if not verdict["passed"] and not verdict.get("override"):
+            raise _not_passed(path, f"{earlier} did not pass its gate", name)
+        return
+
+
+def _stored_verdict(path: Path) -> Row | None:
+    """eval/gates.json if it is whole: what it says decides whether the next milestone starts."""
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    kinds = {"recipe": str, "passed": bool, "enforced": bool}
+    whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+    return found if whole else None
+
+
+def _run_key(run: Path) -> str | None:
+    """`recipe_key` of a run by its manifest; None where that cannot be read either."""
+    try:
+        return recipe_key(read_manifest(run / "manifest.json").get("identity", {}))
+    except CaiError:
+        return None
+
+
+def _not_passed(path: Path, why: str, milestone: str) -> CaiError:
+    cure = 'Cure it (a resume decides again), or go on with --override-gate "why" (the reason stays in the report).'
+    return CaiError(f"{path}: {why}, so {milestone} does not start. {cure}", errors.GATE)
+
+
+def _key_as(inputs: Inputs, milestone: str) -> str | None:
+    """`recipe_key` of these inputs had they been read for another milestone, whose overlays may change any key.
+
+    None where the recipe has no such milestone, or none that can run.
+    """
+    try:
+        recipe = recipes.resolve(
+            inputs.source, milestone=milestone, sets=inputs.sets, embedded=inputs.backend == "embedded"
+        )
+    except CaiError:
+        return None
+    return recipe_key(replace(inputs, recipe=recipe).identity())
