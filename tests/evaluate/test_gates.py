@@ -130,3 +130,11 @@ def test_a_gate_never_passes_below_its_threshold_or_minimum(k, n, minimum, thres
         if verdict.status == "PASS":
             assert k / n >= threshold
             assert n >= minimum
+
+
+def test_a_miss_for_want_of_power_is_no_failure():
+    """A p of 0.2 on 60 behaviours says little; on 300 it says that nothing was gained."""
+    gate = next(gate for gate in GatesSection().m3 if gate.metric == "harmbench.p")
+    few, many = (Measured("harmbench.p", 0.2, n=n) for n in (60, 300))
+    assert [decide(found, gate).status for found in (few, many)] == ["UNDERPOWERED", "FAIL"]
+    assert decide(Measured("harmbench.p", 0.01, n=60), gate).status == "PASS"
