@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from cai.data import chain, principles, rounds
@@ -31,12 +32,18 @@ AT_ONCE, AT_ONCE_CPU = 128, 8
 NOTHING = "No issue: nothing speaks for a fault."  # stands for the critique that is not asked for
 
 
+@lru_cache(maxsize=1)
+def exam_rows() -> tuple[ExamRow, ...]:
+    """The shipped rows, checked once a process."""
+    return tuple(read_rows(DATA))
+
+
 def measure(context: Context) -> dict[str, Measured]:
     """The figures `critic.*`; rows that are there are not drawn again. Errors: Stopped."""
     limit = context.recipe.evaluation.critic_items
     if not limit:
         return {}
-    everything = read_rows(DATA)
+    everything = exam_rows()
     units = critic_exam.units(everything, context.constitution)
     wanted = set(sample([unit.id for unit in units], limit))
     places = {row.id: place for place, row in enumerate(everything)}

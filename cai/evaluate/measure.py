@@ -32,6 +32,7 @@ from cai.run.context import Context
 from cai.store.files import holds, json_bytes, write_json_atomic
 
 Figures = dict[str, Measured]
+SURFACE_PAIRS = 20  # fewer hold less than one pair of n-grams that matters
 SLICE = 8  # items scored between two writes: what a kill loses
 
 
@@ -205,8 +206,9 @@ def surface_figures(pairs: PairSet, training_pairs: Sequence[Row]) -> Figures:
     """What characters and length alone tell of chosen and rejected: P1 must be ahead of it."""
     from cai.evaluate.surface import fit_and_test
 
-    if not training_pairs:
-        return {"preference.surface": unmeasured("preference.surface", "no pair to fit on")}
+    if len(training_pairs) < SURFACE_PAIRS:
+        why = f"{len(training_pairs)} pairs are too few to fit a classifier on: {SURFACE_PAIRS} are wanted"
+        return {"preference.surface": unmeasured("preference.surface", why)}
     figure = fit_and_test(training_pairs, pairs.heldout).as_measured("preference.surface")
     return {figure.metric: figure}
 

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE = ("--set", "model.backend=fake", "--set", "model.name=fake")
+FAKE = ("--set", "model.backend=fake", "--set", "model.name=fake", "--set", "evaluation.critic_items=4")
 PAPERS_WAY = (  # principles dealt blindly, every critique acted on, every revision preferred: each item has every row
     *("--set", "principles.choice=uniform", "--set", "critiques.found=drawn", "--set", "critiques.no_issue=revise"),
     *("--set", "pairs.label=always"),
