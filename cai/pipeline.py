@@ -16,8 +16,7 @@ from typing import Any
 import orjson
 
 from cai import errors
-from cai.data import guarding, instructions
-from cai.data.collect import collect as collect_pairs
+from cai.data import guarding
 from cai.data.pairs import PairSet, sound_rows
 from cai.data.slots import slots
 from cai.errors import CaiError
@@ -36,16 +35,8 @@ from cai.store.jsonl import Row
 from cai.terminal import printable, say, usd
 
 
-def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
-    """Records and pairs. No pair at all ends with exit 6 and the reasons."""
-    before = len(context.log.rows)
-    checks.remake(context)
-    pairs = collect_pairs(context, inputs.grid, inputs.given, until)
-    if len(context.log.rows) > before:
-        found = instructions.summary(context.log.by_stage("instructions"), len(slots(context.recipe)))
-        context.run.event("instructions_summary", **found)
-    if until not in ("", "pairs"):
-        return pairs
+def require_pairs(context: Context, inputs: Inputs, pairs: PairSet) -> None:
+    """What the guard dropped and how many pairs are missing, said. No pair at all ends with exit 6 and the reasons."""
     guarded(context)
     wanted = len(slots(context.recipe))
     reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.reasons.items())
@@ -65,7 +56,6 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
         lines = f"; instructions.file has {len(inputs.given.requests)} lines" if inputs.given else ""
         rejected = f" Rejected: {reasons}" if reasons else ""
         say(f"pairs: {len(pairs.kept)} of {wanted} wanted; the bound of tries is reached{lines}.{rejected}")
-    return pairs
 
 
 def check_at_hand(inputs: Inputs, args: argparse.Namespace) -> None:
@@ -240,10 +230,25 @@ def evaluate(
     context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[dict[str, Any]], adapter: Path
 ) -> dict[str, Measured]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
+    from cai.evaluate import chain_figures, critic_stage, measure
     from cai.evaluate.benchmarks import suite
-    from cai.evaluate.measure import measure
+    from cai.evaluate.lm_eval import tasks
 
-    results = measure(context, pairs, training_pairs, adapter, inputs.folder)
+    results = measure.of_data(context, pairs)
+    if context.recipe.evaluation.enabled:
+        with measure.opened(context, pairs, adapter) as bench:
+            results |= critic_stage.measure(context)
+            cases = chain_figures.cases_of(bench, pairs)
+            checked, scored = chain_figures.gates(bench, cases), chain_figures.likelihoods(bench, cases)
+            judged = chain_figures.verdicts(bench, cases)
+            results |= chain_figures.figures(bench, pairs, cases, checked, scored, judged)
+            results |= measure.preference_figures(bench, pairs, training_pairs)
+            results |= measure.surface_figures(pairs, training_pairs)
+            results |= measure.fresh_figures(bench, pairs)
+            results |= measure.forgetting_figures(bench)
+            results |= tasks.figures(tasks.measure(bench, inputs.folder))
+            results |= measure.training_figures(context)
+        measure.write(context, results)
     if context.recipe.sft.enabled:
         from cai.evaluate import arms as measured_arms
 
