@@ -149,7 +149,8 @@ def test_a_kill_while_a_run_is_created_leaves_no_half_run(tmp_path: Path, call: 
 def test_runs_that_begin_in_the_same_second_each_get_a_folder(tmp_path: Path) -> None:
     """Four runners of one recipe, released at once: four whole runs, none disturbs another."""
     code = (
-        "import sys, time; from pathlib import Path; from cai import inputs as i, session as s; from cai.run import folder as r\n"
+        "import sys, time; from pathlib import Path\n"
+        "from cai import inputs as i, session as s; from cai.run import folder as r\n"
         "class Same(s.argparse.Namespace): set, limit, override_gate = [], 0, None\n"
         "r.utc_now(); s.new_run_id = lambda *a: '20260101-000000-m0-abcdef'\n"
         "inputs = i.read_inputs(s.argparse.Namespace(recipe=Path('cai.toml'), milestone='m0', resume='', limit=0,\n"
