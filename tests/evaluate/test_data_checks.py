@@ -45,7 +45,7 @@ def shipped():
 
 
 def measured(shipped, examples, rows=()) -> dict[str, Measured]:
-    recipe, prompts, constitution = shipped
+    _, prompts, constitution = shipped
     return data_checks.measure(PairSet(examples, [], []), rows, prompts, constitution)
 
 
