@@ -20,7 +20,7 @@ from cai.data import guarding
 from cai.data.pairs import PairSet, sound_rows
 from cai.data.slots import slots
 from cai.errors import CaiError
-from cai.evaluate import gates
+from cai.evaluate import advice, gates
 from cai.evaluate.doors import recipe_key
 from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, locate
@@ -230,7 +230,7 @@ def evaluate(
     context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[dict[str, Any]], adapter: Path
 ) -> dict[str, Measured]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
-    from cai.evaluate import chain_figures, critic_stage, measure
+    from cai.evaluate import chain_figures, critic_stage, measure, prompted
     from cai.evaluate.benchmarks import suite
     from cai.evaluate.lm_eval import tasks
 
@@ -244,7 +244,11 @@ def evaluate(
             results |= chain_figures.figures(bench, pairs, cases, checked, scored, judged)
             results |= measure.preference_figures(bench, pairs, training_pairs)
             results |= measure.surface_figures(pairs, training_pairs)
-            results |= measure.fresh_figures(bench, pairs)
+            wanted, fresh = measure.fresh(bench, pairs)
+            results |= measure.fresh_figures(fresh)
+            for arm in bench.section.prompted if bench.judges else ():
+                results |= prompted.measure(bench, arm, wanted, fresh, training_pairs)
+            results |= measure.p3_figures(bench, wanted, fresh)
             results |= measure.forgetting_figures(bench)
             results |= tasks.figures(tasks.measure(bench, inputs.folder))
             results |= measure.training_figures(context)
@@ -277,7 +281,7 @@ def decide(context: Context, results: Mapping[str, Measured], override: str) -> 
     recipe, run = context.recipe, context.run
     verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft"))
     for verdict in verdicts:
-        say(f"gate {verdict.line}")
+        say("\n".join([f"gate {verdict.line}", *advice.lines(verdict)]))
     content = {
         "milestone": recipe.milestone,
         "enforced": enforced(context),

@@ -44,8 +44,7 @@ class Cases:
 def cases_of(bench: Bench, pairs: PairSet) -> Cases:
     by_key = {case.key: case for case in from_examples(every_example(pairs))}
     scored = sample(list(by_key), bench.section.likelihood_items)
-    wanted = bench.section.judge != "off" and bench.judge is not None
-    return Cases(by_key, scored, sample(scored, bench.section.judge_items) if wanted else [])
+    return Cases(by_key, scored, sample(scored, bench.section.judge_items) if bench.judges else [])
 
 
 def gates(bench: Bench, cases: Cases) -> tuple[Rows, Rows]:

@@ -6,7 +6,7 @@ its module, resuming in `scores`. Critiques and revisions are measured in `chain
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,31 +98,37 @@ def sample_rows(rows: Sequence[Row], size: int) -> list[Row]:
     return [by_item[item] for item in sample(list(by_item), size)]
 
 
-def fresh_figures(bench: Bench, pairs: PairSet) -> Figures:
-    """Greedy answers of base and tuned to held-out prompts: degeneration figures, and P3 by the judge."""
-    section = bench.section
-    wanted = {pair["item"]: pair for pair in sample_rows(pairs.heldout, section.fresh_items)}
+def fresh(bench: Bench, pairs: PairSet) -> tuple[dict[int, Row], list[Row]]:
+    """Held-out pairs by item, and the greedy answers of base and tuned to their prompts."""
+    wanted = {pair["item"]: pair for pair in sample_rows(pairs.heldout, bench.section.fresh_items)}
     keys = [(item, 0) for item in wanted]
     for part in bench.left("preference.fresh", keys, 16):
         bench.write("preference.fresh", part, _answers(bench, [wanted[item] for item, _ in part]))
-    fresh = bench.rows("preference.fresh", keys)
+    return wanted, bench.rows("preference.fresh", keys)
+
+
+def fresh_figures(rows: Sequence[Row]) -> Figures:
+    """How the fresh answers of either arm degenerate, and end."""
     figures: Figures = {}
     for arm in ("base", "tuned"):
-        texts, limited = [row[arm] for row in fresh], [row[f"{arm}_finish"] == "length" for row in fresh]
+        texts, limited = [row[arm] for row in rows], [row[f"{arm}_finish"] == "length" for row in rows]
         figures |= forgetting.degeneration(texts, limited, arm)
-        ended = rate(f"fresh.{arm}.stops", [yes(row[f"{arm}_finish"] == "eos") for row in fresh])
+        ended = rate(f"fresh.{arm}.stops", [yes(row[f"{arm}_finish"] == "eos") for row in rows])
         figures[ended.metric] = ended
-    prompts = bench.judge
-    if section.judge == "off" or prompts is None:
-        return figures | preference.summarise_fresh([], bench.judge_name)
-    texts_of = {row["item"]: row for row in fresh}
+    return figures
 
-    compared = sample(keys, section.fresh_items)
+
+def p3_figures(bench: Bench, wanted: Mapping[int, Row], answers: Sequence[Row]) -> Figures:
+    """P3: the judge's preference between the fresh answers of tuned and base."""
+    prompts, texts_of = bench.judge, {row["item"]: row for row in answers}
+    if prompts is None or not bench.judges:
+        return preference.summarise_fresh([], bench.judge_name)
+    compared = sample([(item, 0) for item in wanted], bench.section.fresh_items)
     for part in bench.left("preference.p3", compared, SLICE):
         with bench.base() as scorer:
             rows = _compare(scorer, prompts, [(wanted[item], texts_of[item]) for item, _ in part])
         bench.write("preference.p3", part, rows)
-    return figures | preference.summarise_fresh(bench.rows("preference.p3", compared), bench.judge_name)
+    return preference.summarise_fresh(bench.rows("preference.p3", compared), bench.judge_name)
 
 
 def _answers(bench: Bench, prompts: Sequence[Row]) -> list[Row]:
