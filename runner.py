@@ -23,7 +23,7 @@ try:
     from cai.errors import CaiError
     from cai.inputs import Inputs, read_inputs, runs_root
     from cai.models import embedded
-    from cai.run.folder import RUN_ID
+    from cai.run.run_ids import RUN_ID
     from cai.session import session
     from cai.store.files import REMEDIES, io_error
     from cai.terminal import last_through_hangups, printable, say

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from cai import errors
 from cai.data import guarding
 from cai.data.pairs import PairSet, sound_rows
@@ -95,12 +93,13 @@ def guarded(context: Context) -> None:
 
 def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict[str, Any]]:
     """Marks, hygiene, contamination, then dataset/; gives the pairs to train on."""
-    from cai.data import dataset, hygiene
+    from cai.data import dataset, hygiene, marks_refused
+    from cai.evaluate.benchmarks.overlaps import without_overlaps
     from cai.report import cards
 
-    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, _refused(context, pairs))
+    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, marks_refused.of_run(context, pairs))
     if context.recipe.benchmarks.contamination:
-        cleaned = replace(cleaned, kept=_uncontaminated(context, inputs, cleaned.kept))
+        cleaned = replace(cleaned, kept=without_overlaps(context, inputs.folder, cleaned.kept))
     if "model" not in context.run.manifest:  # every row was taken over from a run that did not note its model
         context.model()
     facts = context.run.manifest.get("model", {})
@@ -110,68 +109,6 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict
     for line in hygiene.held_back(cleaned.facts):
         say(line)
     say(f"dataset: {len(kept)} training pairs, {len(pairs.heldout)} held out, {len(pairs.rejects)} items rejected")
-    return kept
-
-
-def _refused(context: Context, pairs: PairSet) -> dict[int, str]:
-    """The items that people's marks refuse, where `hygiene.reviews` is on; written to eval/marks.json.
-
-    From the beginning of training on the written list holds: what is marked later changes no data set of this run.
-    """
-    if not context.recipe.hygiene.reviews:
-        return {}
-    from cai.data import marks
-    from cai.store import records
-
-    run, path = context.run, context.run.eval / "marks.json"
-    if "training_identity" in run.manifest and path.is_file():
-        return _removed(path)
-    reviews = records.read(run.path / "reviews.jsonl", marks.REVIEW_KEY)
-    mine = {pair["item"] for pair in pairs.train}
-    refused = {item: detail for item, detail in marks.refused(reviews).items() if item in mine}
-    if mine and len(refused) == len(mine):
-        raise CaiError(
-            f"{run.path}/reviews.jsonl: a mark refuses each of the {len(mine)} training pairs. "
-            "Make more items, or go on without the marks: --set hygiene.reviews=false",
-            errors.QUALITY,
-        )
-    run.eval.mkdir(exist_ok=True)
-    removed = [{"item": item, "detail": detail} for item, detail in refused.items()]
-    write_json_atomic(path, {"raters": sorted({row["rater"] for row in reviews}), "removed": removed})
-    say(f"marks: {len(reviews)} of people, {len(refused)} training pairs left out by them")
-    return refused
-
-
-def _removed(path: Path) -> dict[int, str]:
-    """eval/marks.json as it was written before training began; nothing else tells what was left out then."""
-    try:
-        return {int(row["item"]): str(row["detail"]) for row in orjson.loads(path.read_bytes())["removed"]}
-    except (ValueError, TypeError, KeyError):
-        raise CaiError(
-            f"{path}: not whole, and training began without what it lists: put it back from a copy, or fork the run",
-            errors.CORRUPT,
-        ) from None
-
-
-def _uncontaminated(context: Context, inputs: Inputs, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pairs that overlap no benchmark at hand; overlaps and what was not checked go to eval/contamination.json."""
-    from cai.data import contamination
-    from cai.evaluate.benchmarks.suite import at_hand
-
-    loaded, missing = at_hand(context.recipe.benchmarks, inputs.folder)
-    sources = [source for name, tasks in loaded.items() for source in contamination.sources_of(name, tasks)]
-    index = contamination.Index(sources)
-    kept, removed = contamination.clean(pairs, index)
-    texts = contamination.input_texts(context.prompts, context.constitution.principles)
-    found = contamination.check_inputs(texts, index)
-    checked = {name: len(tasks) for name, tasks in loaded.items()}
-    context.run.eval.mkdir(exist_ok=True)
-    content = contamination.result(len(pairs), removed, found, checked, missing)
-    write_json_atomic(context.run.eval / "contamination.json", content)
-    note = f"; not checked: {', '.join(missing)}" if missing else ""
-    say(f"contamination: {len(removed)} of {len(pairs)} pairs overlap a benchmark and are left out{note}")
-    for row in found:
-        say(f"contamination: {row['input']} overlaps {row['benchmark']} {row['name']} ({row['rule']}): change it")
     return kept
 
 

@@ -199,6 +199,25 @@ def decode_attention(
         num_warps=1,
         num_stages=max(2, pipeline_stages(q_BND)),
     )
+    _attend_prefix(q_BND, step, layer, scale, window, (part_o, part_l), (kv_heads, own, shared))
+    out = torch.empty((rows, heads * dim), dtype=q_BND.dtype, device=q_BND.device)
+    _join[(rows * heads,)](part_o, part_l, out, rows * heads, dim, own + shared, num_warps=1)
+    return out
+
+
+def _attend_prefix(
+    q_BND: torch.Tensor,
+    step: Step,
+    layer: int,
+    scale: float,
+    window: int,
+    parts: tuple[torch.Tensor, torch.Tensor],
+    splits: tuple[int, int, int],
+) -> None:
+    """The part of the keys that all rows share, into `parts` behind the rows' own. `splits`: key heads, own, shared."""
+    rows, heads, dim = q_BND.shape
+    kv_heads, own, shared = splits
+    group = heads // kv_heads
     prefix, queries = step.prefix, 64
     _decode_prefix[(triton.cdiv(rows * group, queries), kv_heads, shared)](
         q_BND,
@@ -206,8 +225,7 @@ def decode_attention(
         prefix.values[layer],
         prefix.length,
         step.lens_B,
-        part_o,
-        part_l,
+        *parts,
         prefix.keys.stride(1),
         rows,
         scale * LOG2E,
@@ -221,9 +239,6 @@ def decode_attention(
         num_warps=4 if dim <= 128 else 8,
         num_stages=pipeline_stages(q_BND),
     )
-    out = torch.empty((rows, heads * dim), dtype=q_BND.dtype, device=q_BND.device)
-    _join[(rows * heads,)](part_o, part_l, out, rows * heads, dim, own + shared, num_warps=1)
-    return out
 
 
 @triton.jit
