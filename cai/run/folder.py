@@ -2,8 +2,9 @@
 
 Owns every path inside `runs/<id>/`, the lock that keeps a second runner out, the attempts and their cost, and the check
 that a resume continues the same data. Does not own the records' content (cai.store.records), the names of runs
-(`run_ids`) nor what belongs into a recipe's identity (cai.recipe.identity). Invariants: the folder appears whole or not at all; events are only appended; what
-is summed over attempts comes from the events alone, so an attempt that was killed counts up to its last sign of life.
+(`run_ids`) nor what belongs into a recipe's identity (cai.recipe.identity). Invariants: the folder appears whole or not
+at all; events are only appended; what is summed over attempts comes from the events alone, so an attempt that was
+killed counts up to its last sign of life.
 """
 
 from __future__ import annotations

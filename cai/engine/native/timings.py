@@ -18,7 +18,7 @@ import orjson
 from cai.errors import CaiError
 from cai.store.files import cache_root, write_json_atomic
 
-SOURCES = ("nf4.py", "fp8.py", "int8.py", "linears.py", "tuning.py")
+SOURCES = ("nf4.py", "rounded.py", "fp8.py", "int8.py", "linears.py", "tuning.py")
 VERSIONED = ("torch", "triton", "bitsandbytes")
 
 
