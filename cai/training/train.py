@@ -29,7 +29,7 @@ from cai.recipe.settings import DpoSection, HealthSection, LoraSection
 from cai.store.files import write_json_atomic
 from cai.training import checkpoints, fake_training, heldout
 from cai.training import health as signs
-from cai.training.job import Job, Objective, empty_cache, model_name
+from cai.training.job import Job, Objective, Shape, empty_cache, model_name
 from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
 from cai.training.token_rows import PairRow, PairRows, ignore, never, revisions_only, steps_of, tokenize_pairs
 
@@ -112,7 +112,9 @@ def train(
     else:
         job = Job(model, tokenized.rows, lora, dpo, folder, seed, event, stopped, progress, objective, health, start,
                   watched)  # fmt: skip
-        learnt = _learn(job, adapter)
+        model.mode("train")
+        _reset_peak(model)
+        learnt = _learnt(job, adapter, *job.run())
     model.attached = adapter
     result = TrainResult(
         adapter=adapter,
@@ -215,12 +217,9 @@ def _remove_halves(folder: Path, adapter: Path) -> None:
         old.rename(adapter)
 
 
-def _learn(job: Job, adapter: Path) -> dict[str, Any]:
-    """Train, free what training held, export; the measured part of the result."""
+def _learnt(job: Job, adapter: Path, trainer: Any, shape: Shape, resumed_from: int) -> dict[str, Any]:
+    """The measured part of the result; what training held is freed, the adapter exported."""
     model = job.model
-    model.mode("train")
-    _reset_peak(model)
-    trainer, shape, resumed_from = job.run()
     history = trainer.state.log_history
     learnt = {
         "log": [entry for entry in history if "loss" in entry],
