@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -32,7 +31,7 @@ from cai.recipe.load import Recipe
 from cai.run.context import Context
 from cai.run.folder import Run
 from cai.store.files import holds, json_bytes, write_json_atomic
-from cai.store.jsonl import Row
+from cai.store.row_types import Pair
 from cai.terminal import printable, say, usd
 
 
@@ -103,7 +102,7 @@ def guarded(context: Context) -> None:
     checks.enforce(context.recipe.checks, "guard", section.model, check)
 
 
-def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict[str, Any]]:
+def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair]:
     """Marks, hygiene, contamination, then dataset/; gives the pairs to train on."""
     from cai.data import dataset, hygiene
     from cai.report import cards
@@ -163,7 +162,7 @@ def _removed(path: Path) -> dict[int, str]:
         ) from None
 
 
-def _uncontaminated(context: Context, inputs: Inputs, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _uncontaminated(context: Context, inputs: Inputs, pairs: list[Pair]) -> list[Pair]:
     """The pairs that overlap no benchmark at hand; overlaps and what was not checked go to eval/contamination.json."""
     from cai.data import contamination
     from cai.evaluate.benchmarks.suite import at_hand
@@ -185,7 +184,7 @@ def _uncontaminated(context: Context, inputs: Inputs, pairs: list[dict[str, Any]
     return kept
 
 
-def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[Row]) -> Path:
+def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[Pair]) -> Path:
     """The adapter of these pairs: trained, resumed, or found finished; from the base, or from SFT on the revisions."""
     from cai.training import sft
     from cai.training import train as training
@@ -228,7 +227,7 @@ def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[
 def telling(run: Run) -> Callable[..., None]:
     """`run.event`, which also says a sign of ill health aloud."""
 
-    def event(kind: str, **facts: Any) -> None:
+    def event(kind: str, **facts: object) -> None:
         run.event(kind, **facts)
         if kind == "health":
             say(f"train: WARNING at step {facts['step']}: {facts['text']}")
@@ -237,7 +236,7 @@ def telling(run: Run) -> Callable[..., None]:
 
 
 def evaluate(
-    context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[dict[str, Any]], adapter: Path
+    context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path
 ) -> dict[str, Measured]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
     from cai.evaluate.benchmarks import suite

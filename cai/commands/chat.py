@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from cai import errors
 from cai.commands.streaming import Drawn, draw
 from cai.data import chain
 from cai.engine import Rules, Sampling
+from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.recipe.constitution import Constitution, Principle, load_constitution
 from cai.recipe.load import Recipe
@@ -40,7 +40,7 @@ HELP = (
 class Talk:
     """What a talk needs: the loaded model, the run's prompts and constitution, and what was said so far, by arm."""
 
-    model: Any
+    model: Model
     recipe: Recipe
     prompts: Mapping[str, Prompt]
     constitution: Constitution
@@ -97,7 +97,7 @@ def open_talk(run: Path, write: Callable[[str], None]) -> Talk:
     adapters = {
         arm: run / name for arm, name in FOLDERS.items() if (run / name / "adapter_model.safetensors").is_file()
     }
-    model: Any = load(recipe.model, manifest["backend"], seed=recipe.seed, say=lambda line: write(f"{line}\n"))
+    model: Model = load(recipe.model, manifest["backend"], seed=recipe.seed, say=lambda line: write(f"{line}\n"))
     model.rules = Rules()  # as a server draws: the rules for small models stay in the pipeline
     if not adapters:
         write("no adapter in this run yet: the base answers alone\n")

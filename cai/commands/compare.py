@@ -8,9 +8,9 @@ over shared prompts, with Holm's correction over the tests shown.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from cai import errors
 from cai.evaluate import critiques, revisions
@@ -20,7 +20,7 @@ from cai.metrics.text import rouge_l, words
 from cai.recipe.settings_evaluation import EvaluationSection
 from cai.report.snapshot import Story, read_story
 from cai.report.tables import phases
-from cai.store.jsonl import Row
+from cai.store.row_types import Example, FigureRow
 from cai.terminal import duration, number, printable, usd
 
 
@@ -84,7 +84,7 @@ def _figure_lines(one: Story, two: Story) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _cell(measured: Mapping[str, Any] | None, status: str | None) -> str:
+def _cell(measured: FigureRow | None, status: str | None) -> str:
     if not measured or measured.get("value") is None:
         return f"{status} (not measured)" if status else "–"
     low, high = measured.get("low"), measured.get("high")
@@ -119,7 +119,7 @@ class Side:
     """A story with what is looked up by item."""
 
     story: Story
-    examples: dict[int, Row]
+    examples: dict[int, Example]
     kept: set[int]
 
 
@@ -173,7 +173,7 @@ def _margin(of: Side, item: int) -> float | None:
     return float((row["chosen"] - row["ref_chosen"]) - (row["rejected"] - row["ref_rejected"]))
 
 
-def _changed(example: Row) -> float:
+def _changed(example: Example) -> float:
     return 1.0 - rouge_l(example["initial_answer"], example["revised_answer"])
 
 
@@ -190,14 +190,17 @@ VALUES: dict[str, Callable[[Side, int], float | None]] = {
     "implicit margin": _margin,
 }
 Pairs = list[tuple[int, int]]
+T = TypeVar("T")
 
 
-def _both(one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], Any]) -> list[tuple[Any, Any]]:
+def _both(one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], T | None]) -> list[tuple[T, T]]:
     found = [(value(one, a), value(two, b)) for a, b in pairs]
     return [(a, b) for a, b in found if a is not None and b is not None]
 
 
-def _yes_no(name: str, one: Side, two: Side, pairs: Pairs, outcome: Any) -> Paired | None:
+def _yes_no(
+    name: str, one: Side, two: Side, pairs: Pairs, outcome: Callable[[Side, int], bool | None]
+) -> Paired | None:
     both = _both(one, two, pairs, outcome)
     if not both:
         return None
@@ -205,7 +208,7 @@ def _yes_no(name: str, one: Side, two: Side, pairs: Pairs, outcome: Any) -> Pair
     return Paired(name, len(both), sum(a) / len(a), sum(b) / len(b), mcnemar_exact(a, b))
 
 
-def _number(name: str, one: Side, two: Side, pairs: Pairs, value: Any) -> Paired | None:
+def _number(name: str, one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], float | None]) -> Paired | None:
     both = _both(one, two, pairs, value)
     if not both:
         return None

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -31,12 +31,16 @@ from cai.commands.export_lines import usage
 from cai.commands.export_pairs import write_dataset
 from cai.commands.export_prompt import Asking, asking, write_prompt_files
 from cai.commands.push import push, push_plan
+from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.report.snapshot import Story, read_story
 from cai.run import digests
 from cai.run.events import read_events
 from cai.store.files import io_error, write_atomic, write_json_atomic
 from cai.training import checkpoints
+
+if TYPE_CHECKING:
+    from cai.commands.merge import Source
 
 Say = Callable[[str], None]
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -194,7 +198,7 @@ def _ask_model(story: Story, adapter: Path, base: Base, found: Asking, to: Path,
     return _publish(to)
 
 
-def _loaded(story: Story, adapter: Path, say: Say, *, needed: bool) -> Any:
+def _loaded(story: Story, adapter: Path, say: Say, *, needed: bool) -> Model | None:
     """The run's model with its adapter; None, with a line, where it cannot be asked here. Errors only if `needed`."""
     from cai.commands.probe import load_tuned
     from cai.models.policy import cuda_devices
@@ -215,7 +219,7 @@ def _loaded(story: Story, adapter: Path, say: Say, *, needed: bool) -> Any:
     return None
 
 
-def _source(story: Story, base: Base) -> Any:
+def _source(story: Story, base: Base) -> Source:
     from cai.commands.merge import Source, plain_name
     from cai.models import embedded
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from cai.commands.export_base import Base
 from cai.commands.export_lines import VLLM_RANKS
@@ -14,7 +13,7 @@ from cai.report.cards import LICENSES
 from cai.report.pages import figure, headline, money, verdict_row
 from cai.report.snapshot import Story
 from cai.report.templating import environment
-from cai.store.jsonl import Row
+from cai.store.row_types import FigureRow
 
 
 def model_card(story: Story, base: Base, asking: Asking, *, modules: object = None, merged: bool = False) -> str:
@@ -27,7 +26,7 @@ def model_card(story: Story, base: Base, asking: Asking, *, modules: object = No
             dataset_type="constitutional-ai-run",
             dataset_name=story.run_id,
             metric_type=name,
-            metric_value=round(float(measured["value"]), 6),
+            metric_value=round(float(measured["value"] or 0.0), 6),
             metric_name=f"{name} (n={measured.get('n', 0)}, judge: {measured.get('judge', '')})",
         )
         for name, measured in headline_figures(story).items()
@@ -66,7 +65,7 @@ def model_card(story: Story, base: Base, asking: Asking, *, modules: object = No
 
 def _example(asking: Asking) -> str:
     """One request as the policy was asked it."""
-    tokenizer: Any = ByteTokenizer()
+    tokenizer = ByteTokenizer()
     fields = {"instruction": "How do I keep basil alive on a windowsill?"}
     return asking.prompt.render(fields, format="base", tokenizer=tokenizer).text
 
@@ -76,7 +75,7 @@ def _modules(trained: object, asked: Sequence[str]) -> list[str]:
     return sorted(named)
 
 
-def headline_figures(story: Story) -> dict[str, Row]:
+def headline_figures(story: Story) -> dict[str, FigureRow]:
     """What the gates decided on, and the controls they name; only what was measured."""
     names = [v["metric"] for v in story.verdicts]
     names += [name for v in story.verdicts for name in v["criterion"].get("beats", [])]

@@ -10,13 +10,13 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cai import errors
 from cai.errors import CaiError
 from cai.store import clean, files, records
+from cai.store.jsonl import Row
 from cai.store.lock import take_lock
-from cai.store.rows import Lines
+from cai.store.rows import Key, Lines
 from cai.store.scan import RECORD_KEY, Point, encode_points, parse_line, points_of, read_points
 from cai.terminal import printable
 
@@ -87,7 +87,7 @@ def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Plan:
     whole = unchanged(data, read_points(path.with_suffix(".sum")))
     kept: list[bytes] = []
     drops: list[Drop] = []
-    seen: dict[tuple[Any, ...], Any] = {}
+    seen: dict[Key, Row] = {}
     offset = 0
     for number, line in enumerate(data.split(b"\n"), start=1):
         raw = data[offset : offset + len(line) + 1]
@@ -101,7 +101,7 @@ def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Plan:
     return Plan(path, key, b"".join(kept), tuple(drops), restored=restored)
 
 
-def _fault(raw: bytes, offset: int, key: tuple[str, ...], whole: Callable[[int], bool], seen: dict[Any, Any]) -> str:
+def _fault(raw: bytes, offset: int, key: tuple[str, ...], whole: Callable[[int], bool], seen: dict[Key, Row]) -> str:
     """Why the line cannot stay, or ""."""
     if not raw.endswith(b"\n"):
         return "cut off before its newline"

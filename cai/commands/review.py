@@ -20,7 +20,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs
 
 from filelock import FileLock, Timeout
@@ -35,6 +34,7 @@ from cai.report.agreement import agreement
 from cai.report.snapshot import Story, read_story
 from cai.report.tables import command_line
 from cai.report.templating import environment
+from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 from cai.terminal import number, percent, printable
 
@@ -81,7 +81,7 @@ def command(args: argparse.Namespace) -> int:
 def ended_by_signals() -> Iterator[None]:
     """A hangup and SIGTERM end a review like Ctrl-C: whoever marked is gone, and the lock must not stay."""
 
-    def interrupt(number: int, frame: Any) -> None:
+    def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGHUP, signal.SIGTERM)}
@@ -137,7 +137,7 @@ def reviewing(story: Story, rater: str) -> Iterator[Session]:
         lock.acquire(timeout=0)
     except Timeout:
         raise CaiError(f"{story.path}: another review of it is open. Close that one first.", errors.LOCKED) from None
-    log = RecordLog.open(story.path / "reviews.jsonl", story.path / "quarantine", key=REVIEW_KEY)
+    log: RecordLog[Row] = RecordLog.open(story.path / "reviews.jsonl", story.path / "quarantine", key=REVIEW_KEY)
     try:
         yield Session(story, rater, log)
     finally:
@@ -291,7 +291,7 @@ def _handler(session: Session, token: str) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             """Quiet: the token would be in every line."""
 
     return Handler

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from cai.engine import Engine
+from cai.engine.model import Runnable
 from cai.errors import CaiError
 
 PRICE = "They are many times slower: 13.5 times slower where both were measured (32B shapes, docs/engine.md)."
 
 
-def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "auto") -> Engine:
-    """The engine over `model` (a Model: `.hf`, `.tokenizer`, `.device`). `batch_size` 0 = found from memory."""
+def make_engine(name: str, model: Runnable, *, batch_size: int = 0, linears: str = "auto") -> Engine:
+    """The engine over `model`  (`.hf`, `.tokenizer`, `.device`). `batch_size` 0 = found from memory."""
     options: dict[str, Any] = {"batch_size": batch_size, "device": str(model.device)}
     if name == "reference":
         from cai.engine.oracle import ReferenceEngine

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cai.data.pairs import PairSet, sound_rows
 from cai.evaluate import measure as whole
@@ -22,6 +23,7 @@ from cai.run.loop import open_marked
 from cai.store import records
 from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.jsonl import Row
+from cai.store.row_types import Pair
 from cai.training import train as training
 from cai.training.sft import train_arm
 
@@ -36,7 +38,7 @@ class Series:
 
     metric: str
     rows: str
-    value: Callable[[Row], float]
+    value: Callable[[Any], float]  # of a row of that metric
     yes_no: bool
     judge: str
 
@@ -49,7 +51,7 @@ SERIES = (
 )
 
 
-def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Row], adapter: Path, folder: Path) -> Figures:
+def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path, folder: Path) -> Figures:
     """The arm's figures and DPO's gain over it. Resumes from its rows; with none missing, no model is loaded."""
     mark = fingerprint(context, pairs, adapter, None)
     log = open_marked(context, context.run.eval / "sft-scores.jsonl", mark, KEY)
@@ -124,7 +126,7 @@ def over(figure: Measured) -> Measured:
 
 
 def run_arm(
-    context: Context, pairs: PairSet, training_pairs: Sequence[Row], recipe_folder: Path
+    context: Context, pairs: PairSet, training_pairs: Sequence[Pair], recipe_folder: Path
 ) -> dict[str, Measured]:
     """Train and measure what is not there yet; the arm's figures, also in eval/sft.json."""
     from_sft = context.recipe.dpo.start == "sft"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cai.metrics.figure import place, shuffled
+from cai.store.row_types import Example
 
 GENERIC_CRITIQUE = (
     "The answer could be improved in several ways. It should be clearer, more accurate and more helpful, it should take"
@@ -40,7 +40,7 @@ class Case:
         return (self.item, self.round)
 
 
-def from_examples(examples: Iterable[dict[str, Any]]) -> list[Case]:
+def from_examples(examples: Iterable[Example]) -> list[Case]:
     """Every round of every example, by item; of a run of before, whose rounds say not what was found, the last one.
 
     A round whose critique found nothing has no revision.
@@ -68,7 +68,7 @@ def from_examples(examples: Iterable[dict[str, Any]]) -> list[Case]:
     return cases
 
 
-def _rounds(example: dict[str, Any]) -> list[Case]:
+def _rounds(example: Example) -> list[Case]:
     cases, text = [], example["initial_answer"]
     for entry in example["rounds"]:
         cases.append(

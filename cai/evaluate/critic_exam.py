@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cai.evaluate.critic_grading import CHECKABLE, KINDS, ExamRow, Grade, broken, flaw_gone, grade_critique
 from cai.metrics.figure import Measured, Outcome, Scored, Unscored, rate, yes
 from cai.recipe.constitution import Constitution, Principle
+from cai.store.jsonl import Row
 
 NAMES = {
     "critic.recall": "share of known flaws that the model's own critique found, each answer counting once",
@@ -171,16 +171,16 @@ def _broken(marked: Marked) -> Outcome:
     return Unscored("no revision") if final is None else yes(broken(marked.row, final))
 
 
-def _seen_critique(marked: Marked) -> dict[str, Any]:
+def _seen_critique(marked: Marked) -> Row:
     return {"id": marked.row.id, "critique": (marked.output.critique or "")[:400]}
 
 
-def _seen_revision(marked: Marked) -> dict[str, Any]:
+def _seen_revision(marked: Marked) -> Row:
     spans = [flaw.span[:200] for flaw in marked.row.flaws]
     return _seen_critique(marked) | {"flaws": spans, "revision": (marked.final or "")[:400]}
 
 
-def as_rows(rows: Sequence[ExamRow], outputs: Mapping[str, Output]) -> list[dict[str, Any]]:
+def as_rows(rows: Sequence[ExamRow], outputs: Mapping[str, Output]) -> list[Row]:
     """One JSON-able row an answer, for the log of the evaluation: texts, grades, what is gone."""
     logged = []
     for m in mark(rows, outputs):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from cai.evaluate.cases import FALLBACK, GENERIC_CRITIQUE, MIN_QUOTE_MATCH, Case, others
 from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood
@@ -93,7 +92,7 @@ def gate_row(
     pool: Sequence[Case],
     requests: Sequence[str],
     section: EvaluationSection,
-    idf_: Any,
+    idf_: Weights,
     shown: Sequence[str] = (),
 ) -> Row:
     """The deterministic row of one item: values and passes of the critique and of its controls.
@@ -214,7 +213,7 @@ def _scored(value: float | None) -> Outcome:
 def _meaningful_rates(
     outcomes: Mapping[str, list[Outcome]],
     sampled: Sequence[Row],
-    csi_of: Any,
+    csi_of: Mapping[tuple[int, int], Row],
     result: Mapping[str, Measured],
     section: EvaluationSection,
     judge: str,
@@ -234,7 +233,7 @@ def _meaningful_rates(
     return [rate("critiques.meaningful", outcomes["real"], judge=name, worst=worst, facts=facts), *controls]
 
 
-def _worst(row: Row, csi_of: Any) -> Row:
+def _worst(row: Row, csi_of: Mapping[tuple[int, int], Row]) -> Row:
     csi = csi_of[row["item"], row["round"]]["real"]
     return {
         "item": row["item"],

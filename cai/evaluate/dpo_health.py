@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from cai.metrics.figure import Measured, Scored, count, lost, mean, unmeasured, whole, worst_rows
 from cai.recipe.settings import HealthSection
-from cai.store.jsonl import Row
+from cai.store.row_types import PairScore
 from cai.training import health
 
 LOGPS = ("chosen", "rejected", "ref_chosen", "ref_rejected")
@@ -41,23 +41,23 @@ def from_log(log: Sequence[Mapping[str, float]], *, truncated: int, pairs: int) 
     return {figure.metric: figure for figure in figures}
 
 
-def margin(row: Row) -> float:
+def margin(row: PairScore) -> float:
     """Implicit reward margin over beta: (policy - reference) of chosen minus the same of rejected."""
     return (row["chosen"] - row["ref_chosen"]) - (row["rejected"] - row["ref_rejected"])
 
 
-def pair_loss(row: Row, beta: float) -> float:
+def pair_loss(row: PairScore, beta: float) -> float:
     """-log sigmoid(beta * margin), the DPO loss (Rafailov et al. 2023, equation 7)."""
     scaled = beta * margin(row)
     return math.log1p(math.exp(-abs(scaled))) + max(-scaled, 0.0)
 
 
-def chosen_fall(row: Row) -> float:
+def chosen_fall(row: PairScore) -> float:
     """How much the chosen text lost, nats a token; negative where it gained."""
     return (row["ref_chosen"] - row["chosen"]) / row["chosen_tokens"]
 
 
-def from_pairs(rows: Sequence[Row], beta: float, split: str = "train") -> dict[str, Measured]:
+def from_pairs(rows: Sequence[PairScore], beta: float, split: str = "train") -> dict[str, Measured]:
     """Eval-mode figures over pairs: the loss before is ln 2 for each, so the fall is paired."""
     tail = "" if split == "train" else f".{split}"
     judge = "policy against its base"

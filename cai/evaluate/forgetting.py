@@ -9,14 +9,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import orjson
 
 from cai.engine.asks import Ask, Scorer, score
+from cai.engine.foreign import HfModel
+from cai.engine.model import Model
 from cai.metrics.figure import Measured, Scored, lost, mean, rate, unmeasured, whole, worst_rows, yes
 from cai.metrics.text import distinct_n, repeats, words
 from cai.store.jsonl import Row
+
+if TYPE_CHECKING:
+    import torch
 
 DATA = Path(__file__).parent / "data" / "neutral.jsonl"
 JUDGE = "tuned against base"
@@ -29,7 +34,7 @@ def passages() -> tuple[str, ...]:
     return tuple(orjson.loads(line)["text"] for line in DATA.read_bytes().split(b"\n") if line)
 
 
-def nll_rows(scorer: Scorer, model: Any, chosen: Sequence[int]) -> list[Row]:
+def nll_rows(scorer: Scorer, model: Model, chosen: Sequence[int]) -> list[Row]:
     """Mean NLL a token of each passage under base and tuned; the first token is context only."""
     asks = []
     for index in chosen:
@@ -52,7 +57,7 @@ def nll_rows(scorer: Scorer, model: Any, chosen: Sequence[int]) -> list[Row]:
     ]
 
 
-def kl_rows(model: Any, chosen: Sequence[int]) -> list[Row]:
+def kl_rows(model: Model, chosen: Sequence[int]) -> list[Row]:
     """Mean KL(base || tuned) a token of each passage, in nats; at most KL_CHUNK positions' distributions at a time."""
     rows = []
     for index in chosen:
@@ -61,7 +66,7 @@ def kl_rows(model: Any, chosen: Sequence[int]) -> list[Row]:
     return rows
 
 
-def kl_per_token(model: Any, ids: Sequence[int]) -> float:
+def kl_per_token(model: Model, ids: Sequence[int]) -> float:
     """KL(base || tuned) = sum_v p_base (log p_base - log p_tuned), mean over positions. T tokens, V vocabulary."""
     import torch
 
@@ -90,7 +95,7 @@ def not_negative(kl: float) -> float:
     return 0.0 if kl < 0.0 else kl
 
 
-def _logps(model: Any, lm: Any, hidden_TH: Any, on: bool) -> Any:
+def _logps(model: Model, lm: HfModel, hidden_TH: torch.Tensor, on: bool) -> torch.Tensor:
     with model.adapter(on):
         return lm.get_output_embeddings()(hidden_TH).float().log_softmax(-1)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from cai.metrics.figure import Measured
 from cai.recipe.settings_evaluation import GateSpec
+from cai.store.jsonl import JsonObject, Row
 
 Status = Literal["PASS", "FAIL", "UNDERPOWERED", "UNMEASURED"]
 SIGNS = {"at_least": ">=", "at_most": "<=", "above": ">", "below": "<"}
@@ -39,7 +40,7 @@ class Verdict:
         wanted = f"{SIGNS[gate.comparison]} {gate.threshold:g}{side}"
         return f"{self.status:<12} {gate.metric} {value}, wanted {wanted}: {self.reason}"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Row:
         return {
             "metric": self.gate.metric,
             "status": self.status,
@@ -130,13 +131,13 @@ def passed(verdicts: Sequence[Verdict]) -> bool:
     return not any(verdict.blocks for verdict in verdicts)
 
 
-def whole_verdicts(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+def whole_verdicts(content: JsonObject) -> list[Row]:
     """The verdicts of a stored gates.json, as `as_dict` wrote them; what was damaged since is left out."""
     rows = content.get("verdicts")
     return [row for row in rows if _is_whole(row)] if isinstance(rows, list) else []
 
 
-def _is_whole(row: Any) -> bool:
+def _is_whole(row: object) -> bool:
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("metric", "status", "reason")):
         return False
     criterion = row.get("criterion")

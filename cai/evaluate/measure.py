@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from cai.data.pairs import PairSet
 from cai.engine import Request, Sampling
@@ -30,13 +30,14 @@ from cai.metrics.text import words
 from cai.recipe.ends import cut, signs_of
 from cai.run.context import Context
 from cai.store.files import holds, json_bytes, write_json_atomic
+from cai.store.row_types import Pair, PairScore
 
 Figures = dict[str, Measured]
 SURFACE_PAIRS = 20  # fewer hold less than one pair of n-grams that matters
 SLICE = 8  # items scored between two writes: what a kill loses
 
 
-def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Row], adapter: Path, folder: Path) -> Figures:
+def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path, folder: Path) -> Figures:
     """Every figure of a run by metric name; rows go to eval/scores.jsonl, figures to eval/measured.json.
 
     `folder`: where recipe paths are resolved. Resumes from its rows; with none missing, no model is loaded.
@@ -164,7 +165,13 @@ def _judged(bench: Bench, scored: Sequence[Key], by_key: dict[Key, Case]) -> tup
     )
 
 
-def _note_kept(figures: Figures, pairs: PairSet, of_critiques: Any, of_revisions: Any, bench: Bench) -> None:
+def _note_kept(
+    figures: Figures,
+    pairs: PairSet,
+    of_critiques: Sequence[Sequence[Row]],
+    of_revisions: Sequence[Sequence[Row]],
+    bench: Bench,
+) -> None:
     """Beside the two headlines, the same rate over kept pairs only, as a fact."""
     kept = {example["item"] for example in pairs.examples}
     for metric, rows, summarise in (
@@ -176,7 +183,7 @@ def _note_kept(figures: Figures, pairs: PairSet, of_critiques: Any, of_revisions
         figures[metric].facts.update({"kept_only": found.value, "kept_n": found.n})
 
 
-def preference_figures(bench: Bench, pairs: PairSet, training_pairs: Sequence[Row]) -> Figures:
+def preference_figures(bench: Bench, pairs: PairSet, training_pairs: Sequence[Pair]) -> Figures:
     """Per-pair log-probs of held-out pairs and of (a sample of) the training pairs, adapter on and off."""
     dpo = bench.context.recipe.dpo
     limit = max(len(pairs.heldout), bench.section.train_pairs)
@@ -192,9 +199,10 @@ def preference_figures(bench: Bench, pairs: PairSet, training_pairs: Sequence[Ro
             {"metric": "preference.pairs", "item": item, "round": 0, "skipped": "prompt too long"}
             for item in sorted(missing)
         ]
-        return rows + skipped
+        return [*map(dict, rows), *skipped]
 
-    rows = bench.fill("preference.pairs", [(item, 0) for item in by_item], SLICE, logps)
+    found = bench.fill("preference.pairs", [(item, 0) for item in by_item], SLICE, logps)
+    rows = cast(list[PairScore], found)
     too_long = len(pairs.heldout) - sum(row["split"] == "heldout" for row in rows)
     figures = preference.summarise(rows, too_long)
     for split in ("train", "heldout"):
@@ -202,7 +210,7 @@ def preference_figures(bench: Bench, pairs: PairSet, training_pairs: Sequence[Ro
     return figures
 
 
-def surface_figures(pairs: PairSet, training_pairs: Sequence[Row]) -> Figures:
+def surface_figures(pairs: PairSet, training_pairs: Sequence[Pair]) -> Figures:
     """What characters and length alone tell of chosen and rejected: P1 must be ahead of it."""
     from cai.evaluate.surface import fit_and_test
 
@@ -213,7 +221,7 @@ def surface_figures(pairs: PairSet, training_pairs: Sequence[Row]) -> Figures:
     return {figure.metric: figure}
 
 
-def sample_rows(rows: Sequence[Row], size: int) -> list[Row]:
+def sample_rows(rows: Sequence[Pair], size: int) -> list[Pair]:
     by_item = {row["item"]: row for row in rows}
     return [by_item[item] for item in sample(list(by_item), size)]
 
@@ -243,7 +251,7 @@ def _fresh(bench: Bench, pairs: PairSet) -> Figures:
     return figures | preference.summarise_fresh(judged, bench.judge_name)
 
 
-def _answers(bench: Bench, prompts: Sequence[Row]) -> list[Row]:
+def _answers(bench: Bench, prompts: Sequence[Pair]) -> list[Row]:
     """Both arms' greedy answers under the policy prompt."""
     model, policy = bench.model(), bench.context.prompts["policy"]
     signs = signs_of(policy)
@@ -265,7 +273,7 @@ def _answers(bench: Bench, prompts: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def _compare(scorer: likelihood.Scorer, prompts: judge.Judge, both: Sequence[tuple[Row, Row]]) -> list[Row]:
+def _compare(scorer: likelihood.Scorer, prompts: judge.Judge, both: Sequence[tuple[Pair, Row]]) -> list[Row]:
     asks = []
     for pair, row in both:
         case = Case(pair["item"], 0, pair["prompt"], row["base"], "", "", row["tuned"], pair["pool"])

@@ -7,7 +7,6 @@ Improves = mean J4, both orders. Where the critique found nothing, there is noth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cai.evaluate.cases import MIN_QUOTE_MATCH, Case
 from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood
@@ -16,7 +15,7 @@ from cai.metrics.stats import mcnemar_exact
 from cai.metrics.text import appends_only, content_words, quoted_spans, rouge_l, span_match, words
 from cai.metrics.wordings import finds_nothing, is_refusal
 from cai.recipe.settings_evaluation import EvaluationSection
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row
 
 CHECKS = ("r1", "r2", "r3", "r4", "r5")
 STILL_THERE = 0.95  # a span counts as gone below this similarity: a changed word in five already is
@@ -43,7 +42,7 @@ def _is_beside(case: Case) -> bool:
     return bool(own) and own.isdisjoint(content_words(f"{case.instruction}\n{case.answer}\n{case.critique}"))
 
 
-def passes(v: Mapping[str, Any], section: EvaluationSection, *, declines: bool = False) -> dict[str, bool]:
+def passes(v: JsonObject, section: EvaluationSection, *, declines: bool = False) -> dict[str, bool]:
     """`declines`: a refusal of a red-team prompt, which may be short."""
     return {
         "r1": v["r1_words"] >= section.min_revision_words,
@@ -144,7 +143,11 @@ def summarise(
 
 
 def _addresses(
-    sampled: Sequence[Row], cri_of: Any, judged_of: Any, section: EvaluationSection, judge: str
+    sampled: Sequence[Row],
+    cri_of: Mapping[tuple[int, int], Row],
+    judged_of: Mapping[tuple[int, int], Row],
+    section: EvaluationSection,
+    judge: str,
 ) -> list[Measured]:
     name = f"R1-R5, likelihood of {judge}" + (", J3" if section.judge == "require" else "; no truth judge")
     outcomes: dict[str, list[Outcome]] = {"real": [], "shuffled": []}
@@ -162,7 +165,7 @@ def _addresses(
     ]
 
 
-def _worst(rows: Sequence[Row], cri_of: Any) -> tuple[Row, ...]:
+def _worst(rows: Sequence[Row], cri_of: Mapping[tuple[int, int], Row]) -> tuple[Row, ...]:
     def cri(row: Row) -> float | None:
         return cri_of.get((row["item"], row["round"]), {}).get("real")
 

@@ -208,7 +208,7 @@ def _recorded(context: Context, use: str, judge: str) -> tuple[Check, dict[str, 
     """The check as its log has it; None where the log is gone."""
     path = context.run.eval / "checks" / f"{use}.jsonl"
     context.run.check_log(path)
-    rows = [row for row in records.look(path, KEY) if row["arm"] == "check"]
+    rows = [row for row in records.read(path, KEY) if row["arm"] == "check"]
     if wrong := [row for row in rows if not (isinstance(row.get("label"), bool | int) and "said" in row)]:
         raise CaiError(f"{path}: row {wrong[0]['item']}: no label or verdict in it: remove it and its .sum, and resume")
     return judged(use, judge, rows, context.recipe.checks) if rows else None

@@ -12,6 +12,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from cai.metrics import names as metrics
 from cai.recipe.settings import Count, Fraction, Positive, Section
+from cai.store.jsonl import Row
 
 NonNegative = Annotated[float, Field(ge=0.0)]
 
@@ -137,7 +138,7 @@ class GateSpec(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_none(self, handler: Any) -> dict[str, Any]:
+    def _without_none(self, handler: Any) -> Row:
         return {key: value for key, value in handler(self).items() if value is not None}
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from cai.evaluate import critiques, revisions
 from cai.evaluate.verdict import Scores, TextVerdict
@@ -17,7 +16,8 @@ from cai.metrics.text import quoted_spans, rouge_l, words
 from cai.recipe.settings_evaluation import EvaluationSection
 from cai.report.diff import Segment, cut, quotations, word_diff
 from cai.report.snapshot import Story
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row
+from cai.store.row_types import Example
 
 SHOW_ALL = 120  # up to this many examples, all are shown
 SAMPLED, EXTREMES = 40, 10  # above: a seeded sample, and this many of the worst and of the best
@@ -109,7 +109,7 @@ def goodness(story: Story, item: int) -> float:
     return total
 
 
-def exhibit(story: Story, example: Mapping[str, Any], reject: str = "", why: str = "") -> Exhibit:
+def exhibit(story: Story, example: Example, reject: str = "", why: str = "") -> Exhibit:
     section, item = story.recipe.evaluation, int(example["item"])
     rounds, before, quotes = [], str(example["initial_answer"]), ""
     for number, entry in enumerate(example["rounds"]):
@@ -141,7 +141,7 @@ def _with_quotes(judged: Judged, quotes: str) -> Judged:
     return replace(judged, checks=[*judged.checks, check])
 
 
-def _flags(flags: Mapping[str, Any]) -> list[str]:
+def _flags(flags: JsonObject) -> list[str]:
     named = [name.replace("_", " ") for name, value in flags.items() if value is True]
     return [*named, *(f"ran to the limit: {where}" for where in flags.get("ran_to_limit", []))]
 
@@ -212,7 +212,7 @@ GLOSSARY = (
 )
 
 
-def _num(value: Any) -> str:
+def _num(value: float | None) -> str:
     return "–" if value is None else f"{value:.0f}" if float(value).is_integer() else f"{value:.2f}"
 
 

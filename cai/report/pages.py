@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from cai.data import hygiene
 from cai.evaluate.gates import SIGNS
@@ -23,7 +22,8 @@ from cai.report.templating import environment
 from cai.run import digests
 from cai.run.folder import Run
 from cai.store.files import write_atomic
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row
+from cai.store.row_types import FigureRow
 from cai.terminal import duration, number, usd, usd_fine
 
 SMALL = ("m0", "m1")
@@ -63,11 +63,11 @@ def write_pages(path: Path) -> None:
     digests.write_page_sums(path)
 
 
-def page(content: Mapping[str, Any]) -> str:
+def page(content: JsonObject) -> str:
     return environment().get_template("report.html.j2").render({**content, "picture": inline})
 
 
-def markdown(content: Mapping[str, Any]) -> str:
+def markdown(content: JsonObject) -> str:
     return environment().get_template("report.md.j2").render(content)
 
 
@@ -112,7 +112,7 @@ def gather(story: Story) -> Row:
     }
 
 
-def plots(content: Mapping[str, Any]) -> list[Chart | None]:
+def plots(content: JsonObject) -> list[Chart | None]:
     """Every chart of the page, in its order, for eval/plots; none where nothing was decided or measured."""
     one_by_one = (content["forest"], content["funnel_chart"], content["heat_map"])
     return [*one_by_one, *content["curves"], *content["histograms"]]
@@ -157,9 +157,10 @@ def headline(story: Story) -> Row:
     return {"status": "ADVISORY" if advisory else "FAIL", "text": text}
 
 
-def verdict_row(verdict: Mapping[str, Any]) -> Row:
+def verdict_row(verdict: JsonObject) -> Row:
     """A gate as the table shows it: status, value, interval, n, what was wanted, why."""
-    criterion, measured = verdict["criterion"], verdict.get("measured") or {}
+    criterion = verdict["criterion"]
+    measured: FigureRow = verdict.get("measured") or {}
     comparison = next((name for name in SIGNS if criterion.get(name) is not None), "at_least")
     bound = "" if criterion.get("bound", "point") == "point" else f" ({criterion['bound']} bound)"
     return {
@@ -173,9 +174,9 @@ def verdict_row(verdict: Mapping[str, Any]) -> Row:
     }
 
 
-def figure(measured: Mapping[str, Any]) -> Row:
+def figure(measured: FigureRow) -> Row:
     """Value, interval, n, unscored and judge of a measured figure, as text."""
-    value, low, high = (measured.get(key) for key in ("value", "low", "high"))
+    value, low, high = measured.get("value"), measured.get("low"), measured.get("high")
     interval = "" if low is None or high is None else f"{number(float(low))} to {number(float(high))}"
     return {
         "value": number(value) if value is not None else "not measured",
@@ -193,11 +194,11 @@ def _controls(story: Story) -> list[Row]:
     return [{"metric": name, **figure(story.figures[name])} for name in names if name in story.figures]
 
 
-def figure_rows(figures: Mapping[str, Row]) -> list[Row]:
+def figure_rows(figures: Mapping[str, FigureRow]) -> list[Row]:
     return [{"metric": name, **figure(measured)} for name, measured in sorted(figures.items())]
 
 
-def benchmark_rows(figures: Mapping[str, Row]) -> list[Row]:
+def benchmark_rows(figures: Mapping[str, FigureRow]) -> list[Row]:
     """Figures that hold a base and a tuned value, or stand once for each of the two: benchmarks, forgetting, fresh."""
     rows = []
     for name, measured in sorted(figures.items()):
@@ -227,7 +228,7 @@ def added(story: Story) -> Row:
     return {"about": about, "head": publication.ADDED_HEAD, "rows": rows}
 
 
-def curves(log: Sequence[Row], figures: Mapping[str, Row]) -> list[Chart]:
+def curves(log: Sequence[Row], figures: Mapping[str, FigureRow]) -> list[Chart]:
     """The training log as charts, with what was measured after training; what a run did not log is left out."""
     found = []
     for title, unit, series in CURVES:
@@ -237,7 +238,7 @@ def curves(log: Sequence[Row], figures: Mapping[str, Row]) -> list[Chart]:
         after = {
             f"{name} after training": (last, *(figures[metric].get(key) for key in ("value", "low", "high")))
             for name, metric in AFTER.get(title, {}).items()
-            if (figures.get(metric) or {}).get("value") is not None
+            if (figures.get(metric) or FigureRow()).get("value") is not None
         }
         chart = line_chart(title, shown, marks=after, y_label=unit)
         if chart is not None:

@@ -18,6 +18,7 @@ from cai.report.snapshot import Story
 from cai.report.table_text import NONE, Table, latex, markdown, without_empty
 from cai.store.files import holds, write_atomic
 from cai.store.jsonl import Row
+from cai.store.row_types import FigureRow
 from cai.terminal import duration, number, usd
 
 FIRST = (
@@ -102,9 +103,9 @@ def tables(story: Story) -> list[Table]:
     return [without_empty(table) for table in found if table.rows]
 
 
-def headline_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def headline_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """At most five rows for a paper's column: the benchmarks where they ran, else what was measured of the pairs."""
-    found = [name for name in HEADLINES if (figures.get(name) or {}).get("value") is not None][:5]
+    found = [name for name in HEADLINES if (figures.get(name) or FigureRow()).get("value") is not None][:5]
     rows: list[tuple[str, ...]] = []
     for name in found:
         figure, facts = figures[name], figures[name].get("facts") or {}
@@ -118,7 +119,7 @@ def headline_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
     return rows
 
 
-def main_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def main_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """Paired figures first (the headline ones on top), then metrics with a figure for each arm, then single ones.
 
     The SFT arm's figures (`<metric>.sft`) stand in the rows of the metrics they belong to; figures of no arm elsewhere.
@@ -130,12 +131,12 @@ def main_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
     order = sorted(paired, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     stems = sorted({name.rpartition(".")[0] for name in figures if name.endswith((".base", ".tuned"))} - COVERED)
     single = sorted(name for name in figures if name not in paired and not name.endswith((".base", ".tuned")))
-    rows = [_paired_row(name, figures[name], every.get(f"{name}.sft", {})) for name in order]
+    rows = [_paired_row(name, figures[name], every.get(f"{name}.sft", FigureRow())) for name in order]
     rows += [_arms_row(stem, every) for stem in stems]
-    return rows + [_single_row(name, figures[name], every.get(f"{name}.sft", {})) for name in single]
+    return rows + [_single_row(name, figures[name], every.get(f"{name}.sft", FigureRow())) for name in single]
 
 
-def added_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def added_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """DPO against the SFT arm, paired; Holm over all of them."""
     found = {name.removeprefix(OVER): figure for name, figure in figures.items() if name.startswith(OVER)}
     order = sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
@@ -152,20 +153,20 @@ def added_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _has_arms(figure: Row) -> bool:
+def _has_arms(figure: FigureRow) -> bool:
     facts = figure.get("facts") or {}
     return isinstance(facts.get("base"), int | float) and isinstance(facts.get("tuned"), int | float)
 
 
-def _bounds(figure: Row, difference: float | None) -> tuple[float | None, float | None]:
+def _bounds(figure: FigureRow, difference: float | None) -> tuple[float | None, float | None]:
     """The interval of `difference`: a figure that is a drop (base - tuned) is turned."""
-    low, high, value = (figure.get(key) for key in ("low", "high", "value"))
+    low, high, value = figure.get("low"), figure.get("high"), figure.get("value")
     if low is None or high is None or difference is None:
         return None, None
     return (-high, -low) if value is not None and value * difference < 0 else (low, high)
 
 
-def _paired_row(name: str, figure: Row, sft: Row) -> tuple[str, ...]:
+def _paired_row(name: str, figure: FigureRow, sft: FigureRow) -> tuple[str, ...]:
     facts = figure["facts"]
     difference = facts["tuned"] - facts["base"]
     interval = _interval(*_bounds(figure, difference))
@@ -173,15 +174,15 @@ def _paired_row(name: str, figure: Row, sft: Row) -> tuple[str, ...]:
     return (_title(name), *arms, number(difference), interval, *_counts(figure), *_ps(facts), _judge(figure))
 
 
-def _arms_row(stem: str, figures: Mapping[str, Row]) -> tuple[str, ...]:
-    base, tuned = (figures.get(f"{stem}.{arm}", {}) for arm in ("base", "tuned"))
+def _arms_row(stem: str, figures: Mapping[str, FigureRow]) -> tuple[str, ...]:
+    base, tuned = (figures.get(f"{stem}.{arm}", FigureRow()) for arm in ("base", "tuned"))
     either = tuned or base
-    sft = figures.get(f"{stem}.sft", {}).get("value")
+    sft = figures.get(f"{stem}.sft", FigureRow()).get("value")
     values = (_cell(base.get("value")), _cell(sft), _cell(tuned.get("value")))
     return (_title(stem), *values, NONE, _interval_of(tuned), *_counts(either), NONE, NONE, _judge(either))
 
 
-def _single_row(name: str, figure: Row, sft: Row) -> tuple[str, ...]:
+def _single_row(name: str, figure: FigureRow, sft: FigureRow) -> tuple[str, ...]:
     """A figure of one arm, in that arm's column."""
     cells = {"base": NONE, "SFT": _cell(sft.get("value")), "DPO": NONE}
     cells[COLUMN.get(name, "DPO")] = _cell(figure.get("value"))
@@ -189,15 +190,15 @@ def _single_row(name: str, figure: Row, sft: Row) -> tuple[str, ...]:
     return (_title(name), *cells.values(), NONE, _interval_of(figure), *_counts(figure), *ps, _judge(figure))
 
 
-def data_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def data_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """What was measured of the data, which belongs to no arm."""
     found = sorted((name, figure) for name, figure in figures.items() if name.startswith(OF_DATA))
     return [(_title(n), _cell(f.get("value")), _interval_of(f), *_counts(f), _judge(f)) for n, f in found]
 
 
-def guard_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def guard_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """Pairs that the guard judged and dropped: of each pool, by reason and by category."""
-    figure = figures.get("guard.dropped") or {}
+    figure = figures.get("guard.dropped") or FigureRow()
     facts, total = figure.get("facts") or {}, str(figure.get("n", 0))
     pools = [("pool", pool, str(cell["n"]), str(cell["dropped"])) for pool, cell in _items(facts, "by_pool")]
     reasons = [("reason", reason, total, str(count)) for reason, count in _items(facts, "reasons")]
@@ -217,7 +218,7 @@ def _title(name: str) -> str:
     return TITLES.get(name, name)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return number(value) if isinstance(value, int | float) else NONE
 
 
@@ -225,11 +226,11 @@ def _interval(low: float | None, high: float | None) -> str:
     return NONE if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
-def _interval_of(figure: Row) -> str:
+def _interval_of(figure: FigureRow) -> str:
     return _interval(figure.get("low"), figure.get("high"))
 
 
-def _counts(figure: Row) -> tuple[str, str]:
+def _counts(figure: FigureRow) -> tuple[str, str]:
     return str(figure.get("n", 0)), str(figure.get("unscored", 0))
 
 
@@ -238,11 +239,11 @@ def _ps(facts: Row) -> tuple[str, str]:
     return tuple(f"{value:.3g}" if isinstance(value, int | float) else NONE for value in (p, adjusted))  # type: ignore[return-value]
 
 
-def _judge(figure: Row) -> str:
+def _judge(figure: FigureRow) -> str:
     return str(figure.get("judge") or "")
 
 
-def check_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def check_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """One row a guard or judge that was tried on its check set."""
     rows = []
     for name in sorted(name for name in figures if name.startswith("checks.") and name.endswith(".kappa")):
@@ -254,14 +255,14 @@ def check_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
     return rows
 
 
-def category_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def category_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """One row a category of every figure that has them; without the intervals, which small groups cannot carry."""
     rows: list[tuple[str, ...]] = []
     for name in sorted(figures, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
         found = (figures[name].get("facts") or {}).get("by_category")
         if name not in FIRST or not isinstance(found, dict):
             continue
-        sft = ((figures.get(f"{name}.sft") or {}).get("facts") or {}).get("by_category") or {}
+        sft = ((figures.get(f"{name}.sft") or FigureRow()).get("facts") or {}).get("by_category") or {}
         for category, cell in sorted(found.items()):
             if isinstance(cell, dict) and "base" in cell:
                 arms = (number(cell["base"]), _cell((sft.get(category) or {}).get("tuned")), number(cell["tuned"]))
@@ -280,7 +281,7 @@ def funnel_rows(story: Story) -> list[tuple[str, ...]]:
     cleaned = story.cleaned
     before, kept = len(story.pairs.train), len(cleaned.kept)
     rows.append(("training pairs after hygiene and contamination", str(before), str(kept), str(before - kept), NONE))
-    removed = (story.figures.get("contamination.removed") or {}).get("value")
+    removed = (story.figures.get("contamination.removed") or FigureRow()).get("value")
     if isinstance(removed, int | float):
         rows.append(("of these, contaminated", NONE, NONE, number(removed), NONE))
     return rows

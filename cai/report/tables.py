@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from cai.data import chain
 from cai.evaluate import critiques, revisions
@@ -90,7 +89,7 @@ def by_principle(story: Story) -> list[Row]:
     found: dict[str, Row] = {}
     for row in story.rows:
         if row["stage"] == "critiques" and row["status"] == "ok":
-            entry = found.setdefault(row["principle"], dict.fromkeys(PRINCIPLE_COUNTS, 0))
+            entry = found.setdefault(str(row["principle"]), dict.fromkeys(PRINCIPLE_COUNTS, 0))
             entry["rounds"] += 1
             entry["nothing"] += finds_nothing(row["text"])
     examples = [*story.pairs.examples, *(r["example"] for r in story.pairs.rejects if "example" in r)]
@@ -163,7 +162,7 @@ def phases(story: Story) -> list[Row]:
     price = {e["attempt"]: float(e.get("usd_per_hour") or 0.0) for e in story.of_kind("attempt")}
     found: dict[str, Row] = {}
 
-    def add(name: str, event: Row, seconds: Any) -> None:
+    def add(name: str, event: Row, seconds: float | None) -> None:
         entry = found.setdefault(name, _phase(name))
         entry["seconds"] += float(seconds or 0)
         entry["usd"] += float(seconds or 0) / 3600 * price.get(event["attempt"], 0.0)
@@ -221,7 +220,7 @@ def _details(event: Row) -> str:
     return ", ".join(f"{name} {_plain(value)}" for name, value in fields.items())[:200]
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """A value without Python's brackets and quotes; a share of a dollar or second to three digits."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items()) or "none"

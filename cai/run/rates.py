@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cai.errors import CaiError
 from cai.recipe.load import Recipe
 from cai.run.events import read_events, spent
 from cai.run.folder import RUN_ID
 from cai.run.manifest import read_manifest
+from cai.store.jsonl import JsonObject, Row
 
 
 class Range(NamedTuple):
@@ -116,7 +117,7 @@ def _measured(folder: Path, recipe: Recipe, backend: str) -> Measured | None:
         return None
 
 
-def from_events(run_id: str, manifest: Mapping[str, Any], events: list[dict[str, Any]]) -> Measured | None:
+def from_events(run_id: str, manifest: JsonObject, events: list[Row]) -> Measured | None:
     """None where the events don't tell what generation took (no stage event, or a fork that took records over)."""
     known = manifest.get("stages", {})  # evaluation and training have events of this kind, too
     stages = [e for e in events if e["kind"] == "stage" and e.get("stage") in known]

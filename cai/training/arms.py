@@ -14,13 +14,13 @@ from cai.metrics.figure import Measured
 from cai.recipe.settings import DpoSection
 from cai.run.context import Context
 from cai.store.files import write_json_atomic
-from cai.store.jsonl import Row
+from cai.store.row_types import Pair, SoundAnswer
 from cai.training import sft
 from cai.training import train as training
 
 
 def train_seeds(
-    context: Context, pairs: Sequence[Row], heldout: Sequence[Row], sound: Sequence[Row] = ()
+    context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair], sound: Sequence[SoundAnswer] = ()
 ) -> dict[str, Measured]:
     """Train every seed after the first that has no result yet; gives the figures of all of them.
 
@@ -45,7 +45,7 @@ def train_seeds(
     return figures
 
 
-def train_direct(context: Context, pairs: Sequence[Row], heldout: Sequence[Row]) -> Path:
+def train_direct(context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair]) -> Path:
     """adapter-direct/: DPO of these pairs from the base, beside a run whose DPO starts from SFT."""
     run, recipe = context.run, context.recipe
     folder, adapter = run.path / "train" / "direct", run.path / "adapter-direct"
@@ -56,7 +56,7 @@ def train_direct(context: Context, pairs: Sequence[Row], heldout: Sequence[Row])
 
 
 def train_dpo(
-    context: Context, pairs: Sequence[Row], heldout: Sequence[Row], dpo: DpoSection, folder: Path, adapter: Path,
+    context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair], dpo: DpoSection, folder: Path, adapter: Path,
     seed: int, start: Path | None, title: str, arm: str = "",
 ) -> None:  # fmt: skip
     """One more DPO with the run's own model, LoRA and watching; its adapter stays on the model.

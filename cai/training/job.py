@@ -10,21 +10,27 @@ import gc
 import os
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from cai import errors
+from cai.engine.model import Model
 from cai.errors import CaiError, Stopped
 from cai.recipe.settings import DpoSection, HealthSection, LoraSection
+from cai.store.jsonl import JsonObject, Row
 from cai.training import checkpoints, reference_logps
 from cai.training.heldout import Heldout
 from cai.training.labels import first_loss, label_probabilities, pair_weights
 from cai.training.scoring import to_device
 from cai.training.token_rows import PairRow, rows_sha, schedule, steps_of
+
+if TYPE_CHECKING:
+    from cai.training.sft_trainer import RevisionTrainer
+    from cai.training.trainers import PairTrainer
 
 Objective = Literal["dpo", "sft"]  # pairs against a reference, or the likelihood of the revisions
 PINNED = ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "accelerate")
@@ -63,7 +69,7 @@ def versions() -> dict[str, str]:
 class Job:
     """One training from rows to a finished trainer, over as many attempts as memory makes necessary."""
 
-    model: Any
+    model: Model
     rows: list[PairRow]
     lora: LoraSection
     dpo: DpoSection
@@ -109,7 +115,7 @@ class Job:
         if self.weights is not None or self.labels is not None:
             self.identity["margins"] = reference_logps.key_of(margins=[row.margin for row in self.rows])
 
-    def run(self) -> tuple[Any, Shape, int]:
+    def run(self) -> tuple[PairTrainer | RevisionTrainer, Shape, int]:
         """Attempts until one ends: (trainer, shape that worked, step resumed from)."""
         found = checkpoints.newest(self.folder, self.event)
         resumed_from = found[1]["step"] if found else 0
@@ -121,7 +127,7 @@ class Job:
             shape = self._next_shape(shape, out_of_memory)  # outside the except block: its traceback pins tensors
             found = checkpoints.newest(self.folder, self.event)
 
-    def _first_shape(self, sealed: Mapping[str, Any] | None) -> Shape:
+    def _first_shape(self, sealed: JsonObject | None) -> Shape:
         """The recipe's shape, or the one that the checkpoint was trained with."""
         if sealed:
             return Shape(sealed["micro_batch"], sealed["accumulation"], sealed["gradient_checkpointing"])
@@ -145,7 +151,9 @@ class Job:
                    accumulation=smaller.accumulation, gradient_checkpointing=smaller.checkpointing)  # fmt: skip
         return smaller
 
-    def _attempt(self, shape: Shape, found: tuple[Path, dict[str, Any]] | None) -> tuple[Any, str]:
+    def _attempt(
+        self, shape: Shape, found: tuple[Path, Row] | None
+    ) -> tuple[PairTrainer | RevisionTrainer | None, str]:
         """(trainer, "") when training ended, (None, why) when memory ran out."""
         import torch
 
@@ -161,7 +169,7 @@ class Job:
             ) from None
         return None, why
 
-    def _train(self, shape: Shape, found: tuple[Path, dict[str, Any]] | None) -> Any:
+    def _train(self, shape: Shape, found: tuple[Path, Row] | None) -> PairTrainer | RevisionTrainer:
         from cai.training import adapter, forward  # torch from here on
         from cai.training.guards import Plan
 
@@ -190,7 +198,7 @@ class Job:
         adapter.require_fp32(hf)
         return trainer
 
-    def _trainer(self) -> Any:
+    def _trainer(self) -> type[PairTrainer | RevisionTrainer]:
         if self.objective == "sft":
             from cai.training.sft_trainer import RevisionTrainer
 
@@ -262,7 +270,7 @@ def first_loss_tolerance(
     return max(dpo.first_loss_tolerance, 0.5 * dpo.beta * steeper * step * size)
 
 
-def model_name(model: Any) -> str:
+def model_name(model: Model) -> str:
     """The real base model's name (hub id), for adapter_config.json and identities."""
     return str(model.name)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ class Flight:
     rows: list[Running]
     places: list[int]
     ids: torch.Tensor
-    landed: Any = None
+    landed: torch.cuda.Event | None = None
 
     @classmethod
     def of(cls, rows: list[Running], places: list[int], drawn: torch.Tensor) -> Flight:

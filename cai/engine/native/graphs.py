@@ -7,13 +7,19 @@ Invariant: capturing leaves the rows' state as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from cai.engine import Rules
 from cai.engine.native.linears import is_int8
 
+if TYPE_CHECKING:
+    from cai.engine.native.adapters import Signature
+    from cai.engine.native.engine import NativeEngine
+
+T = TypeVar("T")
+Pool = Any  # torch's handle of a memory pool, opaque; None: a new one
 SIDE: dict[str, torch.cuda.Stream] = {}  # one for the process: cuBLAS keeps a workspace (32 MiB) for every stream
 STEPS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
@@ -21,11 +27,11 @@ STEPS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448,
 class Graphs:
     """`run(rows)` = one decode step for at least the first `rows` slots."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: NativeEngine) -> None:
         self.engine = engine
-        self.pool: Any = None
+        self.pool: Pool = None
         self.limit = engine.stats.batch_size
-        self.captured: dict[tuple[int, Rules, Any], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self.captured: dict[tuple[int, Rules, Signature | None], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self.eager = any(is_int8(module) for group in engine.groups for module in group.modules)
 
     def bucket(self, rows: int) -> int:
@@ -44,7 +50,7 @@ class Graphs:
         graph.replay()
         return drawn
 
-    def forget(self, signatures: Collection[Any]) -> None:
+    def forget(self, signatures: Collection[Signature]) -> None:
         """Let the graphs of these adapters go: their factors are freed."""
         self.captured = {key: graph for key, graph in self.captured.items() if key[2] not in signatures}
 
@@ -73,7 +79,7 @@ def side_stream() -> torch.cuda.Stream:
     return SIDE["warm-up"]
 
 
-def once(run: Callable[[], Any]) -> None:
+def once(run: Callable[[], object]) -> None:
     """Run on the stream on which it will be captured."""
     stream = side_stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -82,7 +88,7 @@ def once(run: Callable[[], Any]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def capture(run: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Any]:
+def capture(run: Callable[[], T], pool: Pool = None) -> tuple[torch.cuda.CUDAGraph, T]:
     """The graph of `run` and what it returned. Where memory runs out, that is the error, not the broken capture."""
     graph = torch.cuda.CUDAGraph()
     try:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cai import errors
 from cai.errors import CaiError
 from cai.evaluate.benchmarks.sources import NAMES
+from cai.store.jsonl import JsonObject
+from cai.store.rows import Key
 
 if TYPE_CHECKING:
     from cai.evaluate.benchmarks.loaders import Task
+    from cai.evaluate.benchmarks.sources import Found
     from cai.metrics.figure import Measured
     from cai.recipe.settings_benchmarks import BenchmarksSection
     from cai.run.context import Context
@@ -154,8 +157,8 @@ def _judge(context: Context, plans: Sequence[Plan]) -> tuple[list[list[Row]], Ch
             found = _verdict_rows(context, plan, judge, check_cases.cases(plan.name, rows), tokens)
             return check_cases.said(plan.name, rows, found)
 
-        def rows_of(each: Plan, log: Any, of: Mapping[Any, Case]) -> list[Row]:
-            def compute(part: list[Any]) -> list[Row]:
+        def rows_of(each: Plan, log: RecordLog[Row], of: Mapping[Key, Case]) -> list[Row]:
+            def compute(part: list[Key]) -> list[Row]:
                 return _verdict_rows(context, each, judge, [of[key] for key in part], tokens)
 
             return fill(context, log, f"judge {each.stem}", list(of), JUDGED_AT_ONCE, compute)
@@ -277,7 +280,7 @@ def read(path: Path) -> Figures:
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _measured(row: Any) -> Measured | None:
+def _measured(row: Row) -> Measured | None:
     try:
         figure = Measured(**{**row, "worst": tuple(row.get("worst", ()))})
     except (TypeError, AttributeError):  # no figure, or not one of ours
@@ -308,7 +311,7 @@ def check_files(names: Sequence[str], section: BenchmarksSection, folder: Path) 
     from cai.evaluate.benchmarks.loaders import judge_prompts, load, refusal_prompt
     from cai.evaluate.benchmarks.sources import obtain
 
-    readers: dict[str, Callable[[Any], Any]] = dict.fromkeys(names, load)
+    readers: dict[str, Callable[[Found], object]] = dict.fromkeys(names, load)
     if "mtbench" in names:
         readers["mtbench_prompts"] = judge_prompts
     if "xstest" in names and section.xstest_prompt:
@@ -335,7 +338,7 @@ def at_hand(section: BenchmarksSection, folder: Path) -> tuple[dict[str, list[Ta
     return loaded, [name for name in NAMES if name not in near]
 
 
-def lines(figures: Mapping[str, Any]) -> list[str]:
+def lines(figures: JsonObject) -> list[str]:
     """The headline figures for the screen."""
     from cai.evaluate.benchmarks.figures import PRIMARY
 

@@ -11,11 +11,11 @@ import difflib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cai.errors import CaiError
 from cai.evaluate.lm_eval.replay import Ask, Missing, Replay, answer
@@ -28,6 +28,9 @@ from cai.run.loop import open_marked
 from cai.store import records
 from cai.store.jsonl import Row
 from cai.store.records import RecordLog
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 Scores = dict[tuple[str, int], float]  # (leaf task, document) -> score
 VERSION = "0.4.13"
@@ -64,7 +67,7 @@ def require_package(section: EvaluationSection, folder: Path) -> Path | None:
     return include
 
 
-def tasks_at_hand(section: EvaluationSection, folder: Path) -> Any:
+def tasks_at_hand(section: EvaluationSection, folder: Path) -> TaskManager:
     """lm_eval's task manager with the recipe's own folder."""
     include = require_package(section, folder)
     with undisturbed():
@@ -73,7 +76,7 @@ def tasks_at_hand(section: EvaluationSection, folder: Path) -> Any:
         return TaskManager(include_path=str(include) if include else None)
 
 
-def check_task(manager: Any, name: str) -> None:
+def check_task(manager: TaskManager, name: str) -> None:
     """Known, loadable with its documents, and nothing that runs code or wants images. Errors: CaiError, one line."""
     if name not in manager.all_tasks:
         near = difflib.get_close_matches(name, manager.all_tasks, 1)
@@ -146,7 +149,7 @@ def done_key(name: str, arm: str) -> tuple[str, int, int]:
     return (f"{arm}/{name}/done", 0, 0)
 
 
-def _measure_task(bench: Bench, log: RecordLog, manager: Any, name: str, arm: str) -> None:
+def _measure_task(bench: Bench, log: RecordLog, manager: TaskManager, name: str, arm: str) -> None:
     """One task on one arm: request rows, document rows, the last row."""
     replay = Replay(lambda item, number: log.get(arm, item, number))
     for _ in range(PASSES):
@@ -168,7 +171,7 @@ def _measure_task(bench: Bench, log: RecordLog, manager: Any, name: str, arm: st
     log.append([{**facts, "versions": versions}])
 
 
-def evaluate(replay: Replay, manager: Any, name: str, limit: int) -> Row:
+def evaluate(replay: Replay, manager: TaskManager, name: str, limit: int) -> Row:
     """One call of lm_eval. Errors: Missing, and whatever the task's code raises."""
     with undisturbed():
         from lm_eval import simple_evaluate
@@ -182,8 +185,8 @@ def evaluate(replay: Replay, manager: Any, name: str, limit: int) -> Row:
         )
 
 
-def _method(call: str) -> Any:
-    def method(self: Any, requests: Sequence[Any]) -> Any:
+def _method(call: str) -> Callable[..., object]:
+    def method(self: Any, requests: Sequence[object]) -> object:
         return getattr(self.replay, call)(requests)
 
     return method
@@ -219,7 +222,7 @@ def document_rows(samples: Mapping[str, Sequence[Row]]) -> list[Row]:
     return rows
 
 
-def _is_score(value: Any) -> bool:
+def _is_score(value: object) -> bool:
     return isinstance(value, int | float) or type(value).__name__ in ("float64", "float32", "bool_", "int64")
 
 

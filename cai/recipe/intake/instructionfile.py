@@ -17,6 +17,7 @@ from cai.recipe.intake import jsontext, plain, tables
 from cai.recipe.intake.entries import LONGEST, Given, Tally, given, is_row
 from cai.recipe.intake.jsontext import Broken, Entry
 from cai.recipe.intake.text import text_of
+from cai.store.jsonl import JsonObject
 
 KEY = "instructions.file"
 NAMED_KEYS = 8  # ignored keys that are named
@@ -128,7 +129,7 @@ def _of_values(entries: list[Entry], key: str, text: str) -> tuple[Sequence[Entr
     return entries, "JSON lines" if len(entries) > 1 else "one JSON object", notes
 
 
-def _inside(table: Mapping[str, Any], line: int) -> tuple[Sequence[Any] | None, str]:
+def _inside(table: JsonObject, line: int) -> tuple[Sequence[Any] | None, str]:
     """The list that an object is around: under its one key with a list, by columns, or an object a name."""
     lists = {name: value for name, value in table.items() if isinstance(value, list) and value}
     texts = {name: v for name, v in lists.items() if all(isinstance(inner, str | Mapping | list) for inner in v)}
