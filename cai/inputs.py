@@ -18,9 +18,9 @@ from cai.models.policy import Backend, backend_of
 from cai.recipe import load as recipes
 from cai.recipe.constitution import Constitution, check_rounds, load_constitution
 from cai.recipe.grid import Grid, load_grid
-from cai.recipe.intake import files as intake_files
+from cai.recipe.intake import input_files as intake_files
 from cai.recipe.intake import instructionfile, told
-from cai.recipe.intake.files import InputFile
+from cai.recipe.intake.input_files import InputFile
 from cai.recipe.intake.instructionfile import Intake
 from cai.recipe.load import Recipe, Source
 from cai.recipe.paths import expanded

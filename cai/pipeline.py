@@ -24,7 +24,7 @@ from cai.evaluate import gates
 from cai.evaluate.doors import recipe_key
 from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, locate
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.models import checks
 from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
@@ -169,7 +169,7 @@ def _uncontaminated(context: Context, inputs: Inputs, pairs: list[Pair]) -> list
 
     loaded, missing = at_hand(context.recipe.benchmarks, inputs.folder)
     sources = [source for name, tasks in loaded.items() for source in contamination.sources_of(name, tasks)]
-    index = contamination.Index(sources)
+    index = contamination.OverlapIndex(sources)
     kept, removed = contamination.clean(pairs, index)
     texts = contamination.input_texts(context.prompts, context.constitution.principles)
     found = contamination.check_inputs(texts, index)
@@ -209,7 +209,7 @@ def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[
         run.train,
         prompt=context.prompts["policy"],
         seed=recipe.dpo.seeds[0],
-        event=telling(run),
+        event=training_events(run),
         stopped=context.stopped,
         progress=context.progress.training,
         adapter=run.adapter,
@@ -224,7 +224,7 @@ def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[
     return run.adapter
 
 
-def telling(run: Run) -> Callable[..., None]:
+def training_events(run: Run) -> Callable[..., None]:
     """`run.event`, which also says a sign of ill health aloud."""
 
     def event(kind: str, **facts: object) -> None:
@@ -237,7 +237,7 @@ def telling(run: Run) -> Callable[..., None]:
 
 def evaluate(
     context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path
-) -> dict[str, Measured]:
+) -> dict[str, Figure]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
     from cai.evaluate.benchmarks import suite
     from cai.evaluate.measure import measure
@@ -256,17 +256,17 @@ def evaluate(
     return {**stored_figures(context.run.eval), **results}
 
 
-def stored_figures(folder: Path) -> dict[str, Measured]:
+def stored_figures(folder: Path) -> dict[str, Figure]:
     """What stands in eval/*.json: measured figures, benchmarks, guard, contamination."""
     from cai.evaluate.benchmarks.suite import read
 
-    found: dict[str, Measured] = {}
+    found: dict[str, Figure] = {}
     for name in ("measured", "benchmarks", "contamination", "guard", "checks", "seeds", "sft"):
         found |= read(folder / f"{name}.json")
     return found
 
 
-def decide(context: Context, results: Mapping[str, Measured], override: str) -> list[Verdict]:
+def decide(context: Context, results: Mapping[str, Figure], override: str) -> list[Verdict]:
     """PASS / FAIL / UNDERPOWERED / UNMEASURED of each criterion, written to eval/gates.json and said on screen."""
     recipe, run = context.recipe, context.run
     verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft"))

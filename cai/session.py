@@ -204,7 +204,7 @@ class ModelOnDemand:
     def _preflight_model(self, model: Model) -> None:
         """On a GPU all checks of the loaded model; on the embedded one, that a padded batch equals its rows alone."""
         from cai.preflight import machine as doctor
-        from cai.preflight import model as doctor_model
+        from cai.preflight import model_checks as doctor_model
 
         recipe = self.inputs.recipe
         if self.inputs.backend == "cuda":

@@ -22,7 +22,7 @@ from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.recipe.constitution import Constitution, Principle, load_constitution
 from cai.recipe.load import Recipe
-from cai.recipe.prompts import Example, Prompt, Rendered
+from cai.recipe.prompts import FewShotExample, Prompt, Rendered
 from cai.report.snapshot import recipe_of
 from cai.run.manifest import read_manifest
 from cai.terminal import printable
@@ -46,7 +46,7 @@ class Talk:
     constitution: Constitution
     adapters: Mapping[str, Path]
     write: Callable[[str], None]
-    history: dict[str, list[Example]] = field(default_factory=dict)
+    history: dict[str, list[FewShotExample]] = field(default_factory=dict)
     criticised: int = 0  # how many principles were dealt
 
     @property
@@ -147,7 +147,7 @@ def ask(talk: Talk, question: str) -> None:
         rendered, limit = fitting(talk, arm, question)
         done = _drawn(talk, arm, rendered, limit)
         talk.write(f"\n({ENDS[done.finish]}, {done.tokens} tokens)\n")
-        talk.history.setdefault(arm, []).append(Example(question, done.text))
+        talk.history.setdefault(arm, []).append(FewShotExample(question, done.text))
 
 
 def fitting(talk: Talk, arm: str, question: str) -> tuple[Rendered, int]:

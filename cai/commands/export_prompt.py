@@ -20,7 +20,7 @@ from cai.models.policy import eos_token
 from cai.models.tokenizer_file import TokenizerFile, folder_at_hand
 from cai.recipe import chat_template
 from cai.recipe.prompts import Format, Prompt, Rendered, load_prompt
-from cai.report.snapshot import Story
+from cai.report.snapshot import Snapshot
 from cai.store.files import write_atomic, write_json_atomic
 from cai.store.jsonl import Row
 
@@ -69,15 +69,15 @@ def policy_prompt(run: Path) -> Prompt:
     return load_prompt(path, frozenset({"instruction"}))
 
 
-def asking(story: Story) -> Asking:
+def asking(snapshot: Snapshot) -> Asking:
     """The run's prompt format, with the tokenizer where it is (or can be had)."""
-    prompt, section = policy_prompt(story.path), story.recipe.model
+    prompt, section = policy_prompt(snapshot.path), snapshot.recipe.model
     stops = chat_template.stop_strings(prompt, section.format)
     found = Asking(prompt, section.format, section.eos or "<|endoftext|>", None, stops, None)
-    if story.backend == "fake":
+    if snapshot.backend == "fake":
         return replace(found, missed="the fake model has no tokenizer")
-    facts = story.manifest.get("model") or {}
-    folder = folder_at_hand(section, story.backend, facts) or _fetched(section.name, facts)
+    facts = snapshot.manifest.get("model") or {}
+    folder = folder_at_hand(section, snapshot.backend, facts) or _fetched(section.name, facts)
     if folder is None:
         return replace(found, missed=f"the tokenizer of {section.name} is not on this machine and cannot be fetched")
     tokenizer = TokenizerFile(folder)

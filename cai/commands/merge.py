@@ -35,14 +35,14 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Source:
+class BaseSource:
     """Where the unquantised base lies: a hub id with its commit ("" for main), or a folder."""
 
     name: str
     revision: str = ""
 
 
-def merge(before: Sequence[Probe], source: Source, adapter: Path, target: Path, say: Callable[[str], None]) -> Path:
+def merge(before: Sequence[Probe], source: BaseSource, adapter: Path, target: Path, say: Callable[[str], None]) -> Path:
     """Write merged bf16 weights to `target`. Error: CaiError (exit 6), and no folder, if they are not the adapter's."""
     from cai.models.policy import quiet
 
@@ -95,17 +95,17 @@ def measure(model: Model, prompts: Sequence[tuple[int, ...]]) -> list[Probe]:
     return probes
 
 
-def _write(source: Source, adapter: Path, target: Path, before: Sequence[Probe]) -> list[tuple[float, ...]]:
+def _write(source: BaseSource, adapter: Path, target: Path, before: Sequence[Probe]) -> list[tuple[float, ...]]:
     """Merge and save; the plain base's log-probs of the probes, seen on the way."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from cai.models.loading import whole
+    from cai.models.loading import complete_weights
 
     more = {"revision": source.revision} if source.revision else {}
     options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True} | more
-    with whole():
+    with complete_weights():
         base: HfModel = AutoModelForCausalLM.from_pretrained(source.name, dtype=torch.bfloat16, **options)
     base = _placed(base)
     plain = [forced(base, probe.prompt_ids, probe.new_ids)[0] for probe in before]

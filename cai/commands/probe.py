@@ -17,7 +17,7 @@ from cai.engine.foreign import HfTokenizer
 from cai.engine.model import Model
 from cai.errors import QUALITY, CaiError
 from cai.metrics.wordings import has_control_token
-from cai.report.snapshot import Story
+from cai.report.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from cai.recipe.prompts import Rendered
@@ -38,18 +38,18 @@ class Answer:
     finish: str
 
 
-def prompts_of(story: Story) -> list[str]:
+def prompts_of(snapshot: Snapshot) -> list[str]:
     """Held-out prompts first, then trained ones, then spare ones; none that spells a control token."""
-    own = [str(pair["prompt"]) for pair in (*story.pairs.heldout, *story.cleaned.kept)]
+    own = [str(pair["prompt"]) for pair in (*snapshot.pairs.heldout, *snapshot.cleaned.kept)]
     return [text for text in dict.fromkeys((*own, *SPARE)) if not has_control_token(text)][:PROMPTS]
 
 
-def load_tuned(story: Story, adapter: Path) -> Model:
+def load_tuned(snapshot: Snapshot, adapter: Path) -> Model:
     """The run's model with its adapter on. Errors: CaiError where it cannot be loaded here."""
     from cai.models.policy import load
 
-    model: Model = load(story.recipe.model, story.backend, seed=story.recipe.seed)  # type: ignore[arg-type]  # a str
-    model.load_adapter(adapter, story.recipe.lora)
+    model: Model = load(snapshot.recipe.model, snapshot.backend, seed=snapshot.recipe.seed)  # type: ignore[arg-type]  # a str
+    model.load_adapter(adapter, snapshot.recipe.lora)
     model.rules = Rules()  # what a server draws: the recipe's rules for small models stay in the pipeline
     model.mode("generate")
     return model
@@ -63,11 +63,11 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def through_template(model: Model, story: Story, asking: Asking, folder: Path) -> str:
+def through_template(model: Model, snapshot: Snapshot, asking: Asking, folder: Path) -> str:
     """What was seen of the exported files in `folder`. Error: CaiError (exit 6) if the template gives other tokens."""
     from transformers import AutoTokenizer
 
-    texts, limit = prompts_of(story), LONGEST.get(story.backend, 32)
+    texts, limit = prompts_of(snapshot), LONGEST.get(snapshot.backend, 32)
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     rendered = [asking.render(text, model.tokenizer) for text in texts]
     ids = [templated(tokenizer, text) for text in texts]
@@ -78,7 +78,7 @@ def through_template(model: Model, story: Story, asking: Asking, folder: Path) -
             f"that was measured, the first: {texts[wrong[0]][:60]!r}. Give prompts/policy.yaml cues that end a token.",
             QUALITY,
         )
-    measured = by_engine(model, story, rendered, limit)
+    measured = by_engine(model, snapshot, rendered, limit)
     exported = [by_generate(model, tokenizer, folder, row, limit, asking.stops) for row in ids]
     return summary(asking, measured, exported, limit, len(wrong))
 
@@ -88,9 +88,9 @@ def templated(tokenizer: HfTokenizer, text: str) -> list[int]:
     return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
-def by_engine(model: Model, story: Story, rendered: list[Rendered], limit: int) -> list[Answer]:
+def by_engine(model: Model, snapshot: Snapshot, rendered: list[Rendered], limit: int) -> list[Answer]:
     """Greedy, as the fresh answers of the evaluation are drawn."""
-    engine = model.engine(story.recipe.engine)
+    engine = model.engine(snapshot.recipe.engine)
     for i, r in enumerate(rendered):
         engine.submit(Request(i, r.token_ids, Sampling(0.0, limit, r.stop, tuple(model.tokenizer.eos_ids))))
     done = {row.id: Answer(row.text.strip(), row.finish) for row in engine.completions()}

@@ -42,7 +42,7 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RepairPlan:
     """What a repair of one log does: the bytes that stay and the lines that go."""
 
     path: Path
@@ -72,7 +72,7 @@ def _score_key(path: Path) -> tuple[str, ...]:
     return SCORE_KEYS[0]
 
 
-def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Plan:
+def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> RepairPlan:
     """Sort the lines of a log into kept and dropped. Reads only.
 
     A row never holds a raw CR, so CR LF line ends and a byte-order mark are an editor's and go without loss.
@@ -80,7 +80,7 @@ def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Plan:
     with path.open("rb") as file:
         found = clean.rows_of(Lines(path, file.fileno()), file.fileno(), path.with_suffix(".sum"), key)
     if found is not None and found[1] == found[2]:
-        return Plan(path, key, b"", (), whole=len(found[0]))
+        return RepairPlan(path, key, b"", (), whole=len(found[0]))
     read = path.read_bytes()
     data = read.removeprefix(BOM).replace(b"\r\n", b"\n")
     restored = read.count(b"\r\n") + read.startswith(BOM)
@@ -98,7 +98,7 @@ def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Plan:
             else:
                 kept.append(raw)
         offset += len(line) + 1
-    return Plan(path, key, b"".join(kept), tuple(drops), restored=restored)
+    return RepairPlan(path, key, b"".join(kept), tuple(drops), restored=restored)
 
 
 def _fault(raw: bytes, offset: int, key: tuple[str, ...], whole: Callable[[int], bool], seen: dict[Key, Row]) -> str:
@@ -177,7 +177,7 @@ def repair(run: Path, write: bool = False, say: Callable[[str], None] = print) -
     return total
 
 
-def _apply(each: Plan, quarantine: Path) -> None:
+def _apply(each: RepairPlan, quarantine: Path) -> None:
     """Copy what goes to quarantine/, write the new sums, then the new log.
 
     A kill in between leaves the old log under the new sums: still corrupt, and a second repair drops the same lines.

@@ -42,7 +42,7 @@ SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "CREDENTIAL")
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class VerifyResult:
     """One line of the table: the promise, what was found."""
 
     promise: str
@@ -50,15 +50,15 @@ class Check:
     found: str
 
 
-def verify(run: Path) -> list[Check]:
+def verify(run: Path) -> list[VerifyResult]:
     """All checks of a run folder, in the order of the table."""
-    checks: list[Check] = []
+    checks: list[VerifyResult] = []
     for promise, look in CHECKS:
         try:
             results = list(look(run))
         except Exception as error:  # what lies in a broken run is not known beforehand; the other checks go on
             results = [("FAIL", f"{type(error).__name__}: {error}")]
-        checks += [Check(promise, verdict, found) for verdict, found in results]  # type: ignore[arg-type]
+        checks += [VerifyResult(promise, verdict, found) for verdict, found in results]  # type: ignore[arg-type]
     return checks
 
 
@@ -343,11 +343,11 @@ CHECKS: tuple[tuple[str, Callable[[Path], Results]], ...] = (
 )
 
 
-def table(checks: list[Check]) -> list[str]:
+def table(checks: list[VerifyResult]) -> list[str]:
     """The checks as lines; promise, verdict, finding."""
     wide = max(len(check.promise) for check in checks)
     return [f"{check.promise:<{wide}}  {check.verdict:<4}  {printable(check.found, one_line=True)}" for check in checks]
 
 
-def sound(checks: list[Check]) -> bool:
+def sound(checks: list[VerifyResult]) -> bool:
     return all(check.verdict != "FAIL" for check in checks)

@@ -20,7 +20,7 @@ from cai.recipe.load import Recipe, drop_unset, flatten, rounding
 from cai.recipe.prompts import Prompt, load_prompt, load_reviews
 from cai.run.context import Context
 from cai.store.jsonl import Row
-from cai.store.row_types import Asked
+from cai.store.row_types import UnitExtra
 from cai.terminal import stage_name
 
 
@@ -33,7 +33,7 @@ def make_instructions(grid: Grid) -> Stage:
         pool = grid.pool(recipe.seed, slot, recipe.instructions.red_team_share)
         index = slot % slots.HELDOUT + number * slots.HELDOUT * 2 + (slots.HELDOUT if slot >= slots.HELDOUT else 0)
         cell = grid.cell(recipe.seed, index, pool)
-        extra: Asked = {"pool": pool, "cell": cell, "split": slots.split_of(item), "parent": None}
+        extra: UnitExtra = {"pool": pool, "cell": cell, "split": slots.split_of(item), "parent": None}
         return Unit(item, attempt, cell, None, extra, shift=slot)
 
     return replace(INSTRUCTIONS, render=render)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.metrics.text import ngrams
 from cai.store.jsonl import JsonObject, Row
 from cai.store.row_types import Pair
@@ -34,7 +34,7 @@ TEXTS: tuple[Literal["prompt", "chosen", "rejected"], ...] = ("prompt", "chosen"
 
 
 @dataclass(frozen=True)
-class Source:
+class BenchmarkText:
     """One benchmark text. `name`: its row's id, which is what is listed (never the text)."""
 
     benchmark: str
@@ -61,10 +61,10 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(WORD.findall(folded.translate(APOSTROPHES)))
 
 
-class Index:
+class OverlapIndex:
     """The benchmark texts by words, by 13-grams, whole or less a word where they are short, and by trigrams."""
 
-    def __init__(self, sources: Iterable[Source]) -> None:
+    def __init__(self, sources: Iterable[BenchmarkText]) -> None:
         self.sources = list(sources)
         self.exact: dict[tuple[str, ...], int] = {}
         self.grams: dict[tuple[str, ...], int] = {}
@@ -151,15 +151,15 @@ class Texts(Protocol):
     def references(self) -> Sequence[str]: ...
 
 
-def sources_of(name: str, tasks: Iterable[Texts]) -> Iterator[Source]:
+def sources_of(name: str, tasks: Iterable[Texts]) -> Iterator[BenchmarkText]:
     """Every text of a benchmark's tasks: turns, behaviour and context apart, references."""
     for task in tasks:
         for text in dict.fromkeys((*task.turns, task.behavior, task.context, *task.references)):
             if text.strip():
-                yield Source(name, task.name, text)
+                yield BenchmarkText(name, task.name, text)
 
 
-def clean(pairs: Sequence[Pair], index: Index) -> tuple[list[Pair], list[Row]]:
+def clean(pairs: Sequence[Pair], index: OverlapIndex) -> tuple[list[Pair], list[Row]]:
     """(kept, removed): a pair goes if its prompt or one of its answers overlaps; removed rows say which and where."""
     kept: list[Pair] = []
     removed: list[Row] = []
@@ -173,7 +173,7 @@ def clean(pairs: Sequence[Pair], index: Index) -> tuple[list[Pair], list[Row]]:
     return kept, removed
 
 
-def check_inputs(texts: Mapping[str, str], index: Index) -> list[Row]:
+def check_inputs(texts: Mapping[str, str], index: OverlapIndex) -> list[Row]:
     """Overlaps of few-shots and principles: listed, for only their author can change them."""
     return [{"input": name, **asdict(hit)} for name, text in texts.items() if (hit := index.find(text))]
 
@@ -199,8 +199,8 @@ def result(
     facts = {"by_rule": by_rule, "checked": dict(checked), "not_checked": list(missing)}
     n = pairs if checked else 0
     figures = [
-        Measured("contamination.removed", len(removed) if checked else None, n=n, note=note, facts=facts),
-        Measured("contamination.inputs", len(inputs) if checked else None, n=n, note=note),
+        Figure("contamination.removed", len(removed) if checked else None, n=n, note=note, facts=facts),
+        Figure("contamination.inputs", len(inputs) if checked else None, n=n, note=note),
     ]
     return {
         "checked": dict(checked),

@@ -12,7 +12,7 @@ from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Principle, choose
 from cai.recipe.load import Recipe
 from cai.run.context import Context
-from cai.store.row_types import Asked, Record
+from cai.store.row_types import Record, UnitExtra
 
 ROTATIONS = (0, 2, 4)  # orders in which the examples are shown, by slot: few, so that prefixes stay shared
 
@@ -132,5 +132,5 @@ def _render_label(context: Context, item: int, round_: int) -> Unit | None:
         return None
     used = dict.fromkeys(str(one["principle"]) for one in revised)
     before = context.ok("relevance", item, 0)
-    extra: Asked = {"used": tuple(used), "before": before["scores"] if before else {}}
+    extra: UnitExtra = {"used": tuple(used), "before": before["scores"] if before else {}}
     return Unit(item, 0, {"instruction": row["text"], "chosen": text, "rejected": answer["text"]}, extra=extra)

@@ -23,7 +23,7 @@ from cai.recipe.prompts import Prompt, Rendered
 from cai.run.context import Context
 from cai.run.loop import Key, fill
 from cai.store.jsonl import Row
-from cai.store.row_types import Asked, Extra, Record
+from cai.store.row_types import Record, RecordExtra, UnitExtra
 
 SCORED_AT_ONCE = 64  # units scored between two writes: what a kill loses
 SCORED_AT_ONCE_CPU = 4
@@ -41,7 +41,7 @@ class Unit:
     round: int
     fields: Mapping[str, str]
     principle: str | None = None
-    extra: Asked = field(default_factory=Asked)
+    extra: UnitExtra = field(default_factory=UnitExtra)
     shift: int = 0
     prefill: str = ""
 
@@ -350,7 +350,7 @@ def _row(
         "tokens": len(completion.token_ids) if completion else 0,
         "seed": draw.seed(context.recipe.seed),
         "prompt_sha": draw.rendered.sha,
-        **cast(Extra, draw.unit.extra),
+        **cast(RecordExtra, draw.unit.extra),
     }
     return row | {"draws": draw.number + 1} if draw.number else row
 

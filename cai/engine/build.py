@@ -17,11 +17,11 @@ def make_engine(name: str, model: Runnable, *, batch_size: int = 0, linears: str
     if name == "reference":
         from cai.engine.oracle import ReferenceEngine
 
-        return noted(ReferenceEngine(model.hf, model.tokenizer, **options), linears)
+        return with_note(ReferenceEngine(model.hf, model.tokenizer, **options), linears)
     if name == "static":
         from cai.engine.static import StaticEngine
 
-        return noted(StaticEngine(model.hf, model.tokenizer, **options), linears)
+        return with_note(StaticEngine(model.hf, model.tokenizer, **options), linears)
     if name not in ("auto", "native"):
         raise CaiError(f'engine.backend: {name!r} is none of "auto", "native", "static", "reference".')
     from cai.engine.native.decoder import unsupported
@@ -35,7 +35,7 @@ def make_engine(name: str, model: Runnable, *, batch_size: int = 0, linears: str
     from cai.engine.native.engine import NativeEngine
 
     try:
-        return noted(NativeEngine(model.hf, model.tokenizer, linears=linears, **options), linears)
+        return with_note(NativeEngine(model.hf, model.tokenizer, linears=linears, **options), linears)
     except RuntimeError as error:
         if "C compiler" not in str(error):
             raise
@@ -43,7 +43,7 @@ def make_engine(name: str, model: Runnable, *, batch_size: int = 0, linears: str
     raise CaiError(f"engine: no C compiler, which Triton needs to start its kernels. {remedy}")
 
 
-def noted(engine: Engine, linears: str) -> Engine:
+def with_note(engine: Engine, linears: str) -> Engine:
     """A wish that nothing came of is said."""
     if linears != "auto":
         text = f'linears: the loaded modules; "{linears}" is for the native engine on a GPU'

@@ -128,7 +128,7 @@ def generate_slice(
     return [row.completion() for row in rows if row.done is not None], done.steps
 
 
-def fed(request: ScoreRequest) -> tuple[int, ...]:
+def input_ids_of(request: ScoreRequest) -> tuple[int, ...]:
     """The tokens that the decoder reads to score a request: all but the last."""
     return (*request.context_ids, *request.continuation_ids[:-1])
 
@@ -137,7 +137,7 @@ def score_batch(model: HfModel, requests: Sequence[ScoreRequest], device: torch.
     """Log-probs of one batch's continuations: the decoder body once, the head at continuation positions in chunks."""
     lm = causal_lm(model)
     rows: dict[tuple[int, ...], int] = {}  # "Yes" and "No" after one question: the same row
-    row_of = [rows.setdefault(fed(r), len(rows)) for r in requests]
+    row_of = [rows.setdefault(input_ids_of(r), len(rows)) for r in requests]
     width = max(map(len, rows))
     ids_BT = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in rows], device=device)
     with torch.no_grad():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, generate, never
 from cai.engine.foreign import HfModel
-from cai.engine.stopping import Decoder, Pieces
+from cai.engine.stopping import Pieces, TokenDecoder
 
 
 class ReferenceEngine:
@@ -17,7 +17,7 @@ class ReferenceEngine:
     rules = Rules()
     streams = False
 
-    def __init__(self, hf_model: HfModel, tokenizer: Decoder, *, batch_size: int = 1, device: str = "cpu") -> None:
+    def __init__(self, hf_model: HfModel, tokenizer: TokenDecoder, *, batch_size: int = 1, device: str = "cpu") -> None:
         self.model, self.pieces, self.device = hf_model, Pieces(tokenizer), device
         self.queue: deque[Request] = deque()
         self.stats = EngineStats(batch_size=1)

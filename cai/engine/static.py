@@ -15,7 +15,7 @@ import torch
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, generate, never
 from cai.engine.foreign import HfConfig, HfModel
 from cai.engine.memory import free_gpu_bytes
-from cai.engine.stopping import Decoder, Pieces
+from cai.engine.stopping import Pieces, TokenDecoder
 from cai.errors import RESUMABLE, CaiError
 
 SCORE_TOKENS_CPU, SCORE_TOKENS_GPU = 4096, 16384  # padded tokens in one scoring batch
@@ -29,7 +29,7 @@ class StaticEngine:
     rules = Rules()
     streams = False
 
-    def __init__(self, hf_model: HfModel, tokenizer: Decoder, *, batch_size: int = 0, device: str = "cpu") -> None:
+    def __init__(self, hf_model: HfModel, tokenizer: TokenDecoder, *, batch_size: int = 0, device: str = "cpu") -> None:
         self.model, self.pieces, self.device = hf_model, Pieces(tokenizer), device
         self.queue: list[Request] = []
         self.stats = EngineStats(batch_size=batch_size or default_batch_size(hf_model, device))
@@ -111,7 +111,7 @@ def batch_within(requests: Sequence[ScoreRequest], budget: int) -> int:
     """
     count, rows = 0, set[tuple[int, ...]]()
     for request in requests:
-        row = generate.fed(request)
+        row = generate.input_ids_of(request)
         if count and row not in rows and len(row) * (len(rows) + 1) > budget:
             break
         rows.add(row)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cai.metrics.figure import place, shuffled
+from cai.metrics.figure import seeded_index, shuffled
 from cai.store.row_types import Example
 
 GENERIC_CRITIQUE = (
@@ -100,7 +100,7 @@ def nearby(case: Case, ring: Sequence[Case]) -> Sequence[Case]:
     """At most NEARBY cases of a list in seeded order, from a seeded place on: bounds what a case is compared with."""
     if len(ring) <= NEARBY:
         return ring
-    start = place(len(ring), case.key)
+    start = seeded_index(len(ring), case.key)
     return [*ring[start : start + NEARBY], *ring[: max(0, start + NEARBY - len(ring))]]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cai.data import labels
 from cai.data.pairs import PairSet
 from cai.data.stage import shown_runs
-from cai.metrics.figure import Measured, Outcome, Scored, count, mean, rate, unmeasured, yes
+from cai.metrics.figure import Figure, Outcome, Scored, count, indicator, mean, rate, unmeasured
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Constitution
 from cai.recipe.copies import copied
@@ -22,7 +22,7 @@ from cai.recipe.prompts import Prompt
 from cai.store.jsonl import Row
 from cai.store.row_types import Example, Record
 
-Figures = dict[str, Measured]
+Figures = dict[str, Figure]
 MADE_BY = {"initial_answer": "answers", "critique": "critiques", "revised_answer": "revisions"}
 SHOWN = 160  # characters of a worst text
 
@@ -48,7 +48,7 @@ def measure(
     return {figure.metric: figure for figure in figures}
 
 
-def scaffolding(examples: Sequence[Example], signs: Mapping[str, Signs]) -> Measured:
+def scaffolding(examples: Sequence[Example], signs: Mapping[str, Signs]) -> Figure:
     """Examples in which a text holds a sign that the transcript went on."""
     found = []
     for example in examples:
@@ -59,7 +59,7 @@ def scaffolding(examples: Sequence[Example], signs: Mapping[str, Signs]) -> Meas
     return _counted("data.scaffolding", found, len(examples))
 
 
-def copies(examples: Sequence[Example], prompts: Mapping[str, Prompt]) -> Measured:
+def copies(examples: Sequence[Example], prompts: Mapping[str, Prompt]) -> Figure:
     """Examples in which a text copies eight words of a prompt's example that the item's own texts do not hold."""
     shots, found = shown_runs(prompts), []
     for example in examples:
@@ -72,7 +72,7 @@ def copies(examples: Sequence[Example], prompts: Mapping[str, Prompt]) -> Measur
     return _counted("data.copied", found, len(examples))
 
 
-def nothing_found(examples: Sequence[Example]) -> Measured:
+def nothing_found(examples: Sequence[Example]) -> Figure:
     """Examples of which every critique says that nothing is wrong: their pairs prefer a rewriting to its original."""
     found = [
         {"item": example["item"], "critique": example["critique"][:SHOWN]}
@@ -82,13 +82,13 @@ def nothing_found(examples: Sequence[Example]) -> Measured:
     return _counted("data.nothing_found", found, len(examples))
 
 
-def _counted(metric: str, found: Sequence[Row], n: int) -> Measured:
+def _counted(metric: str, found: Sequence[Row], n: int) -> Figure:
     if not n:
         return unmeasured(metric, "no pair came through")
     return count(metric, len(found), n, worst=tuple(found[:3]))
 
 
-def _labels(rows: Iterable[Record]) -> list[Measured]:
+def _labels(rows: Iterable[Record]) -> list[Figure]:
     """How often the checked revision is the better text, and how often the original wins outright."""
     checked = [row for row in rows if row["stage"] == "labels" and row["status"] == "ok"]
     if not checked:
@@ -100,8 +100,8 @@ def _labels(rows: Iterable[Record]) -> list[Measured]:
         for row in sorted(scored, key=lambda row: row["margin"] or 0.0)[:3]
     )
     unscored = len(checked) - len(scored)
-    better: list[Outcome] = [yes(not labels.fault(row)) for row in scored]
-    original: list[Outcome] = [yes(row in lost) for row in scored]
+    better: list[Outcome] = [indicator(not labels.fault(row)) for row in scored]
+    original: list[Outcome] = [indicator(row in lost) for row in scored]
     margins: list[Outcome] = [Scored(margin) for row in scored if (margin := row["margin"]) is not None]
     judge = "the policy itself, adapter off"
     found = [
@@ -126,7 +126,7 @@ def _by_principle(scored: Sequence[Record], lost: Sequence[Record]) -> Row:
     return {"by_principle": {id_: f"{beaten[id_]} of {judged[id_]}" for id_ in sorted(judged)}}
 
 
-def _principles(rows: Iterable[Record], constitution: Constitution) -> list[Measured]:
+def _principles(rows: Iterable[Record], constitution: Constitution) -> list[Figure]:
     """What drawing by relevance gains over dealing blindly: mean score of the drawn less that of all that fit."""
     asked = [row for row in rows if row["stage"] == "relevance" and row["status"] == "ok"]
     if not asked:
@@ -142,7 +142,7 @@ def _principles(rows: Iterable[Record], constitution: Constitution) -> list[Meas
         values = [v for name, v in row["scores"].items() if v is not None and name in fitting]
         if values and (score := row["scores"][id_]) is not None:
             lifts.append(Scored(score - math.fsum(values) / len(values)))
-    broken: list[Outcome] = [yes(row["principle"] is not None) for row in asked]
+    broken: list[Outcome] = [indicator(row["principle"] is not None) for row in asked]
     return [
         mean("principles.lift", lifts, judge="likelihood, adapter off", facts={"used": dict(sorted(used.items()))}),
         rate("principles.broken", broken, judge="likelihood, adapter off"),

@@ -16,7 +16,7 @@ import orjson
 from cai.engine.asks import Ask, Scorer, score
 from cai.engine.foreign import HfModel
 from cai.engine.model import Model
-from cai.metrics.figure import Measured, Scored, lost, mean, rate, unmeasured, whole, worst_rows, yes
+from cai.metrics.figure import Figure, Scored, finite_rows, indicator, mean, rate, unmeasured, unscored, worst_rows
 from cai.metrics.text import distinct_n, repeats, words
 from cai.store.jsonl import Row
 
@@ -100,10 +100,10 @@ def _logps(model: Model, lm: HfModel, hidden_TH: torch.Tensor, on: bool) -> torc
         return lm.get_output_embeddings()(hidden_TH).float().log_softmax(-1)
 
 
-def summarise_nll(rows: Sequence[Row]) -> dict[str, Measured]:
+def summarise_nll(rows: Sequence[Row]) -> dict[str, Figure]:
     """Tuned minus base, paired by document: the interval is a bootstrap over documents."""
-    found = whole(rows, "base", "tuned")
-    missing = lost(len(rows) - len(found))
+    found = finite_rows(rows, "base", "tuned")
+    missing = unscored(len(rows) - len(found))
     worst = tuple(worst_rows(found, lambda row: row["base"] - row["tuned"]))
     differences = [*(Scored(row["tuned"] - row["base"]) for row in found), *missing]
     delta = mean("forgetting.nll_delta", differences, judge=JUDGE, worst=worst)
@@ -112,22 +112,22 @@ def summarise_nll(rows: Sequence[Row]) -> dict[str, Measured]:
     return {delta.metric: delta, base.metric: base}
 
 
-def summarise_kl(rows: Sequence[Row]) -> dict[str, Measured]:
-    found = whole(rows, "kl")
-    values = [*(Scored(row["kl"]) for row in found), *lost(len(rows) - len(found))]
+def summarise_kl(rows: Sequence[Row]) -> dict[str, Figure]:
+    found = finite_rows(rows, "kl")
+    values = [*(Scored(row["kl"]) for row in found), *unscored(len(rows) - len(found))]
     kl = mean("forgetting.kl", values, judge="base || tuned")
     return {kl.metric: kl}
 
 
-def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dict[str, Measured]:
+def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dict[str, Figure]:
     """Empty rate, distinct-2, share at the token limit, share with a repeated 8-gram, of one arm's fresh answers."""
     names = ("empty", "at_limit", "repeats", "distinct_2")
     if not texts:
         return {f"fresh.{arm}.{n}": unmeasured(f"fresh.{arm}.{n}", "no fresh answer") for n in names}
     figures = [
-        rate(f"fresh.{arm}.empty", [yes(not words(text)) for text in texts]),
-        rate(f"fresh.{arm}.at_limit", [yes(flag) for flag in limited]),
-        rate(f"fresh.{arm}.repeats", [yes(repeats(text)) for text in texts]),
-        Measured(f"fresh.{arm}.distinct_2", distinct_n(texts), n=len(texts)),
+        rate(f"fresh.{arm}.empty", [indicator(not words(text)) for text in texts]),
+        rate(f"fresh.{arm}.at_limit", [indicator(flag) for flag in limited]),
+        rate(f"fresh.{arm}.repeats", [indicator(repeats(text)) for text in texts]),
+        Figure(f"fresh.{arm}.distinct_2", distinct_n(texts), n=len(texts)),
     ]
     return {figure.metric: figure for figure in figures}

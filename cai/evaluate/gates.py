@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.recipe.settings_evaluation import GateSpec
 from cai.store.jsonl import JsonObject, Row
 
@@ -25,7 +25,7 @@ class Verdict:
 
     gate: GateSpec
     status: Status
-    measured: Measured | None
+    measured: Figure | None
     reason: str
 
     @property
@@ -55,7 +55,7 @@ def meets(value: float, gate: GateSpec) -> bool:
     return {"at_least": value >= t, "at_most": value <= t, "above": value > t, "below": value < t}[gate.comparison]
 
 
-def decide(measured: Measured | None, gate: GateSpec, controls: Mapping[str, Measured] | None = None) -> Verdict:
+def decide(measured: Figure | None, gate: GateSpec, controls: Mapping[str, Figure] | None = None) -> Verdict:
     """One gate. `controls`: every other measured value, by metric, for the names in `gate.beats`."""
     if measured is None:
         return Verdict(gate, "UNMEASURED", None, "nothing was measured")
@@ -63,7 +63,7 @@ def decide(measured: Measured | None, gate: GateSpec, controls: Mapping[str, Mea
     return Verdict(gate, status, measured, reason)
 
 
-def _decide(measured: Measured, gate: GateSpec, controls: Mapping[str, Measured]) -> tuple[Status, str]:
+def _decide(measured: Figure, gate: GateSpec, controls: Mapping[str, Figure]) -> tuple[Status, str]:
     value = measured.value
     if (missing := _unmeasured(measured, gate)) or value is None:
         return "UNMEASURED", missing
@@ -94,7 +94,7 @@ def _decide(measured: Measured, gate: GateSpec, controls: Mapping[str, Measured]
     return "UNDERPOWERED", f"the value meets it, its {gate.bound} bound {bound:.3g} does not"
 
 
-def _unmeasured(measured: Measured, gate: GateSpec) -> str:
+def _unmeasured(measured: Figure, gate: GateSpec) -> str:
     """Why a figure, the gate's own or a control's, decides nothing; "" if it does."""
     if measured.value is None or measured.n == 0:
         return measured.note or "no unit was scored"
@@ -106,7 +106,7 @@ def _unmeasured(measured: Measured, gate: GateSpec) -> str:
     return ""
 
 
-def _beaten_by_control(value: float, gate: GateSpec, controls: Mapping[str, Measured]) -> tuple[Status, str] | None:
+def _beaten_by_control(value: float, gate: GateSpec, controls: Mapping[str, Figure]) -> tuple[Status, str] | None:
     """FAIL where a control does as well, UNMEASURED where a named control has no value."""
     rises = gate.comparison in ("at_least", "above")
     for name in gate.beats:
@@ -121,7 +121,7 @@ def _beaten_by_control(value: float, gate: GateSpec, controls: Mapping[str, Meas
     return None
 
 
-def decide_all(measured: Mapping[str, Measured], gates: Sequence[GateSpec]) -> list[Verdict]:
+def decide_all(measured: Mapping[str, Figure], gates: Sequence[GateSpec]) -> list[Verdict]:
     """Every criterion of a milestone, in the recipe's order."""
     return [decide(measured.get(gate.metric), gate, measured) for gate in gates]
 

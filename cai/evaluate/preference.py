@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from cai.engine import Engine, ScoreRequest, never
 from cai.engine.model import Model
 from cai.evaluate.dpo_health import LOGPS, margin
-from cai.metrics.figure import Measured, Outcome, Scored, lost, mean, rate, unmeasured, whole, worst_rows
+from cai.metrics.figure import Figure, Outcome, Scored, finite_rows, mean, rate, unmeasured, unscored, worst_rows
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact
 from cai.metrics.text import words
 from cai.metrics.wordings import is_refusal
@@ -114,7 +114,7 @@ def normalised(row: PairScore, prefix: Literal["", "ref_"] = "") -> float:
 
 def baseline(
     metric: str, rows: Sequence[PairScore], fitted_on: Sequence[PairScore], rule: Callable[[PairScore], float]
-) -> Measured:
+) -> Figure:
     """A one-feature classifier: its direction is what fits the training pairs, or the rows themselves without any."""
     fit = fitted_on or rows
     flip = sum(map(rule, fit)) < 0.5 * len(fit)
@@ -123,7 +123,7 @@ def baseline(
     return rate(metric, list(map(Scored, values)), facts=facts)
 
 
-def permuted(rows: Sequence[PairScore], count: int = PERMUTATIONS, seed: int = 0) -> tuple[Measured, float]:
+def permuted(rows: Sequence[PairScore], count: int = PERMUTATIONS, seed: int = 0) -> tuple[Figure, float]:
     """P1 with labels flipped at random, pair by pair: mean, the middle 95% of draws, and how often P1 is reached."""
     observed = sum(map(implicit, rows)) / len(rows)
     draws = []
@@ -133,20 +133,20 @@ def permuted(rows: Sequence[PairScore], count: int = PERMUTATIONS, seed: int = 0
     draws.sort()
     low, high = draws[int(0.025 * (count - 1))], draws[math.ceil(0.975 * (count - 1))]
     reached = (1 + sum(d >= observed for d in draws)) / (1 + count)
-    control = Measured("preference.p1.permuted", sum(draws) / count, low, high, len(rows), judge=POLICY)
+    control = Figure("preference.p1.permuted", sum(draws) / count, low, high, len(rows), judge=POLICY)
     return control, reached
 
 
-def summarise(rows: Sequence[PairScore], too_long: int = 0) -> dict[str, Measured]:
+def summarise(rows: Sequence[PairScore], too_long: int = 0) -> dict[str, Figure]:
     """P1, P2, baselines and controls on held-out pairs; P1 on training pairs beside them.
 
     Unscored are held-out pairs with a log-probability that is not finite, and `too_long` ones that have no row.
     """
     all_heldout = [row for row in rows if row["split"] == "heldout"]
     all_train = [row for row in rows if row["split"] != "heldout"]
-    heldout, train = whole(all_heldout, *LOGPS), whole(all_train, *LOGPS)
-    missing = lost(len(all_heldout) - len(heldout)) + lost(too_long, "prompt too long")
-    wins = [*(Scored(implicit(row)) for row in train), *lost(len(all_train) - len(train))]
+    heldout, train = finite_rows(all_heldout, *LOGPS), finite_rows(all_train, *LOGPS)
+    missing = unscored(len(all_heldout) - len(heldout)) + unscored(too_long, "prompt too long")
+    wins = [*(Scored(implicit(row)) for row in train), *unscored(len(all_train) - len(train))]
     figures = [rate("preference.p1.train", wins, judge=POLICY)]
     if not heldout:
         why = "no held-out pair could be scored" if missing else "no held-out pair: set heldout.items"
@@ -163,7 +163,7 @@ def summarise(rows: Sequence[PairScore], too_long: int = 0) -> dict[str, Measure
     return {figure.metric: figure for figure in (*figures, *_p2(heldout, missing))}
 
 
-def _p2(heldout: Sequence[PairScore], missing: Sequence[Outcome]) -> list[Measured]:
+def _p2(heldout: Sequence[PairScore], missing: Sequence[Outcome]) -> list[Figure]:
     before = [win(normalised(row, "ref_")) for row in heldout]
     after = [win(normalised(row)) for row in heldout]
     p = mcnemar_exact([b == 1.0 for b in before], [a == 1.0 for a in after])
@@ -177,10 +177,10 @@ def _p2(heldout: Sequence[PairScore], missing: Sequence[Outcome]) -> list[Measur
     ]
 
 
-def summarise_fresh(rows: Sequence[Row], judge: str) -> dict[str, Measured]:
+def summarise_fresh(rows: Sequence[Row], judge: str) -> dict[str, Figure]:
     """P3 over judged fresh answers of base and tuned: the win rate, as it is and at equal length."""
-    tried, rows = len(rows), whole(rows, "log_odds")
-    missing = lost(tried - len(rows))
+    tried, rows = len(rows), finite_rows(rows, "log_odds")
+    missing = unscored(tried - len(rows))
     if not rows:
         names = ("preference.p3", "preference.p3.length_controlled")
         return {name: unmeasured(name, "no fresh answer was judged", judge, len(missing)) for name in names}
@@ -190,7 +190,7 @@ def summarise_fresh(rows: Sequence[Row], judge: str) -> dict[str, Measured]:
     return {wins.metric: wins, controlled.metric: controlled}
 
 
-def length_controlled(rows: Sequence[Row], judge: str) -> Measured:
+def length_controlled(rows: Sequence[Row], judge: str) -> Figure:
     """Share of answers that the judge would prefer at equal length; a tie is 0.5.
 
     A least-squares line over the log length ratio says what length explains of the judged log-odds; an answer wins

@@ -39,7 +39,7 @@ CONSTANTS = {"batch": 64, "min_quote_match": MIN_QUOTE_MATCH}
 
 
 @dataclass
-class Bench:
+class Evaluation:
     """What every measurement takes. `model()` loads the weights and the adapter at the first missing row."""
 
     context: Context

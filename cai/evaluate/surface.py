@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cai.metrics.figure import Measured, Scored, rate, sample, shuffled, unmeasured
+from cai.metrics.figure import Figure, Scored, rate, sample, shuffled, unmeasured
 from cai.metrics.stats import wilson
 from cai.metrics.text import words
 from cai.store.jsonl import Row
@@ -83,7 +83,7 @@ class Surface:
     for_rejected: tuple[Feature, ...] = ()
     reason: str = ""
 
-    def as_measured(self, metric: str = "preference.surface") -> Measured:
+    def as_measured(self, metric: str = "preference.surface") -> Figure:
         """The figure for a gate; the features stand in its facts."""
         judge = "linear classifier of characters and lengths"
         if self.accuracy is None:

@@ -1,4 +1,4 @@
-"""One unit's outcome (a score, or unscored with a reason) and its summary as a `Measured`.
+"""One unit's outcome (a score, or unscored with a reason) and its summary as a `Figure`.
 
 Owns the rule that an unscored unit is counted, never dropped and never good. Pure.
 """
@@ -40,9 +40,9 @@ class More(TypedDict, total=False):
     facts: Row
 
 
-def unmeasured(metric: str, why: str, judge: str = "deterministic", unscored: int = 0) -> Measured:
+def unmeasured(metric: str, why: str, judge: str = "deterministic", unscored: int = 0) -> Figure:
     """Nothing could be measured, and why: a gate on it does not pass."""
-    return Measured(metric, None, n=0, unscored=unscored, judge=judge, note=why)
+    return Figure(metric, None, n=0, unscored=unscored, judge=judge, note=why)
 
 
 def _split(outcomes: Iterable[Outcome]) -> tuple[list[float], list[str]]:
@@ -56,43 +56,43 @@ def _split(outcomes: Iterable[Outcome]) -> tuple[list[float], list[str]]:
     return values, reasons
 
 
-def rate(metric: str, outcomes: Sequence[Outcome], *, judge: str = "deterministic", **more: Unpack[More]) -> Measured:
+def rate(metric: str, outcomes: Sequence[Outcome], *, judge: str = "deterministic", **more: Unpack[More]) -> Figure:
     """Share of units whose value is 1 (a tie is 0.5), with its Wilson interval."""
     values, reasons = _split(outcomes)
     if not values:
         return unmeasured(metric, _why(reasons), judge, len(reasons))
     low, high = wilson(sum(values), len(values))
-    return Measured(metric, sum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
+    return Figure(metric, sum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
 
 
-def mean(metric: str, outcomes: Sequence[Outcome], *, judge: str, **more: Unpack[More]) -> Measured:
+def mean(metric: str, outcomes: Sequence[Outcome], *, judge: str, **more: Unpack[More]) -> Figure:
     """Mean over units with its bootstrap interval; no interval below two units."""
     values, reasons = _split(outcomes)
     if not values:
         return unmeasured(metric, _why(reasons), judge, len(reasons))
     low, high = bootstrap_mean(values) or (None, None)
-    return Measured(metric, math.fsum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
+    return Figure(metric, math.fsum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
 
 
-def count(metric: str, value: float, n: int, **more: Unpack[More]) -> Measured:
+def count(metric: str, value: float, n: int, **more: Unpack[More]) -> Figure:
     """A plain figure without an interval (a count, a single run's loss)."""
-    return Measured(metric, float(value), n=n, **more)
+    return Figure(metric, float(value), n=n, **more)
 
 
 def _why(reasons: Sequence[str]) -> str:
     return f"no unit scored: {reasons[0]}" if reasons else "there was nothing to score"
 
 
-def yes(flag: bool) -> Scored:
+def indicator(flag: bool) -> Scored:
     return Scored(1.0 if flag else 0.0)
 
 
-def lost(count: int, why: str = "a log-probability is not finite") -> list[Outcome]:
+def unscored(count: int, why: str = "a log-probability is not finite") -> list[Outcome]:
     """So many units that could not be scored."""
     return [Unscored(why)] * count
 
 
-def whole(rows: Sequence[R], *names: str) -> list[R]:
+def finite_rows(rows: Sequence[R], *names: str) -> list[R]:
     """The rows whose numbers of these names are finite; what is not stands in a stored row as null."""
     return [row for row in rows if all(_is_finite(row[name]) for name in names)]
 
@@ -124,7 +124,7 @@ def shuffled(keys: Sequence[T], seed: int, salt: object) -> list[T]:
     return sorted(keys, key=lambda key: _hash(seed, (salt, key)))
 
 
-def place(size: int, salt: object) -> int:
+def seeded_index(size: int, salt: object) -> int:
     """A seeded place in a list of this size."""
     return int.from_bytes(_hash(0, (salt, "place"))[:8], "little") % size
 
@@ -141,7 +141,7 @@ def rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Figure:
     """One figure with all that is needed to believe it.
 
     `low`, `high`: 95% interval, None where there is none. `n`: scored units; `unscored`: units that could not be

@@ -211,12 +211,12 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     import torch
     from transformers import AutoModelForCausalLM
 
-    from cai.models.loading import whole
+    from cai.models.loading import complete_weights
     from cai.models.policy import quiet
 
     cuda, options = torch.cuda.is_available(), _options(name, revision)
     try:
-        with quiet(), whole(key):
+        with quiet(), complete_weights(key):
             dtype = torch.bfloat16 if cuda else torch.float32
             options["device_map"] = "cuda" if cuda else "cpu"  # straight onto the device: no copy in host memory
             hf = AutoModelForCausalLM.from_pretrained(
@@ -275,7 +275,7 @@ def choices(
     common = shared_length([ids for ids, _ in asks.values()])
     for i, (ids, words) in asks.items():
         continuations = [tuple(judge.tokenizer.encode(word)) for word in words]
-        continuations = telling(continuations) if first else continuations
+        continuations = shortest_distinct(continuations) if first else continuations
         shares = judge.on_cpu and any(len(continuation) > 1 for continuation in continuations)
         for place, continuation in enumerate(continuations):
             where[len(requests)] = (i, place)
@@ -307,7 +307,7 @@ def shared_length(contexts: Sequence[tuple[int, ...]]) -> int:
     return same - same % SHARED_STEP
 
 
-def telling(continuations: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def shortest_distinct(continuations: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Each continuation cut to its fewest first tokens that no other begins with (whole, where there are none).
 
     Of "1]]" to "10]]" in single digits, eight are cut to their digit: two rows of the engine serve all ten.

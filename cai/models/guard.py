@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cai.engine import Request, Sampling
 from cai.errors import CaiError, Stopped
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.models.auxiliary import Auxiliary, chat_ids, choices, shared_length, why_none
 from cai.models.guard_formats import (
     EXCLUDED,
@@ -38,7 +38,7 @@ from cai.store.jsonl import Row
 from cai.store.row_types import Record
 
 if TYPE_CHECKING:
-    from cai.models.checks import Check
+    from cai.models.checks import JudgeCheck
 
 CATEGORY_TOKENS = 24
 YES_NO = (" Yes", " No")
@@ -291,17 +291,17 @@ def verdict(pool: str, chosen: Judgement, rejected: Judgement, section: GuardSec
     return "", ""
 
 
-def summary(rows: Sequence[Record], section: GuardSection, check: Check | None = None) -> dict[str, Measured]:
+def summary(rows: Sequence[Record], section: GuardSection, check: JudgeCheck | None = None) -> dict[str, Figure]:
     """Share of judged pairs that were dropped, reasons, rates by category and pool, the over-filter alarm.
 
     `check`: what the guard said of its check set, which stands behind its name.
     """
-    from cai.metrics.figure import rate, yes
+    from cai.metrics.figure import indicator, rate
     from cai.models.checks import label
 
     judge = label(section.model, check)
     reasons = Counter(str(row["reason"]).split(":")[0] for row in rows if row["status"] != "ok")
-    dropped = rate("guard.dropped", [yes(row["status"] != "ok") for row in rows], judge=judge)
+    dropped = rate("guard.dropped", [indicator(row["status"] != "ok") for row in rows], judge=judge)
     unscored = sum(row["chosen_unsafe"] is None or row["rejected_unsafe"] is None for row in rows)
     dropped.facts.update(
         {
@@ -318,7 +318,7 @@ def summary(rows: Sequence[Record], section: GuardSection, check: Check | None =
     if style_of(section) == LLAMA:
         dropped.facts["licence"] = LICENCE
     scored = [unsafe for row in rows if (unsafe := row["chosen_unsafe"]) is not None]
-    kept = rate("guard.chosen_unsafe", [yes(unsafe >= section.threshold) for unsafe in scored], judge=judge)
+    kept = rate("guard.chosen_unsafe", [indicator(unsafe >= section.threshold) for unsafe in scored], judge=judge)
     return {dropped.metric: dropped, kept.metric: kept}
 
 

@@ -28,7 +28,7 @@ SPARE = 1 << 30  # bytes for libraries and tokenizer
 
 
 @contextlib.contextmanager
-def whole(key: str = KEY) -> Iterator[None]:
+def complete_weights(key: str = KEY) -> Iterator[None]:
     """Within the block a checkpoint that lacks weights is an error; transformers draws them at random, with a warning.
 
     So is one whose norms are not finite: it would load, write, and have every text refused. Both are known to

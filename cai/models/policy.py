@@ -272,7 +272,7 @@ def _from_pretrained(section: ModelSection, backend: Backend, name: str) -> tupl
     import torch
 
     try:
-        with quiet(), loading.whole():
+        with quiet(), loading.complete_weights():
             return loading.plain(section, name) if backend == "cpu" else loading.by_unsloth(section, backend, name)
     except torch.cuda.OutOfMemoryError as error:
         raise CaiError(f"model.name: {section.name} does not fit on this GPU ({error}). Use a larger card.") from None

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cai.engine import FP8_CAPABILITY, INT8_CAPABILITY, memory
 from cai.errors import CaiError
-from cai.preflight.model import Check, Status
+from cai.preflight.model_checks import Check, Status
 from cai.recipe.load import Recipe
 from cai.store.jsonl import JsonObject, Row
 

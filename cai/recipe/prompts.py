@@ -31,7 +31,7 @@ BRACES = re.compile(r"\{\{.*?\}\}", re.DOTALL)  # whatever looks like a placehol
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class FewShotExample:
     """One exchange; `then` is a second one that follows it, as (user, assistant)."""
 
     user: str
@@ -64,7 +64,7 @@ class Prompt:
     preamble: str
     user_cue: str
     assistant_cue: str
-    examples: tuple[Example, ...]
+    examples: tuple[FewShotExample, ...]
     final: str
     fields: frozenset[str]
     stop: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class Prompt:
         )  # a base model writes the next turns itself
         return tuple(dict.fromkeys((cues if format == "base" else ()) + self.stop))
 
-    def _rotated(self, order: int) -> tuple[Example, ...]:
+    def _rotated(self, order: int) -> tuple[FewShotExample, ...]:
         rotated = self.examples[order:] + self.examples[:order]
         return rotated if self.few_shot < 0 else rotated[: self.few_shot]
 
@@ -270,7 +270,7 @@ def _placeholders(template: str, expected: Collection[str] | None, where: str) -
     return names
 
 
-def _examples(rows: object, final: str, path: str) -> tuple[Example, ...]:
+def _examples(rows: object, final: str, path: str) -> tuple[FewShotExample, ...]:
     """`user` is text, or a mapping of the placeholders' values: then it is written the way `final` is."""
     if not isinstance(rows, list):
         raise CaiError(f"{path}: examples: {type(rows).__name__} found; write a list ([] for none)")
@@ -286,7 +286,7 @@ def _examples(rows: object, final: str, path: str) -> tuple[Example, ...]:
                 check_text(value, f"{where}.user.{name}")
             user = substitute(final, user)
         check_text(user, f"{where}.user")
-        examples.append(Example(clean(user).strip(), clean(row["assistant"]).strip()))
+        examples.append(FewShotExample(clean(user).strip(), clean(row["assistant"]).strip()))
     return tuple(examples)
 
 

@@ -54,7 +54,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Lines:
+class LineSeries:
     series: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
     marks: tuple[Mark, ...]
     x_label: str
@@ -119,7 +119,7 @@ class Chart:
     name: str
     title: str
     summary: str
-    drawn: Lines | Bars | Forest | Steps | Heat
+    drawn: LineSeries | Bars | Forest | Steps | Heat
 
 
 def nice(low: float, high: float, wanted: int = 4) -> list[float]:
@@ -173,7 +173,7 @@ def line_chart(
     told += [f"{m.name} {label(m.y)}" for m in single]
     drawn = tuple((named(name), tuple(points)) for name, points in shown.items())
     y_ticks = tuple(nice(min(ys), max(ys)))
-    lines = Lines(drawn, single, named(x_label), named(y_label or title.lower()), tuple(x_ticks), y_ticks)
+    lines = LineSeries(drawn, single, named(x_label), named(y_label or title.lower()), tuple(x_ticks), y_ticks)
     return Chart(slug(title), title, f"{'; '.join(told)}.", lines)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from cai.report.charts import Bars, Chart, Forest, Gate, Heat, Lines, Steps, label
+from cai.report.charts import Bars, Chart, Forest, Gate, Heat, LineSeries, Steps, label
 from cai.store.files import holds, write_atomic
 from cai.terminal import printable
 
@@ -128,7 +128,7 @@ def _shown(text: str) -> Markup:
 # --- axes
 
 
-def _axes(figure: Figure, drawn: Lines | Bars, height: float) -> Axes:
+def _axes(figure: Figure, drawn: LineSeries | Bars, height: float) -> Axes:
     """Axes with labels, ticks and faint lines across, in a frame 440 wide."""
     figure.set_size_inches(440 / 72, height / 72)
     axes = figure.add_axes((64 / 440, 46 / height, 362 / 440, (height - 46 - 34) / height))
@@ -149,7 +149,7 @@ def _legend(axes: Axes, names: Sequence[str]) -> None:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=count, columnspacing=1.2, borderpad=0.2)
 
 
-def _lines(figure: Figure, drawn: Lines, form: str) -> None:
+def _lines(figure: Figure, drawn: LineSeries, form: str) -> None:
     axes = _axes(figure, drawn, 270)
     xs = [x for _, points in drawn.series for x, _ in points]
     axes.set_xlim(min(xs), max(xs) + (max(xs) - min(xs)) * 0.03)
@@ -319,7 +319,7 @@ def _heat(figure: Figure, drawn: Heat, form: str) -> None:
 
 
 DRAW: dict[type, Callable[[Figure, Any, str], None]] = {
-    Lines: _lines,
+    LineSeries: _lines,
     Bars: _bars,
     Forest: _forest,
     Steps: _steps,

@@ -14,7 +14,7 @@ from typing import Any
 
 from cai.metrics.stats import holm
 from cai.report import tables as views
-from cai.report.snapshot import Story
+from cai.report.snapshot import Snapshot
 from cai.report.table_text import NONE, Table, latex, markdown, without_empty
 from cai.store.files import holds, write_atomic
 from cai.store.jsonl import Row
@@ -68,37 +68,39 @@ CHECK_HEAD = ("used for", "model", "n", "kappa", "95% interval", "sensitivity", 
 FUNNEL_HEAD = ("stage", "rows", "accepted", "rejected", "reasons")
 
 
-def write(story: Story) -> list[Path]:
+def write(snapshot: Snapshot) -> list[Path]:
     """eval/table.md and eval/table.tex of a run, if anything was measured; files that are right are left alone."""
-    if not story.figures:
+    if not snapshot.figures:
         return []
-    content = tables(story)
+    content = tables(snapshot)
     written = []
     for name, text in (("table.md", markdown(content)), ("table.tex", latex(content))):
-        target = story.path / "eval" / name
+        target = snapshot.path / "eval" / name
         if not holds(target, text.encode()):
             write_atomic(target, text.encode())
         written.append(target)
     return written
 
 
-def tables(story: Story) -> list[Table]:
+def tables(snapshot: Snapshot) -> list[Table]:
     """The headline, main table, checks of the judges, categories, data funnel and cost; an empty one is left out.
 
     So is a column that says nothing in any row, such as SFT where that arm was not trained.
     """
-    main = main_rows(story.figures)
+    main = main_rows(snapshot.figures)
     arms = "Base, SFT and DPO" if any(row[HEAD.index("SFT")] != NONE for row in main) else "Base and DPO"
     found = [
-        Table(f"{story.model}, {story.milestone}: what was measured", HEADLINE_HEAD, headline_rows(story.figures)),
-        Table(f"{arms} of {story.model} ({story.milestone})", HEAD, main),
-        Table("What DPO adds to SFT on the revisions", ADDED_HEAD, added_rows(story.figures)),
-        Table("Guards and judges on rows whose answer is known", CHECK_HEAD, check_rows(story.figures)),
-        Table("By category", CATEGORY_HEAD, category_rows(story.figures)),
-        Table("The data: critiques, revisions, pairs", DATA_HEAD, data_rows(story.figures)),
-        Table("Dropped by the guard", GUARD_HEAD, guard_rows(story.figures)),
-        Table("Data funnel", FUNNEL_HEAD, funnel_rows(story)),
-        Table("Cost", ("what", "value"), cost_rows(story)),
+        Table(
+            f"{snapshot.model}, {snapshot.milestone}: what was measured", HEADLINE_HEAD, headline_rows(snapshot.figures)
+        ),
+        Table(f"{arms} of {snapshot.model} ({snapshot.milestone})", HEAD, main),
+        Table("What DPO adds to SFT on the revisions", ADDED_HEAD, added_rows(snapshot.figures)),
+        Table("Guards and judges on rows whose answer is known", CHECK_HEAD, check_rows(snapshot.figures)),
+        Table("By category", CATEGORY_HEAD, category_rows(snapshot.figures)),
+        Table("The data: critiques, revisions, pairs", DATA_HEAD, data_rows(snapshot.figures)),
+        Table("Dropped by the guard", GUARD_HEAD, guard_rows(snapshot.figures)),
+        Table("Data funnel", FUNNEL_HEAD, funnel_rows(snapshot)),
+        Table("Cost", ("what", "value"), cost_rows(snapshot)),
     ]
     return [without_empty(table) for table in found if table.rows]
 
@@ -270,32 +272,32 @@ def category_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     return rows
 
 
-def funnel_rows(story: Story) -> list[tuple[str, ...]]:
+def funnel_rows(snapshot: Snapshot) -> list[tuple[str, ...]]:
     """What became of the data, stage by stage, then hygiene, contamination and the training set."""
     rows = []
-    for row in views.funnel(story):
+    for row in views.funnel(snapshot):
         reasons = ", ".join(f"{reason} {count}" for reason, count in row["reasons"][:4])
         rows.append((row["name"], *(str(row[key]) for key in ("rows", "ok", "rejected")), reasons))
     if not rows:
         return []
-    cleaned = story.cleaned
-    before, kept = len(story.pairs.train), len(cleaned.kept)
+    cleaned = snapshot.cleaned
+    before, kept = len(snapshot.pairs.train), len(cleaned.kept)
     rows.append(("training pairs after hygiene and contamination", str(before), str(kept), str(before - kept), NONE))
-    removed = (story.figures.get("contamination.removed") or FigureRow()).get("value")
+    removed = (snapshot.figures.get("contamination.removed") or FigureRow()).get("value")
     if isinstance(removed, int | float):
         rows.append(("of these, contaminated", NONE, NONE, number(removed), NONE))
     return rows
 
 
-def cost_rows(story: Story) -> list[tuple[str, ...]]:
+def cost_rows(snapshot: Snapshot) -> list[tuple[str, ...]]:
     """Time and money over all attempts, as the events say."""
-    spent = story.spent
-    per_pair = usd(story.usd_per_pair) if story.usd_per_pair else NONE
+    spent = snapshot.spent
+    per_pair = usd(snapshot.usd_per_pair) if snapshot.usd_per_pair else NONE
     money = usd(spent["usd"]) if spent["usd"] else "no price set"
     return [
         ("attempts", number(spent["attempts"])),
         ("time", duration(spent["seconds"])),
         ("money", money),
         ("money a pair", per_pair),
-        ("pairs", number(len(story.pairs.kept))),
+        ("pairs", number(len(snapshot.pairs.kept))),
     ]

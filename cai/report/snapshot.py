@@ -32,7 +32,7 @@ SCORE_KEY = ("metric", "item", "round")
 
 
 @dataclass(frozen=True)
-class Story:
+class Snapshot:
     """One run. `figures`: metric -> Measured as a dict. `rows`: every record. Parts that are missing are empty."""
 
     path: Path
@@ -110,7 +110,7 @@ class Story:
         return usd / count if usd > 0 and count else None
 
 
-def read_story(path: Path) -> Story:
+def read_story(path: Path) -> Snapshot:
     """Everything a report needs. Errors: CaiError only where there is no run at all (no manifest)."""
     from cai.run.manifest import read_manifest
 
@@ -133,7 +133,7 @@ def read_story(path: Path) -> Story:
     training = _json(path / "train" / "result.json")
     if not training:
         gaps.append("there is no finished training")
-    return Story(
+    return Snapshot(
         path=path,
         manifest=manifest,
         recipe=recipe,

@@ -20,7 +20,7 @@ from cai.errors import CaiError, Stopped
 from cai.recipe.load import Recipe
 from cai.recipe.settings import BudgetSection, DpoSection
 from cai.run.folder import Run
-from cai.run.rates import Measured, Range, measured_before, table_rates
+from cai.run.rates import Range, Speed, measured_before, table_rates
 from cai.store.jsonl import Row
 from cai.terminal import duration, printable, usd, usd_fine
 
@@ -100,7 +100,7 @@ def training_pairs_seen(recipe: Recipe) -> float:
     return seen(recipe.dpo) * len(recipe.dpo.seeds) + second
 
 
-def _from_run(recipe: Recipe, run: Measured) -> Estimate:
+def _from_run(recipe: Recipe, run: Speed) -> Estimate:
     scale = slot_count(recipe) / max(run.slots, 1)
     rounds = (1 + recipe.rounds) / (1 + run.rounds)  # a round is a critique and a revision, the rest about one more
     gain = table_rates(run.backend).gain(run.slots, slot_count(recipe))
@@ -226,7 +226,7 @@ def check_before(inputs: Planned, args: argparse.Namespace, root: Path) -> None:
 
 
 @contextmanager
-def within(context: Context, inputs: Planned, report: Callable[[Run], None]) -> Iterator[Estimate]:
+def enforced(context: Context, inputs: Planned, report: Callable[[Run], None]) -> Iterator[Estimate]:
     """What happens inside keeps to the budget: it is stopped at a limit, with what exists reported by `report`.
 
     Wherever the stop was seen (between completions, in a training step, while evaluating), it ends here: as Stopped
@@ -234,7 +234,7 @@ def within(context: Context, inputs: Planned, report: Callable[[Run], None]) -> 
     """
     budget = Budget(inputs.recipe.budget, context.run)
     try:
-        yield mind(context, inputs)
+        yield announce(context, inputs)
     except Stopped:
         context.progress.cut()
         if not budget.over():
@@ -247,7 +247,7 @@ def within(context: Context, inputs: Planned, report: Callable[[Run], None]) -> 
         raise
 
 
-def mind(context: Context, inputs: Planned) -> Estimate:
+def announce(context: Context, inputs: Planned) -> Estimate:
     """Say what the milestone will take, and mind the limits from now on. Error: Stopped when nothing is left."""
     recipe, run = inputs.recipe, context.run
     budget = Budget(recipe.budget, run)

@@ -12,7 +12,7 @@ from typing import NotRequired, TypedDict
 from cai.store.jsonl import Row
 
 
-class Extra(TypedDict, total=False):
+class RecordExtra(TypedDict, total=False):
     """What a unit brings into its row as it is."""
 
     pool: str
@@ -21,7 +21,7 @@ class Extra(TypedDict, total=False):
     parent: int | None
 
 
-class Asked(Extra, total=False):
+class UnitExtra(RecordExtra, total=False):
     """What a unit brings to a stage that measures: the principles that were `used`, the scores `before`."""
 
     used: tuple[str, ...]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.recipe.settings import DpoSection
 from cai.run.context import Context
 from cai.store.files import write_json_atomic
@@ -21,7 +21,7 @@ from cai.training import train as training
 
 def train_seeds(
     context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair], sound: Sequence[SoundAnswer] = ()
-) -> dict[str, Measured]:
+) -> dict[str, Figure]:
     """Train every seed after the first that has no result yet; gives the figures of all of them.
 
     Where DPO starts from SFT, each seed has an SFT stage of its own, on the same revisions and `sound` answers.
@@ -91,18 +91,18 @@ def places(run: Path, seed: int) -> tuple[Path, Path]:
     return run / "train" / f"seed-{seed}", run / f"adapter-seed-{seed}"
 
 
-def seed_figures(run: Path, seeds: Sequence[int]) -> dict[str, Measured]:
+def seed_figures(run: Path, seeds: Sequence[int]) -> dict[str, Figure]:
     """Last loss of each seed, and its accuracy and margin on held-out pairs where there are any."""
-    found: dict[str, Measured] = {}
+    found: dict[str, Figure] = {}
     for seed in seeds:
         result = training.load_result(places(run, seed)[0])
         if result is None:
             continue
         metric = f"dpo.last_loss.seed_{seed}"
-        found[metric] = Measured(metric, result.last_loss, n=result.pairs, facts={"first_loss": result.first_loss})
+        found[metric] = Figure(metric, result.last_loss, n=result.pairs, facts={"first_loss": result.first_loss})
         for what in ("accuracy", "margin"):
             if what in result.heldout:
                 metric = f"dpo.heldout_{what}.seed_{seed}"
                 n = int(result.heldout["n"])
-                found[metric] = Measured(metric, result.heldout[what], n=n, judge="likelihood of the policy")
+                found[metric] = Figure(metric, result.heldout[what], n=n, judge="likelihood of the policy")
     return found

@@ -22,7 +22,7 @@ from cai.training.loss import sequence_logps
 from cai.training.token_rows import PairRow
 
 if TYPE_CHECKING:
-    from cai.training.job import Shape
+    from cai.training.job import BatchShape
 
 HEADROOM = 0.06  # share of the card left free: allocator fragments and what the first optimiser step adds
 ENOUGH_TOKENS = 6000  # a micro-batch of this many keeps the GPU busy; more only takes memory
@@ -33,9 +33,9 @@ def choose_shape(
     layout: Layout,
     rows: Sequence[PairRow],
     order: Sequence[int],
-    shape: Shape,
+    shape: BatchShape,
     event: Callable[..., None],
-) -> Shape:
+) -> BatchShape:
     """`shape` with checkpointing off where that fits, and then with as many pairs a micro-batch as fit."""
     if model.device.type != "cuda":
         return replace(shape, checkpointing=False)

@@ -1,7 +1,7 @@
 """What both trainers guard on top of TRL's: order, finite steps, graceful stops, sealed checkpoints. Imports torch.
 
-Owns `Plan` (what one attempt needs beside the model), the trainers' base class and the arguments they share; the loop,
-optimiser and scheduler stay TRL's, the losses are the subclasses'. Imported late, after unsloth (which rewrites
+Owns `TrainingPlan` (what one attempt needs beside the model), the trainers' base class and the arguments they share;
+the loop, optimiser and scheduler stay TRL's, the losses are the subclasses'. Imported late, after unsloth (it rewrites
 TRL at import). Invariants: a step with a non-finite loss or gradient is never applied; a stop is seen between
 micro-batches and leaves a sealed checkpoint of the last whole step; a checkpoint is sealed before older ones go.
 """
@@ -37,7 +37,7 @@ KEEP_CHECKPOINTS = 2
 
 
 @dataclass
-class Plan:
+class TrainingPlan:
     """Everything one attempt at training needs beside the model. `order`: row indexes, steps x effective batch.
 
     `refs`: the reference's log-probs of each row; empty where the loss has no reference. `weights`, `labels`: what each
@@ -73,7 +73,7 @@ class Guarded(Trainer):
     """Base of a TRL trainer over `Plan.order`; batches come ready from `Plan.collate`. A subclass has the loss."""
 
     section = "dpo"  # of the recipe, for messages
-    plan: Plan
+    plan: TrainingPlan
     _metrics: dict[str, Any]  # TRL's, collected for the next log entry
     _loss_sum: torch.Tensor | None = None
 
@@ -198,7 +198,7 @@ class Guarded(Trainer):
         raise Stopped(f"training stopped after step {step} of {self.plan.steps}; resume to go on.")
 
 
-def arguments(plan: Plan, device: torch.device) -> dict[str, Any]:
+def arguments(plan: TrainingPlan, device: torch.device) -> dict[str, Any]:
     """What TRL's configs share; every default that writes, reports or filters is named here."""
     dpo, cuda = plan.dpo, device.type == "cuda"
     return dict(

@@ -24,7 +24,7 @@ from cai.recipe.settings import DpoSection, HealthSection, LoraSection
 from cai.store.jsonl import JsonObject, Row
 from cai.training import checkpoints, reference_logps
 from cai.training.heldout import Heldout
-from cai.training.labels import first_loss, label_probabilities, pair_weights
+from cai.training.margins import first_loss, label_probabilities, pair_weights
 from cai.training.scoring import to_device
 from cai.training.token_rows import PairRow, rows_sha, schedule, steps_of
 
@@ -38,20 +38,20 @@ BATCH_KEYS = {"batch_size", "gradient_accumulation"}
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """How one attempt cuts the effective batch. `micro_batch` x `accumulation` stays the same down the ladder."""
 
     micro_batch: int
     accumulation: int
     checkpointing: bool
 
-    def smaller(self) -> Shape | None:
+    def smaller(self) -> BatchShape | None:
         """The next rung: half the micro-batch (or its largest divisor below), then checkpointing, then none."""
         effective = self.micro_batch * self.accumulation
         if self.micro_batch > 1:
             half = next(n for n in range(self.micro_batch // 2, 0, -1) if effective % n == 0)
-            return Shape(half, effective // half, self.checkpointing)
-        return None if self.checkpointing else Shape(1, self.accumulation, True)
+            return BatchShape(half, effective // half, self.checkpointing)
+        return None if self.checkpointing else BatchShape(1, self.accumulation, True)
 
 
 def versions() -> dict[str, str]:
@@ -115,7 +115,7 @@ class Job:
         if self.weights is not None or self.labels is not None:
             self.identity["margins"] = reference_logps.key_of(margins=[row.margin for row in self.rows])
 
-    def run(self) -> tuple[PairTrainer | RevisionTrainer, Shape, int]:
+    def run(self) -> tuple[PairTrainer | RevisionTrainer, BatchShape, int]:
         """Attempts until one ends: (trainer, shape that worked, step resumed from)."""
         found = checkpoints.newest(self.folder, self.event)
         resumed_from = found[1]["step"] if found else 0
@@ -127,18 +127,18 @@ class Job:
             shape = self._next_shape(shape, out_of_memory)  # outside the except block: its traceback pins tensors
             found = checkpoints.newest(self.folder, self.event)
 
-    def _first_shape(self, sealed: JsonObject | None) -> Shape:
+    def _first_shape(self, sealed: JsonObject | None) -> BatchShape:
         """The recipe's shape, or the one that the checkpoint was trained with."""
         if sealed:
-            return Shape(sealed["micro_batch"], sealed["accumulation"], sealed["gradient_checkpointing"])
-        shape = Shape(self.dpo.batch_size, self.dpo.gradient_accumulation, self.dpo.gradient_checkpointing == "on")
+            return BatchShape(sealed["micro_batch"], sealed["accumulation"], sealed["gradient_checkpointing"])
+        shape = BatchShape(self.dpo.batch_size, self.dpo.gradient_accumulation, self.dpo.gradient_checkpointing == "on")
         if self.dpo.gradient_checkpointing != "auto":
             return shape
         from cai.training.fit import choose_shape
 
         return choose_shape(self.model, self.layout, self.rows, self.order, shape, self.event)
 
-    def _next_shape(self, shape: Shape, why: str) -> Shape:
+    def _next_shape(self, shape: BatchShape, why: str) -> BatchShape:
         gc.collect()
         empty_cache()
         smaller = shape.smaller()
@@ -152,7 +152,7 @@ class Job:
         return smaller
 
     def _attempt(
-        self, shape: Shape, found: tuple[Path, Row] | None
+        self, shape: BatchShape, found: tuple[Path, Row] | None
     ) -> tuple[PairTrainer | RevisionTrainer | None, str]:
         """(trainer, "") when training ended, (None, why) when memory ran out."""
         import torch
@@ -169,9 +169,9 @@ class Job:
             ) from None
         return None, why
 
-    def _train(self, shape: Shape, found: tuple[Path, Row] | None) -> PairTrainer | RevisionTrainer:
+    def _train(self, shape: BatchShape, found: tuple[Path, Row] | None) -> PairTrainer | RevisionTrainer:
         from cai.training import adapter, forward  # torch from here on
-        from cai.training.guards import Plan
+        from cai.training.guards import TrainingPlan
 
         hf = self.model.hf
         self._begin()
@@ -180,7 +180,7 @@ class Job:
         if found:
             checkpoints.check_identity(found[0], found[1], self.identity)
             self.event("resume", checkpoint=found[0].name)
-        plan = Plan(
+        plan = TrainingPlan(
             rows=self.rows, refs=refs, order=self.order, steps=self.steps, micro_batch=shape.micro_batch,
             accumulation=shape.accumulation, checkpointing=shape.checkpointing and not self.layout.own_checkpointing,
             dpo=self.dpo, seed=self.seed, folder=self.folder, forward=self.layout.forward,
@@ -216,7 +216,7 @@ class Job:
         else:
             adapter.restore(self.model.hf, self.start)
 
-    def _heldout(self, shape: Shape) -> Heldout | None:
+    def _heldout(self, shape: BatchShape) -> Heldout | None:
         if not self.heldout or not (self.dpo.eval_steps or self.start):
             return None
         every = range(len(self.heldout))
@@ -227,7 +227,7 @@ class Job:
         )  # fmt: skip
 
     def _references(
-        self, shape: Shape, rows: Sequence[PairRow], order: Sequence[int], name: str = reference_logps.NAME
+        self, shape: BatchShape, rows: Sequence[PairRow], order: Sequence[int], name: str = reference_logps.NAME
     ) -> list[reference_logps.Logps]:
         """From the cache, or computed with the adapter as it begins, in this attempt's micro-batches."""
         more = {} if rows is self.rows else {"heldout": rows_sha(rows)}

@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from cai.engine.foreign import HfModel, HfTokenizer
 from cai.training.callbacks import callbacks_of
-from cai.training.guards import Guarded, Plan, arguments
+from cai.training.guards import Guarded, TrainingPlan, arguments
 from cai.training.loss import Batch, sequence_logps
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class RevisionTrainer(Guarded, SFTTrainer):
 
     section = "sft"
 
-    def __init__(self, hf: HfModel, tokenizer: HfTokenizer, plan: Plan, device: torch.device) -> None:
+    def __init__(self, hf: HfModel, tokenizer: HfTokenizer, plan: TrainingPlan, device: torch.device) -> None:
         self.plan = plan
         base = hf.get_base_model()
         own_forward = base.__dict__.get("forward")

@@ -19,20 +19,20 @@ from cai.engine.foreign import HfModel, HfTokenizer
 from cai.errors import CaiError
 from cai.training import health, heldout
 from cai.training.callbacks import HealthWatch, MakeUp, callbacks_of
-from cai.training.guards import Guarded, Plan, arguments
+from cai.training.guards import Guarded, TrainingPlan, arguments
 from cai.training.loss import Batch, pair_loss, sequence_logps, shared_lengths
 from cai.training.scoring import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["PairTrainer", "Plan"]
+__all__ = ["PairTrainer", "TrainingPlan"]
 
 
 class PairTrainer(Guarded, DPOTrainer):
     """DPOTrainer over `Plan.order`. Overrides: data, loss, logging, saving."""
 
-    def __init__(self, hf: HfModel, tokenizer: HfTokenizer, plan: Plan, device: torch.device) -> None:
+    def __init__(self, hf: HfModel, tokenizer: HfTokenizer, plan: TrainingPlan, device: torch.device) -> None:
         self.plan = plan
         base = hf.get_base_model()
         own_forward = base.__dict__.get("forward")

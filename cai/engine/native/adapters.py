@@ -23,7 +23,7 @@ Signature = tuple[object, ...]
 Factors = list[tuple[torch.Tensor, torch.Tensor] | None] | None  # of a group's modules
 
 
-class Worn:
+class AttachedAdapter:
     """The adapter that `groups` hold; `tuned` is any module that PEFT has wrapped (None: there is no adapter)."""
 
     def __init__(self, tuned: HfModule | None, dtype: torch.dtype) -> None:
@@ -77,7 +77,7 @@ def adapted(module: HfModule) -> bool:
     return hasattr(module, "base_layer") and (module.merged or not module.disable_adapters)
 
 
-def beyond_factors(module: HfModule) -> bool:
+def has_more_than_lora(module: HfModule) -> bool:
     """Whether the adapter is more than LoRA's two factors beside the weight: another method, DoRA, a bias, merged."""
     if not adapted(module):
         return False

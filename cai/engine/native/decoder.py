@@ -26,7 +26,7 @@ from cai.engine.native.families import (
     text_parts,
     unsupported,
 )
-from cai.engine.native.linears import thin
+from cai.engine.native.linears import linear_of_few_rows
 
 __all__ = ("Decoder", "unsupported")
 
@@ -89,4 +89,4 @@ class Decoder:
 
     def logits(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """(T, V) in the model's dtype."""
-        return thin(self.head, hidden_TH)
+        return linear_of_few_rows(self.head, hidden_TH)

@@ -17,16 +17,16 @@ import torch
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, generate, never
 from cai.engine.foreign import HfModel
 from cai.engine.native import attention, prefixes, scoring
-from cai.engine.native.adapters import Worn, factor_bytes, tuned_module
+from cai.engine.native.adapters import AttachedAdapter, factor_bytes, tuned_module
 from cai.engine.native.batches import Flight, Packed, packed_step
-from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, Prefix, Shape, gpu_blocks, small_card
+from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, KVShape, Prefix, gpu_blocks, small_card
 from cai.engine.native.decoder import Decoder
 from cai.engine.native.families import text_parts
 from cai.engine.native.scheduler import Running, Scheduler, prompt_tokens
 from cai.engine.native.state import RowState
 from cai.engine.sampling import allowed, pick, seed_tensor
-from cai.engine.stopping import Decoder as TokenDecoder
 from cai.engine.stopping import Pieces, Row
+from cai.engine.stopping import TokenDecoder as TokenDecoder
 from cai.errors import RESUMABLE, CaiError
 
 if TYPE_CHECKING:
@@ -67,12 +67,12 @@ class NativeEngine:
             self.ops = kernels
         self.decoder = Decoder(hf_model, self.ops, self.max_len)
         self.device, self.pieces = self.decoder.device, Pieces(tokenizer)
-        self.shape = Shape(len(self.decoder.layers), self.decoder.kv_heads, self.decoder.dim, self.decoder.dtype)
+        self.shape = KVShape(len(self.decoder.layers), self.decoder.kv_heads, self.decoder.dim, self.decoder.dtype)
         self.stats = EngineStats(batch_size=batch_size or (GPU_ROWS if self.gpu else CPU_ROWS))
         self.saved: dict[tuple[tuple[int, ...], Signature], tuple[torch.Tensor, torch.Tensor]] = {}
         self.graphs: Graphs | None = None
         self.current: tuple[tuple[int, ...], Signature] | None = None  # (tokens, adapter) of the prefix in place
-        self.worn = Worn(tuned_module(hf_model), self.decoder.dtype)
+        self.attached = AttachedAdapter(tuned_module(hf_model), self.decoder.dtype)
         self.beside = prefixes.SAVED * prefixes.EXPECTED_TOKENS * self.shape.bytes_per_token
         self.beside += factor_bytes(hf_model, self.decoder.dtype)
         with generate.memory_named("when the engine was set up"):
@@ -143,7 +143,7 @@ class NativeEngine:
             group.drop()
         if (graphs := getattr(self, "graphs", None)) is not None:
             graphs.clear()
-        for name in "graphs cache prefix state scheduler saved decoder groups shared worn".split():
+        for name in "graphs cache prefix state scheduler saved decoder groups shared attached".split():
             self.__dict__.pop(name, None)
         gc.collect()
         if self.gpu:

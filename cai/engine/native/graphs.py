@@ -43,7 +43,7 @@ class Graphs:
         if self.eager:
             return self.engine.decode_on_device(bucket)
         # the draw under its rules is part of the graph, and so are the adapter's factors
-        key = bucket, self.engine.rules, self.engine.worn.signature
+        key = bucket, self.engine.rules, self.engine.attached.signature
         if key not in self.captured:
             self.captured[key] = self._capture(bucket)
         graph, drawn = self.captured[key]
@@ -64,7 +64,7 @@ class Graphs:
         state = self.engine.state
         before = state.table.clone(), state.ids.clone()
         try:  # compiles kernels; rewrites the same keys and values as the real step
-            once(lambda: self.engine.decode_on_device(bucket))
+            warm_up(lambda: self.engine.decode_on_device(bucket))
         finally:
             state.table.copy_(before[0])
             state.ids.copy_(before[1])
@@ -79,7 +79,7 @@ def side_stream() -> torch.cuda.Stream:
     return SIDE["warm-up"]
 
 
-def once(run: Callable[[], object]) -> None:
+def warm_up(run: Callable[[], object]) -> None:
     """Run on the stream on which it will be captured."""
     stream = side_stream()
     stream.wait_stream(torch.cuda.current_stream())

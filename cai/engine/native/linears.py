@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from cai.engine.foreign import HfModule
-from cai.engine.native.adapters import adapted, beyond_factors, lora_parts
+from cai.engine.native.adapters import adapted, has_more_than_lora, lora_parts
 
 if TYPE_CHECKING:
     from cai.engine.native.fp8 import Rounded as Fp8
@@ -83,7 +83,7 @@ class Group:
         if way in ROUNDED and getattr(self, way) is None:
             way = self.shared.exact(x_TK.shape[0])
         if way == "module" or self.by_module or (self.nf4 is None and self.copy is None):
-            return [thin(module, x_TK) for module in self.modules]
+            return [linear_of_few_rows(module, x_TK) for module in self.modules]
         outputs = self.base(x_TK, way)
         for index, pair in enumerate(self.lora or ()):
             if pair is not None:
@@ -120,7 +120,7 @@ class Group:
 
     def follow_adapter(self, dtype: torch.dtype) -> None:
         """Hold the active adapter's factors; what is more than factors is left to the modules."""
-        self.by_module = any(map(beyond_factors, self.modules))
+        self.by_module = any(map(has_more_than_lora, self.modules))
         parts = [] if self.by_module else [lora_parts(module, dtype) for module in self.modules]
         self.lora = parts if any(part is not None for part in parts) else None
 
@@ -204,7 +204,7 @@ def rounding(way: Way) -> Any:
 THIN_ROWS = 24  # measured on two cores, (3072, 576) float32: 1.7 times faster at 16 rows, 1.5 at 8, equal at 32
 
 
-def thin(module: HfModule, x_TK: torch.Tensor) -> torch.Tensor:
+def linear_of_few_rows(module: HfModule, x_TK: torch.Tensor) -> torch.Tensor:
     """The module's output. On a CPU a few rows are computed as (W x^T)^T, for which its library has the better loop."""
     base = base_layer(module)
     if x_TK.is_cuda or adapted(module) or x_TK.shape[0] > THIN_ROWS or type(base) is not torch.nn.Linear:

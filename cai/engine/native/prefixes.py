@@ -24,8 +24,8 @@ EXPECTED_TOKENS = 1024  # of a saved prefix, for the reserve
 
 def use_prefix(engine: NativeEngine, token_ids: tuple[int, ...]) -> None:
     """Make the shared prefix current, under the adapter that is on."""
-    signature = adapter_signature(engine.worn.tuned)
-    if signature != engine.worn.signature:
+    signature = adapter_signature(engine.attached.tuned)
+    if signature != engine.attached.signature:
         follow_adapter(engine, signature)
     key = (token_ids, signature)
     if engine.current == key:
@@ -46,14 +46,14 @@ def use_prefix(engine: NativeEngine, token_ids: tuple[int, ...]) -> None:
 def follow_adapter(engine: NativeEngine, signature: Signature) -> None:
     """On a GPU the linears hold the adapter's factors; a CPU asks the modules."""
     if not engine.gpu:
-        engine.worn.signature = signature
+        engine.attached.signature = signature
         return
-    gone = generate.unless_memory_runs_out(lambda: engine.worn.follow(signature, engine.groups))
+    gone = generate.unless_memory_runs_out(lambda: engine.attached.follow(signature, engine.groups))
     if gone is None:
-        engine.worn.forget()
+        engine.attached.forget()
         engine.memory_ran_out()
         with generate.memory_named("for the adapter's factors"):
-            gone = engine.worn.follow(signature, engine.groups)
+            gone = engine.attached.follow(signature, engine.groups)
     if engine.graphs is not None:
         engine.graphs.forget(gone)
 

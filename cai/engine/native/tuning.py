@@ -22,7 +22,7 @@ from cai.engine.foreign import HfModule
 from cai.engine.memory import free_gpu_bytes
 from cai.engine.native import timings
 from cai.engine.native.cache import reserve_bytes
-from cai.engine.native.graphs import capture, once
+from cai.engine.native.graphs import capture, warm_up
 from cai.engine.native.linears import ROUNDED, Group, Shared, Way, base_layer, is_nf4, rounding
 from cai.errors import RESUMABLE, CaiError
 
@@ -246,7 +246,7 @@ def milliseconds(run: Callable[[], object], repeats: int = 5) -> float:
     """Median time on the device, captured in a graph as a decode step is: launched one by one, a few rows would be
     timed at what the host takes (on an H200, 16 tokens through the NF4 kernels 59 ms instead of what they need)."""
     with torch.no_grad():
-        once(run)
+        warm_up(run)
         graph, _ = capture(run)
     spans = []
     for _ in range(repeats):

@@ -17,7 +17,7 @@ from cai.data.slots import seed_of
 from cai.engine import Request, Sampling
 from cai.engine.model import Model
 from cai.evaluate.benchmarks.loaders import Task
-from cai.recipe.prompts import Example, Rendered, digest
+from cai.recipe.prompts import FewShotExample, Rendered, digest
 from cai.run.context import Context
 from cai.run.loop import fill, open_marked
 from cai.store.jsonl import JsonObject, Row
@@ -119,7 +119,7 @@ def _render(context: Context, model: Model, task: Task, turn: int, first: JsonOb
     """The policy prompt; the second turn stands after the first one and what this arm answered to it."""
     policy = context.prompts["policy"]
     if turn and first is not None:
-        asked = Example(task.turns[0], first["text"])
+        asked = FewShotExample(task.turns[0], first["text"])
         policy = replace(policy, examples=(*policy.examples, asked), _prefixes={})
     return policy.render({"instruction": task.turns[turn]}, format=model.format, tokenizer=model.tokenizer)
 

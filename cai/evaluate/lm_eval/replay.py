@@ -1,6 +1,6 @@
 """lm_eval's model interface over records: answers that stand are replayed, missing ones are asked of the engine.
 
-lm_eval builds its prompts and scores in one call; so it is called once to learn what it asks (`Missing`), the engine
+lm_eval builds its prompts and scores in one call; so it is called once to learn what it asks (`Unanswered`), the engine
 answers in slices that are written at once, and it is called again with everything answered. Owns tokenisation, windows
 and stop strings as lm_eval's own Hugging Face backend has them. Imports neither lm_eval nor torch.
 """
@@ -30,7 +30,7 @@ CUT_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}  # what would make the e
 
 
 @dataclass(frozen=True)
-class Ask:
+class HarnessRequest:
     """One request of lm_eval. `number`: how often the same was asked before (tasks that sample ask several times)."""
 
     kind: str
@@ -43,15 +43,15 @@ class Ask:
         return int(digest(orjson.dumps([self.kind, self.args], default=str))[:13], 16)
 
 
-class Missing(Exception):
+class Unanswered(Exception):
     """Requests that no record answers yet."""
 
-    def __init__(self, asks: Sequence[Ask]) -> None:
+    def __init__(self, asks: Sequence[HarnessRequest]) -> None:
         super().__init__(f"{len(asks)} requests are not answered")
         self.asks = list(asks)
 
 
-class Asked(Protocol):
+class Instance(Protocol):
     """lm_eval's `Instance`."""
 
     args: tuple[Any, ...]
@@ -63,35 +63,37 @@ class Replay:
     def __init__(self, find: Callable[[int, int], Row | None]) -> None:
         self.find = find
 
-    def loglikelihood(self, requests: Sequence[Asked]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         return [(row["logp"], row["greedy"]) for row in self._rows("loglikelihood", requests)]
 
-    def loglikelihood_rolling(self, requests: Sequence[Asked]) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
         return [row["logp"] for row in self._rows("loglikelihood_rolling", requests)]
 
-    def generate_until(self, requests: Sequence[Asked]) -> list[str]:
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         return [row["text"] for row in self._rows("generate_until", requests)]
 
-    def _rows(self, kind: str, requests: Sequence[Asked]) -> list[Row]:
+    def _rows(self, kind: str, requests: Sequence[Instance]) -> list[Row]:
         asks = list(numbered(kind, requests))
         rows = [self.find(ask.item, ask.number) for ask in asks]
         missing = [ask for ask, row in zip(asks, rows, strict=True) if row is None]
         if missing:
-            raise Missing(missing)
+            raise Unanswered(missing)
         return [row for row in rows if row is not None]
 
 
-def numbered(kind: str, requests: Sequence[Asked]) -> Iterator[Ask]:
+def numbered(kind: str, requests: Sequence[Instance]) -> Iterator[HarnessRequest]:
     """Each request as an Ask. Greedy repeats are one: only what is drawn is asked again."""
     seen: dict[int, Iterator[int]] = {}
     for request in requests:
-        ask = Ask(kind, tuple(request.args))
+        ask = HarnessRequest(kind, tuple(request.args))
         drawn = kind == "generate_until" and temperature(ask.args[1]) > 0
         number = next(seen.setdefault(ask.item, count())) if drawn else 0
-        yield Ask(kind, ask.args, number)
+        yield HarnessRequest(kind, ask.args, number)
 
 
-def answer(model: Model, engine: Engine, asks: Sequence[Ask], stopped: Callable[[], bool] = never) -> list[Row]:
+def answer(
+    model: Model, engine: Engine, asks: Sequence[HarnessRequest], stopped: Callable[[], bool] = never
+) -> list[Row]:
     """Rows of these requests, in order; fewer where `stopped()`. The recipe's sampling rules don't apply here."""
     rules, engine.rules = engine.rules, Rules()
     try:
@@ -132,7 +134,9 @@ def prefix_id(model: Model) -> int:
     return int(model.tokenizer.eos_ids[0] if begin is None else begin)
 
 
-def _score(model: Model, engine: Engine, asks: Mapping[int, Ask], stopped: Callable[[], bool]) -> dict[int, Row]:
+def _score(
+    model: Model, engine: Engine, asks: Mapping[int, HarnessRequest], stopped: Callable[[], bool]
+) -> dict[int, Row]:
     """Sum of log-probs, and whether the greedy text is the continuation. Contexts are cut at their beginning."""
     encoded: dict[int, tuple[list[int], list[int]]] = {}
     for i, ask in asks.items():
@@ -175,7 +179,9 @@ def _greedy(
     return found | {done.id: tuple(done.token_ids) == texts[done.id] for done in engine.completions(stopped)}
 
 
-def _rolling(model: Model, engine: Engine, asks: Mapping[int, Ask], stopped: Callable[[], bool]) -> dict[int, Row]:
+def _rolling(
+    model: Model, engine: Engine, asks: Mapping[int, HarnessRequest], stopped: Callable[[], bool]
+) -> dict[int, Row]:
     """Log-prob of a whole text: every token once, after as many tokens before it as fit."""
     requests: list[ScoreRequest] = []
     owner: list[int] = []
@@ -225,7 +231,9 @@ def sampling_of(model: Model, arguments: JsonObject) -> Sampling:
     return Sampling(heat, limit, tuple(stop for stop in stops if stop), tuple(model.tokenizer.eos_ids))
 
 
-def _generate(model: Model, engine: Engine, asks: Mapping[int, Ask], stopped: Callable[[], bool]) -> dict[int, Row]:
+def _generate(
+    model: Model, engine: Engine, asks: Mapping[int, HarnessRequest], stopped: Callable[[], bool]
+) -> dict[int, Row]:
     for i, ask in asks.items():
         context, arguments = ask.args
         sampling = sampling_of(model, arguments)

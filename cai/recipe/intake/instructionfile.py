@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.errors import CaiError
-from cai.recipe.intake import jsontext, plain, tables
+from cai.recipe.intake import delimited, jsontext, plain
+from cai.recipe.intake.decoding import text_of
 from cai.recipe.intake.entries import LONGEST, Given, Tally, given, is_row
 from cai.recipe.intake.jsontext import Broken, Entry
-from cai.recipe.intake.text import text_of
 from cai.store.jsonl import JsonObject
 
 KEY = "instructions.file"
@@ -80,7 +80,7 @@ def _entries(text: str, key: str) -> tuple[Sequence[Entry], str, list[str]]:
         return strings, "JSON strings, one a line", []
     lines = plain.lines_of(text)
     _refuse_long(lines)
-    if (table := tables.parse(text, key)) is not None:
+    if (table := delimited.parse(text, key)) is not None:
         return table.rows, table.how, []
     _refuse_half_quoted(lines)
     if key:
@@ -133,7 +133,7 @@ def _inside(table: JsonObject, line: int) -> tuple[Sequence[Any] | None, str]:
     """The list that an object is around: under its one key with a list, by columns, or an object a name."""
     lists = {name: value for name, value in table.items() if isinstance(value, list) and value}
     texts = {name: v for name, v in lists.items() if all(isinstance(inner, str | Mapping | list) for inner in v)}
-    named = {tables.normal(name) for name in table}
+    named = {delimited.normal(name) for name in table}
     if named & {"instruction", "prompt", "question"} and len(lists) == len(table):
         if len({len(value) for value in lists.values()}) > 1:
             raise Broken(line, "columns of different lengths. Write one JSON object a line")
