@@ -104,7 +104,6 @@ class EngineStats:
     """Counters that a backend keeps for events, bench and report."""
 
     prompt_tokens_computed: int = 0
-    new_tokens: int = 0
     decode_steps: int = 0
     out_of_memory: int = 0
     batch_size: int = 0

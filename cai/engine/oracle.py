@@ -31,7 +31,6 @@ class ReferenceEngine:
             done, steps = generate.generate_slice(self.model, self.pieces, [request], self.device, stopped, self.rules)
             self.stats.decode_steps += steps
             self.stats.prompt_tokens_computed += len(request.token_ids)
-            self.stats.new_tokens += sum(len(completion.token_ids) for completion in done)
             yield from done
         self.queue.clear()
 

@@ -80,7 +80,6 @@ class StaticEngine:
         done, steps = drawn
         self.stats.decode_steps += steps
         self.stats.prompt_tokens_computed += sum(len(request.token_ids) for request in requests)
-        self.stats.new_tokens += sum(len(completion.token_ids) for completion in done)
         return done
 
     def _scored(self, requests: Sequence[ScoreRequest]) -> list[Score] | None:

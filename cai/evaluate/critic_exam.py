@@ -182,26 +182,6 @@ def _seen_revision(marked: Marked) -> Row:
     return _seen_critique(marked) | {"flaws": spans, "revision": (marked.final or "")[:400]}
 
 
-def as_rows(rows: Sequence[ExamRow], outputs: Mapping[str, Output]) -> list[Row]:
-    """One JSON-able row an answer, for the log of the evaluation: texts, grades, what is gone."""
-    logged = []
-    for m in mark(rows, outputs):
-        flaws = [
-            {"kind": flaw.kind, "span": flaw.span, "found": _found(m, i), "gone": _gone(m, i)}
-            for i, flaw in enumerate(m.row.flaws)
-        ]
-        final = m.final
-        verdicts = {
-            "nothing": m.grade and m.grade.nothing,
-            "invented": m.grade and m.grade.invented,
-            "broken": None if final is None or not m.row.sound else broken(m.row, final),
-        }
-        head = {"metric": "critic.exam", "id": m.row.id, "length": m.row.length, "pool": m.row.pool}
-        texts = {"critique": m.output.critique, "revision": m.output.revision}
-        logged.append(head | {"principle": m.row.principle} | texts | verdicts | {"flaws": flaws})
-    return logged
-
-
 def table(figures: Mapping[str, Figure]) -> str:
     """Every figure a line, for the screen: checkable ones first, since no judgement stands behind them."""
     order = sorted(figures, key=lambda name: (not name.startswith("critic.checkable"), name))

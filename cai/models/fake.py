@@ -133,7 +133,6 @@ class FakeEngine:
             ids, finish = ids[:limit], "length"
             text = tokenizer.decode(ids)
         self.stats.prompt_tokens_computed += len(request.token_ids)
-        self.stats.new_tokens += len(ids)
         return Completion(request.id, tuple(ids), text, finish)
 
     def score(self, requests: Sequence[ScoreRequest], stopped: Callable[[], bool] = never) -> Iterator[Score]:

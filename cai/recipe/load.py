@@ -97,6 +97,7 @@ RETIRED: Row = {
     "evaluation.min_quote_match": 0.8,
     "evaluation.permutations": 200,
     "evaluation.bootstrap_samples": 2000,
+    "evaluation.lm_eval_batch_size": 64,
 }
 
 

@@ -100,7 +100,6 @@ class EvaluationSection(Section):
     lm_eval: tuple[str, ...] = Field(default=(), description="tasks or groups of the optional package")
     lm_eval_include: str = Field(default="", description="folder with task YAML of your own, beside the recipe")
     lm_eval_limit: Count = Field(default=0, description="documents a task; 0 = all")
-    lm_eval_batch_size: Positive = Field(default=64, description="requests answered between two writes")
 
 
 class GateSpec(Section):

@@ -1,6 +1,6 @@
-"""Further trainings of DPO from the same pairs: the recipe's other seeds, and DPO without the SFT stage before it.
+"""Further trainings of DPO from the same pairs: the recipe's other seeds.
 
-Owns the folders (train/seed-N/, adapter-seed-N/, train/direct/, adapter-direct/) and eval/seeds.json; training itself
+Owns the folders (train/seed-N/, adapter-seed-N/) and eval/seeds.json; training itself
 is `cai.training.train`'s. The first seed is the run's own adapter and is not touched: it is back on the model when this
 ends.
 """
@@ -45,24 +45,11 @@ def train_seeds(
     return figures
 
 
-def train_direct(context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair]) -> Path:
-    """adapter-direct/: DPO of these pairs from the base, beside a run whose DPO starts from SFT."""
-    run, recipe = context.run, context.recipe
-    folder, adapter = run.path / "train" / "direct", run.path / "adapter-direct"
-    if training.load_result(folder) is None:
-        dpo = recipe.dpo.model_copy(update={"start": "base"})
-        train_dpo(context, pairs, heldout, dpo, folder, adapter, recipe.dpo.seeds[0], None, "train direct", "direct")
-    return adapter
-
-
 def train_dpo(
     context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair], dpo: DpoSection, folder: Path, adapter: Path,
-    seed: int, start: Path | None, title: str, arm: str = "",
+    seed: int, start: Path | None, title: str,
 ) -> None:  # fmt: skip
-    """One more DPO with the run's own model, LoRA and watching; its adapter stays on the model.
-
-    `arm` stands in its events, which then are not taken for the run's own training.
-    """
+    """One more DPO with the run's own model, LoRA and watching; its adapter stays on the model."""
     context.check_stop("before training")
     model = context.model()
     model.release()
@@ -76,7 +63,7 @@ def train_dpo(
         folder,
         prompt=context.prompts["policy"],
         seed=seed,
-        event=lambda kind, **fields: context.run.event(kind, **fields, **({"arm": arm} if arm else {})),
+        event=context.run.event,
         stopped=context.stopped,
         progress=context.progress.training,
         adapter=adapter,

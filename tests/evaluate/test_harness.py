@@ -317,14 +317,15 @@ def test_trap_09_the_batch_is_ours_and_lm_eval_never_holds_the_model(
 ) -> None:
     """simple_evaluate(batch_size=) is ignored for a model that is an object, and it calls eval() on it.
 
-    Here it is given neither (the stand-in takes no such argument): slices have the recipe's size.
+    Here it is given neither (the stand-in takes no such argument): slices have the module's size.
     """
     real, sizes, given = replay.answer, [], []
     monkeypatch.setattr(harness, "answer", lambda m, e, asks, s=None: sizes.append(len(asks)) or real(m, e, asks))
     monkeypatch.setattr(
         package, "simple_evaluate", lambda model, **more: given.append(model) or simple_evaluate(model, **more)
     )
-    code, _ = run_fake(*SMALL, *TASKS, "--set", "evaluation.lm_eval_batch_size=2")
+    monkeypatch.setattr(harness, "ANSWERED_AT_ONCE", 2)
+    code, _ = run_fake(*SMALL, *TASKS)
     assert code == errors.DONE
     assert max(sizes) == 2
     assert given and all(set(vars(model)) == {"cache_hook", "replay"} for model in given)
@@ -333,8 +334,8 @@ def test_trap_09_the_batch_is_ours_and_lm_eval_never_holds_the_model(
 def test_a_kill_between_slices_asks_only_for_the_rest(
     run_fake: Runner, package: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = ("--set", "evaluation.lm_eval_batch_size=2")
-    _, alone = run_fake(*SMALL, *TASKS, *small)
+    monkeypatch.setattr(harness, "ANSWERED_AT_ONCE", 2)
+    _, alone = run_fake(*SMALL, *TASKS)
     real, asked = replay.answer, []
 
     def answer(model, engine, asks, stopped=None):  # type: ignore[no-untyped-def]
@@ -344,7 +345,7 @@ def test_a_kill_between_slices_asks_only_for_the_rest(
         return real(model, engine, asks)
 
     monkeypatch.setattr(harness, "answer", answer)
-    code, run = run_fake(*SMALL, *TASKS, *small)
+    code, run = run_fake(*SMALL, *TASKS)
     assert code == errors.RESUMABLE
     written = len([row for row in read_jsonl(run / "eval/lm_eval.jsonl") if "kind" in row])
     assert written == sum(asked) > 0

@@ -299,7 +299,6 @@ class NativeEngine:
                     self.scheduler.release(running)
                     self.dirty = True
                 done.append(row)
-        self.stats.new_tokens += sum(len(row.ids) for row in done)
         yield from (row.completion() for row in done)
 
     # -- prefill

@@ -39,6 +39,7 @@ KEY = ("arm", "item", "round")
 ARMS = ("base", "tuned")
 STEM, SECOND_STEM = "lm_eval", "sft-lm_eval"
 PREFERRED = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "f1", "em")
+ANSWERED_AT_ONCE = 64  # requests between two writes: what a kill loses
 PASSES = 5  # calls of lm_eval for one task and arm: to learn what it asks, for each kind of request, and to score
 
 
@@ -201,7 +202,7 @@ def _method(call: str) -> Callable[..., object]:
 def _answer(evaluation: Evaluation, log: RecordLog, name: str, arm: str, asks: Sequence[HarnessRequest]) -> None:
     """The missing requests by the engine, written slice by slice."""
     unique = list({(ask.item, ask.number): ask for ask in asks}.values())
-    progress, size = evaluation.context.progress, evaluation.section.lm_eval_batch_size
+    progress, size = evaluation.context.progress, ANSWERED_AT_ONCE
     progress.begin(f"evaluate lm_eval {name} {arm}", 0, total=len(unique))
     with evaluation.model().adapter(arm != "base"):
         engine = evaluation.engine()
