@@ -20,6 +20,7 @@ from cai.evaluate import (
     judge,
     likelihood,
     preference,
+    prompted,
     revisions,
 )
 from cai.evaluate.cases import FALLBACK, Case, from_examples, nearby
@@ -53,7 +54,7 @@ def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], ad
         figures |= _critiques_and_revisions(evaluation, pairs)
         figures |= preference_figures(evaluation, pairs, training_pairs)
         figures |= surface_figures(pairs, training_pairs)
-        figures |= _fresh(evaluation, pairs)
+        figures |= _fresh(evaluation, pairs, training_pairs)
         figures |= forgetting_figures(evaluation)
         figures |= tasks.figures(tasks.measure(evaluation, folder))
         figures |= _training(context, adapter)
@@ -228,7 +229,7 @@ def sample_rows(rows: Sequence[Pair], size: int) -> list[Pair]:
     return [by_item[item] for item in sample(list(by_item), size)]
 
 
-def _fresh(evaluation: Evaluation, pairs: PairSet) -> Figures:
+def _fresh(evaluation: Evaluation, pairs: PairSet, training_pairs: Sequence[Pair]) -> Figures:
     """Greedy answers of base and tuned to held-out prompts: degeneration figures, and P3 by the judge."""
     section = evaluation.section
     wanted = {pair["item"]: pair for pair in sample_rows(pairs.heldout, section.fresh_items)}
@@ -245,6 +246,7 @@ def _fresh(evaluation: Evaluation, pairs: PairSet) -> Figures:
     prompts = evaluation.judge
     if section.judge == "off" or prompts is None:
         return figures | preference.summarise_fresh([], evaluation.judge_name)
+    figures |= prompted.measure(evaluation, wanted, fresh, training_pairs)
     texts_of = {row["item"]: row for row in fresh}
 
     def p3(part: list[Key]) -> list[Row]:
