@@ -84,18 +84,19 @@ class TokenLogps(torch.autograd.Function):
         for start in range(0, hidden_NH.shape[0], chunk):
             part = slice(start, start + chunk)
             target = target_N[part]
-            logits = logits_fp32(hidden_NH[part], weight_VH, bias_V)
+            logits = logits_fp32(hidden_NH[part], weight_VH, bias_V)  # [chunk, V], the only one alive
             logsum = torch.logsumexp(logits, dim=-1)
             logps_N[part] = logits.gather(1, target[:, None]).squeeze(1) - logsum
             if slope_NH is not None:
-                probs = logits.sub_(logsum[:, None]).exp_().to(weight_VH.dtype)
-                slope_NH[part] = weight_VH[target] - probs @ weight_VH
+                probs = logits.sub_(logsum[:, None]).exp_().to(weight_VH.dtype)  # in place: no second [chunk, V]
+                slope_NH[part] = weight_VH[target] - probs @ weight_VH  # W_t - sum_v p_v W_v, [chunk, H]
         if slope_NH is not None:
             ctx.save_for_backward(slope_NH)
         return logps_N
 
     @staticmethod
     def backward(ctx, grad_N):
+        # dL/dh_n = dL/dlogp_n * slope_n; the head is frozen, so it gets no gradient
         (slope_NH,) = ctx.saved_tensors
         return (slope_NH * grad_N[:, None].to(slope_NH.dtype)), None, None, None, None
 
