@@ -91,7 +91,7 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
     pipeline.check_at_hand(inputs, args)
     budget.check_before(inputs, args, runs_root(inputs.source, recipe))
     announce(inputs)
-    with session(inputs, args) as context, budget.within(context, inputs, pipeline.report_what_exists):
+    with session(inputs, args) as context, budget.enforced(context, inputs, pipeline.report_what_exists):
         pairs, training_pairs = collect(context, inputs.grid, inputs.given, args.until), []
         if args.until in ("", "pairs"):
             pipeline.require_pairs(context, inputs, pairs)

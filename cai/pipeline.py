@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cai import errors
 from cai.data import guarding
@@ -22,14 +21,14 @@ from cai.evaluate import advice, gates
 from cai.evaluate.doors import recipe_key
 from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, locate
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.models import checks
 from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
 from cai.run.context import Context
 from cai.run.folder import Run
 from cai.store.files import holds, json_bytes, write_json_atomic
-from cai.store.jsonl import Row
+from cai.store.row_types import Pair
 from cai.terminal import printable, say, usd
 
 
@@ -91,7 +90,7 @@ def guarded(context: Context) -> None:
     checks.enforce(context.recipe.checks, "guard", section.model, check)
 
 
-def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict[str, Any]]:
+def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair]:
     """Marks, hygiene, contamination, then dataset/; gives the pairs to train on."""
     from cai.data import dataset, hygiene, marks_refused
     from cai.evaluate.benchmarks.overlaps import without_overlaps
@@ -112,7 +111,7 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict
     return kept
 
 
-def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[Row]) -> Path:
+def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[Pair]) -> Path:
     """The adapter of these pairs: trained, resumed, or found finished; from the base, or from SFT on the revisions."""
     from cai.training import sft
     from cai.training import train as training
@@ -137,7 +136,7 @@ def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[
         run.train,
         prompt=context.prompts["policy"],
         seed=recipe.dpo.seeds[0],
-        event=telling(run),
+        event=training_events(run),
         stopped=context.stopped,
         progress=context.progress.training,
         adapter=run.adapter,
@@ -152,10 +151,10 @@ def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[
     return run.adapter
 
 
-def telling(run: Run) -> Callable[..., None]:
+def training_events(run: Run) -> Callable[..., None]:
     """`run.event`, which also says a sign of ill health aloud."""
 
-    def event(kind: str, **facts: Any) -> None:
+    def event(kind: str, **facts: object) -> None:
         run.event(kind, **facts)
         if kind == "health":
             say(f"train: WARNING at step {facts['step']}: {facts['text']}")
@@ -164,8 +163,8 @@ def telling(run: Run) -> Callable[..., None]:
 
 
 def evaluate(
-    context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[dict[str, Any]], adapter: Path
-) -> dict[str, Measured]:
+    context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path
+) -> dict[str, Figure]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
     from cai.evaluate import chain_figures, critic_stage, measure, prompted
     from cai.evaluate.benchmarks import suite
@@ -173,21 +172,21 @@ def evaluate(
 
     results = measure.of_data(context, pairs)
     if context.recipe.evaluation.enabled:
-        with measure.opened(context, pairs, adapter) as bench:
+        with measure.opened(context, pairs, adapter) as evaluation:
             results |= critic_stage.measure(context)
-            cases = chain_figures.cases_of(bench, pairs)
-            checked, scored = chain_figures.gates(bench, cases), chain_figures.likelihoods(bench, cases)
-            judged = chain_figures.verdicts(bench, cases)
-            results |= chain_figures.figures(bench, pairs, cases, checked, scored, judged)
-            results |= measure.preference_figures(bench, pairs, training_pairs)
+            cases = chain_figures.cases_of(evaluation, pairs)
+            checked, scored = chain_figures.gates(evaluation, cases), chain_figures.likelihoods(evaluation, cases)
+            judged = chain_figures.verdicts(evaluation, cases)
+            results |= chain_figures.figures(evaluation, pairs, cases, checked, scored, judged)
+            results |= measure.preference_figures(evaluation, pairs, training_pairs)
             results |= measure.surface_figures(pairs, training_pairs)
-            wanted, fresh = measure.fresh(bench, pairs)
+            wanted, fresh = measure.fresh(evaluation, pairs)
             results |= measure.fresh_figures(fresh)
-            for arm in bench.section.prompted if bench.judges else ():
-                results |= prompted.measure(bench, arm, wanted, fresh, training_pairs)
-            results |= measure.p3_figures(bench, wanted, fresh)
-            results |= measure.forgetting_figures(bench)
-            results |= tasks.figures(tasks.measure(bench, inputs.folder))
+            for arm in evaluation.section.prompted if evaluation.judges else ():
+                results |= prompted.measure(evaluation, arm, wanted, fresh, training_pairs)
+            results |= measure.p3_figures(evaluation, wanted, fresh)
+            results |= measure.forgetting_figures(evaluation)
+            results |= tasks.figures(tasks.measure(evaluation, inputs.folder))
             results |= measure.training_figures(context)
         measure.write(context, results)
     if context.recipe.sft.enabled:
@@ -203,17 +202,17 @@ def evaluate(
     return {**stored_figures(context.run.eval), **results}
 
 
-def stored_figures(folder: Path) -> dict[str, Measured]:
+def stored_figures(folder: Path) -> dict[str, Figure]:
     """What stands in eval/*.json: measured figures, benchmarks, guard, contamination."""
     from cai.evaluate.benchmarks.suite import read
 
-    found: dict[str, Measured] = {}
+    found: dict[str, Figure] = {}
     for name in ("measured", "benchmarks", "contamination", "guard", "checks", "seeds", "sft"):
         found |= read(folder / f"{name}.json")
     return found
 
 
-def decide(context: Context, results: Mapping[str, Measured], override: str) -> list[Verdict]:
+def decide(context: Context, results: Mapping[str, Figure], override: str) -> list[Verdict]:
     """PASS / FAIL / UNDERPOWERED / UNMEASURED of each criterion, written to eval/gates.json and said on screen."""
     recipe, run = context.recipe, context.run
     verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import cast
 
 from cai.data.parsing import Parsed, Unparsed, before_repetition
 from cai.data.slots import seed_of
@@ -21,6 +21,7 @@ from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt, Rendered
 from cai.run.context import Context
 from cai.store.jsonl import Row
+from cai.store.row_types import Record, RecordExtra, UnitExtra
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ class Unit:
     round: int
     fields: Mapping[str, str]
     principle: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: UnitExtra = field(default_factory=UnitExtra)
     shift: int = 0
     prefill: str = ""
 
 
+Accept = Callable[[list[Record]], list[Record]]  # a batch's rows in order; may turn ok rows into rejected ones
 Inputs = tuple[tuple[str, int], ...]  # (stage, round) of the rows that one row is made of
 
 
@@ -116,7 +118,7 @@ def first_draw(context: Context, stage: Stage, unit: Unit) -> Draw:
     return Draw(stage, unit, rendered)
 
 
-def asked(context: Context, draw: Draw) -> Request | Row:
+def asked(context: Context, draw: Draw) -> Request | Record:
     """What the engine is asked; a prompt that leaves no room for an answer is a rejected row instead."""
     recipe, model, rendered = context.recipe, context.model(), draw.rendered
     drawn = getattr(recipe.sampling, draw.stage.drawn)
@@ -127,7 +129,7 @@ def asked(context: Context, draw: Draw) -> Request | Row:
     return Request(draw.unit.item, rendered.token_ids, sampling, draw.seed(recipe.seed), rendered.prefix_len)
 
 
-def judged(context: Context, draw: Draw, completion: Completion) -> Row:
+def judged(context: Context, draw: Draw, completion: Completion) -> Record:
     """The row of a completion: cut where the transcript goes on, then parsed, then compared with the examples.
 
     What is cut is finished: what stands behind the sign is no part of it, so it neither loops nor ran to its limit.
@@ -150,7 +152,7 @@ def judged(context: Context, draw: Draw, completion: Completion) -> Row:
     return _flagged(_row(context, draw, parsed.text, "ok", None, completion), (*parsed.flags, *marks))
 
 
-def _flagged(row: Row, flags: Sequence[str]) -> Row:
+def _flagged(row: Record, flags: Sequence[str]) -> Record:
     return row | {"flags": list(flags)} if flags else row
 
 
@@ -164,7 +166,7 @@ def _shown_runs(prompts: tuple[Prompt, ...]) -> Shots:
     return Shots(frozenset().union(*(shots_of(prompt).grams for prompt in prompts)))
 
 
-def _base_row(stage: Stage, unit: Unit, text: str, status: str, reason: str | None) -> Row:
+def _base_row(stage: Stage, unit: Unit, text: str, status: str, reason: str | None) -> Record:
     return {
         "v": 1,
         "stage": stage.name,
@@ -174,24 +176,29 @@ def _base_row(stage: Stage, unit: Unit, text: str, status: str, reason: str | No
         "text": text,
         "status": status,
         "reason": reason,
+        "finish": None,
+        "tokens": 0,
+        "seed": 0,
+        "prompt_sha": "",
     }
 
 
 def _row(
     context: Context, draw: Draw, text: str, status: str, reason: str | None, completion: Completion | None = None
-) -> Row:
-    row = _base_row(draw.stage, draw.unit, text, status, reason) | {
+) -> Record:
+    row: Record = {
+        **_base_row(draw.stage, draw.unit, text, status, reason),
         "finish": completion.finish if completion else None,
         "tokens": len(completion.token_ids) if completion else 0,
         "seed": draw.seed(context.recipe.seed),
         "prompt_sha": draw.rendered.sha,
-        **draw.unit.extra,
+        **cast(RecordExtra, draw.unit.extra),
     }
     return row | {"draws": draw.number + 1} if draw.number else row
 
 
-def measured(context: Context, stage: Stage, unit: Unit, fields: Row) -> Row:
+def measured(context: Context, stage: Stage, unit: Unit, fields: Row) -> Record:
     """The row of a unit that was scored instead of drawn."""
-    row = _base_row(stage, unit, "", "ok", None)
     prompt = context.prompts.get(stage.prompt)
-    return row | {"finish": None, "tokens": 0, "seed": 0, "prompt_sha": prompt.sha if prompt else ""} | fields
+    row = _base_row(stage, unit, "", "ok", None) | {"prompt_sha": prompt.sha if prompt else ""}
+    return cast(Record, row | fields)

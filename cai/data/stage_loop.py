@@ -7,20 +7,18 @@ compared, never rewritten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from cai.data.stage import Draw, Stage, Unit, asked, first_draw, judged, measured
+from cai.data.stage import Accept, Draw, Stage, Unit, asked, first_draw, judged, measured
 from cai.engine import Completion, Request
 from cai.run import loop
 from cai.run.context import Context
-from cai.store.jsonl import Row
+from cai.store.row_types import Record
 
 SCORED_AT_ONCE = 64  # units scored between two writes: what a kill loses
 SCORED_AT_ONCE_CPU = 4
 STREAM_WINDOW = 4  # a streaming engine holds this many batches: what a kill loses at most
-
-Accept = Callable[[list[Row]], list[Row]]
 
 
 def pending(context: Context, stage: Stage, items: Iterable[int], round_: int) -> list[int]:
@@ -29,7 +27,7 @@ def pending(context: Context, stage: Stage, items: Iterable[int], round_: int) -
     return [item for item in missing if stage.render(context, item, round_) is not None]
 
 
-def _every(rows: list[Row]) -> list[Row]:
+def _every(rows: list[Record]) -> list[Record]:
     return rows
 
 
@@ -54,7 +52,7 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
             found = zip(chosen, stage.score(context, chosen), strict=True)
             loop.write(context, context.log, part, [measured(context, stage, unit, fields) for unit, fields in found])
         return
-    size, streams = max(context.engine.stats.batch_size, 1), getattr(context.engine, "streams", False)
+    size, streams = max(context.engine.stats.batch_size, 1), context.engine.streams
     done = len(units) - len(todo)
     context.progress.begin(stage.name, round_, total=len(units), done=done, together=size, per_round=stage.per_round)
     if streams and cuda:
@@ -70,9 +68,9 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
     context.progress.end(context.engine.stats)
 
 
-def draw(context: Context, stage: Stage, units: Sequence[Unit]) -> list[Row]:
+def draw(context: Context, stage: Stage, units: Sequence[Unit]) -> list[Record]:
     """The rows of one slice, in unit order; nothing is written, so the units may be no items of the run (an exam's)."""
-    rows: dict[int, Row] = {}
+    rows: dict[int, Record] = {}
     draws = {unit.item: first_draw(context, stage, unit) for unit in units}
     for item, first in draws.items():
         request = asked(context, first)
@@ -87,9 +85,9 @@ def draw(context: Context, stage: Stage, units: Sequence[Unit]) -> list[Row]:
     return [rows[unit.item] for unit in units]
 
 
-def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) -> Iterator[list[Row]]:
+def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) -> Iterator[list[Record]]:
     """Feed the engine as rows finish; release rows in unit order, so the log's order does not depend on timing."""
-    rows: dict[int, Row] = {}
+    rows: dict[int, Record] = {}
     draws: dict[int, Draw] = {}
     submitted = released = 0
 
@@ -107,7 +105,7 @@ def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) 
                 rows[unit.item] = request
         return requests
 
-    def ready() -> list[Row]:
+    def ready() -> list[Record]:
         nonlocal released
         first = released
         while released < len(units) and units[released].item in rows:
@@ -131,7 +129,7 @@ def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) 
         context.check_stop(f"in {stage.name}")
 
 
-def _taken(context: Context, draws: dict[int, Draw], rows: dict[int, Row], completion: Completion) -> Request | None:
+def _taken(context: Context, draws: dict[int, Draw], rows: dict[int, Record], completion: Completion) -> Request | None:
     """Judge a completion: its row, or the request of the same unit with the next seed."""
     draw = draws[completion.id]
     row = judged(context, draw, completion)
@@ -151,12 +149,12 @@ def _redraws(context: Context, stage: Stage) -> int:
     return context.recipe.pairs.redraws if stage.redraws and not greedy else 0
 
 
-def _is_faulty(context: Context, stage: Stage, row: Row) -> bool:
+def _is_faulty(context: Context, stage: Stage, row: Record) -> bool:
     cut = stage.redraws_limit and context.recipe.pairs.reject_limit and row["finish"] == "length"
     return row["status"] != "ok" or cut
 
 
-def _commit(context: Context, rows: Sequence[Row]) -> None:
+def _commit(context: Context, rows: Sequence[Record]) -> None:
     """Append what is not on disk. A recomputed row that differs (rounding on another GPU) is noted, never written."""
     fresh = []
     for row in rows:

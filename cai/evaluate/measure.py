@@ -1,7 +1,7 @@
 """The measurements of the tuned policy against its base, and the score log that a run's measurements share.
 
 Owns eval/measured.json; which measurements a run makes, in which order, is `pipeline.evaluate`'s, each metric lives in
-its module, resuming in `scores`. Critiques and revisions are measured in `chain_figures`.
+its module, resuming in `scores`'s `Evaluation`. Critiques and revisions are measured in `chain_figures`.
 """
 
 from __future__ import annotations
@@ -9,29 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from cai.data.pairs import PairSet
 from cai.engine import Request, Sampling
 from cai.evaluate import data_checks, dpo_health, forgetting, judge, likelihood, preference
 from cai.evaluate.cases import Case
-from cai.evaluate.scores import Bench, Row, fingerprint, load_judge, open_scores
-from cai.metrics.figure import Measured, count, rate, sample, unmeasured, yes
+from cai.evaluate.scores import Evaluation, Row, fingerprint, load_judge, open_scores
+from cai.metrics.figure import Figure, count, indicator, rate, sample, unmeasured
 from cai.metrics.text import words
 from cai.recipe.ends import cut, signs_of
 from cai.run.context import Context
 from cai.store.files import holds, json_bytes, write_json_atomic
+from cai.store.row_types import Pair, PairScore
 
-Figures = dict[str, Measured]
+Figures = dict[str, Figure]
 SURFACE_PAIRS = 20  # fewer hold less than one pair of n-grams that matters
 SLICE = 8  # items scored between two writes: what a kill loses
 
 
 @contextmanager
-def opened(context: Context, pairs: PairSet, adapter: Path) -> Iterator[Bench]:
+def opened(context: Context, pairs: PairSet, adapter: Path) -> Iterator[Evaluation]:
     """What every measurement takes, on the score log of these pairs and this adapter."""
     prompts = load_judge(context)
     with open_scores(context, fingerprint(context, pairs, adapter, prompts)) as log:
-        yield Bench(context, log, adapter, prompts)
+        yield Evaluation(context, log, adapter, prompts)
 
 
 def write(context: Context, figures: Figures) -> None:
@@ -56,25 +58,25 @@ def of_data(context: Context, pairs: PairSet) -> Figures:
     return counted | data_checks.measure(pairs, context.log.rows, context.prompts, context.constitution)
 
 
-def preference_figures(bench: Bench, pairs: PairSet, training_pairs: Sequence[Row]) -> Figures:
+def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: Sequence[Pair]) -> Figures:
     """Per-pair log-probs of held-out pairs and of (a sample of) the training pairs, adapter on and off."""
-    dpo = bench.context.recipe.dpo
-    limit = max(len(pairs.heldout), bench.section.train_pairs)
+    dpo = evaluation.context.recipe.dpo
+    limit = max(len(pairs.heldout), evaluation.section.train_pairs)
     by_item = {pair["item"]: pair for pair in (*sample_rows(training_pairs, limit), *pairs.heldout)}
 
     keys = [(item, 0) for item in by_item]
-    for part in bench.left("preference.pairs", keys, SLICE):
-        model = bench.model()
+    for part in evaluation.left("preference.pairs", keys, SLICE):
+        model = evaluation.model()
         wanted = [by_item[item] for item, _ in part]
-        policy, stopped = bench.context.prompts["policy"], bench.context.stopped
-        rows = preference.pair_rows(model, wanted, policy, dpo.max_length, bench.engine(), stopped)
+        policy, stopped = evaluation.context.prompts["policy"], evaluation.context.stopped
+        rows = preference.pair_rows(model, wanted, policy, dpo.max_length, evaluation.engine(), stopped)
         missing = {item for item, _ in part} - {row["item"] for row in rows}
         skipped: list[Row] = [
             {"metric": "preference.pairs", "item": item, "round": 0, "skipped": "prompt too long"}
             for item in sorted(missing)
         ]
-        bench.write("preference.pairs", part, rows + skipped)
-    rows = bench.rows("preference.pairs", keys)
+        evaluation.write("preference.pairs", part, [*map(dict, rows), *skipped])
+    rows = cast(list[PairScore], evaluation.rows("preference.pairs", keys))
     too_long = len(pairs.heldout) - sum(row["split"] == "heldout" for row in rows)
     figures = preference.summarise(rows, too_long)
     for split in ("train", "heldout"):
@@ -82,7 +84,7 @@ def preference_figures(bench: Bench, pairs: PairSet, training_pairs: Sequence[Ro
     return figures
 
 
-def surface_figures(pairs: PairSet, training_pairs: Sequence[Row]) -> Figures:
+def surface_figures(pairs: PairSet, training_pairs: Sequence[Pair]) -> Figures:
     """What characters and length alone tell of chosen and rejected: P1 must be ahead of it."""
     from cai.evaluate.surface import fit_and_test
 
@@ -93,18 +95,18 @@ def surface_figures(pairs: PairSet, training_pairs: Sequence[Row]) -> Figures:
     return {figure.metric: figure}
 
 
-def sample_rows(rows: Sequence[Row], size: int) -> list[Row]:
+def sample_rows(rows: Sequence[Pair], size: int) -> list[Pair]:
     by_item = {row["item"]: row for row in rows}
     return [by_item[item] for item in sample(list(by_item), size)]
 
 
-def fresh(bench: Bench, pairs: PairSet) -> tuple[dict[int, Row], list[Row]]:
+def fresh(evaluation: Evaluation, pairs: PairSet) -> tuple[dict[int, Pair], list[Row]]:
     """Held-out pairs by item, and the greedy answers of base and tuned to their prompts."""
-    wanted = {pair["item"]: pair for pair in sample_rows(pairs.heldout, bench.section.fresh_items)}
+    wanted = {pair["item"]: pair for pair in sample_rows(pairs.heldout, evaluation.section.fresh_items)}
     keys = [(item, 0) for item in wanted]
-    for part in bench.left("preference.fresh", keys, 16):
-        bench.write("preference.fresh", part, _answers(bench, [wanted[item] for item, _ in part]))
-    return wanted, bench.rows("preference.fresh", keys)
+    for part in evaluation.left("preference.fresh", keys, 16):
+        evaluation.write("preference.fresh", part, _answers(evaluation, [wanted[item] for item, _ in part]))
+    return wanted, evaluation.rows("preference.fresh", keys)
 
 
 def fresh_figures(rows: Sequence[Row]) -> Figures:
@@ -113,47 +115,49 @@ def fresh_figures(rows: Sequence[Row]) -> Figures:
     for arm in ("base", "tuned"):
         texts, limited = [row[arm] for row in rows], [row[f"{arm}_finish"] == "length" for row in rows]
         figures |= forgetting.degeneration(texts, limited, arm)
-        ended = rate(f"fresh.{arm}.stops", [yes(row[f"{arm}_finish"] == "eos") for row in rows])
+        ended = rate(f"fresh.{arm}.stops", [indicator(row[f"{arm}_finish"] == "eos") for row in rows])
         figures[ended.metric] = ended
     return figures
 
 
-def p3_figures(bench: Bench, wanted: Mapping[int, Row], answers: Sequence[Row]) -> Figures:
+def p3_figures(evaluation: Evaluation, wanted: Mapping[int, Pair], answers: Sequence[Row]) -> Figures:
     """P3: the judge's preference between the fresh answers of tuned and base."""
-    prompts, texts_of = bench.judge, {row["item"]: row for row in answers}
-    if prompts is None or not bench.judges:
-        return preference.summarise_fresh([], bench.judge_name)
-    compared = sample([(item, 0) for item in wanted], bench.section.fresh_items)
-    for part in bench.left("preference.p3", compared, SLICE):
-        with bench.base() as scorer:
+    prompts, texts_of = evaluation.judge, {row["item"]: row for row in answers}
+    if prompts is None or not evaluation.judges:
+        return preference.summarise_fresh([], evaluation.judge_name)
+    compared = sample([(item, 0) for item in wanted], evaluation.section.fresh_items)
+    for part in evaluation.left("preference.p3", compared, SLICE):
+        with evaluation.base() as scorer:
             rows = _compare(scorer, prompts, [(wanted[item], texts_of[item]) for item, _ in part])
-        bench.write("preference.p3", part, rows)
-    return preference.summarise_fresh(bench.rows("preference.p3", compared), bench.judge_name)
+        evaluation.write("preference.p3", part, rows)
+    return preference.summarise_fresh(evaluation.rows("preference.p3", compared), evaluation.judge_name)
 
 
-def _answers(bench: Bench, prompts: Sequence[Row]) -> list[Row]:
+def _answers(evaluation: Evaluation, prompts: Sequence[Pair]) -> list[Row]:
     """Both arms' greedy answers under the policy prompt."""
-    model, policy = bench.model(), bench.context.prompts["policy"]
+    model, policy = evaluation.model(), evaluation.context.prompts["policy"]
     signs = signs_of(policy)
     rows: list[Row] = [
         {"metric": "preference.fresh", "item": p["item"], "round": 0, "prompt": p["prompt"]} for p in prompts
     ]
     for arm, on in (("base", False), ("tuned", True)):
         with model.adapter(on):
-            engine = bench.engine()
+            engine = evaluation.engine()
             for index, pair in enumerate(prompts):
                 r = policy.render({"instruction": pair["prompt"]}, format=model.format, tokenizer=model.tokenizer)
-                sampling = Sampling(0.0, bench.section.fresh_max_new_tokens, r.stop, tuple(model.tokenizer.eos_ids))
+                sampling = Sampling(
+                    0.0, evaluation.section.fresh_max_new_tokens, r.stop, tuple(model.tokenizer.eos_ids)
+                )
                 engine.submit(Request(index, tuple(r.token_ids), sampling, prefix_len=r.prefix_len))
-            for done in engine.completions(bench.context.stopped):
+            for done in engine.completions(evaluation.context.stopped):
                 found = cut(done.text, signs)
                 finish = "stop" if found.marker else done.finish
                 rows[done.id] |= {arm: found.text.strip(), f"{arm}_finish": finish}
-        bench.context.check_stop("while answering held-out prompts")
+        evaluation.context.check_stop("while answering held-out prompts")
     return rows
 
 
-def _compare(scorer: likelihood.Scorer, prompts: judge.Judge, both: Sequence[tuple[Row, Row]]) -> list[Row]:
+def _compare(scorer: likelihood.Scorer, prompts: judge.Judge, both: Sequence[tuple[Pair, Row]]) -> list[Row]:
     asks = []
     for pair, row in both:
         case = Case(pair["item"], 0, pair["prompt"], row["base"], "", "", row["tuned"], pair["pool"])
@@ -175,23 +179,23 @@ def _compare(scorer: likelihood.Scorer, prompts: judge.Judge, both: Sequence[tup
     ]
 
 
-def forgetting_figures(bench: Bench) -> Figures:
-    section = bench.section
+def forgetting_figures(evaluation: Evaluation) -> Figures:
+    section = evaluation.section
     chosen = sample(range(len(forgetting.passages())), section.neutral_passages)
     keys = [(index, 0) for index in chosen]
-    for part in bench.left("forgetting.nll", keys, 20):
-        found = forgetting.nll_rows(bench.scorer(), bench.model(), [index for index, _ in part])
-        bench.write("forgetting.nll", part, found)
-    figures = forgetting.summarise_nll(bench.rows("forgetting.nll", keys))
+    for part in evaluation.left("forgetting.nll", keys, 20):
+        found = forgetting.nll_rows(evaluation.scorer(), evaluation.model(), [index for index, _ in part])
+        evaluation.write("forgetting.nll", part, found)
+    figures = forgetting.summarise_nll(evaluation.rows("forgetting.nll", keys))
     of_kl = sample(keys, section.kl_passages)
-    for part in bench.left("forgetting.kl", of_kl, 10):
-        if bench.model().hf is None:
+    for part in evaluation.left("forgetting.kl", of_kl, 10):
+        if evaluation.model().hf is None:
             why = "the fake model has no distributions"
             found = [{"metric": "forgetting.kl", "item": index, "round": 0, "skipped": why} for index, _ in part]
         else:
-            found = forgetting.kl_rows(bench.model(), [index for index, _ in part])
-        bench.write("forgetting.kl", part, found)
-    return figures | forgetting.summarise_kl(bench.rows("forgetting.kl", of_kl))
+            found = forgetting.kl_rows(evaluation.model(), [index for index, _ in part])
+        evaluation.write("forgetting.kl", part, found)
+    return figures | forgetting.summarise_kl(evaluation.rows("forgetting.kl", of_kl))
 
 
 def training_figures(context: Context) -> Figures:

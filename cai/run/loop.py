@@ -14,24 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from cai.run.context import Context
 from cai.store.jsonl import Row, nulled
 from cai.store.records import RecordLog
-
-Key = tuple[Any, ...]  # values of the log's key fields: (arm, item, round), (metric, item, round), ...
+from cai.store.rows import Key, R
 
 
 def left(
     context: Context,
-    log: RecordLog,
+    log: RecordLog[R],
     label: str,
     keys: Sequence[Key],
     chunk: int,
     round_: int = 0,
     per_round: bool = False,
-    **ended: Any,
+    **ended: object,
 ) -> Iterator[list[Key]]:
     """The slices of `chunk` keys that miss a row, in order; each is computed whole and given to `write`.
 
@@ -47,19 +46,19 @@ def left(
         context.check_stop(f"in {label}")
         yield part
     if missing:
-        context.progress.end(**ended)
+        context.progress.end(None, **ended)
 
 
-def write(context: Context, log: RecordLog, part: Iterable[Key], rows: Iterable[Row]) -> None:
+def write(context: Context, log: RecordLog[R], part: Iterable[Key], rows: Iterable[R]) -> None:
     """Append the rows, in any order, of those keys of a slice that have none yet."""
     wanted = {key for key in part if not log.has(*key)}
     fresh = [row for row in rows if tuple(row[name] for name in log.key) in wanted]
-    log.append([{"v": 1, **nulled(row)} for row in fresh])
-    context.progress.step(sum(row.get("tokens", 0) for row in fresh), len(fresh))
+    log.append([cast(R, {"v": 1, **nulled(row)}) for row in fresh])
+    context.progress.step(sum(cast(int, row.get("tokens", 0)) for row in fresh), len(fresh))
     context.progress.committed([{"status": row.get("status", "ok")} for row in fresh])
 
 
-def rows_of(log: RecordLog, keys: Iterable[Key]) -> list[Row]:
+def rows_of(log: RecordLog[R], keys: Iterable[Key]) -> list[R]:
     """The rows of `keys` in order; a key that could not be computed has none."""
     return [row for key in keys if (row := log.get(*key)) is not None]
 
@@ -67,7 +66,7 @@ def rows_of(log: RecordLog, keys: Iterable[Key]) -> list[Row]:
 def open_marked(context: Context, path: Path, mark: str, key: tuple[str, str, str]) -> RecordLog:
     """The log at `path`, whose first row says what it was measured of (`mark`); that of another mark is set aside."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = RecordLog.open(path, context.run.quarantine, key=key, unsure=context.run.check_log)
+    log: RecordLog[Row] = RecordLog.open(path, context.run.quarantine, key=key, unsure=context.run.check_log)
     head = log.get("fingerprint", 0, 0)
     if head is not None and head["of"] != mark:
         log.close()

@@ -6,20 +6,20 @@ Owns eval/contamination.json and what is said of it; the rule is `cai.data.conta
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from cai.data import contamination
 from cai.evaluate.benchmarks.suite import at_hand
 from cai.run.context import Context
 from cai.store.files import write_json_atomic
+from cai.store.row_types import Pair
 from cai.terminal import say
 
 
-def without_overlaps(context: Context, folder: Path, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_overlaps(context: Context, folder: Path, pairs: list[Pair]) -> list[Pair]:
     """The pairs that overlap no benchmark at hand; overlaps and what was not checked go to eval/contamination.json."""
     loaded, missing = at_hand(context.recipe.benchmarks, folder)
     sources = [source for name, tasks in loaded.items() for source in contamination.sources_of(name, tasks)]
-    index = contamination.Index(sources)
+    index = contamination.OverlapIndex(sources)
     kept, removed = contamination.clean(pairs, index)
     texts = contamination.input_texts(context.prompts, context.constitution.principles)
     found = contamination.check_inputs(texts, index)
