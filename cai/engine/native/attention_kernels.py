@@ -1,4 +1,4 @@
-"""Attention on the GPU in Triton: one query a row over blocks and the shared prefix (decode), whole rows (prefill).
+"""Attention on the GPU in Triton while decoding: one query a row over blocks and the shared prefix.
 
 Nothing here needs Hopper. Decode attention splits the keys of a row over programs and reads the shared prefix once for
 all rows; the parts are joined by their log-sum-exps (base 2 throughout). Sums are fp32 and in a fixed order.
@@ -14,7 +14,7 @@ import triton.language as tl
 from cai.engine.native.attention import WIDE, Step
 
 LOG2E = 1.4426950408889634
-TILE_QUERIES, TILE_KEYS = 64, 64
+TILE_KEYS = 64
 TILE_OWN_KEYS = 32  # decode, own keys: 3.9 TB/s with one warp; tiles of 64 and 4 warps gave 3.5, 128 gave 3.0 (H200)
 
 

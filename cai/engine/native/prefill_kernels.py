@@ -12,6 +12,8 @@ import triton.language as tl
 from cai.engine.native.attention import WIDE, Step
 from cai.engine.native.attention_kernels import LOG2E, TILE_KEYS, _soften, pipeline_stages
 
+TILE_QUERIES = 64
+
 
 @triton.jit
 def _prefill(
