@@ -208,6 +208,11 @@ def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: S
     rows = cast(list[PairScore], found)
     too_long = len(pairs.heldout) - sum(row["split"] == "heldout" for row in rows)
     figures = preference.summarise(rows, too_long)
+    figures["preference.p1"].facts["by_pool"] = preference.by_group(
+        rows, {p["item"]: [p["pool"]] for p in pairs.heldout}
+    )
+    drawn = {e["item"]: [r["principle_id"] for r in e["rounds"] if r["principle_id"]] for e in pairs.examples}
+    figures["preference.p1"].facts["by_principle"] = preference.by_group(rows, drawn)
     for split in ("train", "heldout"):
         figures |= dpo_health.from_pairs([row for row in rows if row["split"] == split], dpo.beta, split)
     return figures
@@ -243,6 +248,8 @@ def _fresh(evaluation: Evaluation, pairs: PairSet, training_pairs: Sequence[Pair
         figures |= forgetting.degeneration(texts, limited, arm)
         ended = rate(f"fresh.{arm}.stops", [indicator(row[f"{arm}_finish"] == "eos") for row in fresh])
         figures[ended.metric] = ended
+    if fresh:
+        figures["fresh.tuned.same_as_base"] = preference.same_answers(fresh)
     prompts = evaluation.judge
     if section.judge == "off" or prompts is None:
         return figures | preference.summarise_fresh([], evaluation.judge_name)
@@ -331,4 +338,6 @@ def _training(context: Context, adapter: Path) -> Figures:
     result = load_result(context.run.train)
     if result is None:
         return {"dpo.first_loss_error": unmeasured("dpo.first_loss_error", "there is no training result")}
-    return dpo_health.from_log(result.log, truncated=result.truncated, pairs=result.pairs)
+    return dpo_health.from_log(
+        result.log, truncated=result.truncated, pairs=result.pairs, expected=result.expected_first_loss
+    )

@@ -103,7 +103,7 @@ def test_the_report_says_what_dpo_adds_and_the_table_has_the_column(run_fake: Ru
 
 def test_each_log_is_scored_with_its_own_adapter(run_fake: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[str]] = {}
-    real = measure.Bench.fill
+    real = measure.Evaluation.fill
 
     def fill(self, metric, keys, chunk, compute):  # type: ignore[no-untyped-def]
         def spied(part):  # type: ignore[no-untyped-def]
@@ -113,7 +113,7 @@ def test_each_log_is_scored_with_its_own_adapter(run_fake: Runner, monkeypatch: 
 
         return real(self, metric, keys, chunk, spied)
 
-    monkeypatch.setattr(measure.Bench, "fill", fill)
+    monkeypatch.setattr(measure.Evaluation, "fill", fill)
     run_fake(*QUICK, *ON)
     assert seen == {"scores.jsonl": {"adapter"}, "sft-scores.jsonl": {"adapter-sft"}}
 
