@@ -308,11 +308,12 @@ def test_trap_06_only_the_base_judges(run_fake, monkeypatch):
     """Critiques, revisions and fresh answers are scored with the adapter off; pairs and passages with both."""
     seen: dict[str, set[bool]] = {}
     metric = ["?"]
-    real_fill = measure.Evaluation.fill
+    real_left = measure.Evaluation.left
 
-    def fill(self, name, keys, chunk, compute):
-        metric[0] = name
-        return real_fill(self, name, keys, chunk, compute)
+    def left(self, name, *more):
+        for part in real_left(self, name, *more):
+            metric[0] = name
+            yield part
 
     real_score = FakeEngine.score
 
@@ -320,7 +321,7 @@ def test_trap_06_only_the_base_judges(run_fake, monkeypatch):
         seen.setdefault(metric[0], set()).add(self.model.tuned)
         return real_score(self, requests, stopped)
 
-    monkeypatch.setattr(measure.Evaluation, "fill", fill)
+    monkeypatch.setattr(measure.Evaluation, "left", left)
     monkeypatch.setattr(FakeEngine, "score", score)
     run_fake(*HELDOUT)
     judged = {"critiques.csi", "critiques.generic_lp", "revisions.cri", "critiques.judge", "revisions.judge"}
