@@ -79,6 +79,11 @@ def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: S
     rows = cast(list[PairScore], evaluation.rows("preference.pairs", keys))
     too_long = len(pairs.heldout) - sum(row["split"] == "heldout" for row in rows)
     figures = preference.summarise(rows, too_long)
+    figures["preference.p1"].facts["by_pool"] = preference.by_group(
+        rows, {p["item"]: [p["pool"]] for p in pairs.heldout}
+    )
+    drawn = {e["item"]: [r["principle_id"] for r in e["rounds"] if r["principle_id"]] for e in pairs.examples}
+    figures["preference.p1"].facts["by_principle"] = preference.by_group(rows, drawn)
     for split in ("train", "heldout"):
         figures |= dpo_health.from_pairs([row for row in rows if row["split"] == split], dpo.beta, split)
     return figures
@@ -117,6 +122,8 @@ def fresh_figures(rows: Sequence[Row]) -> Figures:
         figures |= forgetting.degeneration(texts, limited, arm)
         ended = rate(f"fresh.{arm}.stops", [indicator(row[f"{arm}_finish"] == "eos") for row in rows])
         figures[ended.metric] = ended
+    if rows:
+        figures["fresh.tuned.same_as_base"] = preference.same_answers(rows)
     return figures
 
 
@@ -204,4 +211,6 @@ def training_figures(context: Context) -> Figures:
     result = load_result(context.run.train)
     if result is None:
         return {"dpo.first_loss_error": unmeasured("dpo.first_loss_error", "there is no training result")}
-    return dpo_health.from_log(result.log, truncated=result.truncated, pairs=result.pairs)
+    return dpo_health.from_log(
+        result.log, truncated=result.truncated, pairs=result.pairs, expected=result.expected_first_loss
+    )

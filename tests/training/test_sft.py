@@ -103,13 +103,13 @@ def test_the_report_says_what_dpo_adds_and_the_table_has_the_column(run_fake: Ru
 
 def test_each_log_is_scored_with_its_own_adapter(run_fake: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[str]] = {}
-    real = measure.Bench.write
+    real = measure.Evaluation.write
 
     def write(self, metric, part, rows):  # type: ignore[no-untyped-def]
         seen.setdefault(self.log.path.name, set()).add(self.context.model().attached.name)
         real(self, metric, part, rows)
 
-    monkeypatch.setattr(measure.Bench, "write", write)
+    monkeypatch.setattr(measure.Evaluation, "write", write)
     run_fake(*QUICK, *ON)
     assert seen == {"scores.jsonl": {"adapter"}, "sft-scores.jsonl": {"adapter-sft"}}
 
