@@ -23,10 +23,11 @@ try:
     from cai.errors import CaiError
     from cai.inputs import Inputs, read_inputs, runs_root
     from cai.models import embedded
+    from cai.run import lines
     from cai.run.folder import RUN_ID
     from cai.session import session
     from cai.store.files import REMEDIES, io_error
-    from cai.terminal import last_through_hangups, printable, say
+    from cai.terminal import for_stream, last_through_hangups, printable, say
 except ModuleNotFoundError as missing:
     if (missing.name or "cai").partition(".")[0] == "cai":
         raise
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         args.began = began
         return command(args) if cli.commands(args) else milestone(read_inputs(args), args)
     except CaiError as error:
-        print(printable(str(error)), file=sys.stderr)
+        print(for_stream(printable(str(error)), sys.stderr), file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         return errors.SIGINT
@@ -96,7 +97,7 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
         if args.until == "pairs":
             pipeline.report(context, [])
         if args.until:
-            say(f"stopped after {args.until} as asked; go on with --resume {context.run.path}")
+            say(f"stopped after {args.until} as asked; go on with: {lines.resume(context.run.path)}")
             return errors.DONE
         adapter = pipeline.train(context, inputs, pairs, training_pairs)
         results = pipeline.evaluate(context, inputs, pairs, training_pairs, adapter)

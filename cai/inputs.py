@@ -216,9 +216,14 @@ def copy_inputs(inputs: Inputs, folder: Path) -> None:
 
 def locate(args: argparse.Namespace, argument: str) -> Path:
     """The run folder that a command's argument names (`runs/ID`, `ID`, `runs/latest`), without opening it."""
+    return resolve_run(argument or "latest", folder_of_runs(args))
+
+
+def folder_of_runs(args: argparse.Namespace) -> Path:
+    """Where the runs of this command's recipe lie; nothing but that key is read of it."""
     source = recipes.read(args.recipe)
     root = source.folder.parent if in_run(source) else source.folder / expanded(str(source.table.get("runs", "runs")))
     for text in args.set:
         if (named := recipes.parse_set(text).get("runs")) is not None:
             root = source.folder / expanded(str(named))
-    return resolve_run(argument or "latest", _usable(root, source))
+    return _usable(root, source)

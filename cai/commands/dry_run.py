@@ -7,6 +7,7 @@ no torch, no model, no run folder.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from cai.models.tokenizer_file import ByteCounter, modules_at_hand, tokenizer_at
 from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt, Rendered
 from cai.run import budget
-from cai.terminal import duration, number, printable, usd
+from cai.terminal import duration, for_stream, number, printable, usd
 
 SAMPLE = {  # stands for text that a stage before would write
     "instruction": "How can I keep my bicycle from being stolen in the city?",
@@ -40,9 +41,10 @@ def dry_run(inputs: Inputs) -> int:
         require_package(inputs.recipe.evaluation, inputs.folder)
     tokenizer, source = tokenizer_at_hand(inputs.recipe.model, inputs.backend)
     refuse_unknown(inputs.recipe.lora.target_modules, modules_at_hand(inputs.recipe.model, inputs.backend))
-    for part in (_head(inputs), _files(inputs, tokenizer), _prompts(inputs, tokenizer, source), _estimate(inputs)):
-        if part:
-            print(printable("\n".join(part)), end="\n\n")
+    prompts = _prompts(inputs, tokenizer, source)
+    for part in (_head(inputs), _files(inputs, tokenizer), prompts, _estimate(inputs)):
+        if part:  # prompts are shown as they are, the rest as the terminal has room
+            print(for_stream(printable("\n".join(part)), sys.stdout, fold=part is not prompts), end="\n\n")
     print("Nothing was loaded and nothing was written. Without --dry-run this starts the run.")
     return errors.DONE
 

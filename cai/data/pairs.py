@@ -41,7 +41,7 @@ class PairPlan:
 
 
 def plan_of(recipe: Recipe, principles: Mapping[str, str]) -> PairPlan:
-    """What an item of this recipe has; whoever builds pairs from records takes it from here, or would judge otherwise."""
+    """What an item of this recipe has: the one plan by which a run, its report and a comparison build pairs."""
     return PairPlan(
         recipe.rounds,
         principles,

@@ -19,6 +19,7 @@ from typing import Any
 from cai.errors import CaiError, Stopped
 from cai.recipe.load import Recipe
 from cai.recipe.settings import BudgetSection, DpoSection
+from cai.run import lines
 from cai.run.folder import Run
 from cai.run.rates import Measured, Range, measured_before, table_rates
 from cai.terminal import duration, printable, usd, usd_fine
@@ -167,10 +168,10 @@ class Budget:
         limits = {name: value for name, value in limits.items() if value}
         named = ", ".join(f"{name} = {value:g}" for name, value in limits.items())
         gone = {"budget.max_usd": spent["usd"], "budget.max_hours": spent["seconds"] / 3600}
-        raised = " ".join(f"--set {name}={2 * max(value, gone[name]):.4g}" for name, value in limits.items())
+        raised = [f"{name}={2 * max(value, gone[name]):.4g}" for name, value in limits.items()]
         return (
-            f"{self.run.path}: the budget is used up{' ' + where if where else ''}: {used} ({named}). "
-            f"Raise it and go on: python runner.py {self.run.recipe_path} --resume {self.run.path} {raised}"
+            f"{lines.near(self.run.path)}: the budget is used up{' ' + where if where else ''}: {used} ({named}). "
+            f"Raise it and go on: {lines.resume(self.run.path, raised)}"
         )
 
     def install(self, context: Any) -> None:

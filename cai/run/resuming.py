@@ -14,6 +14,7 @@ from typing import Any
 from cai import errors
 from cai.errors import CaiError
 from cai.run.folder import Run, check_identity
+from cai.run.lines import program
 from cai.store import files
 
 MORE = ("items", "heldout.items")
@@ -36,7 +37,7 @@ def check_milestone(manifest: Mapping[str, Any], path: Path, milestone: str, ask
     if milestone and milestone != of:
         raise CaiError(
             f"{path}: is a run of {of}, not of {milestone}. Go on with it: leave out --milestone.\n"
-            f"  or reuse what is unchanged in a new run of {milestone}: python runner.py {asked} --fork {path}",
+            f"  or reuse what is unchanged in a new run of {milestone}: {program()} {asked} --fork {path}",
             errors.DRIFT,
         )
 
