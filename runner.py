@@ -87,6 +87,8 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
         from cai.commands.dry_run import dry_run
 
         return dry_run(inputs)
+    if inputs.pairs is not None and args.until not in ("", "pairs"):
+        raise CaiError(f"runner.py: --until {args.until}: pairs.file: nothing is generated. Leave it out, or: pairs.")
     doors.check_milestone_before(inputs)
     pipeline.check_at_hand(inputs, args)
     budget.check_before(inputs, args, runs_root(inputs.source, recipe))

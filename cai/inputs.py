@@ -13,16 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.data import chain
+from cai.data import chain, own_pairs
 from cai.errors import CaiError
 from cai.models.policy import Backend, backend_of
 from cai.recipe import load as recipes
 from cai.recipe.constitution import Constitution, check_rounds, load_constitution
 from cai.recipe.grid import Grid, load_grid
 from cai.recipe.intake import files as intake_files
-from cai.recipe.intake import instructionfile, told
+from cai.recipe.intake import instructionfile, pairfile, told
 from cai.recipe.intake.files import InputFile
 from cai.recipe.intake.instructionfile import Intake
+from cai.recipe.intake.pairfile import PairIntake
 from cai.recipe.load import Recipe, Source
 from cai.recipe.paths import expanded
 from cai.recipe.prompts import Prompt
@@ -38,7 +39,8 @@ class Inputs:
     """Everything the recipe names, read and checked. `files`: name in the run folder -> path, bytes and hash.
 
     `sets`: what --set says, now and when the run began. `override`: why gates are overridden, likewise; "" if not.
-    `given`: the user's own instructions. `grown_from`: the run's copy of that file if it only grew since.
+    `given`: the user's own instructions, `grown_from`: the run's copy of that file if it only grew since; `pairs`: the
+    user's own pairs.
     """
 
     source: Source
@@ -51,6 +53,7 @@ class Inputs:
     sets: Sequence[str] = ()
     override: str = ""
     given: Intake | None = None
+    pairs: PairIntake | None = None
     grown_from: InputFile | None = None
 
     @property
@@ -84,6 +87,8 @@ class Inputs:
     def told(self) -> list[str]:
         """What is to be said about the files before anything starts."""
         notes = [file.note for file in self.files.values() if file.note] + list(self.constitution.notes)
+        if self.pairs is not None:
+            return [*notes, *own_pairs.about(self.pairs, str(self.files[intake_files.PAIRS].path), self.recipe)]
         if self.given is None:
             return notes
         recipe, name = self.recipe, str(self.files[intake_files.NAME].path)
@@ -140,8 +145,8 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     grid = load_grid(files["prompts/grid.yaml"].path, files["prompts/grid.yaml"].data)
     why = [str(manifest.get("override") or ""), (args.override_gate or "").strip()]
     override = "; ".join(dict.fromkeys(filter(None, why)))
-    given = _given(recipe, files)
-    inputs = Inputs(source, recipe, backend, constitution, prompts, grid, files, sets, override, given)
+    given, pairs = _given(recipe, files), _own_pairs(recipe, files)
+    inputs = Inputs(source, recipe, backend, constitution, prompts, grid, files, sets, override, given, pairs)
     return _since(inputs, run, manifest) if run else inputs
 
 
@@ -154,6 +159,9 @@ def _paths(source: Source, recipe: Recipe) -> dict[str, Path]:
     if recipe.instructions.file:
         copy = source.folder / intake_files.NAME
         paths[intake_files.NAME] = copy if inside and copy.is_file() else home(source) / recipe.instructions.file
+    if recipe.pairs.file:
+        copy = source.folder / intake_files.PAIRS
+        paths[intake_files.PAIRS] = copy if inside and copy.is_file() else home(source) / recipe.pairs.file
     return paths
 
 
@@ -162,6 +170,14 @@ def _given(recipe: Recipe, files: Mapping[str, InputFile]) -> Intake | None:
         return None
     section = recipe.instructions
     return instructionfile.read(file.data, str(file.path), key=section.key, pool=section.pool)
+
+
+def _own_pairs(recipe: Recipe, files: Mapping[str, InputFile]) -> PairIntake | None:
+    if (file := files.get(intake_files.PAIRS)) is None:
+        return None
+    if recipe.instructions.file:
+        raise CaiError(f"{file.path}: pairs.file: and instructions.file: pairs have prompts already. Leave one out.")
+    return pairfile.read(file.data, str(file.path), pool=recipe.instructions.pool)
 
 
 def grown_since(inputs: Inputs, run: Path, manifest: Mapping[str, Any]) -> Inputs:

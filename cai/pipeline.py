@@ -27,6 +27,7 @@ from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, locate
 from cai.metrics.figure import Measured
 from cai.models import checks
+from cai.recipe.intake.pairfile import PairIntake
 from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
 from cai.run.context import Context
@@ -38,6 +39,8 @@ from cai.terminal import printable, say, usd
 
 def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
     """Records and pairs. No pair at all ends with exit 6 and the reasons."""
+    if inputs.pairs is not None:
+        return own_pairs(context, inputs.pairs)
     before = len(context.log.rows)
     checks.remake(context)
     pairs = collect_pairs(context, inputs.grid, inputs.given, until)
@@ -65,6 +68,23 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
         lines = f"; instructions.file has {len(inputs.given.requests)} lines" if inputs.given else ""
         rejected = f" Rejected: {reasons}" if reasons else ""
         say(f"pairs: {len(pairs.kept)} of {wanted} wanted; the bound of tries is reached{lines}.{rejected}")
+    return pairs
+
+
+def own_pairs(context: Context, intake: PairIntake) -> PairSet:
+    """The pairs of the user's file, less what the guard refuses. Errors: none is left (exit 6)."""
+    from cai.data import own_pairs as own
+
+    def built() -> PairSet:
+        return own.build(intake.rows, context.recipe, own.guarded(context.log.by_stage("guard")))
+
+    pairs = built()
+    while context.recipe.guard.enabled and guarding.run_guard(context, pairs.examples):
+        pairs = built()  # others take the place of what was refused
+    guarded(context)
+    if not pairs.train:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.reasons.items()) or "every row is held out"
+        raise CaiError(f"{context.run.path}: pairs.file: no pair to train on: {reasons}. Add pairs.", errors.QUALITY)
     return pairs
 
 
@@ -111,7 +131,9 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict
     cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, _refused(context, pairs))
     if context.recipe.benchmarks.contamination:
         cleaned = replace(cleaned, kept=_uncontaminated(context, inputs, cleaned.kept))
-    if "model" not in context.run.manifest:  # every row was taken over from a run that did not note its model
+    if (
+        "model" not in context.run.manifest and inputs.pairs is None
+    ):  # every row was taken over from a run that did not note its model
         context.model()
     facts = context.run.manifest.get("model", {})
     described = partial(cards.card, recipe=context.recipe, facts=facts, policy=context.prompts["policy"])
@@ -270,7 +292,7 @@ def stored_figures(folder: Path) -> dict[str, Measured]:
 def decide(context: Context, results: Mapping[str, Measured], override: str) -> list[Verdict]:
     """PASS / FAIL / UNDERPOWERED / UNMEASURED of each criterion, written to eval/gates.json and said on screen."""
     recipe, run = context.recipe, context.run
-    verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft"))
+    verdicts = gates.decide_all(results, recipe.gates.of_recipe(recipe))
     for verdict in verdicts:
         say(f"gate {verdict.line}")
     content = {

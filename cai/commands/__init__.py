@@ -64,6 +64,8 @@ def _fork(args: argparse.Namespace) -> int:
     then = grown_since(inputs, path, read_manifest(path / "manifest.json"))
     plan = forking.plan_fork(path, then.identity(then=True), then.stages(then=True))
     say("\n".join(forking.describe(plan, inputs.recipe.budget.usd_per_hour)))
+    if inputs.pairs is not None:
+        say("  the pairs are those of pairs.file: nothing is generated")
     if args.dry_run:
         return errors.DONE
     with create_run(inputs, args) as run:

@@ -63,17 +63,22 @@ def _head(inputs: Inputs) -> list[str]:
     )
     effective = recipe.dpo.batch_size * recipe.dpo.gradient_accumulation
     length = f"{recipe.dpo.max_steps} steps" if recipe.dpo.max_steps else f"{recipe.dpo.epochs:g} epochs"
-    gates = ", ".join(gate.metric for gate in recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft")) or "none"
+    gates = ", ".join(gate.metric for gate in recipe.gates.of_recipe(recipe)) or "none"
     heldout = f" + {recipe.heldout.items} held out" if recipe.heldout.items else ""
     if inputs.given is not None:
         instructions = inputs.files["instructions.file"].path.name + ", as shown below"
+    items = (
+        f"{recipe.items}{heldout}; {recipe.rounds} of {len(inputs.constitution.principles)} principles each; "
+        f"a rejected pair is tried {recipe.pairs.retries} more time(s), then replaced up to "
+        f"{recipe.pairs.replacements} time(s)"
+    )
+    made = {"items": items, "instructions": instructions}
+    if inputs.pairs is not None:
+        made = {"pairs": f"{recipe.items}{heldout} of {inputs.files['pairs.file'].path.name}, as shown below"}
     rows = {
         "recipe": f"{source.path}, milestone {recipe.milestone}",
         "model": model,
-        "items": f"{recipe.items}{heldout}; {recipe.rounds} of {len(inputs.constitution.principles)} principles each; "
-        f"a rejected pair is tried {recipe.pairs.retries} more time(s), then replaced up to "
-        f"{recipe.pairs.replacements} time(s)",
-        "instructions": instructions,
+        **made,
         "training": f"DPO, {length} of {effective} pair(s), learning rate {recipe.dpo.learning_rate:g}, beta "
         f"{recipe.dpo.beta:g}, LoRA r={recipe.lora.rank} alpha={recipe.lora.alpha}",
         "gates": gates,
@@ -144,7 +149,7 @@ def render(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> Rendered:
 
 def _prompts(inputs: Inputs, tokenizer: Tokenizer, source: str) -> list[str]:
     lines = [f"One prompt of each stage. Token counts: {source}."]
-    for stage in inputs.prompts:
+    for stage in inputs.prompts if inputs.pairs is None else ("policy",):
         if stage == "instructions" and inputs.recipe.instructions.file:
             continue
         lines += ["", *_one_prompt(inputs, stage, tokenizer)]

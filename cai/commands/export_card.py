@@ -36,8 +36,8 @@ def model_card(story: Story, base: Base, asking: Asking, *, modules: object = No
         base_model=base.shared if base.on_hub else None,
         library_name="transformers" if merged else "peft",
         license=LICENSES.get(story.model) or LICENSES.get(base.shared),
-        language=None if story.recipe.instructions.file else ["en"],
-        tags=["constitutional-ai", "dpo", "trl", "unsloth", "lora", "peft"],
+        language=None if story.recipe.instructions.file or story.recipe.pairs.file else ["en"],
+        tags=[*([] if story.recipe.pairs.file else ["constitutional-ai"]), "dpo", "trl", "unsloth", "lora", "peft"],
         model_name=story.run_id,
         eval_results=results or None,
     )

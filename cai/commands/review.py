@@ -132,6 +132,8 @@ def reviewing(story: Story, rater: str) -> Iterator[Session]:
         )
     if not story.pairs.examples:
         raise CaiError(f"{story.path}: has no example to mark yet. Finish the run first.")
+    if story.recipe.pairs.file:
+        raise CaiError(f"{story.path}: its pairs were given (pairs.file): there is no critique or revision to mark.")
     lock = FileLock(str(story.path / ".reviews.lock"))
     try:
         lock.acquire(timeout=0)

@@ -41,15 +41,18 @@ def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Row], ada
 
     `folder`: where recipe paths are resolved. Resumes from its rows; with none missing, no model is loaded.
     """
-    figures = _counts(pairs) | data_checks.measure(pairs, context.log.rows, context.prompts, context.constitution)
+    figures, own = _counts(pairs), bool(context.recipe.pairs.file)
+    if not own:  # pairs of the user's own have no critique, and their texts need not be ours
+        figures |= data_checks.measure(pairs, context.log.rows, context.prompts, context.constitution)
     if not context.recipe.evaluation.enabled:
         return figures
     prompts = load_judge(context)
     log = open_scores(context, fingerprint(context, pairs, adapter, prompts))
     try:
         bench = Bench(context, log, adapter, prompts)
-        figures |= critic_stage.measure(context)
-        figures |= _critiques_and_revisions(bench, pairs)
+        if not own:
+            figures |= critic_stage.measure(context)
+            figures |= _critiques_and_revisions(bench, pairs)
         figures |= preference_figures(bench, pairs, training_pairs)
         figures |= surface_figures(pairs, training_pairs)
         figures |= _fresh(bench, pairs)

@@ -76,7 +76,7 @@ class Estimate:
 
 def estimate(recipe: Recipe, backend: str, root: Path, limit_tokens: int) -> Estimate:
     """Time and money of this milestone from the latest finished run of the same model, else from the table."""
-    earlier = measured_before(root, recipe, backend)
+    earlier = None if recipe.pairs.file else measured_before(root, recipe, backend)  # one that generated says too much
     return _from_run(recipe, earlier) if earlier else _from_table(recipe, backend, limit_tokens)
 
 
