@@ -33,7 +33,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[str]:
-    """Lines of sh blocks, and indented lines (README) that begin like a command; comments cut, each command of a line."""
+    """Lines of sh blocks, and indented lines (README) that begin like a command; comments cut."""
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
     lines += [m[1] for m in re.finditer(r"^ {4}((?:make|python|tail|jq) .*)$", page.read_text(), re.MULTILINE)]
     cut = [line.split("  #")[0].split(" # ")[0] for line in lines if line.strip()]

@@ -14,8 +14,8 @@ from cai.report.snapshot import read_story
 from cai.run.manifest import read_manifest
 
 Runner = Callable[..., tuple[int, Path]]
-OWN = ("--milestone", "m1", "--set", "pairs.file=mine.jsonl", "--set", "hygiene.leaks=false", "--set", "evaluation.neutral_passages=2",
-       "--set", "evaluation.kl_passages=2")  # fmt: skip
+OWN = ("--milestone", "m1", "--set", "pairs.file=mine.jsonl", "--set", "hygiene.leaks=false",
+       "--set", "evaluation.neutral_passages=2", "--set", "evaluation.kl_passages=2")  # fmt: skip
 
 
 @pytest.fixture

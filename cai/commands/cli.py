@@ -23,6 +23,7 @@ GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed ove
     "write": "repair",
     "rater": "review",
     "terminal": "review",
+    "port": "review",
     "to": "export",
     "merged": "export",
     "push": "export",
@@ -100,6 +101,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--review", type=_named, metavar="RUN", help="mark critiques and revisions by hand")
     more.add_argument("--rater", default="", help="with --review: who marks")
     more.add_argument("--terminal", action="store_true", help="with --review: a form in the terminal, not a page")
+    more.add_argument(
+        "--port", type=int, default=0, metavar="N", help="with --review: the page's port (default: a free one)"
+    )
     more.add_argument("--exam", type=Path, metavar="FILE", help="the metrics' own exam on a labelled JSON-lines file")
     more.add_argument("--benchmark", type=_named, metavar="LIST", help="harmbench,xstest,mtbench on a run's adapter")
     more.add_argument("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
