@@ -41,7 +41,7 @@ class PairPlan:
 
 
 def plan_of(recipe: Recipe, principles: Mapping[str, str]) -> PairPlan:
-    """What an item of this recipe has: the one plan by which a run, its report and a comparison build pairs."""
+    """What the recipe asks of an item: one place, so that a report counts the pairs that the run made."""
     return PairPlan(
         recipe.rounds,
         principles,

@@ -76,8 +76,9 @@ class Exhibit:
 def exhibits(story: Story) -> list[Exhibit]:
     """The kept examples to show, by item; with more than SHOW_ALL, a seeded sample and the extremes."""
     chosen = choose(story)
-    return [exhibit(story, example, why=chosen[example["item"]]) for example in story.pairs.examples
-            if example["item"] in chosen]  # fmt: skip
+    found = [(example, exhibit(story, example, why=chosen[example["item"]])) for example in story.pairs.examples
+             if example["item"] in chosen]  # fmt: skip
+    return [_given(shown, example) if story.recipe.pairs.file else shown for example, shown in found]
 
 
 def rejected_exhibits(story: Story, limit: int = 20) -> list[Exhibit]:
@@ -120,9 +121,6 @@ def exhibit(story: Story, example: Mapping[str, Any], reject: str = "", why: str
         rounds.append(Round(number, str(entry["principle_id"]), str(entry["principle"]), left, critique, right))
         before = entry["revised_answer"]
     scores = story.scores_by_item.get(item, {})
-    judged = _with_quotes(judge_critique(scores, section), quotes), judge_revision(scores, section)
-    if story.recipe.pairs.file:
-        rounds, judged = _given(example)
     return Exhibit(
         item=item,
         pool=str(example["pool"]),
@@ -130,28 +128,24 @@ def exhibit(story: Story, example: Mapping[str, Any], reject: str = "", why: str
         instruction=str(example["instruction"]),
         rounds=rounds,
         flags=_flags(example["flags"]),
-        critique=judged[0],
-        revision=judged[1],
+        critique=_with_quotes(judge_critique(scores, section), quotes),
+        revision=judge_revision(scores, section),
         reject=reject,
         why_shown=why,
         extra=_fresh(scores),
     )
 
 
-def _given(example: Mapping[str, Any]) -> tuple[list[Round], tuple[Judged, Judged]]:
+def _given(shown: Exhibit, example: Mapping[str, Any]) -> Exhibit:
     """A pair of the user's own: rejected and chosen side by side, and no verdict on a chain that there was not."""
     left, right = word_diff(example["initial_answer"], example["revised_answer"])
     why = "the pair was given (pairs.file): nothing was criticised or revised"
-    shown = Round(
-        0,
-        "pairs.file",
-        "rejected, then chosen, as the file has them",
-        left,
-        cut("None: the pair was given.", (), ()),
-        right,
-    )
-    asked = "Is the last critique meaningful?", "Does the last revision address it?"
-    return [shown], (Judged(asked[0], "nothing", [], why), Judged(asked[1], "nothing", [], why))
+    said = "rejected, then chosen, as the file has them"
+    rounds = [Round(0, "pairs.file", said, left, cut("None: the pair was given.", (), ()), right)]
+    judged = {
+        name: replace(getattr(shown, name), status="nothing", checks=[], why=why) for name in ("critique", "revision")
+    }
+    return replace(shown, rounds=rounds, **judged)
 
 
 def _with_quotes(judged: Judged, quotes: str) -> Judged:
