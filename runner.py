@@ -98,6 +98,9 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
         training_pairs = pipeline.write_dataset(context, inputs, pairs) if args.until in ("", "pairs") else []
         if args.until == "pairs":
             pipeline.report(context, [])
+            say(
+                f"the data set: {lines.near(context.run.dataset)}; for other trainers: {lines.export(context.run.path)}"
+            )
         if args.until:
             say(f"stopped after {args.until} as asked; go on with: {lines.resume(context.run.path)}")
             return errors.DONE

@@ -141,7 +141,9 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict
     kept = cleaned.kept
     for line in hygiene.held_back(cleaned.facts):
         say(line)
-    say(f"dataset: {len(kept)} training pairs, {len(pairs.heldout)} held out, {len(pairs.rejects)} items rejected")
+    tried, reasons = len(pairs.kept) + len(pairs.rejects), ", ".join(f"{why} {n}" for why, n in pairs.reasons.items())
+    lost = f"; {len(pairs.rejects)} of {tried} tries made no pair ({reasons})" if pairs.rejects else ""
+    say(f"dataset: {len(kept)} training pairs, {len(pairs.heldout)} held out{lost}")
     return kept
 
 

@@ -86,7 +86,9 @@ def _figure_lines(stories: Sequence[Story]) -> list[str]:
     status = [{v["metric"]: v["status"] for v in story.verdicts} for story in stories]
     names = [*dict.fromkeys(name for known in status for name in known)]
     names += sorted(set().union(*(story.figures for story in stories)) - set(names))
-    differing, equal, partly = [], [], []
+    differing: list[tuple[str, ...]] = []
+    equal: list[tuple[str, ...]] = []
+    partly: list[tuple[str, ...]] = []
     for name in names:
         cells = [_cell(story.figures.get(name), known.get(name)) for story, known in zip(stories, status, strict=True)]
         if set(cells) == {"–"}:

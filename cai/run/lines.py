@@ -48,3 +48,9 @@ def resume(run: Path, sets: Sequence[str] = ()) -> str:
     """The line that goes on with a run, wherever it lies: by its own copy of the recipe."""
     at = near(run)
     return command(at / "recipe.toml", "--resume", at, *set_words(sets))
+
+
+def export(run: Path) -> str:
+    """The line that writes the data set, and an adapter if there is one, in the forms that others read."""
+    at = near(run)
+    return command(at / "recipe.toml", "--export", at, "--to", "out")

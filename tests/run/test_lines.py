@@ -68,6 +68,32 @@ def test_the_lines_of_a_refused_resume_work_as_they_are_printed(
     assert (found["dpo"]["beta"], found["dpo"]["max_steps"]) == (0.3, 3)
 
 
+def test_the_data_alone_are_exported_by_the_line_that_is_printed(
+    run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_fake("--milestone", "m1", "--until", "pairs")
+    said = capsys.readouterr().out
+    export, _ = pasted(said)
+    assert runner.main(export) == 0
+    assert (project / "out" / "dataset" / "dataset_info.json").is_file()
+    assert (project / "out" / "report.html").is_file() and not (project / "out" / "adapter").exists()
+
+
+def test_a_stop_by_a_signal_prints_the_line_that_goes_on(
+    run_fake: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cai.run.stop import StopSwitch
+
+    def turned(switch: StopSwitch) -> bool:
+        switch.signal_number = 2
+        return True
+
+    monkeypatch.setattr(StopSwitch, "__call__", turned)
+    assert run_fake("--milestone", "m0")[0] == 75
+    (go,) = pasted(capsys.readouterr().err)
+    assert go[1] == "--resume"
+
+
 def test_a_stop_that_was_asked_for_prints_the_line_that_goes_on(
     run_fake: Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,13 +120,23 @@ def _pair(entry: Entry, pool: str, counts: Counter[str]) -> OwnPair:
     counts["system"] += any(role == "system" and text.strip() for role, text in prompt)
     fault = fault or ("more_turns" if len(turns) > 1 else "")
     asked = turns[-1][1] if turns and turns[-1][0] == "user" else ""
-    texts = [_clean(text) for text in (asked, _last(chosen, prompt, "chosen", entry.line, counts),
-                                       _last(rejected, prompt, "rejected", entry.line, counts))]  # fmt: skip
-    if any(len(text) > LONGEST for text in texts):
+    texts = {"prompt": _clean(asked)} | {
+        name: _clean(_last(value, prompt, name, entry.line, counts))
+        for name, value in (("chosen", chosen), ("rejected", rejected))
+    }
+    if any(len(text) > LONGEST for text in texts.values()):
         raise Broken(entry.line, f"a text of more than {LONGEST:,} characters. Shorten it, or take the line out")
-    fault = fault or next((f"empty_{what}" for what, text in zip(("prompt", "chosen", "rejected"), texts, strict=True)
-                           if not text), "")  # fmt: skip
-    return OwnPair(*texts, _pool(outer, entry.line) or pool, entry.line, _heldout(outer), _margin(outer), fault)
+    fault = fault or next((f"empty_{name}" for name, text in texts.items() if not text), "")
+    return OwnPair(
+        texts["prompt"],
+        texts["chosen"],
+        texts["rejected"],
+        pool=_pool(outer, entry.line) or pool,
+        line=entry.line,
+        heldout=_heldout(outer),
+        margin=_margin(outer),
+        fault=fault,
+    )
 
 
 def _both(names: Mapping[str, Any], entry: Entry, counts: Counter[str]) -> tuple[Any, Any]:
@@ -194,7 +204,8 @@ def _turn(turn: Mapping[str, Any], line: int, name: str) -> tuple[str, str]:
         raise Broken(line, f'"{name}" has a turn of {str(said)[:30]!r}. Roles are user, assistant and system')
     if isinstance(text, list):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in text]
-        text = "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
+        texts = [part for part in parts if isinstance(part, str)]
+        text = "\n".join(texts) if len(texts) == len(parts) else None
     if not isinstance(text, str):
         raise Broken(line, f'"{name}" has a turn that is not all text. Give text alone')
     return role, text
