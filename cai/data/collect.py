@@ -54,7 +54,7 @@ def collect(context: Context, grid: Grid, given: Intake | None, until: str = "")
         items = waves(context, pairs, attempt)
         if not items:
             break
-        if attempt:
+        if attempt and not _nothing_to_try(context, items, lines, pairs):
             context.run.event("wave", attempt=attempt, slots=len(items), reasons=pairs.reasons)
             context.progress.say(
                 f"{len(items)} slot(s) have no pair yet: wave {attempt + 1} of at most {slots.tries(recipe)}"
@@ -73,19 +73,30 @@ def collect(context: Context, grid: Grid, given: Intake | None, until: str = "")
 def _instructions(
     context: Context, stage: chain.Stage, items: Sequence[int], lines: Sequence[Given], pairs: PairSet
 ) -> None:
+    fresh = _fresh(context, items, pairs)
+    instructions.repeat(context, [i for i in items if i not in set(fresh)])
+    if lines:
+        instructions.take_from_file(context, fresh, lines)
+    else:
+        instructions.generate(context, stage, fresh)
+
+
+def _nothing_to_try(context: Context, items: Sequence[int], lines: Sequence[Given], pairs: PairSet) -> bool:
+    """Whether each item wants a new line of the user's file and none is left: such a wave is not worth a word."""
+    told = any(event.get("lines") == len(lines) for event in context.run.events("instructions_short"))
+    return bool(lines) and told and len(_fresh(context, items, pairs)) == len(items)
+
+
+def _fresh(context: Context, items: Sequence[int], pairs: PairSet) -> list[int]:
+    """The items that want a new instruction; the others are tried again with the one they had."""
     hopeless = {reject["item"] for reject in pairs.rejects if reject["reason"] == "no_issue"}
-    fresh = [
+    return [
         i
         for i in items
         if slots.is_fresh(i, context.recipe)
         or slots.earlier(i) in hopeless  # nothing is wrong with its answers: another request may do better
         or not _worth_repeating(context, slots.earlier(i))
     ]
-    instructions.repeat(context, [i for i in items if i not in set(fresh)])
-    if lines:
-        instructions.take_from_file(context, fresh, lines)
-    else:
-        instructions.generate(context, stage, fresh)
 
 
 def _worth_repeating(context: Context, item: int) -> bool:
