@@ -7,7 +7,6 @@ Owns the command, the terminal form and what follows a review; `review_session` 
 from __future__ import annotations
 
 import argparse
-import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +20,8 @@ from cai.data.dataset import lines, pair_row, write_if_changed
 from cai.data.marks import filter_pairs
 from cai.report.agreement import agreement
 from cai.report.snapshot import Story, read_story
-from cai.report.tables import command_line
+from cai.run.lines import command as runner_line
+from cai.run.lines import near
 from cai.terminal import duration, number, percent, printable
 
 __all__ = ["Session", "Task", "ask", "command", "finish", "page", "reviewing", "serve", "tasks"]
@@ -77,9 +77,8 @@ def finish(path: Path, say: Callable[[str], None]) -> None:
 
 def _train_on_marks(story: Story) -> str:
     """The command that leaves out what was refused: a resume before training, a fork (which keeps all text) after."""
-    begun = "training_identity" in story.manifest
-    run = shlex.quote(f"{story.path.parent.name}/{story.run_id}")
-    return f"{command_line(story)} {'--fork' if begun else '--resume'} {run} --set hygiene.reviews=true"
+    flag, run = "--fork" if "training_identity" in story.manifest else "--resume", near(story.path)
+    return runner_line(run / "recipe.toml", flag, run, "--set", "hygiene.reviews=true")
 
 
 # --- the terminal form
