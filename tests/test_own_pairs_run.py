@@ -148,3 +148,18 @@ def test_marks_are_not_asked_for_of_pairs_that_were_given(
     run_fake(*OWN, "--until", "pairs")
     assert runner.main(["cai.toml", "--review", "runs/latest", "--terminal"]) == 2
     assert "no critique or revision to mark" in capsys.readouterr().err
+
+
+def test_a_fault_after_the_data_set_was_written_removes_nothing(
+    run_fake: Runner, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs of one's own leave no record: an empty log must not make a run with an adapter look like an empty one."""
+    from cai import pipeline
+    from cai.errors import CaiError
+
+    def refuse(*_: object, **__: object) -> None:
+        raise CaiError("a usage fault that is found late")
+
+    monkeypatch.setattr(pipeline, "evaluate", refuse)
+    code, run = run_fake(*OWN)
+    assert code == 2 and (run / "adapter").is_dir() and (run / "dataset" / "pairs" / "train.jsonl").is_file()
