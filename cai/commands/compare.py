@@ -12,7 +12,7 @@ import string
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from cai import errors
 from cai.evaluate import critiques, revisions
@@ -20,9 +20,9 @@ from cai.evaluate.verdict import Scores, TextVerdict
 from cai.metrics.stats import bootstrap_mean, holm, mcnemar_exact
 from cai.metrics.text import rouge_l, words
 from cai.recipe.settings_evaluation import EvaluationSection
-from cai.report.snapshot import Story, read_story
+from cai.report.snapshot import Snapshot, read_story
 from cai.report.tables import phases
-from cai.store.jsonl import Row
+from cai.store.row_types import Example, FigureRow
 from cai.terminal import duration, for_stream, number, printable, usd
 
 NAMES = string.ascii_uppercase
@@ -38,14 +38,14 @@ def command(args: argparse.Namespace) -> int:
     return errors.DONE
 
 
-def lines(*stories: Story) -> list[str]:
+def lines(*snapshots: Snapshot) -> list[str]:
     """The whole screen: which runs, what differs, what both measured alike in one line, paired statistics."""
     found = [
-        f"{name}  {story.run_id}: {story.milestone} on {story.model}"
-        for name, story in zip(NAMES, stories, strict=False)
+        f"{name}  {snapshot.run_id}: {snapshot.milestone} on {snapshot.model}"
+        for name, snapshot in zip(NAMES, snapshots, strict=False)
     ]
-    found += ["", *_recipe_lines(stories), "", *_figure_lines(stories), ""]
-    sides = [side(story) for story in stories]
+    found += ["", *_recipe_lines(snapshots), "", *_figure_lines(snapshots), ""]
+    sides = [side(snapshot) for snapshot in snapshots]
     tests = [paired(sides[0], other) for other in sides[1:]]
     adjusted = _holm(tests)
     for place, (other, results) in enumerate(zip(sides[1:], tests, strict=True)):
@@ -53,26 +53,26 @@ def lines(*stories: Story) -> list[str]:
     return found
 
 
-def differences(*stories: Story) -> list[tuple[str, ...]]:
+def differences(*snapshots: Snapshot) -> list[tuple[str, ...]]:
     """(key, A, B, ...) of every resolved recipe key, input file and version that differs."""
     from cai.recipe.load import flatten
 
-    tables = [flatten(story.recipe.model_dump(mode="json")) for story in stories]
-    for table, story in zip(tables, stories, strict=True):
-        table |= {f"sha256({name})": str(sha) for name, sha in (story.manifest.get("files") or {}).items()}
-        table |= {f"version of {name}": str(v) for name, v in (story.manifest.get("versions") or {}).items()}
-        table |= {"backend": story.backend, "model loaded": story.model}
+    tables = [flatten(snapshot.recipe.model_dump(mode="json")) for snapshot in snapshots]
+    for table, snapshot in zip(tables, snapshots, strict=True):
+        table |= {f"sha256({name})": str(sha) for name, sha in (snapshot.manifest.get("files") or {}).items()}
+        table |= {f"version of {name}": str(v) for name, v in (snapshot.manifest.get("versions") or {}).items()}
+        table |= {"backend": snapshot.backend, "model loaded": snapshot.model}
     keys = sorted(set().union(*tables))
     rows = [(key, *(table.get(key, "–") for table in tables)) for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
-def _recipe_lines(stories: Sequence[Story]) -> list[str]:
-    changed = differences(*stories)
+def _recipe_lines(snapshots: Sequence[Snapshot]) -> list[str]:
+    changed = differences(*snapshots)
     if not changed:
         return ["Recipe, inputs and versions: no difference."]
     shown = [f"  {key}: {' -> '.join(map(_short, values))}" for key, *values in changed]
-    arrows = "" if len(stories) == 2 else f" ({' -> '.join(NAMES[: len(stories)])})"
+    arrows = "" if len(snapshots) == 2 else f" ({' -> '.join(NAMES[: len(snapshots)])})"
     what = "1 difference" if len(changed) == 1 else f"{len(changed)} differences"
     return [f"{what} of recipe, inputs and versions{arrows}:", *shown]
 
@@ -81,25 +81,28 @@ def _short(text: str) -> str:
     return text if len(text) <= 70 else text[:67] + "..."
 
 
-def _figure_lines(stories: Sequence[Story]) -> list[str]:
+def _figure_lines(snapshots: Sequence[Snapshot]) -> list[str]:
     """What differs, gates first; then what only some measured, and the equal figures, by name alone; then cost."""
-    status = [{v["metric"]: v["status"] for v in story.verdicts} for story in stories]
+    status = [{v["metric"]: v["status"] for v in snapshot.verdicts} for snapshot in snapshots]
     names = [*dict.fromkeys(name for known in status for name in known)]
-    names += sorted(set().union(*(story.figures for story in stories)) - set(names))
+    names += sorted(set().union(*(snapshot.figures for snapshot in snapshots)) - set(names))
     differing: list[tuple[str, ...]] = []
     equal: list[tuple[str, ...]] = []
     partly: list[tuple[str, ...]] = []
     for name in names:
-        cells = [_cell(story.figures.get(name), known.get(name)) for story, known in zip(stories, status, strict=True)]
+        cells = [
+            _cell(snapshot.figures.get(name), known.get(name))
+            for snapshot, known in zip(snapshots, status, strict=True)
+        ]
         if set(cells) == {"–"}:
             continue
         several, gated = len(set(cells) - {"–"}) > 1, any(name in known for known in status)
         group = equal if len(set(cells)) == 1 else differing if several or gated else partly
         group.append((name, *cells))
-    kept = [f"{len(s.pairs.kept)} of {len(s.pairs.kept) + len(s.pairs.rejects)}" for s in stories]
-    cost = [f"{duration(s.spent['seconds'])}, {usd(s.spent['usd'])}" for s in stories]
-    rows = [("figure", *NAMES[: len(stories)]), *differing]
-    rows += [("pairs kept", *kept), ("time, money", *cost), ("tokens/s", *map(_speed, stories))]
+    kept = [f"{len(s.pairs.kept)} of {len(s.pairs.kept) + len(s.pairs.rejects)}" for s in snapshots]
+    cost = [f"{duration(s.spent['seconds'])}, {usd(s.spent['usd'])}" for s in snapshots]
+    rows = [("figure", *NAMES[: len(snapshots)]), *differing]
+    rows += [("pairs kept", *kept), ("time, money", *cost), ("tokens/s", *map(_speed, snapshots))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     found = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if partly:
@@ -114,7 +117,7 @@ def _listed(rows: Sequence[tuple[str, ...]]) -> str:
     return ", ".join(names) + (f" and {len(rows) - FOLDED} more" if len(rows) > FOLDED else "")
 
 
-def _cell(measured: Mapping[str, Any] | None, status: str | None) -> str:
+def _cell(measured: FigureRow | None, status: str | None) -> str:
     if not measured or measured.get("value") is None:
         return f"{status} (not measured)" if status else "–"
     low, high = measured.get("low"), measured.get("high")
@@ -122,8 +125,8 @@ def _cell(measured: Mapping[str, Any] | None, status: str | None) -> str:
     return f"{status + ' ' if status else ''}{number(measured['value'])}{interval} (n={measured.get('n', 0)})"
 
 
-def _speed(story: Story) -> str:
-    rows = [row for row in phases(story) if row["tokens"]]
+def _speed(snapshot: Snapshot) -> str:
+    rows = [row for row in phases(snapshot) if row["tokens"]]
     seconds = sum(row["seconds"] for row in rows)
     return number(sum(row["tokens"] for row in rows) / seconds) if seconds else "–"
 
@@ -146,16 +149,16 @@ class Paired:
 
 @dataclass(frozen=True)
 class Side:
-    """A story with what is looked up by item."""
+    """A snapshot with what is looked up by item."""
 
-    story: Story
-    examples: dict[int, Row]
+    snapshot: Snapshot
+    examples: dict[int, Example]
     kept: set[int]
 
 
-def side(story: Story) -> Side:
-    whole = [*story.pairs.examples, *(r["example"] for r in story.pairs.rejects if "example" in r)]
-    return Side(story, {e["item"]: e for e in whole}, {pair["item"] for pair in story.pairs.kept})
+def side(snapshot: Snapshot) -> Side:
+    whole = [*snapshot.pairs.examples, *(r["example"] for r in snapshot.pairs.rejects if "example" in r)]
+    return Side(snapshot, {e["item"]: e for e in whole}, {pair["item"] for pair in snapshot.pairs.kept})
 
 
 def shared(one: Side, two: Side) -> list[tuple[int, int]]:
@@ -181,15 +184,15 @@ SCORED = ("critiques.gates", "critiques.csi", "critiques.judge", "revisions.gate
 
 def _decided(verdict: Callable[[Scores, EvaluationSection], TextVerdict]) -> Callable[[Side, int], bool | None]:
     def outcome(of: Side, item: int) -> bool | None:
-        scores = {name: of.story.scores[name, item] for name in SCORED if (name, item) in of.story.scores}
-        return verdict(scores, of.story.recipe.evaluation).decided
+        scores = {name: of.snapshot.scores[name, item] for name in SCORED if (name, item) in of.snapshot.scores}
+        return verdict(scores, of.snapshot.recipe.evaluation).decided
 
     return outcome
 
 
 def _score(metric: str) -> Callable[[Side, int], float | None]:
     def value(of: Side, item: int) -> float | None:
-        found = of.story.scores.get((metric, item), {}).get("real")
+        found = of.snapshot.scores.get((metric, item), {}).get("real")
         return float(found) if isinstance(found, int | float) else None
 
     return value
@@ -197,7 +200,7 @@ def _score(metric: str) -> Callable[[Side, int], float | None]:
 
 def _margin(of: Side, item: int) -> float | None:
     """How much more than the reference the tuned model prefers the chosen text, in nats: without beta."""
-    row = of.story.scores.get(("preference.pairs", item), {})
+    row = of.snapshot.scores.get(("preference.pairs", item), {})
     if "ref_chosen" not in row:
         return None
     return float((row["chosen"] - row["ref_chosen"]) - (row["rejected"] - row["ref_rejected"]))
@@ -206,10 +209,10 @@ def _margin(of: Side, item: int) -> float | None:
 def _reward_margin(of: Side, item: int) -> float | None:
     """beta x that: the implicit reward's margin, as the figure dpo.margin and the training log have it."""
     nats = _margin(of, item)
-    return None if nats is None else of.story.recipe.dpo.beta * nats
+    return None if nats is None else of.snapshot.recipe.dpo.beta * nats
 
 
-def _changed(example: Row) -> float:
+def _changed(example: Example) -> float:
     return 1.0 - rouge_l(example["initial_answer"], example["revised_answer"])
 
 
@@ -227,14 +230,17 @@ VALUES: dict[str, Callable[[Side, int], float | None]] = {
     "margin in nats, without beta": _margin,
 }
 Pairs = list[tuple[int, int]]
+T = TypeVar("T")
 
 
-def _both(one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], Any]) -> list[tuple[Any, Any]]:
+def _both(one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], T | None]) -> list[tuple[T, T]]:
     found = [(value(one, a), value(two, b)) for a, b in pairs]
     return [(a, b) for a, b in found if a is not None and b is not None]
 
 
-def _yes_no(name: str, one: Side, two: Side, pairs: Pairs, outcome: Any) -> Paired | None:
+def _yes_no(
+    name: str, one: Side, two: Side, pairs: Pairs, outcome: Callable[[Side, int], bool | None]
+) -> Paired | None:
     both = _both(one, two, pairs, outcome)
     if not both:
         return None
@@ -242,7 +248,7 @@ def _yes_no(name: str, one: Side, two: Side, pairs: Pairs, outcome: Any) -> Pair
     return Paired(name, len(both), sum(a) / len(a), sum(b) / len(b), mcnemar_exact(a, b))
 
 
-def _number(name: str, one: Side, two: Side, pairs: Pairs, value: Any) -> Paired | None:
+def _number(name: str, one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], float | None]) -> Paired | None:
     both = _both(one, two, pairs, value)
     if not both:
         return None

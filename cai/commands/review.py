@@ -15,16 +15,16 @@ from typing import Any
 
 from cai import errors
 from cai.commands.review_page import page, serve
-from cai.commands.review_session import MARKS, QUESTIONS, Session, Task, name_of, reviewing, tasks
+from cai.commands.review_session import MARKS, QUESTIONS, ReviewTask, Session, name_of, reviewing, tasks
 from cai.data.dataset import lines, pair_row, write_if_changed
 from cai.data.marks import filter_pairs
 from cai.report.agreement import agreement
-from cai.report.snapshot import Story, read_story
+from cai.report.snapshot import Snapshot, read_story
 from cai.run.lines import command as runner_line
 from cai.run.lines import near
 from cai.terminal import duration, number, percent, printable
 
-__all__ = ["Session", "Task", "ask", "command", "finish", "page", "reviewing", "serve", "tasks"]
+__all__ = ["ReviewTask", "Session", "ask", "command", "finish", "page", "reviewing", "serve", "tasks"]
 
 
 def command(args: argparse.Namespace) -> int:
@@ -33,8 +33,8 @@ def command(args: argparse.Namespace) -> int:
     from cai.terminal import say
 
     path, rater = locate(args, args.review), name_of(args.rater or "me")
-    story = read_story(path)
-    with reviewing(story, rater) as session, suppress(KeyboardInterrupt), ended_by_signals():
+    snapshot = read_story(path)
+    with reviewing(snapshot, rater) as session, suppress(KeyboardInterrupt), ended_by_signals():
         if args.terminal:
             ask(session, input, say)
         else:
@@ -62,22 +62,22 @@ def finish(path: Path, say: Callable[[str], None]) -> None:
     """Agreement on screen, the report again, and the training pairs without those that somebody refused."""
     from cai.report.pages import write_pages
 
-    story = read_story(path)
-    for row in agreement(story):
+    snapshot = read_story(path)
+    for row in agreement(snapshot):
         kappa = "" if row["kappa"] is None else f", kappa {number(row['kappa'], 2)}"
         say(printable(f"{row['who']}, {row['what']}: n={row['n']}, {percent(row['raw'])}{kappa}"))
-    if story.reviews:
-        kept = [pair_row(pair) for pair in filter_pairs(story.cleaned.kept, story.reviews)]
+    if snapshot.reviews:
+        kept = [pair_row(pair) for pair in filter_pairs(snapshot.cleaned.kept, snapshot.reviews)]
         write_if_changed(path / "dataset" / "reviewed.jsonl", lines(kept))
-        total = len(story.cleaned.kept)
+        total = len(snapshot.cleaned.kept)
         say(f"{len(kept)} of {total} training pairs are not marked as bad: {path}/dataset/reviewed.jsonl")
-        say(f"to train on these alone: {_train_on_marks(story)}")
+        say(f"to train on these alone: {_train_on_marks(snapshot)}")
     write_pages(path)
 
 
-def _train_on_marks(story: Story) -> str:
+def _train_on_marks(snapshot: Snapshot) -> str:
     """The command that leaves out what was refused: a resume before training, a fork (which keeps all text) after."""
-    flag, run = "--fork" if "training_identity" in story.manifest else "--resume", near(story.path)
+    flag, run = "--fork" if "training_identity" in snapshot.manifest else "--resume", near(snapshot.path)
     return runner_line(run / "recipe.toml", flag, run, "--set", "hygiene.reviews=true")
 
 
@@ -100,7 +100,7 @@ def ask(session: Session, read: Callable[[str], str], say: Callable[[str], None]
             return
 
 
-def _answered(session: Session, task: Task, read: Callable[[str], str]) -> bool:
+def _answered(session: Session, task: ReviewTask, read: Callable[[str], str]) -> bool:
     """Ask until a mark is given or taken back; False where the person leaves. By number or by first letter."""
     marks = (*MARKS[task.what], "skip")
     keys = {mark[0]: mark for mark in marks} | {str(number): mark for number, mark in enumerate(marks, 1)}

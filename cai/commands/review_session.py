@@ -25,7 +25,7 @@ from cai.data.marks import CRITIQUE_MARKS, REVIEW_KEY, REVISION_MARKS
 from cai.errors import CaiError
 from cai.evaluate.cases import GENERIC_CRITIQUE, Case, from_examples, others
 from cai.metrics.figure import sample, shuffled
-from cai.report.snapshot import Story
+from cai.report.snapshot import Snapshot
 from cai.store.jsonl import Row, clean
 from cai.store.records import RecordLog
 
@@ -42,7 +42,7 @@ QUESTIONS = {
 
 
 @dataclass(frozen=True)
-class Task:
+class ReviewTask:
     """One text to mark. `control`: "" for a real one, else what was planted; never shown to the rater."""
 
     what: str
@@ -57,17 +57,17 @@ class Task:
 class Session:
     """A rater's queue over an open log: what is pending follows from the rows, so it can be left and taken up."""
 
-    def __init__(self, story: Story, rater: str, log: RecordLog) -> None:
+    def __init__(self, snapshot: Snapshot, rater: str, log: RecordLog) -> None:
         self.rater, self.log = rater, log
         self._salt = secrets.token_bytes(16)
-        self.tasks = tasks(story, rater)
+        self.tasks = tasks(snapshot, rater)
         self._held: Row | None = None  # the last mark, which can be taken back
         self._seconds: list[float] = []  # between marks
         self._since = time.monotonic()
         self._one_at_a_time = threading.Lock()  # the page answers each connection in a thread of its own
 
     @property
-    def pending(self) -> list[Task]:
+    def pending(self) -> list[ReviewTask]:
         held = self._held["key"] if self._held else None
         return [task for task in self.tasks if task.key != held and self.log.get(self.rater, task.key) is None]
 
@@ -75,7 +75,7 @@ class Session:
     def can_undo(self) -> bool:
         return self._held is not None
 
-    def ticket(self, task: Task) -> str:
+    def ticket(self, task: ReviewTask) -> str:
         """The task's name on a form: its key would tell a control."""
         return hmac.new(self._salt, task.key.encode(), "sha256").hexdigest()[:20]
 
@@ -129,7 +129,7 @@ def name_of(rater: str) -> str:
 
 
 @contextmanager
-def reviewing(story: Story, rater: str) -> Iterator[Session]:
+def reviewing(snapshot: Snapshot, rater: str) -> Iterator[Session]:
     """The open session. Errors: CaiError for a bad name, a run without examples, or while another review is open."""
     if not RATER.fullmatch(rater):
         plain = re.sub(r"[^a-z0-9._-]+", "-", rater.lower()).strip("-._")[:40]
@@ -137,17 +137,17 @@ def reviewing(story: Story, rater: str) -> Iterator[Session]:
         raise CaiError(
             f"--rater {rater!r}: a name is up to 40 of a-z, 0-9, '.', '_' and '-', without spaces. Write: {like}"
         )
-    if not story.pairs.examples:
-        raise CaiError(f"{story.path}: has no example to mark yet. Finish the run first.")
-    if story.recipe.pairs.file:
-        raise CaiError(f"{story.path}: its pairs were given (pairs.file): there is no critique or revision to mark.")
-    lock = FileLock(str(story.path / ".reviews.lock"))
+    if not snapshot.pairs.examples:
+        raise CaiError(f"{snapshot.path}: has no example to mark yet. Finish the run first.")
+    if snapshot.recipe.pairs.file:
+        raise CaiError(f"{snapshot.path}: its pairs were given (pairs.file): there is no critique or revision to mark.")
+    lock = FileLock(str(snapshot.path / ".reviews.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise CaiError(f"{story.path}: another review of it is open. Close that one first.", errors.LOCKED) from None
-    log = RecordLog.open(story.path / "reviews.jsonl", story.path / "quarantine", key=REVIEW_KEY)
-    session = Session(story, rater, log)
+        raise CaiError(f"{snapshot.path}: another review of it is open. Close that one first.", errors.LOCKED) from None
+    log = RecordLog.open(snapshot.path / "reviews.jsonl", snapshot.path / "quarantine", key=REVIEW_KEY)
+    session = Session(snapshot, rater, log)
     try:
         yield session
     finally:
@@ -158,27 +158,29 @@ def reviewing(story: Story, rater: str) -> Iterator[Session]:
             lock.release()
 
 
-def tasks(story: Story, rater: str) -> list[Task]:
+def tasks(snapshot: Snapshot, rater: str) -> list[ReviewTask]:
     """Critiques, then revisions, each in an order of the rater's own with controls among them.
 
     Every rater gets the same texts. The metric's verdicts are not looked at, so neither choice nor order tells them.
     """
-    cases = {case.item: case for case in from_examples(story.pairs.examples) if case.revision}  # the last that revised
+    cases = {
+        case.item: case for case in from_examples(snapshot.pairs.examples) if case.revision
+    }  # the last that revised
     chosen = [cases[item] for item in sample(list(cases), MOST)]
     pool = list(cases.values())
     found = []
     for what in ("critique", "revision"):
-        real = [Task(what, case) for case in chosen if case.critique.strip()]
+        real = [ReviewTask(what, case) for case in chosen if case.critique.strip()]
         planted = [_control(what, case, pool, i) for i, case in enumerate(chosen[::CONTROL_EVERY])]
         by_key = {task.key: task for task in (*real, *planted)}
-        found += [by_key[key] for key in shuffled(list(by_key), 0, (story.run_id, rater, what))]
+        found += [by_key[key] for key in shuffled(list(by_key), 0, (snapshot.run_id, rater, what))]
     return found
 
 
-def _control(what: str, case: Case, pool: list[Case], number: int) -> Task:
+def _control(what: str, case: Case, pool: list[Case], number: int) -> ReviewTask:
     """A text that should be marked bad: another answer's critique, a generic one, a revision that changes nothing."""
     if what == "revision":
-        return Task(what, replace(case, revision=case.answer), "unchanged")
+        return ReviewTask(what, replace(case, revision=case.answer), "unchanged")
     if number % 2:
-        return Task(what, replace(case, critique=GENERIC_CRITIQUE), "generic")
-    return Task(what, replace(case, critique=others(case, pool, 1)[0].critique), "shuffled")
+        return ReviewTask(what, replace(case, critique=GENERIC_CRITIQUE), "generic")
+    return ReviewTask(what, replace(case, critique=others(case, pool, 1)[0].critique), "shuffled")

@@ -18,7 +18,7 @@ from cai.metrics.wordings import has_control_token, is_refusal
 from cai.recipe.intake import pairfile
 from cai.recipe.intake.pairfile import KEY, OwnPair, PairIntake
 from cai.recipe.load import Recipe
-from cai.store.jsonl import Row
+from cai.store.row_types import Example, Pair, Record, Reject
 from cai.terminal import printable
 
 SHOWN, WIDTH = 2, 70
@@ -47,8 +47,8 @@ def build(rows: Sequence[OwnPair], recipe: Recipe, refused: Mapping[int, str] | 
     heldout = {p for p in drawn if p not in faults and HELDOUT + p not in refused}
     heldout = set([p for p in drawn if p in heldout][: recipe.heldout.items])
     aside = {rows[place].prompt for place in (marked or heldout)}
-    examples: list[Row] = []
-    rejects: list[Row] = []
+    examples: list[Example] = []
+    rejects: list[Reject] = []
     for place, row in enumerate(rows):
         if len(examples) == recipe.items:
             break
@@ -84,13 +84,13 @@ def _faults(rows: Sequence[OwnPair]) -> dict[int, str]:
     return found
 
 
-def _reject(item: int, row: OwnPair, why: str, detail: str) -> Row:
+def _reject(item: int, row: OwnPair, why: str, detail: str) -> Reject:
     return {"item": item, "reason": why, "detail": detail or f"line {row.line}: {WORDS[why]}", "all": [why]}
 
 
-def _example(item: int, row: OwnPair) -> Row:
+def _example(item: int, row: OwnPair) -> Example:
     """In the form of a generated example: what a user's pair does not have is empty."""
-    return {
+    example: Example = {
         "instruction": row.prompt,
         "initial_answer": row.rejected,
         "principle": "",
@@ -109,21 +109,31 @@ def _example(item: int, row: OwnPair) -> Row:
             "control_tokens": has_control_token(row.chosen) or has_control_token(row.rejected),
             "ran_to_limit": [],
         },
-    } | ({"margin": row.margin} if row.margin is not None else {})
+    }
+    if row.margin is not None:
+        example["margin"] = row.margin
+    return example
 
 
-def _pair(example: Row) -> Row:
-    kept = {key: example[key] for key in ("item", "pool", "split", "margin") if key in example}
-    return {**example["preference_pair"], **kept}
+def _pair(example: Example) -> Pair:
+    pair: Pair = {
+        **example["preference_pair"],
+        "item": example["item"],
+        "pool": example["pool"],
+        "split": example["split"],
+    }
+    if "margin" in example:
+        pair["margin"] = example["margin"]
+    return pair
 
 
-def of_run(path: Path, recipe: Recipe, rows: Sequence[Row]) -> PairSet:
+def of_run(path: Path, recipe: Recipe, rows: Sequence[Record]) -> PairSet:
     """The pairs of a run by its own copy of the file. `rows`: its records, for what the guard refused."""
     copy = path / KEY
     return build(pairfile.read(copy.read_bytes(), str(copy), pool=recipe.instructions.pool).rows, recipe, guarded(rows))
 
 
-def guarded(rows: Sequence[Row]) -> dict[int, str]:
+def guarded(rows: Sequence[Record]) -> dict[int, str]:
     """Item -> the guard's reason."""
     return {row["item"]: str(row["reason"]) for row in rows if row["stage"] == "guard" and row["status"] != "ok"}
 

@@ -39,7 +39,7 @@ def test_recipe_differences_name_key_and_both_values(both):
 
 def test_paired_statistics_by_hand(both):
     """Kept: A 6 of 6, B 4 of 6 (two revisions equal the answer): two discordant pairs, exact p = 2 * 0.5**2 = 0.5."""
-    sides = [side(story) for story in both]
+    sides = [side(snapshot) for snapshot in both]
     assert sorted(shared(*sides)) == [(i, i) for i in range(6)]
     found = {p.name: p for p in paired(*sides)}
     assert (found["kept as a pair"].one, found["kept as a pair"].two) == (1.0, pytest.approx(4 / 6))
@@ -89,7 +89,7 @@ def test_the_margin_is_shown_with_beta_and_without_under_names_that_say_so(both)
     row = {"ref_chosen": -9.0, "chosen": -7.0, "ref_rejected": -9.0, "rejected": -8.0}
     sides = [side(story) for story in both]
     scored = {("preference.pairs", item): row for item in range(6)}
-    sides = [replace(of, story=replace(of.story, scores=scored)) for of in sides]
+    sides = [replace(of, snapshot=replace(of.snapshot, scores=scored)) for of in sides]
     found = {p.name: (p.one, p.two) for p in paired(*sides)}
     assert found["dpo.margin (beta x nats)"] == (pytest.approx(0.1), pytest.approx(0.3))
     assert found["margin in nats, without beta"] == (1.0, 1.0)

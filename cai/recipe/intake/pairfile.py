@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cai.errors import CaiError
-from cai.recipe.intake import jsontext, tables
+from cai.recipe.intake import delimited, jsontext
+from cai.recipe.intake.decoding import text_of
 from cai.recipe.intake.entries import CONTEXT, CONVERSATION, NO_CONTEXT, POOLS, REQUEST, normal
 from cai.recipe.intake.jsontext import Broken, Entry
-from cai.recipe.intake.text import text_of
 from cai.store.jsonl import clean
 
 KEY = "pairs.file"
@@ -91,7 +91,7 @@ def _entries(text: str) -> tuple[Sequence[Entry], str]:
             if len(inner) == 1:
                 return [Entry(values[0].line, value) for value in inner[0]], "one JSON object, its list"
         return values, "JSON lines"
-    if text.strip() and (table := tables.parse(text)) is not None:
+    if text.strip() and (table := delimited.parse(text)) is not None:
         return table.rows, table.how
     if not text.strip():
         return [], "nothing"
