@@ -36,7 +36,8 @@ def commands(page: Path) -> list[str]:
     """Lines of sh blocks, and indented lines (README) that begin like a command; comments cut."""
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
     lines += [m[1] for m in re.finditer(r"^ {4}((?:make|python|tail|jq) .*)$", page.read_text(), re.MULTILINE)]
-    return [line.split("  #")[0].split(" # ")[0].strip() for line in lines if line.strip()]
+    cut = [line.split("  #")[0].split(" # ")[0] for line in lines if line.strip()]
+    return [part.strip() for line in cut for part in line.split(" && ")]
 
 
 ALL = [(page.name, command) for page in PAGES for command in commands(page)]
