@@ -14,8 +14,9 @@ from pathlib import Path
 
 from cai import errors
 from cai.data import guarding
-from cai.data.pairs import PairSet, sound_rows
+from cai.data.pairs import PairSet
 from cai.data.slots import slots
+from cai.data.sound import sound_rows
 from cai.errors import CaiError
 from cai.evaluate import advice, gates
 from cai.evaluate.doors import recipe_key

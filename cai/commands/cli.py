@@ -114,7 +114,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)"
     )
     add("--version", action="version", version=f"constitutional-ai {__version__}")
-    args = parser.parse_args(argv)
+    return _checked(parser.parse_args(argv))
+
+
+def _checked(args: argparse.Namespace) -> argparse.Namespace:
+    """The same, paths made whole. Error: flags that contradict each other, or say nothing."""
     _refuse_words(args)
     _paths_at_home(args)
     _milestone_of_sets(args)

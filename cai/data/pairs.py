@@ -18,7 +18,7 @@ from cai.metrics.wordings import finds_nothing, has_control_token, is_refusal, l
 from cai.recipe.load import Recipe
 from cai.recipe.settings import PairsSection
 from cai.store.jsonl import Row
-from cai.store.row_types import Example, Flags, Pair, Record, Reject, Round, SoundAnswer
+from cai.store.row_types import Example, Flags, Pair, Record, Reject, Round
 from cai.store.rows import Rows
 
 
@@ -337,17 +337,3 @@ CHECKS: dict[str, Callable[[Example, PairsSection], str]] = {
     "refusal_of_benign": _refusal_of_benign,
     "length_ratio": _length_ratio,
 }
-
-
-def sound_rows(pairs: PairSet, limit: int) -> list[SoundAnswer]:
-    """Answers that no round found anything wrong with, of training items: what SFT may imitate beside the revisions."""
-    found: list[SoundAnswer] = [
-        {
-            "item": reject["item"],
-            "prompt": reject["example"]["instruction"],
-            "chosen": reject["example"]["initial_answer"],
-        }
-        for reject in pairs.rejects
-        if reject["reason"] == "no_issue" and reject["example"]["split"] == "train"
-    ]
-    return found[:limit]
