@@ -146,7 +146,7 @@ def reviewing(snapshot: Snapshot, rater: str) -> Iterator[Session]:
         lock.acquire(timeout=0)
     except Timeout:
         raise CaiError(f"{snapshot.path}: another review of it is open. Close that one first.", errors.LOCKED) from None
-    log = RecordLog.open(snapshot.path / "reviews.jsonl", snapshot.path / "quarantine", key=REVIEW_KEY)
+    log: RecordLog[Row] = RecordLog.open(snapshot.path / "reviews.jsonl", snapshot.path / "quarantine", key=REVIEW_KEY)
     session = Session(snapshot, rater, log)
     try:
         yield session

@@ -29,9 +29,9 @@ from cai.recipe.load import Source, flatten
 from cai.recipe.paths import expanded
 from cai.report.templating import environment
 from cai.run.events import read_events, spent
-from cai.run.folder import RUN_ID
 from cai.run.lines import near
 from cai.run.manifest import read_manifest
+from cai.run.run_ids import RUN_ID
 from cai.store.files import write_atomic
 from cai.store.lock import holder_lives
 from cai.terminal import duration, for_stream, number, printable, usd
