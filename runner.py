@@ -97,9 +97,10 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
     announce(inputs)
     with session(inputs, args) as context, budget.enforced(context, inputs, pipeline.report_what_exists):
         if inputs.pairs is not None:
-            pairs, training_pairs = own_pairs.collect(context, inputs.pairs), []
+            pairs = own_pairs.collect(context, inputs.pairs)
         else:
-            pairs, training_pairs = collect(context, inputs.grid, inputs.given, args.until), []
+            pairs = collect(context, inputs.grid, inputs.given, args.until)
+        training_pairs = []
         if args.until in ("", "pairs"):
             pipeline.require_pairs(context, inputs, pairs)
             training_pairs = pipeline.write_dataset(context, inputs, pairs)
