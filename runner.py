@@ -79,7 +79,6 @@ def part_of_a_run(name: object) -> str:
 def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
     """The whole pipeline of one milestone, new or resumed."""
     from cai import pipeline
-    from cai.data import own_pairs
     from cai.data.collect import collect
     from cai.evaluate import doors
     from cai.run import budget
@@ -96,11 +95,11 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
     budget.check_before(inputs, args, runs_root(inputs.source, recipe))
     announce(inputs)
     with session(inputs, args) as context, budget.enforced(context, inputs, pipeline.report_what_exists):
+        training_pairs = []
         if inputs.pairs is not None:
-            pairs = own_pairs.collect(context, inputs.pairs)
+            pairs = pipeline.own_pairs(context, inputs.pairs)
         else:
             pairs = collect(context, inputs.grid, inputs.given, args.until)
-        training_pairs = []
         if args.until in ("", "pairs"):
             pipeline.require_pairs(context, inputs, pairs)
             training_pairs = pipeline.write_dataset(context, inputs, pairs)

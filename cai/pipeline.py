@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from cai import errors
-from cai.data import guarding, own_pairs
+from cai.data import guarding
 from cai.data.pairs import PairSet, sound_rows
 from cai.data.slots import slots
 from cai.errors import CaiError
@@ -23,6 +23,7 @@ from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, locate
 from cai.metrics.figure import Figure
 from cai.models import checks
+from cai.recipe.intake.pairfile import PairIntake
 from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
 from cai.run.context import Context
@@ -34,10 +35,9 @@ from cai.terminal import printable, say, usd
 
 def require_pairs(context: Context, inputs: Inputs, pairs: PairSet) -> None:
     """What the guard dropped and how many pairs are missing, said. No pair at all ends with exit 6 and the reasons."""
-    guarded(context)
     if inputs.pairs is not None:
-        own_pairs.require(pairs, str(context.run.path))
-        return
+        return  # `own_pairs` has said it
+    guarded(context)
     wanted = len(slots(context.recipe))
     reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.reasons.items())
     if not pairs.kept:
@@ -56,6 +56,23 @@ def require_pairs(context: Context, inputs: Inputs, pairs: PairSet) -> None:
         lines = f"; instructions.file has {len(inputs.given.requests)} lines" if inputs.given else ""
         rejected = f" Rejected: {reasons}" if reasons else ""
         say(f"pairs: {len(pairs.kept)} of {wanted} wanted; the bound of tries is reached{lines}.{rejected}")
+
+
+def own_pairs(context: Context, intake: PairIntake) -> PairSet:
+    """The pairs of the user's file, less what the guard refuses. Errors: none is left (exit 6)."""
+    from cai.data import own_pairs as own
+
+    def built() -> PairSet:
+        return own.build(intake.rows, context.recipe, own.guarded(context.log.by_stage("guard")))
+
+    pairs = built()
+    while context.recipe.guard.enabled and guarding.run_guard(context, pairs.examples):
+        pairs = built()  # others take the place of what was refused
+    guarded(context)
+    if not pairs.train:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.reasons.items()) or "every row is held out"
+        raise CaiError(f"{context.run.path}: pairs.file: no pair to train on: {reasons}. Add pairs.", errors.QUALITY)
+    return pairs
 
 
 def check_at_hand(inputs: Inputs, args: argparse.Namespace) -> None:
@@ -102,8 +119,8 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
     cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, marks_refused.of_run(context, pairs))
     if context.recipe.benchmarks.contamination:
         cleaned = replace(cleaned, kept=without_overlaps(context, inputs.folder, cleaned.kept))
-    own = inputs.pairs is not None  # their card names no model
-    if not own and "model" not in context.run.manifest:  # taken over from a run that did not note its model
+    if "model" not in context.run.manifest and inputs.pairs is None:
+        # every row was taken over from a run that did not note its model
         context.model()
     facts = context.run.manifest.get("model", {})
     described = partial(cards.card, recipe=context.recipe, facts=facts, policy=context.prompts["policy"])
@@ -179,7 +196,7 @@ def evaluate(
     results = measure.of_data(context, pairs)
     if context.recipe.evaluation.enabled:
         with measure.opened(context, pairs, adapter) as evaluation:
-            if inputs.pairs is None:  # given pairs have no critique
+            if not context.recipe.pairs.file:
                 results |= critic_stage.measure(context)
                 cases = chain_figures.cases_of(evaluation, pairs)
                 checked, scored = chain_figures.gates(evaluation, cases), chain_figures.likelihoods(evaluation, cases)

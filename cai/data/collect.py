@@ -93,7 +93,7 @@ def _nothing_to_try(context: Context, items: Sequence[int], lines: Sequence[Give
 
 
 def _fresh(context: Context, items: Sequence[int], pairs: PairSet) -> list[int]:
-    """The items that need an instruction of their own; the others keep that of the try before."""
+    """The items that want a new instruction; the others are tried again with the one they had."""
     hopeless = {reject["item"] for reject in pairs.rejects if reject["reason"] == "no_issue"}
     return [
         i

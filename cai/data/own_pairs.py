@@ -10,18 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cai import errors
-from cai.data import guarding
 from cai.data.pairs import PairSet
 from cai.data.slots import HELDOUT
-from cai.errors import CaiError
 from cai.metrics.figure import shuffled
 from cai.metrics.text import words
 from cai.metrics.wordings import has_control_token, is_refusal
 from cai.recipe.intake import pairfile
 from cai.recipe.intake.pairfile import KEY, OwnPair, PairIntake
 from cai.recipe.load import Recipe
-from cai.run.context import Context
 from cai.store.row_types import Example, Pair, Record, Reject
 from cai.terminal import printable
 
@@ -129,25 +125,6 @@ def _pair(example: Example) -> Pair:
     if "margin" in example:
         pair["margin"] = example["margin"]
     return pair
-
-
-def collect(context: Context, intake: PairIntake) -> PairSet:
-    """The pairs of the user's file, less what the guard refuses: others take the place of those."""
-
-    def built() -> PairSet:
-        return build(intake.rows, context.recipe, guarded(context.log.by_stage("guard")))
-
-    pairs = built()
-    while context.recipe.guard.enabled and guarding.run_guard(context, pairs.examples):
-        pairs = built()
-    return pairs
-
-
-def require(pairs: PairSet, run: str) -> None:
-    """Errors: CaiError(QUALITY) where there is nothing to train on."""
-    if not pairs.train:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.reasons.items()) or "every row is held out"
-        raise CaiError(f"{run}: pairs.file: no pair to train on: {reasons}. Add pairs.", errors.QUALITY)
 
 
 def of_run(path: Path, recipe: Recipe, rows: Sequence[Record]) -> PairSet:
