@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cai.data import chain, guarding, instructions, rounds, slots
-from cai.data.pairs import PairPlan, PairSet, build
+from cai.data.pairs import PairPlan, PairSet, build, plan_of
 from cai.data.stage import run_stage
 from cai.recipe.grid import Grid
 from cai.recipe.intake.entries import Given
@@ -18,14 +18,7 @@ from cai.run.context import Context
 
 
 def pair_plan(context: Context) -> PairPlan:
-    recipe = context.recipe
-    return PairPlan(
-        recipe.rounds,
-        {p.id: p.principle for p in context.constitution.principles},
-        relevant=recipe.principles.choice == "relevant",
-        keeps_text=recipe.critiques.no_issue == "keep",
-        labels=recipe.pairs.label == "judge",
-    )
+    return plan_of(context.recipe, {p.id: p.principle for p in context.constitution.principles})
 
 
 def pairs_so_far(context: Context, before: PairSet | None = None, attempt: int | None = None) -> PairSet:

@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 
 from cai.data import hygiene
-from cai.data.pairs import PairPlan, PairSet, build
+from cai.data.pairs import PairSet, build, plan_of
 from cai.data.slots import slot_of, slots
 from cai.errors import CaiError
 from cai.evaluate.gates import whole_verdicts
@@ -184,7 +184,7 @@ def _principles(path: Path, gaps: list[str]) -> dict[str, str]:
 
 def _pairs(rows: Sequence[Row], recipe: Recipe, principles: Mapping[str, str]) -> PairSet:
     wanted = set(slots(recipe))
-    return build(rows, PairPlan(recipe.rounds, principles), recipe.pairs, lambda item: slot_of(item) in wanted)
+    return build(rows, plan_of(recipe, principles), recipe.pairs, lambda item: slot_of(item) in wanted)
 
 
 def _figures(folder: Path) -> tuple[dict[str, Row], list[str]]:
