@@ -2,8 +2,8 @@
 
     python bench/recording.py                  docs/img/resume.cast (asciinema 2) and docs/img/resume.svg
 
-Every line is what the commands printed, in their order; the one thing added is what was typed. Waits are cut so that
-the whole takes `--seconds`, and the working folder's name is left out of the lines. Ends with 1 where the sums differ.
+Every line is what the commands printed, in their order; added are what was typed, and the kill. Waits are cut so that the
+whole takes `--seconds`, and the working folder's name is left out of the lines. Ends with 1 where the sums differ.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class Recorder:
         """The runner with these arguments; `kill`: SIGKILL once KILL_AT stands in the run's log."""
         self.show(f"$ {typed}")
         command = [sys.executable, str(ROOT / "runner.py"), *arguments]
+        at_once = os.environ | {"PYTHONUNBUFFERED": "1"}  # a line is shown when it is printed, as on a terminal
         with subprocess.Popen(
-            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, cwd=self.folder, env=at_once, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
             assert process.stdout is not None
             if kill:
@@ -111,15 +112,15 @@ def cut_waits(lines: list[Line], seconds: float) -> list[Line]:
 
 def folded(lines: list[Line]) -> list[Line]:
     """As a terminal of WIDTH characters shows them."""
-    return [
-        (at, text[place : place + WIDTH]) for at, text in lines for place in range(0, max(len(text), 1), WIDTH)
-    ]
+    return [(at, text[place : place + WIDTH]) for at, text in lines for place in range(0, max(len(text), 1), WIDTH)]
 
 
 def cast(lines: list[Line]) -> str:
     """asciinema's file, version 2."""
     header = {"version": 2, "width": WIDTH, "height": ROWS, "title": "Killed, resumed, the same bytes"}
-    return "\n".join(json.dumps(part) for part in (header, *([round(at, 3), "o", f"{t}\r\n"] for at, t in lines))) + "\n"
+    return (
+        "\n".join(json.dumps(part) for part in (header, *([round(at, 3), "o", f"{t}\r\n"] for at, t in lines))) + "\n"
+    )
 
 
 def svg(lines: list[Line]) -> str:
@@ -143,7 +144,8 @@ def svg(lines: list[Line]) -> str:
         f"@keyframes all{{0%{{transform:translateY({ROWS * LINE}px)}}{steps}100%{{transform:translateY({last}px)}}}}"
         f"@media(prefers-reduced-motion:reduce){{#all{{animation:none}}}}</style>"
         f'<rect width="{width}" height="{height}" rx="8" fill="#10151f"/>'
-        f'<svg x="{EDGE}" y="{EDGE}" width="{width - 2 * EDGE}" height="{ROWS * LINE}"><g id="all">{rows}</g></svg></svg>\n'
+        f'<svg x="{EDGE}" y="{EDGE}" width="{width - 2 * EDGE}" height="{ROWS * LINE}"><g id="all">{rows}</g></svg>'
+        "</svg>\n"
     )
 
 
