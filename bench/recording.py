@@ -2,8 +2,8 @@
 
     python bench/recording.py                  docs/img/resume.cast (asciinema 2) and docs/img/resume.svg
 
-Every line is what the commands printed, in their order; added are what was typed, and the kill. Waits are cut so that the
-whole takes `--seconds`, and the working folder's name is left out of the lines. Ends with 1 where the sums differ.
+Every line is what the commands printed, in their order; added are what was typed, and the kill. Waits are cut so that
+the whole takes `--seconds`, and the working folder's name is left out of the lines. Ends with 1 where the sums differ.
 """
 
 from __future__ import annotations

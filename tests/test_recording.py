@@ -41,7 +41,7 @@ def test_the_picture_is_svg_with_every_line_and_no_script() -> None:
 
 
 def test_the_committed_recording_ends_with_equal_sums_and_takes_twenty_seconds() -> None:
-    head, *rows = map(json.loads, (ROOT / "docs/img/resume.cast").read_text().splitlines())
+    _, *rows = map(json.loads, (ROOT / "docs/img/resume.cast").read_text().splitlines())
     text = "".join(row[2] for row in rows)
     sums = re.findall(r"^([0-9a-f]{32})\.\.\.  runs/(\S+?)/(\S+)\r$", text, re.MULTILINE)
     assert [name for _, _, name in sums] == list(recording.SUMMED) * 2

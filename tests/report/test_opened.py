@@ -110,3 +110,17 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import cai, sys; print([m for m in ('numpy', 'torch', 'pandas', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_item_in_which_nothing_was_found_is_shown_with_its_answer_and_its_reason(
+    run_fake: Runner, project: Path
+) -> None:
+    """A constitution of three sentences, of which many answers break none: the report is whole all the same."""
+    (project / "constitution.yaml").write_text("An answer admits doubt.\nAn answer gives reasons.\nIt declines harm.\n")
+    code, run = run_fake("--milestone", "m1", "--until", "pairs", "--set", "pairs.replacements=0")  # 20 are shown
+    assert code == 0
+    rejects = [row for row in cai.open_run(run, pandas=False).story.pairs.rejects if row["reason"] == "no_issue"]
+    bare = [row["example"]["initial_answer"] for row in rejects if not row["example"]["rounds"]]
+    assert bare, "no item without a find: nothing was tested"
+    shown = {page: (run / page).read_text() for page in ("report.html", "report.md")}
+    assert all(answer in text for answer in bare for text in shown.values())
