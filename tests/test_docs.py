@@ -193,6 +193,7 @@ def clone(tmp_path, monkeypatch):
     (tmp_path / "tests").mkdir()
     shutil.copy(REPO / "tests" / "exam.jsonl", tmp_path / "tests")
     (tmp_path / "mine.txt").write_text(blocks(REPO / "README.md", "text")[0])
+    (tmp_path / "mine.csv").write_text("question\n" + "".join(f"How do I clean a {thing}?\n" for thing in THINGS))
     (tmp_path / "requests.txt").write_text("".join(f"How do I mend a {thing}?\n" for thing in THINGS))
     text = (tmp_path / "cai.toml").read_text()
     for old, new in SMALLER.items():
@@ -226,7 +227,7 @@ def _ctrl_c(*_args, **_more):
 def run_command(command: str) -> int:
     """A command as the page has it, in the clone; `make` through what it would do."""
     words = shlex.split(command.replace("<id>", "latest").replace("<other>", "latest"))
-    if words[0] in ELSEWHERE:
+    if words[0] in ELSEWHERE or "model.backend=cpu" in words:  # a model of the hub: tests/models/test_loading.py
         return 0
     if "--version" in words:
         return subprocess.run([sys.executable, str(REPO / "runner.py"), "--version"]).returncode
