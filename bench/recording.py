@@ -85,9 +85,9 @@ class Recorder:
 def record(folder: Path, arguments: list[str], typed: str) -> tuple[list[Line], bool]:
     """(what was shown, whether the sums agree)."""
     latest, recorder = folder / "runs" / "latest", Recorder(folder)
-    recorder.run(arguments, f"{typed}   # once, without a stop")
+    recorder.run(arguments, f"{typed}  # once, without a stop")
     whole = latest.resolve()
-    recorder.run(arguments, f"{typed}   # the same again", kill=True)
+    recorder.run(arguments, f"{typed}  # the same again", kill=True)
     stopped = latest.resolve()
     resume = ["cai.toml", "--resume", f"runs/{stopped.name}"]
     recorder.run(resume, f"python runner.py --resume runs/{stopped.name}")
@@ -110,9 +110,13 @@ def cut_waits(lines: list[Line], seconds: float) -> list[Line]:
     return found
 
 
-def folded(lines: list[Line]) -> list[Line]:
-    """As a terminal of WIDTH characters shows them."""
-    return [(at, text[place : place + WIDTH]) for at, text in lines for place in range(0, max(len(text), 1), WIDTH)]
+def folded(lines: list[Line]) -> list[tuple[float, str, bool]]:
+    """As a terminal of WIDTH characters shows them, and whether a piece is of a line that was typed."""
+    return [
+        (at, text[place : place + WIDTH], text.startswith("$ "))
+        for at, text in lines
+        for place in range(0, max(len(text), 1), WIDTH)
+    ]
 
 
 def cast(lines: list[Line]) -> str:
@@ -125,15 +129,15 @@ def cast(lines: list[Line]) -> str:
 
 def svg(lines: list[Line]) -> str:
     """One column of lines behind a window, moved up by a line whenever one is printed; no script."""
-    lines = folded(lines)
-    total = lines[-1][0] + END
+    pieces = folded(lines)
+    total = pieces[-1][0] + END
     width, height = int(WIDTH * GLYPH + 2 * EDGE), ROWS * LINE + 2 * EDGE
-    places = {at: (ROWS - count) * LINE for count, (at, _) in enumerate(lines, 1)}  # of lines at one time the last
+    places = {at: (ROWS - count) * LINE for count, (at, *_) in enumerate(pieces, 1)}  # of lines at one time the last
     steps = "".join(f"{100 * at / total:.2f}%{{transform:translateY({y}px)}}" for at, y in places.items())
-    last = (ROWS - len(lines)) * LINE
+    last = (ROWS - len(pieces)) * LINE
     rows = "".join(
-        f'<text y="{place * LINE + 13}"{CLASS.get(text[:2], "")}>{escape(text) or " "}</text>'
-        for place, (_, text) in enumerate(lines)
+        f'<text y="{place * LINE + 13}"{TYPED if typed else ""}>{escape(text) or " "}</text>'
+        for place, (_, text, typed) in enumerate(pieces)
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -149,7 +153,12 @@ def svg(lines: list[Line]) -> str:
     )
 
 
-CLASS = {"$ ": ' class="typed"'}
+TYPED = ' class="typed"'
+
+
+def lines_of(text: str) -> list[Line]:
+    """The lines of a cast."""
+    return [(at, shown.removesuffix("\r\n")) for at, _, shown in map(json.loads, text.splitlines()[1:])]
 
 
 def main() -> int:
@@ -158,7 +167,11 @@ def main() -> int:
     parser.add_argument("--milestone", default="m0")
     parser.add_argument("--set", action="append", default=[], help="as runner.py takes it")
     parser.add_argument("--seconds", type=float, default=17.0, help="of the recording, its last screen not counted")
+    parser.add_argument("--again", action="store_true", help="only draw resume.svg anew from resume.cast")
     options = parser.parse_args()
+    if options.again:
+        (options.to / "resume.svg").write_text(svg(lines_of((options.to / "resume.cast").read_text())))
+        return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         for file in ("cai.toml", "constitution.yaml"):

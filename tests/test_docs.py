@@ -175,6 +175,7 @@ SMALLER = {  # so that m2 and m3 take a second; what is shown is that the comman
     'name = "Qwen/Qwen2.5-32B" ': 'name = "fake" ',
     'backend = "auto"                    # auto': 'backend = "fake"                    # auto',
     "items = 100\n": "items = 12\n",
+    "heldout.items = 200 ": "heldout.items = 4 ",
     "items = 5000\n": "items = 12\n",
     "heldout.items = 200\n": "heldout.items = 4\n",
     "guard.enabled = true\n": "",
@@ -268,17 +269,7 @@ def snippets(page: Path) -> list[str]:
 
 
 NOTEBOOK = REPO / "docs" / "quickstart.ipynb"
-SMALL_M2 = [
-    "cai.toml",
-    "--milestone",
-    "m2",
-    "--set",
-    "items=6",
-    "--set",
-    "dpo.max_steps=10",
-    "--set",
-    "dpo.eval_steps=5",
-]
+SMALL_M2 = "cai.toml --milestone m2 --set items=6 --set dpo.max_steps=10 --set dpo.eval_steps=5".split()
 
 
 def cells() -> list[str]:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 import recording  # noqa: E402
 
+CAST = ROOT / "docs" / "img" / "resume.cast"
 LINES = [(0.0, "$ one"), (4.0, "two"), (4.2, "x" * 250), (104.2, "$ <last> & done")]
 
 
@@ -37,16 +38,19 @@ def test_the_picture_is_svg_with_every_line_and_no_script() -> None:
     root = ElementTree.fromstring(text)
     shown = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
     assert shown == ["$ one", "two", "x" * 100, "x" * 100, "x" * 50, "$ <last> & done"]
+    typed = [node.get("class") for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert typed == ["typed", None, None, None, None, "typed"]
     assert "<script" not in text and "href" not in text and "prefers-reduced-motion" in text
 
 
 def test_the_committed_recording_ends_with_equal_sums_and_takes_twenty_seconds() -> None:
-    _, *rows = map(json.loads, (ROOT / "docs/img/resume.cast").read_text().splitlines())
+    _, *rows = map(json.loads, CAST.read_text().splitlines())
     text = "".join(row[2] for row in rows)
     sums = re.findall(r"^([0-9a-f]{32})\.\.\.  runs/(\S+?)/(\S+)\r$", text, re.MULTILINE)
     assert [name for _, _, name in sums] == list(recording.SUMMED) * 2
     first, second = ({name: digest for digest, run, name in sums if run == asked} for asked in (sums[0][1], sums[2][1]))
     assert first == second and sums[0][1] != sums[2][1]
+    assert (ROOT / "docs/img/resume.svg").read_text() == recording.svg(recording.lines_of(CAST.read_text()))
     assert "$ kill -9" in text and "embedded SmolLM2" in text and rows[-1][0] + recording.END <= 20.5
     assert all((ROOT / "docs/img" / name).stat().st_size < 150_000 for name in ("resume.cast", "resume.svg"))
 
