@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import orjson
 import pytest
+from support.runs import FAKE
 
 import cai
+import runner
 from cai.errors import CaiError
 from cai.report.opened import COLUMNS, OpenedRun
 
@@ -19,10 +22,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--set", "items=6", "--set", "heldout.items=2", "--set", "dpo.eval_steps=5", "--set", "dpo.max_steps=10")
 
 
-@pytest.fixture
-def run(run_fake: Runner) -> Path:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole m2 on the fake model in the shipped recipe's way, where a round may find nothing."""
-    return run_fake("--milestone", "m2", *SMALL)[1]
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("cai.toml", "constitution.yaml"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "prompts", folder / "prompts")
+    runner.main([str(folder / "cai.toml"), *FAKE, "--milestone", "m2", *SMALL])
+    return (folder / "runs" / "latest").resolve()
 
 
 def data_set(run: Path, split: str) -> list[dict]:
