@@ -13,8 +13,9 @@ from typing import Any
 
 from cai.errors import CaiError
 from cai.report.examples import judge_critique, judge_revision
-from cai.report.snapshot import Story, read_story
+from cai.report.snapshot import Snapshot, read_story
 from cai.store.jsonl import Row
+from cai.store.row_types import Example
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "examples": (
@@ -49,68 +50,69 @@ class OpenedRun:
         if not (folder / "manifest.json").is_file():
             raise CaiError(f"{path}: is no run folder (it has no manifest.json). Give runs/<id> or runs/latest.")
         self._frame = _frame_of(pandas)
-        self.story: Story = read_story(folder.resolve())
+        self.snapshot: Snapshot = read_story(folder.resolve())
 
     def __repr__(self) -> str:
-        return f"<run {self.id}: {self.story.milestone} on {self.story.model}, {len(self.story.pairs.kept)} pairs>"
+        read = self.snapshot
+        return f"<run {self.id}: {read.milestone} on {read.model}, {len(read.pairs.kept)} pairs>"
 
     @property
     def id(self) -> str:
-        return self.story.run_id
+        return self.snapshot.run_id
 
     @property
     def gaps(self) -> list[str]:
         """What could not be read, or is not there yet, in words."""
-        return list(self.story.gaps)
+        return list(self.snapshot.gaps)
 
     @property
     def facts(self) -> Row:
         """Milestone, model, backend, seconds and dollars over all attempts, and whether the gates passed."""
-        story = self.story
-        passed = story.gates.get("passed") if story.gates else None
-        spent = {name: story.spent[name] for name in ("seconds", "usd")}
-        return {"milestone": story.milestone, "model": story.model, "backend": story.backend, "passed": passed} | spent
+        read = self.snapshot
+        passed = read.gates.get("passed") if read.gates else None
+        spent = {name: read.spent[name] for name in ("seconds", "usd")}
+        return {"milestone": read.milestone, "model": read.model, "backend": read.backend, "passed": passed} | spent
 
     @cached_property
     def examples(self) -> Any:
         """One row an accepted item; `critique` and the verdicts (yes, no, nothing, unscored) are of its last round."""
-        return self._table("examples", map(self._example, self.story.pairs.examples))
+        return self._table("examples", map(self._example, self.snapshot.pairs.examples))
 
     @cached_property
     def rounds(self) -> Any:
         """One row a round of an accepted item: the text before, the critique, the text after."""
-        return self._table("rounds", (row for example in self.story.pairs.examples for row in _rounds(example)))
+        return self._table("rounds", (row for example in self.snapshot.pairs.examples for row in _rounds(example)))
 
     @cached_property
     def pairs(self) -> Any:
         """One row a pair; `used`: trained on (held-out pairs and what hygiene left out are not)."""
-        used = {pair["item"] for pair in self.story.cleaned.kept}
-        return self._table("pairs", ({**pair, "used": pair["item"] in used} for pair in self.story.pairs.kept))
+        used = {pair["item"] for pair in self.snapshot.cleaned.kept}
+        return self._table("pairs", ({**pair, "used": pair["item"] in used} for pair in self.snapshot.pairs.kept))
 
     @cached_property
     def rejects(self) -> Any:
         """One row an item that made no pair."""
-        return self._table("rejects", self.story.pairs.rejects)
+        return self._table("rejects", self.snapshot.pairs.rejects)
 
     @cached_property
     def figures(self) -> Any:
         """One row a figure of eval/*.json, with its 95% interval, n and judge."""
-        return self._table("figures", (self.story.figures[name] for name in sorted(self.story.figures)))
+        return self._table("figures", (self.snapshot.figures[name] for name in sorted(self.snapshot.figures)))
 
     @cached_property
     def gates(self) -> Any:
         """One row a gate: PASS, FAIL, UNDERPOWERED or UNMEASURED, and why."""
-        return self._table("gates", map(_gate, self.story.verdicts))
+        return self._table("gates", map(_gate, self.snapshot.verdicts))
 
     @cached_property
     def curves(self) -> Any:
         """One row a training step, and one a measurement of the held-out pairs (dpo.eval_steps)."""
-        heldout = [event for event in self.story.of_kind("heldout") if "arm" not in event]
-        train = ({"split": "train", **_named(entry)} for entry in self.story.log)
+        heldout = [event for event in self.snapshot.of_kind("heldout") if "arm" not in event]
+        train = ({"split": "train", **_named(entry)} for entry in self.snapshot.log)
         return self._table("curves", [*train, *({"split": "heldout", **_named(event)} for event in heldout)])
 
-    def _example(self, example: Row) -> Row:
-        scores, section = self.story.scores_by_item.get(example["item"], {}), self.story.recipe.evaluation
+    def _example(self, example: Example) -> Row:
+        scores, section = self.snapshot.scores_by_item.get(example["item"], {}), self.snapshot.recipe.evaluation
         meaningful, addresses = judge_critique(scores, section).status, judge_revision(scores, section).status
         return {**example, "meaningful": meaningful, "addresses": addresses}
 
@@ -133,7 +135,7 @@ def _frame_of(wanted: bool | None) -> Any:
     return DataFrame
 
 
-def _rounds(example: Row) -> Iterable[Row]:
+def _rounds(example: Example) -> Iterable[Row]:
     before = example["initial_answer"]
     for number, entry in enumerate(example["rounds"], 1):
         after = entry["revised_answer"]
