@@ -25,6 +25,7 @@ from cai.inputs import Inputs, copy_inputs, in_run, later_sets, runs_root
 from cai.models.libraries import threads_in_words
 from cai.models.loading import check_modules
 from cai.models.policy import load
+from cai.preflight.download import download_line
 from cai.recipe import load as recipes
 from cai.run import lines, resuming
 from cai.run.context import Context
@@ -165,6 +166,8 @@ class ModelOnDemand:
             recipe = self.inputs.recipe
             self.run.status(now=True, stage="load the model")
             self._preflight_machine()
+            if line := download_line(recipe, self.inputs.backend):
+                say(line)
             self.model = load(recipe.model, self.inputs.backend, seed=recipe.seed, say=say)
             self.model.rules = Rules(recipe.sampling.min_p, recipe.sampling.no_repeat_ngram)
             self._check_loaded(self.model)

@@ -18,6 +18,7 @@ from cai.inputs import Inputs, runs_root
 from cai.models import embedded
 from cai.models.loading import refuse_unknown
 from cai.models.tokenizer_file import ByteCounter, modules_at_hand, tokenizer_at_hand
+from cai.preflight.download import download_line
 from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt, Rendered
 from cai.run import budget
@@ -84,6 +85,8 @@ def _head(inputs: Inputs) -> list[str]:
         "budget": _budget(recipe),
         "run folder": f"{runs_root(source, recipe)}/<time>-{recipe.milestone}-<hash>",
     }
+    if line := download_line(recipe, inputs.backend):
+        rows["to download"] = line.partition(": ")[2]
     return [f"{name:<13} {text}" for name, text in rows.items()]
 
 

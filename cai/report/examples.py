@@ -59,6 +59,7 @@ class Exhibit:
     pool: str
     split: str
     instruction: str
+    answer: str  # the initial one: all that an item has in which nothing was found to criticise
     rounds: list[ShownRound]
     flags: list[str]
     critique: Judged
@@ -128,6 +129,7 @@ def exhibit(snapshot: Snapshot, example: Example, reject: str = "", why: str = "
         pool=str(example["pool"]),
         split=str(example["split"]),
         instruction=str(example["instruction"]),
+        answer=str(example["initial_answer"]),
         rounds=rounds,
         flags=_flags(example["flags"]),
         critique=_with_quotes(judge_critique(scores, section), quotes),
