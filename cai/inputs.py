@@ -25,6 +25,8 @@ from cai.recipe.intake.files import InputFile
 from cai.recipe.intake.instructionfile import Intake
 from cai.recipe.load import Recipe, Source
 from cai.recipe.paths import expanded
+from cai.recipe import probes as probe_files
+from cai.recipe.probes import Probe
 from cai.recipe.prompts import Prompt
 from cai.run.folder import resolve_run
 from cai.run.manifest import read_manifest
@@ -52,6 +54,7 @@ class Inputs:
     override: str = ""
     given: Intake | None = None
     grown_from: InputFile | None = None
+    probes: Sequence[Probe] = ()
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -64,7 +67,8 @@ class Inputs:
 
     def identity(self, training: bool = False, *, then: bool = False) -> dict[str, str]:
         model = {"model.backend": self.backend}
-        return recipes.identity(self.recipe, self.hashes_then if then else self.hashes, training=training) | model
+        hashes = {k: v for k, v in (self.hashes_then if then else self.hashes).items() if k != probe_files.NAME}
+        return recipes.identity(self.recipe, hashes, training=training) | model
 
     def stages(self, *, then: bool = False) -> dict[str, dict[str, str]]:
         hashes = self.hashes_then if then else self.hashes
@@ -74,6 +78,11 @@ class Inputs:
     def limit_tokens(self) -> int:
         """The most tokens that one item generates when nothing is tried twice."""
         return chain.limit_tokens(self.recipe)
+
+    @property
+    def once_tokens(self) -> int:
+        """The most tokens that are generated once a run: both models' answers to the probes."""
+        return 2 * len(self.probes) * self.recipe.evaluation.probe_tokens
 
     @property
     def folder(self) -> Path:
@@ -142,6 +151,8 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     override = "; ".join(dict.fromkeys(filter(None, why)))
     given = _given(recipe, files)
     inputs = Inputs(source, recipe, backend, constitution, prompts, grid, files, sets, override, given)
+    if asked := files.get(probe_files.NAME):
+        inputs = replace(inputs, probes=probe_files.load_probes(asked.path, asked.data))
     return _since(inputs, run, manifest) if run else inputs
 
 
@@ -151,6 +162,9 @@ def _paths(source: Source, recipe: Recipe) -> dict[str, Path]:
     prompts = source.folder / ("prompts" if inside else recipe.prompts)
     paths = {"constitution.yaml": source.folder / ("constitution.yaml" if inside else recipe.constitution)}
     paths |= {f"prompts/{name}.yaml": prompts / f"{name}.yaml" for name in (*chain.prompt_files(recipe), "grid")}
+    if recipe.evaluation.enabled and recipe.evaluation.probes:
+        copy = source.folder / probe_files.NAME
+        paths[probe_files.NAME] = copy if inside and copy.is_file() else home(source) / recipe.evaluation.probes
     if recipe.instructions.file:
         copy = source.folder / intake_files.NAME
         paths[intake_files.NAME] = copy if inside and copy.is_file() else home(source) / recipe.instructions.file

@@ -240,10 +240,12 @@ def evaluate(
     context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[dict[str, Any]], adapter: Path
 ) -> dict[str, Measured]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
+    from cai.evaluate import probes
     from cai.evaluate.benchmarks import suite
     from cai.evaluate.measure import measure
 
     results = measure(context, pairs, training_pairs, adapter, inputs.folder)
+    probes.ask(context, inputs.probes, adapter)
     if context.recipe.sft.enabled:
         from cai.evaluate import arms as measured_arms
 

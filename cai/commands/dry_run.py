@@ -74,11 +74,20 @@ def _head(inputs: Inputs) -> list[str]:
         "instructions": instructions,
         "training": f"DPO, {length} of {effective} pair(s), learning rate {recipe.dpo.learning_rate:g}, beta "
         f"{recipe.dpo.beta:g}, LoRA r={recipe.lora.rank} alpha={recipe.lora.alpha}",
+        "before/after": _probes(inputs),
         "gates": gates,
         "budget": _budget(recipe),
         "run folder": f"{runs_root(source, recipe)}/<time>-{recipe.milestone}-<hash>",
     }
     return [f"{name:<13} {text}" for name, text in rows.items()]
+
+
+def _probes(inputs: Inputs) -> str:
+    if not inputs.probes:
+        return 'no probe prompts (evaluation.probes = "")'
+    benign = sum(probe.pool == "benign" for probe in inputs.probes)
+    pools = f"{benign} benign, {len(inputs.probes) - benign} red-team"
+    return f"{pools} probe prompts, answered by base and tuned: at most {inputs.once_tokens:,} tokens"
 
 
 def _files(inputs: Inputs, tokenizer: Tokenizer) -> list[str]:
@@ -197,7 +206,7 @@ def counted(tokenizer: Tokenizer, rendered: Rendered) -> tuple[int, int]:
 
 def _estimate(inputs: Inputs) -> list[str]:
     recipe: Any = inputs.recipe
-    found = budget.estimate(recipe, inputs.backend, runs_root(inputs.source, recipe), inputs.limit_tokens)
+    found = budget.estimate(recipe, inputs.backend, runs_root(inputs.source, recipe), inputs.limit_tokens, inputs.once_tokens)
     low, high = (number(int(round(v, -2))) for v in found.tokens)
     lines = [f"estimate      {low} to {high} generated tokens", f"              {found.line}"]
     seconds = found.seconds

@@ -69,6 +69,8 @@ class EvaluationSection(Section):
     judge_items: Count = Field(default=2, description="items judged with J1-J4 and P3; 0 = none; above: seeded sample")
     fresh_items: Count = Field(default=0, description="held-out prompts answered by base and tuned for P3; 0 = none")
     fresh_max_new_tokens: Positive = 200
+    probes: str = Field(default="", description="file of prompts that base and tuned answer, to be read; empty: none")
+    probe_tokens: Positive = Field(default=300, description="longest answer to a probe")
     critic_items: Count = Field(0, description="rows of the critic's exam that the model sits; 0 = none")
     train_pairs: Count = Field(default=24, description="training pairs scored base against tuned; above: seeded sample")
     max_text_tokens: Annotated[int, Field(ge=16)] = Field(default=160, description="texts are cut to this when scored")

@@ -43,6 +43,8 @@ def funnel(story: Story) -> list[Row]:
     groups: dict[tuple[str, int], Counter[str]] = {}
     reasons: dict[tuple[str, int], Counter[str]] = {}
     for row in story.rows:  # one at a time: all of them at once are the largest thing a report would hold
+        if row["stage"] not in chain.names():
+            continue  # the probes' answers are no part of the chain
         key = row["stage"], 0 if row["stage"] == "instructions" else row["round"]
         counts = groups.setdefault(key, Counter())
         counts.update({"rows": 1, row["status"]: 1, "tokens": row.get("tokens") or 0})

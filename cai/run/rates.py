@@ -84,6 +84,7 @@ class Measured:
     pairs_seen: float
     seconds: float
     growing_seconds: float = 0.0
+    probed: bool = False  # the probes were answered, which the rest holds
 
     @property
     def rest_seconds(self) -> float:
@@ -142,4 +143,5 @@ def from_events(run_id: str, manifest: Mapping[str, Any], events: list[dict[str,
         ),
         seconds=spent(e for e in events if e["attempt"] in worked)["seconds"],
         growing_seconds=sum(float(e.get("seconds") or 0) for e in scored),
+        probed=any(e["kind"] == "stage" and str(e.get("stage")).startswith("probes") for e in events),
     )

@@ -15,6 +15,7 @@ from typing import Any
 from cai.errors import CaiError
 from cai.recipe.intake import instructionfile
 from cai.recipe.intake.instructionfile import Intake
+from cai.recipe.probes import NAME as PROBES
 from cai.store.reading import MOST_BYTES, MOST_WRITTEN_BYTES, Missing, read_once
 
 NAME = "instructions.file"
@@ -42,7 +43,7 @@ def read_all(paths: Mapping[str, Path], run: Path | None = None, said: Collectio
 
 
 def _one(name: str, path: Path, run: Path | None, said: Collection[str]) -> InputFile:
-    key = {"constitution.yaml": "constitution", NAME: NAME}.get(name, "prompts")
+    key = {"constitution.yaml": "constitution", NAME: NAME, PROBES: "evaluation.probes"}.get(name, "prompts")
     where = f"{path}: {key}" if name != NAME else f"{path}: {NAME}"
     most = MOST_BYTES if name == NAME else MOST_WRITTEN_BYTES
     try:
