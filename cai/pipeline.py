@@ -292,14 +292,17 @@ def decide(context: Context, results: Mapping[str, Measured], override: str) -> 
 
 
 def report(context: Context, verdicts: Sequence[Verdict]) -> None:
-    """Peak memory by phase into the manifest, then report.html and report.md."""
+    """Peak memory by phase into the manifest, then report.html and report.md; before and after on screen."""
     from cai.engine import memory
+    from cai.report import before_after
     from cai.report.pages import write_report
 
     found = memory.by_phase(context.run.events())
     if found != context.run.manifest.get("memory", {}):
         context.run.update_manifest(memory=found)
     write_report(context.run)
+    for line in before_after.lines(before_after.probed(context.log.by_stage("probes")), context.run.report_html):
+        say(line)
 
 
 def report_what_exists(run: Run) -> None:

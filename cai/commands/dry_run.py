@@ -206,7 +206,9 @@ def counted(tokenizer: Tokenizer, rendered: Rendered) -> tuple[int, int]:
 
 def _estimate(inputs: Inputs) -> list[str]:
     recipe: Any = inputs.recipe
-    found = budget.estimate(recipe, inputs.backend, runs_root(inputs.source, recipe), inputs.limit_tokens, inputs.once_tokens)
+    found = budget.estimate(
+        recipe, inputs.backend, runs_root(inputs.source, recipe), inputs.limit_tokens, inputs.once_tokens
+    )
     low, high = (number(int(round(v, -2))) for v in found.tokens)
     lines = [f"estimate      {low} to {high} generated tokens", f"              {found.line}"]
     seconds = found.seconds

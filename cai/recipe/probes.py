@@ -30,7 +30,7 @@ def load_probes(path: Path, data: bytes | None = None) -> tuple[Probe, ...]:
     """The probes of a file in order. Errors: CaiError, one line with the file, the entry and the remedy."""
     content, _ = load_yaml(path, data)
     if not isinstance(content, list) or not content:
-        raise CaiError(f"{path}: no list of probes. Write entries of id, pool and prompt, or evaluation.probes = \"\".")
+        raise CaiError(f'{path}: no list of probes. Write entries of id, pool and prompt, or evaluation.probes = "".')
     if len(content) > MOST:
         raise CaiError(f"{path}: {len(content)} probes, at most {MOST}: both models answer each at every milestone.")
     found: dict[str, Probe] = {}

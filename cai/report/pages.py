@@ -13,11 +13,12 @@ from typing import Any
 from cai.data import hygiene
 from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
-from cai.report import publication, tables
+from cai.report import before_after, examples, publication, tables
 from cai.report.agreement import agreement
-from cai.report.charts import Chart, forest, funnel, heat_map, histogram, line_chart
+from cai.report.charts import Chart, forest, funnel, heat_map, histogram, line_chart, pool_map
 from cai.report.drawing import inline, write_plots
 from cai.report.examples import GLOSSARY, edits, exhibits, lengths, rejected_exhibits
+from cai.report.result import result
 from cai.report.snapshot import Story, read_story
 from cai.report.templating import environment
 from cai.run import digests
@@ -73,33 +74,25 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 def gather(story: Story) -> Row:
     """Everything the templates print, as plain values."""
-    shown = exhibits(story)
     return {
+        **_first_screen(story),
+        **_charts(story),
+        **_examples(story),
         "story": story,
-        "headline": headline(story),
         "verdicts": [verdict_row(v) for v in story.verdicts],
         "controls": _controls(story),
-        "forest": forest("What was measured, with its interval and its controls", story.verdicts, story.figures),
         "funnel": tables.funnel(story),
-        "funnel_chart": funnel_chart(story),
         "reject_reasons": list(story.pairs.reasons.items()),
         "hygiene": story.cleaned,
         "hygiene_lines": hygiene.lines(story.cleaned.facts),
         "principles": tables.by_principle(story),
-        "heat_map": heat_map("What became of each principle's items", tables.by_principle(story)),
+        "judged_better": any(row["better_n"] for row in tables.by_principle(story)),
         "figures": figure_rows(story.figures),
-        "meanings": metrics.meanings(story.figures),
+        "left_out": sum(measured.get("value") is None for measured in story.figures.values()),
+        "meanings": metrics.meanings(name for name, m in story.figures.items() if m.get("value") is not None),
         "benchmarks": benchmark_rows(story.figures),
         "added": added(story),
-        "curves": curves(story.log, story.figures),
         "training": training_rows(story),
-        "histograms": histograms(story),
-        "glossary": GLOSSARY,
-        "examples": shown,
-        "markdown_examples": shown[:MARKDOWN_EXAMPLES],
-        "total_examples": len(story.pairs.examples),
-        "rejected": rejected_exhibits(story),
-        "total_rejected": sum("example" in reject for reject in story.pairs.rejects),
         "instructions": _last(story.of_kind("instructions_summary")),
         "attempts": tables.attempts(story),
         "phases": tables.phases(story),
@@ -109,12 +102,71 @@ def gather(story: Story) -> Row:
         "reviews": agreement(story),
         "command": tables.command_line(story),
         "plan": identity_rows(story),
+        "has": has,
+    }
+
+
+def has(rows: Sequence[Any], column: str) -> bool:
+    """Whether a column holds anything: one of empty cells is not shown."""
+    return any(row[column] for row in rows)
+
+
+def _first_screen(story: Story) -> Row:
+    """The result in words, and what was answered before and after."""
+    probes, said = before_after.probed(story.rows), headline(story)
+    return {
+        "headline": said,
+        "result": result(story, said, probes),
+        "probes": probes,
+        "probe_summary": before_after.summary(probes) if probes else "",
+        "first_probe": before_after.first_shown(probes),
+    }
+
+
+def _examples(story: Story) -> Row:
+    """The examples, what they are found by, and where a principle's are."""
+    shown, rejected = exhibits(story), rejected_exhibits(story)
+    choices = examples.filters([*shown, *rejected])
+    links = {label: name for choice in choices if choice.name == "principle" for name, label in choice.options}
+    return {
+        "examples": shown,
+        "first_example": examples.first_shown(shown),
+        "filters": choices,
+        "classes": examples.classes,
+        "links": links,
+        "glossary": GLOSSARY,
+        "markdown_examples": shown[:MARKDOWN_EXAMPLES],
+        "total_examples": len(story.pairs.examples),
+        "rejected": rejected,
+        "total_rejected": sum("example" in reject for reject in story.pairs.rejects),
+    }
+
+
+def _charts(story: Story) -> Row:
+    """The pictures; of a milestone of one item there is nothing to draw, and drawing takes seconds."""
+    if story.milestone == "m0":
+        return {
+            "forest": None,
+            "funnel_chart": None,
+            "heat_map": None,
+            "pool_map": None,
+            "curves": [],
+            "histograms": [],
+        }
+    rows = tables.by_principle(story)
+    return {
+        "forest": forest("What was measured, with its interval and its controls", story.verdicts, story.figures),
+        "funnel_chart": funnel_chart(story),
+        "heat_map": heat_map("What became of each principle's items", rows),
+        "pool_map": pool_map("Which principles the critiques of each pool were about", *tables.by_pool(story)),
+        "curves": curves(story.log, story.figures),
+        "histograms": histograms(story),
     }
 
 
 def plots(content: Mapping[str, Any]) -> list[Chart | None]:
     """Every chart of the page, in its order, for eval/plots; none where nothing was decided or measured."""
-    one_by_one = (content["forest"], content["funnel_chart"], content["heat_map"])
+    one_by_one = (content["forest"], content["funnel_chart"], content["heat_map"], content["pool_map"])
     return [*one_by_one, *content["curves"], *content["histograms"]]
 
 
@@ -194,7 +246,9 @@ def _controls(story: Story) -> list[Row]:
 
 
 def figure_rows(figures: Mapping[str, Row]) -> list[Row]:
-    return [{"metric": name, **figure(measured)} for name, measured in sorted(figures.items())]
+    """What was measured; what a milestone does not measure is not listed."""
+    known = {name: measured for name, measured in figures.items() if measured.get("value") is not None}
+    return [{"metric": name, **figure(measured)} for name, measured in sorted(known.items())]
 
 
 def benchmark_rows(figures: Mapping[str, Row]) -> list[Row]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from cai.data import chain
+from cai.data import chain, labels
 from cai.evaluate import critiques, revisions
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.settings_benchmarks import STAND_IN
@@ -84,7 +84,7 @@ def _first_round() -> int:
     return next(place for place, stage in enumerate(chain.CHAIN) if stage.per_round)
 
 
-PRINCIPLE_COUNTS = "rounds nothing kept tried meaningful meaningful_n addresses addresses_n".split()
+PRINCIPLE_COUNTS = "rounds nothing kept tried meaningful meaningful_n addresses addresses_n better better_n".split()
 
 
 def by_principle(story: Story) -> list[Row]:
@@ -102,6 +102,9 @@ def by_principle(story: Story) -> list[Row]:
             entry = found[example["principle_id"]]
             entry["tried"] += 1
             entry["kept"] += example["item"] in kept
+            if (checked := example.get("label")) is not None and example.get("margin") is not None:
+                entry["better_n"] += 1
+                entry["better"] += not labels.fault({**checked, "margin": example["margin"]})
             scores = story.scores_by_item.get(example["item"], {})
             for name, verdict in (("meaningful", critiques.verdict), ("addresses", revisions.verdict)):
                 decided = verdict(scores, story.recipe.evaluation).decided
@@ -110,6 +113,21 @@ def by_principle(story: Story) -> list[Row]:
     return [
         {"id": id_, "text": story.principles.get(id_, ""), **entry}
         for id_, entry in sorted(found.items(), key=lambda e: str(e[0]))
+    ]
+
+
+def by_pool(story: Story) -> tuple[tuple[str, ...], list[Row]]:
+    """The pools, and of each principle how many critiques of each pool were about it."""
+    pools = {row["item"]: str(row.get("pool", "benign")) for row in story.rows if row["stage"] == "instructions"}
+    found: dict[str, Counter[str]] = {}
+    for row in story.rows:
+        if row["stage"] == "critiques" and row["status"] == "ok":
+            found.setdefault(str(row["principle"]), Counter())[pools.get(row["item"], "benign")] += 1
+    names = tuple(sorted({pool for counts in found.values() for pool in counts}))
+    total = {pool: sum(counts[pool] for counts in found.values()) for pool in names}
+    return names, [
+        {"id": id_, "cells": tuple((counts[pool], total[pool]) for pool in names)}
+        for id_, counts in sorted(found.items())
     ]
 
 

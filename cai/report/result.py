@@ -1,0 +1,243 @@
+"""The first screen as words and numbers: what passed, what did not, what to do next, what it took. Pure.
+
+Owns the sentences and the tiles; the verdicts are the gates', the pictures `charts`'. Invariant: a sentence claims what
+was checked and no more; a gate that has no phrase here is named by its metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cai.report.before_after import Probed
+from cai.report.snapshot import Story
+from cai.store.jsonl import Row
+from cai.terminal import duration, number, usd
+
+Words = tuple[str, str, str]  # what is said when it passed, when it did not, and what then may be changed
+PHRASES: Mapping[str, Words] = {
+    "pairs.kept": ("a pair came through every step", "no pair came through", "read the reject reasons of the funnel"),
+    "pairs.yield": ("enough items made a pair", "too few items made a pair", "read the reject reasons of the funnel"),
+    "data.scaffolding": (
+        "texts end where they should",
+        "texts run on into the prompt's form",
+        "read the three texts of data.scaffolding in eval/measured.json, then the cues in prompts/",
+    ),
+    "data.copied": (
+        "nothing is copied from the prompts' examples",
+        "texts copy the prompts' examples",
+        "change the examples in prompts/, or show fewer (few_shot)",
+    ),
+    "data.nothing_found": (
+        "every pair rests on a fault that was found",
+        "pairs were made where nothing was found",
+        'set critiques.no_issue = "keep"',
+    ),
+    "labels.better": (
+        "most revisions are better than their originals",
+        "revisions are not better than their originals",
+        "set principles.top = 1, or take a stronger model",
+    ),
+    "critic.recall": (
+        "the critic finds planted flaws",
+        "the critic misses too many planted flaws",
+        "take a stronger model as critic",
+    ),
+    "critic.false_alarms": (
+        "the critic leaves sound answers alone",
+        "the critic blames too many sound answers",
+        "lower critiques.false_alarms (it then also finds less)",
+    ),
+    "critiques.meaningful": (
+        "critiques pass the checks of form",
+        "critiques do not pass the checks of form",
+        "read the ones that failed among the examples, then change prompts/critiques.yaml or the model",
+    ),
+    "revisions.addresses": (
+        "revisions answer their critiques",
+        "revisions do not answer their critiques",
+        "read the ones that failed among the examples, then change prompts/revisions.yaml or the model",
+    ),
+    "dpo.first_loss_error": (
+        "training starts at ln 2",
+        "training does not start at ln 2",
+        "policy and reference differ at the start: look at the adapter and the precision",
+    ),
+    "dpo.loss_fall": ("the loss falls", "the loss does not fall", "raise dpo.max_steps or dpo.learning_rate"),
+    "preference.p1": (
+        "the tuned model prefers revisions it never saw",
+        "the tuned model does not prefer revisions clearly enough",
+        "make more pairs (items), or raise dpo.max_steps",
+    ),
+    "preference.p2.gain": (
+        "it prefers more of them than before",
+        "it does not prefer more of them than before",
+        "make more pairs (items), or raise dpo.learning_rate",
+    ),
+    "preference.p3.length_controlled": (
+        "its fresh answers are judged better, whatever their length",
+        "its fresh answers are not judged better",
+        "read the fresh answers among the examples; make more pairs (items)",
+    ),
+    "forgetting.nll_delta": (
+        "neutral text is not forgotten",
+        "neutral text is forgotten",
+        "raise dpo.beta or lower dpo.learning_rate",
+    ),
+    "forgetting.kl": ("it stays near the base", "it left the base too far", "raise dpo.beta, or train fewer steps"),
+    "fresh.tuned.stops": (
+        "its answers end by themselves",
+        "its answers do not end by themselves",
+        "raise sft.learning_rate or its steps",
+    ),
+    "harmbench.improvement": (
+        "it follows fewer harmful requests",
+        "it does not follow fewer harmful requests",
+        "raise instructions.red_team_share",
+    ),
+    "harmbench.p": (
+        "that fall is no accident",
+        "that fall may be an accident",
+        "measure more behaviours: --benchmark harmbench",
+    ),
+    "xstest.over_refusal_rise": (
+        "safe requests are not refused more",
+        "safe requests are refused more",
+        "lower hygiene.max_refusal_share, or instructions.red_team_share",
+    ),
+    "mtbench.delta": ("its help is kept (MT-Bench)", "its help suffers (MT-Bench)", "raise dpo.beta"),
+    "contamination.inputs": (
+        "no prompt of ours is a benchmark's",
+        "a prompt of ours is a benchmark's",
+        "change the inputs that the run named",
+    ),
+    "guard.dropped": ("the guard drops few pairs", "the guard drops many pairs", "read the guard's rows"),
+}
+NEXT = {"m0": "make m1", "m1": "make m2", "m2": "make m3", "m3": "python runner.py --export {run}"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """`status`: PASS, FAIL, ADVISORY or OPEN. `sentence`: the headline. `told`: the sentences below it."""
+
+    status: str
+    tag: str
+    sentence: str
+    told: list[str]
+    tiles: list[tuple[str, str]]
+
+
+def result(story: Story, headline: Mapping[str, Any], probes: Sequence[Probed]) -> Result:
+    """`headline`: status and text as the page's verdict has them."""
+    tiles, status = _tiles(story, probes), str(headline["status"])
+    if not story.verdicts:
+        return Result(status, "not decided", str(headline["text"]), [], tiles)
+    groups = _groups(story.verdicts)
+    passed, count = len(groups["PASS"]), len(story.verdicts)
+    met = "its one gate" if count == 1 else f"{passed} of {count} gates"
+    tag = f"passed, {met} met" if status == "PASS" else f"not passed, {met} {'not ' * (count == 1)}met"
+    return Result(status, tag, _sentence(story, groups, count), _told(story, groups, headline), tiles)
+
+
+def _groups(verdicts: Sequence[Row]) -> dict[str, list[Row]]:
+    """Verdicts by status, in their order."""
+    found: dict[str, list[Row]] = {name: [] for name in ("PASS", "FAIL", "UNDERPOWERED", "UNMEASURED")}
+    for verdict in verdicts:
+        found.setdefault(str(verdict["status"]), []).append(verdict)
+    return found
+
+
+def _said(verdict: Row, which: int) -> str:
+    metric = str(verdict["metric"])
+    default = (f"{metric} is met", f"{metric} is not met", f"read {metric} among the figures")
+    return PHRASES.get(metric, default)[which]
+
+
+def _sentence(story: Story, groups: Mapping[str, list[Row]], count: int) -> str:
+    works = "The pipeline works" if story.pairs.kept and story.training else "The pipeline did not get through"
+    if groups["FAIL"]:
+        ordered = sorted(groups["FAIL"], key=lambda verdict: verdict["metric"] not in _TELLING)
+        missed = [_said(verdict, 1) for verdict in ordered]
+        rest = len(missed) - 2
+        more = f" ({rest} more gate{'s' * (rest > 1)} not met)" if rest > 0 else ""
+        return f"{works}; {_listed(missed[:2])}{more}."
+    if unsure := [*groups["UNDERPOWERED"], *groups["UNMEASURED"]]:
+        return f"{works}; {len(unsure)} of {count} gates could not be decided."
+    if count == 1:
+        return f"{works}: {_said(groups['PASS'][0], 0)}."
+    best = [_said(verdict, 0) for verdict in groups["PASS"] if verdict["metric"] in _TELLING] or [
+        _said(groups["PASS"][-1], 0)
+    ]
+    return f"All {count} gates passed: {_listed(best[:2])}."
+
+
+_TELLING = (  # what a reader wants to hear first where all is well
+    "preference.p1", "harmbench.improvement", "preference.p3.length_controlled", "critiques.meaningful",
+    "revisions.addresses",
+)  # fmt: skip
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _told(story: Story, groups: Mapping[str, list[Row]], headline: Mapping[str, Any]) -> list[str]:
+    told = []
+    names = {
+        "PASS": "Passed",
+        "FAIL": "Not passed",
+        "UNDERPOWERED": "Too few to tell whether",
+        "UNMEASURED": "Not measured whether",
+    }
+    for status, name in names.items():
+        if (rows := groups[status]) and len(story.verdicts) > 1:  # one gate is told by the headline
+            told.append(f"{name}: {'; '.join(_said(row, 1 if status == 'FAIL' else 0) for row in rows)}.")
+    told.append(f"Next: {_next(story, groups)}.")
+    if headline["status"] == "ADVISORY":
+        told.append("The gates only advise here: this is not the recipe's own model, which decides.")
+    if why := story.gates.get("override"):
+        told.append(f"Begun with --override-gate: {why}")
+    return told
+
+
+def _next(story: Story, groups: Mapping[str, list[Row]]) -> str:
+    run = f"{story.path.parent.name}/{story.run_id}"
+    if groups["FAIL"]:
+        return "; ".join(dict.fromkeys(_said(row, 2) for row in groups["FAIL"][:3]))
+    if groups["UNDERPOWERED"]:
+        return f"more items: python runner.py --resume {run} --set items={2 * story.recipe.items}"
+    if groups["UNMEASURED"]:
+        return "see in the table below what kept it from being measured"
+    return NEXT.get(story.milestone, "read the examples").format(run=run)
+
+
+def _tiles(story: Story, probes: Sequence[Probed]) -> list[tuple[str, str]]:
+    """(number, what it is): pairs, the milestone's own figure, the loss, time and money. What is missing is left out."""
+    pairs, spent, figures = story.pairs, story.spent, story.figures
+    total = len(pairs.kept) + len(pairs.rejects)
+    tiles = (
+        [(number(len(pairs.kept)), f"pair{'s' * (len(pairs.kept) != 1)} from {number(total)} item{'s' * (total != 1)}")]
+        if total
+        else []
+    )
+    for metric, what in (
+        ("preference.p1", "held-out pairs: tuned prefers the revision"),
+        ("critiques.meaningful", "critiques pass every check"),
+    ):
+        found = figures.get(metric) or {}
+        if isinstance(found.get("value"), int | float) and found.get("n") and story.milestone != "m0":
+            tiles.append((f"{round(found['value'] * found['n'])} of {found['n']}", what))
+            break
+    else:
+        if probes:
+            changed = sum(not probe.same for probe in probes)
+            tiles.append((f"{changed} of {len(probes)}", "probe answers changed"))
+    first, last = (story.training.get(name) for name in ("first_loss", "last_loss"))
+    if isinstance(first, int | float) and isinstance(last, int | float):
+        steps = story.training.get("steps", 0)
+        tiles.append((f"{first:.2f} → {last:.2f}", f"DPO loss, {number(steps)} step{'s' * (steps != 1)}"))
+    attempts = int(spent["attempts"])
+    money = f" · {usd(spent['usd'])}" if spent["usd"] else ""
+    tiles.append((f"{duration(spent['seconds'])}{money}", f"in {attempts} attempt{'s' * (attempts != 1)}"))
+    return tiles
