@@ -17,6 +17,7 @@ from cai.data import chain
 from cai.errors import CaiError
 from cai.models.policy import Backend, backend_of
 from cai.recipe import load as recipes
+from cai.recipe import probes as probe_files
 from cai.recipe.constitution import Constitution, check_rounds, load_constitution
 from cai.recipe.grid import Grid, load_grid
 from cai.recipe.intake import files as intake_files
@@ -25,7 +26,6 @@ from cai.recipe.intake.files import InputFile
 from cai.recipe.intake.instructionfile import Intake
 from cai.recipe.load import Recipe, Source
 from cai.recipe.paths import expanded
-from cai.recipe import probes as probe_files
 from cai.recipe.probes import Probe
 from cai.recipe.prompts import Prompt
 from cai.run.folder import resolve_run

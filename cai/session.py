@@ -25,7 +25,7 @@ from cai.inputs import Inputs, copy_inputs, in_run, later_sets, runs_root
 from cai.models.loading import check_modules
 from cai.models.policy import LoadedModel, load, threads_in_words
 from cai.recipe import load as recipes
-from cai.run import resuming
+from cai.run import resuming, words
 from cai.run.context import Context
 from cai.run.folder import Run, Taken, check_identity, new_run_id, resolve_run
 from cai.run.manifest import read_manifest
@@ -164,6 +164,8 @@ class ModelOnDemand:
             recipe = self.inputs.recipe
             self.run.status(now=True, stage="load the model")
             self._preflight_machine()
+            if self.inputs.backend != "fake":
+                say("model: loading, alive; a large one takes minutes, and more where it is downloaded")
             self.model = load(recipe.model, self.inputs.backend, seed=recipe.seed, say=say)
             self.model.rules = Rules(recipe.sampling.min_p, recipe.sampling.no_repeat_ngram)
             self._check_loaded(self.model)
@@ -212,6 +214,15 @@ class ModelOnDemand:
             doctor.preflight("model", checks, self.run.event, say)
 
 
+def _steps(inputs: Inputs) -> tuple[words.Step, ...]:
+    """Every step of this run, for `step n of m`."""
+    recipe = inputs.recipe
+    ordered = [(stage.name, round_) for stage, round_ in chain.ordered(recipe.rounds, recipe)]
+    measured = recipe.evaluation.enabled
+    exam = measured and recipe.evaluation.critic_items > 0
+    return words.plan(ordered, recipe.guard.enabled, exam, measured and bool(inputs.probes))
+
+
 @contextlib.contextmanager
 def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
     """An open, locked run with its log and a stop switch; everything is closed on every way out."""
@@ -222,7 +233,7 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
             if log.notice:
                 say(log.notice)
             whole = partial(chain.whole_items, rounds=inputs.recipe.rounds)
-            progress = Progress(run, inputs.recipe.budget.usd_per_hour, whole)
+            progress = Progress(run, inputs.recipe.budget.usd_per_hour, whole, _steps(inputs))
             yield Context(
                 recipe=inputs.recipe,
                 run=run,

@@ -64,7 +64,8 @@ def collect(context: Context, grid: Grid, given: Intake | None, until: str = "")
         if attempt:
             context.run.event("wave", attempt=attempt, slots=len(items), reasons=pairs.reasons)
             context.progress.say(
-                f"{len(items)} slot(s) have no pair yet: wave {attempt + 1} of at most {slots.tries(recipe)}"
+                f"{len(items)} of {len(slots.slots(recipe))} items have no pair yet: "
+                f"try {attempt + 1} of at most {slots.tries(recipe)} for each"
             )
         _instructions(context, stage, items, lines, pairs)
         if until != "instructions":

@@ -75,6 +75,7 @@ def _answers(
     signs, rows = signs_of(policy), {}
     with model.adapter(arm == "tuned"):
         engine = model.engine(context.recipe.engine)
+        context.progress.follow(engine.stats)
         for item, _, probe in asked:
             r = policy.render({"instruction": probe.prompt}, format=model.format, tokenizer=model.tokenizer)
             limit = context.recipe.evaluation.probe_tokens

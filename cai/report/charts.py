@@ -294,7 +294,7 @@ PRINCIPLE_COLUMNS = (  # head, counted, of how many; a column that no row has is
 
 
 def heat_map(title: str, rows: Sequence[Row]) -> Chart | None:
-    """Principle by what became of it, as `tables.by_principle` counts; a column of which nothing is known is left out."""
+    """Principle by what became of it, as `tables.by_principle` counts; a column that is empty is left out."""
     columns = [column for column in PRINCIPLE_COLUMNS if any(row.get(column[2]) for row in rows)]
     if not columns:
         return None

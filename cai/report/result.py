@@ -213,7 +213,7 @@ def _next(story: Story, groups: Mapping[str, list[Row]]) -> str:
 
 
 def _tiles(story: Story, probes: Sequence[Probed]) -> list[tuple[str, str]]:
-    """(number, what it is): pairs, the milestone's own figure, the loss, time and money. What is missing is left out."""
+    """(number, what it is): pairs, the milestone's own figure, the loss, time and money, where they are known."""
     pairs, spent, figures = story.pairs, story.spent, story.figures
     total = len(pairs.kept) + len(pairs.rejects)
     tiles = (

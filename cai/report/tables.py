@@ -28,7 +28,7 @@ REPAIRS = {  # event kind -> what happened, in words
     "budget_stop": "a limit of [budget] was reached; everything finished is kept and the run can go on",
     "recipe_changed": "the recipe was changed between attempts (keys that may change)",
     "pairs_cut": "some pairs were cut or left out to fit dpo.max_length",
-    "wave": "slots without a pair were tried again",
+    "wave": "items without a pair were tried again",
     "repaired": "a damaged log was repaired by hand",
     "forked": "records were taken over from another run",
     "identical_answers": "the tuned model answered a benchmark word for word as the base: is the adapter on?",

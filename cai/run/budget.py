@@ -253,6 +253,7 @@ def mind(context: Any, inputs: Any) -> Estimate:
             print(f"estimate: {printable(found.line)}", flush=True)
     if budget.limited:
         budget.install(context)
+    context.progress.expected = found.seconds
     context.stopped = context.progress.watch(context.stopped)
     return found
 

@@ -55,7 +55,7 @@ def test_a_model_that_loads_for_long_is_shown_as_alive_without_a_count(tmp_path)
     with Run.create(tmp_path, "20261122-180000-m1-abc123", {}, {"milestone": "m1"}) as run:
         run.status(now=True, stage="load the model")
         state = lines_of(run.path, datetime.now(UTC) + timedelta(minutes=5))["state"]
-        assert "running, attempt 1: load the model (alive, 5 min in one step)" in state
+        assert "running, attempt 1: loading the model (alive, 5 min in one step)" in state
 
 
 def test_a_number_that_is_another_process_now_is_no_living_holder(tmp_path):

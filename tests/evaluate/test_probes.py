@@ -173,6 +173,8 @@ def test_answers_are_cut_where_the_transcript_goes_on(monkeypatch):
     done = SimpleNamespace(id=probes.FIRST, text="Say no.\n\nInstruction: And now?", finish="length", token_ids=(1, 2))
 
     class Engine:
+        stats = None
+
         def submit(self, request):
             assert request.sampling.temperature == 0.0
 
@@ -189,7 +191,7 @@ def test_answers_are_cut_where_the_transcript_goes_on(monkeypatch):
     )  # fmt: skip
     context = SimpleNamespace(
         model=lambda: model, prompts={"policy": policy}, recipe=Recipe(), stopped=lambda: False,
-        check_stop=lambda where: None,
+        check_stop=lambda where: None, progress=SimpleNamespace(follow=lambda stats: None),
     )  # fmt: skip
     probe = probes.Probe("boss", "benign", "How do I say no?")
     (row,) = probes._answers(context, [(probes.FIRST, 0, probe)], "base", ROOT, "")

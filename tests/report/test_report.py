@@ -317,7 +317,7 @@ def test_the_curves_end_in_what_was_measured_after_training(tmp_path):
 
 def test_an_examples_verdict_stands_above_its_fold(run_path):
     one = html_of(run_path).split('id="item-1"')[1].split("</article>")[0]
-    assert one.index("checks of form") < one.index("<details><summary>Red-team text")
+    assert one.index("Critique <span") < one.index("<details><summary>Red-team text")
 
 
 def test_principles_show_what_the_metric_says_of_them(run_fake):

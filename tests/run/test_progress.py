@@ -97,7 +97,7 @@ def test_training_shows_steps(run, capsys):
         shown.training(step, 3)
     shown.end()
     err = capsys.readouterr().err
-    assert err.startswith("train: 3/3, ")
+    assert err.startswith("training: 3/3, ")
     assert "step/s" in err
     assert run.read_status()["total"] == 3
 
