@@ -29,6 +29,7 @@ from cai.metrics.figure import Measured
 from cai.models import checks
 from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
+from cai.run import tracker
 from cai.run.context import Context
 from cai.run.folder import Run
 from cai.store.files import holds, json_bytes, write_json_atomic
@@ -71,6 +72,7 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
 def check_at_hand(inputs: Inputs, args: argparse.Namespace) -> None:
     """Guard, files, judges and lm_eval tasks of the milestone's own benchmarks, before there is a run folder."""
     recipe = inputs.recipe
+    tracker.require(recipe.report.tracker)
     if args.resume and (locate(args, args.resume) / "train" / "result.json").exists():
         return
     guarding.require(recipe.guard)
@@ -275,6 +277,7 @@ def decide(context: Context, results: Mapping[str, Measured], override: str) -> 
     verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft"))
     for verdict in verdicts:
         say(f"gate {verdict.line}")
+    run.tell("figures", {name: figure.value for name, figure in results.items()})
     content = {
         "milestone": recipe.milestone,
         "enforced": enforced(context),

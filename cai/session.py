@@ -31,6 +31,7 @@ from cai.run.folder import Run, Taken, check_identity, new_run_id, resolve_run
 from cai.run.manifest import read_manifest
 from cai.run.progress import Progress
 from cai.run.stop import StopSwitch
+from cai.run.tracker import open_tracker
 from cai.store.files import holds, write_atomic
 from cai.terminal import say
 
@@ -214,6 +215,13 @@ class ModelOnDemand:
             doctor.preflight("model", checks, self.run.event, say)
 
 
+def _facts(inputs: Inputs) -> dict[str, Any]:
+    """What a tracker shows of a run beside its curves."""
+    recipe = inputs.recipe
+    facts = {"milestone": recipe.milestone, "model": recipe.model.name, "backend": inputs.backend}
+    return facts | {"items": recipe.items, "beta": recipe.dpo.beta, "learning_rate": recipe.dpo.learning_rate}
+
+
 def _steps(inputs: Inputs) -> tuple[words.Step, ...]:
     """Every step of this run, for `step n of m`."""
     recipe = inputs.recipe
@@ -229,10 +237,14 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
     switch = StopSwitch().install()
     run = None
     try:
-        with open_run(inputs, args) as run, run.records() as log:
+        with contextlib.ExitStack() as closing, open_run(inputs, args) as run, run.records() as log:
             if log.notice:
                 say(log.notice)
             whole = partial(chain.whole_items, rounds=inputs.recipe.rounds)
+            tracker = open_tracker(inputs.recipe.report.tracker, run.path, _facts(inputs))
+            if tracker is not None:
+                run.tell = tracker.tell
+                closing.callback(tracker.close)
             progress = Progress(run, inputs.recipe.budget.usd_per_hour, whole, _steps(inputs))
             yield Context(
                 recipe=inputs.recipe,

@@ -20,7 +20,7 @@ from cai.models.loading import refuse_unknown
 from cai.models.tokenizer_file import ByteCounter, modules_at_hand, tokenizer_at_hand
 from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt, Rendered
-from cai.run import budget
+from cai.run import budget, tracker
 from cai.terminal import duration, number, printable, usd
 
 SAMPLE = {  # stands for text that a stage before would write
@@ -38,6 +38,7 @@ def dry_run(inputs: Inputs) -> int:
         from cai.evaluate.lm_eval.tasks import require_package
 
         require_package(inputs.recipe.evaluation, inputs.folder)
+    tracker.require(inputs.recipe.report.tracker)
     tokenizer, source = tokenizer_at_hand(inputs.recipe.model, inputs.backend)
     refuse_unknown(inputs.recipe.lora.target_modules, modules_at_hand(inputs.recipe.model, inputs.backend))
     for part in (_head(inputs), _files(inputs, tokenizer), _prompts(inputs, tokenizer, source), _estimate(inputs)):

@@ -250,7 +250,7 @@ def just_made(rows: Iterable[Row]) -> str:
             last = row
     if not last:
         return ""
-    stage, round_ = str(last["stage"]), last.get("round") if isinstance(last.get("round"), int) else 0
+    stage, round_ = str(last["stage"]), int(last.get("round") or 0)
     where = f"{chain.label(stage, round_)}, item {last.get('item')}"
     if pools.get(last.get("item"), str(last.get("pool", "benign"))) != "benign":
         return f"{where}: red-team text, folded"
