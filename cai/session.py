@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
     return run
 
 
+@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Installed versions of what shapes results, read from metadata (no import)."""
     from importlib.metadata import PackageNotFoundError, version

@@ -14,6 +14,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from cai.engine import Completion, EngineStats, Finish, Request, Rules, Score, ScoreRequest, never
@@ -66,6 +67,11 @@ def verdict(context: str, word: str) -> float | None:
     else:
         return None
     return -math.log1p(math.exp(-z))
+
+
+@lru_cache(maxsize=512)
+def words_of(context: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", context.lower()))
 
 
 RESPONDERS: dict[str, Callable[[str, int], str]] = {
@@ -133,7 +139,7 @@ class FakeEngine:
             if (lp := verdict(text, said.strip())) is not None:
                 yield Score(request.id, (lp, *(0.0,) * (len(request.continuation_ids) - 1)))
                 continue
-            context, words = set(re.findall(r"\w+", text.lower())), re.findall(r"\w+", said.lower())
+            context, words = words_of(text), re.findall(r"\w+", said.lower())
             shared = sum(word in context for word in words) / max(len(words), 1)
             each = -3.0 + 2.0 * shared + (0.05 * shared if self.model.tuned else 0.0)
             yield Score(request.id, (each,) * len(request.continuation_ids))

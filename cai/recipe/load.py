@@ -6,6 +6,7 @@ other module reads the TOML. A recipe is base keys < `[embedded]` overlay (no GP
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import re
@@ -13,6 +14,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -132,6 +134,11 @@ def read(path: Path) -> Source:
 
 def parse_toml(text: str) -> dict[str, Any]:
     """The table of TOML text. Every fault is a ValueError of one line, also what tomllib does not expect."""
+    return copy.deepcopy(_parsed(text))
+
+
+@lru_cache(maxsize=64)  # one command reads its recipe several times
+def _parsed(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:

@@ -91,6 +91,7 @@ def _settings(fonts: dict[Any, Any]) -> Iterator[None]:
         yield
 
 
+@lru_cache(maxsize=128)
 def _page_svg(chart: Chart, id_: str, form: str) -> Markup:
     """The clean-up: no prolog, metadata, style sheet, font or foreign id; colours as variables; a name and a text."""
     raw = _raw(chart, "svg", form).decode()

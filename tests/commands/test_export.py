@@ -351,7 +351,11 @@ def test_push_reaches_the_hub_only_when_asked(path, tmp_path):
     (path.parent.parent / "cai.toml").write_text("[milestones.m0]\n")
     server = ThreadingHTTPServer(("127.0.0.1", 0), LoopbackHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE" and "proxy" not in k.lower()}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") and "proxy" not in k.lower()
+    }
     env |= {
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_TOKEN": "hf_x",
