@@ -97,8 +97,8 @@ def lines(found: Sequence[Probed], report: Any) -> list[str]:
         told += _indented("base", _marked(probe.both.before, "[-", "-]"))
         told += _indented("tuned", _marked(probe.both.after, "{+", "+}"))
     if folded := [probe for probe in found if probe.folded]:
-        changed = sum(not probe.same for probe in folded)
-        told += ["", f"  {len(folded)} red-team probes, {changed} answered otherwise: folded, read them in {report}"]
+        changed, several = sum(not probe.same for probe in folded), "s" * (len(folded) != 1)
+        told += ["", f"  {len(folded)} red-team probe{several}, {changed} answered otherwise: folded, read in {report}"]
     return told
 
 

@@ -113,8 +113,11 @@ def test_an_unknown_tracker_is_refused_with_the_known_ones(tmp_path):
     assert code == 2 and "report.tracker" in said and "'wandb'" in said
 
 
-@pytest.mark.parametrize("fault", ["def init(**f): raise OSError('no network')",
-                                   "def init(**f): pass\ndef log(v, step): raise OSError('no network')"])  # fmt: skip
+NO_START = "def init(**f): raise OSError('no network')"
+NO_STEP = "def init(**f): pass\ndef finish(): pass\ndef log(v, step): raise OSError('no network')"
+
+
+@pytest.mark.parametrize("fault", [NO_START, NO_STEP])
 def test_a_tracker_that_fails_ends_no_run_and_is_told_once(tmp_path, stand_in, fault):
     stand_in("trackio", fault)
     code, said = go(project(tmp_path), *M0, "--set", "dpo.max_steps=3", "--set", "report.tracker=trackio")
