@@ -154,20 +154,36 @@ def score_batch(model: Any, requests: Sequence[ScoreRequest], device: Any) -> li
         ]
         targets = [token for r in requests for token in r.continuation_ids]
         hidden_CH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[torch.tensor(places, device=device)]
-        logps = head_logps(lm.get_output_embeddings(), hidden_CH, torch.tensor(targets, device=device)).tolist()
+        head, targets_C = lm.get_output_embeddings(), torch.tensor(targets, device=device)
+        logps = head_logps(head, hidden_CH, targets_C, lm.config.get_text_config()).tolist()
     return list(split_scores(requests, logps))
 
 
-def head_logps(head: Any, hidden_CH: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-    """fp32 log-probs (C) of the targets; at most HEAD_CHUNK_BYTES of logits at a time."""
+def head_logps(head: Any, hidden_CH: torch.Tensor, targets_C: torch.Tensor, config: Any = None) -> torch.Tensor:
+    """fp32 log-probs (C) of the targets; at most HEAD_CHUNK_BYTES of logits at a time.
+
+    A head that an adapter wraps or that is quantised is called, for its weight alone is not what it computes.
+    `config`: whose keys scale or cap the logits (Cohere, Granite, Gemma 2); None where the caller refuses such models.
+    """
+    plain = type(head) is torch.nn.Linear and head.weight.is_floating_point()
     vocab = head.weight.shape[0]
     step = max(1, HEAD_CHUNK_BYTES // (4 * vocab))
     parts = []
     for start in range(0, len(targets_C), step):
-        logits_CV = logits_fp32(hidden_CH[start : start + step], head.weight, getattr(head, "bias", None))
+        part_CH = hidden_CH[start : start + step]
+        logits_CV = logits_fp32(part_CH, head.weight, head.bias) if plain else head(part_CH).float()
+        logits_CV = scaled_and_capped(logits_CV, config)
         chosen_C = logits_CV.gather(1, targets_C[start : start + step, None])[:, 0]
         parts.append(chosen_C - logits_CV.logsumexp(-1))
     return torch.cat(parts)
+
+
+def scaled_and_capped(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """What a model does to its head's logits after the product, as its own forward does."""
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def logits_fp32(hidden_NH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
