@@ -60,8 +60,8 @@ PHRASES: Mapping[str, Words] = {
         "read the ones that failed among the examples, then change prompts/revisions.yaml or the model",
     ),
     "dpo.first_loss_error": (
-        "training starts at ln 2",
-        "training does not start at ln 2",
+        "training starts at ln\u00a02",
+        "training does not start at ln\u00a02",
         "policy and reference differ at the start: look at the adapter and the precision",
     ),
     "dpo.loss_fall": ("the loss falls", "the loss does not fall", "raise dpo.max_steps or dpo.learning_rate"),
@@ -212,6 +212,12 @@ def _next(story: Story, groups: Mapping[str, list[Row]]) -> str:
     return NEXT.get(story.milestone, "read the examples").format(run=run)
 
 
+_OWN_FIGURE = (
+    ("preference.p1", "held-out pairs: tuned prefers the revision"),
+    ("critiques.meaningful", "critiques pass every check"),
+)  # what a milestone is about; M1's is the second
+
+
 def _tiles(story: Story, probes: Sequence[Probed]) -> list[tuple[str, str]]:
     """(number, what it is): pairs, the milestone's own figure, the loss, time and money, where they are known."""
     pairs, spent, figures = story.pairs, story.spent, story.figures
@@ -221,10 +227,8 @@ def _tiles(story: Story, probes: Sequence[Probed]) -> list[tuple[str, str]]:
         if total
         else []
     )
-    for metric, what in (
-        ("preference.p1", "held-out pairs: tuned prefers the revision"),
-        ("critiques.meaningful", "critiques pass every check"),
-    ):
+    own = _OWN_FIGURE if story.milestone != "m1" else reversed(_OWN_FIGURE)
+    for metric, what in own:
         found = figures.get(metric) or {}
         if isinstance(found.get("value"), int | float) and found.get("n") and story.milestone != "m0":
             tiles.append((f"{round(found['value'] * found['n'])} of {found['n']}", what))
