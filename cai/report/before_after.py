@@ -14,6 +14,7 @@ from typing import Any
 from cai.evaluate.probes import BASE, STAGE
 from cai.report.diff import Compared, Segment, compared
 from cai.store.jsonl import Row
+from cai.store.rows import of_stages
 
 SHOWN = 220  # characters of an answer on the screen: two lines
 WIDTH = 100
@@ -51,9 +52,7 @@ def probed(rows: Iterable[Row]) -> list[Probed]:
     """The probes that both arms answered, in order; of several adapters the last one's answers."""
     base: dict[int, Row] = {}
     tuned: dict[int, Row] = {}
-    for row in rows:
-        if row["stage"] != STAGE:
-            continue
+    for row in of_stages(rows, (STAGE,)):
         if row["round"] == BASE:
             base[row["item"]] = row
         elif row["item"] not in tuned or row["round"] >= tuned[row["item"]]["round"]:

@@ -15,9 +15,9 @@ from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
 from cai.report import before_after, examples, publication, tables
 from cai.report.agreement import agreement
-from cai.report.charts import Chart, forest, funnel, heat_map, histogram, line_chart, pool_map
 from cai.report.drawing import inline, write_plots
-from cai.report.examples import GLOSSARY, edits, exhibits, lengths, rejected_exhibits
+from cai.report.examples import GLOSSARY, exhibits, rejected_exhibits
+from cai.report.pictures import charts_of, plots
 from cai.report.result import result
 from cai.report.snapshot import Story, read_story
 from cai.report.templating import environment
@@ -30,20 +30,6 @@ from cai.terminal import duration, number, usd, usd_fine
 SMALL = ("m0", "m1")
 MARKDOWN_EXAMPLES = 30  # report.md holds every example of M0 and M1, and the first ones of larger runs
 TARGETS = {"m0": (0.5, 0.87), "m1": (1.0, 1.74), "m2": (3.0, 5.22), "m3": (5.0, None)}  # hours, dollars: the plan
-CURVES = (  # title, unit, series
-    ("Loss", "DPO loss, nats", {"loss": "loss"}),
-    (
-        "Implicit reward",
-        "implicit reward (beta x nats)",
-        {"chosen": "rewards/chosen", "rejected": "rewards/rejected", "margin": "rewards/margins"},
-    ),
-    ("Log-probability a token", "nats a token", {"chosen": "logps/chosen_token", "rejected": "logps/rejected_token"}),
-    ("Gradient norm", "norm of the gradient", {"gradient norm": "grad_norm"}),
-)
-AFTER = {  # points at the end of a curve: one measurement over all pairs of a split, in the curve's own unit
-    "Loss": {"held-out": "dpo.loss.heldout", "training pairs": "dpo.loss"},
-    "Implicit reward": {"held-out margin": "dpo.margin.heldout"},
-}
 
 
 def write_report(run: Run) -> None:
@@ -74,9 +60,10 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 def gather(story: Story) -> Row:
     """Everything the templates print, as plain values."""
+    principles = tables.by_principle(story)
     return {
         **_first_screen(story),
-        **_charts(story),
+        **charts_of(story, principles),
         **_examples(story),
         "story": story,
         "verdicts": [verdict_row(v) for v in story.verdicts],
@@ -85,8 +72,8 @@ def gather(story: Story) -> Row:
         "reject_reasons": list(story.pairs.reasons.items()),
         "hygiene": story.cleaned,
         "hygiene_lines": hygiene.lines(story.cleaned.facts),
-        "principles": tables.by_principle(story),
-        "judged_better": any(row["better_n"] for row in tables.by_principle(story)),
+        "principles": principles,
+        "judged_better": has(principles, "better_n"),
         "figures": figure_rows(story.figures),
         "left_out": sum(measured.get("value") is None for measured in story.figures.values()),
         "meanings": metrics.meanings(name for name, m in story.figures.items() if m.get("value") is not None),
@@ -140,44 +127,6 @@ def _examples(story: Story) -> Row:
         "rejected": rejected,
         "total_rejected": sum("example" in reject for reject in story.pairs.rejects),
     }
-
-
-def _charts(story: Story) -> Row:
-    """The pictures; of a milestone of one item there is nothing to draw, and drawing takes seconds."""
-    if story.milestone == "m0":
-        return {
-            "forest": None,
-            "funnel_chart": None,
-            "heat_map": None,
-            "pool_map": None,
-            "curves": [],
-            "histograms": [],
-        }
-    rows = tables.by_principle(story)
-    return {
-        "forest": forest("What was measured, with its interval and its controls", story.verdicts, story.figures),
-        "funnel_chart": funnel_chart(story),
-        "heat_map": heat_map("What became of each principle's items", rows),
-        "pool_map": pool_map("Which principles the critiques of each pool were about", *tables.by_pool(story)),
-        "curves": curves(story.log, story.figures),
-        "histograms": histograms(story),
-    }
-
-
-def plots(content: Mapping[str, Any]) -> list[Chart | None]:
-    """Every chart of the page, in its order, for eval/plots; none where nothing was decided or measured."""
-    one_by_one = (content["forest"], content["funnel_chart"], content["heat_map"], content["pool_map"])
-    return [*one_by_one, *content["curves"], *content["histograms"]]
-
-
-def funnel_chart(story: Story) -> Chart | None:
-    """The stages, then what became pairs and what of these is trained on."""
-    rows = [(row["name"], row["rows"], row["ok"]) for row in tables.funnel(story)]
-    pairs, train = story.pairs, story.pairs.train
-    if rows and (pairs.kept or pairs.rejects):
-        rows.append(("pairs", len(pairs.kept) + len(pairs.rejects), len(pairs.kept)))
-        rows.append(("training pairs, cleaned", len(train), len(story.cleaned.kept)))
-    return funnel("From prompts to pairs", rows)
 
 
 def _last(events: Sequence[Row]) -> Row:
@@ -281,29 +230,6 @@ def added(story: Story) -> Row:
     return {"about": about, "head": publication.ADDED_HEAD, "rows": rows}
 
 
-def curves(log: Sequence[Row], figures: Mapping[str, Row]) -> list[Chart]:
-    """The training log as charts, with what was measured after training; what a run did not log is left out."""
-    found = []
-    for title, unit, series in CURVES:
-        points = {name: _points(log, key) for name, key in series.items()}
-        shown = {name: values for name, values in points.items() if values}
-        last = max((step for values in shown.values() for step, _ in values), default=0.0)
-        after = {
-            f"{name} after training": (last, *(figures[metric].get(key) for key in ("value", "low", "high")))
-            for name, metric in AFTER.get(title, {}).items()
-            if (figures.get(metric) or {}).get("value") is not None
-        }
-        chart = line_chart(title, shown, marks=after, y_label=unit)
-        if chart is not None:
-            found.append(chart)
-    return found
-
-
-def _points(log: Sequence[Row], key: str) -> list[tuple[float, float]]:
-    """(step, value) of every entry that has both."""
-    return [(float(e["step"]), float(e[key])) for e in log if "step" in e and isinstance(e.get(key), int | float)]
-
-
 def training_rows(story: Story) -> list[tuple[str, str]]:
     """Facts of the training, first and last loss, held-out figures beside them."""
     result = story.training
@@ -324,14 +250,6 @@ def training_rows(story: Story) -> list[tuple[str, str]]:
                 interval = f" [{shown['interval']}]" if shown["interval"] else ""
                 rows.append((f"{name}{tail} after training", f"{shown['value']}{interval}, n={shown['n']}"))
     return rows
-
-
-def histograms(story: Story) -> list[Chart]:
-    found = [
-        histogram("Length of answers and revisions", lengths(story), "words"),
-        histogram("How much a revision changes", edits(story), "share of words changed (1 - ROUGE-L)"),
-    ]
-    return [chart for chart in found if chart is not None]
 
 
 def money(story: Story) -> Row:

@@ -17,6 +17,7 @@ from cai.recipe.settings_benchmarks import STAND_IN
 from cai.report.snapshot import Story
 from cai.run.events import spent
 from cai.store.jsonl import Row
+from cai.store.rows import of_stages
 from cai.terminal import number
 
 REPAIRS = {  # event kind -> what happened, in words
@@ -118,10 +119,11 @@ def by_principle(story: Story) -> list[Row]:
 
 def by_pool(story: Story) -> tuple[tuple[str, ...], list[Row]]:
     """The pools, and of each principle how many critiques of each pool were about it."""
-    pools = {row["item"]: str(row.get("pool", "benign")) for row in story.rows if row["stage"] == "instructions"}
+    given = of_stages(story.rows, ("instructions",))
+    pools = {row["item"]: str(row.get("pool", "benign")) for row in given if row["status"] == "ok"}
     found: dict[str, Counter[str]] = {}
-    for row in story.rows:
-        if row["stage"] == "critiques" and row["status"] == "ok":
+    for row in of_stages(story.rows, ("critiques",)):
+        if row["status"] == "ok":
             found.setdefault(str(row["principle"]), Counter())[pools.get(row["item"], "benign")] += 1
     names = tuple(sorted({pool for counts in found.values() for pool in counts}))
     total = {pool: sum(counts[pool] for counts in found.values()) for pool in names}

@@ -14,7 +14,8 @@ from support.pages import ANSWER, item_rows, make_run, recipe, records
 from cai.report.charts import Mark
 from cai.report.diff import Segment, find_span, quotations, word_diff
 from cai.report.examples import choose, exhibits, rejected_exhibits
-from cai.report.pages import benchmark_rows, curves, gather, headline, page, write_pages
+from cai.report.pages import benchmark_rows, gather, headline, page, write_pages
+from cai.report.pictures import curves
 from cai.report.snapshot import read_story
 from cai.report.tables import attempts, by_principle, phases, repairs
 from cai.report.templating import TEMPLATES, fenced, inline
