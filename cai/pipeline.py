@@ -21,7 +21,7 @@ from cai.data.collect import collect as collect_pairs
 from cai.data.pairs import PairSet, sound_rows
 from cai.data.slots import slots
 from cai.errors import CaiError
-from cai.evaluate import gates
+from cai.evaluate import advice, gates
 from cai.evaluate.doors import recipe_key
 from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, locate
@@ -276,7 +276,7 @@ def decide(context: Context, results: Mapping[str, Measured], override: str) -> 
     recipe, run = context.recipe, context.run
     verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft"))
     for verdict in verdicts:
-        say(f"gate {verdict.line}")
+        say("\n".join([f"gate {verdict.line}", *advice.lines(verdict)]))
     run.tell("figures", {name: figure.value for name, figure in results.items()})
     content = {
         "milestone": recipe.milestone,

@@ -20,6 +20,7 @@ from cai.evaluate import (
     judge,
     likelihood,
     preference,
+    prompted,
     revisions,
 )
 from cai.evaluate.cases import FALLBACK, Case, from_examples, nearby
@@ -52,7 +53,7 @@ def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Row], ada
         figures |= _critiques_and_revisions(bench, pairs)
         figures |= preference_figures(bench, pairs, training_pairs)
         figures |= surface_figures(pairs, training_pairs)
-        figures |= _fresh(bench, pairs)
+        figures |= _fresh(bench, pairs, training_pairs)
         figures |= forgetting_figures(bench)
         figures |= tasks.figures(tasks.measure(bench, folder))
         figures |= _training(context, adapter)
@@ -218,7 +219,7 @@ def sample_rows(rows: Sequence[Row], size: int) -> list[Row]:
     return [by_item[item] for item in sample(list(by_item), size)]
 
 
-def _fresh(bench: Bench, pairs: PairSet) -> Figures:
+def _fresh(bench: Bench, pairs: PairSet, training_pairs: Sequence[Row]) -> Figures:
     """Greedy answers of base and tuned to held-out prompts: degeneration figures, and P3 by the judge."""
     section = bench.section
     wanted = {pair["item"]: pair for pair in sample_rows(pairs.heldout, section.fresh_items)}
@@ -233,6 +234,7 @@ def _fresh(bench: Bench, pairs: PairSet) -> Figures:
     prompts = bench.judge
     if section.judge == "off" or prompts is None:
         return figures | preference.summarise_fresh([], bench.judge_name)
+    figures |= prompted.measure(bench, wanted, fresh, training_pairs)
     texts_of = {row["item"]: row for row in fresh}
 
     def p3(part: list[Key]) -> list[Row]:

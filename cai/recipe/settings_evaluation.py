@@ -71,6 +71,10 @@ class EvaluationSection(Section):
     fresh_max_new_tokens: Positive = 200
     probes: str = Field(default="", description="file of prompts that base and tuned answer, to be read; empty: none")
     probe_tokens: Positive = Field(default=300, description="longest answer to a probe")
+    prompted: tuple[Literal["few_shot", "constitution", "best_of_n"], ...] = Field(
+        default=(), description="the base prompted well, against the tuned model on the same fresh prompts"
+    )
+    best_of: Annotated[int, Field(ge=2, le=64)] = Field(default=4, description="answers drawn for best_of_n")
     critic_items: Count = Field(0, description="rows of the critic's exam that the model sits; 0 = none")
     train_pairs: Count = Field(default=24, description="training pairs scored base against tuned; above: seeded sample")
     max_text_tokens: Annotated[int, Field(ge=16)] = Field(default=160, description="texts are cut to this when scored")

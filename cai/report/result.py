@@ -10,109 +10,46 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cai.evaluate.advice import to_change
 from cai.report.before_after import Probed
 from cai.report.snapshot import Story
 from cai.store.jsonl import Row
 from cai.terminal import duration, number, usd
 
-Words = tuple[str, str, str]  # what is said when it passed, when it did not, and what then may be changed
-PHRASES: Mapping[str, Words] = {
-    "pairs.kept": ("a pair came through every step", "no pair came through", "read the reject reasons of the funnel"),
-    "pairs.yield": ("enough items made a pair", "too few items made a pair", "read the reject reasons of the funnel"),
-    "data.scaffolding": (
-        "texts end where they should",
-        "texts run on into the prompt's form",
-        "read the three texts of data.scaffolding in eval/measured.json, then the cues in prompts/",
-    ),
-    "data.copied": (
-        "nothing is copied from the prompts' examples",
-        "texts copy the prompts' examples",
-        "change the examples in prompts/, or show fewer (few_shot)",
-    ),
-    "data.nothing_found": (
-        "every pair rests on a fault that was found",
-        "pairs were made where nothing was found",
-        'set critiques.no_issue = "keep"',
-    ),
+PHRASES: Mapping[str, tuple[str, str]] = {  # what is said where the gate passed, and where it did not
+    "pairs.kept": ("a pair came through every step", "no pair came through"),
+    "pairs.yield": ("enough items made a pair", "too few items made a pair"),
+    "data.scaffolding": ("texts end where they should", "texts run on into the prompt's form"),
+    "data.copied": ("nothing is copied from the prompts' examples", "texts copy the prompts' examples"),
+    "data.nothing_found": ("every pair rests on a fault that was found", "pairs were made where nothing was found"),
     "labels.better": (
         "most revisions are better than their originals",
         "revisions are not better than their originals",
-        "set principles.top = 1, or take a stronger model",
     ),
-    "critic.recall": (
-        "the critic finds planted flaws",
-        "the critic misses too many planted flaws",
-        "take a stronger model as critic",
-    ),
-    "critic.false_alarms": (
-        "the critic leaves sound answers alone",
-        "the critic blames too many sound answers",
-        "lower critiques.false_alarms (it then also finds less)",
-    ),
-    "critiques.meaningful": (
-        "critiques pass the checks of form",
-        "critiques do not pass the checks of form",
-        "read the ones that failed among the examples, then change prompts/critiques.yaml or the model",
-    ),
-    "revisions.addresses": (
-        "revisions answer their critiques",
-        "revisions do not answer their critiques",
-        "read the ones that failed among the examples, then change prompts/revisions.yaml or the model",
-    ),
-    "dpo.first_loss_error": (
-        "training starts at ln\u00a02",
-        "training does not start at ln\u00a02",
-        "policy and reference differ at the start: look at the adapter and the precision",
-    ),
-    "dpo.loss_fall": ("the loss falls", "the loss does not fall", "raise dpo.max_steps or dpo.learning_rate"),
+    "critic.recall": ("the critic finds planted flaws", "the critic misses too many planted flaws"),
+    "critic.false_alarms": ("the critic leaves sound answers alone", "the critic blames too many sound answers"),
+    "critiques.meaningful": ("critiques pass the checks of form", "critiques do not pass the checks of form"),
+    "revisions.addresses": ("revisions answer their critiques", "revisions do not answer their critiques"),
+    "dpo.first_loss_error": ("the first loss is right (ln 2)", "the first loss is wrong"),
+    "dpo.loss_fall": ("the loss falls", "the loss does not fall"),
     "preference.p1": (
         "the tuned model prefers revisions it never saw",
         "the tuned model does not prefer revisions clearly enough",
-        "make more pairs (items), or raise dpo.max_steps",
     ),
-    "preference.p2.gain": (
-        "it prefers more of them than before",
-        "it does not prefer more of them than before",
-        "make more pairs (items), or raise dpo.learning_rate",
-    ),
+    "preference.p2.gain": ("it prefers more of them than before", "it does not prefer more of them than before"),
     "preference.p3.length_controlled": (
         "its fresh answers are judged better, whatever their length",
         "its fresh answers are not judged better",
-        "read the fresh answers among the examples; make more pairs (items)",
     ),
-    "forgetting.nll_delta": (
-        "neutral text is not forgotten",
-        "neutral text is forgotten",
-        "raise dpo.beta or lower dpo.learning_rate",
-    ),
-    "forgetting.kl": ("it stays near the base", "it left the base too far", "raise dpo.beta, or train fewer steps"),
-    "fresh.tuned.stops": (
-        "its answers end by themselves",
-        "its answers do not end by themselves",
-        "raise sft.learning_rate or its steps",
-    ),
-    "harmbench.improvement": (
-        "it follows fewer harmful requests",
-        "it does not follow fewer harmful requests",
-        "raise instructions.red_team_share",
-    ),
-    "harmbench.p": (
-        "that fall is no accident",
-        "that fall may be an accident",
-        "measure more behaviours: --benchmark harmbench",
-    ),
-    "xstest.over_refusal_rise": (
-        "safe requests are not refused more",
-        "safe requests are refused more",
-        "lower hygiene.max_refusal_share, or instructions.red_team_share",
-    ),
-    "mtbench.delta": ("its help is kept (MT-Bench)", "its help suffers (MT-Bench)", "raise dpo.beta"),
-    "contamination.inputs": (
-        "no prompt of ours is a benchmark's",
-        "a prompt of ours is a benchmark's",
-        "change the inputs that the run named",
-    ),
-    "guard.dropped": ("the guard drops few pairs", "the guard drops many pairs", "read the guard's rows"),
+    "forgetting.nll_delta": ("neutral text is not forgotten", "neutral text is forgotten"),
+    "forgetting.kl": ("it stays near the base", "it left the base too far"),
+    "fresh.tuned.stops": ("its answers end by themselves", "its answers do not end by themselves"),
+    "harmbench.improvement": ("it follows fewer harmful requests", "it does not follow fewer harmful requests"),
+    "harmbench.p": ("that fall is no accident", "that fall may be an accident"),
+    "xstest.over_refusal_rise": ("safe requests are not refused more", "safe requests are refused more"),
+    "mtbench.delta": ("its help is kept (MT-Bench)", "its help suffers (MT-Bench)"),
+    "contamination.inputs": ("no prompt of ours is a benchmark's", "a prompt of ours is a benchmark's"),
+    "guard.dropped": ("the guard drops few pairs", "the guard drops many pairs"),
 }
 NEXT = {"m0": "make m1", "m1": "make m2", "m2": "make m3", "m3": "python runner.py --export {run}"}
 
@@ -150,15 +87,14 @@ def _groups(verdicts: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _said(verdict: Row, which: int) -> str:
     metric = str(verdict["metric"])
-    default = (f"{metric} is met", f"{metric} is not met", f"read {metric} among the figures")
+    default = (f"{metric} is met", f"{metric} is not met")
     return PHRASES.get(metric, default)[which]
 
 
 def _sentence(story: Story, groups: Mapping[str, list[Row]], count: int) -> str:
     works = "The pipeline works" if story.pairs.kept and story.training else "The pipeline did not get through"
     if groups["FAIL"]:
-        ordered = sorted(groups["FAIL"], key=lambda verdict: verdict["metric"] not in _TELLING)
-        missed = [_said(verdict, 1) for verdict in ordered]
+        missed = [_said(verdict, 1) for verdict in _telling_first(groups["FAIL"])]
         rest = len(missed) - 2
         more = f" ({rest} more gate{'s' * (rest > 1)} not met)" if rest > 0 else ""
         return f"{works}; {_listed(missed[:2])}{more}."
@@ -176,6 +112,10 @@ _TELLING = (  # what a reader wants to hear first where all is well
     "preference.p1", "harmbench.improvement", "preference.p3.length_controlled", "critiques.meaningful",
     "revisions.addresses",
 )  # fmt: skip
+
+
+def _telling_first(verdicts: Sequence[Row]) -> list[Row]:
+    return sorted(verdicts, key=lambda verdict: verdict["metric"] not in _TELLING)
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -204,7 +144,7 @@ def _told(story: Story, groups: Mapping[str, list[Row]], headline: Mapping[str, 
 def _next(story: Story, groups: Mapping[str, list[Row]]) -> str:
     run = f"{story.path.parent.name}/{story.run_id}"
     if groups["FAIL"]:
-        return "; ".join(dict.fromkeys(_said(row, 2) for row in groups["FAIL"][:3]))
+        return "; ".join(dict.fromkeys(to_change(str(row["metric"])) for row in _telling_first(groups["FAIL"])[:2]))
     if groups["UNDERPOWERED"]:
         return f"more items: python runner.py --resume {run} --set items={2 * story.recipe.items}"
     if groups["UNMEASURED"]:

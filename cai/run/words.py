@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cai.terminal import stage_name
 
 Step = tuple[str, int]  # stage, round; a stage's beginning stands for all that begins with it
+PROMPTED = {"few_shot": "examples", "constitution": "the constitution", "best_of_n": "the best of several answers"}
 GLOSSES = {
     "load the model": "loading the model",
     "calibration": "where the critic draws its line",
@@ -28,6 +29,8 @@ GLOSSES = {
     "evaluate preference.pairs": "measuring: does the tuned model prefer revisions",
     "evaluate preference.fresh": "measuring: fresh answers of base and tuned",
     "evaluate preference.p3": "measuring: which fresh answer is better",
+    **{f"evaluate prompted.{name}": f"measuring: the base, prompted well ({said})" for name, said in PROMPTED.items()},
+    **{f"evaluate prompted.{name}.judged": f"measuring: tuned against it ({said})" for name, said in PROMPTED.items()},
     "evaluate forgetting.nll": "measuring: loss on neutral text",
     "evaluate forgetting.kl": "measuring: distance from the base",
     "probes, base": "before and after: the base answers",

@@ -59,7 +59,7 @@ def test_the_sentence_says_what_passed_and_what_did_not_and_what_next(story):
     found = said(with_verdicts(story, ("critiques.meaningful", "FAIL"), ("dpo.loss_fall", "PASS")))
     assert found.sentence == "The pipeline works; critiques do not pass the checks of form."
     assert found.told[:2] == ["Passed: the loss falls.", "Not passed: critiques do not pass the checks of form."]
-    assert found.told[2].startswith("Next: read the ones that failed among the examples")
+    assert found.told[2].startswith("Next: read these critiques")
     assert found.tag == "not passed, 1 of 2 gates met"
 
 
