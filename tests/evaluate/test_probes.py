@@ -83,8 +83,10 @@ def test_a_recipe_without_the_key_asks_nothing_and_has_the_same_identity(made, t
     with_key = latest(made[0]).name.split("-m0-")[1]
     assert latest(folder).name.split("-m0-")[1] == with_key, "the identity's hash"
     assert not (latest(folder) / "prompts" / "probes.yaml").exists()
+    scores = (latest(folder) / "eval" / "scores.jsonl").read_bytes()
     code, _ = go(folder, *FAKE, "--resume", "runs/latest", "--set", 'evaluation.probes="prompts/probes.yaml"')
     assert code == 0 and len(rows_of(folder)) == 12, "a resume may add them"
+    assert (latest(folder) / "eval" / "scores.jsonl").read_bytes() == scores, "what was scored before still counts"
 
 
 def test_probes_edited_since_are_no_drift_and_what_was_asked_stays(copy):
