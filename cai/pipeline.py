@@ -11,13 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import orjson
 
 from cai import errors
-from cai.data import guarding, instructions
-from cai.data.collect import collect as collect_pairs
+from cai.data import guarding
 from cai.data.pairs import PairSet, sound_rows
 from cai.data.slots import slots
 from cai.errors import CaiError
@@ -25,7 +21,7 @@ from cai.evaluate import advice, gates
 from cai.evaluate.doors import recipe_key
 from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, locate
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.models import checks
 from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
@@ -33,20 +29,12 @@ from cai.run import tracker
 from cai.run.context import Context
 from cai.run.folder import Run
 from cai.store.files import holds, json_bytes, write_json_atomic
-from cai.store.jsonl import Row
+from cai.store.row_types import Pair
 from cai.terminal import printable, say, usd
 
 
-def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
-    """Records and pairs. No pair at all ends with exit 6 and the reasons."""
-    before = len(context.log.rows)
-    checks.remake(context)
-    pairs = collect_pairs(context, inputs.grid, inputs.given, until)
-    if len(context.log.rows) > before:
-        found = instructions.summary(context.log.by_stage("instructions"), len(slots(context.recipe)))
-        context.run.event("instructions_summary", **found)
-    if until not in ("", "pairs"):
-        return pairs
+def require_pairs(context: Context, inputs: Inputs, pairs: PairSet) -> None:
+    """What the guard dropped and how many pairs are missing, said. No pair at all ends with exit 6 and the reasons."""
     guarded(context)
     wanted = len(slots(context.recipe))
     reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.reasons.items())
@@ -66,7 +54,6 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
         lines = f"; instructions.file has {len(inputs.given.requests)} lines" if inputs.given else ""
         rejected = f" Rejected: {reasons}" if reasons else ""
         say(f"pairs: {len(pairs.kept)} of {wanted} wanted; the bound of tries is reached{lines}.{rejected}")
-    return pairs
 
 
 def check_at_hand(inputs: Inputs, args: argparse.Namespace) -> None:
@@ -105,14 +92,15 @@ def guarded(context: Context) -> None:
     checks.enforce(context.recipe.checks, "guard", section.model, check)
 
 
-def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict[str, Any]]:
+def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair]:
     """Marks, hygiene, contamination, then dataset/; gives the pairs to train on."""
-    from cai.data import dataset, hygiene
+    from cai.data import dataset, hygiene, marks_refused
+    from cai.evaluate.benchmarks.overlaps import without_overlaps
     from cai.report import cards
 
-    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, _refused(context, pairs))
+    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, marks_refused.of_run(context, pairs))
     if context.recipe.benchmarks.contamination:
-        cleaned = replace(cleaned, kept=_uncontaminated(context, inputs, cleaned.kept))
+        cleaned = replace(cleaned, kept=without_overlaps(context, inputs.folder, cleaned.kept))
     if "model" not in context.run.manifest:  # every row was taken over from a run that did not note its model
         context.model()
     facts = context.run.manifest.get("model", {})
@@ -125,69 +113,7 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict
     return kept
 
 
-def _refused(context: Context, pairs: PairSet) -> dict[int, str]:
-    """The items that people's marks refuse, where `hygiene.reviews` is on; written to eval/marks.json.
-
-    From the beginning of training on the written list holds: what is marked later changes no data set of this run.
-    """
-    if not context.recipe.hygiene.reviews:
-        return {}
-    from cai.data import marks
-    from cai.store import records
-
-    run, path = context.run, context.run.eval / "marks.json"
-    if "training_identity" in run.manifest and path.is_file():
-        return _removed(path)
-    reviews = records.read(run.path / "reviews.jsonl", marks.REVIEW_KEY)
-    mine = {pair["item"] for pair in pairs.train}
-    refused = {item: detail for item, detail in marks.refused(reviews).items() if item in mine}
-    if mine and len(refused) == len(mine):
-        raise CaiError(
-            f"{run.path}/reviews.jsonl: a mark refuses each of the {len(mine)} training pairs. "
-            "Make more items, or go on without the marks: --set hygiene.reviews=false",
-            errors.QUALITY,
-        )
-    run.eval.mkdir(exist_ok=True)
-    removed = [{"item": item, "detail": detail} for item, detail in refused.items()]
-    write_json_atomic(path, {"raters": sorted({row["rater"] for row in reviews}), "removed": removed})
-    say(f"marks: {len(reviews)} of people, {len(refused)} training pairs left out by them")
-    return refused
-
-
-def _removed(path: Path) -> dict[int, str]:
-    """eval/marks.json as it was written before training began; nothing else tells what was left out then."""
-    try:
-        return {int(row["item"]): str(row["detail"]) for row in orjson.loads(path.read_bytes())["removed"]}
-    except (ValueError, TypeError, KeyError):
-        raise CaiError(
-            f"{path}: not whole, and training began without what it lists: put it back from a copy, or fork the run",
-            errors.CORRUPT,
-        ) from None
-
-
-def _uncontaminated(context: Context, inputs: Inputs, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pairs that overlap no benchmark at hand; overlaps and what was not checked go to eval/contamination.json."""
-    from cai.data import contamination
-    from cai.evaluate.benchmarks.suite import at_hand
-
-    loaded, missing = at_hand(context.recipe.benchmarks, inputs.folder)
-    sources = [source for name, tasks in loaded.items() for source in contamination.sources_of(name, tasks)]
-    index = contamination.Index(sources)
-    kept, removed = contamination.clean(pairs, index)
-    texts = contamination.input_texts(context.prompts, context.constitution.principles)
-    found = contamination.check_inputs(texts, index)
-    checked = {name: len(tasks) for name, tasks in loaded.items()}
-    context.run.eval.mkdir(exist_ok=True)
-    content = contamination.result(len(pairs), removed, found, checked, missing)
-    write_json_atomic(context.run.eval / "contamination.json", content)
-    note = f"; not checked: {', '.join(missing)}" if missing else ""
-    say(f"contamination: {len(removed)} of {len(pairs)} pairs overlap a benchmark and are left out{note}")
-    for row in found:
-        say(f"contamination: {row['input']} overlaps {row['benchmark']} {row['name']} ({row['rule']}): change it")
-    return kept
-
-
-def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[Row]) -> Path:
+def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[Pair]) -> Path:
     """The adapter of these pairs: trained, resumed, or found finished; from the base, or from SFT on the revisions."""
     from cai.training import sft
     from cai.training import train as training
@@ -212,7 +138,7 @@ def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[
         run.train,
         prompt=context.prompts["policy"],
         seed=recipe.dpo.seeds[0],
-        event=telling(run),
+        event=training_events(run),
         stopped=context.stopped,
         progress=context.progress.training,
         adapter=run.adapter,
@@ -227,10 +153,10 @@ def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[
     return run.adapter
 
 
-def telling(run: Run) -> Callable[..., None]:
+def training_events(run: Run) -> Callable[..., None]:
     """`run.event`, which also says a sign of ill health aloud."""
 
-    def event(kind: str, **facts: Any) -> None:
+    def event(kind: str, **facts: object) -> None:
         run.event(kind, **facts)
         if kind == "health":
             say(f"train: WARNING at step {facts['step']}: {facts['text']}")
@@ -239,14 +165,32 @@ def telling(run: Run) -> Callable[..., None]:
 
 
 def evaluate(
-    context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[dict[str, Any]], adapter: Path
-) -> dict[str, Measured]:
+    context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path
+) -> dict[str, Figure]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
-    from cai.evaluate import probes
+    from cai.evaluate import chain_figures, critic_stage, measure, probes, prompted
     from cai.evaluate.benchmarks import suite
-    from cai.evaluate.measure import measure
+    from cai.evaluate.lm_eval import tasks
 
-    results = measure(context, pairs, training_pairs, adapter, inputs.folder)
+    results = measure.of_data(context, pairs)
+    if context.recipe.evaluation.enabled:
+        with measure.opened(context, pairs, adapter) as evaluation:
+            results |= critic_stage.measure(context)
+            cases = chain_figures.cases_of(evaluation, pairs)
+            checked, scored = chain_figures.gates(evaluation, cases), chain_figures.likelihoods(evaluation, cases)
+            judged = chain_figures.verdicts(evaluation, cases)
+            results |= chain_figures.figures(evaluation, pairs, cases, checked, scored, judged)
+            results |= measure.preference_figures(evaluation, pairs, training_pairs)
+            results |= measure.surface_figures(pairs, training_pairs)
+            wanted, fresh = measure.fresh(evaluation, pairs)
+            results |= measure.fresh_figures(fresh)
+            for arm in evaluation.section.prompted if evaluation.judges else ():
+                results |= prompted.measure(evaluation, arm, wanted, fresh, training_pairs)
+            results |= measure.p3_figures(evaluation, wanted, fresh)
+            results |= measure.forgetting_figures(evaluation)
+            results |= tasks.figures(tasks.measure(evaluation, inputs.folder))
+            results |= measure.training_figures(context)
+        measure.write(context, results)
     probes.ask(context, inputs.probes, adapter)
     if context.recipe.sft.enabled:
         from cai.evaluate import arms as measured_arms
@@ -261,17 +205,17 @@ def evaluate(
     return {**stored_figures(context.run.eval), **results}
 
 
-def stored_figures(folder: Path) -> dict[str, Measured]:
+def stored_figures(folder: Path) -> dict[str, Figure]:
     """What stands in eval/*.json: measured figures, benchmarks, guard, contamination."""
     from cai.evaluate.benchmarks.suite import read
 
-    found: dict[str, Measured] = {}
+    found: dict[str, Figure] = {}
     for name in ("measured", "benchmarks", "contamination", "guard", "checks", "seeds", "sft"):
         found |= read(folder / f"{name}.json")
     return found
 
 
-def decide(context: Context, results: Mapping[str, Measured], override: str) -> list[Verdict]:
+def decide(context: Context, results: Mapping[str, Figure], override: str) -> list[Verdict]:
     """PASS / FAIL / UNDERPOWERED / UNMEASURED of each criterion, written to eval/gates.json and said on screen."""
     recipe, run = context.recipe, context.run
     verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft"))

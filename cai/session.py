@@ -11,28 +11,31 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 from cai import errors
 from cai.data import chain
 from cai.engine import Rules
+from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.inputs import Inputs, copy_inputs, in_run, later_sets, runs_root
+from cai.models.libraries import threads_in_words
 from cai.models.loading import check_modules
-from cai.models.policy import LoadedModel, load, threads_in_words
+from cai.models.policy import load
 from cai.recipe import load as recipes
 from cai.run import resuming, words
 from cai.run.context import Context
-from cai.run.folder import Run, Taken, check_identity, new_run_id, resolve_run
+from cai.run.folder import Run, Taken, check_identity
 from cai.run.manifest import read_manifest
 from cai.run.progress import Progress
+from cai.run.run_ids import new_run_id, resolve_run
 from cai.run.stop import StopSwitch
 from cai.run.tracker import open_tracker
 from cai.store.files import holds, write_atomic
+from cai.store.jsonl import JsonObject, Row
 from cai.terminal import say
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "accelerate", "datasets")
@@ -71,7 +74,7 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
     return run
 
 
-def _check_resume(manifest: Mapping[str, Any], inputs: Inputs, args: argparse.Namespace, path: Path) -> None:
+def _check_resume(manifest: JsonObject, inputs: Inputs, args: argparse.Namespace, path: Path) -> None:
     """Errors: CaiError(DRIFT) with the lines that go on; a fork keeps the run's milestone and --set by itself."""
     sets = shlex.join(word for text in args.set for word in ("--set", text))
     asked = " ".join(filter(None, [shlex.quote(str(args.recipe)), sets]))
@@ -101,7 +104,7 @@ def _home(inputs: Inputs, root: Path) -> str:
     return os.path.relpath(inputs.folder, root / "a-run")
 
 
-def start_facts(inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
+def start_facts(inputs: Inputs, args: argparse.Namespace) -> Row:
     """What an attempt's first event says, and when the program began: reading the inputs counts as well."""
     price, began = inputs.recipe.budget.usd_per_hour, getattr(args, "began", None)
     argv = shlex.join(sys.argv[1:])
@@ -159,9 +162,9 @@ class ModelOnDemand:
 
     def __init__(self, inputs: Inputs, run: Run) -> None:
         self.inputs, self.run = inputs, run
-        self.model: LoadedModel | None = None
+        self.model: Model | None = None
 
-    def __call__(self) -> LoadedModel:
+    def __call__(self) -> Model:
         if self.model is None:
             recipe = self.inputs.recipe
             self.run.status(now=True, stage="load the model")
@@ -181,7 +184,10 @@ class ModelOnDemand:
             self._preflight_model(self.model)
         return self.model
 
-    def _check_loaded(self, model: LoadedModel) -> None:
+    def set_aside(self) -> None:
+        self.model = None
+
+    def _check_loaded(self, model: Model) -> None:
         """It is the run's model and has the projections to train; today is the day on which the run began."""
         known = (self.run.manifest.get("model") or {}).get("revision")
         revision = model.facts.get("revision")
@@ -202,10 +208,10 @@ class ModelOnDemand:
             runs = runs_root(self.inputs.source, self.inputs.recipe)
             doctor.preflight("machine", doctor.machine_checks(self.inputs.recipe, "cuda", runs), self.run.event, say)
 
-    def _preflight_model(self, model: LoadedModel) -> None:
+    def _preflight_model(self, model: Model) -> None:
         """On a GPU all checks of the loaded model; on the embedded one, that a padded batch equals its rows alone."""
         from cai.preflight import machine as doctor
-        from cai.preflight import model as doctor_model
+        from cai.preflight import model_checks as doctor_model
 
         recipe = self.inputs.recipe
         if self.inputs.backend == "cuda":
@@ -216,7 +222,7 @@ class ModelOnDemand:
             doctor.preflight("model", checks, self.run.event, say)
 
 
-def _facts(inputs: Inputs) -> dict[str, Any]:
+def _facts(inputs: Inputs) -> JsonObject:
     """What a tracker shows of a run beside its curves."""
     recipe = inputs.recipe
     facts = {"milestone": recipe.milestone, "model": recipe.model.name, "backend": inputs.backend}

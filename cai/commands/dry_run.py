@@ -8,7 +8,6 @@ no torch, no model, no run folder.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cai import errors
 from cai.data import chain
@@ -206,7 +205,7 @@ def counted(tokenizer: Tokenizer, rendered: Rendered) -> tuple[int, int]:
 
 
 def _estimate(inputs: Inputs) -> list[str]:
-    recipe: Any = inputs.recipe
+    recipe = inputs.recipe
     found = budget.estimate(
         recipe, inputs.backend, runs_root(inputs.source, recipe), inputs.limit_tokens, inputs.once_tokens
     )

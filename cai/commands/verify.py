@@ -13,21 +13,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import orjson
 from filelock import FileLock, Timeout
 
-from cai.commands import verify_files
-from cai.commands.tensors import safetensors_fp32
+from cai.commands import verify_files, verify_training
 from cai.data import chain
 from cai.run.events import read_events, spent
 from cai.run.manifest import read_manifest
+from cai.store.jsonl import Row
 from cai.store.lock import holder
+from cai.store.rows import Key
 from cai.store.scan import scan
 from cai.terminal import printable
-from cai.training import checkpoints
 
 Verdict = Literal["ok", "FAIL", "note", "skip"]
 ROW_FIELDS = (
@@ -40,7 +39,7 @@ SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "CREDENTIAL")
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class VerifyResult:
     """One line of the table: the promise, what was found."""
 
     promise: str
@@ -48,15 +47,15 @@ class Check:
     found: str
 
 
-def verify(run: Path) -> list[Check]:
+def verify(run: Path) -> list[VerifyResult]:
     """All checks of a run folder, in the order of the table."""
-    checks: list[Check] = []
+    checks: list[VerifyResult] = []
     for promise, look in CHECKS:
         try:
             results = list(look(run))
         except Exception as error:  # what lies in a broken run is not known beforehand; the other checks go on
             results = [("FAIL", f"{type(error).__name__}: {error}")]
-        checks += [Check(promise, verdict, found) for verdict, found in results]  # type: ignore[arg-type]
+        checks += [VerifyResult(promise, verdict, found) for verdict, found in results]  # type: ignore[arg-type]
     return checks
 
 
@@ -92,7 +91,7 @@ def _folder(run: Path) -> Results:
         yield "FAIL", f"symbolic links: {', '.join(str(path.relative_to(run)) for path in links[:5])}"
 
 
-def _rows(run: Path) -> list[dict[str, Any]]:
+def _rows(run: Path) -> list[Row]:
     path = run / "records.jsonl"
     return scan(path.read_bytes()).rows if path.exists() else []
 
@@ -100,7 +99,7 @@ def _rows(run: Path) -> list[dict[str, Any]]:
 def _once(run: Path) -> Results:
     """G3."""
     rows = _rows(run)
-    first: dict[tuple[Any, ...], dict[str, Any]] = {}
+    first: dict[Key, Row] = {}
     twice, equal = [], 0
     for row in rows:
         key = (row["stage"], row["item"], row["round"])
@@ -151,7 +150,7 @@ def _chain(run: Path) -> Results:
         yield "ok", "every answer, critique and revision has its input"
 
 
-def _inputs_of(row: dict[str, Any]) -> list[tuple[str, int, int]]:
+def _inputs_of(row: Row) -> list[tuple[str, int, int]]:
     stage = chain.named(row["stage"])
     return [(name, row["item"], round_) for name, round_ in stage.needs(row["round"])] if stage else []
 
@@ -206,7 +205,7 @@ def _dataset(run: Path) -> Results:
         yield "ok", f"{len(examples)} examples"
 
 
-def _objects(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def _objects(path: Path) -> tuple[list[Row], list[str]]:
     """The JSON objects of a derived file, and what is wrong with it as a file of JSON lines."""
     if not path.is_file():
         return [], [f"{path.name} is missing"]
@@ -225,7 +224,7 @@ def _objects(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return objects, faults
 
 
-def _example_fault(example: dict[str, Any], texts: dict[str, set[str]]) -> str:
+def _example_fault(example: Row, texts: dict[str, set[str]]) -> str:
     """Why an example is not what the records say, or ""."""
     if missing := [key for key in EXAMPLE_KEYS if key not in example]:
         return f"lacks {', '.join(missing)}"
@@ -235,59 +234,6 @@ def _example_fault(example: dict[str, Any], texts: dict[str, set[str]]) -> str:
     stages = {"answers": "initial_answer", "critiques": "critique", "revisions": "revised_answer"}
     other = [field for stage, field in stages.items() if example[field] not in texts.get(stage, ())]
     return f"its {other[0]} is not in the records" if other else ""
-
-
-def _checkpoints(run: Path) -> Results:
-    folders = [run / "train", *sorted(path for path in (run / "train").glob("s*/") if path.is_dir())]
-    found = [checkpoint for folder in folders for checkpoint in checkpoints.found(folder)]
-    if not found:
-        yield "skip", "no checkpoint"
-    for folder in found:
-        fault = checkpoints.fault(folder)
-        name = folder.relative_to(run / "train")
-        yield ("FAIL", f"{name}: {fault}") if fault else ("ok", f"{name}: every file as it was sealed")
-
-
-def _adapter(run: Path) -> Results:
-    """Finite, and not the adapter that training began with (all of lora_B zero)."""
-    found = sorted(run.glob("adapter*/adapter_model.safetensors"))
-    if not found and not (run / "train" / "result.json").exists():
-        yield "skip", "no adapter yet"
-    for path in sorted((run / "train").glob("**/result.json")):
-        try:
-            result = orjson.loads(path.read_bytes())
-            folder = Path(os.path.normpath(path.parent / result["adapter"]))
-        except (ValueError, KeyError, TypeError):
-            yield "FAIL", f"{path.relative_to(run)}: not whole; a resume writes it again"
-            continue
-        why = checkpoints.differs(folder, result.get("files", {}))
-        if not why and not (folder / "adapter_model.safetensors").is_file():
-            why = "adapter_model.safetensors is missing"
-        if why:
-            yield "FAIL", f"{folder.name}: {why}; remove that folder, and a resume exports it again"
-    for path in found:
-        name = path.parent.name
-        for verdict, text in _tensors(path):
-            yield verdict, text if name == "adapter" else f"{name}: {text}"
-
-
-def _tensors(path: Path) -> Results:
-    try:
-        tensors = safetensors_fp32(path)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        yield "FAIL", f"{path.name}: no whole safetensors file; remove its folder, and a resume exports it again"
-        return
-    if not tensors:
-        yield "skip", "holds no tensor (fake model)"
-        return
-    bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
-    moved = [name for name, value in tensors.items() if "lora_B" in name and np.any(value)]
-    if bad:
-        yield "FAIL", f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}"
-    elif not moved:
-        yield "FAIL", "every lora_B is zero: nothing was trained"
-    else:
-        yield "ok", f"{len(tensors)} tensors, all finite, {len(moved)} lora_B not zero"
 
 
 def _leftovers(run: Path) -> Results:
@@ -332,8 +278,8 @@ CHECKS: tuple[tuple[str, Callable[[Path], Results]], ...] = (
     ("chain complete", _chain),
     ("G7 one writer", _lock),
     ("G11 dataset", _dataset),
-    ("checkpoints sealed", _checkpoints),
-    ("adapter sound", _adapter),
+    ("checkpoints sealed", verify_training.sealed),
+    ("adapter sound", verify_training.adapters),
     ("G11 files as they were left", verify_files.files),
     ("G11 no half files", _leftovers),
     ("G12 time and cost", _attempts),
@@ -341,11 +287,11 @@ CHECKS: tuple[tuple[str, Callable[[Path], Results]], ...] = (
 )
 
 
-def table(checks: list[Check]) -> list[str]:
+def table(checks: list[VerifyResult]) -> list[str]:
     """The checks as lines; promise, verdict, finding."""
     wide = max(len(check.promise) for check in checks)
     return [f"{check.promise:<{wide}}  {check.verdict:<4}  {printable(check.found, one_line=True)}" for check in checks]
 
 
-def sound(checks: list[Check]) -> bool:
+def sound(checks: list[VerifyResult]) -> bool:
     return all(check.verdict != "FAIL" for check in checks)

@@ -13,9 +13,10 @@ from cai.models import auxiliary, checks
 from cai.models.guard import REMEDY, Guard, Judgement, make_guard, style_of, verdict
 from cai.models.guard_formats import LLAMA, SEPARATOR, Exchange, template_parts
 from cai.recipe.settings_benchmarks import STAND_IN, GuardSection
+from cai.run import loop
 from cai.run.context import Context
-from cai.run.loop import Key, fill
 from cai.store.jsonl import Row
+from cai.store.row_types import Example, Record
 
 SLICE = 64  # pairs judged between two writes: what a kill loses
 CPU_SLICE = 8  # a small model on two cores needs seconds for one: progress should be seen
@@ -37,7 +38,7 @@ def require(section: GuardSection) -> None:
         template_parts(auxiliary.load_tokenizer(section.model, KEY, section.revision), style, section.excluded)
 
 
-def run_guard(context: Context, examples: Sequence[Row]) -> int:
+def run_guard(context: Context, examples: Sequence[Example]) -> int:
     """Judge the examples that have no guard row yet; gives how many rows were added."""
     todo = [example for example in examples if not context.log.has("guard", example["item"])]
     if not todo:
@@ -47,12 +48,11 @@ def run_guard(context: Context, examples: Sequence[Row]) -> int:
         guard = make_guard(loaded, section)
         check_guard(context, guard)
         by_item = {example["item"]: example for example in examples}
-
-        def compute(part: list[Key]) -> list[Row]:
-            return judge_slice(context, guard, [by_item[item] for _, item, _ in part])
-
         keys = [("guard", example["item"], 0) for example in todo]
-        fill(context, context.log, "guard", keys, CPU_SLICE if loaded.on_cpu else SLICE, compute, guard=section.model)
+        chunk = CPU_SLICE if loaded.on_cpu else SLICE
+        for part in loop.left(context, context.log, "guard", keys, chunk, guard=section.model):
+            rows = judge_slice(context, guard, [by_item[item] for _, item, _ in part])
+            loop.write(context, context.log, part, rows)
     return len(todo)
 
 
@@ -72,7 +72,7 @@ def check_guard(context: Context, guard: Guard) -> None:
         checks.measure(context, log, "guard", section.model, said)
 
 
-def judge_slice(context: Context, guard: Guard, examples: Sequence[Row]) -> list[Row]:
+def judge_slice(context: Context, guard: Guard, examples: Sequence[Example]) -> list[Record]:
     """Both texts of each example judged together, one row an example."""
     exchanges = []
     for example in examples:
@@ -83,7 +83,7 @@ def judge_slice(context: Context, guard: Guard, examples: Sequence[Row]) -> list
     return [guard_row(context, guard, example, chosen, rejected) for example, chosen, rejected in pairs]
 
 
-def guard_row(context: Context, guard: Guard, example: Row, chosen: Judgement, rejected: Judgement) -> Row:
+def guard_row(context: Context, guard: Guard, example: Example, chosen: Judgement, rejected: Judgement) -> Record:
     reason, category = verdict(example["pool"], chosen, rejected, context.recipe.guard)
     return {
         "v": 1,

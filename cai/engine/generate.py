@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest
+from cai.engine.foreign import HfConfig, HfModel, HfModule
 from cai.engine.sampling import allowed, gumbel_noise, seed_tensor
 from cai.engine.stopping import Pieces, Row
 from cai.errors import RESUMABLE, CaiError
@@ -24,7 +25,7 @@ T = TypeVar("T")
 HEAD_CHUNK_BYTES = 256 << 20  # fp32 logits that exist at one time while scoring
 
 
-def causal_lm(model: Any) -> Any:
+def causal_lm(model: HfModel) -> HfModel:
     """The `...ForCausalLM` inside a model that may be wrapped by PEFT."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -60,7 +61,7 @@ def memory_named(doing: str) -> Iterator[None]:
 class GumbelScores(LogitsProcessor):
     """Adds temperature * noise, so that `generate`'s argmax is the engine's draw (`sampling.pick`)."""
 
-    def __init__(self, requests: Sequence[Request], prompt_len: int, device: Any, rules: Rules) -> None:
+    def __init__(self, requests: Sequence[Request], prompt_len: int, device: torch.device | str, rules: Rules) -> None:
         self.rules = rules
         self.temperatures_B = torch.tensor([r.sampling.temperature for r in requests], device=device)
         self.seeds_B = seed_tensor([r.seed for r in requests], device)
@@ -82,7 +83,7 @@ class RowsDone(StoppingCriteria):
     def __init__(self, rows: Sequence[Row], stopped: Callable[[], bool], stats: EngineStats | None = None) -> None:
         self.rows, self.stopped, self.steps, self.cancelled, self.stats = rows, stopped, 0, False, stats
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
         self.steps += 1
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
             if row.done is None:
@@ -94,7 +95,7 @@ class RowsDone(StoppingCriteria):
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 
-def left_padded(requests: Sequence[Request], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(requests: Sequence[Request], device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask (B, T), padded with id 0 on the left."""
     width = max(len(request.token_ids) for request in requests)
     ids = [[0] * (width - len(r.token_ids)) + list(r.token_ids) for r in requests]
@@ -103,10 +104,10 @@ def left_padded(requests: Sequence[Request], device: Any) -> tuple[torch.Tensor,
 
 
 def generate_slice(
-    model: Any,
+    model: HfModel,
     pieces: Pieces,
     requests: Sequence[Request],
-    device: Any,
+    device: torch.device | str,
     stopped: Callable[[], bool],
     rules: Rules,
     stats: EngineStats | None = None,
@@ -132,16 +133,16 @@ def generate_slice(
     return [row.completion() for row in rows if row.done is not None], done.steps
 
 
-def fed(request: ScoreRequest) -> tuple[int, ...]:
+def input_ids_of(request: ScoreRequest) -> tuple[int, ...]:
     """The tokens that the decoder reads to score a request: all but the last."""
     return (*request.context_ids, *request.continuation_ids[:-1])
 
 
-def score_batch(model: Any, requests: Sequence[ScoreRequest], device: Any) -> list[Score]:
+def score_batch(model: HfModel, requests: Sequence[ScoreRequest], device: torch.device | str) -> list[Score]:
     """Log-probs of one batch's continuations: the decoder body once, the head at continuation positions in chunks."""
     lm = causal_lm(model)
     rows: dict[tuple[int, ...], int] = {}  # "Yes" and "No" after one question: the same row
-    row_of = [rows.setdefault(fed(r), len(rows)) for r in requests]
+    row_of = [rows.setdefault(input_ids_of(r), len(rows)) for r in requests]
     width = max(map(len, rows))
     ids_BT = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in rows], device=device)
     with torch.no_grad():
@@ -159,7 +160,9 @@ def score_batch(model: Any, requests: Sequence[ScoreRequest], device: Any) -> li
     return list(split_scores(requests, logps))
 
 
-def head_logps(head: Any, hidden_CH: torch.Tensor, targets_C: torch.Tensor, config: Any = None) -> torch.Tensor:
+def head_logps(
+    head: HfModule, hidden_CH: torch.Tensor, targets_C: torch.Tensor, config: HfConfig | None = None
+) -> torch.Tensor:
     """fp32 log-probs (C) of the targets; at most HEAD_CHUNK_BYTES of logits at a time.
 
     A head that an adapter wraps or that is quantised is called, for its weight alone is not what it computes.

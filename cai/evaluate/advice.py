@@ -6,10 +6,10 @@ has its own line here (tests/evaluate/test_advice.py), and a line names keys or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from cai.evaluate.gates import Verdict
+from cai.store.jsonl import JsonObject
 
 ADVICE = (  # beginnings of names -> what to change, the first that fits
     ("pairs.kept", "read why texts were rejected (funnel of the report, `status: rejected` in records.jsonl)"),
@@ -47,12 +47,12 @@ def to_change(metric: str) -> str:
     return next(text for beginning, text in ADVICE if metric.startswith(beginning))
 
 
-def to_read(worst: Sequence[Mapping[str, Any]]) -> str:
+def to_read(worst: Sequence[JsonObject]) -> str:
     """The items of the worst texts with what is wrong there: "item 3 (answers: ### Case), item 7"."""
     return ", ".join(filter(None, map(_named, worst[:3])))
 
 
-def _named(row: Mapping[str, Any]) -> str:
+def _named(row: JsonObject) -> str:
     name = next((f"{key} {row[key]}" for key in ("item", "id", "prompt", "text") if row.get(key) not in (None, "")), "")
     if not name:
         return ""

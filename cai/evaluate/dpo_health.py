@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cai.metrics.figure import Measured, Scored, count, lost, mean, unmeasured, whole, worst_rows
+from cai.metrics.figure import Figure, Scored, count, finite_rows, mean, unmeasured, unscored, worst_rows
 from cai.recipe.settings import HealthSection
-from cai.store.jsonl import Row
+from cai.store.row_types import PairScore
 from cai.training import health
 
 LOGPS = ("chosen", "rejected", "ref_chosen", "ref_rejected")
@@ -21,15 +21,21 @@ def losses(log: Sequence[Mapping[str, float]]) -> list[float]:
     return [float(entry["loss"]) for entry in log if "loss" in entry]
 
 
-def from_log(log: Sequence[Mapping[str, float]], *, truncated: int, pairs: int) -> dict[str, Measured]:
-    """Figures that need the log only: first loss, the logged fall, gradient norms, truncated pairs."""
+def from_log(
+    log: Sequence[Mapping[str, float]], *, truncated: int, pairs: int, expected: float | None = math.log(2)
+) -> dict[str, Figure]:
+    """Figures that need the log only: first loss, the logged fall, gradient norms, truncated pairs.
+
+    `expected`: the first loss where policy and reference are the same model; None where the loss hangs on the texts
+    (a mix with SFT), and then the first reward margin is looked at, which must be 0.
+    """
     values = losses(log)
     if not values:
         return {"dpo.first_loss_error": unmeasured("dpo.first_loss_error", "the training log holds no loss")}
     norms = [float(entry["grad_norm"]) for entry in log if "grad_norm" in entry]
     steps = len(values)
     figures = [
-        count("dpo.first_loss_error", abs(values[0] - math.log(2)), steps, facts={"first_loss": values[0]}),
+        _first_loss(log, values[0], steps, expected),
         count("dpo.grad_norm_max", max(norms, default=0.0), len(norms)),
         count("dpo.finite", float(all(map(math.isfinite, values + norms))), steps),
         count("dpo.truncated", truncated / pairs if pairs else 0.0, pairs),
@@ -41,28 +47,38 @@ def from_log(log: Sequence[Mapping[str, float]], *, truncated: int, pairs: int) 
     return {figure.metric: figure for figure in figures}
 
 
-def margin(row: Row) -> float:
+def _first_loss(log: Sequence[Mapping[str, float]], first: float, steps: int, expected: float | None) -> Figure:
+    metric, facts = "dpo.first_loss_error", {"first_loss": first}
+    if expected is not None:
+        return count(metric, abs(first - expected), steps, facts={**facts, "expected": expected})
+    if "rewards/margins" not in log[0]:
+        return unmeasured(metric, "this loss hangs on the texts, and the log holds no reward margin")
+    note = "the loss hangs on the texts: this is the first reward margin, which must be 0"
+    return count(metric, abs(log[0]["rewards/margins"]), steps, note=note, facts=facts)
+
+
+def margin(row: PairScore) -> float:
     """Implicit reward margin over beta: (policy - reference) of chosen minus the same of rejected."""
     return (row["chosen"] - row["ref_chosen"]) - (row["rejected"] - row["ref_rejected"])
 
 
-def pair_loss(row: Row, beta: float) -> float:
+def pair_loss(row: PairScore, beta: float) -> float:
     """-log sigmoid(beta * margin), the DPO loss (Rafailov et al. 2023, equation 7)."""
     scaled = beta * margin(row)
     return math.log1p(math.exp(-abs(scaled))) + max(-scaled, 0.0)
 
 
-def chosen_fall(row: Row) -> float:
+def chosen_fall(row: PairScore) -> float:
     """How much the chosen text lost, nats a token; negative where it gained."""
     return (row["ref_chosen"] - row["chosen"]) / row["chosen_tokens"]
 
 
-def from_pairs(rows: Sequence[Row], beta: float, split: str = "train") -> dict[str, Measured]:
+def from_pairs(rows: Sequence[PairScore], beta: float, split: str = "train") -> dict[str, Figure]:
     """Eval-mode figures over pairs: the loss before is ln 2 for each, so the fall is paired."""
     tail = "" if split == "train" else f".{split}"
     judge = "policy against its base"
-    tried, rows = len(rows), whole(rows, *LOGPS)
-    missing = lost(tried - len(rows))
+    tried, rows = len(rows), finite_rows(rows, *LOGPS)
+    missing = unscored(tried - len(rows))
     if not rows:
         why = "no log-probability is finite" if missing else f"no {split} pair"
         return {f"dpo.loss{tail}": unmeasured(f"dpo.loss{tail}", why, judge, len(missing))}
@@ -79,7 +95,7 @@ def from_pairs(rows: Sequence[Row], beta: float, split: str = "train") -> dict[s
     return found | {margins: mean(margins, outcomes[margins], judge=judge, worst=worst)}
 
 
-def warnings(figures: Mapping[str, Measured], watched: HealthSection) -> list[str]:
+def warnings(figures: Mapping[str, Figure], watched: HealthSection) -> list[str]:
     """One line for each sign of ill health, with the remedy."""
 
     def value(name: str) -> float:
@@ -88,7 +104,7 @@ def warnings(figures: Mapping[str, Measured], watched: HealthSection) -> list[st
 
     lines = []
     if value("dpo.first_loss_error") > 0.01:
-        lines.append("the first loss was not ln 2: policy and reference differ before training")
+        lines.append("the first loss was not what it must be (ln 2): policy and reference differ before training")
     if value("dpo.finite") == 0.0:
         lines.append("a loss or gradient norm was not finite")
     if value("dpo.loss_fall") <= 0.0:
@@ -96,5 +112,9 @@ def warnings(figures: Mapping[str, Measured], watched: HealthSection) -> list[st
     seen = (
         health.displacement(value("dpo.chosen_fall"), watched),
         health.truncation(value("dpo.truncated"), watched),
+        health.barely_moved(
+            value("dpo.margin.heldout"), value("forgetting.kl"), value("fresh.tuned.same_as_base"), watched
+        ),
+        health.moved_too_far(value("forgetting.kl"), value("dpo.chosen_fall.heldout"), watched),
     )
     return [*(sign.text for sign in seen if sign), *lines]

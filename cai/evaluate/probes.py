@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from cai.data.slots import HELDOUT
 from cai.engine import Request, Sampling
 from cai.recipe.ends import cut, signs_of
 from cai.recipe.probes import Probe
 from cai.run.context import Context
-from cai.run.loop import Key, fill
-from cai.store.jsonl import Row
+from cai.run.loop import left, write
+from cai.store.row_types import Record
+from cai.store.rows import Key
 
 STAGE = "probes"
 FIRST = HELDOUT + 499_000  # their item numbers: above every slot that a recipe of fewer held-out prompts has
@@ -34,12 +36,9 @@ def ask(context: Context, probes: Sequence[Probe], adapter: Path) -> int:
     for arm, round_, of in (("base", BASE, ""), ("tuned", _round_of(context, digest), digest)):
         keys: list[Key] = [(STAGE, FIRST + place, round_) for place in range(len(probes))]
         asked = [_asked(context, place, probe) for place, probe in enumerate(probes)]
-
-        def compute(part: list[Key], arm: str = arm, of: str = of, asked: Sequence[Probe] = asked) -> list[Row]:
-            chosen = [(int(item), int(number), asked[item - FIRST]) for _, item, number in part]
-            return _answers(context, chosen, arm, adapter, of)
-
-        fill(context, context.log, f"{STAGE}, {arm}", keys, AT_ONCE, compute)
+        for part in left(context, context.log, f"{STAGE}, {arm}", keys, AT_ONCE):
+            chosen = [(int(item), round_, asked[item - FIRST]) for _, item, _ in part]
+            write(context, context.log, part, _answers(context, chosen, arm, adapter, of))
     return len(context.log.rows) - before
 
 
@@ -67,7 +66,7 @@ def _asked(context: Context, place: int, probe: Probe) -> Probe:
 
 def _answers(
     context: Context, asked: Sequence[tuple[int, int, Probe]], arm: str, adapter: Path, digest: str
-) -> list[Row]:
+) -> list[Record]:
     """One row a probe, in order."""
     model, policy = context.model(), context.prompts["policy"]
     model.attach(adapter, context.recipe.lora)
@@ -87,9 +86,10 @@ def _answers(
             rows[done.id] = {"text": found.text.strip(), "finish": finish, "tokens": len(done.token_ids)}
     context.check_stop("while answering the probes")
     shared = {"principle": None, "status": "ok", "reason": None, "seed": 0, "prompt_sha": policy.sha}
-    return [
+    made = [
         {"v": 1, "stage": STAGE, "item": item, "round": round_}
         | {**shared, **rows[item], "arm": arm, "adapter": digest}
         | {"probe": probe.id, "pool": probe.pool, "prompt": probe.prompt}
         for item, round_, probe in asked
     ]
+    return [cast(Record, row) for row in made]

@@ -11,110 +11,100 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
-from cai.engine import Request, Sampling
+from cai.engine import Request, Sampling, Score
 from cai.engine.asks import score
 from cai.evaluate import forgetting, judge, preference
 from cai.evaluate.cases import Case
-from cai.evaluate.scores import Bench, Key
-from cai.metrics.figure import Measured, rate, sample, yes
+from cai.evaluate.scores import Evaluation, Key
+from cai.metrics.figure import Figure, indicator, rate, sample
 from cai.metrics.text import words
 from cai.recipe.ends import cut, signs_of
-from cai.recipe.prompts import Example, Prompt
+from cai.recipe.prompts import FewShotExample, Prompt
 from cai.store.jsonl import Row
+from cai.store.row_types import Pair
 
-Figures = dict[str, Measured]
+if TYPE_CHECKING:
+    from cai.engine.asks import Name
+
+Figures = dict[str, Figure]
 SLICE = 8  # prompts answered, or comparisons judged, between two writes
 SHOWN = 6  # pairs in the few-shot arm's transcript: as many as the chain's own prompts show
 
 
-def prompt_of(bench: Bench, arm: str, training_pairs: Sequence[Row]) -> Prompt:
+def prompt_of(evaluation: Evaluation, arm: str, training_pairs: Sequence[Pair]) -> Prompt:
     """The policy's prompt with what this arm puts before it."""
-    policy = bench.context.prompts["policy"]
+    policy = evaluation.context.prompts["policy"]
     if arm == "few_shot":
         places = sorted(sample(range(len(training_pairs)), SHOWN))
-        shown = [Example(training_pairs[place]["prompt"], training_pairs[place]["chosen"]) for place in places]
-        return replace(policy, examples=tuple(_fitting(bench, shown)), _prefixes={})
+        shown = [FewShotExample(training_pairs[place]["prompt"], training_pairs[place]["chosen"]) for place in places]
+        return replace(policy, examples=tuple(_fitting(evaluation, shown)), _prefixes={})
     if arm == "constitution":
-        rules = "\n".join(f"- {p.principle.strip()}" for p in bench.context.constitution.principles)
+        rules = "\n".join(f"- {p.principle.strip()}" for p in evaluation.context.constitution.principles)
         asked = f"An assistant answers. Its answers keep to these rules:\n{rules}"
         return replace(policy, preamble="\n\n".join(filter(None, (policy.preamble, asked))), _prefixes={})
     return policy
 
 
-def _fitting(bench: Bench, shown: Sequence[Example]) -> list[Example]:
+def _fitting(evaluation: Evaluation, shown: Sequence[FewShotExample]) -> list[FewShotExample]:
     """As many of them, in their order, as leave half of the context to the prompt and its answer."""
-    left, kept = bench.model().max_seq_length // 2, []
+    left, kept = evaluation.model().max_seq_length // 2, []
     for example in shown:
-        left -= len(bench.model().tokenizer.encode(f"{example.user}\n\n{example.assistant}\n\n"))
+        left -= len(evaluation.model().tokenizer.encode(f"{example.user}\n\n{example.assistant}\n\n"))
         if left < 0:
             break
         kept.append(example)
     return kept
 
 
-def measure(bench: Bench, wanted: Mapping[int, Row], fresh: Sequence[Row], training_pairs: Sequence[Row]) -> Figures:
-    """`fresh`: rows with the tuned model's answers, `wanted`: prompts."""
+def measure(
+    evaluation: Evaluation, arm: str, wanted: Mapping[int, Pair], fresh: Sequence[Row], training_pairs: Sequence[Pair]
+) -> Figures:
+    """One arm's figures. `fresh`: rows with the tuned model's answers, `wanted`: prompts."""
     tuned = {row["item"]: row["tuned"] for row in fresh}
     keys: list[Key] = [(item, 0) for item in wanted if item in tuned]
-    found: Figures = {}
-    for arm in bench.section.prompted:
-        found |= _arm(bench, arm, keys, wanted, tuned, training_pairs)
-    return found
-
-
-def _arm(
-    bench: Bench,
-    arm: str,
-    keys: Sequence[Key],
-    wanted: Mapping[int, Row],
-    tuned: Mapping[int, str],
-    training_pairs: Sequence[Row],
-) -> Figures:
-    name = f"{arm}_{bench.section.best_of}" if arm == "best_of_n" else arm
-
-    def answers(part: list[Key]) -> list[Row]:
+    name = f"{arm}_{evaluation.section.best_of}" if arm == "best_of_n" else arm
+    for part in evaluation.left(f"prompted.{name}", keys, SLICE):
         asked = [wanted[item] for item, _ in part]
         if arm == "best_of_n":
-            rows = _best(bench, asked)
+            rows = _best(evaluation, asked)
         else:
-            rows = _greedy(bench, prompt_of(bench, arm, training_pairs), asked)
+            rows = _greedy(evaluation, prompt_of(evaluation, arm, training_pairs), asked)
         keyed = [{"metric": f"prompted.{name}", "item": pair["item"], "round": 0} for pair in asked]
-        return [key | row for key, row in zip(keyed, rows, strict=True)]
-
-    rows = bench.fill(f"prompted.{name}", keys, SLICE, answers)
+        answers = [key | row for key, row in zip(keyed, rows, strict=True)]
+        evaluation.write(f"prompted.{name}", part, answers)
+    rows = evaluation.rows(f"prompted.{name}", keys)
     texts = {row["item"]: row["text"] for row in rows}
     figures = forgetting.degeneration(list(texts.values()), [row["finish"] == "length" for row in rows], arm)
-    ended = rate(f"fresh.{arm}.stops", [yes(row["finish"] == "eos") for row in rows])
+    ended = rate(f"fresh.{arm}.stops", [indicator(row["finish"] == "eos") for row in rows])
     figures[ended.metric] = ended
-
-    def judged(part: list[Key]) -> list[Row]:
+    answered = [(row["item"], 0) for row in rows] if evaluation.judge else []
+    for part in evaluation.left(f"prompted.{name}.judged", answered, SLICE):
         both = [(wanted[item], tuned[item], texts[item]) for item, _ in part]
-        return [{"metric": f"prompted.{name}.judged", **row} for row in _compared(bench, both)]
-
-    answered = [(row["item"], 0) for row in rows]
-    judged_rows = bench.fill(f"prompted.{name}.judged", answered, SLICE, judged) if bench.judge else []
-    for figure in preference.summarise_fresh(judged_rows, bench.judge_name).values():
+        judged = [{"metric": f"prompted.{name}.judged", **row} for row in _compared(evaluation, both)]
+        evaluation.write(f"prompted.{name}.judged", part, judged)
+    judged_rows = evaluation.rows(f"prompted.{name}.judged", answered)
+    for figure in preference.summarise_fresh(judged_rows, evaluation.judge_name).values():
         metric = figure.metric.replace("preference.p3", f"preference.over.{arm}")
         figures[metric] = replace(figure, metric=metric)
     return figures
 
 
-def _greedy(bench: Bench, prompt: Prompt, asked: Sequence[Row]) -> list[Row]:
+def _greedy(evaluation: Evaluation, prompt: Prompt, asked: Sequence[Pair]) -> list[Row]:
     """The base's greedy answer to each prompt."""
-    sampling = Sampling(0.0, bench.section.fresh_max_new_tokens)
-    return [rows[0] for rows in _drawn(bench, prompt, asked, sampling, 1)]
+    sampling = Sampling(0.0, evaluation.section.fresh_max_new_tokens)
+    return [rows[0] for rows in _drawn(evaluation, prompt, asked, sampling, 1)]
 
 
-def _best(bench: Bench, asked: Sequence[Row]) -> list[Row]:
+def _best(evaluation: Evaluation, asked: Sequence[Pair]) -> list[Row]:
     """Of `best_of` answers drawn at the answer temperature, the one that the judge likes most beside the first."""
-    policy, count = bench.context.prompts["policy"], bench.section.best_of
-    drawn = Sampling(bench.context.recipe.sampling.answers.temperature, bench.section.fresh_max_new_tokens)
-    candidates = _drawn(bench, policy, asked, drawn, count)
+    policy, count = evaluation.context.prompts["policy"], evaluation.section.best_of
+    drawn = Sampling(evaluation.context.recipe.sampling.answers.temperature, evaluation.section.fresh_max_new_tokens)
+    candidates = _drawn(evaluation, policy, asked, drawn, count)
     fits = [place for place, rows in enumerate(candidates) if "text" in rows[0]]
     both = [(asked[i], row["text"], candidates[i][0]["text"]) for i in fits for row in candidates[i][1:]]
-    odds = [row["log_odds"] for row in _compared(bench, both)]
+    odds = [row["log_odds"] for row in _compared(evaluation, both)]
     best = [rows[0] for rows in candidates]
     for place, rows in enumerate(candidates[i] for i in fits):
         mine = odds[place * (count - 1) : (place + 1) * (count - 1)]
@@ -123,12 +113,14 @@ def _best(bench: Bench, asked: Sequence[Row]) -> list[Row]:
     return best
 
 
-def _drawn(bench: Bench, prompt: Prompt, asked: Sequence[Row], sampling: Sampling, count: int) -> list[list[Row]]:
+def _drawn(
+    evaluation: Evaluation, prompt: Prompt, asked: Sequence[Pair], sampling: Sampling, count: int
+) -> list[list[Row]]:
     """`count` answers of the base to each prompt: the text before any sign that the transcript went on."""
-    model, signs = bench.model(), signs_of(prompt)
+    model, signs = evaluation.model(), signs_of(prompt)
     found: list[list[Row]] = [[{} for _ in range(count)] for _ in asked]
     with model.adapter(False):
-        engine = bench.engine()
+        engine = evaluation.engine()
         for index, pair in enumerate(asked):
             r = prompt.render({"instruction": pair["prompt"]}, format=model.format, tokenizer=model.tokenizer)
             limits = replace(sampling, stop=r.stop, eos_ids=tuple(model.tokenizer.eos_ids))
@@ -136,30 +128,30 @@ def _drawn(bench: Bench, prompt: Prompt, asked: Sequence[Row], sampling: Samplin
                 found[index] = [{"skipped": f"prompt_too_long: {len(r.token_ids)} tokens"}] * count
                 continue
             for again in range(count):
-                seed = bench.context.recipe.seed * 1009 + pair["item"] * 31 + again
+                seed = evaluation.context.recipe.seed * 1009 + pair["item"] * 31 + again
                 request = Request(index * count + again, tuple(r.token_ids), limits, seed=seed, prefix_len=r.prefix_len)
                 engine.submit(request)
-        for done in engine.completions(bench.context.stopped):
+        for done in engine.completions(evaluation.context.stopped):
             text = cut(done.text, signs)
             finish = "stop" if text.marker else done.finish
             found[done.id // count][done.id % count] = {"text": text.text.strip(), "finish": finish}
-    bench.context.check_stop("while the prompted base answers held-out prompts")
+    evaluation.context.check_stop("while the prompted base answers held-out prompts")
     return found
 
 
-def _compared(bench: Bench, both: Sequence[tuple[Row, str, str]]) -> list[Row]:
+def _compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]]) -> list[Row]:
     """(pair, ours, theirs) -> how the base judges `ours` against `theirs`, blind, in both orders."""
-    assert bench.judge is not None
-    with bench.base() as scorer:
+    assert evaluation.judge is not None
+    with evaluation.base() as scorer:
         asks = []
         for place, (pair, ours, theirs) in enumerate(both):
             case = Case(pair["item"], 0, pair["prompt"], theirs, "", "", ours, pair["pool"])
-            asks += judge.pair_asks(scorer, bench.judge, (place,), case, ours, theirs)
+            asks += judge.pair_asks(scorer, evaluation.judge, (place,), case, ours, theirs)
         scores = score(scorer, asks)
     return [_row(scores, place, *texts) for place, texts in enumerate(both)]
 
 
-def _row(scores: Any, place: int, pair: Row, ours: str, theirs: str) -> Row:
+def _row(scores: Mapping[Name, Score], place: int, pair: Pair, ours: str, theirs: str) -> Row:
     return {
         "item": pair["item"],
         "round": 0,
@@ -172,7 +164,7 @@ def _row(scores: Any, place: int, pair: Row, ours: str, theirs: str) -> Row:
     }
 
 
-def sentence(figures: Mapping[str, Measured], arms: Sequence[str]) -> str:
+def sentence(figures: Mapping[str, Figure], arms: Sequence[str]) -> str:
     """What training adds over prompting, in words for the top of the report; "" where nothing was compared."""
     said = []
     for arm in arms:

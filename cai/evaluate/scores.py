@@ -7,11 +7,10 @@ has changed, and the switch between base and tuned. Does not own any metric.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -24,10 +23,12 @@ from cai.evaluate.cases import MIN_QUOTE_MATCH
 from cai.evaluate.judge import JUDGE_FIELDS, Judge
 from cai.recipe.prompts import load_prompt
 from cai.recipe.settings_evaluation import EvaluationSection
+from cai.run import loop
 from cai.run.context import Context
-from cai.run.loop import fill, open_marked
+from cai.run.loop import open_marked
 from cai.store.jsonl import Row
 from cai.store.records import RecordLog
+from cai.store.row_types import Example
 
 Key = tuple[int, int]
 KEY = ("metric", "item", "round")
@@ -41,25 +42,30 @@ CONSTANTS = {"batch": 64, "min_quote_match": MIN_QUOTE_MATCH}
 
 
 @dataclass
-class Bench:
+class Evaluation:
     """What every measurement takes. `model()` loads the weights and the adapter at the first missing row."""
 
     context: Context
     log: RecordLog
     adapter: Path
     judge: Judge | None
-    _model: Any = field(default=None, repr=False)
+    _model: Model | None = field(default=None, repr=False)
 
     @property
     def section(self) -> EvaluationSection:
         return self.context.recipe.evaluation
 
     @property
+    def judges(self) -> bool:
+        """Whether the base is asked for its word on texts."""
+        return self.section.judge != "off" and self.judge is not None
+
+    @property
     def judge_name(self) -> str:
         facts = self.context.run.manifest.get("model") or {}
         return f"{facts.get('model', self.context.recipe.model.name)}, adapter off"
 
-    def model(self) -> Any:
+    def model(self) -> Model:
         """The loaded model with this run's adapter on it, ready to score."""
         model = self.context.model()
         if model is not self._model or model.attached != self.adapter:
@@ -68,7 +74,7 @@ class Bench:
             self._model = model
         return model
 
-    def engine(self) -> Any:
+    def engine(self) -> Engine:
         return self.model().engine(self.context.recipe.engine)
 
     def scorer(self) -> Scorer:
@@ -80,21 +86,18 @@ class Bench:
         with self.model().adapter(False):
             yield self.scorer()
 
-    def fill(
-        self, metric: str, keys: Sequence[Key], chunk: int, compute: Callable[[list[Key]], list[Row]]
-    ) -> list[Row]:
-        """The rows of `keys` in order; missing ones are computed in fixed slices and written slice by slice.
+    def left(self, metric: str, keys: Sequence[Key], chunk: int) -> Iterator[list[Key]]:
+        """The fixed slices of `keys` that miss a row of this metric; the caller gives the rows of each to `write`."""
+        named = [(metric, *key) for key in keys]
+        for part in loop.left(self.context, self.log, f"evaluate {metric}", named, chunk):
+            yield [(item, round_) for _, item, round_ in part]
 
-        A row that carries `skipped` says why a key has no score; it is written, and not returned.
-        """
-        found = fill(
-            self.context,
-            self.log,
-            f"evaluate {metric}",
-            [(metric, *key) for key in keys],
-            chunk,
-            lambda part: compute([(item, round_) for _, item, round_ in part]),
-        )
+    def write(self, metric: str, part: Iterable[Key], rows: Iterable[Row]) -> None:
+        loop.write(self.context, self.log, [(metric, *key) for key in part], rows)
+
+    def rows(self, metric: str, keys: Iterable[Key]) -> list[Row]:
+        """The rows of `keys` in order. A row that carries `skipped` says why a key has no score: it is left out."""
+        found = loop.rows_of(self.log, [(metric, *key) for key in keys])
         return [row for row in found if "skipped" not in row]
 
 
@@ -135,7 +138,7 @@ def fingerprint(context: Context, pairs: PairSet, adapter: Path, judge: Judge | 
     return hashlib.sha256(b"\n".join(parts)).hexdigest()[:16]
 
 
-def every_example(pairs: PairSet) -> list[Row]:
+def every_example(pairs: PairSet) -> list[Example]:
     """Complete examples, kept or rejected, by item: measuring only the kept would measure the filter."""
     rejected = [reject["example"] for reject in pairs.rejects if "example" in reject]
     return sorted([*pairs.examples, *rejected], key=lambda example: example["item"])

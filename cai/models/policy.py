@@ -12,22 +12,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
-import logging
 import os
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cai.engine import Engine, Rules
+from cai.engine.foreign import HfModel, HfTokenizer
+from cai.engine.model import Model
 from cai.engine.tokenizers import HFTokenizer, Tokenizer
 from cai.errors import CaiError
 from cai.models import embedded, loading, weights
+from cai.models.libraries import prepare_environment, quiet, wait_passively
 from cai.recipe.settings import EngineSection, LoraSection, ModelSection
+from cai.store.jsonl import Row
+
+if TYPE_CHECKING:
+    import torch
 
 Backend = Literal["cuda", "cpu", "embedded", "fake"]
 
@@ -56,15 +59,15 @@ def backend_of(section: ModelSection) -> Backend:
 class LoadedModel:
     """The weights and what the pipeline may ask of them. `facts` go into the manifest."""
 
-    hf: Any
-    hf_tokenizer: Any
+    hf: HfModel
+    hf_tokenizer: HfTokenizer
     tokenizer: Tokenizer
     format: Literal["base", "chat"]
     backend: Backend
     name: str
-    device: Any  # torch.device
+    device: torch.device
     max_seq_length: int
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Row = field(default_factory=dict)
     lora: bool = False
     attached: Path | None = None  # the folder of the adapter that is on these weights; None: none, or a fresh one
     rules: Rules = field(default_factory=Rules)
@@ -121,7 +124,7 @@ class LoadedModel:
             if "lora_" in name and weight.dtype != torch.float32:
                 weight.data = weight.data.float()  # fact 7: bf16 LoRA weights do not move at lr 5e-6
 
-    def _wrapped(self, lora: LoraSection, seed: int, checkpointing: bool | str) -> Any:
+    def _wrapped(self, lora: LoraSection, seed: int, checkpointing: bool | str) -> HfModel:
         if self.backend == "cpu":
             return loading.wrap_plain(self.hf, lora, checkpointing)
         from unsloth import FastLanguageModel
@@ -172,71 +175,13 @@ class LoadedModel:
         self.hf.train(which == "train")
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Library banners off the console; shown after all when the block fails."""
-    if os.environ.get("CAI_VERBOSE"):
-        yield
-        return
-    out = io.StringIO()
-    loggers = [logging.getLogger(name) for name in ("torch", "transformers", "bitsandbytes", "unsloth")]
-    levels = [logger.level for logger in loggers]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-    except BaseException:
-        sys.stderr.write(out.getvalue()[-4000:])
-        raise
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def prepare_environment() -> None:
-    """Telemetry off, no progress bars of libraries, before any of them is imported."""
-    defaults = {
-        "UNSLOTH_DISABLE_STATISTICS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "DO_NOT_TRACK": "1",
-        "WANDB_DISABLED": "true",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "UNSLOTH_COMPILE_LOCATION": str(embedded.cache_root() / "unsloth_compiled_cache"),
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-    }
-    for key, value in defaults.items():
-        os.environ.setdefault(key, value)
-
-
-def wait_passively() -> None:
-    """Threads of OpenMP sleep at a barrier instead of spinning; to be asked before torch is imported.
-
-    On two cores under a load of 7 spinning made small products five times slower (0.7 against 3.8 tokens/s, equal CPU
-    seconds); one thread was no faster than passive threads (4.0). What is set in the environment holds.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def threads_in_words() -> str:
-    """`2 threads, passive wait`: what a CPU run is computed with, for one line on screen."""
-    import torch
-
-    count = torch.get_num_threads()
-    wait = os.environ.get("OMP_WAIT_POLICY", "default").lower()
-    return "1 thread" if count == 1 else f"{count} threads, {wait} wait"
-
-
-def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callable[[str], None] = print) -> LoadedModel:
+def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callable[[str], None] = print) -> Model:
     """Load the weights once. Errors: no such model, no weights in reach, no memory (exit 2, one line)."""
     prepare_environment()
     if backend == "fake":
         from cai.models.fake import FakeModel
 
-        return FakeModel(section)  # type: ignore[return-value]
+        return FakeModel(section)
     if backend == "embedded":
         wait_passively()
     started = time.monotonic()
@@ -262,11 +207,11 @@ def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callabl
     )
 
 
-def _from_pretrained(section: ModelSection, backend: Backend, name: str) -> tuple[Any, Any]:
+def _from_pretrained(section: ModelSection, backend: Backend, name: str) -> tuple[HfModel, HfTokenizer]:
     import torch
 
     try:
-        with quiet(), loading.whole():
+        with quiet(), loading.complete_weights():
             return loading.plain(section, name) if backend == "cpu" else loading.by_unsloth(section, backend, name)
     except torch.cuda.OutOfMemoryError as error:
         raise CaiError(f"model.name: {section.name} does not fit on this GPU ({error}). Use a larger card.") from None
@@ -311,7 +256,7 @@ def resolve_name(section: ModelSection, say: Callable[[str], None], *, twins: bo
     return section.name
 
 
-def eos_token(section: ModelSection, hf_tokenizer: Any) -> str:
+def eos_token(section: ModelSection, hf_tokenizer: HfTokenizer) -> str:
     """`<|endoftext|>` for a base model (its chat tokens are untrained), the tokenizer's own for a chat model."""
     wanted = section.eos or ("<|endoftext|>" if section.format == "base" else hf_tokenizer.eos_token)
     known = hf_tokenizer.get_vocab()
@@ -322,7 +267,7 @@ def eos_token(section: ModelSection, hf_tokenizer: Any) -> str:
     return wanted
 
 
-def _facts(hf: Any, section: ModelSection, backend: Backend, name: str, seconds: float) -> dict[str, Any]:
+def _facts(hf: HfModel, section: ModelSection, backend: Backend, name: str, seconds: float) -> Row:
     import torch
 
     quantised = getattr(hf.config, "quantization_config", None)
@@ -346,7 +291,7 @@ def _facts(hf: Any, section: ModelSection, backend: Backend, name: str, seconds:
     return facts
 
 
-def _loaded_revision(hf: Any, section: ModelSection, backend: Backend, name: str) -> str:
+def _loaded_revision(hf: HfModel, section: ModelSection, backend: Backend, name: str) -> str:
     """The hub's commit; of a local folder its content's hash, for the same name can hold another model tomorrow."""
     if Path(name).is_dir():
         packaged = backend == "embedded" and not embedded.is_given()

@@ -1,14 +1,13 @@
-"""cai.toml -> one frozen `Recipe`: every check, `--set`, milestone and embedded overlays, identity hashes.
+"""cai.toml -> one frozen `Recipe`: every check, `--set`, milestone and embedded overlays.
 
-Owns reading the TOML, the messages a user sees for a bad one, and what counts as "the same recipe" on a resume. No
-other module reads the TOML. A recipe is base keys < `[embedded]` overlay (no GPU) < `[milestones.X]` < `--set`.
+Owns reading the TOML and the messages a user sees for a bad one; what a resume may change is `identity`'s. No other
+module reads the TOML. A recipe is base keys < `[embedded]` overlay (no GPU) < `[milestones.X]` < `--set`.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
-import hashlib
 import re
 import shlex
 import tomllib
@@ -24,7 +23,6 @@ from pydantic import BaseModel, Field, ValidationError
 from cai.errors import CaiError
 from cai.recipe.paths import at_home
 from cai.recipe.settings import (
-    ADDED,
     BudgetSection,
     CritiquesSection,
     DpoSection,
@@ -47,6 +45,7 @@ from cai.recipe.settings import (
 from cai.recipe.settings_benchmarks import BenchmarksSection, ChecksSection, GuardSection
 from cai.recipe.settings_evaluation import EvaluationSection, GatesSection, HygieneSection
 from cai.recipe.writing import remedy
+from cai.store.jsonl import JsonObject, Row
 from cai.store.reading import Missing, read_once
 
 MOST_BYTES = 4 << 20  # of a recipe
@@ -91,13 +90,14 @@ class Recipe(Section):
 
 # Keys that became constants, and their values: resolved recipes and identities of runs made before name them, and an
 # identity goes on to, so that such a run resumes and its passed gates count.
-RETIRED: dict[str, Any] = {
+RETIRED: Row = {
     "pairs.accept_noise": False,
     "hygiene.min_pairs": 1,
     "evaluation.batch": 64,
     "evaluation.min_quote_match": 0.8,
     "evaluation.permutations": 200,
     "evaluation.bootstrap_samples": 2000,
+    "evaluation.lm_eval_batch_size": 64,
 }
 
 
@@ -106,7 +106,7 @@ class Source:
     """A recipe file as read: the raw table and where it lies; relative paths resolve against `folder`."""
 
     path: Path
-    table: dict[str, Any]
+    table: Row
     data: bytes = b""  # as read; a new run keeps a copy of it
 
     @property
@@ -132,7 +132,7 @@ def read(path: Path) -> Source:
     return Source(path, table, data)
 
 
-def parse_toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> Row:
     """The table of TOML text. Every fault is a ValueError of one line, also what tomllib does not expect."""
     return copy.deepcopy(_parsed(text))
 
@@ -175,7 +175,7 @@ def resolve(source: Source, *, milestone: str = "", sets: Sequence[str] = (), em
     return at_home(recipe, str(source.path))
 
 
-def _overlays(source: Source, milestone: str, embedded: bool) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+def _overlays(source: Source, milestone: str, embedded: bool) -> list[tuple[tuple[str, ...], Row]]:
     tables = source.table.get("milestones", {})
     if milestone not in tables:
         near = difflib.get_close_matches(milestone, tables, 1)
@@ -213,7 +213,7 @@ def _leaf_paths(schema: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterat
             yield from _leaf_paths(section, (*prefix, name))
 
 
-def _unknown(table: Mapping[str, Any], schema: type[BaseModel], prefix: tuple[str, ...]) -> list[str]:
+def _unknown(table: JsonObject, schema: type[BaseModel], prefix: tuple[str, ...]) -> list[str]:
     """One line for each key that the schema lacks, with the nearest key that it has."""
     faults, known = [], _sections(schema)
     for key, value in table.items():
@@ -231,7 +231,7 @@ def _unknown(table: Mapping[str, Any], schema: type[BaseModel], prefix: tuple[st
     return faults
 
 
-def _nearest(key: str, prefix: tuple[str, ...], known: Mapping[str, Any]) -> str:
+def _nearest(key: str, prefix: tuple[str, ...], known: JsonObject) -> str:
     near = difflib.get_close_matches(key, known, 1, 0.6)
     if near:
         return f"Did you mean {'.'.join((*prefix, near[0]))}?"
@@ -240,7 +240,7 @@ def _nearest(key: str, prefix: tuple[str, ...], known: Mapping[str, Any]) -> str
     return f"Did you mean {leaves[near[0]]}?" if near else f"Known here: {', '.join(known)}."
 
 
-def parse_set(text: str) -> dict[str, Any]:
+def parse_set(text: str) -> Row:
     """`a.b=VALUE` -> nested table. VALUE is a TOML value; what is none is taken as a string."""
     path, sign, value = text.partition("=")
     keys = [key.strip() for key in path.split(".")]
@@ -257,7 +257,7 @@ def parse_set(text: str) -> dict[str, Any]:
     return parsed
 
 
-def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: JsonObject, overlay: JsonObject) -> Row:
     merged = dict(base)
     for key, value in overlay.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -301,7 +301,7 @@ def dump(recipe: Recipe) -> bytes:
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude=off)).encode()
 
 
-def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(table: JsonObject, prefix: str = "") -> dict[str, str]:
     """Nested table -> {dotted key: repr}, in order."""
     flat: dict[str, str] = {}
     for key, value in table.items():
@@ -310,76 +310,3 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[prefix + key] = repr(value)
     return flat
-
-
-_DATA_KEYS = (
-    "rounds",
-    "seed",
-    "model",
-    "sampling",
-    "few_shot",
-    "engine.batch_size",
-    "engine.backend",
-    "instructions",
-    "principles",
-    "critiques",
-    "pairs",
-)
-_TRAINING_KEYS = ("lora", "dpo", "hygiene", "heldout", "items")
-
-
-def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False) -> dict[str, str]:
-    """What made the data (and, with `training`, the adapter): dotted key -> value; `files`: name -> sha.
-
-    Price, budget, gates, evaluation and, until training began, the number of items may change on a resume.
-    """
-    wanted = _DATA_KEYS + (_TRAINING_KEYS if training else ())
-    flat = {key: repr(value) for key, value in RETIRED.items()} | flatten(recipe.model_dump(mode="json"))
-    keep = {k: v for k, v in flat.items() if any(k == name or k.startswith(name + ".") for name in wanted)}
-    keep.pop("model.backend", None)
-    if not recipe.hygiene.reviews:
-        keep.pop("hygiene.reviews", None)
-    drop_unset(keep)
-    keep |= rounding(recipe)
-    if recipe.guard.enabled:
-        keep |= {k: v for k, v in flat.items() if k.startswith("guard.")}
-    if training:
-        keep |= flatten(recipe.sft.model_dump(mode="json"), "sft.") if recipe.dpo.start == "sft" else {}
-    return keep | {f"sha256({name})": sha for name, sha in files.items()}
-
-
-LATER_KEYS = {
-    "instructions.key": "",
-    "instructions.pool": "",
-    "principles.choice": "uniform",
-    "critiques.transcript": "separate",
-    "critiques.no_issue": "revise",
-    "critiques.found": "drawn",
-    "pairs.label": "always",
-    "few_shot.reviews": -1,
-    "few_shot.relevance": -1,
-    "few_shot.rotate": False,
-    **{f"dpo.{name}": DpoSection.model_fields[name].default for name in (*ADDED, "save_minutes", "eval_steps", "keep")},
-}
-
-
-def drop_unset(keep: dict[str, str]) -> None:
-    """Keys that came later and say nothing where they have these values: a run of before has none of them."""
-    for name, value in LATER_KEYS.items():
-        if keep.get(name) == repr(value):
-            del keep[name]
-    if "critiques.found" not in keep:
-        keep.pop("critiques.false_alarms", None)
-    if "principles.choice" not in keep:
-        for name in [name for name in keep if name.startswith("principles.")]:
-            del keep[name]
-
-
-def rounding(recipe: Recipe) -> dict[str, str]:
-    """8-bit products change what is drawn; the other ways of the linears draw the same text."""
-    return {"engine.linears": repr(recipe.engine.linears)} if recipe.engine.rounded else {}
-
-
-def short_hash(values: Mapping[str, str]) -> str:
-    text = "\n".join(f"{key}={values[key]}" for key in sorted(values))
-    return hashlib.sha256(text.encode()).hexdigest()[:6]

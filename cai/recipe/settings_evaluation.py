@@ -12,6 +12,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from cai.metrics import names as metrics
 from cai.recipe.settings import Count, Fraction, Positive, Section
+from cai.store.jsonl import Row
 
 NonNegative = Annotated[float, Field(ge=0.0)]
 
@@ -105,7 +106,6 @@ class EvaluationSection(Section):
     lm_eval: tuple[str, ...] = Field(default=(), description="tasks or groups of the optional package")
     lm_eval_include: str = Field(default="", description="folder with task YAML of your own, beside the recipe")
     lm_eval_limit: Count = Field(default=0, description="documents a task; 0 = all")
-    lm_eval_batch_size: Positive = Field(default=64, description="requests answered between two writes")
 
 
 class GateSpec(Section):
@@ -143,7 +143,7 @@ class GateSpec(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_none(self, handler: Any) -> dict[str, Any]:
+    def _without_none(self, handler: Any) -> Row:
         return {key: value for key, value in handler(self).items() if value is not None}
 
     @property

@@ -109,7 +109,7 @@ def _refuse_aliases(text: str) -> None:
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=alias.start_mark)
 
 
-def _without_surrogates(value: Any) -> Any:
+def _without_surrogates(value: object) -> Any:
     """YAML's \\ud800 makes a lone surrogate, which no encoder accepts: each becomes U+FFFD, here at the door."""
     if isinstance(value, str):
         return clean(value)
@@ -129,7 +129,7 @@ def check_keys(data: Any, required: Collection[str], optional: Collection[str], 
         raise CaiError(f"{where}: unknown key {unknown[0]!r}; the known keys are {known}")
 
 
-def check_text(value: Any, where: str, *, empty: bool = False) -> None:
+def check_text(value: object, where: str, *, empty: bool = False) -> None:
     if not isinstance(value, str):
         raise CaiError(f"{where}: {type(value).__name__} found; write text (in quotes if it looks like something else)")
     if not empty and not value.strip():

@@ -13,7 +13,7 @@ from typing import Any
 
 from cai.evaluate.probes import BASE, STAGE
 from cai.report.diff import Compared, Segment, compared
-from cai.store.jsonl import Row
+from cai.store.row_types import Record
 from cai.store.rows import of_stages
 
 SHOWN = 220  # characters of an answer on the screen: two lines
@@ -48,10 +48,10 @@ class Probed:
         return share + told[self.both.by]
 
 
-def probed(rows: Iterable[Row]) -> list[Probed]:
+def probed(rows: Iterable[Record]) -> list[Probed]:
     """The probes that both arms answered, in order; of several adapters the last one's answers."""
-    base: dict[int, Row] = {}
-    tuned: dict[int, Row] = {}
+    base: dict[int, Record] = {}
+    tuned: dict[int, Record] = {}
     for row in of_stages(rows, (STAGE,)):
         if row["round"] == BASE:
             base[row["item"]] = row

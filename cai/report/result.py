@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cai.evaluate.advice import to_change
 from cai.report.before_after import Probed
-from cai.report.snapshot import Story
-from cai.store.jsonl import Row
+from cai.report.snapshot import Snapshot
+from cai.store.jsonl import JsonObject, Row
 from cai.terminal import duration, number, usd
 
 PHRASES: Mapping[str, tuple[str, str]] = {  # what is said where the gate passed, and where it did not
@@ -65,16 +64,16 @@ class Result:
     tiles: list[tuple[str, str]]
 
 
-def result(story: Story, headline: Mapping[str, Any], probes: Sequence[Probed]) -> Result:
+def result(snapshot: Snapshot, headline: JsonObject, probes: Sequence[Probed]) -> Result:
     """`headline`: status and text as the page's verdict has them."""
-    tiles, status = _tiles(story, probes), str(headline["status"])
-    if not story.verdicts:
+    tiles, status = _tiles(snapshot, probes), str(headline["status"])
+    if not snapshot.verdicts:
         return Result(status, "not decided", str(headline["text"]), [], tiles)
-    groups = _groups(story.verdicts)
-    passed, count = len(groups["PASS"]), len(story.verdicts)
+    groups = _groups(snapshot.verdicts)
+    passed, count = len(groups["PASS"]), len(snapshot.verdicts)
     met = "its one gate" if count == 1 else f"{passed} of {count} gates"
     tag = f"passed, {met} met" if status == "PASS" else f"not passed, {met} {'not ' * (count == 1)}met"
-    return Result(status, tag, _sentence(story, groups, count), _told(story, groups, headline), tiles)
+    return Result(status, tag, _sentence(snapshot, groups, count), _told(snapshot, groups, headline), tiles)
 
 
 def _groups(verdicts: Sequence[Row]) -> dict[str, list[Row]]:
@@ -91,8 +90,8 @@ def _said(verdict: Row, which: int) -> str:
     return PHRASES.get(metric, default)[which]
 
 
-def _sentence(story: Story, groups: Mapping[str, list[Row]], count: int) -> str:
-    works = "The pipeline works" if story.pairs.kept and story.training else "The pipeline did not get through"
+def _sentence(snapshot: Snapshot, groups: Mapping[str, list[Row]], count: int) -> str:
+    works = "The pipeline works" if snapshot.pairs.kept and snapshot.training else "The pipeline did not get through"
     if groups["FAIL"]:
         missed = [_said(verdict, 1) for verdict in _telling_first(groups["FAIL"])]
         rest = len(missed) - 2
@@ -122,7 +121,7 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _told(story: Story, groups: Mapping[str, list[Row]], headline: Mapping[str, Any]) -> list[str]:
+def _told(snapshot: Snapshot, groups: Mapping[str, list[Row]], headline: JsonObject) -> list[str]:
     told = []
     names = {
         "PASS": "Passed",
@@ -131,25 +130,25 @@ def _told(story: Story, groups: Mapping[str, list[Row]], headline: Mapping[str, 
         "UNMEASURED": "Not measured whether",
     }
     for status, name in names.items():
-        if (rows := groups[status]) and len(story.verdicts) > 1:  # one gate is told by the headline
+        if (rows := groups[status]) and len(snapshot.verdicts) > 1:  # one gate is told by the headline
             told.append(f"{name}: {'; '.join(_said(row, 1 if status == 'FAIL' else 0) for row in rows)}.")
-    told.append(f"Next: {_next(story, groups)}.")
+    told.append(f"Next: {_next(snapshot, groups)}.")
     if headline["status"] == "ADVISORY":
         told.append("The gates only advise here: this is not the recipe's own model, which decides.")
-    if why := story.gates.get("override"):
+    if why := snapshot.gates.get("override"):
         told.append(f"Begun with --override-gate: {why}")
     return told
 
 
-def _next(story: Story, groups: Mapping[str, list[Row]]) -> str:
-    run = f"{story.path.parent.name}/{story.run_id}"
+def _next(snapshot: Snapshot, groups: Mapping[str, list[Row]]) -> str:
+    run = f"{snapshot.path.parent.name}/{snapshot.run_id}"
     if groups["FAIL"]:
         return "; ".join(dict.fromkeys(to_change(str(row["metric"])) for row in _telling_first(groups["FAIL"])[:2]))
     if groups["UNDERPOWERED"]:
-        return f"more items: python runner.py --resume {run} --set items={2 * story.recipe.items}"
+        return f"more items: python runner.py --resume {run} --set items={2 * snapshot.recipe.items}"
     if groups["UNMEASURED"]:
         return "see in the table below what kept it from being measured"
-    return NEXT.get(story.milestone, "read the examples").format(run=run)
+    return NEXT.get(snapshot.milestone, "read the examples").format(run=run)
 
 
 _OWN_FIGURE = (
@@ -158,28 +157,29 @@ _OWN_FIGURE = (
 )  # what a milestone is about; M1's is the second
 
 
-def _tiles(story: Story, probes: Sequence[Probed]) -> list[tuple[str, str]]:
+def _tiles(snapshot: Snapshot, probes: Sequence[Probed]) -> list[tuple[str, str]]:
     """(number, what it is): pairs, the milestone's own figure, the loss, time and money, where they are known."""
-    pairs, spent, figures = story.pairs, story.spent, story.figures
+    pairs, spent, figures = snapshot.pairs, snapshot.spent, snapshot.figures
     total = len(pairs.kept) + len(pairs.rejects)
     tiles = (
         [(number(len(pairs.kept)), f"pair{'s' * (len(pairs.kept) != 1)} from {number(total)} item{'s' * (total != 1)}")]
         if total
         else []
     )
-    own = _OWN_FIGURE if story.milestone != "m1" else reversed(_OWN_FIGURE)
+    own = _OWN_FIGURE if snapshot.milestone != "m1" else reversed(_OWN_FIGURE)
     for metric, what in own:
         found = figures.get(metric) or {}
-        if isinstance(found.get("value"), int | float) and found.get("n") and story.milestone != "m0":
-            tiles.append((f"{round(found['value'] * found['n'])} of {found['n']}", what))
+        value, count = found.get("value"), found.get("n")
+        if value is not None and count and snapshot.milestone != "m0":
+            tiles.append((f"{round(value * count)} of {count}", what))
             break
     else:
         if probes:
             changed = sum(not probe.same for probe in probes)
             tiles.append((f"{changed} of {len(probes)}", "probe answers changed"))
-    first, last = (story.training.get(name) for name in ("first_loss", "last_loss"))
+    first, last = (snapshot.training.get(name) for name in ("first_loss", "last_loss"))
     if isinstance(first, int | float) and isinstance(last, int | float):
-        steps = story.training.get("steps", 0)
+        steps = snapshot.training.get("steps", 0)
         tiles.append((f"{first:.2f} → {last:.2f}", f"DPO loss, {number(steps)} step{'s' * (steps != 1)}"))
     attempts = int(spent["attempts"])
     money = f" · {usd(spent['usd'])}" if spent["usd"] else ""

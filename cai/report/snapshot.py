@@ -24,6 +24,7 @@ from cai.recipe.load import Recipe, Source
 from cai.run.events import read_events, spent
 from cai.store import records
 from cai.store.jsonl import Row
+from cai.store.row_types import FigureRow, Record
 from cai.store.rows import ByItem, Latest, Rows
 
 REVIEW = {"rater": str, "key": str, "what": str, "mark": str, "item": int}  # what every mark has
@@ -31,16 +32,16 @@ SCORE_KEY = ("metric", "item", "round")
 
 
 @dataclass(frozen=True)
-class Story:
+class Snapshot:
     """One run. `figures`: metric -> Measured as a dict. `rows`: every record. Parts that are missing are empty."""
 
     path: Path
     manifest: Row
     recipe: Recipe
-    rows: Sequence[Row]
+    rows: Sequence[Record]
     pairs: PairSet
     principles: dict[str, str]
-    figures: dict[str, Row]
+    figures: dict[str, FigureRow]
     warnings: list[str]
     gates: Row
     scores: Mapping[tuple[str, int], Row]
@@ -109,7 +110,7 @@ class Story:
         return usd / count if usd > 0 and count else None
 
 
-def read_story(path: Path) -> Story:
+def read_story(path: Path) -> Snapshot:
     """Everything a report needs. Errors: CaiError only where there is no run at all (no manifest)."""
     from cai.run.manifest import read_manifest
 
@@ -132,7 +133,7 @@ def read_story(path: Path) -> Story:
     training = _json(path / "train" / "result.json")
     if not training:
         gaps.append("there is no finished training")
-    return Story(
+    return Snapshot(
         path=path,
         manifest=manifest,
         recipe=recipe,
@@ -166,7 +167,7 @@ def _recipe(path: Path, gaps: list[str]) -> Recipe:
         return Recipe()  # type: ignore[call-arg]  # every key has a default
 
 
-def _records(path: Path, gaps: list[str]) -> Sequence[Row]:
+def _records(path: Path, gaps: list[str]) -> Sequence[Record]:
     try:
         return records.look(path / "records.jsonl")
     except (CaiError, OSError) as error:
@@ -182,14 +183,14 @@ def _principles(path: Path, gaps: list[str]) -> dict[str, str]:
         return {}
 
 
-def _pairs(rows: Sequence[Row], recipe: Recipe, principles: Mapping[str, str]) -> PairSet:
+def _pairs(rows: Sequence[Record], recipe: Recipe, principles: Mapping[str, str]) -> PairSet:
     wanted = set(slots(recipe))
     return build(rows, PairPlan(recipe.rounds, principles), recipe.pairs, lambda item: slot_of(item) in wanted)
 
 
-def _figures(folder: Path) -> tuple[dict[str, Row], list[str]]:
+def _figures(folder: Path) -> tuple[dict[str, FigureRow], list[str]]:
     """Every figure in eval/*.json, and the warnings beside them; gates.json is not one of them."""
-    figures: dict[str, Row] = {}
+    figures: dict[str, FigureRow] = {}
     warnings: list[str] = []
     for path in sorted(folder.glob("*.json")):
         if path.name == "gates.json":

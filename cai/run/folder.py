@@ -1,25 +1,22 @@
 """The run folder: its names, lock, manifest, events and status. One process owns a run from open to close.
 
 Owns every path inside `runs/<id>/`, the lock that keeps a second runner out, the attempts and their cost, and the check
-that a resume continues the same data. Does not own the records' content (cai.store.records) nor what belongs into a
-recipe's identity (cai.recipe.load). Invariants: the folder appears whole or not at all; events are only appended; what
-is summed over attempts comes from the events alone, so an attempt that was killed counts up to its last sign of life.
+that a resume continues the same data. Does not own the records' content (cai.store.records), the names of runs
+(`run_ids`) nor what belongs into a recipe's identity (cai.recipe.identity). Invariants: the folder appears whole or not
+at all; events are only appended; what is summed over attempts comes from the events alone, so an attempt that was
+killed counts up to its last sign of life.
 """
 
 from __future__ import annotations
 
-import difflib
 import errno
-import hashlib
 import math
 import os
-import re
 import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,82 +29,18 @@ from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.run.heart import Heart
 from cai.run.manifest import SCHEMA, read_manifest
+from cai.run.run_ids import check_run_id
 from cai.store import files
 from cai.store.files import write_atomic, write_json_atomic
+from cai.store.jsonl import JsonObject, Row
 from cai.store.lock import take_lock, utc_now
 from cai.store.records import RecordLog
+from cai.store.row_types import Record
 
-__all__ = ["Run", "check_identity", "new_run_id", "resolve_run", "write_atomic", "write_json_atomic"]
+__all__ = ["Run", "check_identity", "write_atomic", "write_json_atomic"]
 
-RUN_ID = re.compile(r"^[a-z0-9][a-z0-9._-]{0,79}$")
 HEARTBEAT_SECONDS = 15.0  # longest time of an attempt that kill -9 can leave uncounted
 STATUS_SECONDS = 0.5  # status.json is rewritten at most this often
-
-
-def new_run_id(milestone: str, identity: Mapping[str, str], now: datetime | None = None) -> str:
-    """`<utc yyyymmdd-hhmmss>-<milestone>-<hash6>`; the hash is of the identity, so equal recipes look alike."""
-    stamp = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
-    digest = hashlib.sha256(orjson.dumps(dict(identity), option=orjson.OPT_SORT_KEYS)).hexdigest()[:6]
-    return check_run_id(f"{stamp}-{milestone.lower()}-{digest}")
-
-
-def check_run_id(run_id: str) -> str:
-    if not RUN_ID.fullmatch(run_id):
-        raise CaiError(
-            f"run id {run_id!r}: must match {RUN_ID.pattern} (lower-case letters, digits, '.', '_', '-'; at most 80)",
-            errors.USAGE,
-        )
-    return run_id
-
-
-def resolve_run(argument: str | Path, root: Path) -> Path:
-    """The folder that `--resume ARGUMENT` means: `ID`, `root/ID` or `root/latest`; never one outside `root`.
-
-    Errors: CaiError(USAGE) for a malformed id, another folder, a symbolic link or a run that does not exist.
-    """
-    given = Path(argument)
-    if given.parent != Path(".") and os.path.realpath(given.parent) != os.path.realpath(root):
-        raise CaiError(
-            f"{argument}: is not inside {root}/: give {root}/<id> or {root}/latest, or the run's recipe.toml as recipe",
-            errors.USAGE,
-        )
-    name = given.name
-    if name == "latest":
-        try:
-            name = os.readlink(root / "latest")
-        except OSError as error:
-            if (root / "latest").exists():
-                raise CaiError(
-                    f"{root}/latest: is no link to a run but a file or folder of its own: name the run itself "
-                    f"({_hint('', root)}), and remove it so that the next run can set the link",
-                    errors.USAGE,
-                ) from error
-            raise CaiError(
-                f"{root}/latest: there is no latest run yet: start one with make m0", errors.USAGE
-            ) from error
-    path = root / check_run_id(name)
-    if path.is_symlink():
-        raise CaiError(f"{path}: is a symbolic link: name the run folder itself", errors.USAGE)
-    if not path.is_dir():
-        raise CaiError(f"{path}: no such run ({_hint(name, root)})", errors.USAGE)
-    _refuse_pipes(path)
-    return path
-
-
-def _refuse_pipes(run: Path) -> None:
-    """CaiError(CORRUPT) for a pipe, socket or device in a run folder: reading it would wait for ever."""
-    for path in run.rglob("*"):
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise CaiError(f"{path}: is a pipe or a device: put the file back, or remove it", errors.CORRUPT)
-
-
-def _hint(name: str, root: Path) -> str:
-    """The run that was meant, as far as its name tells; else the newest."""
-    known = sorted(p.name for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
-    if not known:
-        return f"{root}/ holds none"
-    near = [run for run in known if name and name in run] or difflib.get_close_matches(name, known, 1, 0.8)
-    return f"did you mean {near[-1]}?" if near else f"the newest of {len(known)} is {known[-1]}"
 
 
 def check_identity(
@@ -141,15 +74,15 @@ class Taken(CaiError):
 class Run:
     """One run folder. `Run.create` and `Run.open` hold its lock until `close`."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], lock: FileLock | None) -> None:
+    def __init__(self, path: Path, manifest: Row, lock: FileLock | None) -> None:
         self.path, self.manifest, self._lock = path, manifest, lock
         self.id = path.name
         self.attempt = 0
-        self.healed: dict[str, Any] | None = None  # what opening events.jsonl cut
-        self._events: RecordLog | None = None
+        self.healed: Row | None = None  # what opening events.jsonl cut
+        self._events: RecordLog[Row] | None = None
         self._began = time.monotonic()
         self._last_event = self._last_status = -1e9
-        self._status: dict[str, Any] = {}
+        self._status: Row = {}
         self._status_waits = False
         self._spent_before = {"attempts": 0.0, "seconds": 0.0, "usd": 0.0}
         self._usd_per_hour = 0.0
@@ -176,7 +109,7 @@ class Run:
 
     @classmethod
     def create(
-        cls, root: Path, run_id: str, files_: Mapping[str, bytes | str], manifest: Mapping[str, Any], **start: Any
+        cls, root: Path, run_id: str, files_: Mapping[str, bytes | str], manifest: JsonObject, **start: object
     ) -> Run:
         """A new folder with `files_` (recipe.toml, ...) and the manifest, locked; `root/latest` points to it.
 
@@ -209,7 +142,7 @@ class Run:
         return run._begin(start)
 
     @classmethod
-    def open(cls, path: Path, **start: Any) -> Run:
+    def open(cls, path: Path, **start: object) -> Run:
         """Lock an existing run and begin the next attempt. Errors: LOCKED, CORRUPT or USAGE (manifest), IO."""
         if path.is_symlink() or not path.is_dir():
             raise CaiError(f"{path}: is no run folder", errors.USAGE)
@@ -223,7 +156,7 @@ class Run:
             lock.release()
             raise
 
-    def _begin(self, start: Mapping[str, Any]) -> Run:
+    def _begin(self, start: JsonObject) -> Run:
         """`start`: what the first event says; its `began` is the monotonic second from which time counts."""
         facts = dict(start)
         self._began = facts.pop("began", None) or self._began
@@ -240,9 +173,9 @@ class Run:
             self.event("healed", **self.healed)
         return self
 
-    def records(self) -> RecordLog:
+    def records(self) -> RecordLog[Record]:
         """The run's records, healed and open for appending; what was cut is noted as an event."""
-        log = RecordLog.open(self.records_path, self.quarantine, unsure=self.check_log)
+        log: RecordLog[Record] = RecordLog.open(self.records_path, self.quarantine, unsure=self.check_log)
         if log.healed:
             self.event("healed", **log.healed)
         return log
@@ -251,7 +184,7 @@ class Run:
         """Before a log is opened: where its sum file cannot tell, the digest of the attempt before does (CORRUPT)."""
         digests.check_log(self.path, path, self._left)
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, kind: str, **fields: object) -> None:
         """Append {"t", "attempt", "n", "s", "kind", ...} to events.jsonl; `s`: seconds since the attempt began."""
         with self._heart.lock:
             assert self._events is not None, "a peeked run is read-only"
@@ -268,12 +201,12 @@ class Run:
             if self._events is not None and time.monotonic() - self._last_event >= HEARTBEAT_SECONDS:
                 self.event("heartbeat")
 
-    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+    def events(self, kind: str | None = None) -> list[Row]:
         """All readable events, of one kind if given; works on a peeked run."""
         rows = self._events.rows if self._events else read_events(self.events_path)
         return [row for row in rows if kind in (None, row.get("kind"))]
 
-    def status(self, *, now: bool = False, **fields: Any) -> None:
+    def status(self, *, now: bool = False, **fields: object) -> None:
         """Merge `fields` into status.json (atomic, at most twice a second unless `now`); also the heartbeat."""
         self._status.update(fields)
         self._status_waits = True
@@ -288,7 +221,7 @@ class Run:
         )
         self._last_status, self._status_waits = time.monotonic(), False
 
-    def read_status(self) -> dict[str, Any]:
+    def read_status(self) -> Row:
         """status.json as last written; {} if there is none or it is unreadable (it is derived, never relied on)."""
         try:
             value = orjson.loads(self.status_path.read_bytes())
@@ -296,7 +229,7 @@ class Run:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def update_manifest(self, **fields: Any) -> None:
+    def update_manifest(self, **fields: object) -> None:
         """Merge `fields` into manifest.json, atomically and durably."""
         self.manifest = {**self.manifest, **fields}
         write_json_atomic(self.manifest_path, self.manifest)
@@ -312,7 +245,7 @@ class Run:
             "usd": self._spent_before["usd"] + seconds / 3600 * self._usd_per_hour,
         }
 
-    def close(self, **end: Any) -> None:
+    def close(self, **end: object) -> None:
         """End the attempt and free the lock. Never raises for a full or broken disk: the first error must stay seen."""
         self._heart.stop()
         with suppress(CaiError):
@@ -349,7 +282,7 @@ class Run:
             self.close(code=errors.DONE)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> Any:
     """An event may tell of a NaN; as a word, for JSON has no such number."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -9,7 +9,7 @@ from support.runs import ROOT
 
 from cai.evaluate import advice
 from cai.evaluate.gates import decide
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.recipe import load as recipes
 from cai.recipe.settings_evaluation import GateSpec
 
@@ -40,8 +40,8 @@ def test_advice_names_keys_and_files_that_exist() -> None:
 
 def test_a_failed_gate_names_three_worst_texts_and_one_that_lacks_numbers_asks_for_more() -> None:
     worst = tuple({"item": i, "text": "long " * 200} for i in range(5))
-    failed = decide(Measured("data.copied", 5.0, n=9, worst=worst), GateSpec(metric="data.copied", at_most=0.0))
+    failed = decide(Figure("data.copied", 5.0, n=9, worst=worst), GateSpec(metric="data.copied", at_most=0.0))
     first, second = advice.lines(failed)
     assert first == "  to read first: item 0, item 1, item 2" and second.startswith("  to change: ")
-    few = decide(Measured("preference.p1", 0.9, n=2), GateSpec(metric="preference.p1", above=0.8, minimum_n=20))
+    few = decide(Figure("preference.p1", 0.9, n=2), GateSpec(metric="preference.p1", above=0.8, minimum_n=20))
     assert advice.lines(few) == ["  to decide it: more items (items, heldout.items), or a lower minimum_n of this gate"]

@@ -11,7 +11,7 @@ from cai.data import chain
 from cai.data.pairs import PairSet
 from cai.evaluate import advice, data_checks
 from cai.evaluate.gates import decide_all
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.recipe import load as recipes
 from cai.recipe.constitution import load_constitution
 
@@ -44,7 +44,7 @@ def shipped():
     return recipe, prompts, load_constitution(ROOT / "constitution.yaml")
 
 
-def measured(shipped, examples, rows=()) -> dict[str, Measured]:
+def measured(shipped, examples, rows=()) -> dict[str, Figure]:
     _, prompts, constitution = shipped
     return data_checks.measure(PairSet(examples, [], []), rows, prompts, constitution)
 

@@ -7,7 +7,7 @@ from support.runs import read_jsonl
 
 from cai import errors
 from cai.evaluate import prompted
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 
 ARMS = ("few_shot", "constitution", "best_of_n")
 ASKED = ("--set", 'evaluation.prompted=["few_shot","constitution","best_of_n"]', "--set", "evaluation.best_of=3")
@@ -93,7 +93,9 @@ def test_the_best_of_n_is_the_one_that_the_judge_puts_ahead(monkeypatch):
     ]
     odds = {"second": -1.0, "third": 2.0, "two": -0.5, "3": None}
     monkeypatch.setattr(prompted, "_drawn", lambda *args: candidates)
-    monkeypatch.setattr(prompted, "_compared", lambda bench, both: [{"log_odds": odds[ours]} for _, ours, _ in both])
+    monkeypatch.setattr(
+        prompted, "_compared", lambda evaluation, both: [{"log_odds": odds[ours]} for _, ours, _ in both]
+    )
 
     class Bench:
         class section:
@@ -112,7 +114,7 @@ def test_the_best_of_n_is_the_one_that_the_judge_puts_ahead(monkeypatch):
 
 def test_the_sentence_says_ahead_behind_and_undecided():
     def figure(arm, value, low, high):
-        return {f"preference.over.{arm}.length_controlled": Measured("m", value, low, high, n=50)}
+        return {f"preference.over.{arm}.length_controlled": Figure("m", value, low, high, n=50)}
 
     found = (
         figure("few_shot", 0.7, 0.56, 0.81)

@@ -1,7 +1,7 @@
 """The GPU's operations in Triton, under the names of `attention`: norms, rotary and cache write, the draw.
 
-The two attentions are in `attention_kernels` and are found under this module's name, too. Sums are fp32 and in a fixed
-order. Nothing here needs Hopper.
+The two attentions are in `attention_kernels` (decode) and `prefill_kernels` and found under this module's name, too.
+Sums are fp32 and in a fixed order. Nothing here needs Hopper.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from cai.engine.native.attention import HeadNorms, Step
-from cai.engine.native.attention_kernels import decode_attention, prefill_attention, query_tiles
+from cai.engine.native.attention_kernels import decode_attention
+from cai.engine.native.prefill_kernels import prefill_attention, query_tiles
 from cai.engine.sampling import row_keys
 
 __all__ = (
@@ -78,7 +79,7 @@ def add_rms_norm(
 
 @triton.jit
 def _gated_mul(gate, up, y, gate_stride, up_stride, width, TANH: tl.constexpr, BLOCK: tl.constexpr):
-    """SiLU, or GELU by tanh: both are g / (1 + exp(-z)), of z = g or of a polynomial."""
+    """SiLU, or GELU by tanh: both are g / (1 + exp(-z)), of z = g or of 2 sqrt(2 / pi) (g + 0.044715 g^3)."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
