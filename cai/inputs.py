@@ -17,6 +17,7 @@ from cai.errors import CaiError
 from cai.models.policy import Backend, backend_of
 from cai.recipe import identity
 from cai.recipe import load as recipes
+from cai.recipe import probes as probe_files
 from cai.recipe.constitution import Constitution, check_rounds, load_constitution
 from cai.recipe.grid import Grid, load_grid
 from cai.recipe.intake import input_files as intake_files
@@ -26,6 +27,7 @@ from cai.recipe.intake.instructionfile import Intake
 from cai.recipe.intake.pairfile import PairIntake
 from cai.recipe.load import Recipe, Source
 from cai.recipe.paths import expanded
+from cai.recipe.probes import Probe
 from cai.recipe.prompts import Prompt
 from cai.run.manifest import read_manifest
 from cai.run.run_ids import resolve_run
@@ -56,6 +58,7 @@ class Inputs:
     given: Intake | None = None
     pairs: PairIntake | None = None
     grown_from: InputFile | None = None
+    probes: Sequence[Probe] = ()
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -68,7 +71,8 @@ class Inputs:
 
     def identity(self, training: bool = False, *, then: bool = False) -> dict[str, str]:
         model = {"model.backend": self.backend}
-        return identity.identity(self.recipe, self.hashes_then if then else self.hashes, training=training) | model
+        hashes = {k: v for k, v in (self.hashes_then if then else self.hashes).items() if k != probe_files.NAME}
+        return identity.identity(self.recipe, hashes, training=training) | model
 
     def stages(self, *, then: bool = False) -> dict[str, dict[str, str]]:
         hashes = self.hashes_then if then else self.hashes
@@ -78,6 +82,11 @@ class Inputs:
     def limit_tokens(self) -> int:
         """The most tokens that one item generates when nothing is tried twice."""
         return chain.limit_tokens(self.recipe)
+
+    @property
+    def once_tokens(self) -> int:
+        """The most tokens that are generated once a run: both models' answers to the probes."""
+        return 2 * len(self.probes) * self.recipe.evaluation.probe_tokens
 
     @property
     def folder(self) -> Path:
@@ -148,6 +157,8 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     override = "; ".join(dict.fromkeys(filter(None, why)))
     given, pairs = _given(recipe, files), _own_pairs(recipe, files)
     inputs = Inputs(source, recipe, backend, constitution, prompts, grid, files, sets, override, given, pairs)
+    if asked := files.get(probe_files.NAME):
+        inputs = replace(inputs, probes=probe_files.load_probes(asked.path, asked.data))
     return _since(inputs, run, manifest) if run else inputs
 
 
@@ -157,6 +168,9 @@ def _paths(source: Source, recipe: Recipe) -> dict[str, Path]:
     prompts = source.folder / ("prompts" if inside else recipe.prompts)
     paths = {"constitution.yaml": source.folder / ("constitution.yaml" if inside else recipe.constitution)}
     paths |= {f"prompts/{name}.yaml": prompts / f"{name}.yaml" for name in (*chain.prompt_files(recipe), "grid")}
+    if recipe.evaluation.enabled and recipe.evaluation.probes:
+        copy = source.folder / probe_files.NAME
+        paths[probe_files.NAME] = copy if inside and copy.is_file() else home(source) / recipe.evaluation.probes
     if recipe.instructions.file:
         copy = source.folder / intake_files.NAME
         paths[intake_files.NAME] = copy if inside and copy.is_file() else home(source) / recipe.instructions.file

@@ -27,6 +27,7 @@ from cai.models import checks
 from cai.recipe.intake.pairfile import PairIntake
 from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
+from cai.run import tracker
 from cai.run.context import Context
 from cai.run.folder import Run
 from cai.store.files import holds, json_bytes, write_json_atomic
@@ -79,6 +80,7 @@ def own_pairs(context: Context, intake: PairIntake) -> PairSet:
 def check_at_hand(inputs: Inputs, args: argparse.Namespace) -> None:
     """Guard, files, judges and lm_eval tasks of the milestone's own benchmarks, before there is a run folder."""
     recipe = inputs.recipe
+    tracker.require(recipe.report.tracker)
     if args.resume and (locate(args, args.resume) / "train" / "result.json").exists():
         return
     guarding.require(recipe.guard)
@@ -190,7 +192,7 @@ def evaluate(
     context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path
 ) -> dict[str, Figure]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
-    from cai.evaluate import chain_figures, critic_stage, measure, prompted
+    from cai.evaluate import chain_figures, critic_stage, measure, probes, prompted
     from cai.evaluate.benchmarks import suite
     from cai.evaluate.lm_eval import tasks
 
@@ -214,6 +216,7 @@ def evaluate(
             results |= tasks.figures(tasks.measure(evaluation, inputs.folder))
             results |= measure.training_figures(context)
         measure.write(context, results)
+    probes.ask(context, inputs.probes, adapter)
     if context.recipe.sft.enabled:
         from cai.evaluate import arms as measured_arms
 
@@ -243,6 +246,7 @@ def decide(context: Context, results: Mapping[str, Figure], override: str) -> li
     verdicts = gates.decide_all(results, recipe.gates.of_recipe(recipe))
     for verdict in verdicts:
         say("\n".join([f"gate {verdict.line}", *advice.lines(verdict)]))
+    run.tell("figures", {name: figure.value for name, figure in results.items()})
     content = {
         "milestone": recipe.milestone,
         "enforced": enforced(context),
@@ -260,14 +264,17 @@ def decide(context: Context, results: Mapping[str, Figure], override: str) -> li
 
 
 def report(context: Context, verdicts: Sequence[Verdict]) -> None:
-    """Peak memory by phase into the manifest, then report.html and report.md."""
+    """Peak memory by phase into the manifest, then report.html and report.md; before and after on screen."""
     from cai.engine import memory
+    from cai.report import before_after
     from cai.report.pages import write_report
 
     found = memory.by_phase(context.run.events())
     if found != context.run.manifest.get("memory", {}):
         context.run.update_manifest(memory=found)
     write_report(context.run)
+    for line in before_after.lines(before_after.probed(context.log.by_stage("probes")), context.run.report_html):
+        say(line)
 
 
 def report_what_exists(run: Run) -> None:

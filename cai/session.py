@@ -27,13 +27,14 @@ from cai.models.loading import check_modules
 from cai.models.policy import load
 from cai.preflight.download import download_line
 from cai.recipe import load as recipes
-from cai.run import lines, resuming
+from cai.run import lines, resuming, words
 from cai.run.context import Context
 from cai.run.folder import Run, Taken, check_identity
 from cai.run.manifest import read_manifest
 from cai.run.progress import Progress
 from cai.run.run_ids import new_run_id, resolve_run
 from cai.run.stop import StopSwitch
+from cai.run.tracker import open_tracker
 from cai.store.files import holds, write_atomic
 from cai.store.jsonl import JsonObject, Row
 from cai.terminal import say
@@ -65,6 +66,8 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         _keep_recipe(run, inputs, args)
         if inputs.override != run.manifest.get("override", ""):
             run.update_manifest(override=inputs.override)
+        if run.manifest.get("files") != inputs.hashes:  # probes that were edited: what is not part of the identity
+            run.update_manifest(files=inputs.hashes)
         copy_inputs(inputs, run.path)  # a kill may have come before the first copy
     except BaseException:
         run.__exit__(*sys.exc_info())
@@ -168,6 +171,8 @@ class ModelOnDemand:
             self._preflight_machine()
             if line := download_line(recipe, self.inputs.backend):
                 say(line)
+            if self.inputs.backend != "fake":
+                say("model: loading, alive; a large one takes minutes, and more where it is downloaded")
             self.model = load(recipe.model, self.inputs.backend, seed=recipe.seed, say=say)
             self.model.rules = Rules(recipe.sampling.min_p, recipe.sampling.no_repeat_ngram)
             self._check_loaded(self.model)
@@ -219,17 +224,37 @@ class ModelOnDemand:
             doctor.preflight("model", checks, self.run.event, say)
 
 
+def _facts(inputs: Inputs) -> JsonObject:
+    """What a tracker shows of a run beside its curves."""
+    recipe = inputs.recipe
+    facts = {"milestone": recipe.milestone, "model": recipe.model.name, "backend": inputs.backend}
+    return facts | {"items": recipe.items, "beta": recipe.dpo.beta, "learning_rate": recipe.dpo.learning_rate}
+
+
+def _steps(inputs: Inputs) -> tuple[words.Step, ...]:
+    """Every step of this run, for `step n of m`."""
+    recipe = inputs.recipe
+    ordered = [(stage.name, round_) for stage, round_ in chain.ordered(recipe.rounds, recipe)]
+    measured = recipe.evaluation.enabled
+    exam = measured and recipe.evaluation.critic_items > 0
+    return words.plan(ordered, recipe.guard.enabled, exam, measured and bool(inputs.probes))
+
+
 @contextlib.contextmanager
 def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
     """An open, locked run with its log and a stop switch; everything is closed on every way out."""
     switch = StopSwitch().install()
     run = None
     try:
-        with open_run(inputs, args) as run, run.records() as log:
+        with contextlib.ExitStack() as closing, open_run(inputs, args) as run, run.records() as log:
             if log.notice:
                 say(log.notice)
             whole = partial(chain.whole_items, rounds=inputs.recipe.rounds)
-            progress = Progress(run, inputs.recipe.budget.usd_per_hour, whole)
+            tracker = open_tracker(inputs.recipe.report.tracker, run.path, _facts(inputs))
+            if tracker is not None:
+                run.tell = tracker.tell
+                closing.callback(tracker.close)
+            progress = Progress(run, inputs.recipe.budget.usd_per_hour, whole, _steps(inputs))
             yield Context(
                 recipe=inputs.recipe,
                 run=run,

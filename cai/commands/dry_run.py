@@ -21,7 +21,7 @@ from cai.models.tokenizer_file import ByteCounter, modules_at_hand, tokenizer_at
 from cai.preflight.download import download_line
 from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt, Rendered
-from cai.run import budget
+from cai.run import budget, tracker
 from cai.terminal import duration, for_stream, number, printable, usd
 
 SAMPLE = {  # stands for text that a stage before would write
@@ -39,6 +39,7 @@ def dry_run(inputs: Inputs) -> int:
         from cai.evaluate.lm_eval.tasks import require_package
 
         require_package(inputs.recipe.evaluation, inputs.folder)
+    tracker.require(inputs.recipe.report.tracker)
     tokenizer, source = tokenizer_at_hand(inputs.recipe.model, inputs.backend)
     refuse_unknown(inputs.recipe.lora.target_modules, modules_at_hand(inputs.recipe.model, inputs.backend))
     prompts = _prompts(inputs, tokenizer, source)
@@ -81,6 +82,7 @@ def _head(inputs: Inputs) -> list[str]:
         **made,
         "training": f"DPO, {length} of {effective} pair(s), learning rate {recipe.dpo.learning_rate:g}, beta "
         f"{recipe.dpo.beta:g}, LoRA r={recipe.lora.rank} alpha={recipe.lora.alpha}",
+        "before/after": _probes(inputs),
         "gates": gates,
         "budget": _budget(recipe),
         "run folder": f"{runs_root(source, recipe)}/<time>-{recipe.milestone}-<hash>",
@@ -88,6 +90,14 @@ def _head(inputs: Inputs) -> list[str]:
     if line := download_line(recipe, inputs.backend):
         rows["to download"] = line.partition(": ")[2]
     return [f"{name:<13} {text}" for name, text in rows.items()]
+
+
+def _probes(inputs: Inputs) -> str:
+    if not inputs.probes:
+        return 'no probe prompts (evaluation.probes = "")'
+    benign = sum(probe.pool == "benign" for probe in inputs.probes)
+    pools = f"{benign} benign, {len(inputs.probes) - benign} red-team"
+    return f"{pools} probe prompts, answered by base and tuned: at most {inputs.once_tokens:,} tokens"
 
 
 def _files(inputs: Inputs, tokenizer: Tokenizer) -> list[str]:
@@ -206,7 +216,9 @@ def counted(tokenizer: Tokenizer, rendered: Rendered) -> tuple[int, int]:
 
 def _estimate(inputs: Inputs) -> list[str]:
     recipe = inputs.recipe
-    found = budget.estimate(recipe, inputs.backend, runs_root(inputs.source, recipe), inputs.limit_tokens)
+    found = budget.estimate(
+        recipe, inputs.backend, runs_root(inputs.source, recipe), inputs.limit_tokens, inputs.once_tokens
+    )
     low, high = (number(int(round(v, -2))) for v in found.tokens)
     lines = [f"estimate      {low} to {high} generated tokens", f"              {found.line}"]
     seconds = found.seconds

@@ -7,6 +7,8 @@ written: a run can be watched while it works, and a log can be read while it gro
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import sys
 import time
 import tomllib
@@ -14,18 +16,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from cai import errors
 from cai.data import chain
 from cai.evaluate.gates import whole_verdicts
+from cai.run import words
 from cai.run.events import read_events, spent
 from cai.store.jsonl import Row
 from cai.store.lock import holder_died, holder_lives
 from cai.terminal import duration, duration_range, for_stream, number, printable, usd, usd_fine
 
 WATCH_SECONDS = 2.0
+BARS, SPARKS = "▁▂▃▄▅▆▇█", 40  # levels and stretches of the loss
+SHOWN = 240  # characters of the text that was made last
 SILENT_SECONDS = 60.0  # an attempt without an end that was silent for longer is called silent, not running
 
 
@@ -50,15 +56,15 @@ def command(args: argparse.Namespace) -> int:
 def watch(path: Path, seconds: float = WATCH_SECONDS) -> Iterator[str]:
     """A new screen every `seconds`, the last one once the run's attempt has ended or its process is no more."""
     while True:
-        text = screen(path)
+        text = screen(path, text=True)
         yield text
         if not text.split("\n")[1].startswith(("state        running", "state        silent")):
             return
         time.sleep(seconds)
 
 
-def screen(path: Path, now: datetime | None = None) -> str:
-    """The whole summary, made safe for a terminal."""
+def screen(path: Path, now: datetime | None = None, *, text: bool = False) -> str:
+    """The whole summary, made safe for a terminal. `text`: with the text that was made last."""
     manifest, status = _json(path / "manifest.json"), _json(path / "status.json")
     events = read_events(path / "events.jsonl")
     budget = _budget(path)
@@ -75,6 +81,8 @@ def screen(path: Path, now: datetime | None = None) -> str:
         *_counts(path / "records.jsonl"),
         ("pairs", f"{pairs[0]} to train on, {pairs[1]} held out" if pairs else "not written yet"),
         ("training", _training(events)),
+        ("loss", sparkline(_losses(events))),
+        ("just made", just_made(_rows(path / "records.jsonl")) if text else ""),
         *_gates(_json(path / "eval" / "gates.json")),
         ("report", str(shown / "report.html") if (path / "report.html").is_file() else "not written yet"),
         (
@@ -84,7 +92,7 @@ def screen(path: Path, now: datetime | None = None) -> str:
             else f"python runner.py {shown / 'recipe.toml'} --resume {shown}",
         ),
     ]
-    return printable("\n".join(f"{name:<13}{text}" for name, text in rows if text))
+    return printable("\n".join(f"{name:<13}{told}" for name, told in rows if told))
 
 
 def _state(events: list[Row], status: Row, now: datetime, died: bool, lives: bool) -> str:
@@ -120,12 +128,19 @@ def _at(status: Row) -> str:
     if not status.get("stage"):
         return ""
     round_, eta = status.get("round"), status.get("eta_seconds")
-    name = chain.label(str(status["stage"]), round_ if isinstance(round_, int) else 0)
+    stage, place = str(status["stage"]), round_ if isinstance(round_, int) else 0
+    found = chain.named(stage)
+    name = words.in_words(stage, place, found is not None and found.per_round)
+    if isinstance(status.get("step"), int) and status["step"] and isinstance(status.get("steps"), int):
+        name = f"step {status['step']} of {status['steps']}, {name}"
     text = f": {name}" + (f": {status.get('done', 0)}/{status['total']}" if status.get("total") else "")
     if status.get("tokens_per_second"):
         text += f", {number(status['tokens_per_second'], 2)} tok/s"
     if isinstance(eta, list) and len(eta) == 2 and eta[1]:
         text += f", {duration_range(*eta)} to go in this stage"
+    run = status.get("run_seconds")
+    if isinstance(run, list) and len(run) == 2 and run[1]:
+        text += f", {duration_range(*run)} in the whole run"
     return text
 
 
@@ -201,8 +216,46 @@ def _training(events: list[Row]) -> str:
         text = f"step {steps[-1].get('step')}"
     else:
         return ""
-    losses = [event["loss"] for event in steps if isinstance(event.get("loss"), int | float)]
+    losses = _losses(own)
     return text + (f", loss {losses[0]:.4f} to {losses[-1]:.4f}" if losses else "")
+
+
+def _losses(events: list[Row]) -> list[float]:
+    """Of the training's steps; a step that was trained again after a kill counts as it was last."""
+    own = (e for e in events if e.get("kind") == "train_step" and "arm" not in e and isinstance(e.get("step"), int))
+    last = {e["step"]: float(e["loss"]) for e in own if isinstance(e.get("loss"), int | float)}
+    return [last[step] for step in sorted(last) if math.isfinite(last[step])]
+
+
+def sparkline(values: list[float], width: int = SPARKS) -> str:
+    """`0.693 ▇▆▄▂▁ 0.351`: equal stretches of the values, each by its mean; nothing for fewer than two."""
+    if len(values) < 2:
+        return ""
+    count = min(width, len(values))
+    edges = [round(i * len(values) / count) for i in range(count + 1)]
+    means = [math.fsum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, span = min(means), (max(means) - min(means)) or 1.0
+    bars = "".join(BARS[round((mean - low) / span * (len(BARS) - 1))] for mean in means)
+    return f"{values[0]:.3f} {bars} {values[-1]:.3f}"
+
+
+def just_made(rows: Iterable[Row]) -> str:
+    """The newest text of a run at work, on one line; a red-team text is not shown unasked."""
+    last: Row = {}
+    pools: dict[Any, str] = {}
+    for row in rows:
+        if row.get("stage") == "instructions":
+            pools[row.get("item")] = str(row.get("pool", "benign"))
+        if str(row.get("text", "")).strip() and row.get("tokens"):
+            last = row
+    if not last:
+        return ""
+    stage, round_ = str(last["stage"]), int(last.get("round") or 0)
+    where = f"{chain.label(stage, round_)}, item {last.get('item')}"
+    if pools.get(last.get("item"), str(last.get("pool", "benign"))) != "benign":
+        return f"{where}: red-team text, folded"
+    shown = " ".join(str(last["text"]).split())
+    return f"{where}: {shown if len(shown) <= SHOWN else shown[: SHOWN - 1] + '…'}"
 
 
 def _gates(gates: Row) -> list[tuple[str, str]]:

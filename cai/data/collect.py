@@ -59,7 +59,8 @@ def collect(context: Context, grid: Grid, given: Intake | None, until: str = "")
         if attempt and not _nothing_to_try(context, items, lines, pairs):
             context.run.event("wave", attempt=attempt, slots=len(items), reasons=pairs.reasons)
             context.progress.say(
-                f"{len(items)} slot(s) have no pair yet: wave {attempt + 1} of at most {slots.tries(recipe)}"
+                f"{len(items)} of {len(slots.slots(recipe))} items have no pair yet: "
+                f"try {attempt + 1} of at most {slots.tries(recipe)} for each"
             )
         fresh = _fresh(context, items, pairs)
         instructions.repeat(context, sorted(set(items).difference(fresh)))

@@ -107,6 +107,7 @@ class EngineStats:
     decode_steps: int = 0
     out_of_memory: int = 0
     batch_size: int = 0
+    in_flight: int = 0  # tokens drawn for rows that are not finished
     extra: Row = field(default_factory=dict)
 
 

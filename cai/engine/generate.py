@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
-from cai.engine import Completion, Request, Rules, Score, ScoreRequest
+from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest
 from cai.engine.foreign import HfConfig, HfModel, HfModule
 from cai.engine.sampling import allowed, gumbel_noise, seed_tensor
 from cai.engine.stopping import Pieces, Row
@@ -80,14 +80,16 @@ class GumbelScores(LogitsProcessor):
 class RowsDone(StoppingCriteria):
     """Feeds every row its new token and tells `generate` which rows are done; all are once the caller stops."""
 
-    def __init__(self, rows: Sequence[Row], stopped: Callable[[], bool]) -> None:
-        self.rows, self.stopped, self.steps, self.cancelled = rows, stopped, 0, False
+    def __init__(self, rows: Sequence[Row], stopped: Callable[[], bool], stats: EngineStats | None = None) -> None:
+        self.rows, self.stopped, self.steps, self.cancelled, self.stats = rows, stopped, 0, False, stats
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
         self.steps += 1
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
             if row.done is None:
                 row.feed(token)
+        if self.stats is not None:  # before `stopped`, through which a progress line looks at it
+            self.stats.in_flight = sum(len(row.ids) for row in self.rows)
         self.cancelled = self.cancelled or self.stopped()
         done = [self.cancelled or row.done is not None for row in self.rows]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
@@ -108,11 +110,12 @@ def generate_slice(
     device: torch.device | str,
     stopped: Callable[[], bool],
     rules: Rules,
+    stats: EngineStats | None = None,
 ) -> tuple[list[Completion], int]:
     """Draw all rows of one slice; completions (only finished rows' once `stopped()`) and the number of steps."""
     ids_BT, mask_BT = left_padded(requests, device)
     rows = [Row(request, pieces) for request in requests]
-    done = RowsDone(rows, stopped)
+    done = RowsDone(rows, stopped, stats)
     longest = max(request.sampling.max_new_tokens for request in requests)
     # An id that is never drawn: `generate` would fill a missing eos from the model's config, and ours are `rows.Row`'s.
     no_eos = causal_lm(model).config.get_text_config(decoder=True).vocab_size
@@ -125,6 +128,8 @@ def generate_slice(
             logits_processor=[GumbelScores(requests, ids_BT.shape[1], device, rules)],
             stopping_criteria=[done],
         )
+    if stats is not None:
+        stats.in_flight = 0
     return [row.completion() for row in rows if row.done is not None], done.steps
 
 

@@ -28,7 +28,9 @@ class ReferenceEngine:
     def completions(self, stopped: Callable[[], bool] = never) -> Iterator[Completion]:
         while self.queue and not stopped():
             request = self.queue.popleft()
-            done, steps = generate.generate_slice(self.model, self.pieces, [request], self.device, stopped, self.rules)
+            done, steps = generate.generate_slice(
+                self.model, self.pieces, [request], self.device, stopped, self.rules, self.stats
+            )
             self.stats.decode_steps += steps
             self.stats.prompt_tokens_computed += len(request.token_ids)
             yield from done

@@ -73,7 +73,9 @@ class StaticEngine:
     def _slice(self, requests: Sequence[Request], stopped: Callable[[], bool]) -> list[Completion] | None:
         """None where memory ran out. Nothing of the failed attempt outlives this frame."""
         drawn = generate.unless_memory_runs_out(
-            lambda: generate.generate_slice(self.model, self.pieces, requests, self.device, stopped, self.rules)
+            lambda: generate.generate_slice(
+                self.model, self.pieces, requests, self.device, stopped, self.rules, self.stats
+            )
         )
         if drawn is None:
             return None

@@ -35,6 +35,7 @@ KEY = ("metric", "item", "round")
 SHIPPED_PROMPTS = Path(__file__).parent.parent.parent / "prompts"
 # they change no row that is stored: the arms of `prompted` have rows of their own, named by `best_of`
 DISPLAY_KEYS = {"exam_sensitivity", "judge", "enabled", "lm_eval_include", "prompted", "best_of"}
+DISPLAY_KEYS |= {"probes", "probe_tokens"}  # in records.jsonl
 NO_TASKS = {"lm_eval": [], "lm_eval_limit": 0, "lm_eval_batch_size": 8}  # in a log of their own: never part of this one
 # constants that were settings once: with them the scores of runs made before still count
 CONSTANTS = {"batch": 64, "min_quote_match": MIN_QUOTE_MATCH}

@@ -36,6 +36,7 @@ from cai.recipe.settings import (
     PairsSection,
     Positive,
     PrinciplesSection,
+    ReportSection,
     SamplingSections,
     Section,
     SftSection,
@@ -83,6 +84,7 @@ class Recipe(Section):
     benchmarks: BenchmarksSection = BenchmarksSection()
     checks: ChecksSection = ChecksSection()
     gates: GatesSection = GatesSection()
+    report: ReportSection = ReportSection()
     budget: BudgetSection = BudgetSection()
 
 

@@ -20,6 +20,7 @@ PATH_KEYS = (
     "model.name",
     "guard.model",
     "evaluation.lm_eval_include",
+    "evaluation.probes",
     *(f"benchmarks.{name}" for name in ("harmbench", "xstest", "mtbench", "mtbench_prompts", "xstest_prompt")),
     *(f"benchmarks.{name}" for name in ("judge", "harmbench_judge", "xstest_judge", "mtbench_judge")),
 )

@@ -242,6 +242,12 @@ class DpoSection(Section):
         return {k: v for k, v in values.items() if k not in ADDED or v != type(self).model_fields[k].default}
 
 
+class ReportSection(Section):
+    """Where steps and figures go beside the run folder. Part of no identity: a resume may change it."""
+
+    tracker: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = "none"
+
+
 class HealthSection(Section):
     """What DPO's training watches. A sign is logged, warned of and, named in `stop`, ends it (exit 6) resumably.
 

@@ -70,6 +70,8 @@ class EvaluationSection(Section):
     judge_items: Count = Field(default=2, description="items judged with J1-J4 and P3; 0 = none; above: seeded sample")
     fresh_items: Count = Field(default=0, description="held-out prompts answered by base and tuned for P3; 0 = none")
     fresh_max_new_tokens: Positive = 200
+    probes: str = Field(default="", description="file of prompts that base and tuned answer, to be read; empty: none")
+    probe_tokens: Positive = Field(default=300, description="longest answer to a probe")
     prompted: tuple[Literal["few_shot", "constitution", "best_of_n"], ...] = Field(
         default=(), description="the base prompted well, against the tuned model on the same fresh prompts"
     )

@@ -23,12 +23,22 @@ POINTS = 400  # of a line; more are thinned evenly
 NO_SHARES = ("dpo.", "forgetting.", "mtbench.", "sft.", "fresh.", "critiques.csi", "revisions.cri")
 STATUS_WORDS = {"PASS": "pass", "FAIL": "not passed", "UNDERPOWERED": "too few to tell", "UNMEASURED": "not measured"}
 IN_WORDS = {
+    "pairs.kept": "Pairs that came through",
+    "data.scaffolding": "Texts that run on into the prompt's form",
+    "data.copied": "Texts that copy the prompts' examples",
+    "data.nothing_found": "Pairs of which nothing was found",
+    "labels.better": "Revisions judged better",
+    "critic.recall": "Planted flaws that the critic finds",
+    "critic.false_alarms": "Sound answers that it blames",
     "critiques.meaningful": "Critiques pass every check",
     "revisions.addresses": "Revisions address them",
     "preference.p1": "Tuned prefers the revision (held-out)",
     "preference.p1.train": "Tuned prefers the revision (training)",
     "preference.p2.after": "By log-probability a token (held-out)",
+    "preference.p2.gain": "Prefers more of them than before",
     "preference.p3": "Fresh answers judged better",
+    "preference.p3.length_controlled": "Fresh answers judged better, by length",
+    "fresh.tuned.stops": "Fresh answers end by themselves",
     "preference.surface": "Told by characters and length alone",
     "pairs.yield": "Items that became pairs",
     "dpo.loss_fall": "Loss falls on the pairs, nats",
@@ -285,12 +295,24 @@ PRINCIPLE_COLUMNS = (  # head, counted, of how many; a column that no row has is
 
 
 def heat_map(title: str, rows: Sequence[JsonObject]) -> Chart | None:
-    """Principle by what became of it, as `views.by_principle` counts."""
-    columns = [column for column in PRINCIPLE_COLUMNS if any(column[2] in row for row in rows)]
+    """Principle by what became of it, as `tables.by_principle` counts; a column that is empty is left out."""
+    columns = [column for column in PRINCIPLE_COLUMNS if any(row.get(column[2]) for row in rows)]
     if not columns:
         return None
-    cells = tuple(tuple((int(row.get(hits, 0)), int(row.get(of, 0))) for _, hits, of in columns) for row in rows)
-    names, heads = tuple(named(row["id"]) for row in rows), tuple(head for head, _, _ in columns)
+    cells = [tuple((int(row.get(hits, 0)), int(row.get(of, 0))) for _, hits, of in columns) for row in rows]
+    return _heat(title, [row["id"] for row in rows], [head for head, _, _ in columns], cells)
+
+
+def pool_map(title: str, pools: Sequence[str], rows: Sequence[JsonObject]) -> Chart | None:
+    """Principle by pool, as `tables.by_pool` counts: the share of a pool's critiques that were about it."""
+    if len(pools) < 2:
+        return None
+    heads = [{"redteam": "red-team"}.get(pool, pool) for pool in pools]
+    return _heat(title, [row["id"] for row in rows], heads, [row["cells"] for row in rows])
+
+
+def _heat(title: str, rows: Sequence[str], heads: Sequence[str], cells: Sequence[tuple[tuple[int, int], ...]]) -> Chart:
+    names = tuple(map(named, rows))
     told = [f"{name}: {', '.join(f'{head} {hits} of {of}' for head, (hits, of) in zip(heads, line, strict=True))}"
             for name, line in zip(names, cells, strict=True)]  # fmt: skip
-    return Chart(slug(title), title, f"{'; '.join(told)}.", Heat(names, heads, cells))
+    return Chart(slug(title), title, f"{'; '.join(told)}.", Heat(names, tuple(heads), tuple(cells)))

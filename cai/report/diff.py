@@ -1,4 +1,5 @@
-"""Word-level differences and marked passages as segments that a template can print. Pure.
+"""Differences of two texts and marked passages as segments that a template can print: by words where a text was
+edited, by sentences where most words changed, none where no sentence stayed. Pure.
 
 Owns cutting texts into segments; owns no markup. Uses rapidfuzz's bit-parallel opcodes: difflib takes minutes on the
 repetitive text that models write.
@@ -10,6 +11,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rapidfuzz import fuzz
 from rapidfuzz.distance import Indel
@@ -18,6 +20,9 @@ from cai.metrics.text import STOP_WORDS, quoted_spans, span_match
 
 _PIECE = re.compile(r"\w+(?:['’]\w+)?|[^\w\s]|\s+")
 MATCH = 0.8  # as in the evaluation: a quotation counts as the answer's from this similarity on
+REWRITTEN = 0.6  # share of changed words above which a text was written anew, not edited
+ALIKE = 0.85  # likeness of two sentences that are the same but for a word or two
+_SENTENCE = re.compile(r"\S(?:[^\n]*?)(?:[.!?…。！？]+[\"'”’)\]]*(?=\s|$)|(?=\n)|$)")
 MAX_WORDS = 6000  # above, the texts are shown without a difference
 Span = tuple[int, int]
 
@@ -35,6 +40,61 @@ def word_diff(before: str, after: str, marks: Sequence[Span] = ()) -> tuple[list
     """(segments of `before`, of `after`); joined they give the texts back. `marks`: quoted spans of `before`."""
     left, right = changes(before, after)
     return cut(before, left, marks), cut(after, right, ())
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two texts beside each other. `share`: of the words that changed; `by`: what is marked."""
+
+    before: list[Segment]
+    after: list[Segment]
+    share: float
+    by: Literal["words", "sentences", "nothing"]
+
+
+def compared(before: str, after: str, marks: Sequence[Span] = ()) -> Compared:
+    """Word by word; above REWRITTEN by sentence, for words that two texts share by accident are no likeness."""
+    left, right = changes(before, after)
+    share = _share(before, after, left, right)
+    by: Literal["words", "sentences", "nothing"] = "words"
+    if share > REWRITTEN:
+        left, right = changed_sentences(before, after)
+        by = "sentences"
+        if sum(end - start for start, end in left) >= len(before.strip()):  # not one stayed: all marked is none marked
+            left, right, by = [], [], "nothing"
+    return Compared(cut(before, left, marks), cut(after, right, ()), share, by)
+
+
+def _share(before: str, after: str, left: Sequence[Span], right: Sequence[Span]) -> float:
+    """Of both texts' words, how many stand in a changed span."""
+    words = [(word, changed) for text, changed in ((before, left), (after, right)) for word in _words(text)]
+    touched = sum(_inside(start, changed) for (_, start, _), changed in words)
+    return touched / len(words) if words else 0.0
+
+
+def changed_sentences(before: str, after: str) -> tuple[list[Span], list[Span]]:
+    """Spans of the sentences of each text that the other does not hold, or nearly."""
+    one, other = sentences(before), sentences(after)
+    return _without_like(one, before, other, after), _without_like(other, after, one, before)
+
+
+def sentences(text: str) -> list[Span]:
+    """Where sentences and lines stand, without the white space around them."""
+    return [(m.start(), m.end()) for m in _SENTENCE.finditer(text)]
+
+
+def _without_like(spans: Sequence[Span], text: str, others: Sequence[Span], their: str) -> list[Span]:
+    theirs = [_lower(their[start:end]) for start, end in others]
+    found: list[Span] = []
+    for start, end in spans:
+        mine = _lower(text[start:end])
+        if any(fuzz.ratio(mine, other, score_cutoff=ALIKE * 100) for other in theirs):
+            continue
+        if found and not text[found[-1][1] : start].strip():  # one mark for neighbours
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((start, end))
+    return found
 
 
 def changes(before: str, after: str) -> tuple[list[Span], list[Span]]:

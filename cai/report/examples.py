@@ -6,7 +6,7 @@ cai.evaluate's. Pure. Which examples are shown at 5,000 is decided here too: a s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cai.evaluate import critiques, revisions
@@ -14,7 +14,7 @@ from cai.evaluate.verdict import Scores, TextVerdict
 from cai.metrics.figure import Unscored, sample
 from cai.metrics.text import quoted_spans, rouge_l, words
 from cai.recipe.settings_evaluation import EvaluationSection
-from cai.report.diff import Segment, cut, quotations, word_diff
+from cai.report.diff import Compared, Segment, compared, cut, quotations
 from cai.report.snapshot import Snapshot
 from cai.store.jsonl import JsonObject, Row
 from cai.store.row_types import Example
@@ -42,6 +42,15 @@ class Judged:
     checks: list[ShownCheck]
     why: str
 
+    @property
+    def said(self) -> str:
+        """What was checked, and no more: `passes 7 of 7 checks of form`."""
+        asked = [check for check in self.checks if check.ok is not None]
+        passed = sum(bool(check.ok) for check in asked)
+        of = "form and likelihood" if any(check.name.startswith(("CSI", "CRI")) for check in asked) else "form"
+        words = {"nothing": "finds nothing wrong", "unscored": "not scored"}
+        return words.get(self.status) or f"passes {passed} of {len(asked)} checks of {of}"
+
 
 @dataclass(frozen=True)
 class ShownRound:
@@ -51,6 +60,7 @@ class ShownRound:
     before: list[Segment]
     critique: list[Segment]
     after: list[Segment]
+    marked: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,11 @@ class Exhibit:
     reject: str = ""
     why_shown: str = ""
     extra: Row = field(default_factory=dict)
+
+    @property
+    def principle_ids(self) -> list[str]:
+        """Of every round, each once."""
+        return list(dict.fromkeys(r.principle_id for r in self.rounds))
 
     @property
     def folded(self) -> bool:
@@ -118,10 +133,11 @@ def exhibit(snapshot: Snapshot, example: Example, reject: str = "", why: str = "
     rounds, before, quotes = [], str(example["initial_answer"]), ""
     for number, entry in enumerate(example["rounds"]):
         in_critique, in_answer = quotations(entry["critique"], before)
-        left, right = word_diff(before, entry["revised_answer"], in_answer)
+        both = compared(before, entry["revised_answer"], in_answer)
         critique = cut(entry["critique"], (), in_critique)
         quotes = f"{len(in_critique)} of {len(quoted_spans(entry['critique']))}"
-        rounds.append(ShownRound(number, str(entry["principle_id"]), str(entry["principle"]), left, critique, right))
+        id_, text = str(entry["principle_id"]), str(entry["principle"])
+        rounds.append(ShownRound(number, id_, text, both.before, critique, both.after, how_marked(both)))
         before = entry["revised_answer"]
     scores = snapshot.scores_by_item.get(item, {})
     return Exhibit(
@@ -142,14 +158,23 @@ def exhibit(snapshot: Snapshot, example: Example, reject: str = "", why: str = "
 
 def _given(shown: Exhibit, example: Example) -> Exhibit:
     """A pair of the user's own: rejected and chosen side by side, and no verdict on a chain that there was not."""
-    left, right = word_diff(example["initial_answer"], example["revised_answer"])
+    both = compared(example["initial_answer"], example["revised_answer"], ())
     why = "the pair was given (pairs.file): nothing was criticised or revised"
     said = "rejected, then chosen, as the file has them"
-    rounds = [ShownRound(0, "pairs.file", said, left, cut("None: the pair was given.", (), ()), right)]
+    none = cut("None: the pair was given.", (), ())
+    rounds = [ShownRound(0, "pairs.file", said, both.before, none, both.after, how_marked(both))]
     critique, revision = (
         replace(judged, status="nothing", checks=[], why=why) for judged in (shown.critique, shown.revision)
     )
     return replace(shown, rounds=rounds, critique=critique, revision=revision)
+
+
+def how_marked(both: Compared) -> str:
+    """What is said where a text was written anew: word marks would only show which words both have by accident."""
+    if both.by == "words":
+        return ""
+    marks = "whole sentences are marked" if both.by == "sentences" else "no sentence stayed, so none is marked"
+    return f"written anew, {both.share:.0%} of the words changed: {marks}"
 
 
 def _with_quotes(judged: Judged, quotes: str) -> Judged:
@@ -170,13 +195,13 @@ def _fresh(scores: Mapping[str, Row]) -> Row:
 
 def judge_critique(scores: Scores, section: EvaluationSection) -> Judged:
     verdict = critiques.verdict(scores, section)
-    return shown(verdict, "Is the last critique meaningful?",
+    return shown(verdict, "The last critique",
                  "it says that nothing is wrong; such critiques are counted apart")  # fmt: skip
 
 
 def judge_revision(scores: Scores, section: EvaluationSection) -> Judged:
     verdict = revisions.verdict(scores, section)
-    return shown(verdict, "Does the last revision address it?",
+    return shown(verdict, "The last revision",
                  "the critique named no problem, so there is nothing to address")  # fmt: skip
 
 
@@ -245,3 +270,46 @@ def lengths(snapshot: Snapshot) -> dict[str, list[float]]:
 def edits(snapshot: Snapshot) -> dict[str, list[float]]:
     """Share of each kept pair that changed: 1 - ROUGE-L of answer and last revision."""
     return {"pairs": [1.0 - rouge_l(p["rejected"], p["chosen"]) for p in snapshot.pairs.kept]}
+
+
+def first_shown(shown: Sequence[Exhibit]) -> Exhibit | None:
+    """The one for the first screen: benign, and the one of which most checks passed; none where all are red-team."""
+    benign = [one for one in shown if not one.folded and one.rounds]
+    return max(benign, key=lambda one: (one.critique.status == "yes") + (one.revision.status == "yes"), default=None)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One choice above the examples: name, and (class, label) of its options."""
+
+    name: str
+    label: str
+    options: list[tuple[str, str]]
+
+
+POOLS = {"benign": "benign", "redteam": "red-team"}
+VERDICTS = {
+    "yes": "critique passes its checks", "no": "critique fails a check", "nothing": "critique finds nothing",
+    "unscored": "critique not scored",
+}  # fmt: skip
+
+
+def filters(shown: Sequence[Exhibit]) -> list[Filter]:
+    """By principle, pool and verdict; a choice with one option is none."""
+    ids = sorted({id_ for one in shown for id_ in one.principle_ids})
+    found = [
+        Filter("principle", "Principle", [(f"principle-{place}", id_) for place, id_ in enumerate(ids)]),
+        Filter("pool", "Pool", _present("pool", POOLS, [one.pool for one in shown])),
+        Filter("verdict", "Verdict", _present("verdict", VERDICTS, [one.critique.status for one in shown])),
+    ]
+    return [each for each in found if len(each.options) > 1 or (each.name == "principle" and each.options)]
+
+
+def _present(name: str, words: Mapping[str, str], values: Sequence[str]) -> list[tuple[str, str]]:
+    return [(f"{name}-{value}", label) for value, label in words.items() if value in values]
+
+
+def classes(one: Exhibit, choices: Sequence[Filter]) -> str:
+    """The classes by which an example is found: of its principles, its pool, its verdict."""
+    wanted = {*one.principle_ids, POOLS.get(one.pool, one.pool), VERDICTS[one.critique.status]}
+    return " ".join(name for choice in choices for name, label in choice.options if label in wanted)

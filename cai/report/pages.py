@@ -12,11 +12,12 @@ from pathlib import Path
 from cai.data import hygiene
 from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
-from cai.report import publication, tables
+from cai.report import before_after, examples, publication, tables
 from cai.report.agreement import agreement
-from cai.report.charts import Chart, forest, funnel, heat_map, histogram, line_chart
 from cai.report.drawing import inline, write_plots
-from cai.report.examples import GLOSSARY, edits, exhibits, lengths, rejected_exhibits
+from cai.report.examples import GLOSSARY, exhibits, rejected_exhibits
+from cai.report.pictures import charts_of, plots
+from cai.report.result import result
 from cai.report.snapshot import Snapshot, read_story
 from cai.report.templating import environment
 from cai.run import digests
@@ -29,20 +30,6 @@ from cai.terminal import duration, number, usd, usd_fine
 SMALL = ("m0", "m1")
 MARKDOWN_EXAMPLES = 30  # report.md holds every example of M0 and M1, and the first ones of larger runs
 TARGETS = {"m0": (0.5, 0.87), "m1": (1.0, 1.74), "m2": (3.0, 5.22), "m3": (5.0, None)}  # hours, dollars: the plan
-CURVES = (  # title, unit, series
-    ("Loss", "DPO loss, nats", {"loss": "loss"}),
-    (
-        "Implicit reward",
-        "implicit reward (beta x nats)",
-        {"chosen": "rewards/chosen", "rejected": "rewards/rejected", "margin": "rewards/margins"},
-    ),
-    ("Log-probability a token", "nats a token", {"chosen": "logps/chosen_token", "rejected": "logps/rejected_token"}),
-    ("Gradient norm", "norm of the gradient", {"gradient norm": "grad_norm"}),
-)
-AFTER = {  # points at the end of a curve: one measurement over all pairs of a split, in the curve's own unit
-    "Loss": {"held-out": "dpo.loss.heldout", "training pairs": "dpo.loss"},
-    "Implicit reward": {"held-out margin": "dpo.margin.heldout"},
-}
 
 
 def write_report(run: Run) -> None:
@@ -73,33 +60,26 @@ def markdown(content: JsonObject) -> str:
 
 def gather(snapshot: Snapshot) -> Row:
     """Everything the templates print, as plain values."""
-    shown = exhibits(snapshot)
+    principles = tables.by_principle(snapshot)
     return {
+        **_first_screen(snapshot),
+        **charts_of(snapshot, principles),
+        **_examples(snapshot),
         "snapshot": snapshot,
-        "headline": headline(snapshot),
         "verdicts": [verdict_row(v) for v in snapshot.verdicts],
         "controls": _controls(snapshot),
-        "forest": forest("What was measured, with its interval and its controls", snapshot.verdicts, snapshot.figures),
         "funnel": tables.funnel(snapshot),
-        "funnel_chart": funnel_chart(snapshot),
         "reject_reasons": list(snapshot.pairs.reasons.items()),
         "hygiene": snapshot.cleaned,
         "hygiene_lines": hygiene.lines(snapshot.cleaned.facts),
-        "principles": tables.by_principle(snapshot),
-        "heat_map": heat_map("What became of each principle's items", tables.by_principle(snapshot)),
+        "principles": principles,
+        "judged_better": has(principles, "better_n"),
         "figures": figure_rows(snapshot.figures),
-        "meanings": metrics.meanings(snapshot.figures),
+        "left_out": sum(measured.get("value") is None for measured in snapshot.figures.values()),
+        "meanings": metrics.meanings(name for name, m in snapshot.figures.items() if m.get("value") is not None),
         "benchmarks": benchmark_rows(snapshot.figures),
         "added": added(snapshot),
-        "curves": curves(snapshot.log, snapshot.figures),
         "training": training_rows(snapshot),
-        "histograms": histograms(snapshot),
-        "glossary": GLOSSARY,
-        "examples": shown,
-        "markdown_examples": shown[:MARKDOWN_EXAMPLES],
-        "total_examples": len(snapshot.pairs.examples),
-        "rejected": rejected_exhibits(snapshot),
-        "total_rejected": sum("example" in reject for reject in snapshot.pairs.rejects),
         "instructions": _last(snapshot.of_kind("instructions_summary")),
         "attempts": tables.attempts(snapshot),
         "phases": tables.phases(snapshot),
@@ -109,23 +89,44 @@ def gather(snapshot: Snapshot) -> Row:
         "reviews": agreement(snapshot),
         "command": tables.command_line(snapshot),
         "plan": identity_rows(snapshot),
+        "has": has,
     }
 
 
-def plots(content: JsonObject) -> list[Chart | None]:
-    """Every chart of the page, in its order, for eval/plots; none where nothing was decided or measured."""
-    one_by_one = (content["forest"], content["funnel_chart"], content["heat_map"])
-    return [*one_by_one, *content["curves"], *content["histograms"]]
+def has(rows: Sequence[Row], column: str) -> bool:
+    """Whether a column holds anything: one of empty cells is not shown."""
+    return any(row[column] for row in rows)
 
 
-def funnel_chart(snapshot: Snapshot) -> Chart | None:
-    """The stages, then what became pairs and what of these is trained on."""
-    rows = [(row["name"], row["rows"], row["ok"]) for row in tables.funnel(snapshot)]
-    pairs, train = snapshot.pairs, snapshot.pairs.train
-    if rows and (pairs.kept or pairs.rejects):
-        rows.append(("pairs", len(pairs.kept) + len(pairs.rejects), len(pairs.kept)))
-        rows.append(("training pairs, cleaned", len(train), len(snapshot.cleaned.kept)))
-    return funnel("From prompts to pairs", rows)
+def _first_screen(snapshot: Snapshot) -> Row:
+    """The result in words, and what was answered before and after."""
+    probes, said = before_after.probed(snapshot.rows), headline(snapshot)
+    return {
+        "headline": said,
+        "result": result(snapshot, said, probes),
+        "probes": probes,
+        "probe_summary": before_after.summary(probes) if probes else "",
+        "first_probe": before_after.first_shown(probes),
+    }
+
+
+def _examples(snapshot: Snapshot) -> Row:
+    """The examples, what they are found by, and where a principle's are."""
+    shown, rejected = exhibits(snapshot), rejected_exhibits(snapshot)
+    choices = examples.filters([*shown, *rejected])
+    links = {label: name for choice in choices if choice.name == "principle" for name, label in choice.options}
+    return {
+        "examples": shown,
+        "first_example": examples.first_shown(shown),
+        "filters": choices,
+        "classes": examples.classes,
+        "links": links,
+        "glossary": GLOSSARY,
+        "markdown_examples": shown[:MARKDOWN_EXAMPLES],
+        "total_examples": len(snapshot.pairs.examples),
+        "rejected": rejected,
+        "total_rejected": sum("example" in reject for reject in snapshot.pairs.rejects),
+    }
 
 
 def _last(events: Sequence[Row]) -> Row:
@@ -195,7 +196,9 @@ def _controls(snapshot: Snapshot) -> list[Row]:
 
 
 def figure_rows(figures: Mapping[str, FigureRow]) -> list[Row]:
-    return [{"metric": name, **figure(measured)} for name, measured in sorted(figures.items())]
+    """What was measured; what a milestone does not measure is not listed."""
+    known = {name: measured for name, measured in figures.items() if measured.get("value") is not None}
+    return [{"metric": name, **figure(measured)} for name, measured in sorted(known.items())]
 
 
 def benchmark_rows(figures: Mapping[str, FigureRow]) -> list[Row]:
@@ -228,29 +231,6 @@ def added(snapshot: Snapshot) -> Row:
     return {"about": about, "head": publication.ADDED_HEAD, "rows": rows}
 
 
-def curves(log: Sequence[Row], figures: Mapping[str, FigureRow]) -> list[Chart]:
-    """The training log as charts, with what was measured after training; what a run did not log is left out."""
-    found = []
-    for title, unit, series in CURVES:
-        points = {name: _points(log, key) for name, key in series.items()}
-        shown = {name: values for name, values in points.items() if values}
-        last = max((step for values in shown.values() for step, _ in values), default=0.0)
-        after = {
-            f"{name} after training": (last, *(figures[metric].get(key) for key in ("value", "low", "high")))
-            for name, metric in AFTER.get(title, {}).items()
-            if (figures.get(metric) or FigureRow()).get("value") is not None
-        }
-        chart = line_chart(title, shown, marks=after, y_label=unit)
-        if chart is not None:
-            found.append(chart)
-    return found
-
-
-def _points(log: Sequence[Row], key: str) -> list[tuple[float, float]]:
-    """(step, value) of every entry that has both."""
-    return [(float(e["step"]), float(e[key])) for e in log if "step" in e and isinstance(e.get(key), int | float)]
-
-
 def training_rows(snapshot: Snapshot) -> list[tuple[str, str]]:
     """Facts of the training, first and last loss, held-out figures beside them."""
     result = snapshot.training
@@ -271,14 +251,6 @@ def training_rows(snapshot: Snapshot) -> list[tuple[str, str]]:
                 interval = f" [{shown['interval']}]" if shown["interval"] else ""
                 rows.append((f"{name}{tail} after training", f"{shown['value']}{interval}, n={shown['n']}"))
     return rows
-
-
-def histograms(snapshot: Snapshot) -> list[Chart]:
-    found = [
-        histogram("Length of answers and revisions", lengths(snapshot), "words"),
-        histogram("How much a revision changes", edits(snapshot), "share of words changed (1 - ROUGE-L)"),
-    ]
-    return [chart for chart in found if chart is not None]
 
 
 def money(snapshot: Snapshot) -> Row:

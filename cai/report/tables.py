@@ -8,14 +8,17 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping
+from typing import cast
 
-from cai.data import chain
+from cai.data import chain, labels
 from cai.evaluate import critiques, revisions
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.settings_benchmarks import STAND_IN
 from cai.report.snapshot import Snapshot
 from cai.run.events import spent
 from cai.store.jsonl import Row
+from cai.store.row_types import Record
+from cai.store.rows import of_stages
 from cai.terminal import number
 
 REPAIRS = {  # event kind -> what happened, in words
@@ -27,7 +30,7 @@ REPAIRS = {  # event kind -> what happened, in words
     "budget_stop": "a limit of [budget] was reached; everything finished is kept and the run can go on",
     "recipe_changed": "the recipe was changed between attempts (keys that may change)",
     "pairs_cut": "some pairs were cut or left out to fit dpo.max_length",
-    "wave": "slots without a pair were tried again",
+    "wave": "items without a pair were tried again",
     "repaired": "a damaged log was repaired by hand",
     "forked": "records were taken over from another run",
     "identical_answers": "the tuned model answered a benchmark word for word as the base: is the adapter on?",
@@ -42,6 +45,8 @@ def funnel(snapshot: Snapshot) -> list[Row]:
     groups: dict[tuple[str, int], Counter[str]] = {}
     reasons: dict[tuple[str, int], Counter[str]] = {}
     for row in snapshot.rows:  # one at a time: all of them at once are the largest thing a report would hold
+        if row["stage"] not in chain.names():
+            continue  # the probes' answers are no part of the chain
         key = row["stage"], 0 if row["stage"] == "instructions" else row["round"]
         counts = groups.setdefault(key, Counter())
         counts.update({"rows": 1, row["status"]: 1, "tokens": row.get("tokens") or 0})
@@ -81,7 +86,7 @@ def _first_round() -> int:
     return next(place for place, stage in enumerate(chain.CHAIN) if stage.per_round)
 
 
-PRINCIPLE_COUNTS = "rounds nothing kept tried meaningful meaningful_n addresses addresses_n".split()
+PRINCIPLE_COUNTS = "rounds nothing kept tried meaningful meaningful_n addresses addresses_n better better_n".split()
 
 
 def by_principle(snapshot: Snapshot) -> list[Row]:
@@ -99,6 +104,9 @@ def by_principle(snapshot: Snapshot) -> list[Row]:
             entry = found[example["principle_id"]]
             entry["tried"] += 1
             entry["kept"] += example["item"] in kept
+            if (checked := example.get("label")) is not None and example.get("margin") is not None:
+                entry["better_n"] += 1
+                entry["better"] += not labels.fault(cast(Record, {**checked, "margin": example["margin"]}))
             scores = snapshot.scores_by_item.get(example["item"], {})
             for name, verdict in (("meaningful", critiques.verdict), ("addresses", revisions.verdict)):
                 decided = verdict(scores, snapshot.recipe.evaluation).decided
@@ -107,6 +115,22 @@ def by_principle(snapshot: Snapshot) -> list[Row]:
     return [
         {"id": id_, "text": snapshot.principles.get(id_, ""), **entry}
         for id_, entry in sorted(found.items(), key=lambda e: str(e[0]))
+    ]
+
+
+def by_pool(snapshot: Snapshot) -> tuple[tuple[str, ...], list[Row]]:
+    """The pools, and of each principle how many critiques of each pool were about it."""
+    given = of_stages(snapshot.rows, ("instructions",))
+    pools = {row["item"]: str(row.get("pool", "benign")) for row in given if row["status"] == "ok"}
+    found: dict[str, Counter[str]] = {}
+    for row in of_stages(snapshot.rows, ("critiques",)):
+        if row["status"] == "ok":
+            found.setdefault(str(row["principle"]), Counter())[pools.get(row["item"], "benign")] += 1
+    names = tuple(sorted({pool for counts in found.values() for pool in counts}))
+    total = {pool: sum(counts[pool] for counts in found.values()) for pool in names}
+    return names, [
+        {"id": id_, "cells": tuple((counts[pool], total[pool]) for pool in names)}
+        for id_, counts in sorted(found.items())
     ]
 
 

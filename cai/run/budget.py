@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LOW, HIGH = 0.7, 1.5
 # Without an earlier run: the share of the token limit that a completion uses, at least and at most.
 SHORT, FULL = 0.25, 1.0
+SIDE_BY_SIDE = 8  # rows of what is generated once a run
 TRIES = 1.5  # items tried a slot at the upper end, where no run says better
 
 
@@ -80,10 +81,22 @@ class Estimate:
         return f"{low} to {high}{money} (rates: {self.source}{without})"
 
 
-def estimate(recipe: Recipe, backend: str, root: Path, limit_tokens: int) -> Estimate:
-    """Time and money of this milestone from the latest finished run of the same model, else from the table."""
+def estimate(recipe: Recipe, backend: str, root: Path, limit_tokens: int, once_tokens: int = 0) -> Estimate:
+    """Time and money of this milestone from the latest finished run of the same model, else from the table.
+
+    `once_tokens`: at most generated once a run, whatever its items (the probes).
+    """
     earlier = None if recipe.pairs.file else measured_before(root, recipe, backend)  # one that generated says too much
-    return _from_run(recipe, earlier) if earlier else _from_table(recipe, backend, limit_tokens)
+    found = _from_run(recipe, earlier) if earlier else _from_table(recipe, backend, limit_tokens)
+    if not once_tokens or (earlier and earlier.probed):
+        return found
+    speed = table_rates(backend).at(SIDE_BY_SIDE)
+    if earlier and earlier.generation_seconds:
+        speed = earlier.tokens / earlier.generation_seconds
+    more = Range(once_tokens * SHORT, float(once_tokens))
+    rest = found.rest and speed and Range(found.rest.low + more.low / speed, found.rest.high + more.high / speed)
+    tokens = Range(found.tokens.low + more.low, found.tokens.high + more.high)
+    return replace(found, tokens=tokens, rest=rest or found.rest)
 
 
 def slot_count(recipe: Recipe) -> int:
@@ -215,6 +228,9 @@ class Planned(Protocol):
     @property
     def limit_tokens(self) -> int: ...
 
+    @property
+    def once_tokens(self) -> int: ...
+
 
 def check_before(inputs: Planned, args: argparse.Namespace, root: Path) -> None:
     """Refuse what cannot fit, before there is a run folder below `root`; `--over-budget` starts it all the same.
@@ -223,7 +239,7 @@ def check_before(inputs: Planned, args: argparse.Namespace, root: Path) -> None:
     Errors: CaiError (exit 2) naming the limit and the estimate's lower end.
     """
     if not args.resume and not args.over_budget:
-        _refuse(inputs.recipe, estimate(inputs.recipe, inputs.backend, root, inputs.limit_tokens))
+        _refuse(inputs.recipe, estimate(inputs.recipe, inputs.backend, root, inputs.limit_tokens, inputs.once_tokens))
 
 
 @contextmanager
@@ -253,13 +269,14 @@ def announce(context: Context, inputs: Planned) -> Estimate:
     recipe, run = inputs.recipe, context.run
     budget = Budget(recipe.budget, run)
     budget.check("before anything was done")
-    found = estimate(recipe, inputs.backend, run.path.parent, inputs.limit_tokens)
+    found = estimate(recipe, inputs.backend, run.path.parent, inputs.limit_tokens, inputs.once_tokens)
     if run.attempt == 1:
         run.event("estimate", **_event(found))
         if inputs.backend != "fake":
             print(f"estimate: {printable(found.line)}", flush=True)
     if budget.limited:
         budget.install(context)
+    context.progress.expected = found.seconds
     context.stopped = context.progress.watch(context.stopped)
     return found
 

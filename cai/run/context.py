@@ -47,7 +47,9 @@ class Context:
 
     @property
     def engine(self) -> Engine:
-        return self.model().engine(self.recipe.engine, rounded=True)
+        engine = self.model().engine(self.recipe.engine, rounded=True)
+        self.progress.follow(engine.stats)
+        return engine
 
     def ok(self, stage: str, item: int, round_: int = 0) -> Record | None:
         """The accepted row of a stage, if there is one."""

@@ -26,6 +26,7 @@ NOT_COVERED = {  # name in the run folder -> why it needs no digest
     ".reviews.lock": "empty, only locked",
     ".holder.json": "shown to people, decides nothing",
     "status.json": "shown to people, written again twice a second",
+    "tracker": "a tracker's own files, decide nothing",
     "quarantine": "what was cut from logs, kept for people",
 }
 REPORT_SUMS = "report.sha256"  # the pages' digests, as sha256sum writes them

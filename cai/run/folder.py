@@ -16,7 +16,7 @@ import shlex
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,7 @@ class Run:
         self._status_waits = False
         self._spent_before = {"attempts": 0.0, "seconds": 0.0, "usd": 0.0}
         self._usd_per_hour = 0.0
+        self.tell: Callable[[str, Mapping[str, Any]], None] = lambda kind, fields: None  # a tracker that was asked for
         self._latest_before = ""  # what runs/latest meant before this run was created
         self._heart = Heart(self._beat, HEARTBEAT_SECONDS)
         self._left: dict[str, list[Any]] = {}  # digests of the files as the attempt before left them
@@ -194,6 +195,7 @@ class Run:
             rest = {name: _finite(value) for name, value in fields.items() if name not in head}
             self._events.append([{**head, **rest}])
             self._last_event = time.monotonic()
+        self.tell(kind, rest)
 
     def _beat(self) -> None:
         """A sign of life, from a thread: loading a model or comparing texts may take minutes without an event."""

@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from cai.engine import EngineStats, memory
 from cai.errors import CaiError
+from cai.run import words
 from cai.run.folder import Run
 from cai.run.pace import Pace
 from cai.store import records
 from cai.store.jsonl import JsonObject
-from cai.terminal import duration, duration_range, number, printable, stage_name, usd, usd_fine
+from cai.terminal import duration, duration_range, number, printable, usd, usd_fine
 
 Rows = Sequence[JsonObject]
 PLAIN_SECONDS = 30.0
@@ -33,8 +34,15 @@ class Progress:
     """One stage at a time: `begin`, `step` for every completion, `committed` for every batch on disk, `end`."""
 
     def __init__(
-        self, run: Run, usd_per_hour: float, whole_items: Callable[[Rows], set[int]] = lambda rows: set()
+        self,
+        run: Run,
+        usd_per_hour: float,
+        whole_items: Callable[[Rows], set[int]] = lambda rows: set(),
+        steps: Sequence[words.Step] = (),
     ) -> None:
+        self.steps = steps
+        self.stats: EngineStats | None = None  # of the engine that draws: tokens of rows that are not finished yet
+        self.expected: tuple[float, float] | None = None  # seconds of the whole run, as estimated when it began
         self.run, self.usd_per_hour, self._whole_among = run, usd_per_hour, whole_items
         self.bar: tqdm[object] | None = None
         self.stage, self.round, self.unit = "", 0, "item"
@@ -72,7 +80,23 @@ class Progress:
 
     @property
     def name(self) -> str:
-        return stage_name(self.stage, self.round, self.per_round)
+        """In words, with its place among the run's steps where that is known."""
+        return f"{self.place}{words.in_words(self.stage, self.round, self.per_round)}"
+
+    @property
+    def place(self) -> str:
+        """`step 5 of 14, `, or nothing."""
+        number = words.place(self.steps, self.stage, self.round)
+        return f"step {number} of {len(self.steps)}, " if number else ""
+
+    def follow(self, stats: EngineStats) -> None:
+        """Count tokens while they are made, not when their rows are finished."""
+        self.stats = stats
+
+    @property
+    def made(self) -> int:
+        """Tokens of this stage, those of unfinished rows included."""
+        return self.tokens + (self.stats.in_flight if self.stats and self.open else 0)
 
     def say(self, text: str) -> None:
         """A line between two stages."""
@@ -157,14 +181,16 @@ class Progress:
         seconds = max(time.monotonic() - self.began, 1e-6)
         speed = self.tokens_per_second()
         rate = f"{number(speed, 2)} tok/s" if speed else f"{number(self.finished / seconds)} {self.unit}/s"
-        parts = [rate] if self.finished or self.tokens else []
+        parts = [rate] if self.finished or self.made else []
         if self.usd_per_hour:
             parts.append(usd(self.run.spent()["usd"]))
             parts += [f"{usd_fine(self.usd_per_pair())} a pair"] if self.whole else []
         return ", ".join(parts)
 
     def tokens_per_second(self) -> float | None:
-        """Of finished rows, up to the last that finished: what is in flight is not counted, so neither is its time."""
+        """Up to now where an engine tells what is in flight; else of finished rows, up to the last that finished."""
+        if self.made > self.tokens:
+            return self.made / max(time.monotonic() - self.began, 1e-6)
         return self.tokens / max(self.last_step - self.began, 1e-6) if self.tokens else None
 
     def usd_per_pair(self) -> float | None:
@@ -176,8 +202,18 @@ class Progress:
         return self.pace.to_go(time.monotonic() - self.began)
 
     def _to_go(self) -> str:
-        eta = self.eta_seconds()
-        return f", {duration_range(*eta)} to go" if eta and eta[1] else ""
+        eta, run = self.eta_seconds(), self.run_seconds()
+        parts = [f"{duration_range(*eta)} to go"] if eta and eta[1] else []
+        parts += [f"{duration_range(*run)} in the whole run"] if run else []
+        return "".join(f", {part}" for part in parts)
+
+    def run_seconds(self) -> tuple[float, float] | None:
+        """(low, high) of all steps that are left: the estimate less what was spent, this stage's own rate at least."""
+        if self.expected is None:
+            return None
+        spent, (low, high) = self.run.spent()["seconds"], self.eta_seconds() or (0.0, 0.0)
+        left = max(self.expected[0] - spent, low), max(self.expected[1] - spent, high)
+        return left if left[1] > 0 else None
 
     @property
     def shown(self) -> int:
@@ -192,7 +228,7 @@ class Progress:
     def _status(self, now: bool = False) -> None:
         clock = time.monotonic()
         self.last_status = clock
-        spent, eta, price = self.run.spent(), self.eta_seconds(), self.usd_per_pair()
+        spent, eta, price, run = self.run.spent(), self.eta_seconds(), self.usd_per_pair(), self.run_seconds()
         speed = self.tokens_per_second()
         self.run.status(
             now=now,
@@ -204,6 +240,9 @@ class Progress:
             stage_seconds=round(clock - self.began, 1),
             tokens_per_second=None if speed is None else round(speed, 1),
             eta_seconds=None if eta is None else [round(seconds, 1) for seconds in eta],
+            run_seconds=None if run is None else [round(seconds, 1) for seconds in run],
+            step=words.place(self.steps, self.stage, self.round),
+            steps=len(self.steps),
             seconds=round(spent["seconds"], 1),
             usd=round(spent["usd"], 4),
             whole_items=len(self.whole or ()),

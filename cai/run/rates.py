@@ -85,6 +85,7 @@ class Speed:
     pairs_seen: float
     seconds: float
     growing_seconds: float = 0.0
+    probed: bool = False  # the probes were answered, which the rest holds
 
     @property
     def rest_seconds(self) -> float:
@@ -143,4 +144,5 @@ def from_events(run_id: str, manifest: JsonObject, events: list[Row]) -> Speed |
         ),
         seconds=spent(e for e in events if e["attempt"] in worked)["seconds"],
         growing_seconds=sum(float(e.get("seconds") or 0) for e in scored),
+        probed=any(e["kind"] == "stage" and str(e.get("stage")).startswith("probes") for e in events),
     )

@@ -51,6 +51,11 @@ class Record(TypedDict):
     split: NotRequired[str]
     parent: NotRequired[int | None]
     line: NotRequired[int]
+    # probes
+    arm: NotRequired[str]
+    adapter: NotRequired[str]
+    probe: NotRequired[str]
+    prompt: NotRequired[str]
     # calibration and relevance, in nats
     scores: NotRequired[dict[str, float | None]]
     critic: NotRequired[dict[str, float | None]]

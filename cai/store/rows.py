@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import weakref
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import eq
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, overload
@@ -53,6 +53,13 @@ class Lines:
             raise CaiError(
                 f"{where}: changed while the run was going; resume to check the log", errors.CORRUPT
             ) from None
+
+
+def of_stages(rows: Iterable[R], stages: Collection[str]) -> Iterator[R]:
+    """The rows of these stages, in order; of a log only those are read."""
+    if isinstance(rows, Rows):
+        return (rows[place] for place, key in enumerate(rows.each_key()) if key[0] in stages)
+    return (row for row in rows if row["stage"] in stages)
 
 
 class Rows(Sequence[R], Generic[R]):

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from support.pages import REPO, item_rows, make_run, records
 
-from cai.commands.status import screen, watch
+from cai.commands.status import just_made, screen, sparkline, watch
 from cai.run.folder import Run
 
 
@@ -55,7 +55,7 @@ def test_a_model_that_loads_for_long_is_shown_as_alive_without_a_count(tmp_path)
     with Run.create(tmp_path, "20261122-180000-m1-abc123", {}, {"milestone": "m1"}) as run:
         run.status(now=True, stage="load the model")
         state = lines_of(run.path, datetime.now(UTC) + timedelta(minutes=5))["state"]
-        assert "running, attempt 1: load the model (alive, 5 min in one step)" in state
+        assert "running, attempt 1: loading the model (alive, 5 min in one step)" in state
 
 
 def test_a_number_that_is_another_process_now_is_no_living_holder(tmp_path):
@@ -190,3 +190,33 @@ def test_a_run_that_stopped_where_it_was_asked_to_is_not_done(tmp_path):
     found = lines_of(path)
     assert found["state"].endswith("stopped where it was asked to, can go on")
     assert "--resume" in found["go"]
+
+
+def test_a_watch_shows_the_text_just_made_and_the_loss_as_a_line(tmp_path):
+    path = make_run(tmp_path, [*item_rows(0), *item_rows(2)])
+    text = next(watch(path, 0.0))
+    made = next(line for line in text.splitlines() if line.startswith("just made"))
+    assert "revisions, round 2, item 2: A mild sprain takes one to three weeks" in made
+    assert "just made" not in screen(path), "a status is not a reader"
+    loss = lines_of(path)["loss"]
+    assert loss == "loss         0.693 █▇▆▆▅▄▃▃▂▁ 0.423"
+
+
+def test_red_team_text_is_not_shown_unasked_while_one_watches(tmp_path):
+    path = make_run(tmp_path, item_rows(1))
+    text = next(watch(path, 0.0))
+    assert "revisions, round 2, item 1: red-team text, folded" in text and "sprain" not in text
+
+
+def test_hostile_text_just_made_does_not_steer_the_terminal():
+    row = {"stage": "answers", "item": 0, "round": 0, "text": "a\x1b[2Jb\nc", "tokens": 3}
+    from cai.terminal import printable
+
+    assert "\x1b" not in printable(just_made([row])) and "\n" not in just_made([row])
+
+
+def test_a_sparkline_needs_two_values_and_has_at_most_forty_marks():
+    assert sparkline([0.5]) == ""
+    assert sparkline([0.5, 0.5]) == "0.500 ▁▁ 0.500"
+    line = sparkline([float(i) for i in range(1000)])
+    assert len(line.split()[1]) == 40 and line.split()[1][0] == "▁" and line.split()[1][-1] == "█"

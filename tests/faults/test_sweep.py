@@ -47,7 +47,7 @@ def whole(template: Path) -> tuple[list[str], dict[str, str]]:
         said = place / "said"
         assert sweep.started(place, ARGV, sweep.Counter(), said) == 0, said.read_text()
         if name == "one":
-            assert "wave 3 of" in said.read_text(), "the run must have several waves"
+            assert "try 3 of" in said.read_text(), "the run must have several waves"
         found.append(((place / "count").read_text().split(), sweep.digest(rich.latest(place))))
     assert found[0] == found[1], "the same run must make the same operations"
     assert {"_write", "_fdatasync", "_fsync", "_replace", "mkdir", "rename"} <= set(found[0][0])

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from support.pages import item_rows, make_run, recipe, records
+from support.pages import item_rows, make_run, probe_rows, recipe, records
 
 from cai.commands import review
 from cai.recipe.settings import HeldoutSection
@@ -27,7 +27,14 @@ POLICY = '<meta http-equiv="Content-Security-Policy"'
 LOOK = """
 document.querySelectorAll("details").forEach(d => d.open = OPEN);
 const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-axe.run().then(found => parent.tell({wide, checked: found.passes.length, faults: found.violations.map(
+const hint = e => getComputedStyle(e, "::before").display !== "none";
+const regions = [...document.querySelectorAll(".scroll")].map(e => [e.scrollWidth > e.clientWidth + 1, hint(e)]);
+const count = () => [...document.querySelectorAll(".listed > .example")].filter(e => e.offsetHeight > 0).length;
+const pick = (id, value) => { const e = document.getElementById(id); if (e) { e.value = value; } return count(); };
+const filters = [...document.querySelectorAll(".filters select")].map(e => [...e.options].map(
+  o => [o.value, pick(e.id, o.value), o.value ? document.querySelectorAll(".listed > ." + o.value).length : count()])
+  .concat([["", pick(e.id, ""), count()]]));
+axe.run().then(found => parent.tell({wide, regions, filters, checked: found.passes.length, faults: found.violations.map(
   v => v.id + ": " + v.nodes.map(n => n.html.slice(0, 120)).join(" | "))}));
 """
 
@@ -69,7 +76,7 @@ def pages(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("runs")
     hostile = "</p><script>alert(1)</script> \u202egnirts " + "unbroken" * 60
     rows = [*records(), *item_rows(7, instruction=hostile, critique=hostile)]
-    full = make_run(folder / "full", rows, recipe=recipe(items=8, heldout=HeldoutSection(items=1)))
+    full = make_run(folder / "full", [*rows, *probe_rows()], recipe=recipe(items=8, heldout=HeldoutSection(items=1)))
     empty = make_run(folder / "empty", [])
     for path in (full, empty):
         write_pages(path)
@@ -87,6 +94,20 @@ def test_axe_finds_no_fault_and_nothing_runs_off_the_side(pages, tmp_path, name,
         assert found["checked"] > 10
         assert found["faults"] == []
         assert found["wide"] == 0
+        for scrolls, told in found["regions"]:
+            assert scrolls == told, "what scrolls says so, and nothing else does"
+        assert name != "full" or width != 400 or any(scrolls for scrolls, _ in found["regions"])
+
+
+def test_examples_are_found_by_principle_pool_and_verdict(pages, tmp_path):
+    filters = look(pages["full"], tmp_path, 1280, False, False)["filters"]
+    assert len(filters) >= 2
+    for choices in filters:
+        everything = choices[0][1]
+        assert everything == choices[-1][1] > 2
+        for value, seen, there in choices[1:-1]:
+            assert seen == there > 0 and value
+    assert any(seen < choices[0][1] for choices in filters for _, seen, _ in choices)
 
 
 def test_the_check_sees_a_fault(pages, tmp_path):

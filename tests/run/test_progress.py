@@ -97,7 +97,7 @@ def test_training_shows_steps(run, capsys):
         shown.training(step, 3)
     shown.end()
     err = capsys.readouterr().err
-    assert err.startswith("train: 3/3, ")
+    assert err.startswith("training: 3/3, ")
     assert "step/s" in err
     assert run.read_status()["total"] == 3
 
@@ -167,3 +167,68 @@ def test_the_first_stretch_warms_up_and_margins_narrow():
 )
 def test_a_try_is_not_called_a_round(stage, round_, name):
     assert chain.label(stage, round_) == name
+
+
+STEPS = (("instructions", 0), ("critiques", 0), ("revisions", 0), ("critiques", 1), ("train", 0), ("evaluate", 0))
+
+
+def test_a_step_is_told_with_its_place_and_in_words(run, clock, capsys):
+    shown = Progress(run, 0.0, steps=STEPS)
+    for stage, round_, per_round, said in (
+        ("critiques", 1, True, "step 4 of 6, critiques, round 2: 0/2"),
+        ("instructions", 2, False, "step 1 of 6, instructions, try 3: 0/2"),
+        ("evaluate revisions.cri", 0, False, "step 6 of 6, measuring: do revisions follow their critiques (CRI): 0/2"),
+        ("train", 0, False, "step 5 of 6, training: 0/2"),
+        ("calibration", 0, False, "where the critic draws its line: 0/2"),
+    ):
+        shown.begin(stage, round_, total=2, per_round=per_round)
+        shown.end()
+        assert capsys.readouterr().err.startswith(said), stage
+    shown.begin("critiques", 0, total=1, per_round=True)
+    status = run.read_status()
+    assert (status["step"], status["steps"], status["stage"]) == (2, 6, "critiques"), "names stay what they are"
+
+
+def test_every_stage_of_a_run_has_a_place_and_no_word_of_the_trade(run_fake):
+    """A fake M1 from start to end: each line says which step it is; CSI and CRI stand beside what they mean."""
+    import re
+
+    _, path = run_fake("--milestone", "m1", "--set", "items=2", "--set", "heldout.items=1")
+    from cai.run import words
+    from cai.run.events import read_events
+
+    labels = {event["stage"] for event in read_events(path / "events.jsonl") if event["kind"] == "stage"}
+    assert len(labels) > 10
+    for label in labels:
+        said = words.in_words(label)
+        assert not re.search(r"wave|slot|generic_lp|\.cri|\.csi|\.nll|\.kl|\.gates", said), said
+
+
+def test_the_whole_run_is_estimated_until_it_is_spent(run, clock, capsys):
+    shown = Progress(run, 0.0)
+    shown.expected = (100.0, 300.0)
+    shown.begin("answers", 0, total=4)
+    clock[0] += 40.0
+    shown.tick()
+    assert "1 min to 4 min 20 s in the whole run" in capsys.readouterr().err
+    assert run.read_status()["run_seconds"] == [60.0, 260.0]
+    clock[0] += 400.0
+    shown.tick()
+    assert "whole run" not in capsys.readouterr().err
+
+
+def test_tokens_count_while_they_are_made(run, clock, capsys):
+    from cai.engine import EngineStats
+
+    stats = EngineStats()
+    shown = Progress(run, 0.0)
+    shown.begin("answers", 0, total=16)
+    shown.follow(stats)
+    stats.in_flight = 400
+    clock[0] += 40.0
+    shown.tick()
+    assert "answers: 0/16, 10 tok/s, 40 s so far" in capsys.readouterr().err
+    assert run.read_status()["tokens_per_second"] == 10.0
+    stats.in_flight = 0
+    shown.step(400)
+    assert shown.made == 400

@@ -133,6 +133,7 @@ class NativeEngine:
             if hasattr(self, "scheduler"):
                 self.scheduler.clear()
                 self.dirty = True
+            self.stats.in_flight = 0
 
     def score(self, requests: Sequence[ScoreRequest], stopped: Callable[[], bool] = never) -> Iterator[Score]:
         yield from scoring.score(self, requests, stopped)
@@ -289,16 +290,18 @@ class NativeEngine:
 
     def _land(self, flight: Flight) -> Iterator[Completion]:
         """Feed the drawn tokens to their rows; a row that ends leaves its slot."""
-        tokens, done = flight.tokens(), []
+        tokens, done, drawn = flight.tokens(), [], 0
         for running, place in zip(flight.rows, flight.places, strict=True):
             row = running.row
             if row.done is not None or (not running.alive and not running.exhausted):
                 continue  # finished a step ago, or preempted
+            drawn += 1
             if row.feed(tokens[place]) is not None:
                 if running.alive:
                     self.scheduler.release(running)
                     self.dirty = True
                 done.append(row)
+        self.stats.in_flight += drawn - sum(len(row.ids) for row in done)
         yield from (row.completion() for row in done)
 
     # -- prefill

@@ -14,6 +14,7 @@ from pathlib import Path
 from cai.errors import CaiError
 from cai.recipe.intake import instructionfile, pairfile
 from cai.recipe.intake.instructionfile import Intake
+from cai.recipe.probes import NAME as PROBES
 from cai.store.jsonl import JsonObject
 from cai.store.reading import MOST_BYTES, MOST_WRITTEN_BYTES, Missing, read_once
 
@@ -43,7 +44,8 @@ def read_all(paths: Mapping[str, Path], run: Path | None = None, said: Collectio
 
 
 def _one(name: str, path: Path, run: Path | None, said: Collection[str]) -> InputFile:
-    key = {"constitution.yaml": "constitution", NAME: NAME, PAIRS: PAIRS}.get(name, "prompts")
+    names = {"constitution.yaml": "constitution", NAME: NAME, PAIRS: PAIRS, PROBES: "evaluation.probes"}
+    key = names.get(name, "prompts")
     where = f"{path}: {key}"
     most = MOST_BYTES if name in (NAME, PAIRS) else MOST_WRITTEN_BYTES
     try:
