@@ -72,6 +72,20 @@ def ssh_line(port: int, environment: Mapping[str, str]) -> str:
     return f"ssh -N -L {port}:127.0.0.1:{port} {where}{user}@{host or socket.gethostname()}"
 
 
+def _headers(length: int, kind: str, location: str, policy: str) -> dict[str, str]:
+    """Nothing is kept, framed, guessed or told to another site."""
+    return {
+        "Content-Type": f"{kind}; charset=utf-8",
+        "Content-Length": str(length),
+        "Cache-Control": "no-store",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Content-Security-Policy": policy,
+        **({"Location": location} if location else {}),
+    }
+
+
 def _handler(session: Session, token: str) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         """GET shows the next task, POST marks it. Anything without token or host of ours is refused."""
@@ -117,16 +131,7 @@ def _handler(session: Session, token: str) -> type[BaseHTTPRequestHandler]:
         ) -> None:
             data = body.encode("utf-8", "replace")
             self.send_response(code)
-            for name, value in {
-                "Content-Type": f"{kind}; charset=utf-8",
-                "Content-Length": str(len(data)),
-                "Cache-Control": "no-store",
-                "Referrer-Policy": "no-referrer",
-                "X-Content-Type-Options": "nosniff",
-                "X-Frame-Options": "DENY",
-                "Content-Security-Policy": policy,
-                **({"Location": location} if location else {}),
-            }.items():
+            for name, value in _headers(len(data), kind, location, policy).items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
