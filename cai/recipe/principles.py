@@ -33,6 +33,7 @@ ABOUT = ("author", "version", "license", "date", "url", "comment", "notes", "sys
 CONTAINERS = ("principles", "constitution", "constitutions")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LONGEST_SLUG = 48
+LONGEST_TEXT = 10_000  # characters of a principle or a request: beside the examples it has to fit into a prompt
 SMALL_WORDS = frozenset(
     "a an and any are as be by for from in is it its of on or please s that the this to was with".split()
 )
@@ -47,7 +48,7 @@ FRAME = re.compile(r"^\s*(?:critique|revision)\s*(?:request)?\s*:\s*|\s*\b(?:cri
 TOML = re.compile(r"^\s*\[{1,2}[A-Za-z][\w.-]*\]{1,2}\s*$|^\s*[\w.-]+\s*=\s*(?:\[|\"|')", re.MULTILINE)
 LIKE_YAML = re.compile(
     r"^\s*(?:-\s+)?(?:id|name|title|principles?|constitutions?|critic|critique\w*|revision\w*|edit_request|version)\s*:"
-    r"|^\s*(?:-\s+)?[&!]|^\s*-\s*[{\[&*-]|^\s*[{\[]|^---|^\s*[\w-]+\s*:\s*[\[{&*|>]",
+    r"|^\s*[?:]\s|^\s*(?:-\s+)?[&!]|^\s*-\s*[{\[&*-]|^\s*[{\[]|^---|^\s*[\w-]+\s*:\s*[\[{&*|>]",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -290,6 +291,8 @@ def _text_faults(value: Any) -> list[str]:
     if not value.strip():
         return ["is empty; write the text"]
     faults = []
+    if len(value) > LONGEST_TEXT:
+        return [f"has {len(value):,} characters, more than a prompt holds; write at most {LONGEST_TEXT:,}"]
     if placeholder := PLACEHOLDER.search(value):
         faults.append(f"holds the placeholder {placeholder[0][:40]!r}, which nothing fills in; take it out")
     if frame := FRAME.search(value):

@@ -111,7 +111,9 @@ class Branches:
                 _reopen(aside, self.project)
                 return fault
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            for half in sorted(self.project.rglob(f".*.{os.getpid()}.new"), reverse=True):  # named before the fork, by a process that lives
+            for half in sorted(
+                self.project.rglob(f".*.{os.getpid()}.new"), reverse=True
+            ):  # named before the fork, by a process that lives
                 half.rename(half.with_name(half.name.replace(f".{os.getpid()}.", f".{pid}.")))
             self.project.rename(self.results / f"{count}-{fault}")
             aside.rename(self.project)

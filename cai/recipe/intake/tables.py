@@ -25,6 +25,7 @@ WORD = re.compile(r"[\w#%./ ()\[\]:*&+'-]{1,40}")
 RULE = re.compile(r":?-{2,}:?")  # a cell of the line below a Markdown table's header
 COMMENT_LINES = re.compile(r"(?:[ \t]*(?:(?:#|//)[^\r\n]*)?(?:\r\n|\n|\r))+")
 GAPS = re.compile(r"[ \u00a0]{2,}")
+LONGEST_HEADER = 20_000  # characters: a longer first line is no header
 LINES_ABOVE = 10  # a header is looked for below as many lines
 SAMPLE_ROWS = 200
 KNOWN = frozenset((*REQUEST, *CONTEXT, *CONVERSATION, *PAIR))
@@ -63,7 +64,7 @@ def parse(text: str, key: str = "") -> Table | None:
 def headed(text: str, key: str) -> bool:
     """Whether the first line is a header of more than one column, one of which is called `key`."""
     first = next((line for line in LINE_END.split(text, 50) if line.strip() and not line.lstrip().startswith("#")), "")
-    rows = [next(csv.reader([first], delimiter=delimiter), []) for delimiter in DELIMITERS]
+    rows = [next(csv.reader([first[:LONGEST_HEADER]], delimiter=delimiter), []) for delimiter in DELIMITERS]
     return any(len(cells) > 1 and key in map(normal, cells) for cells in rows)
 
 
@@ -72,7 +73,7 @@ def _header(text: str, key: str, wanted: str) -> tuple[str, list[str]]:
     first = next((line for line in LINE_END.split(text, 50) if line.strip()), "")
     for delimiter in (wanted,) if wanted else (*DELIMITERS, ALONE):
         try:
-            cells = next(csv.reader([first], delimiter=delimiter, strict=True), [])
+            cells = next(csv.reader([first[:LONGEST_HEADER]], delimiter=delimiter, strict=True), [])
         except csv.Error:
             continue
         if any(cell.startswith(" ") for cell in cells) and not all(ONE_WORD.fullmatch(cell) for cell in cells):
