@@ -10,6 +10,10 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 # Fast tests sync thousands of small files: in memory, where there is a gigabyte of it to spare.
 IN_MEMORY := $(shell test -w /dev/shm && df -m /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 1024 {print "TMPDIR=/dev/shm"}')
+# As many tests at once as there are cores, at most eight (each worker imports everything) and four with a model.
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+WORKERS := $(shell echo $$(( $(CORES) < 8 ? $(CORES) : 8 )))
+MODELS := $(shell echo $$(( $(CORES) < 4 ? $(CORES) : 4 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lm-eval m0 m1 m2 m3 resume report review chat exam status doctor supervise test test-fast test-long test-gpu test-page test-faults check fix clean
@@ -58,11 +62,11 @@ supervise: setup ## keep RUN going: restart after exit 75, with back-off (preemp
 	$(PY) -m cai.commands.supervise $(RECIPE) --resume $(RUN) $(ARGS)
 
 test: setup ## fast tests, then the slow ones on the embedded model
-	$(IN_MEMORY) $(PY) -m pytest
-	$(PY) -m pytest -m "slow and not faults and not long"
+	$(IN_MEMORY) $(PY) -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(MODELS) --dist loadfile -m "slow and not faults and not long"
 
 test-fast: setup ## fast tests only (no torch, under a minute)
-	$(IN_MEMORY) $(PY) -m pytest
+	$(IN_MEMORY) $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 test-long: setup ## the engine against the reference on 200 prompts
 	$(PY) -m pytest -m long

@@ -90,7 +90,7 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
     pipeline.check_at_hand(inputs, args)
     budget.check_before(inputs, args, runs_root(inputs.source, recipe))
     announce(inputs)
-    with session(inputs, args) as context, budget.within(context, inputs, pipeline.report_what_exists):
+    with session(inputs, args) as context, budget.enforced(context, inputs, pipeline.report_what_exists):
         pairs = pipeline.collect(context, inputs, args.until)
         training_pairs = pipeline.write_dataset(context, inputs, pairs) if args.until in ("", "pairs") else []
         if args.until == "pairs":

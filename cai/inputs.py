@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cai.data import chain
 from cai.errors import CaiError
@@ -19,9 +18,9 @@ from cai.models.policy import Backend, backend_of
 from cai.recipe import load as recipes
 from cai.recipe.constitution import Constitution, check_rounds, load_constitution
 from cai.recipe.grid import Grid, load_grid
-from cai.recipe.intake import files as intake_files
+from cai.recipe.intake import input_files as intake_files
 from cai.recipe.intake import instructionfile, told
-from cai.recipe.intake.files import InputFile
+from cai.recipe.intake.input_files import InputFile
 from cai.recipe.intake.instructionfile import Intake
 from cai.recipe.load import Recipe, Source
 from cai.recipe.paths import expanded
@@ -29,6 +28,7 @@ from cai.recipe.prompts import Prompt
 from cai.run.folder import resolve_run
 from cai.run.manifest import read_manifest
 from cai.store.files import holds, write_atomic
+from cai.store.jsonl import JsonObject, Row
 
 LONGEST_NAME = 100  # of a file that a run may make, its id included
 
@@ -164,7 +164,7 @@ def _given(recipe: Recipe, files: Mapping[str, InputFile]) -> Intake | None:
     return instructionfile.read(file.data, str(file.path), key=section.key, pool=section.pool)
 
 
-def grown_since(inputs: Inputs, run: Path, manifest: Mapping[str, Any]) -> Inputs:
+def grown_since(inputs: Inputs, run: Path, manifest: JsonObject) -> Inputs:
     """The inputs, marked if the file of instructions differs from the run's by more lines alone."""
     then = manifest.get("files", {}).get(intake_files.NAME)
     if inputs.given is None or then in (None, inputs.hashes[intake_files.NAME]):
@@ -174,7 +174,7 @@ def grown_since(inputs: Inputs, run: Path, manifest: Mapping[str, Any]) -> Input
     return replace(inputs, grown_from=copy)
 
 
-def _since(inputs: Inputs, run: Path, manifest: Mapping[str, Any]) -> Inputs:
+def _since(inputs: Inputs, run: Path, manifest: JsonObject) -> Inputs:
     """On a resume: new lines are taken until training began; from then on the run's own copy holds."""
     inputs = grown_since(inputs, run, manifest)
     if inputs.grown_from is None or "training_identity" not in manifest:
@@ -184,7 +184,7 @@ def _since(inputs: Inputs, run: Path, manifest: Mapping[str, Any]) -> Inputs:
     return replace(inputs, files=files, given=_given(inputs.recipe, files), grown_from=None)
 
 
-def _manifest_of(args: argparse.Namespace) -> dict[str, Any]:
+def _manifest_of(args: argparse.Namespace) -> Row:
     """The manifest of the run to resume or fork: its milestone and --set hold on unless said otherwise."""
     if not (args.resume or args.fork):
         return {}

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -21,18 +20,18 @@ from cai.data.collect import collect as collect_pairs
 from cai.data.pairs import PairSet, sound_rows
 from cai.data.slots import slots
 from cai.errors import CaiError
-from cai.evaluate import gates
+from cai.evaluate import advice, gates
 from cai.evaluate.doors import recipe_key
 from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, locate
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.models import checks
 from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
 from cai.run.context import Context
 from cai.run.folder import Run
 from cai.store.files import holds, json_bytes, write_json_atomic
-from cai.store.jsonl import Row
+from cai.store.row_types import Pair
 from cai.terminal import printable, say, usd
 
 
@@ -103,7 +102,7 @@ def guarded(context: Context) -> None:
     checks.enforce(context.recipe.checks, "guard", section.model, check)
 
 
-def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[dict[str, Any]]:
+def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair]:
     """Marks, hygiene, contamination, then dataset/; gives the pairs to train on."""
     from cai.data import dataset, hygiene
     from cai.report import cards
@@ -163,14 +162,14 @@ def _removed(path: Path) -> dict[int, str]:
         ) from None
 
 
-def _uncontaminated(context: Context, inputs: Inputs, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _uncontaminated(context: Context, inputs: Inputs, pairs: list[Pair]) -> list[Pair]:
     """The pairs that overlap no benchmark at hand; overlaps and what was not checked go to eval/contamination.json."""
     from cai.data import contamination
     from cai.evaluate.benchmarks.suite import at_hand
 
     loaded, missing = at_hand(context.recipe.benchmarks, inputs.folder)
     sources = [source for name, tasks in loaded.items() for source in contamination.sources_of(name, tasks)]
-    index = contamination.Index(sources)
+    index = contamination.OverlapIndex(sources)
     kept, removed = contamination.clean(pairs, index)
     texts = contamination.input_texts(context.prompts, context.constitution.principles)
     found = contamination.check_inputs(texts, index)
@@ -185,7 +184,7 @@ def _uncontaminated(context: Context, inputs: Inputs, pairs: list[dict[str, Any]
     return kept
 
 
-def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[Row]) -> Path:
+def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[Pair]) -> Path:
     """The adapter of these pairs: trained, resumed, or found finished; from the base, or from SFT on the revisions."""
     from cai.training import sft
     from cai.training import train as training
@@ -210,7 +209,7 @@ def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[
         run.train,
         prompt=context.prompts["policy"],
         seed=recipe.dpo.seeds[0],
-        event=telling(run),
+        event=training_events(run),
         stopped=context.stopped,
         progress=context.progress.training,
         adapter=run.adapter,
@@ -225,10 +224,10 @@ def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[
     return run.adapter
 
 
-def telling(run: Run) -> Callable[..., None]:
+def training_events(run: Run) -> Callable[..., None]:
     """`run.event`, which also says a sign of ill health aloud."""
 
-    def event(kind: str, **facts: Any) -> None:
+    def event(kind: str, **facts: object) -> None:
         run.event(kind, **facts)
         if kind == "health":
             say(f"train: WARNING at step {facts['step']}: {facts['text']}")
@@ -237,8 +236,8 @@ def telling(run: Run) -> Callable[..., None]:
 
 
 def evaluate(
-    context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[dict[str, Any]], adapter: Path
-) -> dict[str, Measured]:
+    context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path
+) -> dict[str, Figure]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
     from cai.evaluate.benchmarks import suite
     from cai.evaluate.measure import measure
@@ -257,22 +256,22 @@ def evaluate(
     return {**stored_figures(context.run.eval), **results}
 
 
-def stored_figures(folder: Path) -> dict[str, Measured]:
+def stored_figures(folder: Path) -> dict[str, Figure]:
     """What stands in eval/*.json: measured figures, benchmarks, guard, contamination."""
     from cai.evaluate.benchmarks.suite import read
 
-    found: dict[str, Measured] = {}
+    found: dict[str, Figure] = {}
     for name in ("measured", "benchmarks", "contamination", "guard", "checks", "seeds", "sft"):
         found |= read(folder / f"{name}.json")
     return found
 
 
-def decide(context: Context, results: Mapping[str, Measured], override: str) -> list[Verdict]:
+def decide(context: Context, results: Mapping[str, Figure], override: str) -> list[Verdict]:
     """PASS / FAIL / UNDERPOWERED / UNMEASURED of each criterion, written to eval/gates.json and said on screen."""
     recipe, run = context.recipe, context.run
     verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft"))
     for verdict in verdicts:
-        say(f"gate {verdict.line}")
+        say("\n".join([f"gate {verdict.line}", *advice.lines(verdict)]))
     content = {
         "milestone": recipe.milestone,
         "enforced": enforced(context),

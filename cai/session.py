@@ -11,19 +11,19 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 from cai import errors
 from cai.data import chain
 from cai.engine import Rules
+from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.inputs import Inputs, copy_inputs, in_run, later_sets, runs_root
 from cai.models.loading import check_modules
-from cai.models.policy import LoadedModel, load, threads_in_words
+from cai.models.policy import load, threads_in_words
 from cai.recipe import load as recipes
 from cai.run import resuming
 from cai.run.context import Context
@@ -32,6 +32,7 @@ from cai.run.manifest import read_manifest
 from cai.run.progress import Progress
 from cai.run.stop import StopSwitch
 from cai.store.files import holds, write_atomic
+from cai.store.jsonl import JsonObject, Row
 from cai.terminal import say
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "accelerate", "datasets")
@@ -68,7 +69,7 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
     return run
 
 
-def _check_resume(manifest: Mapping[str, Any], inputs: Inputs, args: argparse.Namespace, path: Path) -> None:
+def _check_resume(manifest: JsonObject, inputs: Inputs, args: argparse.Namespace, path: Path) -> None:
     """Errors: CaiError(DRIFT) with the lines that go on; a fork keeps the run's milestone and --set by itself."""
     sets = shlex.join(word for text in args.set for word in ("--set", text))
     asked = " ".join(filter(None, [shlex.quote(str(args.recipe)), sets]))
@@ -98,7 +99,7 @@ def _home(inputs: Inputs, root: Path) -> str:
     return os.path.relpath(inputs.folder, root / "a-run")
 
 
-def start_facts(inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
+def start_facts(inputs: Inputs, args: argparse.Namespace) -> Row:
     """What an attempt's first event says, and when the program began: reading the inputs counts as well."""
     price, began = inputs.recipe.budget.usd_per_hour, getattr(args, "began", None)
     argv = shlex.join(sys.argv[1:])
@@ -139,6 +140,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
     return run
 
 
+@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Installed versions of what shapes results, read from metadata (no import)."""
     from importlib.metadata import PackageNotFoundError, version
@@ -155,9 +157,9 @@ class ModelOnDemand:
 
     def __init__(self, inputs: Inputs, run: Run) -> None:
         self.inputs, self.run = inputs, run
-        self.model: LoadedModel | None = None
+        self.model: Model | None = None
 
-    def __call__(self) -> LoadedModel:
+    def __call__(self) -> Model:
         if self.model is None:
             recipe = self.inputs.recipe
             self.run.status(now=True, stage="load the model")
@@ -175,7 +177,10 @@ class ModelOnDemand:
             self._preflight_model(self.model)
         return self.model
 
-    def _check_loaded(self, model: LoadedModel) -> None:
+    def set_aside(self) -> None:
+        self.model = None
+
+    def _check_loaded(self, model: Model) -> None:
         """It is the run's model and has the projections to train; today is the day on which the run began."""
         known = (self.run.manifest.get("model") or {}).get("revision")
         revision = model.facts.get("revision")
@@ -196,10 +201,10 @@ class ModelOnDemand:
             runs = runs_root(self.inputs.source, self.inputs.recipe)
             doctor.preflight("machine", doctor.machine_checks(self.inputs.recipe, "cuda", runs), self.run.event, say)
 
-    def _preflight_model(self, model: LoadedModel) -> None:
+    def _preflight_model(self, model: Model) -> None:
         """On a GPU all checks of the loaded model; on the embedded one, that a padded batch equals its rows alone."""
         from cai.preflight import machine as doctor
-        from cai.preflight import model as doctor_model
+        from cai.preflight import model_checks as doctor_model
 
         recipe = self.inputs.recipe
         if self.inputs.backend == "cuda":

@@ -123,7 +123,7 @@ def _open_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number, which is this one
 
 
-def number(value: Any, digits: int = 3) -> str:
+def number(value: object, digits: int = 3) -> str:
     """A float with `digits` significant digits, an int with thousands separators, None as a dash."""
     if value is None:
         return "–"

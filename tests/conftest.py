@@ -46,12 +46,3 @@ def run_paper(run_fake: Callable[..., tuple[int, Path]]) -> Callable[..., tuple[
         return run_fake(*argv, fake=(*fake, *PAPERS_WAY) if fake else fake)
 
     return run
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What tests/open.txt names runs without deciding anything, and says so."""
-    lines = (ROOT / "tests" / "open.txt").read_text().splitlines()
-    named = {line for line in lines if line and not line.startswith("#")}
-    for item in items:
-        if item.nodeid.partition("[")[0] in named:
-            item.add_marker(pytest.mark.xfail(strict=False, reason="open since the change of method: tests/open.txt"))

@@ -146,7 +146,7 @@ SMALLER = {  # so that m2 and m3 take a second; what is shown is that the comman
     'name = "Qwen/Qwen2.5-32B" ': 'name = "fake" ',
     'backend = "auto"                    # auto': 'backend = "fake"                    # auto',
     "items = 100\n": "items = 12\n",
-    "heldout.items = 60\n": "heldout.items = 4\n",
+    "heldout.items = 60 ": "heldout.items = 4 ",
     "items = 5000\n": "items = 12\n",
     "heldout.items = 200\n": "heldout.items = 4\n",
     "guard.enabled = true\n": "",

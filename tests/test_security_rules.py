@@ -48,7 +48,7 @@ def test_only_safe_readers_are_used() -> None:
     assert not {"pickle.load", "pickle.loads", "eval", "exec", "torch.load", "yaml.unsafe_load"} & set(names)
     loaders = {value for where, value in values("Loader") if "yaml.load" in where}
     assert loaders == {"_FastLoader", "_Loader"}
-    from cai.recipe.load import yaml_files
+    from cai.recipe import yaml_files
 
     for loader in (yaml_files._FastLoader, yaml_files._Loader):
         assert {"SafeLoader", "CSafeLoader"} & {base.__name__ for base in loader.__mro__}

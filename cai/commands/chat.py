@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from cai import errors
 from cai.commands.streaming import Drawn, draw
 from cai.data import chain
 from cai.engine import Rules, Sampling
+from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.recipe.constitution import Constitution, Principle, load_constitution
 from cai.recipe.load import Recipe
-from cai.recipe.prompts import Example, Prompt, Rendered
+from cai.recipe.prompts import FewShotExample, Prompt, Rendered
 from cai.report.snapshot import recipe_of
 from cai.run.manifest import read_manifest
 from cai.terminal import printable
@@ -40,13 +40,13 @@ HELP = (
 class Talk:
     """What a talk needs: the loaded model, the run's prompts and constitution, and what was said so far, by arm."""
 
-    model: Any
+    model: Model
     recipe: Recipe
     prompts: Mapping[str, Prompt]
     constitution: Constitution
     adapters: Mapping[str, Path]
     write: Callable[[str], None]
-    history: dict[str, list[Example]] = field(default_factory=dict)
+    history: dict[str, list[FewShotExample]] = field(default_factory=dict)
     criticised: int = 0  # how many principles were dealt
 
     @property
@@ -97,7 +97,7 @@ def open_talk(run: Path, write: Callable[[str], None]) -> Talk:
     adapters = {
         arm: run / name for arm, name in FOLDERS.items() if (run / name / "adapter_model.safetensors").is_file()
     }
-    model: Any = load(recipe.model, manifest["backend"], seed=recipe.seed, say=lambda line: write(f"{line}\n"))
+    model: Model = load(recipe.model, manifest["backend"], seed=recipe.seed, say=lambda line: write(f"{line}\n"))
     model.rules = Rules()  # as a server draws: the rules for small models stay in the pipeline
     if not adapters:
         write("no adapter in this run yet: the base answers alone\n")
@@ -147,7 +147,7 @@ def ask(talk: Talk, question: str) -> None:
         rendered, limit = fitting(talk, arm, question)
         done = _drawn(talk, arm, rendered, limit)
         talk.write(f"\n({ENDS[done.finish]}, {done.tokens} tokens)\n")
-        talk.history.setdefault(arm, []).append(Example(question, done.text))
+        talk.history.setdefault(arm, []).append(FewShotExample(question, done.text))
 
 
 def fitting(talk: Talk, arm: str, question: str) -> tuple[Rendered, int]:

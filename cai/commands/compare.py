@@ -8,9 +8,9 @@ over shared prompts, with Holm's correction over the tests shown.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from cai import errors
 from cai.evaluate import critiques, revisions
@@ -18,9 +18,9 @@ from cai.evaluate.verdict import Scores, TextVerdict
 from cai.metrics.stats import bootstrap_mean, holm, mcnemar_exact
 from cai.metrics.text import rouge_l, words
 from cai.recipe.settings_evaluation import EvaluationSection
-from cai.report.snapshot import Story, read_story
+from cai.report.snapshot import Snapshot, read_story
 from cai.report.tables import phases
-from cai.store.jsonl import Row
+from cai.store.row_types import Example, FigureRow
 from cai.terminal import duration, number, printable, usd
 
 
@@ -33,7 +33,7 @@ def command(args: argparse.Namespace) -> int:
     return errors.DONE
 
 
-def lines(one: Story, two: Story) -> list[str]:
+def lines(one: Snapshot, two: Snapshot) -> list[str]:
     """The whole screen."""
     found = [f"A  {one.run_id}: {one.milestone} on {one.model}", f"B  {two.run_id}: {two.milestone} on {two.model}", ""]
     found += [*_recipe_lines(one, two), ""]
@@ -41,20 +41,20 @@ def lines(one: Story, two: Story) -> list[str]:
     return found + _paired_lines(side(one), side(two))
 
 
-def differences(one: Story, two: Story) -> list[tuple[str, str, str]]:
+def differences(one: Snapshot, two: Snapshot) -> list[tuple[str, str, str]]:
     """(key, A, B) of every resolved recipe key, input file and version that differs."""
     from cai.recipe.load import flatten
 
-    left, right = (flatten(story.recipe.model_dump(mode="json")) for story in (one, two))
-    for table, story in ((left, one), (right, two)):
-        table |= {f"sha256({name})": str(sha) for name, sha in (story.manifest.get("files") or {}).items()}
-        table |= {f"version of {name}": str(v) for name, v in (story.manifest.get("versions") or {}).items()}
-        table |= {"backend": story.backend, "model loaded": story.model}
+    left, right = (flatten(snapshot.recipe.model_dump(mode="json")) for snapshot in (one, two))
+    for table, snapshot in ((left, one), (right, two)):
+        table |= {f"sha256({name})": str(sha) for name, sha in (snapshot.manifest.get("files") or {}).items()}
+        table |= {f"version of {name}": str(v) for name, v in (snapshot.manifest.get("versions") or {}).items()}
+        table |= {"backend": snapshot.backend, "model loaded": snapshot.model}
     keys = sorted(left.keys() | right.keys())
     return [(k, left.get(k, "–"), right.get(k, "–")) for k in keys if left.get(k) != right.get(k)]
 
 
-def _recipe_lines(one: Story, two: Story) -> list[str]:
+def _recipe_lines(one: Snapshot, two: Snapshot) -> list[str]:
     changed = differences(one, two)
     if not changed:
         return ["Recipe, inputs and versions: no difference."]
@@ -66,14 +66,14 @@ def _short(text: str) -> str:
     return text if len(text) <= 70 else text[:67] + "..."
 
 
-def _figure_lines(one: Story, two: Story) -> list[str]:
+def _figure_lines(one: Snapshot, two: Snapshot) -> list[str]:
     """Gates first, then every other figure that both or either measured; then cost."""
-    status = [{v["metric"]: v["status"] for v in story.verdicts} for story in (one, two)]
+    status = [{v["metric"]: v["status"] for v in snapshot.verdicts} for snapshot in (one, two)]
     names = [*dict.fromkeys([*status[0], *status[1]])]
     names += sorted((one.figures.keys() | two.figures.keys()) - set(names))
     rows = [["figure", "A", "B"]]
     for name in names:
-        cells = [_cell(story.figures.get(name), status[i].get(name)) for i, story in enumerate((one, two))]
+        cells = [_cell(snapshot.figures.get(name), status[i].get(name)) for i, snapshot in enumerate((one, two))]
         if cells != ["–", "–"]:
             rows.append([name, *cells])
     both = (one, two)
@@ -84,7 +84,7 @@ def _figure_lines(one: Story, two: Story) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _cell(measured: Mapping[str, Any] | None, status: str | None) -> str:
+def _cell(measured: FigureRow | None, status: str | None) -> str:
     if not measured or measured.get("value") is None:
         return f"{status} (not measured)" if status else "–"
     low, high = measured.get("low"), measured.get("high")
@@ -92,8 +92,8 @@ def _cell(measured: Mapping[str, Any] | None, status: str | None) -> str:
     return f"{status + ' ' if status else ''}{number(measured['value'])}{interval} (n={measured.get('n', 0)})"
 
 
-def _speed(story: Story) -> str:
-    rows = [row for row in phases(story) if row["tokens"]]
+def _speed(snapshot: Snapshot) -> str:
+    rows = [row for row in phases(snapshot) if row["tokens"]]
     seconds = sum(row["seconds"] for row in rows)
     return number(sum(row["tokens"] for row in rows) / seconds) if seconds else "–"
 
@@ -116,16 +116,16 @@ class Paired:
 
 @dataclass(frozen=True)
 class Side:
-    """A story with what is looked up by item."""
+    """A snapshot with what is looked up by item."""
 
-    story: Story
-    examples: dict[int, Row]
+    snapshot: Snapshot
+    examples: dict[int, Example]
     kept: set[int]
 
 
-def side(story: Story) -> Side:
-    whole = [*story.pairs.examples, *(r["example"] for r in story.pairs.rejects if "example" in r)]
-    return Side(story, {e["item"]: e for e in whole}, {pair["item"] for pair in story.pairs.kept})
+def side(snapshot: Snapshot) -> Side:
+    whole = [*snapshot.pairs.examples, *(r["example"] for r in snapshot.pairs.rejects if "example" in r)]
+    return Side(snapshot, {e["item"]: e for e in whole}, {pair["item"] for pair in snapshot.pairs.kept})
 
 
 def shared(one: Side, two: Side) -> list[tuple[int, int]]:
@@ -151,15 +151,15 @@ SCORED = ("critiques.gates", "critiques.csi", "critiques.judge", "revisions.gate
 
 def _decided(verdict: Callable[[Scores, EvaluationSection], TextVerdict]) -> Callable[[Side, int], bool | None]:
     def outcome(of: Side, item: int) -> bool | None:
-        scores = {name: of.story.scores[name, item] for name in SCORED if (name, item) in of.story.scores}
-        return verdict(scores, of.story.recipe.evaluation).decided
+        scores = {name: of.snapshot.scores[name, item] for name in SCORED if (name, item) in of.snapshot.scores}
+        return verdict(scores, of.snapshot.recipe.evaluation).decided
 
     return outcome
 
 
 def _score(metric: str) -> Callable[[Side, int], float | None]:
     def value(of: Side, item: int) -> float | None:
-        found = of.story.scores.get((metric, item), {}).get("real")
+        found = of.snapshot.scores.get((metric, item), {}).get("real")
         return float(found) if isinstance(found, int | float) else None
 
     return value
@@ -167,13 +167,13 @@ def _score(metric: str) -> Callable[[Side, int], float | None]:
 
 def _margin(of: Side, item: int) -> float | None:
     """Implicit reward margin of the pair, in nats before beta."""
-    row = of.story.scores.get(("preference.pairs", item), {})
+    row = of.snapshot.scores.get(("preference.pairs", item), {})
     if "ref_chosen" not in row:
         return None
     return float((row["chosen"] - row["ref_chosen"]) - (row["rejected"] - row["ref_rejected"]))
 
 
-def _changed(example: Row) -> float:
+def _changed(example: Example) -> float:
     return 1.0 - rouge_l(example["initial_answer"], example["revised_answer"])
 
 
@@ -190,14 +190,17 @@ VALUES: dict[str, Callable[[Side, int], float | None]] = {
     "implicit margin": _margin,
 }
 Pairs = list[tuple[int, int]]
+T = TypeVar("T")
 
 
-def _both(one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], Any]) -> list[tuple[Any, Any]]:
+def _both(one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], T | None]) -> list[tuple[T, T]]:
     found = [(value(one, a), value(two, b)) for a, b in pairs]
     return [(a, b) for a, b in found if a is not None and b is not None]
 
 
-def _yes_no(name: str, one: Side, two: Side, pairs: Pairs, outcome: Any) -> Paired | None:
+def _yes_no(
+    name: str, one: Side, two: Side, pairs: Pairs, outcome: Callable[[Side, int], bool | None]
+) -> Paired | None:
     both = _both(one, two, pairs, outcome)
     if not both:
         return None
@@ -205,7 +208,7 @@ def _yes_no(name: str, one: Side, two: Side, pairs: Pairs, outcome: Any) -> Pair
     return Paired(name, len(both), sum(a) / len(a), sum(b) / len(b), mcnemar_exact(a, b))
 
 
-def _number(name: str, one: Side, two: Side, pairs: Pairs, value: Any) -> Paired | None:
+def _number(name: str, one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], float | None]) -> Paired | None:
     both = _both(one, two, pairs, value)
     if not both:
         return None

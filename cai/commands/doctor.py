@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cai import errors
-from cai.preflight import model as doctor_model
+from cai.preflight import model_checks as doctor_model
 from cai.preflight.machine import machine_checks
 
 

@@ -8,7 +8,6 @@ no torch, no model, no run folder.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cai import errors
 from cai.data import chain
@@ -199,7 +198,7 @@ def counted(tokenizer: Tokenizer, rendered: Rendered) -> tuple[int, int]:
 
 
 def _estimate(inputs: Inputs) -> list[str]:
-    recipe: Any = inputs.recipe
+    recipe = inputs.recipe
     found = budget.estimate(recipe, inputs.backend, runs_root(inputs.source, recipe), inputs.limit_tokens)
     low, high = (number(int(round(v, -2))) for v in found.tokens)
     lines = [f"estimate      {low} to {high} generated tokens", f"              {found.line}"]

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -31,12 +31,16 @@ from cai.commands.export_lines import usage
 from cai.commands.export_pairs import write_dataset
 from cai.commands.export_prompt import Asking, asking, write_prompt_files
 from cai.commands.push import push, push_plan
+from cai.engine.model import Model
 from cai.errors import CaiError
-from cai.report.snapshot import Story, read_story
+from cai.report.snapshot import Snapshot, read_story
 from cai.run import digests
 from cai.run.events import read_events
 from cai.store.files import io_error, write_atomic, write_json_atomic
 from cai.training import checkpoints
+
+if TYPE_CHECKING:
+    from cai.commands.merge import BaseSource
 
 Say = Callable[[str], None]
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -84,18 +88,18 @@ def export(run: Path, to: Path, say: Say, *, merged: bool = False, probe: bool =
     _refuse_damage(run)
     if not merged and not (run / "adapter").exists() and not (run / "train" / "result.json").exists():
         return _data_alone(run, to, say)
-    story, adapter = read_story(run), whole_adapter(run)
-    base, found = base_of(story), asking(story)
+    snapshot, adapter = read_story(run), whole_adapter(run)
+    base, found = base_of(snapshot), asking(snapshot)
     _begin(run, adapter, to)
     try:
-        _fill(story, adapter, base, found, to / PART)
+        _fill(snapshot, adapter, base, found, to / PART)
         if merged or probe:
-            _ask_model(story, adapter, base, found, to, say, merged)
+            _ask_model(snapshot, adapter, base, found, to, say, merged)
         else:
             _publish(to)
     finally:
         shutil.rmtree(to / PART, ignore_errors=True)
-    say("\n".join(usage(base, found, story.recipe.lora.rank, to, merged)))
+    say("\n".join(usage(base, found, snapshot.recipe.lora.rank, to, merged)))
     return to
 
 
@@ -148,14 +152,14 @@ def _refuse_damage(run: Path) -> None:
             raise CaiError(f"{run / name}: {why}: resume the run, which writes it again", errors.CORRUPT)
 
 
-def _fill(story: Story, adapter: Path, base: Base, found: Asking, part: Path) -> None:
-    run = story.path
+def _fill(snapshot: Snapshot, adapter: Path, base: Base, found: Asking, part: Path) -> None:
+    run = snapshot.path
     (part / "adapter").mkdir(mode=0o700)
     for name in ADAPTER_FILES:
         write_atomic(part / "adapter" / name, (adapter / name).read_bytes())
     config = _named(part / "adapter" / "adapter_config.json", base)
     write_prompt_files(found, part / "adapter")
-    card = model_card(story, base, found, modules=config.get("target_modules"))
+    card = model_card(snapshot, base, found, modules=config.get("target_modules"))
     write_atomic(part / "adapter" / "README.md", card.encode())
     if (run / "dataset").is_dir():
         write_dataset(run / "dataset", part / "dataset")
@@ -163,22 +167,22 @@ def _fill(story: Story, adapter: Path, base: Base, found: Asking, part: Path) ->
         write_atomic(part / "report.html", (run / "report.html").read_bytes())
 
 
-def _ask_model(story: Story, adapter: Path, base: Base, found: Asking, to: Path, say: Say, merged: bool) -> None:
+def _ask_model(snapshot: Snapshot, adapter: Path, base: Base, found: Asking, to: Path, say: Say, merged: bool) -> None:
     """The probe, then publish; with `merged` the merge too, which appears when it was found to be the adapter's."""
     from cai.commands import probe
 
-    model = _loaded(story, adapter, say, needed=merged)
+    model = _loaded(snapshot, adapter, say, needed=merged)
     if model is None:
         return _publish(to)
-    say(probe.through_template(model, story, found, to / PART / "adapter"))
+    say(probe.through_template(model, snapshot, found, to / PART / "adapter"))
     _publish(to)
     if not merged:
         return None
     from cai.commands import merge
 
-    texts = probe.prompts_of(story)
+    texts = probe.prompts_of(snapshot)
     ids = [found.render(text, model.tokenizer).token_ids for text in texts]
-    before, source = merge.measure(model, ids), _source(story, base)
+    before, source = merge.measure(model, ids), _source(snapshot, base)
     del model
     probe.free()
     whole = to / PART / "merged"
@@ -187,24 +191,24 @@ def _ask_model(story: Story, adapter: Path, base: Base, found: Asking, to: Path,
     if found.format == "base" and found.eos_id is not None:
         config = orjson.loads((whole / "config.json").read_bytes())
         write_json_atomic(whole / "config.json", config | {"eos_token_id": found.eos_id})
-    write_atomic(whole / "README.md", model_card(story, base, found, merged=True).encode())
+    write_atomic(whole / "README.md", model_card(snapshot, base, found, merged=True).encode())
     _publish(to)
     made = to_gguf(to / "merged", to / PART / "merged.gguf", say)
     write_atomic(to / PART / "Modelfile", found.modelfile("./merged.gguf" if made else "./merged").encode())
     return _publish(to)
 
 
-def _loaded(story: Story, adapter: Path, say: Say, *, needed: bool) -> Any:
+def _loaded(snapshot: Snapshot, adapter: Path, say: Say, *, needed: bool) -> Model | None:
     """The run's model with its adapter; None, with a line, where it cannot be asked here. Errors only if `needed`."""
     from cai.commands.probe import load_tuned
     from cai.models.policy import cuda_devices
 
-    why = {"fake": "the fake model has no weights"}.get(story.backend, "")
-    if story.backend == "cuda" and not cuda_devices():
+    why = {"fake": "the fake model has no weights"}.get(snapshot.backend, "")
+    if snapshot.backend == "cuda" and not cuda_devices():
         why = "no GPU here to load the model on"
     if not why:
         try:
-            return load_tuned(story, adapter)
+            return load_tuned(snapshot, adapter)
         except CaiError as error:
             if needed:
                 raise
@@ -215,13 +219,13 @@ def _loaded(story: Story, adapter: Path, say: Say, *, needed: bool) -> Any:
     return None
 
 
-def _source(story: Story, base: Base) -> Any:
-    from cai.commands.merge import Source, plain_name
+def _source(snapshot: Snapshot, base: Base) -> BaseSource:
+    from cai.commands.merge import BaseSource, plain_name
     from cai.models import embedded
 
-    if story.backend == "embedded":
-        return Source(str(embedded.folder()))
-    return Source(plain_name(base.here), base.revision)
+    if snapshot.backend == "embedded":
+        return BaseSource(str(embedded.folder()))
+    return BaseSource(plain_name(base.here), base.revision)
 
 
 def _publish(to: Path) -> None:

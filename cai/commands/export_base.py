@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cai.models import embedded, weights
-from cai.report.snapshot import Story
+from cai.report.snapshot import Snapshot
 
 HUB_NAMES = {embedded.NAME: "HuggingFaceTB/SmolLM2-135M-Instruct"}  # where the embedded model's original lies
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -36,14 +36,14 @@ class Base:
         return "/" in self.shared and HUB_ID.fullmatch(self.shared) is not None
 
 
-def base_of(story: Story) -> Base:
+def base_of(snapshot: Snapshot) -> Base:
     """The run's base, by its manifest."""
-    facts = story.manifest.get("model") or {}
-    name, revision = story.model, str(facts.get("revision") or "")
+    facts = snapshot.manifest.get("model") or {}
+    name, revision = snapshot.model, str(facts.get("revision") or "")
     if name in HUB_NAMES:
         return Base(HUB_NAMES[name], HUB_NAMES[name])
     if weights.is_local(facts) or not HUB_ID.fullmatch(name):
-        return _local(story, name)
+        return _local(snapshot, name)
     commit = revision if COMMIT.fullmatch(revision) else ""
     loaded = str(facts.get("loaded_from") or name)
     if loaded.lower() != name.lower():
@@ -51,9 +51,9 @@ def base_of(story: Story) -> Base:
     return Base(name, name, commit)
 
 
-def _local(story: Story, name: str) -> Base:
+def _local(snapshot: Snapshot, name: str) -> Base:
     """A placeholder that is no hub id (it has spaces), and the folder where it lies on this machine."""
-    place = Path(os.environ["CAI_EMBEDDED"]) if story.backend == "embedded" and embedded.is_given() else Path(name)
+    place = Path(os.environ["CAI_EMBEDDED"]) if snapshot.backend == "embedded" and embedded.is_given() else Path(name)
     place = place.expanduser()
     plain = re.sub(r"[^\w.-]+", "-", place.name).strip("-") or "base"
     return Base(f"<folder of {plain}>", str(place.resolve()) if place.is_dir() else str(place))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from cai.commands.export_base import Base
 from cai.commands.export_lines import VLLM_RANKS
@@ -12,12 +11,12 @@ from cai.engine.tokenizers import ByteTokenizer
 from cai.models.guard import described
 from cai.report.cards import LICENSES
 from cai.report.pages import figure, headline, money, verdict_row
-from cai.report.snapshot import Story
+from cai.report.snapshot import Snapshot
 from cai.report.templating import environment
-from cai.store.jsonl import Row
+from cai.store.row_types import FigureRow
 
 
-def model_card(story: Story, base: Base, asking: Asking, *, modules: object = None, merged: bool = False) -> str:
+def model_card(snapshot: Snapshot, base: Base, asking: Asking, *, modules: object = None, merged: bool = False) -> str:
     """README.md: front matter with model-index, then the card. `modules`: what adapter_config.json says was trained."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -25,40 +24,40 @@ def model_card(story: Story, base: Base, asking: Asking, *, modules: object = No
         EvalResult(
             task_type="text-generation",
             dataset_type="constitutional-ai-run",
-            dataset_name=story.run_id,
+            dataset_name=snapshot.run_id,
             metric_type=name,
-            metric_value=round(float(measured["value"]), 6),
+            metric_value=round(float(measured["value"] or 0.0), 6),
             metric_name=f"{name} (n={measured.get('n', 0)}, judge: {measured.get('judge', '')})",
         )
-        for name, measured in headline_figures(story).items()
+        for name, measured in headline_figures(snapshot).items()
     ]
     data = ModelCardData(
         base_model=base.shared if base.on_hub else None,
         library_name="transformers" if merged else "peft",
-        license=LICENSES.get(story.model) or LICENSES.get(base.shared),
-        language=None if story.recipe.instructions.file else ["en"],
+        license=LICENSES.get(snapshot.model) or LICENSES.get(base.shared),
+        language=None if snapshot.recipe.instructions.file else ["en"],
         tags=["constitutional-ai", "dpo", "trl", "unsloth", "lora", "peft"],
-        model_name=story.run_id,
+        model_name=snapshot.run_id,
         eval_results=results or None,
     )
-    rank = story.recipe.lora.rank
+    rank = snapshot.recipe.lora.rank
     body = (
         environment()
         .get_template("model_card.md.j2")
         .render(
-            story=story,
-            guard=described(story.recipe.guard),
+            snapshot=snapshot,
+            guard=described(snapshot.recipe.guard),
             base=base,
             asking=asking,
             example=_example(asking),
             merged=merged,
-            modules=_modules(modules, story.recipe.lora.target_modules),
+            modules=_modules(modules, snapshot.recipe.lora.target_modules),
             vllm_rank=next((size for size in VLLM_RANKS if size >= rank), rank),
-            headline=headline(story),
-            verdicts=[verdict_row(v) for v in story.verdicts],
-            figures=[{"metric": name, **figure(m)} for name, m in headline_figures(story).items()],
-            money=money(story),
-            train=len(story.cleaned.kept),
+            headline=headline(snapshot),
+            verdicts=[verdict_row(v) for v in snapshot.verdicts],
+            figures=[{"metric": name, **figure(m)} for name, m in headline_figures(snapshot).items()],
+            money=money(snapshot),
+            train=len(snapshot.cleaned.kept),
         )
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
@@ -66,7 +65,7 @@ def model_card(story: Story, base: Base, asking: Asking, *, modules: object = No
 
 def _example(asking: Asking) -> str:
     """One request as the policy was asked it."""
-    tokenizer: Any = ByteTokenizer()
+    tokenizer = ByteTokenizer()
     fields = {"instruction": "How do I keep basil alive on a windowsill?"}
     return asking.prompt.render(fields, format="base", tokenizer=tokenizer).text
 
@@ -76,9 +75,9 @@ def _modules(trained: object, asked: Sequence[str]) -> list[str]:
     return sorted(named)
 
 
-def headline_figures(story: Story) -> dict[str, Row]:
+def headline_figures(snapshot: Snapshot) -> dict[str, FigureRow]:
     """What the gates decided on, and the controls they name; only what was measured."""
-    names = [v["metric"] for v in story.verdicts]
-    names += [name for v in story.verdicts for name in v["criterion"].get("beats", [])]
-    found = {name: story.figures.get(name) for name in dict.fromkeys(names)}
+    names = [v["metric"] for v in snapshot.verdicts]
+    names += [name for v in snapshot.verdicts for name in v["criterion"].get("beats", [])]
+    found = {name: snapshot.figures.get(name) for name in dict.fromkeys(names)}
     return {name: m for name, m in found.items() if m and m.get("value") is not None}

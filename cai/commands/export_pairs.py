@@ -7,12 +7,12 @@ second configuration. The run's files are copied as they are.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from cai.errors import CORRUPT, CaiError
 from cai.store.files import write_atomic, write_json_atomic
+from cai.store.jsonl import Row
 
 SPLITS = ("train", "heldout")
 CONVERSATIONAL = "conversational"
@@ -25,7 +25,7 @@ def write_dataset(source: Path, target: Path) -> None:
         place = target / path.relative_to(source)
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomic(place, path.read_bytes())
-    listed: dict[str, Any] = {}
+    listed: Row = {}
     made: list[tuple[str, int]] = []
     for split in SPLITS:
         rows = _rows(source / "pairs" / f"{split}.jsonl")
@@ -41,7 +41,7 @@ def write_dataset(source: Path, target: Path) -> None:
         write_atomic(target / "README.md", with_configuration((target / "README.md").read_text(), made).encode())
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[Row]:
     try:
         return [orjson.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
     except FileNotFoundError:
@@ -50,7 +50,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise CaiError(f"{path}: not whole. Resume the run, which writes it again.", CORRUPT) from None
 
 
-def messages(row: dict[str, Any]) -> dict[str, Any]:
+def messages(row: Row) -> Row:
     """One pair as chat messages: TRL then puts it through a chat template instead of gluing the strings."""
     turns = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
     return row | {key: [{"role": role, "content": row[key]}] for key, role in turns.items()}

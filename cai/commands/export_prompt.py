@@ -9,18 +9,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import orjson
 
 from cai import errors
+from cai.engine.foreign import HfTokenizer
 from cai.errors import CaiError
 from cai.models.policy import eos_token
 from cai.models.tokenizer_file import TokenizerFile, folder_at_hand
 from cai.recipe import chat_template
 from cai.recipe.prompts import Format, Prompt, Rendered, load_prompt
-from cai.report.snapshot import Story
+from cai.report.snapshot import Snapshot
 from cai.store.files import write_atomic, write_json_atomic
+from cai.store.jsonl import Row
+
+if TYPE_CHECKING:
+    from cai.engine.tokenizers import Tokenizer
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
@@ -47,7 +52,7 @@ class Asking:
     def template(self) -> str:
         return chat_template.jinja_template(self.prompt, self.eos) if self.format == "base" else ""
 
-    def render(self, instruction: str, tokenizer: Any) -> Rendered:
+    def render(self, instruction: str, tokenizer: Tokenizer) -> Rendered:
         """A request as it was measured."""
         return self.prompt.render({"instruction": instruction}, format=self.format, tokenizer=tokenizer)
 
@@ -64,23 +69,23 @@ def policy_prompt(run: Path) -> Prompt:
     return load_prompt(path, frozenset({"instruction"}))
 
 
-def asking(story: Story) -> Asking:
+def asking(snapshot: Snapshot) -> Asking:
     """The run's prompt format, with the tokenizer where it is (or can be had)."""
-    prompt, section = policy_prompt(story.path), story.recipe.model
+    prompt, section = policy_prompt(snapshot.path), snapshot.recipe.model
     stops = chat_template.stop_strings(prompt, section.format)
     found = Asking(prompt, section.format, section.eos or "<|endoftext|>", None, stops, None)
-    if story.backend == "fake":
+    if snapshot.backend == "fake":
         return replace(found, missed="the fake model has no tokenizer")
-    facts = story.manifest.get("model") or {}
-    folder = folder_at_hand(section, story.backend, facts) or _fetched(section.name, facts)
+    facts = snapshot.manifest.get("model") or {}
+    folder = folder_at_hand(section, snapshot.backend, facts) or _fetched(section.name, facts)
     if folder is None:
         return replace(found, missed=f"the tokenizer of {section.name} is not on this machine and cannot be fetched")
     tokenizer = TokenizerFile(folder)
-    eos = eos_token(section, tokenizer)
+    eos = eos_token(section, cast(HfTokenizer, tokenizer))
     return replace(found, eos=eos, eos_id=tokenizer.fast.token_to_id(eos), folder=folder)
 
 
-def _fetched(name: str, facts: dict[str, Any]) -> Path | None:
+def _fetched(name: str, facts: Row) -> Path | None:
     """The tokenizer's files alone, off the hub; None where it is out of reach."""
     from huggingface_hub import snapshot_download
 
@@ -125,7 +130,7 @@ def _changed(found: Asking, name: str, data: bytes) -> bytes:
     return orjson.dumps(values, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def generation_values(found: Asking) -> dict[str, Any]:
+def generation_values(found: Asking) -> Row:
     """generation_config.json as the policy was measured: greedy, to the end token or a stop string."""
     values = {"do_sample": False, "eos_token_id": found.eos_id, "pad_token_id": found.eos_id}
     return values | ({"stop_strings": list(found.stops)} if found.stops else {})

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cai import errors
 from cai.data import chain
@@ -23,7 +22,8 @@ from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.run.manifest import read_manifest
 from cai.store import records
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row
+from cai.store.row_types import Record
 from cai.store.scan import changed, read_points
 
 Identity = Mapping[str, str]
@@ -36,8 +36,8 @@ class ForkPlan:
     """`kept` rows in file order, `again` rows that must be made anew; `changed`: stage -> what changed for it."""
 
     source: Path
-    kept: list[Row]
-    again: list[Row]
+    kept: list[Record]
+    again: list[Record]
     changed: dict[str, list[str]]
     seconds_per_token: dict[str, float]
     model: Row = field(default_factory=dict)  # what wrote the kept rows
@@ -69,11 +69,11 @@ def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) 
     return ForkPlan(source, kept, again, differs, _speeds(source), model, rebatched)
 
 
-def verified_rows(path: Path) -> list[Row]:
+def verified_rows(path: Path) -> list[Record]:
     """The rows of a log after checking its hashes; a torn tail is passed over."""
     points = read_points(path.with_suffix(".sum"))
     records.refuse_missing(path, points)
-    rows = records.read(path)
+    rows: list[Record] = list(records.look(path))
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if bad := changed(whole, points):
@@ -92,7 +92,7 @@ def _different(then: Identity, now: Identity) -> list[str]:
     return sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
 
 
-def stays(row: Row, differs: Mapping[str, Any]) -> bool:
+def stays(row: Record, differs: JsonObject) -> bool:
     """Whether nothing before or in this row's stage changed."""
     stage, round_ = row["stage"], int(row["round"])
     if stage not in chain.names() or chain.CHAIN[0].name in differs:
@@ -150,7 +150,7 @@ def _take_marks(plan: ForkPlan, run: Run) -> None:
     texts = {(row["stage"], row["item"], row["round"]) for row in plan.kept}
     rows = [row for row in given if ("revisions", row["item"], row["round"]) in texts]
     if rows:
-        log = records.RecordLog.open(run.path / "reviews.jsonl", run.quarantine, key=REVIEW_KEY)
+        log: records.RecordLog[Row] = records.RecordLog.open(run.path / "reviews.jsonl", run.quarantine, key=REVIEW_KEY)
         log.append(rows)
         log.close()
 

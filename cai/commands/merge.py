@@ -12,9 +12,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cai.commands.probe import free
+from cai.engine.foreign import HfModel
+from cai.engine.model import Model
 from cai.errors import QUALITY, CaiError
 
 NEW_TOKENS = 24
@@ -33,14 +35,14 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Source:
+class BaseSource:
     """Where the unquantised base lies: a hub id with its commit ("" for main), or a folder."""
 
     name: str
     revision: str = ""
 
 
-def merge(before: Sequence[Probe], source: Source, adapter: Path, target: Path, say: Callable[[str], None]) -> Path:
+def merge(before: Sequence[Probe], source: BaseSource, adapter: Path, target: Path, say: Callable[[str], None]) -> Path:
     """Write merged bf16 weights to `target`. Error: CaiError (exit 6), and no folder, if they are not the adapter's."""
     from cai.models.policy import quiet
 
@@ -80,7 +82,7 @@ def compare(
     return sum(lost) / max(len(lost), 1), sum(effect) / max(len(effect), 1)
 
 
-def measure(model: Any, prompts: Sequence[tuple[int, ...]]) -> list[Probe]:
+def measure(model: Model, prompts: Sequence[tuple[int, ...]]) -> list[Probe]:
     """Probes of the loaded model, its adapter on and off."""
     probes = []
     for prompt_ids in prompts:
@@ -93,21 +95,21 @@ def measure(model: Any, prompts: Sequence[tuple[int, ...]]) -> list[Probe]:
     return probes
 
 
-def _write(source: Source, adapter: Path, target: Path, before: Sequence[Probe]) -> list[tuple[float, ...]]:
+def _write(source: BaseSource, adapter: Path, target: Path, before: Sequence[Probe]) -> list[tuple[float, ...]]:
     """Merge and save; the plain base's log-probs of the probes, seen on the way."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from cai.models.loading import whole
+    from cai.models.loading import complete_weights
 
     more = {"revision": source.revision} if source.revision else {}
     options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True} | more
-    with whole():
-        base: Any = AutoModelForCausalLM.from_pretrained(source.name, dtype=torch.bfloat16, **options)
+    with complete_weights():
+        base: HfModel = AutoModelForCausalLM.from_pretrained(source.name, dtype=torch.bfloat16, **options)
     base = _placed(base)
     plain = [forced(base, probe.prompt_ids, probe.new_ids)[0] for probe in before]
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    merged = PeftModel.from_pretrained(cast(torch.nn.Module, base), str(adapter)).merge_and_unload()
     merged = merged.to(torch.bfloat16)
     _mend_generation(merged)
     merged.save_pretrained(str(target))
@@ -116,7 +118,7 @@ def _write(source: Source, adapter: Path, target: Path, before: Sequence[Probe])
     return plain
 
 
-def _placed(hf: Any) -> Any:
+def _placed(hf: HfModel) -> HfModel:
     """On the GPU where there is one; a small one in float32, so that rounding is not taken for a loss."""
     import torch
 
@@ -124,7 +126,7 @@ def _placed(hf: Any) -> Any:
     return hf.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def _mend_generation(hf: Any) -> None:
+def _mend_generation(hf: HfModel) -> None:
     """A base's own invalid settings (sampling numbers without sampling: Llama 2's, Vicuna's) stop no merge."""
     from transformers import GenerationConfig
 
@@ -150,12 +152,12 @@ def _of_folder(folder: Path, before: Sequence[Probe]) -> tuple[list[tuple[float,
     import torch
     from transformers import AutoModelForCausalLM
 
-    hf: Any = _placed(AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16))
+    hf: HfModel = _placed(AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16))
     found = [forced(hf, probe.prompt_ids, probe.new_ids) for probe in before]
     return [logps for logps, _ in found], sum(alike for _, alike in found)
 
 
-def greedy(hf: Any, prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
+def greedy(hf: HfModel, prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
     import torch
     from transformers import GenerationConfig
 
@@ -169,7 +171,7 @@ def greedy(hf: Any, prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(made[0, len(prompt_ids) :].tolist())
 
 
-def forced(hf: Any, prompt_ids: tuple[int, ...], new_ids: tuple[int, ...]) -> tuple[tuple[float, ...], int]:
+def forced(hf: HfModel, prompt_ids: tuple[int, ...], new_ids: tuple[int, ...]) -> tuple[tuple[float, ...], int]:
     """Log-probs of another model's tokens, and how many of them this one would have drawn there too."""
     import torch
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cai.commands.export_prompt import TEMPLATE, Asking
 from cai.engine import Request, Rules, Sampling
+from cai.engine.foreign import HfTokenizer
+from cai.engine.model import Model
 from cai.errors import QUALITY, CaiError
 from cai.metrics.wordings import has_control_token
-from cai.report.snapshot import Story
+from cai.report.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from cai.recipe.prompts import Rendered
 
 PROMPTS = 4
 LONGEST = {"cuda": 300, "embedded": 32, "cpu": 32}  # tokens of a greedy answer: seconds of a CPU
@@ -33,18 +38,18 @@ class Answer:
     finish: str
 
 
-def prompts_of(story: Story) -> list[str]:
+def prompts_of(snapshot: Snapshot) -> list[str]:
     """Held-out prompts first, then trained ones, then spare ones; none that spells a control token."""
-    own = [str(pair["prompt"]) for pair in (*story.pairs.heldout, *story.cleaned.kept)]
+    own = [str(pair["prompt"]) for pair in (*snapshot.pairs.heldout, *snapshot.cleaned.kept)]
     return [text for text in dict.fromkeys((*own, *SPARE)) if not has_control_token(text)][:PROMPTS]
 
 
-def load_tuned(story: Story, adapter: Path) -> Any:
+def load_tuned(snapshot: Snapshot, adapter: Path) -> Model:
     """The run's model with its adapter on. Errors: CaiError where it cannot be loaded here."""
     from cai.models.policy import load
 
-    model: Any = load(story.recipe.model, story.backend, seed=story.recipe.seed)  # type: ignore[arg-type]  # a str
-    model.load_adapter(adapter, story.recipe.lora)
+    model: Model = load(snapshot.recipe.model, snapshot.backend, seed=snapshot.recipe.seed)  # type: ignore[arg-type]  # a str
+    model.load_adapter(adapter, snapshot.recipe.lora)
     model.rules = Rules()  # what a server draws: the recipe's rules for small models stay in the pipeline
     model.mode("generate")
     return model
@@ -58,11 +63,11 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def through_template(model: Any, story: Story, asking: Asking, folder: Path) -> str:
+def through_template(model: Model, snapshot: Snapshot, asking: Asking, folder: Path) -> str:
     """What was seen of the exported files in `folder`. Error: CaiError (exit 6) if the template gives other tokens."""
     from transformers import AutoTokenizer
 
-    texts, limit = prompts_of(story), LONGEST.get(story.backend, 32)
+    texts, limit = prompts_of(snapshot), LONGEST.get(snapshot.backend, 32)
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     rendered = [asking.render(text, model.tokenizer) for text in texts]
     ids = [templated(tokenizer, text) for text in texts]
@@ -73,26 +78,28 @@ def through_template(model: Any, story: Story, asking: Asking, folder: Path) -> 
             f"that was measured, the first: {texts[wrong[0]][:60]!r}. Give prompts/policy.yaml cues that end a token.",
             QUALITY,
         )
-    measured = by_engine(model, story, rendered, limit)
+    measured = by_engine(model, snapshot, rendered, limit)
     exported = [by_generate(model, tokenizer, folder, row, limit, asking.stops) for row in ids]
     return summary(asking, measured, exported, limit, len(wrong))
 
 
-def templated(tokenizer: Any, text: str) -> list[int]:
+def templated(tokenizer: HfTokenizer, text: str) -> list[int]:
     turns = [{"role": "user", "content": text}]
     return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
-def by_engine(model: Any, story: Story, rendered: list[Any], limit: int) -> list[Answer]:
+def by_engine(model: Model, snapshot: Snapshot, rendered: list[Rendered], limit: int) -> list[Answer]:
     """Greedy, as the fresh answers of the evaluation are drawn."""
-    engine = model.engine(story.recipe.engine)
+    engine = model.engine(snapshot.recipe.engine)
     for i, r in enumerate(rendered):
         engine.submit(Request(i, r.token_ids, Sampling(0.0, limit, r.stop, tuple(model.tokenizer.eos_ids))))
     done = {row.id: Answer(row.text.strip(), row.finish) for row in engine.completions()}
     return [done[i] for i in range(len(rendered))]
 
 
-def by_generate(model: Any, tokenizer: Any, folder: Path, ids: list[int], limit: int, stops: tuple[str, ...]) -> Answer:
+def by_generate(
+    model: Model, tokenizer: HfTokenizer, folder: Path, ids: list[int], limit: int, stops: tuple[str, ...]
+) -> Answer:
     """Greedy, by transformers' `generate` with nothing but the exported files."""
     import torch
     from transformers import GenerationConfig

@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cai import errors
 from cai.errors import CaiError
 from cai.store.jsonl import one_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 Say = Callable[[str], None]
 PARTS = (("model", "adapter", ""), ("dataset", "dataset", "-pairs"), ("model", "merged", "-merged"))
@@ -21,7 +24,7 @@ NO_NETWORK = re.compile(r"connect|timeout|timedout|offline|gaierror|proxy|networ
 OUT_OF_REACH = re.compile(r"offline|name resolution|not known|network is unreachable|cannot reach|max retries", re.I)
 
 
-def push(folder: Path, repository: str, say: Say, api: Any = None) -> None:
+def push(folder: Path, repository: str, say: Say, api: HfApi | None = None) -> None:
     """Upload what was exported. Error: CaiError(IO) with the remedy that fits."""
     if api is None:
         from huggingface_hub import HfApi

@@ -10,13 +10,13 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cai import errors
 from cai.errors import CaiError
 from cai.store import clean, files, records
+from cai.store.jsonl import Row
 from cai.store.lock import take_lock
-from cai.store.rows import Lines
+from cai.store.rows import Key, Lines
 from cai.store.scan import RECORD_KEY, Point, encode_points, parse_line, points_of, read_points
 from cai.terminal import printable
 
@@ -42,7 +42,7 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RepairPlan:
     """What a repair of one log does: the bytes that stay and the lines that go."""
 
     path: Path
@@ -72,7 +72,7 @@ def _score_key(path: Path) -> tuple[str, ...]:
     return SCORE_KEYS[0]
 
 
-def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Plan:
+def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> RepairPlan:
     """Sort the lines of a log into kept and dropped. Reads only.
 
     A row never holds a raw CR, so CR LF line ends and a byte-order mark are an editor's and go without loss.
@@ -80,14 +80,14 @@ def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Plan:
     with path.open("rb") as file:
         found = clean.rows_of(Lines(path, file.fileno()), file.fileno(), path.with_suffix(".sum"), key)
     if found is not None and found[1] == found[2]:
-        return Plan(path, key, b"", (), whole=len(found[0]))
+        return RepairPlan(path, key, b"", (), whole=len(found[0]))
     read = path.read_bytes()
     data = read.removeprefix(BOM).replace(b"\r\n", b"\n")
     restored = read.count(b"\r\n") + read.startswith(BOM)
     whole = unchanged(data, read_points(path.with_suffix(".sum")))
     kept: list[bytes] = []
     drops: list[Drop] = []
-    seen: dict[tuple[Any, ...], Any] = {}
+    seen: dict[Key, Row] = {}
     offset = 0
     for number, line in enumerate(data.split(b"\n"), start=1):
         raw = data[offset : offset + len(line) + 1]
@@ -98,10 +98,10 @@ def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Plan:
             else:
                 kept.append(raw)
         offset += len(line) + 1
-    return Plan(path, key, b"".join(kept), tuple(drops), restored=restored)
+    return RepairPlan(path, key, b"".join(kept), tuple(drops), restored=restored)
 
 
-def _fault(raw: bytes, offset: int, key: tuple[str, ...], whole: Callable[[int], bool], seen: dict[Any, Any]) -> str:
+def _fault(raw: bytes, offset: int, key: tuple[str, ...], whole: Callable[[int], bool], seen: dict[Key, Row]) -> str:
     """Why the line cannot stay, or ""."""
     if not raw.endswith(b"\n"):
         return "cut off before its newline"
@@ -177,7 +177,7 @@ def repair(run: Path, write: bool = False, say: Callable[[str], None] = print) -
     return total
 
 
-def _apply(each: Plan, quarantine: Path) -> None:
+def _apply(each: RepairPlan, quarantine: Path) -> None:
     """Copy what goes to quarantine/, write the new sums, then the new log.
 
     A kill in between leaves the old log under the new sums: still corrupt, and a second repair drops the same lines.

@@ -20,7 +20,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs
 
 from filelock import FileLock, Timeout
@@ -32,9 +31,10 @@ from cai.errors import CaiError
 from cai.evaluate.cases import GENERIC_CRITIQUE, Case, from_examples, others
 from cai.metrics.figure import sample, shuffled
 from cai.report.agreement import agreement
-from cai.report.snapshot import Story, read_story
+from cai.report.snapshot import Snapshot, read_story
 from cai.report.tables import command_line
 from cai.report.templating import environment
+from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 from cai.terminal import number, percent, printable
 
@@ -49,7 +49,7 @@ QUESTIONS = {
 
 
 @dataclass(frozen=True)
-class Task:
+class ReviewTask:
     """One text to mark. `control`: "" for a real one, else what was planted; never shown to the rater."""
 
     what: str
@@ -67,8 +67,8 @@ def command(args: argparse.Namespace) -> int:
     from cai.terminal import say
 
     path, rater = locate(args, args.review), args.rater or "me"
-    story = read_story(path)
-    with reviewing(story, rater) as session, suppress(KeyboardInterrupt), ended_by_signals():
+    snapshot = read_story(path)
+    with reviewing(snapshot, rater) as session, suppress(KeyboardInterrupt), ended_by_signals():
         if args.terminal:
             ask(session, input, say)
         else:
@@ -81,7 +81,7 @@ def command(args: argparse.Namespace) -> int:
 def ended_by_signals() -> Iterator[None]:
     """A hangup and SIGTERM end a review like Ctrl-C: whoever marked is gone, and the lock must not stay."""
 
-    def interrupt(number: int, frame: Any) -> None:
+    def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGHUP, signal.SIGTERM)}
@@ -95,17 +95,17 @@ def ended_by_signals() -> Iterator[None]:
 class Session:
     """A rater's queue over an open log: what is pending follows from the rows, so it can be left and taken up."""
 
-    def __init__(self, story: Story, rater: str, log: RecordLog) -> None:
+    def __init__(self, snapshot: Snapshot, rater: str, log: RecordLog) -> None:
         self.rater, self.log = rater, log
         self._salt = secrets.token_bytes(16)
-        self.tasks = tasks(story, rater)
+        self.tasks = tasks(snapshot, rater)
         self._one_at_a_time = threading.Lock()  # the page answers each connection in a thread of its own
 
     @property
-    def pending(self) -> list[Task]:
+    def pending(self) -> list[ReviewTask]:
         return [task for task in self.tasks if self.log.get(self.rater, task.key) is None]
 
-    def ticket(self, task: Task) -> str:
+    def ticket(self, task: ReviewTask) -> str:
         """The task's name on a form: its key would tell a control."""
         return hmac.new(self._salt, task.key.encode(), "sha256").hexdigest()[:20]
 
@@ -122,7 +122,7 @@ class Session:
 
 
 @contextmanager
-def reviewing(story: Story, rater: str) -> Iterator[Session]:
+def reviewing(snapshot: Snapshot, rater: str) -> Iterator[Session]:
     """The open session. Errors: CaiError for a bad name, a run without examples, or while another review is open."""
     if not RATER.fullmatch(rater):
         plain = re.sub(r"[^a-z0-9._-]+", "-", rater.lower()).strip("-._")[:40]
@@ -130,69 +130,69 @@ def reviewing(story: Story, rater: str) -> Iterator[Session]:
         raise CaiError(
             f"--rater {rater!r}: a name is up to 40 of a-z, 0-9, '.', '_' and '-', without spaces. Write: {like}"
         )
-    if not story.pairs.examples:
-        raise CaiError(f"{story.path}: has no example to mark yet. Finish the run first.")
-    lock = FileLock(str(story.path / ".reviews.lock"))
+    if not snapshot.pairs.examples:
+        raise CaiError(f"{snapshot.path}: has no example to mark yet. Finish the run first.")
+    lock = FileLock(str(snapshot.path / ".reviews.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise CaiError(f"{story.path}: another review of it is open. Close that one first.", errors.LOCKED) from None
-    log = RecordLog.open(story.path / "reviews.jsonl", story.path / "quarantine", key=REVIEW_KEY)
+        raise CaiError(f"{snapshot.path}: another review of it is open. Close that one first.", errors.LOCKED) from None
+    log: RecordLog[Row] = RecordLog.open(snapshot.path / "reviews.jsonl", snapshot.path / "quarantine", key=REVIEW_KEY)
     try:
-        yield Session(story, rater, log)
+        yield Session(snapshot, rater, log)
     finally:
         log.close()
         lock.release()
 
 
-def tasks(story: Story, rater: str) -> list[Task]:
+def tasks(snapshot: Snapshot, rater: str) -> list[ReviewTask]:
     """Critiques, then revisions, each in an order of the rater's own with controls among them.
 
     Every rater gets the same texts. The metric's verdicts are not looked at, so neither choice nor order tells them.
     """
-    cases = {case.item: case for case in from_examples(story.pairs.examples)}
+    cases = {case.item: case for case in from_examples(snapshot.pairs.examples)}
     chosen = [cases[item] for item in sample(list(cases), MOST)]
     pool = list(cases.values())
     found = []
     for what in ("critique", "revision"):
-        real = [Task(what, case) for case in chosen if case.critique.strip()]
+        real = [ReviewTask(what, case) for case in chosen if case.critique.strip()]
         planted = [_control(what, case, pool, i) for i, case in enumerate(chosen[::CONTROL_EVERY])]
         by_key = {task.key: task for task in (*real, *planted)}
-        found += [by_key[key] for key in shuffled(list(by_key), 0, (story.run_id, rater, what))]
+        found += [by_key[key] for key in shuffled(list(by_key), 0, (snapshot.run_id, rater, what))]
     return found
 
 
-def _control(what: str, case: Case, pool: list[Case], number: int) -> Task:
+def _control(what: str, case: Case, pool: list[Case], number: int) -> ReviewTask:
     """A text that should be marked bad: another answer's critique, a generic one, a revision that changes nothing."""
     if what == "revision":
-        return Task(what, replace(case, revision=case.answer), "unchanged")
+        return ReviewTask(what, replace(case, revision=case.answer), "unchanged")
     if number % 2:
-        return Task(what, replace(case, critique=GENERIC_CRITIQUE), "generic")
-    return Task(what, replace(case, critique=others(case, pool, 1)[0].critique), "shuffled")
+        return ReviewTask(what, replace(case, critique=GENERIC_CRITIQUE), "generic")
+    return ReviewTask(what, replace(case, critique=others(case, pool, 1)[0].critique), "shuffled")
 
 
 def finish(path: Path, say: Callable[[str], None]) -> None:
     """Agreement on screen, the report again, and the training pairs without those that somebody refused."""
     from cai.report.pages import write_pages
 
-    story = read_story(path)
-    for row in agreement(story):
+    snapshot = read_story(path)
+    for row in agreement(snapshot):
         kappa = "" if row["kappa"] is None else f", kappa {number(row['kappa'], 2)}"
         say(printable(f"{row['who']}, {row['what']}: n={row['n']}, {percent(row['raw'])}{kappa}"))
-    if story.reviews:
-        kept = [pair_row(pair) for pair in filter_pairs(story.cleaned.kept, story.reviews)]
+    if snapshot.reviews:
+        kept = [pair_row(pair) for pair in filter_pairs(snapshot.cleaned.kept, snapshot.reviews)]
         write_if_changed(path / "dataset" / "reviewed.jsonl", lines(kept))
-        total = len(story.cleaned.kept)
+        total = len(snapshot.cleaned.kept)
         say(f"{len(kept)} of {total} training pairs are not marked as bad: {path}/dataset/reviewed.jsonl")
-        say(f"to train on these alone: {_train_on_marks(story)}")
+        say(f"to train on these alone: {_train_on_marks(snapshot)}")
     write_pages(path)
 
 
-def _train_on_marks(story: Story) -> str:
+def _train_on_marks(snapshot: Snapshot) -> str:
     """The command that leaves out what was refused: a resume before training, a fork (which keeps all text) after."""
-    begun = "training_identity" in story.manifest
-    run = shlex.quote(f"{story.path.parent.name}/{story.run_id}")
-    return f"{command_line(story)} {'--fork' if begun else '--resume'} {run} --set hygiene.reviews=true"
+    begun = "training_identity" in snapshot.manifest
+    run = shlex.quote(f"{snapshot.path.parent.name}/{snapshot.run_id}")
+    return f"{command_line(snapshot)} {'--fork' if begun else '--resume'} {run} --set hygiene.reviews=true"
 
 
 # --- the terminal form
@@ -291,7 +291,7 @@ def _handler(session: Session, token: str) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             """Quiet: the token would be in every line."""
 
     return Handler

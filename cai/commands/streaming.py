@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cai.engine import Finish, Request, Sampling
+from cai.engine.model import Model
 from cai.engine.stopping import UNDECIDED, Pieces, Row
 from cai.recipe.prompts import Rendered
 from cai.recipe.settings import EngineSection
+
+if TYPE_CHECKING:
+    from cai.engine import Completion
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Shown:
 
 
 def draw(
-    model: Any, section: EngineSection, rendered: Rendered, sampling: Sampling, write: Callable[[str], None]
+    model: Model, section: EngineSection, rendered: Rendered, sampling: Sampling, write: Callable[[str], None]
 ) -> Drawn:
     """The completion of one prompt; `write` gets its text in pieces."""
     request, shown = Request(0, rendered.token_ids, sampling, 0, rendered.prefix_len), Shown(sampling.stop, write)
@@ -59,14 +63,16 @@ def draw(
     return Drawn(done.text.strip(), done.finish, len(done.token_ids))
 
 
-def _streamed(model: Any, row: Row, shown: Shown) -> Any:
+def _streamed(model: Model, row: Row, shown: Shown) -> Completion:
     import torch
     from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
     from cai.engine.generate import causal_lm
 
     class Feed(StoppingCriteria):
-        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        def __call__(
+            self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object
+        ) -> Any:  # a BoolTensor, for which torch has no constructor that says so
             row.feed(int(input_ids[0, -1]))
             if row.done is None:
                 shown.grow(model.tokenizer.decode(row.ids))

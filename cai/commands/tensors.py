@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 
+from cai.store.jsonl import Row
 
-def safetensors_fp32(path: Path) -> dict[str, Any]:
+
+def safetensors_fp32(path: Path) -> Row:
     """Tensors of a safetensors file as fp32 arrays, bf16 included (numpy has none), without torch."""
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import orjson
@@ -24,7 +24,9 @@ from cai.commands.tensors import safetensors_fp32
 from cai.data import chain
 from cai.run.events import read_events, spent
 from cai.run.manifest import read_manifest
+from cai.store.jsonl import Row
 from cai.store.lock import holder
+from cai.store.rows import Key
 from cai.store.scan import scan
 from cai.terminal import printable
 from cai.training import checkpoints
@@ -40,7 +42,7 @@ SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "CREDENTIAL")
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class VerifyResult:
     """One line of the table: the promise, what was found."""
 
     promise: str
@@ -48,15 +50,15 @@ class Check:
     found: str
 
 
-def verify(run: Path) -> list[Check]:
+def verify(run: Path) -> list[VerifyResult]:
     """All checks of a run folder, in the order of the table."""
-    checks: list[Check] = []
+    checks: list[VerifyResult] = []
     for promise, look in CHECKS:
         try:
             results = list(look(run))
         except Exception as error:  # what lies in a broken run is not known beforehand; the other checks go on
             results = [("FAIL", f"{type(error).__name__}: {error}")]
-        checks += [Check(promise, verdict, found) for verdict, found in results]  # type: ignore[arg-type]
+        checks += [VerifyResult(promise, verdict, found) for verdict, found in results]  # type: ignore[arg-type]
     return checks
 
 
@@ -92,7 +94,7 @@ def _folder(run: Path) -> Results:
         yield "FAIL", f"symbolic links: {', '.join(str(path.relative_to(run)) for path in links[:5])}"
 
 
-def _rows(run: Path) -> list[dict[str, Any]]:
+def _rows(run: Path) -> list[Row]:
     path = run / "records.jsonl"
     return scan(path.read_bytes()).rows if path.exists() else []
 
@@ -100,7 +102,7 @@ def _rows(run: Path) -> list[dict[str, Any]]:
 def _once(run: Path) -> Results:
     """G3."""
     rows = _rows(run)
-    first: dict[tuple[Any, ...], dict[str, Any]] = {}
+    first: dict[Key, Row] = {}
     twice, equal = [], 0
     for row in rows:
         key = (row["stage"], row["item"], row["round"])
@@ -151,7 +153,7 @@ def _chain(run: Path) -> Results:
         yield "ok", "every answer, critique and revision has its input"
 
 
-def _inputs_of(row: dict[str, Any]) -> list[tuple[str, int, int]]:
+def _inputs_of(row: Row) -> list[tuple[str, int, int]]:
     stage = chain.named(row["stage"])
     return [(name, row["item"], round_) for name, round_ in stage.needs(row["round"])] if stage else []
 
@@ -206,7 +208,7 @@ def _dataset(run: Path) -> Results:
         yield "ok", f"{len(examples)} examples"
 
 
-def _objects(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def _objects(path: Path) -> tuple[list[Row], list[str]]:
     """The JSON objects of a derived file, and what is wrong with it as a file of JSON lines."""
     if not path.is_file():
         return [], [f"{path.name} is missing"]
@@ -225,7 +227,7 @@ def _objects(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return objects, faults
 
 
-def _example_fault(example: dict[str, Any], texts: dict[str, set[str]]) -> str:
+def _example_fault(example: Row, texts: dict[str, set[str]]) -> str:
     """Why an example is not what the records say, or ""."""
     if missing := [key for key in EXAMPLE_KEYS if key not in example]:
         return f"lacks {', '.join(missing)}"
@@ -341,11 +343,11 @@ CHECKS: tuple[tuple[str, Callable[[Path], Results]], ...] = (
 )
 
 
-def table(checks: list[Check]) -> list[str]:
+def table(checks: list[VerifyResult]) -> list[str]:
     """The checks as lines; promise, verdict, finding."""
     wide = max(len(check.promise) for check in checks)
     return [f"{check.promise:<{wide}}  {check.verdict:<4}  {printable(check.found, one_line=True)}" for check in checks]
 
 
-def sound(checks: list[Check]) -> bool:
+def sound(checks: list[VerifyResult]) -> bool:
     return all(check.verdict != "FAIL" for check in checks)

@@ -6,10 +6,9 @@ runs them, `runner` orders them. A round is one principle: critique of the curre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cai.data import labels, parsing, principles, slots
 from cai.data.comparisons import PAIR_FIELDS
@@ -21,6 +20,7 @@ from cai.recipe.load import Recipe, drop_unset, flatten, rounding
 from cai.recipe.prompts import Prompt, load_prompt, load_reviews
 from cai.run.context import Context
 from cai.store.jsonl import Row
+from cai.store.row_types import UnitExtra
 from cai.terminal import stage_name
 
 
@@ -33,7 +33,7 @@ def make_instructions(grid: Grid) -> Stage:
         pool = grid.pool(recipe.seed, slot, recipe.instructions.red_team_share)
         index = slot % slots.HELDOUT + number * slots.HELDOUT * 2 + (slots.HELDOUT if slot >= slots.HELDOUT else 0)
         cell = grid.cell(recipe.seed, index, pool)
-        extra = {"pool": pool, "cell": cell, "split": slots.split_of(item), "parent": None}
+        extra: UnitExtra = {"pool": pool, "cell": cell, "split": slots.split_of(item), "parent": None}
         return Unit(item, attempt, cell, None, extra, shift=slot)
 
     return replace(INSTRUCTIONS, render=render)
@@ -44,7 +44,7 @@ def _texts(unit: Unit) -> tuple[str, ...]:
     return tuple(text for name, text in unit.fields.items() if not name.endswith("_request"))
 
 
-def _parse(parser: Any) -> Any:
+def _parse(parser: Callable[[str], Parsed | Unparsed]) -> Callable[[str, Unit], Parsed | Unparsed]:
     def parse(text: str, unit: Unit) -> Parsed | Unparsed:
         return parser(text)
 

@@ -15,23 +15,28 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.metrics.scripts import word_of
 from cai.metrics.text import ngrams
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row
+from cai.store.row_types import Pair
+
+if TYPE_CHECKING:
+    from cai.recipe.constitution import Principle
+    from cai.recipe.prompts import Prompt
 
 GRAM, SHINGLE, SIMILAR = 13, 3, 0.7
 SHORTEST, LONGEST = 6, 18  # words of a text that `contained` and `one word` are about; from 19 on `similar` sees a word
 APOSTROPHES = dict.fromkeys(map(ord, "'’`"))
 WORD = re.compile(word_of("_"))
 VOWEL_SIGNS = "\u0900"  # from Devanagari on a mark is a vowel or a tone; before, an accent that people leave out
-TEXTS = ("prompt", "chosen", "rejected")
+TEXTS: tuple[Literal["prompt", "chosen", "rejected"], ...] = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class Source:
+class BenchmarkText:
     """One benchmark text. `name`: its row's id, which is what is listed (never the text)."""
 
     benchmark: str
@@ -59,10 +64,10 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(WORD.findall(folded.translate(APOSTROPHES)))
 
 
-class Index:
+class OverlapIndex:
     """The benchmark texts by words, by 13-grams, whole or less a word where they are short, and by trigrams."""
 
-    def __init__(self, sources: Iterable[Source]) -> None:
+    def __init__(self, sources: Iterable[BenchmarkText]) -> None:
         self.sources = list(sources)
         self.exact: dict[tuple[str, ...], int] = {}
         self.grams: dict[tuple[str, ...], int] = {}
@@ -130,17 +135,36 @@ def _shingles(tokens: Sequence[str]) -> set[tuple[str, ...]]:
     return set(ngrams(tokens, SHINGLE)) or ({tuple(tokens)} if tokens else set())
 
 
-def sources_of(name: str, tasks: Iterable[Any]) -> Iterator[Source]:
+class Texts(Protocol):
+    """What a benchmark's task holds; its context and references may be empty."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def turns(self) -> Sequence[str]: ...
+
+    @property
+    def behavior(self) -> str: ...
+
+    @property
+    def context(self) -> str: ...
+
+    @property
+    def references(self) -> Sequence[str]: ...
+
+
+def sources_of(name: str, tasks: Iterable[Texts]) -> Iterator[BenchmarkText]:
     """Every text of a benchmark's tasks: turns, behaviour and context apart, references."""
     for task in tasks:
         for text in dict.fromkeys((*task.turns, task.behavior, task.context, *task.references)):
             if text.strip():
-                yield Source(name, task.name, text)
+                yield BenchmarkText(name, task.name, text)
 
 
-def clean(pairs: Sequence[Row], index: Index) -> tuple[list[Row], list[Row]]:
+def clean(pairs: Sequence[Pair], index: OverlapIndex) -> tuple[list[Pair], list[Row]]:
     """(kept, removed): a pair goes if its prompt or one of its answers overlaps; removed rows say which and where."""
-    kept: list[Row] = []
+    kept: list[Pair] = []
     removed: list[Row] = []
     for pair in pairs:
         found = next(((part, hit) for part in TEXTS if (hit := index.find(pair[part]))), None)
@@ -152,12 +176,12 @@ def clean(pairs: Sequence[Row], index: Index) -> tuple[list[Row], list[Row]]:
     return kept, removed
 
 
-def check_inputs(texts: Mapping[str, str], index: Index) -> list[Row]:
+def check_inputs(texts: Mapping[str, str], index: OverlapIndex) -> list[Row]:
     """Overlaps of few-shots and principles: listed, for only their author can change them."""
     return [{"input": name, **asdict(hit)} for name, text in texts.items() if (hit := index.find(text))]
 
 
-def input_texts(prompts: Mapping[str, Any], principles: Iterable[Any]) -> dict[str, str]:
+def input_texts(prompts: Mapping[str, Prompt], principles: Iterable[Principle]) -> dict[str, str]:
     """name -> text of every few-shot turn and principle."""
     found = {}
     for name, prompt in prompts.items():
@@ -170,7 +194,7 @@ def input_texts(prompts: Mapping[str, Any], principles: Iterable[Any]) -> dict[s
 
 
 def result(
-    pairs: int, removed: Sequence[Row], inputs: Sequence[Row], checked: Mapping[str, Any], missing: Sequence[str]
+    pairs: int, removed: Sequence[Row], inputs: Sequence[Row], checked: JsonObject, missing: Sequence[str]
 ) -> Row:
     """What eval/contamination.json holds: what was checked and what was not, each overlap, two figures for gates."""
     note = f"not checked: {', '.join(missing)}" if missing else ""
@@ -178,8 +202,8 @@ def result(
     facts = {"by_rule": by_rule, "checked": dict(checked), "not_checked": list(missing)}
     n = pairs if checked else 0
     figures = [
-        Measured("contamination.removed", len(removed) if checked else None, n=n, note=note, facts=facts),
-        Measured("contamination.inputs", len(inputs) if checked else None, n=n, note=note),
+        Figure("contamination.removed", len(removed) if checked else None, n=n, note=note, facts=facts),
+        Figure("contamination.inputs", len(inputs) if checked else None, n=n, note=note),
     ]
     return {
         "checked": dict(checked),

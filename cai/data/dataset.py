@@ -7,20 +7,23 @@ is not touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cai.data.pairs import PairSet
 from cai.run.folder import Run
 from cai.store.files import holds, write_atomic
-from cai.store.jsonl import Row, encode
+from cai.store.jsonl import JsonObject, Row, encode
+
+if TYPE_CHECKING:
+    from cai.data.hygiene import Hygiene
 
 Card = Callable[[PairSet, Sequence[Row], Sequence[Row]], str]  # (pairs, train rows, held-out rows) -> README.md
 PAIR_KEYS = ("prompt", "chosen", "rejected", "item", "pool")
 
 
-def write_dataset(run: Run, pairs: PairSet, cleaned: Any, card: Card) -> None:
+def write_dataset(run: Run, pairs: PairSet, cleaned: Hygiene, card: Card) -> None:
     """Write dataset/examples.jsonl, pairs/train.jsonl, pairs/heldout.jsonl and README.md, each whole or not at all.
 
     `cleaned.kept`: the training pairs after hygiene. `card` writes README.md. Errors: CaiError(IO).
@@ -34,12 +37,12 @@ def write_dataset(run: Run, pairs: PairSet, cleaned: Any, card: Card) -> None:
     write_if_changed(folder / "README.md", card(pairs, train, heldout).encode())
 
 
-def pair_row(pair: Mapping[str, Any]) -> Row:
+def pair_row(pair: JsonObject) -> Row:
     """One line of a pairs file: plain strings, as TRL takes them."""
     return {key: pair[key] for key in PAIR_KEYS}
 
 
-def lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def lines(rows: Sequence[JsonObject]) -> bytes:
     """JSON lines in the rows' own key order."""
     found = bytearray()  # grown in place: a join would hold every line beside the whole
     for row in rows:

@@ -17,6 +17,7 @@ from cai.recipe.settings_benchmarks import STAND_IN, GuardSection
 from cai.run.context import Context
 from cai.run.loop import Key, fill
 from cai.store.jsonl import Row
+from cai.store.row_types import Example, Record
 
 SLICE = 64  # pairs judged between two writes: what a kill loses
 CPU_SLICE = 8  # a small model on two cores needs seconds for one: progress should be seen
@@ -38,7 +39,7 @@ def require(section: GuardSection) -> None:
         template_parts(auxiliary.load_tokenizer(section.model, KEY, section.revision), style, section.excluded)
 
 
-def run_guard(context: Context, examples: Sequence[Row]) -> int:
+def run_guard(context: Context, examples: Sequence[Example]) -> int:
     """Judge the examples that have no guard row yet; gives how many rows were added."""
     todo = [example for example in examples if not context.log.has("guard", example["item"])]
     if not todo:
@@ -49,7 +50,7 @@ def run_guard(context: Context, examples: Sequence[Row]) -> int:
         check_guard(context, guard)
         by_item = {example["item"]: example for example in examples}
 
-        def compute(part: list[Key]) -> list[Row]:
+        def compute(part: list[Key]) -> list[Record]:
             return judge_slice(context, guard, [by_item[item] for _, item, _ in part])
 
         keys = [("guard", example["item"], 0) for example in todo]
@@ -73,7 +74,7 @@ def check_guard(context: Context, guard: Guard) -> None:
         checks.measure(context, log, "guard", section.model, said)
 
 
-def judge_slice(context: Context, guard: Guard, examples: Sequence[Row]) -> list[Row]:
+def judge_slice(context: Context, guard: Guard, examples: Sequence[Example]) -> list[Record]:
     """Both texts of each example judged together, one row an example."""
     exchanges = []
     for example in examples:
@@ -91,7 +92,7 @@ def _scored(judgement: Judgement) -> Judgement:
     return Judgement(None, reason="not_finite: the guard's verdict is no number")
 
 
-def guard_row(context: Context, guard: Guard, example: Row, chosen: Judgement, rejected: Judgement) -> Row:
+def guard_row(context: Context, guard: Guard, example: Example, chosen: Judgement, rejected: Judgement) -> Record:
     reason, category = verdict(example["pool"], chosen, rejected, context.recipe.guard)
     return {
         "v": 1,

@@ -13,13 +13,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cai.metrics.stats import gained_exact
 from cai.metrics.text import rouge_l, words
 from cai.metrics.wordings import has_disclaimer, has_hedge, is_refusal
 from cai.recipe.settings_evaluation import HygieneSection
 from cai.store.jsonl import Row
+from cai.store.row_types import Pair
 
 Entry = tuple[str, str]  # place, phrase
 LEAK_SIZES = (3, 4, 5, 6)
@@ -47,13 +47,13 @@ class Leak:
 class Hygiene:
     """`kept` goes into training; `removed` rows carry item, rule and detail; `facts` are JSON-able counts."""
 
-    kept: list[Row]
+    kept: list[Pair]
     removed: list[Row]
     leaks: list[Leak] = field(default_factory=list)
     facts: Row = field(default_factory=dict)
 
 
-def clean(pairs: Sequence[Row], section: HygieneSection, refused: Mapping[int, str] | None = None) -> Hygiene:
+def clean(pairs: Sequence[Pair], section: HygieneSection, refused: Mapping[int, str] | None = None) -> Hygiene:
     """Apply every rule that is switched on, in a fixed order; a rule that is off is only counted.
 
     `refused`: item -> which mark refused it; those go first where `hygiene.reviews` is on.
@@ -127,7 +127,7 @@ def vars_of(leak: Leak) -> Row:
     return {name: getattr(leak, name) for name in ("place", "phrase", "chosen", "rejected", "lift", "p")}
 
 
-def describe(pairs: Sequence[Row]) -> Row:
+def describe(pairs: Sequence[Pair]) -> Row:
     """Length, evasion and similarity figures of a set of pairs; shares with n, None where there is no pair."""
     n = len(pairs)
     if not n:
@@ -144,16 +144,16 @@ def describe(pairs: Sequence[Row]) -> Row:
     }
 
 
-def similarity(pair: Row) -> float:
+def similarity(pair: Pair) -> float:
     """ROUGE-L of chosen and rejected: near 1, DPO lowers the likelihood of both (Razin et al. 2024)."""
     return rouge_l(pair["chosen"], pair["rejected"])
 
 
-def _excess(pair: Row) -> int:
+def _excess(pair: Pair) -> int:
     return len(words(pair["chosen"])) - len(words(pair["rejected"]))
 
 
-def find_leaks(pairs: Sequence[Row], section: HygieneSection) -> list[Leak]:
+def find_leaks(pairs: Sequence[Pair], section: HygieneSection) -> list[Leak]:
     """Phrases in at least `leak_min_share` of chosen with the wanted lift over rejected, most common first.
 
     Openers are the first four words, closers the last four; elsewhere n-grams of 3 to 6 words. Of nested phrases with
@@ -207,13 +207,17 @@ def _without_nested(counts: Mapping[Entry, int]) -> dict[Entry, int]:
     return kept
 
 
-def _order(pair: Row) -> bytes:
+def _order(pair: Pair) -> bytes:
     """Which pairs of an over-full kind go first: by hash, so that no topic or position is favoured."""
     return hashlib.sha256(str(pair["item"]).encode()).digest()
 
 
 def _above_quota(
-    pairs: Sequence[Row], marked: Sequence[Row], quota: float, detail: str, order: Callable[[Row], Any] = _order
+    pairs: Sequence[Pair],
+    marked: Sequence[Pair],
+    quota: float,
+    detail: str,
+    order: Callable[[Pair], bytes | tuple[int, bytes]] = _order,
 ) -> dict[int, str]:
     """The marked pairs beyond `quota` of what would then be left: m - k <= quota (n - k), first in `order` first."""
     excess = len(marked) - quota * len(pairs)
@@ -223,7 +227,7 @@ def _above_quota(
     return {pair["item"]: detail for pair in sorted(marked, key=order)[:count]}
 
 
-def _leak_rule(pairs: Sequence[Row], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
+def _leak_rule(pairs: Sequence[Pair], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
     """Leak by leak, the pairs that hold most leaks first: fewer go in all."""
     wanted = {(leak.place, leak.phrase) for leak in leaks}
     held = {pair["item"]: wanted & phrases(pair["chosen"]) for pair in pairs} if wanted else {}
@@ -241,16 +245,16 @@ def _leak_rule(pairs: Sequence[Row], section: HygieneSection, leaks: Sequence[Le
     return gone
 
 
-def _only_in_chosen(test: Callable[[str], bool]) -> Callable[[Row], bool]:
+def _only_in_chosen(test: Callable[[str], bool]) -> Callable[[Pair], bool]:
     return lambda pair: test(pair["chosen"]) and not test(pair["rejected"])
 
 
-def _truncates(pair: Row) -> bool:
+def _truncates(pair: Pair) -> bool:
     """Half of the answer is gone, and it was not declined: dropping content is the cheapest way to drop a flaw."""
     return 2 * len(words(pair["chosen"])) < len(words(pair["rejected"])) and not is_refusal(pair["chosen"])
 
 
-EVASIONS: dict[str, Callable[[Row], bool]] = {
+EVASIONS: dict[str, Callable[[Pair], bool]] = {
     "refusal": _only_in_chosen(is_refusal),
     "disclaimer": _only_in_chosen(has_disclaimer),
     "hedge": _only_in_chosen(has_hedge),
@@ -258,7 +262,7 @@ EVASIONS: dict[str, Callable[[Row], bool]] = {
 }
 
 
-def _evasion_rule(pairs: Sequence[Row], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
+def _evasion_rule(pairs: Sequence[Pair], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
     gone: dict[int, str] = {}
     for kind, test in EVASIONS.items():
         left = [pair for pair in pairs if pair["item"] not in gone]
@@ -267,7 +271,7 @@ def _evasion_rule(pairs: Sequence[Row], section: HygieneSection, leaks: Sequence
     return gone
 
 
-def _length_rule(pairs: Sequence[Row], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
+def _length_rule(pairs: Sequence[Pair], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
     """The pairs whose chosen text is longer by the most go, until the share is met."""
     longer = [pair for pair in pairs if _excess(pair) > 0]
     count = len(_above_quota(pairs, longer, section.max_longer_share, ""))
@@ -275,12 +279,12 @@ def _length_rule(pairs: Sequence[Row], section: HygieneSection, leaks: Sequence[
     return {pair["item"]: f"chosen longer by {_excess(pair)} words" for pair in widest}
 
 
-def _displacement_rule(pairs: Sequence[Row], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
+def _displacement_rule(pairs: Sequence[Pair], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
     scored = ((pair, similarity(pair)) for pair in pairs)
     return {pair["item"]: f"ROUGE-L {value:.3f}" for pair, value in scored if value > section.max_pair_similarity}
 
 
-Rule = Callable[[Sequence[Row], HygieneSection, Sequence[Leak]], dict[int, str]]
+Rule = Callable[[Sequence[Pair], HygieneSection, Sequence[Leak]], dict[int, str]]
 RULES: dict[str, Rule] = {
     "displacement": _displacement_rule,
     "leaks": _leak_rule,

@@ -8,16 +8,17 @@ trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from cai.data import slots
 from cai.data.near import NearDuplicates, in_order, mean_nearest, normalise
 from cai.data.rounds import instruction_of
-from cai.data.stage import Row, Stage, run_stage
+from cai.data.stage import Accept, Stage, run_stage
 from cai.recipe.intake.entries import Given
 from cai.recipe.prompts import digest
 from cai.run.context import Context
+from cai.store.jsonl import Row
+from cai.store.row_types import Record
 
 ALL_COMPARED = 2_000  # texts up to which each is asked for its nearest other one; of more a thousand are
 ASKED = 1_000
@@ -37,13 +38,13 @@ def _rejected(context: Context, item: int, attempts: int) -> bool:
     return all(row is not None and row["status"] != "ok" for row in rows)
 
 
-def _drop_near_duplicates(context: Context) -> Callable[[list[Row]], list[Row]]:
+def _drop_near_duplicates(context: Context) -> Accept:
     """Reject what is too near to an accepted instruction. What stands in the log is read once, not at every batch."""
     threshold = context.recipe.instructions.similarity_threshold
     seen, taken = NearDuplicates([], threshold), 0
     kept_here: set[tuple[int, int]] = set()
 
-    def accept(rows: list[Row]) -> list[Row]:
+    def accept(rows: list[Record]) -> list[Record]:
         nonlocal seen, taken
         logged = context.log.by_stage("instructions")
         batch = {(row["item"], row["round"]) for row in rows}
@@ -118,7 +119,7 @@ def repeat(context: Context, items: Sequence[int]) -> None:
     context.log.append(rows)
 
 
-def _given(item: int, text: str, pool: str, parent: int | None) -> Row:
+def _given(item: int, text: str, pool: str, parent: int | None) -> Record:
     return {
         "v": 1,
         "stage": "instructions",
@@ -157,13 +158,13 @@ def diversity(texts: Sequence[str]) -> dict[str, float]:
     } | sampled
 
 
-def summary(rows: Sequence[Row], wanted: int) -> dict[str, Any]:
+def summary(rows: Sequence[Record], wanted: int) -> Row:
     """What the instruction stage did: accepted, attempts, rejects by reason, diversity of the fresh ones."""
     fresh = [row for row in rows if row["status"] == "ok" and row["parent"] is None]
     reasons: dict[str, int] = {}
     for row in rows:
         if row["status"] != "ok":
-            name = row["reason"].split(":")[0]
+            name = str(row["reason"]).split(":")[0]
             reasons[name] = reasons.get(name, 0) + 1
     drawn = sum(row.get("parent") is None for row in rows)  # a repeat of an instruction is no try
     texts = [row["text"] for row in fresh]

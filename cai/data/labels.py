@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cai.data import principles
 from cai.data.comparisons import comparison_asks, orders
@@ -18,6 +17,7 @@ from cai.data.stage import Unit
 from cai.engine.asks import Ask, Name, score
 from cai.run.context import Context
 from cai.store.jsonl import Row
+from cai.store.row_types import Record
 
 RISE = (
     0.5  # nats: how far the mean of the principles that were not used may rise (noise of one score is about as large)
@@ -78,7 +78,7 @@ def _finite(value: float) -> float | None:
     return round(value, 4) if math.isfinite(value) else None
 
 
-def fault(row: Mapping[str, Any]) -> str:
+def fault(row: Record) -> str:
     """Why the chosen text is not better, or "". What could not be scored is not better."""
     first, second = row.get("first"), row.get("second")
     if first is None or second is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cai.store.jsonl import Row
+from cai.store.row_types import Pair
 
 REVIEW_KEY = ("rater", "key")
 CRITIQUE_MARKS = ("meaningful", "not")
@@ -25,7 +26,7 @@ def refused(reviews: Sequence[Row]) -> dict[int, str]:
     return {item: ", ".join(marks) for item, marks in sorted(found.items())}
 
 
-def filter_pairs(pairs: Sequence[Row], reviews: Sequence[Row]) -> list[Row]:
+def filter_pairs(pairs: Sequence[Pair], reviews: Sequence[Row]) -> list[Pair]:
     """Pairs without those whose critique or revision somebody marked as not good; unmarked pairs stay."""
     bad = refused(reviews)
     return [pair for pair in pairs if pair["item"] not in bad]

@@ -48,7 +48,7 @@ class NearDuplicates:
         self.known: list[str] = []
         self.threshold, self.exact_characters = threshold, exact_characters
         self._characters = 0
-        self._index: Index | None = None
+        self._index: BandIndex | None = None
         for text in texts:
             self.add(text)
 
@@ -65,17 +65,17 @@ class NearDuplicates:
         self.known.append(ordered)
         self._characters += len(ordered)
 
-    def _indexed(self) -> Index | None:
+    def _indexed(self) -> BandIndex | None:
         """The index of all that is known; None as long as all can be compared."""
         if self._characters <= self.exact_characters:
             return None
         if self._index is None:
-            self._index = Index()
+            self._index = BandIndex()
         self._index.extend(self.known)
         return self._index
 
 
-class Index:
+class BandIndex:
     """Band keys of texts in one sorted array, and the texts behind it that are not in it yet.
 
     A key holds its band in the upper 8 bits; two texts are candidates of each other where `SHARED` keys are the same.

@@ -17,6 +17,7 @@ from cai.metrics.text import appends_only, rouge_l, words
 from cai.metrics.wordings import finds_nothing, has_control_token, is_refusal, leftovers
 from cai.recipe.settings import PairsSection
 from cai.store.jsonl import Row
+from cai.store.row_types import Example, Flags, Pair, Record, Reject, Round, SoundAnswer
 from cai.store.rows import Rows
 
 
@@ -43,17 +44,17 @@ class PairPlan:
 class PairSet:
     """`examples` and `kept` run in step, by item. A reject holds its example where the item's chain is complete."""
 
-    examples: Sequence[Row]
-    kept: Sequence[Row]
-    rejects: Sequence[Row]
+    examples: Sequence[Example]
+    kept: Sequence[Pair]
+    rejects: Sequence[Reject]
     sizes: Mapping[int, int] = field(default_factory=dict, compare=False, repr=False)  # item -> rows it was built from
 
     @property
-    def train(self) -> list[Row]:
+    def train(self) -> list[Pair]:
         return [pair for pair in self.kept if pair["split"] != "heldout"]
 
     @property
-    def heldout(self) -> list[Row]:
+    def heldout(self) -> list[Pair]:
         return [pair for pair in self.kept if pair["split"] == "heldout"]
 
     @property
@@ -68,14 +69,14 @@ class Chain:
     """The rows of one item, by stage and round; only rows of status ok."""
 
     item: int
-    rows: dict[tuple[str, int], Row] = field(default_factory=dict)
-    failures: list[Row] = field(default_factory=list)
+    rows: dict[tuple[str, int], Record] = field(default_factory=dict)
+    failures: list[Record] = field(default_factory=list)
 
-    def get(self, stage: str, round_: int = 0) -> Row | None:
+    def get(self, stage: str, round_: int = 0) -> Record | None:
         return self.rows.get((stage, round_))
 
 
-def _places(rows: Sequence[Row], wanted: Callable[[int], bool]) -> dict[int, array[int]]:
+def _places(rows: Sequence[Record], wanted: Callable[[int], bool]) -> dict[int, array[int]]:
     """Where each wanted item's rows stand."""
     items = (key[1] for key in rows.each_key()) if isinstance(rows, Rows) else (row["item"] for row in rows)
     places: dict[int, array[int]] = {}
@@ -85,7 +86,7 @@ def _places(rows: Sequence[Row], wanted: Callable[[int], bool]) -> dict[int, arr
     return places
 
 
-def _chain(item: int, rows: Iterable[Row]) -> Chain:
+def _chain(item: int, rows: Iterable[Record]) -> Chain:
     """An instruction's accepted attempt stands at round 0."""
     chain = Chain(item)
     for row in rows:
@@ -97,7 +98,7 @@ def _chain(item: int, rows: Iterable[Row]) -> Chain:
 
 
 def build(
-    rows: Iterable[Row],
+    rows: Iterable[Record],
     plan: PairPlan,
     config: PairsSection | None = None,
     wanted: Callable[[int], bool] = lambda item: True,
@@ -109,14 +110,14 @@ def build(
     is what it was: its rows are not read again and its example is the same object.
     """
     config, rows = config or PairsSection(), rows if isinstance(rows, Sequence) else list(rows)
-    known: dict[int, tuple[Row | None, Row | None]] = {}  # item -> its reject, or None and its example
+    known: dict[int, tuple[Reject | None, Example | None]] = {}  # item -> its reject, or None and its example
     if before is not None:
         known |= {reject["item"]: (reject, None) for reject in before.rejects}
         known |= {example["item"]: (None, example) for example in before.examples}
     places = _places(rows, wanted)
     sizes = {item: len(found) for item, found in places.items()}
-    examples: list[Row] = []
-    rejects: list[Row] = []
+    examples: list[Example] = []
+    rejects: list[Reject] = []
     for item in sorted(places):
         if before is not None and before.sizes.get(item) == sizes[item]:
             reject, example = known[item]
@@ -132,7 +133,9 @@ def build(
     return PairSet(examples, [_pair(example) for example in examples], rejects, sizes)
 
 
-def _judged(chain: Chain, plan: PairPlan, config: PairsSection, held: Row | None) -> tuple[Row | None, Row | None]:
+def _judged(
+    chain: Chain, plan: PairPlan, config: PairsSection, held: Example | None
+) -> tuple[Reject | None, Example | None]:
     """(reject, None) or (None, example). `held`: the item's example of before; an equal one is not made twice."""
     if missing := _missing(chain, plan):
         return {"item": chain.item, "reason": "missing_stage", "detail": missing, "all": []}, None
@@ -197,29 +200,27 @@ def _guard_faults(chain: Chain) -> list[tuple[str, str]]:
     return [("guard", str(f["reason"])) for f in chain.failures if f["stage"] == "guard"]
 
 
-def _example(chain: Chain, plan: PairPlan) -> Row:
+def _example(chain: Chain, plan: PairPlan) -> Example:
     """The user's six keys first, then ours. A round that found nothing has the text of before and `found` false."""
     instruction, answer = chain.rows["instructions", 0], chain.rows["answers", 0]
-    rounds, text = [], answer["text"]
+    rounds: list[Round] = []
+    text = answer["text"]
     for r in range(plan.rounds):
         critique, revision = chain.get("critiques", r), chain.get("revisions", r)
         if critique is None:
             continue
         text = revision["text"] if revision is not None else text
-        id_ = critique["principle"]
-        rounds.append(
-            {
-                "principle_id": id_,
-                "principle": plan.principles.get(id_, id_),
-                "critique": critique["text"],
-                "revised_answer": text,
-            }
-            | ({"round": r, "found": revision is not None} if plan.keeps_text else {})
-        )
-    last = next((entry for entry in reversed(rounds) if entry.get("found", True)), None) or NOTHING | (
-        rounds[-1] if rounds else {}
-    )
-    example = {
+        id_ = str(critique["principle"])
+        entry: Round = {
+            "principle_id": id_,
+            "principle": plan.principles.get(id_, id_),
+            "critique": critique["text"],
+            "revised_answer": text,
+        }
+        rounds.append(entry | {"round": r, "found": revision is not None} if plan.keeps_text else entry)
+    found = [entry for entry in rounds if entry.get("found", True)]
+    last = (found or rounds or [NOTHING])[-1]
+    example: Example = {
         "instruction": instruction["text"],
         "initial_answer": answer["text"],
         "principle": last["principle"],
@@ -234,18 +235,20 @@ def _example(chain: Chain, plan: PairPlan) -> Row:
         "flags": _flags(chain, rounds, text),
     }
     checked = chain.get("labels")
-    return example | ({"margin": checked["margin"], "label": _label(checked)} if checked is not None else {})
+    if checked is not None:
+        example |= {"margin": checked["margin"], "label": _label(checked)}
+    return example
 
 
-NOTHING = {"principle_id": None, "principle": "", "critique": ""}  # of an item that no round has criticised
+NOTHING: Round = {"principle_id": None, "principle": "", "critique": "", "revised_answer": ""}  # no round criticised
 LABEL_KEYS = ("first", "second", "fallen", "risen", "used")
 
 
-def _label(row: Row) -> Row:
-    return {name: row[name] for name in LABEL_KEYS if name in row}
+def _label(row: Record) -> Row:
+    return {name: value for name, value in row.items() if name in LABEL_KEYS}
 
 
-def _flags(chain: Chain, rounds: Sequence[Row], text: str) -> Row:
+def _flags(chain: Chain, rounds: Sequence[Round], text: str) -> Flags:
     limited = sorted(label(stage, r) for (stage, r), row in chain.rows.items() if row.get("finish") == "length")
     texts = [row["text"] for row in chain.rows.values()]
     return {
@@ -257,12 +260,17 @@ def _flags(chain: Chain, rounds: Sequence[Row], text: str) -> Row:
     }
 
 
-def _pair(example: Row) -> Row:
-    kept = {key: example[key] for key in ("item", "pool", "split", "margin") if key in example}
-    return {**example["preference_pair"], **kept}
+def _pair(example: Example) -> Pair:
+    pair: Pair = {
+        **example["preference_pair"],
+        "item": example["item"],
+        "pool": example["pool"],
+        "split": example["split"],
+    }
+    return pair | {"margin": example["margin"]} if "margin" in example else pair
 
 
-def find_faults(example: Row, config: PairsSection) -> list[tuple[str, str]]:
+def find_faults(example: Example, config: PairsSection) -> list[tuple[str, str]]:
     """Every (reason, detail) for which a complete example makes no pair, the most telling first."""
     answer, revision = example["initial_answer"], example["revised_answer"]
     if not words(answer) or not words(revision):
@@ -270,12 +278,12 @@ def find_faults(example: Row, config: PairsSection) -> list[tuple[str, str]]:
     return [(reason, detail) for reason, check in CHECKS.items() if (detail := check(example, config))]
 
 
-def _identical(example: Row, config: PairsSection) -> str:
+def _identical(example: Example, config: PairsSection) -> str:
     same = words(example["initial_answer"]) == words(example["revised_answer"])
     return "revision equals the answer word for word" if same else ""
 
 
-def _near_identical(example: Row, config: PairsSection) -> str:
+def _near_identical(example: Example, config: PairsSection) -> str:
     answer, revision = example["initial_answer"], example["revised_answer"]
     if not config.reject_near_identical or words(answer) == words(revision):
         return ""
@@ -285,23 +293,23 @@ def _near_identical(example: Row, config: PairsSection) -> str:
     return f"ROUGE-L {score:.3f}" if score >= config.max_similarity else ""
 
 
-def _ran_to_limit(example: Row, config: PairsSection) -> str:
+def _ran_to_limit(example: Example, config: PairsSection) -> str:
     numbers = [entry.get("round", r) for r, entry in enumerate(example["rounds"]) if entry.get("found", True)]
     last = label("revisions", numbers[-1] if numbers else 0)
     hit = [name for name in example["flags"]["ran_to_limit"] if name in ("answers", last)]
     return ", ".join(hit) if config.reject_limit else ""
 
 
-def _leftovers(example: Row, config: PairsSection) -> str:
+def _leftovers(example: Example, config: PairsSection) -> str:
     return leftovers(example["revised_answer"])
 
 
-def _refusal_of_benign(example: Row, config: PairsSection) -> str:
+def _refusal_of_benign(example: Example, config: PairsSection) -> str:
     refuses = example["pool"] == "benign" and example["flags"]["revision_refuses"]
     return example["revised_answer"].strip()[:80] if refuses and config.reject_refusal_of_benign else ""
 
 
-def _length_ratio(example: Row, config: PairsSection) -> str:
+def _length_ratio(example: Example, config: PairsSection) -> str:
     """Words of revision over words of answer. Declining a red-team prompt in few words is no fault."""
     ratio = len(words(example["revised_answer"])) / len(words(example["initial_answer"]))
     declines = example["pool"] == "redteam" and example["flags"]["revision_refuses"]
@@ -309,7 +317,7 @@ def _length_ratio(example: Row, config: PairsSection) -> str:
     return "" if low <= ratio <= config.max_length_ratio else f"{ratio:.2f}"
 
 
-CHECKS: dict[str, Callable[[Row, PairsSection], str]] = {
+CHECKS: dict[str, Callable[[Example, PairsSection], str]] = {
     "identical": _identical,
     "near_identical": _near_identical,
     "ran_to_limit": _ran_to_limit,
@@ -319,9 +327,9 @@ CHECKS: dict[str, Callable[[Row, PairsSection], str]] = {
 }
 
 
-def sound_rows(pairs: PairSet, limit: int) -> list[Row]:
+def sound_rows(pairs: PairSet, limit: int) -> list[SoundAnswer]:
     """Answers that no round found anything wrong with, of training items: what SFT may imitate beside the revisions."""
-    found = [
+    found: list[SoundAnswer] = [
         {
             "item": reject["item"],
             "prompt": reject["example"]["instruction"],

@@ -181,10 +181,10 @@ def bar_of(context: Context) -> Bar:
     """From the records of stage `calibration`: `critiques.false_alarms` of the sound answers are above the bar."""
     base = baseline(context)
     pairs = [
-        (row["scores"][id_] - base[id_], odds)
+        (value - base[id_], odds)
         for row in context.log.by_stage("calibration")
         for id_, odds in (row.get("critic") or {}).items()
-        if odds is not None and row["scores"].get(id_) is not None and id_ in base
+        if odds is not None and (value := row["scores"].get(id_)) is not None and id_ in base
     ]
     if len(pairs) < 2:
         return Bar(1.0, 0.0, 1.0, math.inf)

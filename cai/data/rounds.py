@@ -6,15 +6,13 @@ a round that finds nothing leaves the text as it is. All of it is computed from 
 
 from __future__ import annotations
 
-from typing import Any
-
 from cai.data import slots
 from cai.data.stage import Unit
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Principle, choose
 from cai.recipe.load import Recipe
 from cai.run.context import Context
-from cai.store.jsonl import Row
+from cai.store.row_types import Record, UnitExtra
 
 ROTATIONS = (0, 2, 4)  # orders in which the examples are shown, by slot: few, so that prefixes stay shared
 
@@ -52,7 +50,7 @@ def _settled(context: Context, item: int, round_: int) -> bool:
     return untouched(context.ok("relevance", item, round_))
 
 
-def untouched(relevance: Row | None) -> bool:
+def untouched(relevance: Record | None) -> bool:
     """The round's text breaks no principle: no critique is asked for."""
     return relevance is not None and relevance["principle"] is None
 
@@ -62,7 +60,7 @@ def keeps_text(recipe: Recipe, critique: str) -> bool:
     return recipe.critiques.no_issue == "keep" and finds_nothing(critique)
 
 
-def instruction_of(context: Context, item: int) -> dict[str, Any] | None:
+def instruction_of(context: Context, item: int) -> Record | None:
     """The accepted instruction row of an item, whichever attempt produced it."""
     for attempt in range(context.recipe.instructions.max_tries):
         row = context.log.get("instructions", item, attempt)
@@ -129,10 +127,10 @@ def _render_label(context: Context, item: int, round_: int) -> Unit | None:
     row, answer = instruction_of(context, item), context.ok("answers", item)
     rounds = context.recipe.rounds
     text = current_text(context, item, rounds) if rounds else None
-    revised = [r for r in range(rounds) if context.ok("revisions", item, r) is not None]
+    revised = [one for r in range(rounds) if (one := context.ok("revisions", item, r)) is not None]
     if row is None or answer is None or text is None or not revised:
         return None
-    used = dict.fromkeys(str(context.log.get("revisions", item, r)["principle"]) for r in revised)  # type: ignore[index]
+    used = dict.fromkeys(str(one["principle"]) for one in revised)
     before = context.ok("relevance", item, 0)
-    extra = {"used": tuple(used), "before": before["scores"] if before else {}}
+    extra: UnitExtra = {"used": tuple(used), "before": before["scores"] if before else {}}
     return Unit(item, 0, {"instruction": row["text"], "chosen": text, "rejected": answer["text"]}, extra=extra)

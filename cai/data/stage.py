@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import cast
 
 from cai.data.parsing import Parsed, Unparsed, before_repetition
 from cai.data.slots import seed_of
@@ -23,6 +23,7 @@ from cai.recipe.prompts import Prompt, Rendered
 from cai.run.context import Context
 from cai.run.loop import Key, fill
 from cai.store.jsonl import Row
+from cai.store.row_types import Record, RecordExtra, UnitExtra
 
 SCORED_AT_ONCE = 64  # units scored between two writes: what a kill loses
 SCORED_AT_ONCE_CPU = 4
@@ -40,11 +41,12 @@ class Unit:
     round: int
     fields: Mapping[str, str]
     principle: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: UnitExtra = field(default_factory=UnitExtra)
     shift: int = 0
     prefill: str = ""
 
 
+Accept = Callable[[list[Record]], list[Record]]  # a batch's rows in order; may turn ok rows into rejected ones
 Inputs = tuple[tuple[str, int], ...]  # (stage, round) of the rows that one row is made of
 
 
@@ -118,7 +120,9 @@ def pending(context: Context, stage: Stage, items: Iterable[int], round_: int) -
     return [item for item in missing if stage.render(context, item, round_) is not None]
 
 
-def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int = 0, accept: Any = None) -> int:
+def run_stage(
+    context: Context, stage: Stage, items: Sequence[int], round_: int = 0, accept: Accept | None = None
+) -> int:
     """Bring every item of `items` through the stage; gives how many rows were added.
 
     `accept(rows)`: a pure function over a batch's rows in order that may turn ok rows into rejected ones.
@@ -149,7 +153,7 @@ def _score(context: Context, stage: Stage, items: Sequence[int], round_: int) ->
     units = {i: unit for i in items if (unit := stage.render(context, i, round_)) is not None}
     before = len(context.log.rows)
 
-    def compute(part: list[Key]) -> list[Row]:
+    def compute(part: list[Key]) -> list[Record]:
         chosen = [units[item] for _, item, _ in part]
         assert stage.score is not None
         found = zip(chosen, stage.score(context, chosen), strict=True)
@@ -162,16 +166,16 @@ def _score(context: Context, stage: Stage, items: Sequence[int], round_: int) ->
     return len(context.log.rows) - before
 
 
-def _measured(context: Context, stage: Stage, unit: Unit, fields: Row) -> Row:
-    row = _base_row(stage, unit, "", "ok", None)
+def _measured(context: Context, stage: Stage, unit: Unit, fields: Row) -> Record:
     prompt = context.prompts.get(stage.prompt)
-    return row | {"finish": None, "tokens": 0, "seed": 0, "prompt_sha": prompt.sha if prompt else ""} | fields
+    row = _base_row(stage, unit, "", "ok", None) | {"prompt_sha": prompt.sha if prompt else ""}
+    return cast(Record, row | fields)
 
 
-def _batches(context: Context, stage: Stage, units: Sequence[Unit], todo: set[int]) -> Iterator[list[Row]]:
+def _batches(context: Context, stage: Stage, units: Sequence[Unit], todo: set[int]) -> Iterator[list[Record]]:
     """Rows in unit order: by fixed slices, or as a stream where the engine never waits for a slice's last row."""
     engine = context.engine
-    size, streams = max(engine.stats.batch_size, 1), getattr(engine, "streams", False)
+    size, streams = max(engine.stats.batch_size, 1), engine.streams
     if streams and context.model().backend == "cuda":
         waiting = [unit for unit in units if unit.item in todo]
         yield from _stream(context, stage, waiting, size * STREAM_WINDOW)
@@ -183,14 +187,14 @@ def _batches(context: Context, stage: Stage, units: Sequence[Unit], todo: set[in
             yield list(_generate(context, stage, batch))
 
 
-def draw(context: Context, stage: Stage, units: Sequence[Unit]) -> list[Row]:
+def draw(context: Context, stage: Stage, units: Sequence[Unit]) -> list[Record]:
     """Rows for units that are no items of the run (an exam's), by the stage's own prompt, sampling and parser."""
     return list(_generate(context, stage, units))
 
 
-def _generate(context: Context, stage: Stage, batch: Sequence[Unit]) -> list[Row]:
+def _generate(context: Context, stage: Stage, batch: Sequence[Unit]) -> list[Record]:
     """One slice: all its rows, in unit order."""
-    rows: dict[int, Row] = {}
+    rows: dict[int, Record] = {}
     draws = {unit.item: Draw(stage, unit, _rendered(context, stage, unit)) for unit in batch}
     for draw in draws.values():
         if (row := _submit(context, draw)) is not None:
@@ -201,9 +205,9 @@ def _generate(context: Context, stage: Stage, batch: Sequence[Unit]) -> list[Row
     return [rows[unit.item] for unit in batch]
 
 
-def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) -> Iterator[list[Row]]:
+def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) -> Iterator[list[Record]]:
     """Feed the engine as rows finish; release rows in unit order, so the log's order does not depend on timing."""
-    rows: dict[int, Row] = {}
+    rows: dict[int, Record] = {}
     draws: dict[int, Draw] = {}
     submitted = released = 0
 
@@ -216,7 +220,7 @@ def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) 
             count += 1
         return count
 
-    def ready() -> list[Row]:
+    def ready() -> list[Record]:
         count = released
         while count < len(units) and units[count].item in rows:
             count += 1
@@ -247,7 +251,7 @@ def _rendered(context: Context, stage: Stage, unit: Unit) -> Rendered:
     )
 
 
-def _submit(context: Context, draw: Draw) -> Row | None:
+def _submit(context: Context, draw: Draw) -> Record | None:
     """Queue the request; a prompt that leaves no room for an answer becomes a rejected row instead."""
     recipe, model, rendered = context.recipe, context.model(), draw.rendered
     drawn = getattr(recipe.sampling, draw.stage.drawn)
@@ -260,7 +264,7 @@ def _submit(context: Context, draw: Draw) -> Row | None:
     return None
 
 
-def _take(context: Context, draws: dict[int, Draw], rows: dict[int, Row], completion: Completion) -> None:
+def _take(context: Context, draws: dict[int, Draw], rows: dict[int, Record], completion: Completion) -> None:
     """Judge a completion: its row, or the unit in the queue again with the next seed."""
     draw = draws[completion.id]
     row = _judged(context, draw, completion)
@@ -278,12 +282,12 @@ def _redraws(context: Context, stage: Stage) -> int:
     return context.recipe.pairs.redraws if stage.redraws and not greedy else 0
 
 
-def _is_faulty(context: Context, stage: Stage, row: Row) -> bool:
+def _is_faulty(context: Context, stage: Stage, row: Record) -> bool:
     cut = stage.redraws_limit and context.recipe.pairs.reject_limit and row["finish"] == "length"
     return row["status"] != "ok" or cut
 
 
-def _judged(context: Context, draw: Draw, completion: Completion) -> Row:
+def _judged(context: Context, draw: Draw, completion: Completion) -> Record:
     """The row of a completion: cut where the transcript goes on, then parsed, then compared with the examples.
 
     What is cut is finished: what stands behind the sign is no part of it, so it neither loops nor ran to its limit.
@@ -306,7 +310,7 @@ def _judged(context: Context, draw: Draw, completion: Completion) -> Row:
     return _flagged(_row(context, draw, parsed.text, "ok", None, completion), (*parsed.flags, *marks))
 
 
-def _flagged(row: Row, flags: Sequence[str]) -> Row:
+def _flagged(row: Record, flags: Sequence[str]) -> Record:
     return row | {"flags": list(flags)} if flags else row
 
 
@@ -320,7 +324,7 @@ def _shown_runs(prompts: tuple[Prompt, ...]) -> Shots:
     return Shots(frozenset().union(*(shots_of(prompt).grams for prompt in prompts)))
 
 
-def _base_row(stage: Stage, unit: Unit, text: str, status: str, reason: str | None) -> Row:
+def _base_row(stage: Stage, unit: Unit, text: str, status: str, reason: str | None) -> Record:
     return {
         "v": 1,
         "stage": stage.name,
@@ -330,23 +334,28 @@ def _base_row(stage: Stage, unit: Unit, text: str, status: str, reason: str | No
         "text": text,
         "status": status,
         "reason": reason,
+        "finish": None,
+        "tokens": 0,
+        "seed": 0,
+        "prompt_sha": "",
     }
 
 
 def _row(
     context: Context, draw: Draw, text: str, status: str, reason: str | None, completion: Completion | None = None
-) -> Row:
-    row = _base_row(draw.stage, draw.unit, text, status, reason) | {
+) -> Record:
+    row: Record = {
+        **_base_row(draw.stage, draw.unit, text, status, reason),
         "finish": completion.finish if completion else None,
         "tokens": len(completion.token_ids) if completion else 0,
         "seed": draw.seed(context.recipe.seed),
         "prompt_sha": draw.rendered.sha,
-        **draw.unit.extra,
+        **cast(RecordExtra, draw.unit.extra),
     }
     return row | {"draws": draw.number + 1} if draw.number else row
 
 
-def _commit(context: Context, rows: Sequence[Row]) -> int:
+def _commit(context: Context, rows: Sequence[Record]) -> int:
     """Append what is not on disk. A recomputed row that differs (rounding on another GPU) is noted, never written."""
     fresh = []
     for row in rows:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
+
+from cai.store.jsonl import Row
 
 FP8_CAPABILITY = (8, 9)  # of the first cards with 8-bit floating-point products: Ada, then Hopper
 INT8_CAPABILITY = (8, 0)  # of the first cards that 8-bit integer products are made for: Ampere
@@ -102,11 +104,10 @@ class EngineStats:
     """Counters that a backend keeps for events, bench and report."""
 
     prompt_tokens_computed: int = 0
-    new_tokens: int = 0
     decode_steps: int = 0
     out_of_memory: int = 0
     batch_size: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: Row = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -115,6 +116,7 @@ class Engine(Protocol):
     name: str
     stats: EngineStats
     rules: Rules
+    streams: bool  # rows join and leave while others decode: no batch waits for its last row
 
     def submit(self, request: Request) -> None:
         """Queue one request. Ids are unique among the requests in flight."""

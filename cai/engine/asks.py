@@ -70,22 +70,24 @@ def score(scorer: Scorer, asks: Iterable[Ask]) -> dict[Name, Score]:
     Errors: Stopped when `scorer.stopped()` turned true; nothing of an unfinished slice is kept.
     """
     listed = [ask for ask in asks if ask.context and ask.continuation]
-    unique = {(ask.context, ask.continuation): index for index, ask in enumerate(listed)}
-    shared = {pair: listed[index].shared for pair, index in unique.items()}
+    number: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}  # pair -> its own; a context is hashed but once
+    numbers = [number.setdefault((ask.context, ask.continuation), len(number)) for ask in listed]
+    pairs, last = list(number), dict(zip(numbers, range(len(listed)), strict=True))
     groups: dict[tuple[int, ...], int] = {}  # prefix -> its place, in the order of first use
-    for pair, length in shared.items():
-        groups.setdefault(pair[0][:length], len(groups))
+    shared = [listed[last[n]].shared for n in range(len(pairs))]
+    group = [groups.setdefault(pair[0][:length], len(groups)) for pair, length in zip(pairs, shared, strict=True)]
 
-    def place(pair: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[Any, ...]:
-        return groups[pair[0][: shared[pair]]], -len(pair[0]) - len(pair[1]), pair[0], unique[pair]
+    def place(n: int) -> tuple[Any, ...]:
+        context, continuation = pairs[n]
+        return group[n], -len(context) - len(continuation), context, last[n]
 
-    order = sorted(unique, key=place)
-    found: dict[tuple[tuple[int, ...], tuple[int, ...]], Score] = {}
+    order = sorted(range(len(pairs)), key=place)
+    found: dict[int, Score] = {}
     for start in range(0, len(order), scorer.batch):
         part = order[start : start + scorer.batch]
-        requests = [ScoreRequest(i, *pair, prefix_len=shared[pair]) for i, pair in enumerate(part)]
+        requests = [ScoreRequest(i, *pairs[n], prefix_len=shared[n]) for i, n in enumerate(part)]
         scores = list(scorer.engine.score(requests, scorer.stopped))
         if len(scores) < len(requests):
             raise Stopped("stopped while scoring; resume the run to go on")
         found.update((part[s.id], s) for s in scores)
-    return {ask.name: found[ask.context, ask.continuation] for ask in listed}
+    return {ask.name: found[n] for ask, n in zip(listed, numbers, strict=True)}

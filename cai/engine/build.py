@@ -5,22 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from cai.engine import Engine
+from cai.engine.model import Runnable
 from cai.errors import CaiError
 
 PRICE = "They are many times slower: 13.5 times slower where both were measured (32B shapes, docs/engine.md)."
 
 
-def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "auto") -> Engine:
-    """The engine over `model` (a Model: `.hf`, `.tokenizer`, `.device`). `batch_size` 0 = found from memory."""
+def make_engine(name: str, model: Runnable, *, batch_size: int = 0, linears: str = "auto") -> Engine:
+    """The engine over `model`  (`.hf`, `.tokenizer`, `.device`). `batch_size` 0 = found from memory."""
     options: dict[str, Any] = {"batch_size": batch_size, "device": str(model.device)}
     if name == "reference":
         from cai.engine.oracle import ReferenceEngine
 
-        return noted(ReferenceEngine(model.hf, model.tokenizer, **options), linears)
+        return with_note(ReferenceEngine(model.hf, model.tokenizer, **options), linears)
     if name == "static":
         from cai.engine.static import StaticEngine
 
-        return noted(StaticEngine(model.hf, model.tokenizer, **options), linears)
+        return with_note(StaticEngine(model.hf, model.tokenizer, **options), linears)
     if name not in ("auto", "native"):
         raise CaiError(f'engine.backend: {name!r} is none of "auto", "native", "static", "reference".')
     from cai.engine.native.decoder import unsupported
@@ -34,7 +35,7 @@ def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "a
     from cai.engine.native.engine import NativeEngine
 
     try:
-        return noted(NativeEngine(model.hf, model.tokenizer, linears=linears, **options), linears)
+        return with_note(NativeEngine(model.hf, model.tokenizer, linears=linears, **options), linears)
     except RuntimeError as error:
         if "C compiler" not in str(error):
             raise
@@ -42,7 +43,7 @@ def make_engine(name: str, model: Any, *, batch_size: int = 0, linears: str = "a
     raise CaiError(f"engine: no C compiler, which Triton needs to start its kernels. {remedy}")
 
 
-def noted(engine: Engine, linears: str) -> Engine:
+def with_note(engine: Engine, linears: str) -> Engine:
     """A wish that nothing came of is said."""
     if linears != "auto":
         text = f'linears: the loaded modules; "{linears}" is for the native engine on a GPU'

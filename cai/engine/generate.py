@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from cai.engine import Completion, Request, Rules, Score, ScoreRequest
+from cai.engine.foreign import HfConfig, HfModel, HfModule
 from cai.engine.sampling import allowed, gumbel_noise, seed_tensor
 from cai.engine.stopping import Pieces, Row
 from cai.errors import RESUMABLE, CaiError
@@ -24,7 +25,7 @@ T = TypeVar("T")
 HEAD_CHUNK_BYTES = 256 << 20  # fp32 logits that exist at one time while scoring
 
 
-def causal_lm(model: Any) -> Any:
+def causal_lm(model: HfModel) -> HfModel:
     """The `...ForCausalLM` inside a model that may be wrapped by PEFT."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -60,7 +61,7 @@ def memory_named(doing: str) -> Iterator[None]:
 class GumbelScores(LogitsProcessor):
     """Adds temperature * noise, so that `generate`'s argmax is the engine's draw (`sampling.pick`)."""
 
-    def __init__(self, requests: Sequence[Request], prompt_len: int, device: Any, rules: Rules) -> None:
+    def __init__(self, requests: Sequence[Request], prompt_len: int, device: torch.device | str, rules: Rules) -> None:
         self.rules = rules
         self.temperatures_B = torch.tensor([r.sampling.temperature for r in requests], device=device)
         self.seeds_B = seed_tensor([r.seed for r in requests], device)
@@ -82,7 +83,7 @@ class RowsDone(StoppingCriteria):
     def __init__(self, rows: Sequence[Row], stopped: Callable[[], bool]) -> None:
         self.rows, self.stopped, self.steps, self.cancelled = rows, stopped, 0, False
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
         self.steps += 1
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
             if row.done is None:
@@ -92,7 +93,7 @@ class RowsDone(StoppingCriteria):
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 
-def left_padded(requests: Sequence[Request], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(requests: Sequence[Request], device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask (B, T), padded with id 0 on the left."""
     width = max(len(request.token_ids) for request in requests)
     ids = [[0] * (width - len(r.token_ids)) + list(r.token_ids) for r in requests]
@@ -101,7 +102,12 @@ def left_padded(requests: Sequence[Request], device: Any) -> tuple[torch.Tensor,
 
 
 def generate_slice(
-    model: Any, pieces: Pieces, requests: Sequence[Request], device: Any, stopped: Callable[[], bool], rules: Rules
+    model: HfModel,
+    pieces: Pieces,
+    requests: Sequence[Request],
+    device: torch.device | str,
+    stopped: Callable[[], bool],
+    rules: Rules,
 ) -> tuple[list[Completion], int]:
     """Draw all rows of one slice; completions (only finished rows' once `stopped()`) and the number of steps."""
     ids_BT, mask_BT = left_padded(requests, device)
@@ -122,16 +128,16 @@ def generate_slice(
     return [row.completion() for row in rows if row.done is not None], done.steps
 
 
-def fed(request: ScoreRequest) -> tuple[int, ...]:
+def input_ids_of(request: ScoreRequest) -> tuple[int, ...]:
     """The tokens that the decoder reads to score a request: all but the last."""
     return (*request.context_ids, *request.continuation_ids[:-1])
 
 
-def score_batch(model: Any, requests: Sequence[ScoreRequest], device: Any) -> list[Score]:
+def score_batch(model: HfModel, requests: Sequence[ScoreRequest], device: torch.device | str) -> list[Score]:
     """Log-probs of one batch's continuations: the decoder body once, the head at continuation positions in chunks."""
     lm = causal_lm(model)
     rows: dict[tuple[int, ...], int] = {}  # "Yes" and "No" after one question: the same row
-    row_of = [rows.setdefault(fed(r), len(rows)) for r in requests]
+    row_of = [rows.setdefault(input_ids_of(r), len(rows)) for r in requests]
     width = max(map(len, rows))
     ids_BT = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in rows], device=device)
     with torch.no_grad():
@@ -144,20 +150,38 @@ def score_batch(model: Any, requests: Sequence[ScoreRequest], device: Any) -> li
         ]
         targets = [token for r in requests for token in r.continuation_ids]
         hidden_CH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[torch.tensor(places, device=device)]
-        logps = head_logps(lm.get_output_embeddings(), hidden_CH, torch.tensor(targets, device=device)).tolist()
+        head, targets_C = lm.get_output_embeddings(), torch.tensor(targets, device=device)
+        logps = head_logps(head, hidden_CH, targets_C, lm.config.get_text_config()).tolist()
     return list(split_scores(requests, logps))
 
 
-def head_logps(head: Any, hidden_CH: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-    """fp32 log-probs (C) of the targets; at most HEAD_CHUNK_BYTES of logits at a time."""
+def head_logps(
+    head: HfModule, hidden_CH: torch.Tensor, targets_C: torch.Tensor, config: HfConfig | None = None
+) -> torch.Tensor:
+    """fp32 log-probs (C) of the targets; at most HEAD_CHUNK_BYTES of logits at a time.
+
+    A head that an adapter wraps or that is quantised is called, for its weight alone is not what it computes.
+    `config`: whose keys scale or cap the logits (Cohere, Granite, Gemma 2); None where the caller refuses such models.
+    """
+    plain = type(head) is torch.nn.Linear and head.weight.is_floating_point()
     vocab = head.weight.shape[0]
     step = max(1, HEAD_CHUNK_BYTES // (4 * vocab))
     parts = []
     for start in range(0, len(targets_C), step):
-        logits_CV = logits_fp32(hidden_CH[start : start + step], head.weight, getattr(head, "bias", None))
+        part_CH = hidden_CH[start : start + step]
+        logits_CV = logits_fp32(part_CH, head.weight, head.bias) if plain else head(part_CH).float()
+        logits_CV = scaled_and_capped(logits_CV, config)
         chosen_C = logits_CV.gather(1, targets_C[start : start + step, None])[:, 0]
         parts.append(chosen_C - logits_CV.logsumexp(-1))
     return torch.cat(parts)
+
+
+def scaled_and_capped(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """What a model does to its head's logits after the product, as its own forward does."""
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def logits_fp32(hidden_NH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:

@@ -6,8 +6,13 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from cai.store.jsonl import JsonObject
+
+if TYPE_CHECKING:
+    import torch
 
 GIB = 2**30
 
@@ -28,7 +33,7 @@ def limit_gpu(gigabytes: float) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / total))
 
 
-def free_gpu_bytes(device: Any = None) -> int:
+def free_gpu_bytes(device: torch.device | str | None = None) -> int:
     """What may still be allocated: the driver's figure, what torch holds unused, and the limit set for the process."""
     import torch
 
@@ -57,7 +62,7 @@ def peaks() -> dict[str, float]:
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-def by_phase(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def by_phase(events: Iterable[JsonObject]) -> dict[str, dict[str, float]]:
     """The highest `peak_*_gib` of each phase over all attempts (stages by name, rounds together)."""
     found: dict[str, dict[str, float]] = {}
     for event in events:

@@ -7,34 +7,43 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from cai.engine import Engine, Rules
+from cai.engine.foreign import HfModel, HfTokenizer
 from cai.engine.tokenizers import Tokenizer
+from cai.store.jsonl import Row
 
 if TYPE_CHECKING:
+    import torch
+
     from cai.recipe.settings import EngineSection, LoraSection
 
 
-class Model(Protocol):
+class Runnable(Protocol):
+    """What an engine runs over."""
+
+    hf: HfModel  # the model itself; None where there are no weights
+    tokenizer: Tokenizer
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+class Model(Runnable, Protocol):
     """One set of weights with at most one adapter on them. `facts` go into the manifest."""
 
-    hf: Any  # the PreTrainedModel (or PeftModel) itself; None where there are no weights
-    hf_tokenizer: Any
-    tokenizer: Tokenizer
+    hf_tokenizer: HfTokenizer
     format: Literal["base", "chat"]
     name: str
     max_seq_length: int
-    facts: dict[str, Any]
+    facts: Row
     lora: bool
     attached: Path | None
     rules: Rules
 
     @property
     def backend(self) -> Literal["cuda", "cpu", "embedded", "fake"]: ...
-
-    @property
-    def device(self) -> Any: ...
 
     @property
     def embedded(self) -> bool: ...

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, generate, never
-from cai.engine.stopping import Decoder, Pieces
+from cai.engine.foreign import HfModel
+from cai.engine.stopping import Pieces, TokenDecoder
 
 
 class ReferenceEngine:
@@ -17,7 +17,7 @@ class ReferenceEngine:
     rules = Rules()
     streams = False
 
-    def __init__(self, hf_model: Any, tokenizer: Decoder, *, batch_size: int = 1, device: str = "cpu") -> None:
+    def __init__(self, hf_model: HfModel, tokenizer: TokenDecoder, *, batch_size: int = 1, device: str = "cpu") -> None:
         self.model, self.pieces, self.device = hf_model, Pieces(tokenizer), device
         self.queue: deque[Request] = deque()
         self.stats = EngineStats(batch_size=1)
@@ -31,7 +31,6 @@ class ReferenceEngine:
             done, steps = generate.generate_slice(self.model, self.pieces, [request], self.device, stopped, self.rules)
             self.stats.decode_steps += steps
             self.stats.prompt_tokens_computed += len(request.token_ids)
-            self.stats.new_tokens += sum(len(completion.token_ids) for completion in done)
             yield from done
         self.queue.clear()
 

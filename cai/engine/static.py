@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, generate, never
+from cai.engine.foreign import HfConfig, HfModel
 from cai.engine.memory import free_gpu_bytes
-from cai.engine.stopping import Decoder, Pieces
+from cai.engine.stopping import Pieces, TokenDecoder
 from cai.errors import RESUMABLE, CaiError
 
 SCORE_TOKENS_CPU, SCORE_TOKENS_GPU = 4096, 16384  # padded tokens in one scoring batch
@@ -29,7 +29,7 @@ class StaticEngine:
     rules = Rules()
     streams = False
 
-    def __init__(self, hf_model: Any, tokenizer: Decoder, *, batch_size: int = 0, device: str = "cpu") -> None:
+    def __init__(self, hf_model: HfModel, tokenizer: TokenDecoder, *, batch_size: int = 0, device: str = "cpu") -> None:
         self.model, self.pieces, self.device = hf_model, Pieces(tokenizer), device
         self.queue: list[Request] = []
         self.stats = EngineStats(batch_size=batch_size or default_batch_size(hf_model, device))
@@ -80,7 +80,6 @@ class StaticEngine:
         done, steps = drawn
         self.stats.decode_steps += steps
         self.stats.prompt_tokens_computed += sum(len(request.token_ids) for request in requests)
-        self.stats.new_tokens += sum(len(completion.token_ids) for completion in done)
         return done
 
     def _scored(self, requests: Sequence[ScoreRequest]) -> list[Score] | None:
@@ -111,7 +110,7 @@ def batch_within(requests: Sequence[ScoreRequest], budget: int) -> int:
     """
     count, rows = 0, set[tuple[int, ...]]()
     for request in requests:
-        row = generate.fed(request)
+        row = generate.input_ids_of(request)
         if count and row not in rows and len(row) * (len(rows) + 1) > budget:
             break
         rows.add(row)
@@ -119,13 +118,13 @@ def batch_within(requests: Sequence[ScoreRequest], budget: int) -> int:
     return count
 
 
-def kv_bytes_per_token(config: Any, bytes_per_number: int = 2) -> int:
+def kv_bytes_per_token(config: HfConfig, bytes_per_number: int = 2) -> int:
     """Bytes of keys and values that one token leaves in all layers."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * bytes_per_number
 
 
-def default_batch_size(model: Any, device: str) -> int:
+def default_batch_size(model: HfModel, device: str) -> int:
     """16 on a CPU; on a GPU what fits into 80% of free memory, twice the cache (it is copied as it grows)."""
     if device == "cpu":
         return CPU_BATCH

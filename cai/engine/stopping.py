@@ -16,7 +16,7 @@ from cai.engine import Completion, Finish, Request
 UNDECIDED = "\ufffd"  # what a piece of a character decodes to
 
 
-class Decoder(Protocol):
+class TokenDecoder(Protocol):
     """What the engine needs of a tokenizer."""
 
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -26,7 +26,7 @@ class Decoder(Protocol):
 class Pieces:
     """Text of single tokens, decoded once each: a cheap test of which tokens could end a stop string."""
 
-    tokenizer: Decoder
+    tokenizer: TokenDecoder
     text_of: dict[int, str] = field(default_factory=dict)
 
     def __getitem__(self, token: int) -> str:

@@ -9,10 +9,11 @@ import itertools
 import re
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+from cai.engine.foreign import HfTokenizer
 from cai.errors import CaiError
-from cai.store.jsonl import clean, one_line
+from cai.store.jsonl import Row, clean, one_line
 
 
 class Turn(NamedTuple):
@@ -61,7 +62,7 @@ class HFTokenizer:
 
     date: datetime | None = None
 
-    def __init__(self, hf: Any, eos_ids: Sequence[int] | None = None) -> None:
+    def __init__(self, hf: HfTokenizer, eos_ids: Sequence[int] | None = None) -> None:
         self.hf = hf
         added = {str(token): int(id) for id, token in hf.added_tokens_decoder.items()}
         self.control_strings = tuple(sorted(added))
@@ -97,7 +98,7 @@ class HFTokenizer:
 
     def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool, turns: int = 0) -> list[str]:
         """Template text and numbers of turns in turn. Error: a template that refuses, drops or reorders them."""
-        more: dict[str, Any] = {"strftime_now": self.date.strftime} if self.date else {}
+        more: Row = {"strftime_now": self.date.strftime} if self.date else {}
         try:
             text = self.hf.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt, **more
@@ -117,7 +118,7 @@ class ByteTokenizer:
     controls = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
     def __init__(self, eos_ids: Sequence[int] = (256,)) -> None:
-        self.control_strings = self.controls
+        self.control_strings: tuple[str, ...] = self.controls
         self.control_ids = frozenset(range(256, 256 + len(self.controls)))
         self.eos_ids = tuple(eos_ids)
         self.vocab_size = 256 + len(self.controls)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from cai.metrics.figure import place, shuffled
+from cai.metrics.figure import seeded_index, shuffled
+from cai.store.row_types import Example
 
 GENERIC_CRITIQUE = (
     "The answer could be improved in several ways. It should be clearer, more accurate and more helpful, it should take"
@@ -40,7 +40,7 @@ class Case:
         return (self.item, self.round)
 
 
-def from_examples(examples: Iterable[dict[str, Any]]) -> list[Case]:
+def from_examples(examples: Iterable[Example]) -> list[Case]:
     """Every round of every example, by item; of a run of before, whose rounds say not what was found, the last one.
 
     A round whose critique found nothing has no revision.
@@ -68,7 +68,7 @@ def from_examples(examples: Iterable[dict[str, Any]]) -> list[Case]:
     return cases
 
 
-def _rounds(example: dict[str, Any]) -> list[Case]:
+def _rounds(example: Example) -> list[Case]:
     cases, text = [], example["initial_answer"]
     for entry in example["rounds"]:
         cases.append(
@@ -100,7 +100,7 @@ def nearby(case: Case, ring: Sequence[Case]) -> Sequence[Case]:
     """At most NEARBY cases of a list in seeded order, from a seeded place on: bounds what a case is compared with."""
     if len(ring) <= NEARBY:
         return ring
-    start = place(len(ring), case.key)
+    start = seeded_index(len(ring), case.key)
     return [*ring[start : start + NEARBY], *ring[: max(0, start + NEARBY - len(ring))]]
 
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cai.evaluate.critic_grading import CHECKABLE, KINDS, ExamRow, Grade, broken, flaw_gone, grade_critique
-from cai.metrics.figure import Measured, Outcome, Scored, Unscored, rate, yes
+from cai.metrics.figure import Figure, Outcome, Scored, Unscored, indicator, rate
 from cai.recipe.constitution import Constitution, Principle
+from cai.store.jsonl import Row
 
 NAMES = {
     "critic.recall": "share of known flaws that the model's own critique found, each answer counting once",
@@ -32,7 +32,7 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Unit:
+class ExamUnit:
     """What the critique stage is asked for one row; the revision stage takes the same with the critique that came."""
 
     id: str
@@ -65,14 +65,16 @@ class Marked:
         return self.row.answer if self.grade is not None and self.grade.nothing else None
 
 
-def units(rows: Sequence[ExamRow], constitution: Constitution) -> list[Unit]:
+def units(rows: Sequence[ExamRow], constitution: Constitution) -> list[ExamUnit]:
     """What the two stages need of each row, in order; rows whose principle this constitution lacks are left out.
 
     Draw a critique of `answer` under `principle.critique_request`; where it does not find nothing, draw the revision
     behind it, as in a run. Hand `summarise` one `Output` a unit; a row without one counts as unscored.
     """
     known = {principle.id: principle for principle in constitution.principles}
-    return [Unit(row.id, row.instruction, row.answer, known[row.principle]) for row in rows if row.principle in known]
+    return [
+        ExamUnit(row.id, row.instruction, row.answer, known[row.principle]) for row in rows if row.principle in known
+    ]
 
 
 def mark(rows: Sequence[ExamRow], outputs: Mapping[str, Output]) -> list[Marked]:
@@ -85,14 +87,14 @@ def mark(rows: Sequence[ExamRow], outputs: Mapping[str, Output]) -> list[Marked]
     return marked
 
 
-def summarise(rows: Sequence[ExamRow], outputs: Mapping[str, Output], judge: str = "program") -> dict[str, Measured]:
+def summarise(rows: Sequence[ExamRow], outputs: Mapping[str, Output], judge: str = "program") -> dict[str, Figure]:
     """Figures by name: NAMES, and each with a tail: `.short`, `.long`, `.benign`, `.redteam`, and `.<kind>` of flaw.
 
     The unit is the answer: with several flaws its value is the share that was found, so that the Wilson interval
     counts it once. `facts` of the recall: flaws found, and of how many.
     """
     marked = mark(rows, outputs)
-    figures: dict[str, Measured] = {}
+    figures: dict[str, Figure] = {}
     flawed = [m for m in marked if not m.row.sound]
     sound = [m for m in marked if m.row.sound]
     for name, ask in (("recall", _found), ("flaw_gone", _gone)):
@@ -107,12 +109,12 @@ def summarise(rows: Sequence[ExamRow], outputs: Mapping[str, Output], judge: str
     return figures
 
 
-def _add(figures: dict[str, Measured], measured: Measured) -> None:
+def _add(figures: dict[str, Figure], measured: Figure) -> None:
     figures[measured.metric] = measured
 
 
 def _add_flaws(
-    figures: dict[str, Measured],
+    figures: dict[str, Figure],
     name: str,
     marked: Sequence[Marked],
     ask: Callable[[Marked, int], bool | None],
@@ -129,7 +131,7 @@ def _add_flaws(
 
 def _of_flaws(
     metric: str, part: Sequence[Marked], ask: Callable[[Marked, int], bool | None], kinds: Sequence[str], judge: str
-) -> Measured:
+) -> Figure:
     answers = [[ask(m, i) for i, flaw in enumerate(m.row.flaws) if flaw.kind in kinds] for m in part]
     outcomes = [_share(values) for values in answers]
     known = [value for values in answers for value in values if value is not None]
@@ -163,44 +165,24 @@ def _gone(marked: Marked, index: int) -> bool | None:
 
 
 def _alarm(marked: Marked) -> Outcome:
-    return Unscored("no critique") if marked.grade is None else yes(marked.grade.invented)
+    return Unscored("no critique") if marked.grade is None else indicator(marked.grade.invented)
 
 
 def _broken(marked: Marked) -> Outcome:
     final = marked.final
-    return Unscored("no revision") if final is None else yes(broken(marked.row, final))
+    return Unscored("no revision") if final is None else indicator(broken(marked.row, final))
 
 
-def _seen_critique(marked: Marked) -> dict[str, Any]:
+def _seen_critique(marked: Marked) -> Row:
     return {"id": marked.row.id, "critique": (marked.output.critique or "")[:400]}
 
 
-def _seen_revision(marked: Marked) -> dict[str, Any]:
+def _seen_revision(marked: Marked) -> Row:
     spans = [flaw.span[:200] for flaw in marked.row.flaws]
     return _seen_critique(marked) | {"flaws": spans, "revision": (marked.final or "")[:400]}
 
 
-def as_rows(rows: Sequence[ExamRow], outputs: Mapping[str, Output]) -> list[dict[str, Any]]:
-    """One JSON-able row an answer, for the log of the evaluation: texts, grades, what is gone."""
-    logged = []
-    for m in mark(rows, outputs):
-        flaws = [
-            {"kind": flaw.kind, "span": flaw.span, "found": _found(m, i), "gone": _gone(m, i)}
-            for i, flaw in enumerate(m.row.flaws)
-        ]
-        final = m.final
-        verdicts = {
-            "nothing": m.grade and m.grade.nothing,
-            "invented": m.grade and m.grade.invented,
-            "broken": None if final is None or not m.row.sound else broken(m.row, final),
-        }
-        head = {"metric": "critic.exam", "id": m.row.id, "length": m.row.length, "pool": m.row.pool}
-        texts = {"critique": m.output.critique, "revision": m.output.revision}
-        logged.append(head | {"principle": m.row.principle} | texts | verdicts | {"flaws": flaws})
-    return logged
-
-
-def table(figures: Mapping[str, Measured]) -> str:
+def table(figures: Mapping[str, Figure]) -> str:
     """Every figure a line, for the screen: checkable ones first, since no judgement stands behind them."""
     order = sorted(figures, key=lambda name: (not name.startswith("critic.checkable"), name))
     width = max(map(len, figures), default=0) + 2

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -17,6 +16,7 @@ from cai.evaluate.cases import GENERIC_CRITIQUE
 from cai.evaluate.critic_grading import CHECKABLE, KINDS, ExamRow, Flaw, flaw_gone, grade_critique
 from cai.evaluate.flaw_checks import fault_of, holds, mentions
 from cai.recipe.constitution import Constitution
+from cai.store.jsonl import Row
 
 POOLS = ("benign", "redteam")
 LENGTHS = {"short": (20, 60), "long": (150, 300)}  # words of the answer
@@ -73,7 +73,7 @@ def _row(line: bytes, where: str) -> ExamRow:
     return ExamRow(**{key: raw[key] for key in KEYS[:-1]}, flaws=flaws, holds=tuple(checks))
 
 
-def _flaw(raw: Any, where: str) -> Flaw:
+def _flaw(raw: Row, where: str) -> Flaw:
     _keys(raw, FLAW_KEYS, ("gone",), where)
     if raw["kind"] not in KINDS:
         raise CaiError(f"{where}: kind: {str(raw['kind'])[:40]!r} is none of {', '.join(KINDS)}. Correct it.")
@@ -90,11 +90,11 @@ def _flaw(raw: Any, where: str) -> Flaw:
     return Flaw(raw["kind"], raw["span"], tuple(names), check)
 
 
-def _is_name(name: Any) -> bool:
+def _is_name(name: object) -> bool:
     return isinstance(name, str) and name == name.lower() and all(part.strip() for part in name.split("&"))
 
 
-def _keys(raw: Any, required: Sequence[str], optional: Sequence[str], where: str) -> None:
+def _keys(raw: object, required: Sequence[str], optional: Sequence[str], where: str) -> None:
     if not isinstance(raw, dict):
         raise CaiError(f"{where}: no JSON object. Write one with the keys {', '.join(required)}.")
     for key in required:

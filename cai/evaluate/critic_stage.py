@@ -18,7 +18,7 @@ from cai.evaluate import critic_exam
 from cai.evaluate.critic_exam import Output
 from cai.evaluate.critic_grading import ExamRow
 from cai.evaluate.critic_rows import read_rows
-from cai.metrics.figure import Measured, sample
+from cai.metrics.figure import Figure, sample
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Principle
 from cai.run.context import Context
@@ -38,7 +38,7 @@ def exam_rows() -> tuple[ExamRow, ...]:
     return tuple(read_rows(DATA))
 
 
-def measure(context: Context) -> dict[str, Measured]:
+def measure(context: Context) -> dict[str, Figure]:
     """The figures `critic.*`; rows that are there are not drawn again. Errors: Stopped."""
     limit = context.recipe.evaluation.critic_items
     if not limit:
@@ -72,17 +72,17 @@ def measure(context: Context) -> dict[str, Measured]:
     return critic_exam.summarise(rows, outputs, judge=f"program, texts of {context.recipe.model.name}")
 
 
-def _fields(unit: critic_exam.Unit) -> dict[str, str]:
+def _fields(unit: critic_exam.ExamUnit) -> dict[str, str]:
     principle: Principle = unit.principle
     return {"instruction": unit.instruction, "answer": unit.answer, "critique_request": principle.critique_request}
 
 
-def _critique(item: int, unit: critic_exam.Unit, context: Context) -> Unit:
+def _critique(item: int, unit: critic_exam.ExamUnit, context: Context) -> Unit:
     prefill = rounds.opening(context.recipe)
     return Unit(item, 0, _fields(unit), unit.principle.id, shift=rounds.shift_of(context.recipe, item), prefill=prefill)
 
 
-def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.Unit]) -> set[int]:
+def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.ExamUnit]) -> set[int]:
     """The rows of which a critique is asked for: all, or where the critic is calibrated those with evidence enough."""
     if not principles.calibrated(context):
         return set(asked)
@@ -101,7 +101,7 @@ def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.U
     return {row["item"] for row in rows if row["evidence"] is not None and row["evidence"] > bar.value}
 
 
-def _revision(context: Context, item: int, unit: critic_exam.Unit, critique: str) -> Unit:
+def _revision(context: Context, item: int, unit: critic_exam.ExamUnit, critique: str) -> Unit:
     fields = _fields(unit) | {"critique": critique, "revision_request": unit.principle.revision_request}
     if context.recipe.critiques.transcript == "separate":
         del fields["critique_request"]

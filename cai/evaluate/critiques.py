@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from cai.evaluate.cases import FALLBACK, GENERIC_CRITIQUE, MIN_QUOTE_MATCH, Case, others
 from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood
 from cai.metrics.figure import (
-    Measured,
+    Figure,
     Outcome,
     Scored,
     Unscored,
     as_json,
+    indicator,
     mean,
     rate,
     rounded,
     shuffled,
     worst_rows,
-    yes,
 )
 from cai.metrics.stats import mcnemar_exact, rogan_gladen
 from cai.metrics.text import Weights, copied_share, grounding, idf, misquoted_share, rouge_l, words
@@ -93,7 +92,7 @@ def gate_row(
     pool: Sequence[Case],
     requests: Sequence[str],
     section: EvaluationSection,
-    idf_: Any,
+    idf_: Weights,
     shown: Sequence[str] = (),
 ) -> Row:
     """The deterministic row of one item: values and passes of the critique and of its controls.
@@ -173,12 +172,12 @@ def _bars(section: EvaluationSection) -> dict[str, tuple[str, str, str]]:
 
 def summarise(
     gates: Sequence[Row], csi: Sequence[Row], judged: Sequence[Row], section: EvaluationSection, judge: str
-) -> dict[str, Measured]:
+) -> dict[str, Figure]:
     """Rows -> figures by metric name. `judge`: the name of the model that scored CSI and J."""
     csi_of = {(row["item"], row["round"]): row for row in csi}
     judged_of = {(row["item"], row["round"]): row for row in judged}
     real = [row for row in gates if not row["finds_nothing"]]
-    nothing = rate("critiques.finds_nothing", [yes(row["finds_nothing"]) for row in gates])
+    nothing = rate("critiques.finds_nothing", [indicator(row["finds_nothing"]) for row in gates])
     result = {nothing.metric: nothing}
     sampled = [row for row in real if (row["item"], row["round"]) in csi_of]
 
@@ -189,7 +188,7 @@ def summarise(
     outcomes: dict[str, list[Outcome]] = {}
     for kind in KINDS:
         tail = "" if kind == "real" else f".{kind}"
-        deterministic = [yes(gates_pass(row, kind)) for row in real]
+        deterministic = [indicator(gates_pass(row, kind)) for row in real]
         worst = worst_rows(real, lambda row: len(row["real"]["pass"])) if kind == "real" else ()
         _add(result, rate("critiques.gates" + tail, deterministic, worst=worst))
         outcomes[kind] = [verdict(scores_of(row), section, kind).outcome for row in sampled]
@@ -203,7 +202,7 @@ def summarise(
     return result | _judge_rates(judged, judge)
 
 
-def _add(result: dict[str, Measured], measured: Measured) -> None:
+def _add(result: dict[str, Figure], measured: Figure) -> None:
     result[measured.metric] = measured
 
 
@@ -214,11 +213,11 @@ def _scored(value: float | None) -> Outcome:
 def _meaningful_rates(
     outcomes: Mapping[str, list[Outcome]],
     sampled: Sequence[Row],
-    csi_of: Any,
-    result: Mapping[str, Measured],
+    csi_of: Mapping[tuple[int, int], Row],
+    result: Mapping[str, Figure],
     section: EvaluationSection,
     judge: str,
-) -> list[Measured]:
+) -> list[Figure]:
     """The headline with its controls, exact McNemar against each, and the rate corrected for the check's own errors."""
     name = f"G1-G7, likelihood of {judge}" + (", J1, J2" if section.judge == "require" else "; no truth judge")
     controls = [rate(f"critiques.meaningful.{kind}", outcomes[kind], judge=name) for kind in KINDS[1:]]
@@ -234,7 +233,7 @@ def _meaningful_rates(
     return [rate("critiques.meaningful", outcomes["real"], judge=name, worst=worst, facts=facts), *controls]
 
 
-def _worst(row: Row, csi_of: Any) -> Row:
+def _worst(row: Row, csi_of: Mapping[tuple[int, int], Row]) -> Row:
     csi = csi_of[row["item"], row["round"]]["real"]
     return {
         "item": row["item"],
@@ -245,8 +244,8 @@ def _worst(row: Row, csi_of: Any) -> Row:
     }
 
 
-def _judge_rates(judged: Sequence[Row], judge: str) -> dict[str, Measured]:
-    result: dict[str, Measured] = {}
+def _judge_rates(judged: Sequence[Row], judge: str) -> dict[str, Figure]:
+    result: dict[str, Figure] = {}
     for name in ("j1", "j2") if judged else ():
         for kind in ("real", "shuffled"):
             tail = "" if kind == "real" else f".{kind}"

@@ -13,27 +13,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from cai.data import labels
 from cai.data.pairs import PairSet
 from cai.data.stage import shown_runs
-from cai.metrics.figure import Measured, Outcome, Scored, count, mean, rate, unmeasured, yes
+from cai.metrics.figure import Figure, Outcome, Scored, count, indicator, mean, rate, unmeasured
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Constitution
 from cai.recipe.copies import copied
 from cai.recipe.ends import Signs, has_sign, signs_of
 from cai.recipe.prompts import Prompt
 from cai.store.jsonl import Row
+from cai.store.row_types import Example, Record
 
-Figures = dict[str, Measured]
+Figures = dict[str, Figure]
 MADE_BY = {"initial_answer": "answers", "critique": "critiques", "revised_answer": "revisions"}
 SHOWN = 160  # characters of a worst text
 
 
-def texts_of(example: Row) -> list[tuple[str, str]]:
+def texts_of(example: Example) -> list[tuple[str, str]]:
     """(stage, text) of every text that an example holds."""
     found = [("answers", example["initial_answer"]), ("revisions", example["revised_answer"])]
     found += [("critiques", entry["critique"]) for entry in example["rounds"]]
     return [*found, *(("revisions", entry["revised_answer"]) for entry in example["rounds"])]
 
 
-def measure(pairs: PairSet, rows: Sequence[Row], prompts: Mapping[str, Prompt], constitution: Constitution) -> Figures:
+def measure(
+    pairs: PairSet, rows: Sequence[Record], prompts: Mapping[str, Prompt], constitution: Constitution
+) -> Figures:
     """Every figure of this module, by metric name."""
     figures = [
         scaffolding(pairs.examples, {name: signs_of(prompts[name]) for name in MADE_BY.values() if name in prompts}),
@@ -45,7 +48,7 @@ def measure(pairs: PairSet, rows: Sequence[Row], prompts: Mapping[str, Prompt], 
     return {figure.metric: figure for figure in figures}
 
 
-def scaffolding(examples: Sequence[Row], signs: Mapping[str, Signs]) -> Measured:
+def scaffolding(examples: Sequence[Example], signs: Mapping[str, Signs]) -> Figure:
     """Examples in which a text holds a sign that the transcript went on."""
     found = []
     for example in examples:
@@ -56,7 +59,7 @@ def scaffolding(examples: Sequence[Row], signs: Mapping[str, Signs]) -> Measured
     return _counted("data.scaffolding", found, len(examples))
 
 
-def copies(examples: Sequence[Row], prompts: Mapping[str, Prompt]) -> Measured:
+def copies(examples: Sequence[Example], prompts: Mapping[str, Prompt]) -> Figure:
     """Examples in which a text copies eight words of a prompt's example that the item's own texts do not hold."""
     shots, found = shown_runs(prompts), []
     for example in examples:
@@ -69,7 +72,7 @@ def copies(examples: Sequence[Row], prompts: Mapping[str, Prompt]) -> Measured:
     return _counted("data.copied", found, len(examples))
 
 
-def nothing_found(examples: Sequence[Row]) -> Measured:
+def nothing_found(examples: Sequence[Example]) -> Figure:
     """Examples of which every critique says that nothing is wrong: their pairs prefer a rewriting to its original."""
     found = [
         {"item": example["item"], "critique": example["critique"][:SHOWN]}
@@ -79,27 +82,27 @@ def nothing_found(examples: Sequence[Row]) -> Measured:
     return _counted("data.nothing_found", found, len(examples))
 
 
-def _counted(metric: str, found: Sequence[Row], n: int) -> Measured:
+def _counted(metric: str, found: Sequence[Row], n: int) -> Figure:
     if not n:
         return unmeasured(metric, "no pair came through")
     return count(metric, len(found), n, worst=tuple(found[:3]))
 
 
-def _labels(rows: Iterable[Row]) -> list[Measured]:
+def _labels(rows: Iterable[Record]) -> list[Figure]:
     """How often the checked revision is the better text, and how often the original wins outright."""
     checked = [row for row in rows if row["stage"] == "labels" and row["status"] == "ok"]
     if not checked:
         return []
-    scored = [row for row in checked if row["first"] is not None and row["second"] is not None]
-    lost = [row for row in scored if row["first"] <= 0 <= row["second"]]
+    scored = [row for row in checked if _orders(row)]
+    lost = [row for row in scored if (both := _orders(row)) and both[0] <= 0 <= both[1]]
     worst = tuple(
         {"item": row["item"], "margin": row["margin"], "used": row["used"]}
-        for row in sorted(scored, key=lambda row: row["margin"])[:3]
+        for row in sorted(scored, key=lambda row: row["margin"] or 0.0)[:3]
     )
     unscored = len(checked) - len(scored)
-    better: list[Outcome] = [yes(not labels.fault(row)) for row in scored]
-    original: list[Outcome] = [yes(row in lost) for row in scored]
-    margins: list[Outcome] = [Scored(row["margin"]) for row in scored]
+    better: list[Outcome] = [indicator(not labels.fault(row)) for row in scored]
+    original: list[Outcome] = [indicator(row in lost) for row in scored]
+    margins: list[Outcome] = [Scored(margin) for row in scored if (margin := row["margin"]) is not None]
     judge = "the policy itself, adapter off"
     found = [
         rate("labels.better", better, judge=judge, worst=worst),
@@ -111,13 +114,19 @@ def _labels(rows: Iterable[Row]) -> list[Measured]:
     return found
 
 
-def _by_principle(scored: Sequence[Row], lost: Sequence[Row]) -> Row:
+def _orders(row: Record) -> tuple[float, float] | None:
+    """Log-odds of the first and the second order; None where a likelihood is not finite."""
+    first, second = row["first"], row["second"]
+    return None if first is None or second is None else (first, second)
+
+
+def _by_principle(scored: Sequence[Record], lost: Sequence[Record]) -> Row:
     """Principle -> "lost of judged"."""
     judged, beaten = (Counter(id_ for row in part for id_ in row["used"]) for part in (scored, lost))
     return {"by_principle": {id_: f"{beaten[id_]} of {judged[id_]}" for id_ in sorted(judged)}}
 
 
-def _principles(rows: Iterable[Row], constitution: Constitution) -> list[Measured]:
+def _principles(rows: Iterable[Record], constitution: Constitution) -> list[Figure]:
     """What drawing by relevance gains over dealing blindly: mean score of the drawn less that of all that fit."""
     asked = [row for row in rows if row["stage"] == "relevance" and row["status"] == "ok"]
     if not asked:
@@ -131,9 +140,9 @@ def _principles(rows: Iterable[Row], constitution: Constitution) -> list[Measure
         used[f"{id_}/{pool}"] += 1
         fitting = {p.id for p in constitution.principles if not p.pools or pool in p.pools}
         values = [v for name, v in row["scores"].items() if v is not None and name in fitting]
-        if values and row["scores"][id_] is not None:
-            lifts.append(Scored(row["scores"][id_] - math.fsum(values) / len(values)))
-    broken: list[Outcome] = [yes(row["principle"] is not None) for row in asked]
+        if values and (score := row["scores"][id_]) is not None:
+            lifts.append(Scored(score - math.fsum(values) / len(values)))
+    broken: list[Outcome] = [indicator(row["principle"] is not None) for row in asked]
     return [
         mean("principles.lift", lifts, judge="likelihood, adapter off", facts={"used": dict(sorted(used.items()))}),
         rate("principles.broken", broken, judge="likelihood, adapter off"),

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cai.metrics.figure import Measured, Scored, count, lost, mean, unmeasured, whole, worst_rows
+from cai.metrics.figure import Figure, Scored, count, finite_rows, mean, unmeasured, unscored, worst_rows
 from cai.recipe.settings import HealthSection
-from cai.store.jsonl import Row
+from cai.store.row_types import PairScore
 from cai.training import health
 
 LOGPS = ("chosen", "rejected", "ref_chosen", "ref_rejected")
@@ -21,7 +21,7 @@ def losses(log: Sequence[Mapping[str, float]]) -> list[float]:
     return [float(entry["loss"]) for entry in log if "loss" in entry]
 
 
-def from_log(log: Sequence[Mapping[str, float]], *, truncated: int, pairs: int) -> dict[str, Measured]:
+def from_log(log: Sequence[Mapping[str, float]], *, truncated: int, pairs: int) -> dict[str, Figure]:
     """Figures that need the log only: first loss, the logged fall, gradient norms, truncated pairs."""
     values = losses(log)
     if not values:
@@ -41,28 +41,28 @@ def from_log(log: Sequence[Mapping[str, float]], *, truncated: int, pairs: int) 
     return {figure.metric: figure for figure in figures}
 
 
-def margin(row: Row) -> float:
+def margin(row: PairScore) -> float:
     """Implicit reward margin over beta: (policy - reference) of chosen minus the same of rejected."""
     return (row["chosen"] - row["ref_chosen"]) - (row["rejected"] - row["ref_rejected"])
 
 
-def pair_loss(row: Row, beta: float) -> float:
+def pair_loss(row: PairScore, beta: float) -> float:
     """-log sigmoid(beta * margin), the DPO loss (Rafailov et al. 2023, equation 7)."""
     scaled = beta * margin(row)
     return math.log1p(math.exp(-abs(scaled))) + max(-scaled, 0.0)
 
 
-def chosen_fall(row: Row) -> float:
+def chosen_fall(row: PairScore) -> float:
     """How much the chosen text lost, nats a token; negative where it gained."""
     return (row["ref_chosen"] - row["chosen"]) / row["chosen_tokens"]
 
 
-def from_pairs(rows: Sequence[Row], beta: float, split: str = "train") -> dict[str, Measured]:
+def from_pairs(rows: Sequence[PairScore], beta: float, split: str = "train") -> dict[str, Figure]:
     """Eval-mode figures over pairs: the loss before is ln 2 for each, so the fall is paired."""
     tail = "" if split == "train" else f".{split}"
     judge = "policy against its base"
-    tried, rows = len(rows), whole(rows, *LOGPS)
-    missing = lost(tried - len(rows))
+    tried, rows = len(rows), finite_rows(rows, *LOGPS)
+    missing = unscored(tried - len(rows))
     if not rows:
         why = "no log-probability is finite" if missing else f"no {split} pair"
         return {f"dpo.loss{tail}": unmeasured(f"dpo.loss{tail}", why, judge, len(missing))}
@@ -79,7 +79,7 @@ def from_pairs(rows: Sequence[Row], beta: float, split: str = "train") -> dict[s
     return found | {margins: mean(margins, outcomes[margins], judge=judge, worst=worst)}
 
 
-def warnings(figures: Mapping[str, Measured], watched: HealthSection) -> list[str]:
+def warnings(figures: Mapping[str, Figure], watched: HealthSection) -> list[str]:
     """One line for each sign of ill health, with the remedy."""
 
     def value(name: str) -> float:

@@ -9,10 +9,9 @@ runs.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -26,7 +25,8 @@ from cai.metrics.figure import Outcome, Scored, as_json, rounded, sample
 from cai.metrics.stats import wilson
 from cai.metrics.wordings import finds_nothing, is_refusal
 from cai.recipe.settings_evaluation import EvaluationSection
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row
+from cai.store.rows import Key
 
 REQUIRED = {"prompt": str, "answer": str, "critique": str, "kind": str, "good": bool}
 OPTIONAL = {"principle": str, "critique_request": str, "revision": str, "pool": str, "theme": str}
@@ -102,7 +102,7 @@ def read_exam(path: Path) -> list[Row]:
     except OSError as error:
         raise CaiError(f"{path}: cannot read the labelled set: {error.strerror}. Give a JSON lines file.") from None
     rows: list[Row] = []
-    seen: dict[tuple[Any, ...], tuple[int, bool]] = {}
+    seen: dict[Key, tuple[int, bool]] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
             where = f"{path}: line {number}"
@@ -283,7 +283,7 @@ def _both(j1: float | None, j2: float | None) -> bool | None:
     return None if j1 is None or j2 is None else j1 > 0 and j2 > 0
 
 
-def _note_judge(row: Row, values: Mapping[str, Any], verdict: bool | None) -> None:
+def _note_judge(row: Row, values: JsonObject, verdict: bool | None) -> None:
     """`verdict` None: the judge gave no number, so the row is unscored."""
     row |= values
     if row["kind"] == "nothing":

@@ -10,13 +10,13 @@ import ast
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
 
 from cai.metrics.text import words
+from cai.store.jsonl import JsonObject
 
-Check = Mapping[str, Any]
+Check = JsonObject
 _NUMBER = re.compile(r"(?:(?<![\w)])[-−])?\d+(?:,\d{3})*(?:\.\d+)?")
 _MARKER = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|[-*•])[ \t]+", re.MULTILINE)
 _NUMBERED = re.compile(r"^[ \t]{0,3}\d{1,2}[.)][ \t]+\S", re.MULTILINE)
@@ -88,7 +88,7 @@ def _braced(text: str) -> str:
     return text[min(starts) : max(text.rfind("}"), text.rfind("]")) + 1] if starts else ""
 
 
-def _has_keys(block: str, keys: Any) -> bool:
+def _has_keys(block: str, keys: Sequence[str]) -> bool:
     try:
         value = json.loads(block)
     except (ValueError, RecursionError):
@@ -142,7 +142,7 @@ def holds(check: Check, text: str) -> bool | None:
     return CHECKS[check["check"]][0](check, text)
 
 
-def fault_of(check: Any) -> str:
+def fault_of(check: object) -> str:
     """What is wrong with a check as written in a file, or ""."""
     if not isinstance(check, dict) or check.get("check") not in CHECKS:
         return f"no check of this name. Use an object with check: {', '.join(CHECKS)}."
@@ -160,7 +160,7 @@ def fault_of(check: Any) -> str:
     return _bad_pattern(check)
 
 
-def _is(value: Any, what: str) -> bool:
+def _is(value: object, what: str) -> bool:
     if what in (NUMBERS, TEXTS):
         each = "a number" if what == NUMBERS else "a text"
         return isinstance(value, list) and bool(value) and all(_is(entry, each) for entry in value)

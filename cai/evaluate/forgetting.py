@@ -9,14 +9,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import orjson
 
 from cai.engine.asks import Ask, Scorer, score
-from cai.metrics.figure import Measured, Scored, lost, mean, rate, unmeasured, whole, worst_rows, yes
+from cai.engine.foreign import HfModel
+from cai.engine.model import Model
+from cai.metrics.figure import Figure, Scored, finite_rows, indicator, mean, rate, unmeasured, unscored, worst_rows
 from cai.metrics.text import distinct_n, repeats, words
 from cai.store.jsonl import Row
+
+if TYPE_CHECKING:
+    import torch
 
 DATA = Path(__file__).parent / "data" / "neutral.jsonl"
 JUDGE = "tuned against base"
@@ -29,7 +34,7 @@ def passages() -> tuple[str, ...]:
     return tuple(orjson.loads(line)["text"] for line in DATA.read_bytes().split(b"\n") if line)
 
 
-def nll_rows(scorer: Scorer, model: Any, chosen: Sequence[int]) -> list[Row]:
+def nll_rows(scorer: Scorer, model: Model, chosen: Sequence[int]) -> list[Row]:
     """Mean NLL a token of each passage under base and tuned; the first token is context only."""
     asks = []
     for index in chosen:
@@ -52,7 +57,7 @@ def nll_rows(scorer: Scorer, model: Any, chosen: Sequence[int]) -> list[Row]:
     ]
 
 
-def kl_rows(model: Any, chosen: Sequence[int]) -> list[Row]:
+def kl_rows(model: Model, chosen: Sequence[int]) -> list[Row]:
     """Mean KL(base || tuned) a token of each passage, in nats; at most KL_CHUNK positions' distributions at a time."""
     rows = []
     for index in chosen:
@@ -61,7 +66,7 @@ def kl_rows(model: Any, chosen: Sequence[int]) -> list[Row]:
     return rows
 
 
-def kl_per_token(model: Any, ids: Sequence[int]) -> float:
+def kl_per_token(model: Model, ids: Sequence[int]) -> float:
     """KL(base || tuned) = sum_v p_base (log p_base - log p_tuned), mean over positions. T tokens, V vocabulary."""
     import torch
 
@@ -90,15 +95,15 @@ def not_negative(kl: float) -> float:
     return 0.0 if kl < 0.0 else kl
 
 
-def _logps(model: Any, lm: Any, hidden_TH: Any, on: bool) -> Any:
+def _logps(model: Model, lm: HfModel, hidden_TH: torch.Tensor, on: bool) -> torch.Tensor:
     with model.adapter(on):
         return lm.get_output_embeddings()(hidden_TH).float().log_softmax(-1)
 
 
-def summarise_nll(rows: Sequence[Row]) -> dict[str, Measured]:
+def summarise_nll(rows: Sequence[Row]) -> dict[str, Figure]:
     """Tuned minus base, paired by document: the interval is a bootstrap over documents."""
-    found = whole(rows, "base", "tuned")
-    missing = lost(len(rows) - len(found))
+    found = finite_rows(rows, "base", "tuned")
+    missing = unscored(len(rows) - len(found))
     worst = tuple(worst_rows(found, lambda row: row["base"] - row["tuned"]))
     differences = [*(Scored(row["tuned"] - row["base"]) for row in found), *missing]
     delta = mean("forgetting.nll_delta", differences, judge=JUDGE, worst=worst)
@@ -107,22 +112,22 @@ def summarise_nll(rows: Sequence[Row]) -> dict[str, Measured]:
     return {delta.metric: delta, base.metric: base}
 
 
-def summarise_kl(rows: Sequence[Row]) -> dict[str, Measured]:
-    found = whole(rows, "kl")
-    values = [*(Scored(row["kl"]) for row in found), *lost(len(rows) - len(found))]
+def summarise_kl(rows: Sequence[Row]) -> dict[str, Figure]:
+    found = finite_rows(rows, "kl")
+    values = [*(Scored(row["kl"]) for row in found), *unscored(len(rows) - len(found))]
     kl = mean("forgetting.kl", values, judge="base || tuned")
     return {kl.metric: kl}
 
 
-def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dict[str, Measured]:
+def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dict[str, Figure]:
     """Empty rate, distinct-2, share at the token limit, share with a repeated 8-gram, of one arm's fresh answers."""
     names = ("empty", "at_limit", "repeats", "distinct_2")
     if not texts:
         return {f"fresh.{arm}.{n}": unmeasured(f"fresh.{arm}.{n}", "no fresh answer") for n in names}
     figures = [
-        rate(f"fresh.{arm}.empty", [yes(not words(text)) for text in texts]),
-        rate(f"fresh.{arm}.at_limit", [yes(flag) for flag in limited]),
-        rate(f"fresh.{arm}.repeats", [yes(repeats(text)) for text in texts]),
-        Measured(f"fresh.{arm}.distinct_2", distinct_n(texts), n=len(texts)),
+        rate(f"fresh.{arm}.empty", [indicator(not words(text)) for text in texts]),
+        rate(f"fresh.{arm}.at_limit", [indicator(flag) for flag in limited]),
+        rate(f"fresh.{arm}.repeats", [indicator(repeats(text)) for text in texts]),
+        Figure(f"fresh.{arm}.distinct_2", distinct_n(texts), n=len(texts)),
     ]
     return {figure.metric: figure for figure in figures}

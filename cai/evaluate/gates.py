@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.recipe.settings_evaluation import GateSpec
+from cai.store.jsonl import JsonObject, Row
 
 Status = Literal["PASS", "FAIL", "UNDERPOWERED", "UNMEASURED"]
 SIGNS = {"at_least": ">=", "at_most": "<=", "above": ">", "below": "<"}
@@ -24,7 +25,7 @@ class Verdict:
 
     gate: GateSpec
     status: Status
-    measured: Measured | None
+    measured: Figure | None
     reason: str
 
     @property
@@ -39,7 +40,7 @@ class Verdict:
         wanted = f"{SIGNS[gate.comparison]} {gate.threshold:g}{side}"
         return f"{self.status:<12} {gate.metric} {value}, wanted {wanted}: {self.reason}"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Row:
         return {
             "metric": self.gate.metric,
             "status": self.status,
@@ -54,7 +55,7 @@ def meets(value: float, gate: GateSpec) -> bool:
     return {"at_least": value >= t, "at_most": value <= t, "above": value > t, "below": value < t}[gate.comparison]
 
 
-def decide(measured: Measured | None, gate: GateSpec, controls: Mapping[str, Measured] | None = None) -> Verdict:
+def decide(measured: Figure | None, gate: GateSpec, controls: Mapping[str, Figure] | None = None) -> Verdict:
     """One gate. `controls`: every other measured value, by metric, for the names in `gate.beats`."""
     if measured is None:
         return Verdict(gate, "UNMEASURED", None, "nothing was measured")
@@ -62,7 +63,7 @@ def decide(measured: Measured | None, gate: GateSpec, controls: Mapping[str, Mea
     return Verdict(gate, status, measured, reason)
 
 
-def _decide(measured: Measured, gate: GateSpec, controls: Mapping[str, Measured]) -> tuple[Status, str]:
+def _decide(measured: Figure, gate: GateSpec, controls: Mapping[str, Figure]) -> tuple[Status, str]:
     value = measured.value
     if (missing := _unmeasured(measured, gate)) or value is None:
         return "UNMEASURED", missing
@@ -93,7 +94,7 @@ def _decide(measured: Measured, gate: GateSpec, controls: Mapping[str, Measured]
     return "UNDERPOWERED", f"the value meets it, its {gate.bound} bound {bound:.3g} does not"
 
 
-def _unmeasured(measured: Measured, gate: GateSpec) -> str:
+def _unmeasured(measured: Figure, gate: GateSpec) -> str:
     """Why a figure, the gate's own or a control's, decides nothing; "" if it does."""
     if measured.value is None or measured.n == 0:
         return measured.note or "no unit was scored"
@@ -105,7 +106,7 @@ def _unmeasured(measured: Measured, gate: GateSpec) -> str:
     return ""
 
 
-def _beaten_by_control(value: float, gate: GateSpec, controls: Mapping[str, Measured]) -> tuple[Status, str] | None:
+def _beaten_by_control(value: float, gate: GateSpec, controls: Mapping[str, Figure]) -> tuple[Status, str] | None:
     """FAIL where a control does as well, UNMEASURED where a named control has no value."""
     rises = gate.comparison in ("at_least", "above")
     for name in gate.beats:
@@ -120,7 +121,7 @@ def _beaten_by_control(value: float, gate: GateSpec, controls: Mapping[str, Meas
     return None
 
 
-def decide_all(measured: Mapping[str, Measured], gates: Sequence[GateSpec]) -> list[Verdict]:
+def decide_all(measured: Mapping[str, Figure], gates: Sequence[GateSpec]) -> list[Verdict]:
     """Every criterion of a milestone, in the recipe's order."""
     return [decide(measured.get(gate.metric), gate, measured) for gate in gates]
 
@@ -130,13 +131,13 @@ def passed(verdicts: Sequence[Verdict]) -> bool:
     return not any(verdict.blocks for verdict in verdicts)
 
 
-def whole_verdicts(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+def whole_verdicts(content: JsonObject) -> list[Row]:
     """The verdicts of a stored gates.json, as `as_dict` wrote them; what was damaged since is left out."""
     rows = content.get("verdicts")
     return [row for row in rows if _is_whole(row)] if isinstance(rows, list) else []
 
 
-def _is_whole(row: Any) -> bool:
+def _is_whole(row: object) -> bool:
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("metric", "status", "reason")):
         return False
     criterion = row.get("criterion")

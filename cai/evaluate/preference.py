@@ -11,23 +11,35 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Literal, cast
 
-from cai.engine import ScoreRequest, never
+from cai.engine import Engine, ScoreRequest, never
+from cai.engine.model import Model
 from cai.evaluate.dpo_health import LOGPS, margin
-from cai.metrics.figure import Measured, Outcome, Scored, lost, mean, rate, unmeasured, whole, worst_rows
+from cai.metrics.figure import Figure, Outcome, Scored, finite_rows, mean, rate, unmeasured, unscored, worst_rows
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact
 from cai.metrics.text import words
 from cai.metrics.wordings import is_refusal
 from cai.store.jsonl import Row
+from cai.store.row_types import Pair, PairScore
+
+if TYPE_CHECKING:
+    from cai.recipe.prompts import Prompt
+    from cai.training.scoring import PairLogps
+    from cai.training.token_rows import PairRow
 
 POLICY = "policy against its base"
 PERMUTATIONS = 200
 
 
 def pair_rows(
-    model: Any, pairs: Sequence[Row], prompt: Any, max_length: int, engine: Any, stopped: Any = never
-) -> list[Row]:
+    model: Model,
+    pairs: Sequence[Pair],
+    prompt: Prompt,
+    max_length: int,
+    engine: Engine,
+    stopped: Callable[[], bool] = never,
+) -> list[PairScore]:
     """One row a pair: log-prob sums with the adapter on and off, tokens, words, refusals, split.
 
     Pairs whose prompt fills `max_length` get no row. A model without weights (the fake) is scored by its engine.
@@ -43,12 +55,12 @@ def pair_rows(
     return [_row(logps, by_item[logps["item"]]) for logps in scored]
 
 
-def vars_of(score: Any) -> Row:
+def vars_of(score: PairLogps) -> Row:
     names = ("item", "chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens")
     return {name: getattr(score, name) for name in names}
 
 
-def _by_engine(model: Any, rows: Sequence[Any], engine: Any) -> list[Row]:
+def _by_engine(model: Model, rows: Sequence[PairRow], engine: Engine) -> list[Row]:
     found: list[Row] = [
         {"item": r.item, "chosen_tokens": len(r.chosen_ids), "rejected_tokens": len(r.rejected_ids)} for r in rows
     ]
@@ -61,9 +73,9 @@ def _by_engine(model: Any, rows: Sequence[Any], engine: Any) -> list[Row]:
     return found
 
 
-def _row(logps: Row, pair: Row) -> Row:
+def _row(logps: Row, pair: Pair) -> PairScore:
     numbers = {name: round(value, 5) if isinstance(value, float) else value for name, value in logps.items()}
-    return {
+    row = {
         "metric": "preference.pairs",
         "item": pair["item"],
         "round": 0,
@@ -74,6 +86,7 @@ def _row(logps: Row, pair: Row) -> Row:
         "chosen_refuses": is_refusal(pair["chosen"]),
         "rejected_refuses": is_refusal(pair["rejected"]),
     }
+    return cast(PairScore, row)
 
 
 def win(difference: float) -> float:
@@ -81,24 +94,27 @@ def win(difference: float) -> float:
     return 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0
 
 
-def implicit(row: Row) -> float:
+def implicit(row: PairScore) -> float:
     return win(margin(row))
 
 
-def by_length(row: Row) -> float:
+def by_length(row: PairScore) -> float:
     return win(row["chosen_words"] - row["rejected_words"])
 
 
-def by_refusal(row: Row) -> float:
+def by_refusal(row: PairScore) -> float:
     return win(int(row["chosen_refuses"]) - int(row["rejected_refuses"]))
 
 
-def normalised(row: Row, prefix: str = "") -> float:
+def normalised(row: PairScore, prefix: Literal["", "ref_"] = "") -> float:
     """Mean log-prob a token of chosen minus that of rejected, under the policy or ("ref_") the base."""
-    return row[prefix + "chosen"] / row["chosen_tokens"] - row[prefix + "rejected"] / row["rejected_tokens"]
+    chosen, rejected = (row["ref_chosen"], row["ref_rejected"]) if prefix else (row["chosen"], row["rejected"])
+    return chosen / row["chosen_tokens"] - rejected / row["rejected_tokens"]
 
 
-def baseline(metric: str, rows: Sequence[Row], fitted_on: Sequence[Row], rule: Callable[[Row], float]) -> Measured:
+def baseline(
+    metric: str, rows: Sequence[PairScore], fitted_on: Sequence[PairScore], rule: Callable[[PairScore], float]
+) -> Figure:
     """A one-feature classifier: its direction is what fits the training pairs, or the rows themselves without any."""
     fit = fitted_on or rows
     flip = sum(map(rule, fit)) < 0.5 * len(fit)
@@ -107,7 +123,7 @@ def baseline(metric: str, rows: Sequence[Row], fitted_on: Sequence[Row], rule: C
     return rate(metric, list(map(Scored, values)), facts=facts)
 
 
-def permuted(rows: Sequence[Row], count: int = PERMUTATIONS, seed: int = 0) -> tuple[Measured, float]:
+def permuted(rows: Sequence[PairScore], count: int = PERMUTATIONS, seed: int = 0) -> tuple[Figure, float]:
     """P1 with labels flipped at random, pair by pair: mean, the middle 95% of draws, and how often P1 is reached."""
     observed = sum(map(implicit, rows)) / len(rows)
     draws = []
@@ -117,20 +133,20 @@ def permuted(rows: Sequence[Row], count: int = PERMUTATIONS, seed: int = 0) -> t
     draws.sort()
     low, high = draws[int(0.025 * (count - 1))], draws[math.ceil(0.975 * (count - 1))]
     reached = (1 + sum(d >= observed for d in draws)) / (1 + count)
-    control = Measured("preference.p1.permuted", sum(draws) / count, low, high, len(rows), judge=POLICY)
+    control = Figure("preference.p1.permuted", sum(draws) / count, low, high, len(rows), judge=POLICY)
     return control, reached
 
 
-def summarise(rows: Sequence[Row], too_long: int = 0) -> dict[str, Measured]:
+def summarise(rows: Sequence[PairScore], too_long: int = 0) -> dict[str, Figure]:
     """P1, P2, baselines and controls on held-out pairs; P1 on training pairs beside them.
 
     Unscored are held-out pairs with a log-probability that is not finite, and `too_long` ones that have no row.
     """
     all_heldout = [row for row in rows if row["split"] == "heldout"]
     all_train = [row for row in rows if row["split"] != "heldout"]
-    heldout, train = whole(all_heldout, *LOGPS), whole(all_train, *LOGPS)
-    missing = lost(len(all_heldout) - len(heldout)) + lost(too_long, "prompt too long")
-    wins = [*(Scored(implicit(row)) for row in train), *lost(len(all_train) - len(train))]
+    heldout, train = finite_rows(all_heldout, *LOGPS), finite_rows(all_train, *LOGPS)
+    missing = unscored(len(all_heldout) - len(heldout)) + unscored(too_long, "prompt too long")
+    wins = [*(Scored(implicit(row)) for row in train), *unscored(len(all_train) - len(train))]
     figures = [rate("preference.p1.train", wins, judge=POLICY)]
     if not heldout:
         why = "no held-out pair could be scored" if missing else "no held-out pair: set heldout.items"
@@ -147,7 +163,7 @@ def summarise(rows: Sequence[Row], too_long: int = 0) -> dict[str, Measured]:
     return {figure.metric: figure for figure in (*figures, *_p2(heldout, missing))}
 
 
-def _p2(heldout: Sequence[Row], missing: Sequence[Outcome]) -> list[Measured]:
+def _p2(heldout: Sequence[PairScore], missing: Sequence[Outcome]) -> list[Figure]:
     before = [win(normalised(row, "ref_")) for row in heldout]
     after = [win(normalised(row)) for row in heldout]
     p = mcnemar_exact([b == 1.0 for b in before], [a == 1.0 for a in after])
@@ -161,10 +177,10 @@ def _p2(heldout: Sequence[Row], missing: Sequence[Outcome]) -> list[Measured]:
     ]
 
 
-def summarise_fresh(rows: Sequence[Row], judge: str) -> dict[str, Measured]:
+def summarise_fresh(rows: Sequence[Row], judge: str) -> dict[str, Figure]:
     """P3 over judged fresh answers of base and tuned: the win rate, as it is and at equal length."""
-    tried, rows = len(rows), whole(rows, "log_odds")
-    missing = lost(tried - len(rows))
+    tried, rows = len(rows), finite_rows(rows, "log_odds")
+    missing = unscored(tried - len(rows))
     if not rows:
         names = ("preference.p3", "preference.p3.length_controlled")
         return {name: unmeasured(name, "no fresh answer was judged", judge, len(missing)) for name in names}
@@ -174,7 +190,7 @@ def summarise_fresh(rows: Sequence[Row], judge: str) -> dict[str, Measured]:
     return {wins.metric: wins, controlled.metric: controlled}
 
 
-def length_controlled(rows: Sequence[Row], judge: str) -> Measured:
+def length_controlled(rows: Sequence[Row], judge: str) -> Figure:
     """Share of answers that the judge would prefer at equal length; a tie is 0.5.
 
     A least-squares line over the log length ratio says what length explains of the judged log-odds; an answer wins

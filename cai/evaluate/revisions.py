@@ -7,16 +7,15 @@ Improves = mean J4, both orders. Where the critique found nothing, there is noth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cai.evaluate.cases import MIN_QUOTE_MATCH, Case
 from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood
-from cai.metrics.figure import Measured, Outcome, Scored, Unscored, as_json, mean, rate, rounded, worst_rows, yes
+from cai.metrics.figure import Figure, Outcome, Scored, Unscored, as_json, indicator, mean, rate, rounded, worst_rows
 from cai.metrics.stats import mcnemar_exact
 from cai.metrics.text import appends_only, content_words, quoted_spans, rouge_l, span_match, words
 from cai.metrics.wordings import finds_nothing, is_refusal
 from cai.recipe.settings_evaluation import EvaluationSection
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row
 
 CHECKS = ("r1", "r2", "r3", "r4", "r5")
 STILL_THERE = 0.95  # a span counts as gone below this similarity: a changed word in five already is
@@ -43,7 +42,7 @@ def _is_beside(case: Case) -> bool:
     return bool(own) and own.isdisjoint(content_words(f"{case.instruction}\n{case.answer}\n{case.critique}"))
 
 
-def passes(v: Mapping[str, Any], section: EvaluationSection, *, declines: bool = False) -> dict[str, bool]:
+def passes(v: JsonObject, section: EvaluationSection, *, declines: bool = False) -> dict[str, bool]:
     """`declines`: a refusal of a red-team prompt, which may be short."""
     return {
         "r1": v["r1_words"] >= section.min_revision_words,
@@ -122,15 +121,15 @@ def _checked(row: Row, section: EvaluationSection) -> list[Criterion]:
 
 def summarise(
     gates: Sequence[Row], cri: Sequence[Row], judged: Sequence[Row], section: EvaluationSection, judge: str
-) -> dict[str, Measured]:
+) -> dict[str, Figure]:
     """Rows -> figures by metric name."""
     cri_of = {(row["item"], row["round"]): row for row in cri}
     judged_of = {(row["item"], row["round"]): row for row in judged}
     real = [row for row in gates if not row["nothing_to_address"]]
     sampled = [row for row in real if (row["item"], row["round"]) in cri_of]
     name = f"likelihood of {judge}"
-    figures = [rate("revisions.gates", [yes(len(row["pass"]) == 5) for row in real], worst=_worst(real, cri_of))]
-    figures += [rate(f"revisions.{check}", [yes(check in row["pass"]) for row in gates]) for check in CHECKS]
+    figures = [rate("revisions.gates", [indicator(len(row["pass"]) == 5) for row in real], worst=_worst(real, cri_of))]
+    figures += [rate(f"revisions.{check}", [indicator(check in row["pass"]) for row in gates]) for check in CHECKS]
     for kind in ("real", "shuffled"):
         tail = "" if kind == "real" else f".{kind}"
         found = [responsive(cri_of[row["item"], row["round"]], kind, section) for row in sampled]
@@ -144,8 +143,12 @@ def summarise(
 
 
 def _addresses(
-    sampled: Sequence[Row], cri_of: Any, judged_of: Any, section: EvaluationSection, judge: str
-) -> list[Measured]:
+    sampled: Sequence[Row],
+    cri_of: Mapping[tuple[int, int], Row],
+    judged_of: Mapping[tuple[int, int], Row],
+    section: EvaluationSection,
+    judge: str,
+) -> list[Figure]:
     name = f"R1-R5, likelihood of {judge}" + (", J3" if section.judge == "require" else "; no truth judge")
     outcomes: dict[str, list[Outcome]] = {"real": [], "shuffled": []}
     for row in sampled:
@@ -162,7 +165,7 @@ def _addresses(
     ]
 
 
-def _worst(rows: Sequence[Row], cri_of: Any) -> tuple[Row, ...]:
+def _worst(rows: Sequence[Row], cri_of: Mapping[tuple[int, int], Row]) -> tuple[Row, ...]:
     def cri(row: Row) -> float | None:
         return cri_of.get((row["item"], row["round"]), {}).get("real")
 
@@ -182,7 +185,7 @@ def _worst(rows: Sequence[Row], cri_of: Any) -> tuple[Row, ...]:
     )
 
 
-def _judged(judged: Sequence[Row], judge: str) -> list[Measured]:
+def _judged(judged: Sequence[Row], judge: str) -> list[Figure]:
     if not judged:
         return []
     gone = [by_judge(JUDGE_GONE, row.get("j3"), True).outcome for row in judged]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -28,25 +27,27 @@ from cai.run.context import Context
 from cai.run.loop import fill, open_marked
 from cai.store.jsonl import Row
 from cai.store.records import RecordLog
+from cai.store.row_types import Example
 
 Key = tuple[int, int]
 KEY = ("metric", "item", "round")
 SHIPPED_PROMPTS = Path(__file__).parent.parent.parent / "prompts"
-DISPLAY_KEYS = {"exam_sensitivity", "judge", "enabled", "lm_eval_include"}
+# they change no row that is stored: the arms of `prompted` have rows of their own, named by `best_of`
+DISPLAY_KEYS = {"exam_sensitivity", "judge", "enabled", "lm_eval_include", "prompted", "best_of"}
 NO_TASKS = {"lm_eval": [], "lm_eval_limit": 0, "lm_eval_batch_size": 8}  # in a log of their own: never part of this one
 # constants that were settings once: with them the scores of runs made before still count
 CONSTANTS = {"batch": 64, "min_quote_match": MIN_QUOTE_MATCH}
 
 
 @dataclass
-class Bench:
+class Evaluation:
     """What every measurement takes. `model()` loads the weights and the adapter at the first missing row."""
 
     context: Context
     log: RecordLog
     adapter: Path
     judge: Judge | None
-    _model: Any = field(default=None, repr=False)
+    _model: Model | None = field(default=None, repr=False)
 
     @property
     def section(self) -> EvaluationSection:
@@ -57,7 +58,7 @@ class Bench:
         facts = self.context.run.manifest.get("model") or {}
         return f"{facts.get('model', self.context.recipe.model.name)}, adapter off"
 
-    def model(self) -> Any:
+    def model(self) -> Model:
         """The loaded model with this run's adapter on it, ready to score."""
         model = self.context.model()
         if model is not self._model or model.attached != self.adapter:
@@ -66,7 +67,7 @@ class Bench:
             self._model = model
         return model
 
-    def engine(self) -> Any:
+    def engine(self) -> Engine:
         return self.model().engine(self.context.recipe.engine)
 
     def scorer(self) -> Scorer:
@@ -133,7 +134,7 @@ def fingerprint(context: Context, pairs: PairSet, adapter: Path, judge: Judge | 
     return hashlib.sha256(b"\n".join(parts)).hexdigest()[:16]
 
 
-def every_example(pairs: PairSet) -> list[Row]:
+def every_example(pairs: PairSet) -> list[Example]:
     """Complete examples, kept or rejected, by item: measuring only the kept would measure the filter."""
     rejected = [reject["example"] for reject in pairs.rejects if "example" in reject]
     return sorted([*pairs.examples, *rejected], key=lambda example: example["item"])

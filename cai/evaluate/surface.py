@@ -17,15 +17,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cai.metrics.figure import Measured, Scored, rate, sample, shuffled, unmeasured
+from cai.metrics.figure import Figure, Scored, rate, sample, shuffled, unmeasured
 from cai.metrics.stats import wilson
 from cai.metrics.text import words
+from cai.store.jsonl import Row
+from cai.store.row_types import TrainingPair
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
 SEED = 0
 FOLDS = 5
 MOST_PAIRS = 500  # fitted on at most so many, a seeded sample: 1,000 of 200 words took 63 s on two busy cores, 0.5 GB
@@ -74,12 +78,12 @@ class Surface:
     n: int
     fitted_on: int
     tested_on: str
-    wins: tuple[tuple[Any, float], ...] = ()
+    wins: tuple[tuple[int, float], ...] = ()
     for_chosen: tuple[Feature, ...] = ()
     for_rejected: tuple[Feature, ...] = ()
     reason: str = ""
 
-    def as_measured(self, metric: str = "preference.surface") -> Measured:
+    def as_measured(self, metric: str = "preference.surface") -> Figure:
         """The figure for a gate; the features stand in its facts."""
         judge = "linear classifier of characters and lengths"
         if self.accuracy is None:
@@ -89,7 +93,7 @@ class Surface:
         return rate(metric, [Scored(win) for _, win in self.wins], judge=judge, facts=facts)
 
 
-def fit_and_test(train_pairs: Sequence[Row], heldout_pairs: Sequence[Row]) -> Surface:
+def fit_and_test(train_pairs: Sequence[TrainingPair], heldout_pairs: Sequence[TrainingPair]) -> Surface:
     """Fit on the training pairs, test on the held-out ones; without any, cross-validate on the training pairs.
 
     A pair: {"item", "chosen", "rejected", ...}. A held-out pair with a text that also stands in a training pair is left
@@ -117,27 +121,27 @@ def _untested(reason: str, fitted_on: int) -> Surface:
     return Surface(None, None, None, 0, fitted_on, "", reason=reason)
 
 
-def _tested(wins: Sequence[tuple[Any, float]], fitted_on: int, tested_on: str, model: Classifier) -> Surface:
+def _tested(wins: Sequence[tuple[int, float]], fitted_on: int, tested_on: str, model: Classifier) -> Surface:
     total, n = math.fsum(win for _, win in wins), len(wins)
     low, high = wilson(total, n)
     liked, disliked = model.strongest()
     return Surface(total / n, low, high, n, fitted_on, tested_on, tuple(wins), liked, disliked)
 
 
-def _texts(pair: Row) -> tuple[str, str]:
+def _texts(pair: TrainingPair) -> tuple[str, str]:
     return pair["chosen"], pair["rejected"]
 
 
-def _ordered(pairs: Iterable[Row]) -> list[Row]:
+def _ordered(pairs: Iterable[TrainingPair]) -> list[TrainingPair]:
     return sorted(pairs, key=lambda pair: (pair["item"], *_texts(pair)))
 
 
-def _at_most(pairs: list[Row], size: int) -> list[Row]:
+def _at_most(pairs: list[TrainingPair], size: int) -> list[TrainingPair]:
     kept = set(sample([pair["item"] for pair in pairs], size, SEED))
     return [pair for pair in pairs if pair["item"] in kept]
 
 
-def _folds(pairs: Sequence[Row]) -> Iterator[tuple[list[Row], list[Row]]]:
+def _folds(pairs: Sequence[TrainingPair]) -> Iterator[tuple[list[TrainingPair], list[TrainingPair]]]:
     """(fit, test) of each fold; a test pair whose text stands among those fitted on is left out."""
     order = shuffled(range(len(pairs)), SEED, "surface folds")
     count = min(FOLDS, len(pairs))
@@ -148,7 +152,7 @@ def _folds(pairs: Sequence[Row]) -> Iterator[tuple[list[Row], list[Row]]]:
         yield fit, [pairs[place] for place in sorted(inside) if not known.intersection(_texts(pairs[place]))]
 
 
-def _wins(model: Classifier, pairs: Sequence[Row]) -> list[tuple[Any, float]]:
+def _wins(model: Classifier, pairs: Sequence[TrainingPair]) -> list[tuple[int, float]]:
     """(item, 1 where the chosen text scores higher, 0 where the rejected one does, 0.5 for a tie)."""
     margins = model.margins(pairs) if pairs else []
     return [(p["item"], 1.0 if m > 0 else 0.5 if m == 0 else 0.0) for p, m in zip(pairs, margins, strict=True)]
@@ -157,7 +161,7 @@ def _wins(model: Classifier, pairs: Sequence[Row]) -> list[tuple[Any, float]]:
 class Classifier:
     """Logistic regression on differences of features, chosen - rejected, of the pairs it is fitted on."""
 
-    def __init__(self, pairs: Sequence[Row]) -> None:
+    def __init__(self, pairs: Sequence[TrainingPair]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
 
@@ -186,14 +190,14 @@ class Classifier:
         self.weights = fitted.coef_[0]
         self.shift = np.asarray(x.mean(axis=0)).ravel()
 
-    def margins(self, pairs: Sequence[Row]) -> list[float]:
+    def margins(self, pairs: Sequence[TrainingPair]) -> list[float]:
         """Score of the chosen text minus that of the rejected one; a rounding error is a tie."""
         return [float(round(m, 12)) for m in self._differences(pairs) @ self.weights]
 
-    def _differences(self, pairs: Sequence[Row]) -> Any:
+    def _differences(self, pairs: Sequence[TrainingPair]) -> csr_matrix:
         return self._features([p["chosen"] for p in pairs]) - self._features([p["rejected"] for p in pairs])
 
-    def _features(self, texts: Sequence[str]) -> Any:
+    def _features(self, texts: Sequence[str]) -> csr_matrix:
         from scipy.sparse import csr_matrix, hstack
 
         lengths = np.array([_lengths(text) for text in texts]) * LENGTH_WEIGHT / self.scale
@@ -211,7 +215,9 @@ class Classifier:
             self._described(sides[1], names, worth, "rejected"),
         )
 
-    def _described(self, order: Sequence[int], names: Sequence[str], worth: Any, side: str) -> tuple[Feature, ...]:
+    def _described(
+        self, order: Sequence[int], names: Sequence[str], worth: np.ndarray, side: str
+    ) -> tuple[Feature, ...]:
         """The first of them, each in its usual surroundings; what stands inside one that is shown is passed over."""
         texts = {name: [pair[name] for pair in self.pairs] for name in ("chosen", "rejected")}
         found: list[Feature] = []
@@ -233,7 +239,7 @@ class Classifier:
         return tuple(found)
 
 
-def _stack(blocks: Sequence[Any]) -> Any:
+def _stack(blocks: Sequence[csr_matrix]) -> csr_matrix:
     from scipy.sparse import vstack
 
     return vstack(blocks, format="csr")

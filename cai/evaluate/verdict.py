@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cai.metrics.figure import Outcome, Scored, Unscored, yes
+from cai.metrics.figure import Outcome, Scored, Unscored, indicator
 from cai.store.jsonl import Row
 
 Scores = Mapping[str, Row]  # metric -> the row of one item and round
@@ -33,7 +33,7 @@ class Criterion:
 
     @property
     def outcome(self) -> Outcome:
-        return Unscored(self.unscored) if self.passed is None else yes(self.passed)
+        return Unscored(self.unscored) if self.passed is None else indicator(self.passed)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One unit's outcome (a score, or unscored with a reason) and its summary as a `Measured`.
+"""One unit's outcome (a score, or unscored with a reason) and its summary as a `Figure`.
 
 Owns the rule that an unscored unit is counted, never dropped and never good. Pure.
 """
@@ -9,10 +9,12 @@ import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, Unpack, cast
 
 from cai.metrics.stats import bootstrap_mean, wilson
 from cai.store.jsonl import Row
+from cai.store.row_types import FigureRow
+from cai.store.rows import R
 
 T = TypeVar("T", bound=Hashable)
 
@@ -30,9 +32,17 @@ class Unscored:
 Outcome = Scored | Unscored
 
 
-def unmeasured(metric: str, why: str, judge: str = "deterministic", unscored: int = 0) -> Measured:
+class More(TypedDict, total=False):
+    """What a figure may carry beside its number."""
+
+    worst: tuple[Row, ...]
+    note: str
+    facts: Row
+
+
+def unmeasured(metric: str, why: str, judge: str = "deterministic", unscored: int = 0) -> Figure:
     """Nothing could be measured, and why: a gate on it does not pass."""
-    return Measured(metric, None, n=0, unscored=unscored, judge=judge, note=why)
+    return Figure(metric, None, n=0, unscored=unscored, judge=judge, note=why)
 
 
 def _split(outcomes: Iterable[Outcome]) -> tuple[list[float], list[str]]:
@@ -46,45 +56,49 @@ def _split(outcomes: Iterable[Outcome]) -> tuple[list[float], list[str]]:
     return values, reasons
 
 
-def rate(metric: str, outcomes: Sequence[Outcome], *, judge: str = "deterministic", **more: Any) -> Measured:
+def rate(metric: str, outcomes: Sequence[Outcome], *, judge: str = "deterministic", **more: Unpack[More]) -> Figure:
     """Share of units whose value is 1 (a tie is 0.5), with its Wilson interval."""
     values, reasons = _split(outcomes)
     if not values:
         return unmeasured(metric, _why(reasons), judge, len(reasons))
     low, high = wilson(sum(values), len(values))
-    return Measured(metric, sum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
+    return Figure(metric, sum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
 
 
-def mean(metric: str, outcomes: Sequence[Outcome], *, judge: str, **more: Any) -> Measured:
+def mean(metric: str, outcomes: Sequence[Outcome], *, judge: str, **more: Unpack[More]) -> Figure:
     """Mean over units with its bootstrap interval; no interval below two units."""
     values, reasons = _split(outcomes)
     if not values:
         return unmeasured(metric, _why(reasons), judge, len(reasons))
     low, high = bootstrap_mean(values) or (None, None)
-    return Measured(metric, math.fsum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
+    return Figure(metric, math.fsum(values) / len(values), low, high, len(values), len(reasons), judge, **more)
 
 
-def count(metric: str, value: float, n: int, **more: Any) -> Measured:
+def count(metric: str, value: float, n: int, **more: Unpack[More]) -> Figure:
     """A plain figure without an interval (a count, a single run's loss)."""
-    return Measured(metric, float(value), n=n, **more)
+    return Figure(metric, float(value), n=n, **more)
 
 
 def _why(reasons: Sequence[str]) -> str:
     return f"no unit scored: {reasons[0]}" if reasons else "there was nothing to score"
 
 
-def yes(flag: bool) -> Scored:
+def indicator(flag: bool) -> Scored:
     return Scored(1.0 if flag else 0.0)
 
 
-def lost(count: int, why: str = "a log-probability is not finite") -> list[Outcome]:
+def unscored(count: int, why: str = "a log-probability is not finite") -> list[Outcome]:
     """So many units that could not be scored."""
     return [Unscored(why)] * count
 
 
-def whole(rows: Sequence[Row], *names: str) -> list[Row]:
+def finite_rows(rows: Sequence[R], *names: str) -> list[R]:
     """The rows whose numbers of these names are finite; what is not stands in a stored row as null."""
-    return [row for row in rows if all(row[name] is not None and math.isfinite(row[name]) for name in names)]
+    return [row for row in rows if all(_is_finite(row[name]) for name in names)]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def as_json(outcome: Outcome) -> float | None:
@@ -92,7 +106,7 @@ def as_json(outcome: Outcome) -> float | None:
     return outcome.value if isinstance(outcome, Scored) else None
 
 
-def worst_rows(rows: Sequence[Row], order: Callable[[Row], Any], keep: int = 3) -> tuple[Row, ...]:
+def worst_rows(rows: Sequence[R], order: Callable[[R], float | tuple[float, ...]], keep: int = 3) -> tuple[R, ...]:
     return tuple(sorted(rows, key=order)[:keep])
 
 
@@ -105,17 +119,17 @@ def sample(keys: Iterable[T], size: int, seed: int = 0) -> list[T]:
     return [key for key in ordered if key in chosen]
 
 
-def shuffled(keys: Sequence[T], seed: int, salt: Any) -> list[T]:
+def shuffled(keys: Sequence[T], seed: int, salt: object) -> list[T]:
     """A seeded order, by hash: the same on every machine and Python."""
     return sorted(keys, key=lambda key: _hash(seed, (salt, key)))
 
 
-def place(size: int, salt: Any) -> int:
+def seeded_index(size: int, salt: object) -> int:
     """A seeded place in a list of this size."""
     return int.from_bytes(_hash(0, (salt, "place"))[:8], "little") % size
 
 
-def _hash(seed: int, key: Any) -> bytes:
+def _hash(seed: int, key: object) -> bytes:
     return hashlib.sha256(f"{seed}|{key!r}".encode()).digest()
 
 
@@ -127,7 +141,7 @@ def rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Figure:
     """One figure with all that is needed to believe it.
 
     `low`, `high`: 95% interval, None where there is none. `n`: scored units; `unscored`: units that could not be
@@ -142,12 +156,12 @@ class Measured:
     n: int = 0
     unscored: int = 0
     judge: str = "deterministic"
-    worst: tuple[dict[str, Any], ...] = ()
+    worst: tuple[Row, ...] = ()
     note: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Row = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def as_dict(self) -> FigureRow:
+        return cast(FigureRow, asdict(self))
 
     @property
     def text(self) -> str:

@@ -109,6 +109,6 @@ def language_note(texts: Iterable[str]) -> str:
     names = ", ".join(dict.fromkeys("others in Latin script" if name in ("Latin", NO_WORD) else name for name in most))
     return (
         f"{unknown.total():,} of {len(found):,} requests are in a language whose refusals the rules do not know "
-        f"({names}; known: English, Spanish, Portuguese, Italian, French, German, Chinese, Japanese): a benign request that is "
-        "declined can become a chosen text, and figures about refusals count none of these"
+        f"({names}; known: English, Spanish, Portuguese, Italian, French, German, Chinese, Japanese): "
+        "a benign request that is declined can become a chosen text, and figures about refusals count none of these"
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -14,6 +15,7 @@ from scipy import stats
 Interval = tuple[float, float]
 
 
+@lru_cache(maxsize=4096)  # scipy makes a whole test object for it, and a run asks for the same counts again and again
 def wilson(successes: float, n: int) -> Interval:
     """Wilson score interval of a proportion. Half successes (ties) widen it: floor for the low end, ceil for high."""
     if n == 0:

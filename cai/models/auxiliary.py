@@ -13,17 +13,23 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import orjson
 
 from cai.engine import Engine, ScoreRequest, memory
+from cai.engine.foreign import HfModel, HfTokenizer
+from cai.engine.model import Model
 from cai.engine.tokenizers import HFTokenizer, Tokenizer, Turn
 from cai.errors import CaiError, Stopped
 from cai.recipe.prompts import encode_pieces
 from cai.recipe.settings import EngineSection
 from cai.recipe.settings_benchmarks import STAND_IN
 from cai.run.context import Context
+from cai.store.jsonl import Row
+
+if TYPE_CHECKING:
+    import torch
 
 Placement = Literal["auto", "beside", "after"]
 HEADROOM_GIB = 6.0  # what the engine keeps free, and the cache of short prompts, beside the weights
@@ -39,9 +45,9 @@ class Auxiliary:
     name: str
     engine: Engine
     tokenizer: Tokenizer
-    hf_tokenizer: Any
+    hf_tokenizer: HfTokenizer
     max_seq_length: int
-    facts: dict[str, Any]
+    facts: Row
     stand_in: bool = False
     bos_ids: tuple[int, ...] = ()
     on_cpu: bool = False  # seconds a text: small slices
@@ -100,7 +106,7 @@ def weight_files(folder: Path) -> list[Path]:
 @contextlib.contextmanager
 def loaded(
     context: Context, name: str, key: str, *, revision: str = "main", place: Placement = "auto"
-) -> Iterator[Any]:
+) -> Iterator[Auxiliary]:
     """The model within the block, as an `Auxiliary`; afterwards its memory is free again.
 
     The stand-in is the policy with its adapter off. Errors: CaiError (exit 2) with the key where it cannot be loaded.
@@ -110,7 +116,7 @@ def loaded(
         with model.adapter(False):
             engine = model.engine(context.recipe.engine)
             facts = {"model": STAND_IN, "of": str(model.name)}
-            hf_tokenizer, limit = getattr(model, "hf_tokenizer", None), model.max_seq_length
+            hf_tokenizer, limit = model.hf_tokenizer, model.max_seq_length
             on_cpu = model.backend in ("embedded", "cpu")
             yield Auxiliary(STAND_IN, engine, model.tokenizer, hf_tokenizer, limit, facts, True, on_cpu=on_cpu)
         return
@@ -128,15 +134,15 @@ def loaded(
 
 def make_room(context: Context, name: str, place: Placement, revision: str = "main") -> bool:
     """Whether the policy may stay on the device; where it may not it is set aside (and loaded again when needed)."""
-    policy = getattr(context.model, "model", None)
+    policy: Model | None = getattr(context.model, "model", None)  # a function that gives the model has none
     if policy is None:
         return False
     policy.release()
     need, free = weights_gib(name, revision), free_gib()
     if place == "beside" or (place == "auto" and fits_beside(need, free)):
         return True
-    context.model.model = None  # type: ignore[attr-defined]
     del policy
+    context.model.set_aside()
     _collect()
     context.run.event("policy_set_aside", need_gib=need, free_gib=free)
     return False
@@ -177,7 +183,7 @@ def free_gib() -> float | None:
     return memory.free_gpu_bytes() / 2**30
 
 
-def load_tokenizer(name: str, key: str, revision: str) -> Any:
+def load_tokenizer(name: str, key: str, revision: str) -> HfTokenizer:
     """The tokenizer of `name` alone, chat template included. Errors: CaiError (exit 2) where it cannot be loaded."""
     from cai.models.policy import prepare_environment, quiet
 
@@ -191,7 +197,7 @@ def load_tokenizer(name: str, key: str, revision: str) -> Any:
         raise _no_loading(name, key, error) from None
 
 
-def _options(name: str, revision: str) -> dict[str, Any]:
+def _options(name: str, revision: str) -> Row:
     return {} if Path(name).is_dir() or revision == "main" else {"revision": revision}
 
 
@@ -205,12 +211,12 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     import torch
     from transformers import AutoModelForCausalLM
 
-    from cai.models.loading import whole
+    from cai.models.loading import complete_weights
     from cai.models.policy import quiet
 
     cuda, options = torch.cuda.is_available(), _options(name, revision)
     try:
-        with quiet(), whole(key):
+        with quiet(), complete_weights(key):
             dtype = torch.bfloat16 if cuda else torch.float32
             options["device_map"] = "cuda" if cuda else "cpu"  # straight onto the device: no copy in host memory
             hf = AutoModelForCausalLM.from_pretrained(
@@ -269,7 +275,7 @@ def choices(
     common = shared_length([ids for ids, _ in asks.values()])
     for i, (ids, words) in asks.items():
         continuations = [tuple(judge.tokenizer.encode(word)) for word in words]
-        continuations = telling(continuations) if first else continuations
+        continuations = shortest_distinct(continuations) if first else continuations
         shares = judge.on_cpu and any(len(continuation) > 1 for continuation in continuations)
         for place, continuation in enumerate(continuations):
             where[len(requests)] = (i, place)
@@ -301,7 +307,7 @@ def shared_length(contexts: Sequence[tuple[int, ...]]) -> int:
     return same - same % SHARED_STEP
 
 
-def telling(continuations: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def shortest_distinct(continuations: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Each continuation cut to its fewest first tokens that no other begins with (whole, where there are none).
 
     Of "1]]" to "10]]" in single digits, eight are cut to their digit: two rows of the engine serve all ten.
@@ -328,9 +334,9 @@ def chat_ids(judge: Auxiliary, system: str, user: str) -> tuple[int, ...]:
 class _Holder:
     """What `make_engine` asks of a model."""
 
-    hf: Any
+    hf: HfModel
     tokenizer: Tokenizer
-    device: Any
+    device: torch.device
 
 
 def _collect() -> None:

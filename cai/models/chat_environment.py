@@ -11,7 +11,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2.parser
+    import jinja2.runtime
+
 
 MOST_TEMPLATE = 1 << 20  # characters; the longest published one has some 30,000
 MOST_TEXT = 1 << 24  # characters that one render may make
@@ -22,7 +27,7 @@ class Absurd(ValueError):
     """A template beyond the bounds."""
 
 
-def render(template: str, messages: Sequence[Mapping[str, str]], **values: Any) -> str:
+def render(template: str, messages: Sequence[Mapping[str, str]], **values: object) -> str:
     """The text of the turns. Errors: what the template raises (jinja2.TemplateError), Absurd."""
     if len(template) > MOST_TEMPLATE:
         raise Absurd(f"the chat template has {len(template):,} characters, at most {MOST_TEMPLATE:,}")
@@ -36,7 +41,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], **values: Any) 
     return "".join(parts)
 
 
-def choose(template: Any) -> str:
+def choose(template: object) -> str:
     """The template of plain turns: of several named ones "default", as transformers does; "" where there is none."""
     if isinstance(template, list):
         template = {row.get("name"): row.get("template") for row in template if isinstance(row, Mapping)}
@@ -60,7 +65,7 @@ def _counted_range() -> Callable[..., range]:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Any:
+def _environment() -> jinja2.Environment:
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -70,7 +75,7 @@ def _environment() -> Any:
 
         tags = {"generation"}  # noqa: RUF012  (jinja2's own declaration)
 
-        def parse(self, parser: Any) -> Any:
+        def parse(self, parser: jinja2.parser.Parser) -> nodes.Node | list[nodes.Node]:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body).set_lineno(line)
@@ -78,7 +83,7 @@ def _environment() -> Any:
     class Bounded(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset({"*", "**"})
 
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
             for text, count in ((left, right), (right, left)):
                 repeats = operator == "*" and isinstance(text, str | list | tuple) and isinstance(count, int)
                 if repeats and len(text) * count > MOST_TEXT:
@@ -90,7 +95,7 @@ def _environment() -> Any:
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    def tojson(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
+    def tojson(value: object, ensure_ascii: bool = False, **how: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, **how)
 
     environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cai import errors
 from cai.errors import CaiError
-from cai.metrics.figure import Measured, rate, unmeasured, yes
+from cai.metrics.figure import Figure, indicator, rate, unmeasured
 from cai.metrics.stats import kappa, wilson
 from cai.recipe.prompts import digest
 from cai.recipe.settings_benchmarks import STAND_IN, ChecksSection
@@ -45,7 +45,7 @@ AT_ONCE = 16  # rows judged between two writes
 
 
 @dataclass(frozen=True)
-class Check:
+class JudgeCheck:
     """What a model said of its check set. `undecided`: rows without a verdict, and ties; they count as wrong."""
 
     use: str
@@ -73,7 +73,7 @@ def marked(judge: str) -> str:
     return "STAND-IN (the base model: measures nothing)" if judge == STAND_IN else judge
 
 
-def label(judge: str, check: Check | None) -> str:
+def label(judge: str, check: JudgeCheck | None) -> str:
     """How a judge is called in every result: its name, and whether it is proven."""
     return f"{marked(judge)}, {check.words if check else 'unproven (not checked)'}"
 
@@ -108,7 +108,7 @@ def is_left(context: Context, log: RecordLog | None, use: str) -> bool:
     return log is not None and any(log.get("check", row["item"], 0) is None for row in rows)
 
 
-def measure(context: Context, log: RecordLog | None, use: str, judge: str, said: Said) -> Check | None:
+def measure(context: Context, log: RecordLog | None, use: str, judge: str, said: Said) -> JudgeCheck | None:
     """Judge the rows that are left, write eval/checks.json, give the verdict on the judge; None where checks are off.
 
     Errors: as `enforce`.
@@ -132,7 +132,7 @@ def measure(context: Context, log: RecordLog | None, use: str, judge: str, said:
     return check
 
 
-def enforce(section: ChecksSection, use: str, judge: str, check: Check | None) -> None:
+def enforce(section: ChecksSection, use: str, judge: str, check: JudgeCheck | None) -> None:
     """Error: CaiError (exit 7) for an unproven judge where the recipe requires a proven one."""
     if section.require_proven and not (check and check.proven):
         raise CaiError(
@@ -142,7 +142,7 @@ def enforce(section: ChecksSection, use: str, judge: str, check: Check | None) -
         )
 
 
-def judged(use: str, judge: str, rows: Sequence[Row], section: ChecksSection) -> tuple[Check, dict[str, Measured]]:
+def judged(use: str, judge: str, rows: Sequence[Row], section: ChecksSection) -> tuple[JudgeCheck, dict[str, Figure]]:
     """Kappa, sensitivity and specificity of recorded answers. Pure.
 
     With half of the labels positive kappa is 2 * agreement - 1, whatever the judge's own rate, and so are the ends of
@@ -153,8 +153,8 @@ def judged(use: str, judge: str, rows: Sequence[Row], section: ChecksSection) ->
     right = [a == b for a, b in zip(truth, said, strict=True)]
     undecided, value = sum(row["said"] is None for row in rows), kappa(truth, said)
     parts = {
-        "sensitivity": [yes(fine) for fine, positive in zip(right, truth, strict=True) if positive],
-        "specificity": [yes(fine) for fine, positive in zip(right, truth, strict=True) if not positive],
+        "sensitivity": [indicator(fine) for fine, positive in zip(right, truth, strict=True) if positive],
+        "specificity": [indicator(fine) for fine, positive in zip(right, truth, strict=True) if not positive],
     }
     figures = {
         f"checks.{use}.{name}": rate(f"checks.{use}.{name}", outcomes, judge=marked(judge))
@@ -165,7 +165,7 @@ def judged(use: str, judge: str, rows: Sequence[Row], section: ChecksSection) ->
     if value is not None:
         low, high = wilson(sum(right), len(right))
         facts = {"undecided": undecided}
-        found = Measured(metric, value, 2 * low - 1, 2 * high - 1, len(rows), judge=marked(judge), facts=facts)
+        found = Figure(metric, value, 2 * low - 1, 2 * high - 1, len(rows), judge=marked(judge), facts=facts)
     sensitivity, specificity = (figures[f"checks.{use}.{name}"].value for name in parts)
     proven = (
         len(rows) >= section.minimum_n
@@ -175,11 +175,11 @@ def judged(use: str, judge: str, rows: Sequence[Row], section: ChecksSection) ->
         and sensitivity >= section.sensitivity - 1e-9
     )
     found.facts["proven"] = proven
-    check = Check(use, judge, len(rows), undecided, value, sensitivity, specificity, proven)
+    check = JudgeCheck(use, judge, len(rows), undecided, value, sensitivity, specificity, proven)
     return check, {metric: found, **figures}
 
 
-def _write(context: Context, check: Check, figures: dict[str, Measured]) -> None:
+def _write(context: Context, check: JudgeCheck, figures: dict[str, Figure]) -> None:
     """eval/checks.json: this check and its figures beside those of other uses; an unchanged file is left alone."""
     path = context.run.eval / "checks.json"
     content = _read(path)
@@ -204,17 +204,17 @@ def remake(context: Context) -> None:
         _put(context, {use: asdict(check) for use, (check, _) in whole.items()}, [f for _, f in whole.values()])
 
 
-def _recorded(context: Context, use: str, judge: str) -> tuple[Check, dict[str, Measured]] | None:
+def _recorded(context: Context, use: str, judge: str) -> tuple[JudgeCheck, dict[str, Figure]] | None:
     """The check as its log has it; None where the log is gone."""
     path = context.run.eval / "checks" / f"{use}.jsonl"
     context.run.check_log(path)
-    rows = [row for row in records.look(path, KEY) if row["arm"] == "check"]
+    rows = [row for row in records.read(path, KEY) if row["arm"] == "check"]
     if wrong := [row for row in rows if not (isinstance(row.get("label"), bool | int) and "said" in row)]:
         raise CaiError(f"{path}: row {wrong[0]['item']}: no label or verdict in it: remove it and its .sum, and resume")
     return judged(use, judge, rows, context.recipe.checks) if rows else None
 
 
-def _put(context: Context, checks: Row, figures: Sequence[Mapping[str, Measured]]) -> None:
+def _put(context: Context, checks: Row, figures: Sequence[Mapping[str, Figure]]) -> None:
     of = {name: figure.as_dict() for part in figures for name, figure in part.items()}
     path, new = (
         context.run.eval / "checks.json",
@@ -224,10 +224,10 @@ def _put(context: Context, checks: Row, figures: Sequence[Mapping[str, Measured]
         write_json_atomic(path, new)
 
 
-def stored(folder: Path, use: str, judge: str) -> Check | None:
+def stored(folder: Path, use: str, judge: str) -> JudgeCheck | None:
     """The check of this judge in eval/checks.json, or None."""
     try:
-        found = TypeAdapter(Check).validate_python(_read(folder / "checks.json")["checks"].get(use))
+        found = TypeAdapter(JudgeCheck).validate_python(_read(folder / "checks.json")["checks"].get(use))
     except ValidationError:
         return None
     return found if found.judge == judge else None

@@ -14,12 +14,19 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
 
 from cai.engine import Completion, EngineStats, Finish, Request, Rules, Score, ScoreRequest, never
 from cai.engine.tokenizers import ByteTokenizer
 from cai.errors import CaiError
 from cai.recipe.settings import EngineSection, LoraSection, ModelSection
+from cai.store.jsonl import Row
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cai.engine.tokenizers import Tokenizer
 
 VERBS = ("Explain", "Describe", "Compare", "Summarise", "Outline", "Question", "Defend", "Illustrate", "Review", "Plan")
 NOUNS = (
@@ -66,6 +73,11 @@ def verdict(context: str, word: str) -> float | None:
     else:
         return None
     return -math.log1p(math.exp(-z))
+
+
+@lru_cache(maxsize=512)
+def words_of(context: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", context.lower()))
 
 
 RESPONDERS: dict[str, Callable[[str, int], str]] = {
@@ -121,7 +133,6 @@ class FakeEngine:
             ids, finish = ids[:limit], "length"
             text = tokenizer.decode(ids)
         self.stats.prompt_tokens_computed += len(request.token_ids)
-        self.stats.new_tokens += len(ids)
         return Completion(request.id, tuple(ids), text, finish)
 
     def score(self, requests: Sequence[ScoreRequest], stopped: Callable[[], bool] = never) -> Iterator[Score]:
@@ -133,7 +144,7 @@ class FakeEngine:
             if (lp := verdict(text, said.strip())) is not None:
                 yield Score(request.id, (lp, *(0.0,) * (len(request.continuation_ids) - 1)))
                 continue
-            context, words = set(re.findall(r"\w+", text.lower())), re.findall(r"\w+", said.lower())
+            context, words = words_of(text), re.findall(r"\w+", said.lower())
             shared = sum(word in context for word in words) / max(len(words), 1)
             each = -3.0 + 2.0 * shared + (0.05 * shared if self.model.tuned else 0.0)
             yield Score(request.id, (each,) * len(request.continuation_ids))
@@ -145,8 +156,10 @@ class FakeEngine:
 class FakeModel:
     """The Model surface without weights."""
 
-    backend = "fake"
-    device = "cpu"
+    backend: Literal["fake"] = "fake"
+    device: Any = "cpu"  # no torch here
+    hf: Any = None  # there are no weights
+    hf_tokenizer: Any = None
     embedded = False
 
     def __init__(self, section: ModelSection) -> None:
@@ -157,13 +170,12 @@ class FakeModel:
             raise CaiError(f"model.name: {section.name}: the fake model knows fake, {known}.")
         self.format: Literal["base", "chat"] = section.format
         self.max_seq_length = 4 * section.max_seq_length  # a token of a real tokenizer is about four bytes
-        self.tokenizer = ByteTokenizer(eos_ids=(256 if section.format == "base" else 258,))
-        self.hf = self.hf_tokenizer = None
-        self.lora = False
-        self.attached: Any = None
+        self.tokenizer: Tokenizer = ByteTokenizer(eos_ids=(256 if section.format == "base" else 258,))
+        self.lora, self.rules = False, Rules()
+        self.attached: Path | None = None
         self._on = True
         self._engine: FakeEngine | None = None
-        self.facts: dict[str, Any] = {"model": section.name, "backend": "fake", "revision": "none", "load_seconds": 0.0}
+        self.facts: Row = {"model": section.name, "backend": "fake", "revision": "none", "load_seconds": 0.0}
 
     @property
     def tuned(self) -> bool:
@@ -180,12 +192,12 @@ class FakeModel:
     def to_lora(self, lora: LoraSection, seed: int = 0, checkpointing: bool | str = False) -> None:
         self.lora, self.attached = True, None
 
-    def load_adapter(self, folder: Any, lora: LoraSection, seed: int = 0) -> None:
+    def load_adapter(self, folder: Path, lora: LoraSection, seed: int = 0) -> None:
         if not (folder / "adapter_model.safetensors").is_file():
             raise CaiError(f"{folder}: no adapter in it. Resume the run to train it again.")
         self.lora, self.attached = True, folder
 
-    def attach(self, folder: Any, lora: LoraSection) -> None:
+    def attach(self, folder: Path, lora: LoraSection) -> None:
         if self.attached != folder:
             self.load_adapter(folder, lora)
 

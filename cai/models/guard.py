@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cai.engine import Request, Sampling
 from cai.errors import CaiError, Stopped
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.models.auxiliary import Auxiliary, chat_ids, choices, shared_length, why_none
 from cai.models.guard_formats import (
     EXCLUDED,
@@ -35,9 +35,10 @@ from cai.recipe.prompts import digest
 from cai.recipe.settings_benchmarks import STAND_IN, GuardSection
 from cai.run.context import Context
 from cai.store.jsonl import Row
+from cai.store.row_types import Record
 
 if TYPE_CHECKING:
-    from cai.models.checks import Check
+    from cai.models.checks import JudgeCheck
 
 CATEGORY_TOKENS = 24
 YES_NO = (" Yes", " No")
@@ -290,17 +291,17 @@ def verdict(pool: str, chosen: Judgement, rejected: Judgement, section: GuardSec
     return "", ""
 
 
-def summary(rows: Sequence[Row], section: GuardSection, check: Check | None = None) -> dict[str, Measured]:
+def summary(rows: Sequence[Record], section: GuardSection, check: JudgeCheck | None = None) -> dict[str, Figure]:
     """Share of judged pairs that were dropped, reasons, rates by category and pool, the over-filter alarm.
 
     `check`: what the guard said of its check set, which stands behind its name.
     """
-    from cai.metrics.figure import rate, yes
+    from cai.metrics.figure import indicator, rate
     from cai.models.checks import label
 
     judge = label(section.model, check)
-    reasons = Counter(row["reason"].split(":")[0] for row in rows if row["status"] != "ok")
-    dropped = rate("guard.dropped", [yes(row["status"] != "ok") for row in rows], judge=judge)
+    reasons = Counter(str(row["reason"]).split(":")[0] for row in rows if row["status"] != "ok")
+    dropped = rate("guard.dropped", [indicator(row["status"] != "ok") for row in rows], judge=judge)
     unscored = sum(row["chosen_unsafe"] is None or row["rejected_unsafe"] is None for row in rows)
     dropped.facts.update(
         {
@@ -316,8 +317,8 @@ def summary(rows: Sequence[Row], section: GuardSection, check: Check | None = No
     )
     if style_of(section) == LLAMA:
         dropped.facts["licence"] = LICENCE
-    scored = [row for row in rows if row["chosen_unsafe"] is not None]
-    kept = rate("guard.chosen_unsafe", [yes(row["chosen_unsafe"] >= section.threshold) for row in scored], judge=judge)
+    scored = [unsafe for row in rows if (unsafe := row["chosen_unsafe"]) is not None]
+    kept = rate("guard.chosen_unsafe", [indicator(unsafe >= section.threshold) for unsafe in scored], judge=judge)
     return {dropped.metric: dropped, kept.metric: kept}
 
 
@@ -330,6 +331,6 @@ def described(section: GuardSection) -> str:
     return marked(section.model) + (f". {LICENCE}" if style_of(section) == LLAMA else "")
 
 
-def _pool_rate(rows: Sequence[Row], pool: str) -> Row:
+def _pool_rate(rows: Sequence[Record], pool: str) -> Row:
     mine = [row for row in rows if row["pool"] == pool]
     return {"n": len(mine), "dropped": sum(row["status"] != "ok" for row in mine)}

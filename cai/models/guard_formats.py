@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cai.engine.foreign import HfTokenizer
 from cai.engine.tokenizers import Piece, Tokenizer
 from cai.errors import CaiError
 from cai.recipe.prompts import encode_pieces
@@ -50,7 +51,7 @@ class Exchange:
     reply: str
 
 
-def template_parts(hf_tokenizer: Any, style: str, excluded: Sequence[str] = ()) -> list[str]:
+def template_parts(hf_tokenizer: HfTokenizer, style: str, excluded: Sequence[str] = ()) -> list[str]:
     """The guard's template around the two texts: what stands before, between and after them.
 
     Errors: CaiError where it takes no such turns, or does not ask for this style's verdict (a converted copy with an

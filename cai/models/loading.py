@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from cai.engine.foreign import Foreign, HfModel, HfTokenizer
 from cai.errors import CaiError
 from cai.models import weights
 from cai.models.tokenizer_file import check_template
 from cai.recipe.settings import LoraSection, ModelSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 KEY = "model.name"
 PREQUANTISED = {"nf4": {"load_in_4bit": True}, "int8": {"load_in_4bit": False, "load_in_8bit": True}}
@@ -24,7 +28,7 @@ SPARE = 1 << 30  # bytes for libraries and tokenizer
 
 
 @contextlib.contextmanager
-def whole(key: str = KEY) -> Iterator[None]:
+def complete_weights(key: str = KEY) -> Iterator[None]:
     """Within the block a checkpoint that lacks weights is an error; transformers draws them at random, with a warning.
 
     So is one whose norms are not finite: it would load, write, and have every text refused. Both are known to
@@ -36,7 +40,7 @@ def whole(key: str = KEY) -> Iterator[None]:
     missing: list[str] = []
     broken: list[str] = []
 
-    def finalize(model: Any, load_config: Any, loading_info: Any) -> Any:
+    def finalize(model: HfModel, load_config: object, loading_info: object) -> Foreign:
         found = kept.__func__(model, load_config, loading_info)
         broken.extend(name for name, p in model.named_parameters() if p.dim() == 1 and not bool(p.isfinite().all()))
         missing.extend(sorted(found.missing_keys | {str(key[0]) for key in found.mismatched_keys}))
@@ -80,7 +84,7 @@ def _file_of(name: str, file: str, revision: str | None) -> str:
         return ""
 
 
-def by_unsloth(section: ModelSection, backend: str, name: str) -> tuple[Any, Any]:
+def by_unsloth(section: ModelSection, backend: str, name: str) -> tuple[HfModel, HfTokenizer]:
     """(model, tokenizer) on the GPU, or of the embedded model. Errors: what the libraries raise."""
     import torch
     from unsloth import FastLanguageModel
@@ -90,7 +94,7 @@ def by_unsloth(section: ModelSection, backend: str, name: str) -> tuple[Any, Any
     if backend == "embedded":
         options, dtype = {"load_in_4bit": False}, (torch.float32 if section.quantization != "bf16" else torch.bfloat16)
     revision = revision_of(section, name)
-    found: tuple[Any, Any] = FastLanguageModel.from_pretrained(
+    found: tuple[HfModel, HfTokenizer] = FastLanguageModel.from_pretrained(
         model_name=name,
         max_seq_length=section.max_seq_length,
         dtype=dtype,
@@ -103,7 +107,7 @@ def by_unsloth(section: ModelSection, backend: str, name: str) -> tuple[Any, Any
     return found
 
 
-def plain(section: ModelSection, name: str) -> tuple[Any, Any]:
+def plain(section: ModelSection, name: str) -> tuple[HfModel, HfTokenizer]:
     """(model, tokenizer) in float32 on the CPU. Errors: what the libraries raise."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -115,7 +119,7 @@ def plain(section: ModelSection, name: str) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def wrap_plain(hf: Any, lora: LoraSection, checkpointing: bool | str) -> Any:
+def wrap_plain(hf: HfModel, lora: LoraSection, checkpointing: bool | str) -> HfModel:
     """The model with a fresh LoRA by PEFT alone."""
     from peft import LoraConfig, get_peft_model
 
@@ -127,14 +131,14 @@ def wrap_plain(hf: Any, lora: LoraSection, checkpointing: bool | str) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    wrapped = get_peft_model(hf, config)
+    wrapped = get_peft_model(cast(PreTrainedModel, hf), config)
     if checkpointing:
         wrapped.enable_input_require_grads()
         wrapped.gradient_checkpointing_enable()
     return wrapped
 
 
-def check_modules(hf: Any, names: Sequence[str]) -> None:
+def check_modules(hf: HfModel, names: Sequence[str]) -> None:
     """Every name of `lora.target_modules` is a linear module of the decoder's layers. Error: the names that there are.
 
     PEFT takes a list of which one name fits and passes over the others: half of the adapter would be missing, untold.

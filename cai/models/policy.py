@@ -21,13 +21,19 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cai.engine import Engine, Rules
+from cai.engine.foreign import HfModel, HfTokenizer
+from cai.engine.model import Model
 from cai.engine.tokenizers import HFTokenizer, Tokenizer
 from cai.errors import CaiError
 from cai.models import embedded, loading, weights
 from cai.recipe.settings import EngineSection, LoraSection, ModelSection
+from cai.store.jsonl import Row
+
+if TYPE_CHECKING:
+    import torch
 
 Backend = Literal["cuda", "cpu", "embedded", "fake"]
 
@@ -56,15 +62,15 @@ def backend_of(section: ModelSection) -> Backend:
 class LoadedModel:
     """The weights and what the pipeline may ask of them. `facts` go into the manifest."""
 
-    hf: Any
-    hf_tokenizer: Any
+    hf: HfModel
+    hf_tokenizer: HfTokenizer
     tokenizer: Tokenizer
     format: Literal["base", "chat"]
     backend: Backend
     name: str
-    device: Any  # torch.device
+    device: torch.device
     max_seq_length: int
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Row = field(default_factory=dict)
     lora: bool = False
     attached: Path | None = None  # the folder of the adapter that is on these weights; None: none, or a fresh one
     rules: Rules = field(default_factory=Rules)
@@ -121,7 +127,7 @@ class LoadedModel:
             if "lora_" in name and weight.dtype != torch.float32:
                 weight.data = weight.data.float()  # fact 7: bf16 LoRA weights do not move at lr 5e-6
 
-    def _wrapped(self, lora: LoraSection, seed: int, checkpointing: bool | str) -> Any:
+    def _wrapped(self, lora: LoraSection, seed: int, checkpointing: bool | str) -> HfModel:
         if self.backend == "cpu":
             return loading.wrap_plain(self.hf, lora, checkpointing)
         from unsloth import FastLanguageModel
@@ -230,13 +236,13 @@ def threads_in_words() -> str:
     return "1 thread" if count == 1 else f"{count} threads, {wait} wait"
 
 
-def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callable[[str], None] = print) -> LoadedModel:
+def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callable[[str], None] = print) -> Model:
     """Load the weights once. Errors: no such model, no weights in reach, no memory (exit 2, one line)."""
     prepare_environment()
     if backend == "fake":
         from cai.models.fake import FakeModel
 
-        return FakeModel(section)  # type: ignore[return-value]
+        return FakeModel(section)
     if backend == "embedded":
         wait_passively()
     started = time.monotonic()
@@ -262,11 +268,11 @@ def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callabl
     )
 
 
-def _from_pretrained(section: ModelSection, backend: Backend, name: str) -> tuple[Any, Any]:
+def _from_pretrained(section: ModelSection, backend: Backend, name: str) -> tuple[HfModel, HfTokenizer]:
     import torch
 
     try:
-        with quiet(), loading.whole():
+        with quiet(), loading.complete_weights():
             return loading.plain(section, name) if backend == "cpu" else loading.by_unsloth(section, backend, name)
     except torch.cuda.OutOfMemoryError as error:
         raise CaiError(f"model.name: {section.name} does not fit on this GPU ({error}). Use a larger card.") from None
@@ -311,7 +317,7 @@ def resolve_name(section: ModelSection, say: Callable[[str], None], *, twins: bo
     return section.name
 
 
-def eos_token(section: ModelSection, hf_tokenizer: Any) -> str:
+def eos_token(section: ModelSection, hf_tokenizer: HfTokenizer) -> str:
     """`<|endoftext|>` for a base model (its chat tokens are untrained), the tokenizer's own for a chat model."""
     wanted = section.eos or ("<|endoftext|>" if section.format == "base" else hf_tokenizer.eos_token)
     known = hf_tokenizer.get_vocab()
@@ -322,7 +328,7 @@ def eos_token(section: ModelSection, hf_tokenizer: Any) -> str:
     return wanted
 
 
-def _facts(hf: Any, section: ModelSection, backend: Backend, name: str, seconds: float) -> dict[str, Any]:
+def _facts(hf: HfModel, section: ModelSection, backend: Backend, name: str, seconds: float) -> Row:
     import torch
 
     quantised = getattr(hf.config, "quantization_config", None)
@@ -346,7 +352,7 @@ def _facts(hf: Any, section: ModelSection, backend: Backend, name: str, seconds:
     return facts
 
 
-def _loaded_revision(hf: Any, section: ModelSection, backend: Backend, name: str) -> str:
+def _loaded_revision(hf: HfModel, section: ModelSection, backend: Backend, name: str) -> str:
     """The hub's commit; of a local folder its content's hash, for the same name can hold another model tomorrow."""
     if Path(name).is_dir():
         packaged = backend == "embedded" and not embedded.is_given()

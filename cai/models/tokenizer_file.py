@@ -11,15 +11,16 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import orjson
 
+from cai.engine.foreign import HfTokenizer
 from cai.engine.tokenizers import ByteTokenizer, HFTokenizer, Tokenizer
 from cai.errors import CaiError
 from cai.models import chat_environment, embedded, weights
 from cai.recipe.settings import ModelSection
-from cai.store.jsonl import one_line
+from cai.store.jsonl import JsonObject, Row, one_line
 
 
 class ByteCounter(ByteTokenizer):
@@ -52,11 +53,11 @@ class TokenizerFile:
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return list(self.fast.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def decode(self, ids: Sequence[int], **_: Any) -> str:
+    def decode(self, ids: Sequence[int], **_: object) -> str:
         return str(self.fast.decode(list(ids), skip_special_tokens=False))
 
     def apply_chat_template(
-        self, messages: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool, **more: Any
+        self, messages: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool, **more: object
     ) -> str:
         names = {name: self._content(name) for name in ("bos_token", "eos_token", "pad_token")}
         return chat_environment.render(
@@ -100,12 +101,12 @@ def tokenizer_at_hand(model: ModelSection, backend: str) -> tuple[Tokenizer, str
         for folder in _folders(model, backend):
             if (folder / "tokenizer.json").is_file():
                 check_template(model, folder)
-                return HFTokenizer(TokenizerFile(folder)), "exact, by the model's tokenizer"
-    counter: Any = ByteCounter()
+                return HFTokenizer(cast(HfTokenizer, TokenizerFile(folder))), "exact, by the model's tokenizer"
+    counter: Tokenizer = ByteCounter()
     return counter, "estimated at 4 bytes a token (the model's tokenizer is not on this machine yet)"
 
 
-def folder_at_hand(model: ModelSection, backend: str, facts: Mapping[str, Any]) -> Path | None:
+def folder_at_hand(model: ModelSection, backend: str, facts: JsonObject) -> Path | None:
     """The folder of the tokenizer that a run used (`facts`: its manifest's), if it is on this machine."""
     if backend not in ("embedded", "fake") and not Path(model.name).expanduser().is_dir():
         used = {"name": str(facts.get("loaded_from") or model.name), "revision": str(facts.get("revision") or "main")}
@@ -143,7 +144,7 @@ def _hub_cache(model: ModelSection) -> list[Path]:
     return [cache / "snapshots" / commit]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Row:
     try:
         value = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError):

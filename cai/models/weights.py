@@ -12,11 +12,11 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from cai.errors import CaiError
+from cai.store.jsonl import JsonObject, Row
 
 MOST_HEADER = 100 << 20  # bytes; safetensors' own bound
 MOST_CONFIG = 16 << 20
@@ -50,7 +50,7 @@ def check_folder(folder: Path, key: str) -> list[Path]:
     return files
 
 
-def read_config(folder: Path, key: str) -> dict[str, Any]:
+def read_config(folder: Path, key: str) -> Row:
     path = folder / "config.json"
     try:
         if path.stat().st_size > MOST_CONFIG:
@@ -65,7 +65,7 @@ def read_config(folder: Path, key: str) -> dict[str, Any]:
     return value
 
 
-def check_config(config: Mapping[str, Any], where: str) -> None:
+def check_config(config: JsonObject, where: str) -> None:
     """Numbers that no model has would fill the memory before anything else looks at them."""
     for part in (config, config.get("text_config")):
         if not isinstance(part, Mapping):
@@ -78,7 +78,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
             raise CaiError(f"{where}: describes a model of {parameters(part):.0e} parameters. Download it again.")
 
 
-def parameters(config: Mapping[str, Any]) -> float:
+def parameters(config: JsonObject) -> float:
     """Parameters of a dense decoder of this shape, roughly; 0 where config.json does not tell."""
     try:
         layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
@@ -111,7 +111,7 @@ def _weight_files(folder: Path, key: str) -> list[Path]:
     raise CaiError(f"{key}: {folder}: no model.safetensors in it. Give the folder of a saved model.")
 
 
-def header(file: Path, key: str) -> dict[str, Any]:
+def header(file: Path, key: str) -> Row:
     """The tensors' table of a safetensors file. Error: cut or odd, as a download that broke off leaves it."""
     again = "Download it again"
     try:
@@ -162,7 +162,7 @@ def _blocks(file: Path) -> Iterator[bytes]:
             yield source.read(SAMPLE)
 
 
-def is_local(facts: Mapping[str, Any]) -> bool:
+def is_local(facts: JsonObject) -> bool:
     """Whether a manifest's model came out of a folder of the user's, which nobody else can find by its name."""
     revision, name = str(facts.get("revision", "")), str(facts.get("model", ""))
     return revision == "local" or revision.startswith(LOCAL) or name.startswith(("/", ".", "~"))

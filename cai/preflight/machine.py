@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from cai.engine import FP8_CAPABILITY, INT8_CAPABILITY, memory
 from cai.errors import CaiError
-from cai.preflight.model import Check, Status
+from cai.preflight.model_checks import Check, Status
 from cai.recipe.load import Recipe
+from cai.store.jsonl import JsonObject, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 PINNED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "accelerate", "datasets")
@@ -163,7 +163,7 @@ def gpu_checks(recipe: Recipe) -> Iterator[Check]:
         yield eight_bit_check(recipe, (card.major, card.minor), config, free / 2**30)
 
 
-def local_config(name: str) -> dict[str, Any]:
+def local_config(name: str) -> Row:
     """config.json of a local folder or of the hub cache, without the network; {} where there is none."""
     import json
 
@@ -194,7 +194,7 @@ class Size:
         return (self.linear * BYTES_A_WEIGHT[quantization] + self.other * other) / 2**30
 
 
-def size_of(config: Mapping[str, Any], name: str) -> Size | None:
+def size_of(config: JsonObject, name: str) -> Size | None:
     """From config.json, else from a "32B" in the name (LoRA estimated); None where neither says."""
     if "hidden_size" in config:
         hidden, ffn, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
@@ -210,7 +210,7 @@ def size_of(config: Mapping[str, Any], name: str) -> Size | None:
     return Size(0.95 * billions, 0.05 * billions, 1460 * math.sqrt(billions) / 32)
 
 
-def memory_check(recipe: Recipe, config: Mapping[str, Any], free_gib: float) -> Check:
+def memory_check(recipe: Recipe, config: JsonObject, free_gib: float) -> Check:
     """Weights + adapter with its optimiser + a little to work in, against what the card has free."""
     size, quantization = size_of(config, recipe.model.name), recipe.model.quantization
     if size is None:
@@ -241,7 +241,7 @@ def memory_check(recipe: Recipe, config: Mapping[str, Any], free_gib: float) -> 
     return Check("memory", "ok", text)
 
 
-def eight_bit_check(recipe: Recipe, card: tuple[int, int], config: Mapping[str, Any], free_gib: float) -> Check:
+def eight_bit_check(recipe: Recipe, card: tuple[int, int], config: JsonObject, free_gib: float) -> Check:
     """Whether `engine.linears = "fp8"` or "int8" can be: known before gigabytes are read."""
     name, remedy, wish = "8-bit drawing", 'Set engine.linears = "auto"', recipe.engine.linears
     if recipe.model.quantization != "nf4":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from cai.engine.tokenizers import ByteTokenizer
 from cai.recipe.prompts import PLACEHOLDER, Format, Prompt, after
@@ -59,7 +58,7 @@ def modelfile(weights: str, template: str, stops: Sequence[str]) -> str:
 
 def stop_strings(prompt: Prompt, format: Format) -> tuple[str, ...]:
     """The strings at which measured answers end beside the end token: a base model writes the next turn itself."""
-    tokenizer: Any = ByteTokenizer()
+    tokenizer = ByteTokenizer()
     return prompt.render(dict.fromkeys(prompt.fields, "x"), format=format, tokenizer=tokenizer).stop
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cai.errors import CaiError
-from cai.recipe import principles
-from cai.recipe.intake.text import text_of
-from cai.recipe.principles import KEYS
+from cai.recipe import principle_lists
+from cai.recipe.intake.decoding import text_of
+from cai.recipe.principle_lists import KEYS
 from cai.recipe.yaml_files import read_yaml_bytes
 
 __all__ = ["KEYS", "Constitution", "Principle", "check_rounds", "choose", "load_constitution"]
@@ -54,7 +54,7 @@ def load_constitution(path: str | Path, data: bytes | None = None) -> Constituti
     if data is None:
         data = read_yaml_bytes(path)
     text, _ = text_of(data, str(path))
-    found, notes = principles.read(text, path)
+    found, notes = principle_lists.read(text, path)
     made = tuple(
         Principle(one.id, one.principle, one.critique_request, one.revision_request, one.pools, one.priority)
         for one in found

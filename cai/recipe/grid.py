@@ -13,7 +13,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cai.errors import CaiError
 from cai.recipe.yaml_files import check_keys, check_text, load_yaml
@@ -89,7 +89,7 @@ def load_grid(path: str | Path, content: bytes | None = None) -> Grid:
     return Grid(str(path), sha, axes)
 
 
-def _words(rows: Any, where: str) -> tuple[str, ...]:
+def _words(rows: object, where: str) -> tuple[str, ...]:
     if not isinstance(rows, list) or not rows:
         raise CaiError(f"{where}: no list found; write one entry or more, each on a line behind '- '")
     for i, row in enumerate(rows):

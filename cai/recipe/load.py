@@ -6,6 +6,7 @@ other module reads the TOML. A recipe is base keys < `[embedded]` overlay (no GP
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import re
@@ -13,6 +14,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,6 +46,7 @@ from cai.recipe.settings import (
 from cai.recipe.settings_benchmarks import BenchmarksSection, ChecksSection, GuardSection
 from cai.recipe.settings_evaluation import EvaluationSection, GatesSection, HygieneSection
 from cai.recipe.writing import remedy
+from cai.store.jsonl import JsonObject, Row
 from cai.store.reading import Missing, read_once
 
 MOST_BYTES = 4 << 20  # of a recipe
@@ -87,13 +90,14 @@ class Recipe(Section):
 
 # Keys that became constants, and their values: resolved recipes and identities of runs made before name them, and an
 # identity goes on to, so that such a run resumes and its passed gates count.
-RETIRED: dict[str, Any] = {
+RETIRED: Row = {
     "pairs.accept_noise": False,
     "hygiene.min_pairs": 1,
     "evaluation.batch": 64,
     "evaluation.min_quote_match": 0.8,
     "evaluation.permutations": 200,
     "evaluation.bootstrap_samples": 2000,
+    "evaluation.lm_eval_batch_size": 64,
 }
 
 
@@ -102,7 +106,7 @@ class Source:
     """A recipe file as read: the raw table and where it lies; relative paths resolve against `folder`."""
 
     path: Path
-    table: dict[str, Any]
+    table: Row
     data: bytes = b""  # as read; a new run keeps a copy of it
 
     @property
@@ -128,8 +132,13 @@ def read(path: Path) -> Source:
     return Source(path, table, data)
 
 
-def parse_toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> Row:
     """The table of TOML text. Every fault is a ValueError of one line, also what tomllib does not expect."""
+    return copy.deepcopy(_parsed(text))
+
+
+@lru_cache(maxsize=64)  # one command reads its recipe several times
+def _parsed(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -166,7 +175,7 @@ def resolve(source: Source, *, milestone: str = "", sets: Sequence[str] = (), em
     return at_home(recipe, str(source.path))
 
 
-def _overlays(source: Source, milestone: str, embedded: bool) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+def _overlays(source: Source, milestone: str, embedded: bool) -> list[tuple[tuple[str, ...], Row]]:
     tables = source.table.get("milestones", {})
     if milestone not in tables:
         near = difflib.get_close_matches(milestone, tables, 1)
@@ -204,7 +213,7 @@ def _leaf_paths(schema: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterat
             yield from _leaf_paths(section, (*prefix, name))
 
 
-def _unknown(table: Mapping[str, Any], schema: type[BaseModel], prefix: tuple[str, ...]) -> list[str]:
+def _unknown(table: JsonObject, schema: type[BaseModel], prefix: tuple[str, ...]) -> list[str]:
     """One line for each key that the schema lacks, with the nearest key that it has."""
     faults, known = [], _sections(schema)
     for key, value in table.items():
@@ -222,7 +231,7 @@ def _unknown(table: Mapping[str, Any], schema: type[BaseModel], prefix: tuple[st
     return faults
 
 
-def _nearest(key: str, prefix: tuple[str, ...], known: Mapping[str, Any]) -> str:
+def _nearest(key: str, prefix: tuple[str, ...], known: JsonObject) -> str:
     near = difflib.get_close_matches(key, known, 1, 0.6)
     if near:
         return f"Did you mean {'.'.join((*prefix, near[0]))}?"
@@ -231,7 +240,7 @@ def _nearest(key: str, prefix: tuple[str, ...], known: Mapping[str, Any]) -> str
     return f"Did you mean {leaves[near[0]]}?" if near else f"Known here: {', '.join(known)}."
 
 
-def parse_set(text: str) -> dict[str, Any]:
+def parse_set(text: str) -> Row:
     """`a.b=VALUE` -> nested table. VALUE is a TOML value; what is none is taken as a string."""
     path, sign, value = text.partition("=")
     keys = [key.strip() for key in path.split(".")]
@@ -248,7 +257,7 @@ def parse_set(text: str) -> dict[str, Any]:
     return parsed
 
 
-def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: JsonObject, overlay: JsonObject) -> Row:
     merged = dict(base)
     for key, value in overlay.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -292,7 +301,7 @@ def dump(recipe: Recipe) -> bytes:
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude=off)).encode()
 
 
-def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(table: JsonObject, prefix: str = "") -> dict[str, str]:
     """Nested table -> {dotted key: repr}, in order."""
     flat: dict[str, str] = {}
     for key, value in table.items():

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from cai.engine.tokenizers import Piece, Tokenizer, Turn
 from cai.errors import CaiError
 from cai.recipe.yaml_files import check_keys, check_text, load_yaml
-from cai.store.jsonl import clean
+from cai.store.jsonl import JsonObject, clean
 
 Format = Literal["base", "chat"]
 PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
@@ -31,7 +31,7 @@ BRACES = re.compile(r"\{\{.*?\}\}", re.DOTALL)  # whatever looks like a placehol
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class FewShotExample:
     """One exchange; `then` is a second one that follows it, as (user, assistant)."""
 
     user: str
@@ -64,7 +64,7 @@ class Prompt:
     preamble: str
     user_cue: str
     assistant_cue: str
-    examples: tuple[Example, ...]
+    examples: tuple[FewShotExample, ...]
     final: str
     fields: frozenset[str]
     stop: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class Prompt:
         )  # a base model writes the next turns itself
         return tuple(dict.fromkeys((cues if format == "base" else ()) + self.stop))
 
-    def _rotated(self, order: int) -> tuple[Example, ...]:
+    def _rotated(self, order: int) -> tuple[FewShotExample, ...]:
         rotated = self.examples[order:] + self.examples[:order]
         return rotated if self.few_shot < 0 else rotated[: self.few_shot]
 
@@ -190,7 +190,7 @@ def load_prompt(path: str | Path, fields: Collection[str] | None = None, content
     return _prompt(data, sha, path, fields)
 
 
-def _prompt(data: Mapping[str, Any], sha: str, path: str | Path, fields: Collection[str] | None) -> Prompt:
+def _prompt(data: JsonObject, sha: str, path: str | Path, fields: Collection[str] | None) -> Prompt:
     check_keys(data["cues"], ("user", "assistant"), (), f"{path}: cues")
     texts = {"preamble": data["preamble"], "final": data["final"], "prefill": data.get("prefill", "")}
     texts |= {f"cues.{key}": value for key, value in data["cues"].items()}
@@ -251,7 +251,7 @@ def load_reviews(
     return one, replace(two, fields=needed, _prefixes={})
 
 
-def _second_turn(row: Mapping[str, Any], follow_up: str, where: str) -> tuple[str, str] | None:
+def _second_turn(row: JsonObject, follow_up: str, where: str) -> tuple[str, str] | None:
     if "revision" not in row:
         return None
     for name in ("revision_request", "revision"):
@@ -270,7 +270,7 @@ def _placeholders(template: str, expected: Collection[str] | None, where: str) -
     return names
 
 
-def _examples(rows: Any, final: str, path: str) -> tuple[Example, ...]:
+def _examples(rows: object, final: str, path: str) -> tuple[FewShotExample, ...]:
     """`user` is text, or a mapping of the placeholders' values: then it is written the way `final` is."""
     if not isinstance(rows, list):
         raise CaiError(f"{path}: examples: {type(rows).__name__} found; write a list ([] for none)")
@@ -286,11 +286,11 @@ def _examples(rows: Any, final: str, path: str) -> tuple[Example, ...]:
                 check_text(value, f"{where}.user.{name}")
             user = substitute(final, user)
         check_text(user, f"{where}.user")
-        examples.append(Example(clean(user).strip(), clean(row["assistant"]).strip()))
+        examples.append(FewShotExample(clean(user).strip(), clean(row["assistant"]).strip()))
     return tuple(examples)
 
 
-def _stop(value: Any, path: str) -> tuple[str, ...]:
+def _stop(value: object, path: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(stop, str) and stop for stop in value):
         raise CaiError(f"{path}: stop: write a list of non-empty strings")
     return tuple(value)

@@ -6,9 +6,11 @@ imports torch. Units are in the key names or the field's description.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cai.store.jsonl import Row
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -232,7 +234,7 @@ class DpoSection(Section):
             raise ValueError('dpo.keep = "best" needs a held-out loss to choose by: set dpo.eval_steps above 0')
         return self
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> Row:
         """The keys that decide the trained weights; a key that older versions lack only where it does something."""
         values = self.model_dump(mode="json", exclude=NOT_TRAINED)
         return {k: v for k, v in values.items() if k not in ADDED or v != type(self).model_fields[k].default}

@@ -12,6 +12,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from cai.metrics import names as metrics
 from cai.recipe.settings import Count, Fraction, Positive, Section
+from cai.store.jsonl import Row
 
 NonNegative = Annotated[float, Field(ge=0.0)]
 
@@ -69,6 +70,10 @@ class EvaluationSection(Section):
     judge_items: Count = Field(default=2, description="items judged with J1-J4 and P3; 0 = none; above: seeded sample")
     fresh_items: Count = Field(default=0, description="held-out prompts answered by base and tuned for P3; 0 = none")
     fresh_max_new_tokens: Positive = 200
+    prompted: tuple[Literal["few_shot", "constitution", "best_of_n"], ...] = Field(
+        default=(), description="the base prompted well, against the tuned model on the same fresh prompts"
+    )
+    best_of: Annotated[int, Field(ge=2, le=64)] = Field(default=4, description="answers drawn for best_of_n")
     critic_items: Count = Field(0, description="rows of the critic's exam that the model sits; 0 = none")
     train_pairs: Count = Field(default=24, description="training pairs scored base against tuned; above: seeded sample")
     max_text_tokens: Annotated[int, Field(ge=16)] = Field(default=160, description="texts are cut to this when scored")
@@ -99,7 +104,6 @@ class EvaluationSection(Section):
     lm_eval: tuple[str, ...] = Field(default=(), description="tasks or groups of the optional package")
     lm_eval_include: str = Field(default="", description="folder with task YAML of your own, beside the recipe")
     lm_eval_limit: Count = Field(default=0, description="documents a task; 0 = all")
-    lm_eval_batch_size: Positive = Field(default=64, description="requests answered between two writes")
 
 
 class GateSpec(Section):
@@ -137,7 +141,7 @@ class GateSpec(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_none(self, handler: Any) -> dict[str, Any]:
+    def _without_none(self, handler: Any) -> Row:
         return {key: value for key, value in handler(self).items() if value is not None}
 
     @property

@@ -54,6 +54,7 @@ class Signs:
         return tuple(sorted(found, key=len, reverse=True))
 
 
+@lru_cache(maxsize=64)
 def signs_of(prompt: Prompt) -> Signs:
     cues = (prompt.user_cue.strip(), prompt.assistant_cue.strip())
     names = tuple(cue.strip(_MARKS) for cue in cues)

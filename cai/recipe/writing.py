@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 BOOLEANS = {"true": "true", "yes": "true", "on": "true", "1": "true", "false": "false", "no": "false", "off": "false"}
 BOOLEANS["0"] = "false"
 GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 
 
-def remedy(kind: str, value: Any, raw: str | None) -> str:
+def remedy(kind: str, value: object, raw: str | None) -> str:
     """What to write instead, "" where it is not plain. `kind`: pydantic's error type; `raw`: the text behind --set."""
     text = raw if raw is not None else value if isinstance(value, str) else str(value)
     text = text.strip()
@@ -46,7 +45,7 @@ def _number(text: str, whole: bool) -> str:
     return shown if "e" not in shown or re.fullmatch(r"-?\d(?:\.\d+)?e[+-]?\d+", shown) else ""
 
 
-def _list(text: str, value: Any) -> str:
+def _list(text: str, value: object) -> str:
     if isinstance(value, bool | int | float):
         return f"[{text}]"
     if not isinstance(value, str):

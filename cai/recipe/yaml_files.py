@@ -6,9 +6,11 @@ fault is a CaiError of one line: file, place, remedy. Doesn't own any schema.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Collection
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,12 @@ def _parse(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
+@lru_cache(maxsize=64)  # one command reads a prompt file several times, and its own copy of it
+def _read(text: str) -> Any:
+    _refuse_aliases(text)
+    return _without_surrogates(_parse(text))
+
+
 def load_yaml(path: str | Path, data: bytes | None = None) -> tuple[Any, str]:
     """(content, 16-hex sha of the bytes) of a YAML file; every fault is one line with the file and the place.
 
@@ -77,8 +85,7 @@ def read_yaml_bytes(path: str | Path) -> bytes:
 def parse_yaml(text: str, path: str | Path) -> Any:
     """The content of YAML text. An alias is refused: nested ones make gigabytes of a few hundred bytes."""
     try:
-        _refuse_aliases(text)
-        return _without_surrogates(_parse(text))
+        return copy.deepcopy(_read(text))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -102,7 +109,7 @@ def _refuse_aliases(text: str) -> None:
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=alias.start_mark)
 
 
-def _without_surrogates(value: Any) -> Any:
+def _without_surrogates(value: object) -> Any:
     """YAML's \\ud800 makes a lone surrogate, which no encoder accepts: each becomes U+FFFD, here at the door."""
     if isinstance(value, str):
         return clean(value)
@@ -122,7 +129,7 @@ def check_keys(data: Any, required: Collection[str], optional: Collection[str], 
         raise CaiError(f"{where}: unknown key {unknown[0]!r}; the known keys are {known}")
 
 
-def check_text(value: Any, where: str, *, empty: bool = False) -> None:
+def check_text(value: object, where: str, *, empty: bool = False) -> None:
     if not isinstance(value, str):
         raise CaiError(f"{where}: {type(value).__name__} found; write text (in quotes if it looks like something else)")
     if not empty and not value.strip():

@@ -10,26 +10,26 @@ from collections.abc import Sequence
 from cai.data.marks import GOOD
 from cai.evaluate import critiques, revisions
 from cai.metrics.stats import kappa
-from cai.report.snapshot import Story
+from cai.report.snapshot import Snapshot
 from cai.store.jsonl import Row
 
 
-def agreement(story: Story) -> list[Row]:
+def agreement(snapshot: Snapshot) -> list[Row]:
     """One row a pair of raters (metric and person, person and person) and a kind of text."""
-    if not story.reviews:
+    if not snapshot.reviews:
         return []
-    people = sorted({str(row["rater"]) for row in story.reviews})
+    people = sorted({str(row["rater"]) for row in snapshot.reviews})
     rows = []
     for what in ("critique", "revision"):
-        votes = {person: _votes(story.reviews, person, what) for person in people}
-        metric = _metric(story, what)
+        votes = {person: _votes(snapshot.reviews, person, what) for person in people}
+        metric = _metric(snapshot, what)
         for person in people:
             rows.append(_compare("metric", person, what, metric, votes[person]))
         for i, one in enumerate(people):
             for two in people[i + 1 :]:
                 rows.append(_compare(one, two, what, votes[one], votes[two]))
         for person in people:
-            if (found := controls(story.reviews, person, what)) is not None:
+            if (found := controls(snapshot.reviews, person, what)) is not None:
                 rows.append(found)
     return [row for row in rows if row["n"]]
 
@@ -40,10 +40,12 @@ def _votes(reviews: Sequence[Row], rater: str, what: str) -> dict[int, bool]:
     return {int(r["item"]): r["mark"] in GOOD[what] for r in mine if r["mark"] != "skip"}
 
 
-def _metric(story: Story, what: str) -> dict[int, bool]:
+def _metric(snapshot: Snapshot, what: str) -> dict[int, bool]:
     """The metric's verdict of every item that its figure decides."""
     verdict = critiques.verdict if what == "critique" else revisions.verdict
-    found = {item: verdict(scores, story.recipe.evaluation).decided for item, scores in story.scores_by_item.items()}
+    found = {
+        item: verdict(scores, snapshot.recipe.evaluation).decided for item, scores in snapshot.scores_by_item.items()
+    }
     return {item: decided for item, decided in found.items() if decided is not None}
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cai.data.pairs import PairSet
 from cai.engine.tokenizers import ByteTokenizer
@@ -14,7 +13,8 @@ from cai.models.weights import is_local
 from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt
 from cai.report.templating import environment
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row
+from cai.store.row_types import Example
 
 FEATURES = [
     {"name": "prompt", "dtype": "string"},
@@ -39,7 +39,7 @@ def card(
     train: Sequence[Row],
     heldout: Sequence[Row],
     recipe: Recipe,
-    facts: Mapping[str, Any],
+    facts: JsonObject,
     policy: Prompt | None = None,
 ) -> str:
     """The README.md of the data set: front matter that names the splits, then what it is and how it was made.
@@ -98,7 +98,7 @@ def _formats(recipe: Recipe, policy: Prompt | None) -> dict[str, str]:
     """axolotl's three formats: in the base format the text around prompt and completion, as the pipeline trains it."""
     if recipe.model.format == "chat" or policy is None:
         return {"prompt_format": "{prompt}", "lead": "{chosen}", "lead_rejected": "{rejected}"}
-    tokenizer: Any = ByteTokenizer()
+    tokenizer = ByteTokenizer()
     form = policy.render({"instruction": "{prompt}"}, format="base", tokenizer=tokenizer).text
     space = "" if form[-1:].isspace() else " "
     return {"prompt_format": form, "lead": f"{space}{{chosen}}", "lead_rejected": f"{space}{{rejected}}"}
@@ -108,7 +108,7 @@ def _size(count: int) -> str:
     return next((name for limit, name in SIZES if count < limit), "n>1M")
 
 
-def _principles(examples: Sequence[Row]) -> list[tuple[str, str, int]]:
+def _principles(examples: Sequence[Example]) -> list[tuple[str, str, int]]:
     """(id, text, rounds it was used in), by id."""
-    used = Counter((r["principle_id"], r["principle"]) for example in examples for r in example["rounds"])
+    used = Counter((str(r["principle_id"]), r["principle"]) for example in examples for r in example["rounds"])
     return [(id_, " ".join(text.split()), count) for (id_, text), count in sorted(used.items())]

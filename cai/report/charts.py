@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cai.report.templating import number
+from cai.store.jsonl import JsonObject
+from cai.store.row_types import FigureRow
 from cai.terminal import printable
 
 if TYPE_CHECKING:
     pass
 
-Row = Mapping[str, Any]
 POINTS = 400  # of a line; more are thinned evenly
 NO_SHARES = ("dpo.", "forgetting.", "mtbench.", "sft.", "fresh.", "critiques.csi", "revisions.cri")
 STATUS_WORDS = {"PASS": "pass", "FAIL": "not passed", "UNDERPOWERED": "too few to tell", "UNMEASURED": "not measured"}
@@ -53,7 +54,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Lines:
+class LineSeries:
     series: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
     marks: tuple[Mark, ...]
     x_label: str
@@ -118,7 +119,7 @@ class Chart:
     name: str
     title: str
     summary: str
-    drawn: Lines | Bars | Forest | Steps | Heat
+    drawn: LineSeries | Bars | Forest | Steps | Heat
 
 
 def nice(low: float, high: float, wanted: int = 4) -> list[float]:
@@ -172,7 +173,7 @@ def line_chart(
     told += [f"{m.name} {label(m.y)}" for m in single]
     drawn = tuple((named(name), tuple(points)) for name, points in shown.items())
     y_ticks = tuple(nice(min(ys), max(ys)))
-    lines = Lines(drawn, single, named(x_label), named(y_label or title.lower()), tuple(x_ticks), y_ticks)
+    lines = LineSeries(drawn, single, named(x_label), named(y_label or title.lower()), tuple(x_ticks), y_ticks)
     return Chart(slug(title), title, f"{'; '.join(told)}.", lines)
 
 
@@ -223,7 +224,7 @@ def _thin(points: list[tuple[float, float]], keep: int = POINTS) -> list[tuple[f
 # --- gates
 
 
-def forest(title: str, verdicts: Sequence[Row], figures: Mapping[str, Row]) -> Chart | None:
+def forest(title: str, verdicts: Sequence[JsonObject], figures: Mapping[str, FigureRow]) -> Chart | None:
     """Each gate: value, 95% interval, what is wanted, its controls; shares on one axis, other units each on its own.
 
     `verdicts`: as eval/gates.json has them; `figures`: metric -> measured, for the controls that gates name.
@@ -235,12 +236,12 @@ def forest(title: str, verdicts: Sequence[Row], figures: Mapping[str, Row]) -> C
     return Chart(slug(title), title, f"{'; '.join(told)}.", Forest(gates))
 
 
-def _gate(verdict: Row, figures: Mapping[str, Row]) -> Gate:
+def _gate(verdict: JsonObject, figures: Mapping[str, FigureRow]) -> Gate:
     metric, criterion, measured = str(verdict["metric"]), verdict["criterion"], verdict.get("measured") or {}
     value, low, high = (_finite(measured.get(key)) for key in ("value", "low", "high"))
     threshold = next((_finite(criterion[key]) for key in ("at_least", "at_most", "above", "below")
                       if criterion.get(key) is not None), None)  # fmt: skip
-    values = [_finite((figures.get(name) or {}).get("value")) for name in criterion.get("beats") or []]
+    values = [_finite((figures.get(name) or FigureRow()).get("value")) for name in criterion.get("beats") or []]
     controls = tuple(v for v in values if v is not None)
     every = [v for v in (value, low, high, threshold, *controls) if v is not None]
     status = str(verdict["status"])
@@ -252,7 +253,7 @@ def _gate(verdict: Row, figures: Mapping[str, Row]) -> Gate:
     return Gate(name, status, word, text, value, low, high, threshold, controls, _axis(metric, every))
 
 
-def _finite(value: Any) -> float | None:
+def _finite(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -283,7 +284,7 @@ PRINCIPLE_COLUMNS = (  # head, counted, of how many; a column that no row has is
 )
 
 
-def heat_map(title: str, rows: Sequence[Row]) -> Chart | None:
+def heat_map(title: str, rows: Sequence[JsonObject]) -> Chart | None:
     """Principle by what became of it, as `views.by_principle` counts."""
     columns = [column for column in PRINCIPLE_COLUMNS if any(column[2] in row for row in rows)]
     if not columns:

@@ -15,13 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from cai.report.charts import Bars, Chart, Forest, Gate, Heat, Lines, Steps, label
+from cai.report.charts import Bars, Chart, Forest, Gate, Heat, LineSeries, Steps, label
 from cai.store.files import holds, write_atomic
 from cai.terminal import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, DIM, RULE, BACK = "#1b1f24", "#57606a", "#d0d7de", "#ffffff"
 SERIES = ("#0550ae", "#b35900", "#116329")
@@ -32,6 +36,7 @@ IN_PAGE = {
 }  # fmt: skip
 DASHES = ("-", (0, (7, 3)), (0, (2, 2)))
 STATUS_COLOURS = {"PASS": PASS, "FAIL": FAIL}
+Style = dict[str, Any]  # keywords of one of matplotlib's calls
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "cai", "pdf.fonttype": 42, "text.parse_math": False, "font.size": 11,
     "font.family": ["DejaVu Sans"], "axes.edgecolor": RULE, "axes.labelcolor": DIM, "text.color": INK,
@@ -68,7 +73,7 @@ def _raw(chart: Chart, kind: str, form: str) -> bytes:
 
     drawn = chart.drawn
     # Serif for a paper, and quicker: cutting DejaVu down to the letters used took 3.7 s for eight pictures, STIX 2.1 s.
-    fonts = {"font.family": ["STIXGeneral", "DejaVu Sans"]} if kind == "pdf" else {}
+    fonts: dict[Any, Any] = {"font.family": ["STIXGeneral", "DejaVu Sans"]} if kind == "pdf" else {}
     no_date = {"Date": None, "Creator": None, "Format": None, "Type": None}
     metadata = no_date if kind == "svg" else {"CreationDate": None, "Creator": None, "Producer": None}
     target = io.BytesIO()
@@ -91,6 +96,7 @@ def _settings(fonts: dict[Any, Any]) -> Iterator[None]:
         yield
 
 
+@lru_cache(maxsize=128)
 def _page_svg(chart: Chart, id_: str, form: str) -> Markup:
     """The clean-up: no prolog, metadata, style sheet, font or foreign id; colours as variables; a name and a text."""
     raw = _raw(chart, "svg", form).decode()
@@ -122,7 +128,7 @@ def _shown(text: str) -> Markup:
 # --- axes
 
 
-def _axes(figure: Any, drawn: Lines | Bars, height: float) -> Any:
+def _axes(figure: Figure, drawn: LineSeries | Bars, height: float) -> Axes:
     """Axes with labels, ticks and faint lines across, in a frame 440 wide."""
     figure.set_size_inches(440 / 72, height / 72)
     axes = figure.add_axes((64 / 440, 46 / height, 362 / 440, (height - 46 - 34) / height))
@@ -136,14 +142,14 @@ def _axes(figure: Any, drawn: Lines | Bars, height: float) -> Any:
     return axes
 
 
-def _legend(axes: Any, names: Sequence[str]) -> None:
+def _legend(axes: Axes, names: Sequence[str]) -> None:
     """Above the axes, in one line where it fits, else in two columns; none for one series."""
     count = len(names) if sum(map(len, names)) + 6 * len(names) < 76 else 2
     if len(names) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=count, columnspacing=1.2, borderpad=0.2)
 
 
-def _lines(figure: Any, drawn: Lines, form: str) -> None:
+def _lines(figure: Figure, drawn: LineSeries, form: str) -> None:
     axes = _axes(figure, drawn, 270)
     xs = [x for _, points in drawn.series for x, _ in points]
     axes.set_xlim(min(xs), max(xs) + (max(xs) - min(xs)) * 0.03)
@@ -155,21 +161,23 @@ def _lines(figure: Any, drawn: Lines, form: str) -> None:
         if mark.low is not None and mark.high is not None:
             axes.vlines(mark.x, mark.low, mark.high, color=colour, linewidth=1.8, clip_on=False)
         size = 9 - 3 * (place % 2)  # two that coincide are both seen
-        style = {"marker": "os"[place % 2], "markersize": size, "markerfacecolor": BACK, "markeredgewidth": 2}
+        style: Style = {"marker": "os"[place % 2], "markersize": size, "markerfacecolor": BACK, "markeredgewidth": 2}
         axes.plot([mark.x], [mark.y], color=colour, linestyle="none", label=mark.name, clip_on=False, **style)
     if drawn.y_ticks[0] < 0 < drawn.y_ticks[-1]:
         axes.axhline(0, color=DIM, linewidth=0.8)
     _legend(axes, [name for name, _ in drawn.series] + [mark.name for mark in drawn.marks])
 
 
-def _bars(figure: Any, drawn: Bars, form: str) -> None:
+def _bars(figure: Figure, drawn: Bars, form: str) -> None:
     axes = _axes(figure, drawn, 270)
     step = drawn.edges[1] - drawn.edges[0]
     axes.set_xlim(drawn.edges[0], drawn.edges[-1])
     for place, (name, counts) in enumerate(drawn.series):
         width = step / len(drawn.series)
         left = [edge + place * width for edge in drawn.edges[:-1]]
-        hatch = {"hatch": "///", "edgecolor": BACK} if place else {"edgecolor": SERIES[0]}  # told apart without colour
+        hatch: Style = (
+            {"hatch": "///", "edgecolor": BACK} if place else {"edgecolor": SERIES[0]}
+        )  # told apart without colour
         axes.bar(left, counts, width * 0.92, align="edge", color=SERIES[place % 3], linewidth=0.0, label=name, **hatch)
     _legend(axes, [name for name, _ in drawn.series])
 
@@ -177,7 +185,7 @@ def _bars(figure: Any, drawn: Bars, form: str) -> None:
 # --- free pictures: one unit is a point, y goes down
 
 
-def _canvas(figure: Any, width: float, height: float) -> Any:
+def _canvas(figure: Figure, width: float, height: float) -> Axes:
     figure.set_size_inches(width / 72, height / 72)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
@@ -186,7 +194,7 @@ def _canvas(figure: Any, width: float, height: float) -> Any:
     return axes
 
 
-def _forest(figure: Any, drawn: Forest, form: str) -> None:
+def _forest(figure: Figure, drawn: Forest, form: str) -> None:
     """Wide: name, intervals and verdict in three columns. Narrow: the intervals below name and verdict."""
     narrow = form == "narrow"
     row, width = (62.0, 340.0) if narrow else (38.0, 860.0)
@@ -209,13 +217,13 @@ def _forest(figure: Any, drawn: Forest, form: str) -> None:
     _key(axes, 12.0 if narrow else 0.0, height, narrow)
 
 
-def _percents(axes: Any, left: float, right: float, y: float) -> float:
+def _percents(axes: Axes, left: float, right: float, y: float) -> float:
     for share in (0, 25, 50, 75, 100):
         axes.text(left + (right - left) * share / 100, y + 12, f"{share}%", ha="center", fontsize=10, color=DIM)
     return y + 24
 
 
-def _names(axes: Any, gate: Gate, narrow: bool, y: float, width: float) -> None:
+def _names(axes: Axes, gate: Gate, narrow: bool, y: float, width: float) -> None:
     colour = STATUS_COLOURS.get(gate.status, WARN)
     axes.text(0, y, gate.name, va="center", fontsize=11 if narrow else 13)
     if narrow:
@@ -226,7 +234,7 @@ def _names(axes: Any, gate: Gate, narrow: bool, y: float, width: float) -> None:
         axes.text(628, y + 9, gate.text, va="center", fontsize=11, color=DIM)
 
 
-def _interval(axes: Any, gate: Gate, left: float, right: float, y: float) -> None:
+def _interval(axes: Axes, gate: Gate, left: float, right: float, y: float) -> None:
     """Rule, threshold, whisker, controls, dot; and, where the row has a unit of its own, the ends of its axis."""
     low, high = gate.axis or (0.0, 1.0)
     colour = STATUS_COLOURS.get(gate.status, WARN)
@@ -239,7 +247,13 @@ def _interval(axes: Any, gate: Gate, left: float, right: float, y: float) -> Non
         axes.plot([x(gate.threshold)] * 2, [y - 10, y + 10], color=INK, linewidth=1.4, linestyle=(0, (3, 2)))
     if gate.low is not None and gate.high is not None:
         axes.plot([x(gate.low), x(gate.high)], [y, y], color=colour, linewidth=3.2, solid_capstyle="round")
-    hollow = {"marker": "o", "linestyle": "none", "markerfacecolor": BACK, "markeredgewidth": 1.8, "markersize": 7}
+    hollow: Style = {
+        "marker": "o",
+        "linestyle": "none",
+        "markerfacecolor": BACK,
+        "markeredgewidth": 1.8,
+        "markersize": 7,
+    }
     for control in gate.controls:
         axes.plot([x(control)], [y], color=SERIES[1], clip_on=False, **hollow)
     if gate.value is not None:
@@ -248,7 +262,7 @@ def _interval(axes: Any, gate: Gate, left: float, right: float, y: float) -> Non
         axes.text(x(value), y + 21, label(value), ha=place, va="center", fontsize=9, color=DIM)
 
 
-def _key(axes: Any, left: float, height: float, narrow: bool) -> None:
+def _key(axes: Axes, left: float, height: float, narrow: bool) -> None:
     """What dot, circle and line mean."""
     words = ("measured, with its 95% interval", "control: should be far from it", "what the gate wants")
     starts = ((0.0, -34.0), (0.0, -20.0), (0.0, -6.0)) if narrow else ((6.0, -10.0), (238.0, -10.0), (462.0, -10.0))
@@ -258,12 +272,12 @@ def _key(axes: Any, left: float, height: float, narrow: bool) -> None:
             axes.plot([x, x], [y - 6, y + 6], color=INK, linewidth=1.4, linestyle=(0, (3, 2)))
         else:
             edge, face = (DIM, DIM) if place == 0 else (SERIES[1], BACK)
-            ring = {"markerfacecolor": face, "markeredgewidth": 1.8, "linestyle": "none"}
+            ring: Style = {"markerfacecolor": face, "markeredgewidth": 1.8, "linestyle": "none"}
             axes.plot([x], [y], marker="o", markersize=7, color=edge, **ring)
         axes.text(x + 10, y, word, va="center", fontsize=10, color=DIM)
 
 
-def _steps(figure: Any, drawn: Steps, form: str) -> None:
+def _steps(figure: Figure, drawn: Steps, form: str) -> None:
     """A bar a stage: accepted solid, the rest hollow, on one scale."""
     row, left, right = 26.0, 178.0, 352.0
     axes = _canvas(figure, 440, row * len(drawn.rows) + 30)
@@ -281,7 +295,7 @@ def _steps(figure: Any, drawn: Steps, form: str) -> None:
         axes.text(x + 16, y, word, va="center", fontsize=10, color=DIM)
 
 
-def _heat(figure: Any, drawn: Heat, form: str) -> None:
+def _heat(figure: Figure, drawn: Heat, form: str) -> None:
     """Share in each cell, as colour and as number, with how many of how many."""
     from matplotlib.patches import Rectangle
 
@@ -304,8 +318,8 @@ def _heat(figure: Any, drawn: Heat, form: str) -> None:
             axes.text(middle, y + row / 2, text, ha="center", va="center", fontsize=10, color=INK if tried else DIM)
 
 
-DRAW: dict[type, Callable[[Any, Any, str], None]] = {
-    Lines: _lines,
+DRAW: dict[type, Callable[[Figure, Any, str], None]] = {
+    LineSeries: _lines,
     Bars: _bars,
     Forest: _forest,
     Steps: _steps,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from cai.evaluate import critiques, revisions
 from cai.evaluate.verdict import Scores, TextVerdict
@@ -16,15 +15,16 @@ from cai.metrics.figure import Unscored, sample
 from cai.metrics.text import quoted_spans, rouge_l, words
 from cai.recipe.settings_evaluation import EvaluationSection
 from cai.report.diff import Segment, cut, quotations, word_diff
-from cai.report.snapshot import Story
-from cai.store.jsonl import Row
+from cai.report.snapshot import Snapshot
+from cai.store.jsonl import JsonObject, Row
+from cai.store.row_types import Example
 
 SHOW_ALL = 120  # up to this many examples, all are shown
 SAMPLED, EXTREMES = 40, 10  # above: a seeded sample, and this many of the worst and of the best
 
 
 @dataclass(frozen=True)
-class Check:
+class ShownCheck:
     """One test of the metric: what was found, what was wanted, whether it passed (None: not part of the verdict)."""
 
     name: str
@@ -39,12 +39,12 @@ class Judged:
 
     question: str
     status: str
-    checks: list[Check]
+    checks: list[ShownCheck]
     why: str
 
 
 @dataclass(frozen=True)
-class Round:
+class ShownRound:
     number: int
     principle_id: str
     principle: str
@@ -59,7 +59,7 @@ class Exhibit:
     pool: str
     split: str
     instruction: str
-    rounds: list[Round]
+    rounds: list[ShownRound]
     flags: list[str]
     critique: Judged
     revision: Judged
@@ -73,53 +73,55 @@ class Exhibit:
         return self.pool != "benign"
 
 
-def exhibits(story: Story) -> list[Exhibit]:
+def exhibits(snapshot: Snapshot) -> list[Exhibit]:
     """The kept examples to show, by item; with more than SHOW_ALL, a seeded sample and the extremes."""
-    chosen = choose(story)
-    return [exhibit(story, example, why=chosen[example["item"]]) for example in story.pairs.examples
+    chosen = choose(snapshot)
+    return [exhibit(snapshot, example, why=chosen[example["item"]]) for example in snapshot.pairs.examples
             if example["item"] in chosen]  # fmt: skip
 
 
-def rejected_exhibits(story: Story, limit: int = 20) -> list[Exhibit]:
+def rejected_exhibits(snapshot: Snapshot, limit: int = 20) -> list[Exhibit]:
     """Whole chains that made no pair, with the reason; a seeded sample above the limit."""
-    rejects = [reject for reject in story.pairs.rejects if "example" in reject]
+    rejects = [reject for reject in snapshot.pairs.rejects if "example" in reject]
     shown = set(sample([r["item"] for r in rejects], limit))
-    return [exhibit(story, r["example"], reject=f"{r['reason']}: {r['detail']}") for r in rejects if r["item"] in shown]
+    return [
+        exhibit(snapshot, r["example"], reject=f"{r['reason']}: {r['detail']}") for r in rejects if r["item"] in shown
+    ]
 
 
-def choose(story: Story) -> dict[int, str]:
+def choose(snapshot: Snapshot) -> dict[int, str]:
     """item -> why it is shown."""
-    items = [example["item"] for example in story.pairs.examples]
+    items = [example["item"] for example in snapshot.pairs.examples]
     if len(items) <= SHOW_ALL:
         return dict.fromkeys(items, "")
-    ranked = sorted(items, key=lambda item: (goodness(story, item), item))
-    scored = [item for item in ranked if ("critiques.gates", item) in story.scores]
+    ranked = sorted(items, key=lambda item: (goodness(snapshot, item), item))
+    scored = [item for item in ranked if ("critiques.gates", item) in snapshot.scores]
     found = dict.fromkeys(sample(items, SAMPLED), "sample")
     found |= dict.fromkeys(scored[:EXTREMES], "among the worst")
     found |= dict.fromkeys(scored[-EXTREMES:], "among the best")
     return found
 
 
-def goodness(story: Story, item: int) -> float:
+def goodness(snapshot: Snapshot, item: int) -> float:
     """Passed checks of critique and revision plus their likelihood figures: only an order for the eye."""
-    gates, checks = (story.scores.get((name, item), {}) for name in ("critiques.gates", "revisions.gates"))
+    gates, checks = (snapshot.scores.get((name, item), {}) for name in ("critiques.gates", "revisions.gates"))
     total = float(len((gates.get("real") or {}).get("pass", ())) + len(checks.get("pass", ())))
     for metric in ("critiques.csi", "revisions.cri"):
-        total += float(story.scores.get((metric, item), {}).get("real") or 0.0)
+        total += float(snapshot.scores.get((metric, item), {}).get("real") or 0.0)
     return total
 
 
-def exhibit(story: Story, example: Mapping[str, Any], reject: str = "", why: str = "") -> Exhibit:
-    section, item = story.recipe.evaluation, int(example["item"])
+def exhibit(snapshot: Snapshot, example: Example, reject: str = "", why: str = "") -> Exhibit:
+    section, item = snapshot.recipe.evaluation, int(example["item"])
     rounds, before, quotes = [], str(example["initial_answer"]), ""
     for number, entry in enumerate(example["rounds"]):
         in_critique, in_answer = quotations(entry["critique"], before)
         left, right = word_diff(before, entry["revised_answer"], in_answer)
         critique = cut(entry["critique"], (), in_critique)
         quotes = f"{len(in_critique)} of {len(quoted_spans(entry['critique']))}"
-        rounds.append(Round(number, str(entry["principle_id"]), str(entry["principle"]), left, critique, right))
+        rounds.append(ShownRound(number, str(entry["principle_id"]), str(entry["principle"]), left, critique, right))
         before = entry["revised_answer"]
-    scores = story.scores_by_item.get(item, {})
+    scores = snapshot.scores_by_item.get(item, {})
     return Exhibit(
         item=item,
         pool=str(example["pool"]),
@@ -137,11 +139,11 @@ def exhibit(story: Story, example: Mapping[str, Any], reject: str = "", why: str
 
 def _with_quotes(judged: Judged, quotes: str) -> Judged:
     """A reader's check that no verdict uses: a quotation that the answer does not hold is the critic's invention."""
-    check = Check("quotations that stand in the criticised text", quotes, "all", None)
+    check = ShownCheck("quotations that stand in the criticised text", quotes, "all", None)
     return replace(judged, checks=[*judged.checks, check])
 
 
-def _flags(flags: Mapping[str, Any]) -> list[str]:
+def _flags(flags: JsonObject) -> list[str]:
     named = [name.replace("_", " ") for name, value in flags.items() if value is True]
     return [*named, *(f"ran to the limit: {where}" for where in flags.get("ran_to_limit", []))]
 
@@ -166,7 +168,7 @@ def judge_revision(scores: Scores, section: EvaluationSection) -> Judged:
 def shown(verdict: TextVerdict, question: str, nothing: str) -> Judged:
     """The verdict in words, with what was found and wanted of each check; of those not asked for, only what counts."""
     checks = [
-        Check(c.name, c.found or _num(c.value), c.wanted, c.passed if c.counts else None)
+        ShownCheck(c.name, c.found or _num(c.value), c.wanted, c.passed if c.counts else None)
         for c in verdict.criteria
         if c.counts or c.value is not None
     ]
@@ -212,19 +214,19 @@ GLOSSARY = (
 )
 
 
-def _num(value: Any) -> str:
+def _num(value: float | None) -> str:
     return "–" if value is None else f"{value:.0f}" if float(value).is_integer() else f"{value:.2f}"
 
 
-def lengths(story: Story) -> dict[str, list[float]]:
+def lengths(snapshot: Snapshot) -> dict[str, list[float]]:
     """Words of every kept answer and its last revision."""
-    pairs = story.pairs.kept
+    pairs = snapshot.pairs.kept
     return {
         "answers": [float(len(words(p["rejected"]))) for p in pairs],
         "revisions": [float(len(words(p["chosen"]))) for p in pairs],
     }
 
 
-def edits(story: Story) -> dict[str, list[float]]:
+def edits(snapshot: Snapshot) -> dict[str, list[float]]:
     """Share of each kept pair that changed: 1 - ROUGE-L of answer and last revision."""
-    return {"pairs": [1.0 - rouge_l(p["rejected"], p["chosen"]) for p in story.pairs.kept]}
+    return {"pairs": [1.0 - rouge_l(p["rejected"], p["chosen"]) for p in snapshot.pairs.kept]}

@@ -1,6 +1,6 @@
 """The report of a run: report.html, one offline page without scripts, and report.md, the same in short.
 
-Owns what the two pages hold and in which order (verdicts first); `story` reads the folder, `exhibits` prepares the
+Owns what the two pages hold and in which order (verdicts first); `snapshot` reads the folder, `exhibits` prepares the
 examples, the templates lay them out. A pure function of the run folder: the same files give the same bytes.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from cai.data import hygiene
 from cai.evaluate.gates import SIGNS
@@ -18,12 +17,13 @@ from cai.report.agreement import agreement
 from cai.report.charts import Chart, forest, funnel, heat_map, histogram, line_chart
 from cai.report.drawing import inline, write_plots
 from cai.report.examples import GLOSSARY, edits, exhibits, lengths, rejected_exhibits
-from cai.report.snapshot import Story, read_story
+from cai.report.snapshot import Snapshot, read_story
 from cai.report.templating import environment
 from cai.run import digests
 from cai.run.folder import Run
 from cai.store.files import write_atomic
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row
+from cai.store.row_types import FigureRow
 from cai.terminal import duration, number, usd, usd_fine
 
 SMALL = ("m0", "m1")
@@ -51,80 +51,80 @@ def write_report(run: Run) -> None:
 
 
 def write_pages(path: Path) -> None:
-    story = read_story(path)  # once: with 5,000 items it is a third of what a run holds
-    content = gather(story)
+    snapshot = read_story(path)  # once: with 5,000 items it is a third of what a run holds
+    content = gather(snapshot)
     digests.drop_page_sums(path)
     write_atomic(path / "report.html", page(content).encode())
     write_atomic(path / "report.md", markdown(content).encode())
-    if story.recipe.milestone not in SMALL:  # a paper shows no milestone of ten items
+    if snapshot.recipe.milestone not in SMALL:  # a paper shows no milestone of ten items
         write_plots(path / "eval" / "plots", plots(content))
     del content
-    publication.write(story)
+    publication.write(snapshot)
     digests.write_page_sums(path)
 
 
-def page(content: Mapping[str, Any]) -> str:
+def page(content: JsonObject) -> str:
     return environment().get_template("report.html.j2").render({**content, "picture": inline})
 
 
-def markdown(content: Mapping[str, Any]) -> str:
+def markdown(content: JsonObject) -> str:
     return environment().get_template("report.md.j2").render(content)
 
 
-def gather(story: Story) -> Row:
+def gather(snapshot: Snapshot) -> Row:
     """Everything the templates print, as plain values."""
-    shown = exhibits(story)
+    shown = exhibits(snapshot)
     return {
-        "story": story,
-        "headline": headline(story),
-        "verdicts": [verdict_row(v) for v in story.verdicts],
-        "controls": _controls(story),
-        "forest": forest("What was measured, with its interval and its controls", story.verdicts, story.figures),
-        "funnel": tables.funnel(story),
-        "funnel_chart": funnel_chart(story),
-        "reject_reasons": list(story.pairs.reasons.items()),
-        "hygiene": story.cleaned,
-        "hygiene_lines": hygiene.lines(story.cleaned.facts),
-        "principles": tables.by_principle(story),
-        "heat_map": heat_map("What became of each principle's items", tables.by_principle(story)),
-        "figures": figure_rows(story.figures),
-        "meanings": metrics.meanings(story.figures),
-        "benchmarks": benchmark_rows(story.figures),
-        "added": added(story),
-        "curves": curves(story.log, story.figures),
-        "training": training_rows(story),
-        "histograms": histograms(story),
+        "snapshot": snapshot,
+        "headline": headline(snapshot),
+        "verdicts": [verdict_row(v) for v in snapshot.verdicts],
+        "controls": _controls(snapshot),
+        "forest": forest("What was measured, with its interval and its controls", snapshot.verdicts, snapshot.figures),
+        "funnel": tables.funnel(snapshot),
+        "funnel_chart": funnel_chart(snapshot),
+        "reject_reasons": list(snapshot.pairs.reasons.items()),
+        "hygiene": snapshot.cleaned,
+        "hygiene_lines": hygiene.lines(snapshot.cleaned.facts),
+        "principles": tables.by_principle(snapshot),
+        "heat_map": heat_map("What became of each principle's items", tables.by_principle(snapshot)),
+        "figures": figure_rows(snapshot.figures),
+        "meanings": metrics.meanings(snapshot.figures),
+        "benchmarks": benchmark_rows(snapshot.figures),
+        "added": added(snapshot),
+        "curves": curves(snapshot.log, snapshot.figures),
+        "training": training_rows(snapshot),
+        "histograms": histograms(snapshot),
         "glossary": GLOSSARY,
         "examples": shown,
         "markdown_examples": shown[:MARKDOWN_EXAMPLES],
-        "total_examples": len(story.pairs.examples),
-        "rejected": rejected_exhibits(story),
-        "total_rejected": sum("example" in reject for reject in story.pairs.rejects),
-        "instructions": _last(story.of_kind("instructions_summary")),
-        "attempts": tables.attempts(story),
-        "phases": tables.phases(story),
-        "weights": tables.weights(story),
-        "repairs": tables.repairs(story),
-        "money": money(story),
-        "reviews": agreement(story),
-        "command": tables.command_line(story),
-        "plan": identity_rows(story),
+        "total_examples": len(snapshot.pairs.examples),
+        "rejected": rejected_exhibits(snapshot),
+        "total_rejected": sum("example" in reject for reject in snapshot.pairs.rejects),
+        "instructions": _last(snapshot.of_kind("instructions_summary")),
+        "attempts": tables.attempts(snapshot),
+        "phases": tables.phases(snapshot),
+        "weights": tables.weights(snapshot),
+        "repairs": tables.repairs(snapshot),
+        "money": money(snapshot),
+        "reviews": agreement(snapshot),
+        "command": tables.command_line(snapshot),
+        "plan": identity_rows(snapshot),
     }
 
 
-def plots(content: Mapping[str, Any]) -> list[Chart | None]:
+def plots(content: JsonObject) -> list[Chart | None]:
     """Every chart of the page, in its order, for eval/plots; none where nothing was decided or measured."""
     one_by_one = (content["forest"], content["funnel_chart"], content["heat_map"])
     return [*one_by_one, *content["curves"], *content["histograms"]]
 
 
-def funnel_chart(story: Story) -> Chart | None:
+def funnel_chart(snapshot: Snapshot) -> Chart | None:
     """The stages, then what became pairs and what of these is trained on."""
-    rows = [(row["name"], row["rows"], row["ok"]) for row in tables.funnel(story)]
-    pairs, train = story.pairs, story.pairs.train
+    rows = [(row["name"], row["rows"], row["ok"]) for row in tables.funnel(snapshot)]
+    pairs, train = snapshot.pairs, snapshot.pairs.train
     if rows and (pairs.kept or pairs.rejects):
         rows.append(("pairs", len(pairs.kept) + len(pairs.rejects), len(pairs.kept)))
-        rows.append(("training pairs, cleaned", len(train), len(story.cleaned.kept)))
+        rows.append(("training pairs, cleaned", len(train), len(snapshot.cleaned.kept)))
     return funnel("From prompts to pairs", rows)
 
 
@@ -132,24 +132,24 @@ def _last(events: Sequence[Row]) -> Row:
     return events[-1] if events else {}
 
 
-def headline(story: Story) -> Row:
+def headline(snapshot: Snapshot) -> Row:
     """The one sentence on top: passed, not passed, or not decided; whether it counts on this model."""
-    if not story.gates:
+    if not snapshot.gates:
         text = "No gate was decided yet: the run is not finished."
-        if story.events and story.events[-1]["kind"] == "budget_stop":
-            text += f" It stopped at its budget {story.events[-1]['where']} and can go on."
+        if snapshot.events and snapshot.events[-1]["kind"] == "budget_stop":
+            text += f" It stopped at its budget {snapshot.events[-1]['where']} and can go on."
         return {"status": "OPEN", "text": text}
-    advisory = not story.gates.get("enforced")
-    open_ = [v["metric"] for v in story.verdicts if v["status"] != "PASS" and not v["criterion"].get("advisory")]
-    if not story.verdicts:
-        return {"status": "OPEN", "text": f"The recipe sets no gate for {story.milestone}."}
-    why = story.gates.get("override")
+    advisory = not snapshot.gates.get("enforced")
+    open_ = [v["metric"] for v in snapshot.verdicts if v["status"] != "PASS" and not v["criterion"].get("advisory")]
+    if not snapshot.verdicts:
+        return {"status": "OPEN", "text": f"The recipe sets no gate for {snapshot.milestone}."}
+    why = snapshot.gates.get("override")
     if not open_:
-        advised = [v["metric"] for v in story.verdicts if v["status"] != "PASS"]
-        text = f"{story.milestone} passed its {len(story.verdicts) - len(advised)} gate(s)."
+        advised = [v["metric"] for v in snapshot.verdicts if v["status"] != "PASS"]
+        text = f"{snapshot.milestone} passed its {len(snapshot.verdicts) - len(advised)} gate(s)."
         text += f" Advisory and not met: {', '.join(advised)}." if advised else ""
         return {"status": "PASS", "text": f"{text} Begun with --override-gate: {why}" if why else text}
-    text = f"{story.milestone} did not pass: {', '.join(open_)}."
+    text = f"{snapshot.milestone} did not pass: {', '.join(open_)}."
     if why:
         text += f" Overridden: {why}"
     elif advisory:
@@ -157,9 +157,10 @@ def headline(story: Story) -> Row:
     return {"status": "ADVISORY" if advisory else "FAIL", "text": text}
 
 
-def verdict_row(verdict: Mapping[str, Any]) -> Row:
+def verdict_row(verdict: JsonObject) -> Row:
     """A gate as the table shows it: status, value, interval, n, what was wanted, why."""
-    criterion, measured = verdict["criterion"], verdict.get("measured") or {}
+    criterion = verdict["criterion"]
+    measured: FigureRow = verdict.get("measured") or {}
     comparison = next((name for name in SIGNS if criterion.get(name) is not None), "at_least")
     bound = "" if criterion.get("bound", "point") == "point" else f" ({criterion['bound']} bound)"
     return {
@@ -173,9 +174,9 @@ def verdict_row(verdict: Mapping[str, Any]) -> Row:
     }
 
 
-def figure(measured: Mapping[str, Any]) -> Row:
+def figure(measured: FigureRow) -> Row:
     """Value, interval, n, unscored and judge of a measured figure, as text."""
-    value, low, high = (measured.get(key) for key in ("value", "low", "high"))
+    value, low, high = measured.get("value"), measured.get("low"), measured.get("high")
     interval = "" if low is None or high is None else f"{number(float(low))} to {number(float(high))}"
     return {
         "value": number(value) if value is not None else "not measured",
@@ -187,17 +188,17 @@ def figure(measured: Mapping[str, Any]) -> Row:
     }
 
 
-def _controls(story: Story) -> list[Row]:
+def _controls(snapshot: Snapshot) -> list[Row]:
     """The negative controls and baselines that the gates name."""
-    names = dict.fromkeys(name for v in story.verdicts for name in v["criterion"].get("beats", []))
-    return [{"metric": name, **figure(story.figures[name])} for name in names if name in story.figures]
+    names = dict.fromkeys(name for v in snapshot.verdicts for name in v["criterion"].get("beats", []))
+    return [{"metric": name, **figure(snapshot.figures[name])} for name in names if name in snapshot.figures]
 
 
-def figure_rows(figures: Mapping[str, Row]) -> list[Row]:
+def figure_rows(figures: Mapping[str, FigureRow]) -> list[Row]:
     return [{"metric": name, **figure(measured)} for name, measured in sorted(figures.items())]
 
 
-def benchmark_rows(figures: Mapping[str, Row]) -> list[Row]:
+def benchmark_rows(figures: Mapping[str, FigureRow]) -> list[Row]:
     """Figures that hold a base and a tuned value, or stand once for each of the two: benchmarks, forgetting, fresh."""
     rows = []
     for name, measured in sorted(figures.items()):
@@ -215,10 +216,10 @@ def benchmark_rows(figures: Mapping[str, Row]) -> list[Row]:
     return rows
 
 
-def added(story: Story) -> Row:
+def added(snapshot: Snapshot) -> Row:
     """What DPO adds to supervised training on the revisions; empty where that arm was not trained."""
-    rows = publication.added_rows(story.figures)
-    arm = story.figures.get("sft.last_loss")
+    rows = publication.added_rows(snapshot.figures)
+    arm = snapshot.figures.get("sft.last_loss")
     if not arm:
         return {}
     facts = arm.get("facts") or {}
@@ -227,7 +228,7 @@ def added(story: Story) -> Row:
     return {"about": about, "head": publication.ADDED_HEAD, "rows": rows}
 
 
-def curves(log: Sequence[Row], figures: Mapping[str, Row]) -> list[Chart]:
+def curves(log: Sequence[Row], figures: Mapping[str, FigureRow]) -> list[Chart]:
     """The training log as charts, with what was measured after training; what a run did not log is left out."""
     found = []
     for title, unit, series in CURVES:
@@ -237,7 +238,7 @@ def curves(log: Sequence[Row], figures: Mapping[str, Row]) -> list[Chart]:
         after = {
             f"{name} after training": (last, *(figures[metric].get(key) for key in ("value", "low", "high")))
             for name, metric in AFTER.get(title, {}).items()
-            if (figures.get(metric) or {}).get("value") is not None
+            if (figures.get(metric) or FigureRow()).get("value") is not None
         }
         chart = line_chart(title, shown, marks=after, y_label=unit)
         if chart is not None:
@@ -250,9 +251,9 @@ def _points(log: Sequence[Row], key: str) -> list[tuple[float, float]]:
     return [(float(e["step"]), float(e[key])) for e in log if "step" in e and isinstance(e.get(key), int | float)]
 
 
-def training_rows(story: Story) -> list[tuple[str, str]]:
+def training_rows(snapshot: Snapshot) -> list[tuple[str, str]]:
     """Facts of the training, first and last loss, held-out figures beside them."""
-    result = story.training
+    result = snapshot.training
     if not result:
         return []
     rows = [("steps", number(result.get("steps"))), ("pairs", number(result.get("pairs")))]
@@ -264,7 +265,7 @@ def training_rows(story: Story) -> list[tuple[str, str]]:
     rows += [(f"held-out {name}", number(value, 4)) for name, value in (result.get("heldout") or {}).items()]
     for name in ("dpo.loss", "dpo.margin", "dpo.chosen_fall"):
         for tail in ("", ".heldout"):
-            measured = story.figures.get(name + tail)
+            measured = snapshot.figures.get(name + tail)
             if measured and measured.get("value") is not None:
                 shown = figure(measured)
                 interval = f" [{shown['interval']}]" if shown["interval"] else ""
@@ -272,36 +273,36 @@ def training_rows(story: Story) -> list[tuple[str, str]]:
     return rows
 
 
-def histograms(story: Story) -> list[Chart]:
+def histograms(snapshot: Snapshot) -> list[Chart]:
     found = [
-        histogram("Length of answers and revisions", lengths(story), "words"),
-        histogram("How much a revision changes", edits(story), "share of words changed (1 - ROUGE-L)"),
+        histogram("Length of answers and revisions", lengths(snapshot), "words"),
+        histogram("How much a revision changes", edits(snapshot), "share of words changed (1 - ROUGE-L)"),
     ]
     return [chart for chart in found if chart is not None]
 
 
-def money(story: Story) -> Row:
+def money(snapshot: Snapshot) -> Row:
     """Time and money over all attempts, beside the plan's target."""
-    spent, budget = story.spent, story.recipe.budget
-    hours, dollars = TARGETS.get(story.milestone, (budget.target_hours or None, None))
+    spent, budget = snapshot.spent, snapshot.recipe.budget
+    hours, dollars = TARGETS.get(snapshot.milestone, (budget.target_hours or None, None))
     hours = budget.target_hours or hours
     return {
         "time": duration(spent["seconds"]),
         "usd": usd(spent["usd"]) if spent["usd"] else "no price set",
-        "per_pair": usd_fine(story.usd_per_pair),
-        "seconds_per_pair": duration(spent["seconds"] / len(story.pairs.kept)) if story.pairs.kept else "–",
+        "per_pair": usd_fine(snapshot.usd_per_pair),
+        "seconds_per_pair": duration(spent["seconds"] / len(snapshot.pairs.kept)) if snapshot.pairs.kept else "–",
         "target_time": duration(hours * 3600) if hours else "none",
         "target_usd": usd(dollars) if dollars else "none",
-        "on_plan": story.backend == "cuda",
+        "on_plan": snapshot.backend == "cuda",
     }
 
 
-def identity_rows(story: Story) -> list[tuple[str, str]]:
+def identity_rows(snapshot: Snapshot) -> list[tuple[str, str]]:
     """What made the run: model, versions, hashes."""
-    facts, versions = story.manifest.get("model") or {}, story.manifest.get("versions") or {}
-    rows = [("model", story.model), ("backend", story.backend)]
+    facts, versions = snapshot.manifest.get("model") or {}, snapshot.manifest.get("versions") or {}
+    rows = [("model", snapshot.model), ("backend", snapshot.backend)]
     rows += [(name, str(facts[name])) for name in ("revision", "quantization", "format", "device") if facts.get(name)]
-    rows += [("created", str(story.manifest.get("created", ""))), ("seed", str(story.recipe.seed))]
+    rows += [("created", str(snapshot.manifest.get("created", ""))), ("seed", str(snapshot.recipe.seed))]
     rows += [(name, str(version)) for name, version in sorted(versions.items())]
-    rows += [(f"sha256 of {name}", str(sha)) for name, sha in sorted((story.manifest.get("files") or {}).items())]
+    rows += [(f"sha256 of {name}", str(sha)) for name, sha in sorted((snapshot.manifest.get("files") or {}).items())]
     return rows

@@ -14,10 +14,11 @@ from typing import Any
 
 from cai.metrics.stats import holm
 from cai.report import tables as views
-from cai.report.snapshot import Story
+from cai.report.snapshot import Snapshot
 from cai.report.table_text import NONE, Table, latex, markdown, without_empty
 from cai.store.files import holds, write_atomic
 from cai.store.jsonl import Row
+from cai.store.row_types import FigureRow
 from cai.terminal import duration, number, usd
 
 FIRST = (
@@ -67,44 +68,46 @@ CHECK_HEAD = ("used for", "model", "n", "kappa", "95% interval", "sensitivity", 
 FUNNEL_HEAD = ("stage", "rows", "accepted", "rejected", "reasons")
 
 
-def write(story: Story) -> list[Path]:
+def write(snapshot: Snapshot) -> list[Path]:
     """eval/table.md and eval/table.tex of a run, if anything was measured; files that are right are left alone."""
-    if not story.figures:
+    if not snapshot.figures:
         return []
-    content = tables(story)
+    content = tables(snapshot)
     written = []
     for name, text in (("table.md", markdown(content)), ("table.tex", latex(content))):
-        target = story.path / "eval" / name
+        target = snapshot.path / "eval" / name
         if not holds(target, text.encode()):
             write_atomic(target, text.encode())
         written.append(target)
     return written
 
 
-def tables(story: Story) -> list[Table]:
+def tables(snapshot: Snapshot) -> list[Table]:
     """The headline, main table, checks of the judges, categories, data funnel and cost; an empty one is left out.
 
     So is a column that says nothing in any row, such as SFT where that arm was not trained.
     """
-    main = main_rows(story.figures)
+    main = main_rows(snapshot.figures)
     arms = "Base, SFT and DPO" if any(row[HEAD.index("SFT")] != NONE for row in main) else "Base and DPO"
     found = [
-        Table(f"{story.model}, {story.milestone}: what was measured", HEADLINE_HEAD, headline_rows(story.figures)),
-        Table(f"{arms} of {story.model} ({story.milestone})", HEAD, main),
-        Table("What DPO adds to SFT on the revisions", ADDED_HEAD, added_rows(story.figures)),
-        Table("Guards and judges on rows whose answer is known", CHECK_HEAD, check_rows(story.figures)),
-        Table("By category", CATEGORY_HEAD, category_rows(story.figures)),
-        Table("The data: critiques, revisions, pairs", DATA_HEAD, data_rows(story.figures)),
-        Table("Dropped by the guard", GUARD_HEAD, guard_rows(story.figures)),
-        Table("Data funnel", FUNNEL_HEAD, funnel_rows(story)),
-        Table("Cost", ("what", "value"), cost_rows(story)),
+        Table(
+            f"{snapshot.model}, {snapshot.milestone}: what was measured", HEADLINE_HEAD, headline_rows(snapshot.figures)
+        ),
+        Table(f"{arms} of {snapshot.model} ({snapshot.milestone})", HEAD, main),
+        Table("What DPO adds to SFT on the revisions", ADDED_HEAD, added_rows(snapshot.figures)),
+        Table("Guards and judges on rows whose answer is known", CHECK_HEAD, check_rows(snapshot.figures)),
+        Table("By category", CATEGORY_HEAD, category_rows(snapshot.figures)),
+        Table("The data: critiques, revisions, pairs", DATA_HEAD, data_rows(snapshot.figures)),
+        Table("Dropped by the guard", GUARD_HEAD, guard_rows(snapshot.figures)),
+        Table("Data funnel", FUNNEL_HEAD, funnel_rows(snapshot)),
+        Table("Cost", ("what", "value"), cost_rows(snapshot)),
     ]
     return [without_empty(table) for table in found if table.rows]
 
 
-def headline_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def headline_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """At most five rows for a paper's column: the benchmarks where they ran, else what was measured of the pairs."""
-    found = [name for name in HEADLINES if (figures.get(name) or {}).get("value") is not None][:5]
+    found = [name for name in HEADLINES if (figures.get(name) or FigureRow()).get("value") is not None][:5]
     rows: list[tuple[str, ...]] = []
     for name in found:
         figure, facts = figures[name], figures[name].get("facts") or {}
@@ -118,7 +121,7 @@ def headline_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
     return rows
 
 
-def main_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def main_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """Paired figures first (the headline ones on top), then metrics with a figure for each arm, then single ones.
 
     The SFT arm's figures (`<metric>.sft`) stand in the rows of the metrics they belong to; figures of no arm elsewhere.
@@ -130,12 +133,12 @@ def main_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
     order = sorted(paired, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     stems = sorted({name.rpartition(".")[0] for name in figures if name.endswith((".base", ".tuned"))} - COVERED)
     single = sorted(name for name in figures if name not in paired and not name.endswith((".base", ".tuned")))
-    rows = [_paired_row(name, figures[name], every.get(f"{name}.sft", {})) for name in order]
+    rows = [_paired_row(name, figures[name], every.get(f"{name}.sft", FigureRow())) for name in order]
     rows += [_arms_row(stem, every) for stem in stems]
-    return rows + [_single_row(name, figures[name], every.get(f"{name}.sft", {})) for name in single]
+    return rows + [_single_row(name, figures[name], every.get(f"{name}.sft", FigureRow())) for name in single]
 
 
-def added_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def added_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """DPO against the SFT arm, paired; Holm over all of them."""
     found = {name.removeprefix(OVER): figure for name, figure in figures.items() if name.startswith(OVER)}
     order = sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
@@ -152,20 +155,20 @@ def added_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _has_arms(figure: Row) -> bool:
+def _has_arms(figure: FigureRow) -> bool:
     facts = figure.get("facts") or {}
     return isinstance(facts.get("base"), int | float) and isinstance(facts.get("tuned"), int | float)
 
 
-def _bounds(figure: Row, difference: float | None) -> tuple[float | None, float | None]:
+def _bounds(figure: FigureRow, difference: float | None) -> tuple[float | None, float | None]:
     """The interval of `difference`: a figure that is a drop (base - tuned) is turned."""
-    low, high, value = (figure.get(key) for key in ("low", "high", "value"))
+    low, high, value = figure.get("low"), figure.get("high"), figure.get("value")
     if low is None or high is None or difference is None:
         return None, None
     return (-high, -low) if value is not None and value * difference < 0 else (low, high)
 
 
-def _paired_row(name: str, figure: Row, sft: Row) -> tuple[str, ...]:
+def _paired_row(name: str, figure: FigureRow, sft: FigureRow) -> tuple[str, ...]:
     facts = figure["facts"]
     difference = facts["tuned"] - facts["base"]
     interval = _interval(*_bounds(figure, difference))
@@ -173,15 +176,15 @@ def _paired_row(name: str, figure: Row, sft: Row) -> tuple[str, ...]:
     return (_title(name), *arms, number(difference), interval, *_counts(figure), *_ps(facts), _judge(figure))
 
 
-def _arms_row(stem: str, figures: Mapping[str, Row]) -> tuple[str, ...]:
-    base, tuned = (figures.get(f"{stem}.{arm}", {}) for arm in ("base", "tuned"))
+def _arms_row(stem: str, figures: Mapping[str, FigureRow]) -> tuple[str, ...]:
+    base, tuned = (figures.get(f"{stem}.{arm}", FigureRow()) for arm in ("base", "tuned"))
     either = tuned or base
-    sft = figures.get(f"{stem}.sft", {}).get("value")
+    sft = figures.get(f"{stem}.sft", FigureRow()).get("value")
     values = (_cell(base.get("value")), _cell(sft), _cell(tuned.get("value")))
     return (_title(stem), *values, NONE, _interval_of(tuned), *_counts(either), NONE, NONE, _judge(either))
 
 
-def _single_row(name: str, figure: Row, sft: Row) -> tuple[str, ...]:
+def _single_row(name: str, figure: FigureRow, sft: FigureRow) -> tuple[str, ...]:
     """A figure of one arm, in that arm's column."""
     cells = {"base": NONE, "SFT": _cell(sft.get("value")), "DPO": NONE}
     cells[COLUMN.get(name, "DPO")] = _cell(figure.get("value"))
@@ -189,15 +192,15 @@ def _single_row(name: str, figure: Row, sft: Row) -> tuple[str, ...]:
     return (_title(name), *cells.values(), NONE, _interval_of(figure), *_counts(figure), *ps, _judge(figure))
 
 
-def data_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def data_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """What was measured of the data, which belongs to no arm."""
     found = sorted((name, figure) for name, figure in figures.items() if name.startswith(OF_DATA))
     return [(_title(n), _cell(f.get("value")), _interval_of(f), *_counts(f), _judge(f)) for n, f in found]
 
 
-def guard_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def guard_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """Pairs that the guard judged and dropped: of each pool, by reason and by category."""
-    figure = figures.get("guard.dropped") or {}
+    figure = figures.get("guard.dropped") or FigureRow()
     facts, total = figure.get("facts") or {}, str(figure.get("n", 0))
     pools = [("pool", pool, str(cell["n"]), str(cell["dropped"])) for pool, cell in _items(facts, "by_pool")]
     reasons = [("reason", reason, total, str(count)) for reason, count in _items(facts, "reasons")]
@@ -217,7 +220,7 @@ def _title(name: str) -> str:
     return TITLES.get(name, name)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return number(value) if isinstance(value, int | float) else NONE
 
 
@@ -225,11 +228,11 @@ def _interval(low: float | None, high: float | None) -> str:
     return NONE if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
-def _interval_of(figure: Row) -> str:
+def _interval_of(figure: FigureRow) -> str:
     return _interval(figure.get("low"), figure.get("high"))
 
 
-def _counts(figure: Row) -> tuple[str, str]:
+def _counts(figure: FigureRow) -> tuple[str, str]:
     return str(figure.get("n", 0)), str(figure.get("unscored", 0))
 
 
@@ -238,11 +241,11 @@ def _ps(facts: Row) -> tuple[str, str]:
     return tuple(f"{value:.3g}" if isinstance(value, int | float) else NONE for value in (p, adjusted))  # type: ignore[return-value]
 
 
-def _judge(figure: Row) -> str:
+def _judge(figure: FigureRow) -> str:
     return str(figure.get("judge") or "")
 
 
-def check_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def check_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """One row a guard or judge that was tried on its check set."""
     rows = []
     for name in sorted(name for name in figures if name.startswith("checks.") and name.endswith(".kappa")):
@@ -254,14 +257,14 @@ def check_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
     return rows
 
 
-def category_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
+def category_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     """One row a category of every figure that has them; without the intervals, which small groups cannot carry."""
     rows: list[tuple[str, ...]] = []
     for name in sorted(figures, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
         found = (figures[name].get("facts") or {}).get("by_category")
         if name not in FIRST or not isinstance(found, dict):
             continue
-        sft = ((figures.get(f"{name}.sft") or {}).get("facts") or {}).get("by_category") or {}
+        sft = ((figures.get(f"{name}.sft") or FigureRow()).get("facts") or {}).get("by_category") or {}
         for category, cell in sorted(found.items()):
             if isinstance(cell, dict) and "base" in cell:
                 arms = (number(cell["base"]), _cell((sft.get(category) or {}).get("tuned")), number(cell["tuned"]))
@@ -269,32 +272,32 @@ def category_rows(figures: Mapping[str, Row]) -> list[tuple[str, ...]]:
     return rows
 
 
-def funnel_rows(story: Story) -> list[tuple[str, ...]]:
+def funnel_rows(snapshot: Snapshot) -> list[tuple[str, ...]]:
     """What became of the data, stage by stage, then hygiene, contamination and the training set."""
     rows = []
-    for row in views.funnel(story):
+    for row in views.funnel(snapshot):
         reasons = ", ".join(f"{reason} {count}" for reason, count in row["reasons"][:4])
         rows.append((row["name"], *(str(row[key]) for key in ("rows", "ok", "rejected")), reasons))
     if not rows:
         return []
-    cleaned = story.cleaned
-    before, kept = len(story.pairs.train), len(cleaned.kept)
+    cleaned = snapshot.cleaned
+    before, kept = len(snapshot.pairs.train), len(cleaned.kept)
     rows.append(("training pairs after hygiene and contamination", str(before), str(kept), str(before - kept), NONE))
-    removed = (story.figures.get("contamination.removed") or {}).get("value")
+    removed = (snapshot.figures.get("contamination.removed") or FigureRow()).get("value")
     if isinstance(removed, int | float):
         rows.append(("of these, contaminated", NONE, NONE, number(removed), NONE))
     return rows
 
 
-def cost_rows(story: Story) -> list[tuple[str, ...]]:
+def cost_rows(snapshot: Snapshot) -> list[tuple[str, ...]]:
     """Time and money over all attempts, as the events say."""
-    spent = story.spent
-    per_pair = usd(story.usd_per_pair) if story.usd_per_pair else NONE
+    spent = snapshot.spent
+    per_pair = usd(snapshot.usd_per_pair) if snapshot.usd_per_pair else NONE
     money = usd(spent["usd"]) if spent["usd"] else "no price set"
     return [
         ("attempts", number(spent["attempts"])),
         ("time", duration(spent["seconds"])),
         ("money", money),
         ("money a pair", per_pair),
-        ("pairs", number(len(story.pairs.kept))),
+        ("pairs", number(len(snapshot.pairs.kept))),
     ]

@@ -25,6 +25,7 @@ from cai.recipe.load import Recipe, Source
 from cai.run.events import read_events, spent
 from cai.store import records
 from cai.store.jsonl import Row
+from cai.store.row_types import FigureRow, Record
 from cai.store.rows import ByItem, Latest, Rows
 
 REVIEW = {"rater": str, "key": str, "what": str, "mark": str, "item": int}  # what every mark has
@@ -32,16 +33,16 @@ SCORE_KEY = ("metric", "item", "round")
 
 
 @dataclass(frozen=True)
-class Story:
+class Snapshot:
     """One run. `figures`: metric -> Measured as a dict. `rows`: every record. Parts that are missing are empty."""
 
     path: Path
     manifest: Row
     recipe: Recipe
-    rows: Sequence[Row]
+    rows: Sequence[Record]
     pairs: PairSet
     principles: dict[str, str]
-    figures: dict[str, Row]
+    figures: dict[str, FigureRow]
     warnings: list[str]
     gates: Row
     scores: Mapping[tuple[str, int], Row]
@@ -110,7 +111,7 @@ class Story:
         return usd / count if usd > 0 and count else None
 
 
-def _language(rows: Sequence[Row], recipe: Recipe) -> list[str]:
+def _language(rows: Sequence[Record], recipe: Recipe) -> list[str]:
     """What is to be said of a user's requests in languages whose refusals are not known."""
     if not recipe.instructions.file:
         return []
@@ -119,7 +120,7 @@ def _language(rows: Sequence[Row], recipe: Recipe) -> list[str]:
     return [note] if note else []
 
 
-def read_story(path: Path) -> Story:
+def read_story(path: Path) -> Snapshot:
     """Everything a report needs. Errors: CaiError only where there is no run at all (no manifest)."""
     from cai.run.manifest import read_manifest
 
@@ -143,7 +144,7 @@ def read_story(path: Path) -> Story:
     training = _json(path / "train" / "result.json")
     if not training:
         gaps.append("there is no finished training")
-    return Story(
+    return Snapshot(
         path=path,
         manifest=manifest,
         recipe=recipe,
@@ -177,7 +178,7 @@ def _recipe(path: Path, gaps: list[str]) -> Recipe:
         return Recipe()  # type: ignore[call-arg]  # every key has a default
 
 
-def _records(path: Path, gaps: list[str]) -> Sequence[Row]:
+def _records(path: Path, gaps: list[str]) -> Sequence[Record]:
     try:
         return records.look(path / "records.jsonl")
     except (CaiError, OSError) as error:
@@ -193,14 +194,14 @@ def _principles(path: Path, gaps: list[str]) -> dict[str, str]:
         return {}
 
 
-def _pairs(rows: Sequence[Row], recipe: Recipe, principles: Mapping[str, str]) -> PairSet:
+def _pairs(rows: Sequence[Record], recipe: Recipe, principles: Mapping[str, str]) -> PairSet:
     wanted = set(slots(recipe))
     return build(rows, PairPlan(recipe.rounds, principles), recipe.pairs, lambda item: slot_of(item) in wanted)
 
 
-def _figures(folder: Path) -> tuple[dict[str, Row], list[str]]:
+def _figures(folder: Path) -> tuple[dict[str, FigureRow], list[str]]:
     """Every figure in eval/*.json, and the warnings beside them; gates.json is not one of them."""
-    figures: dict[str, Row] = {}
+    figures: dict[str, FigureRow] = {}
     warnings: list[str] = []
     for path in sorted(folder.glob("*.json")):
         if path.name == "gates.json":

@@ -1,4 +1,4 @@
-"""Tables over a story: the funnel, principles, attempts, phases, memory, repairs. Pure but for names in quarantine/.
+"""Tables over a snapshot: the funnel, principles, attempts, phases, memory, repairs. Pure but for names in quarantine/.
 
 Owns what is counted and summed for the report, the status and the model card; owns no layout.
 """
@@ -8,13 +8,12 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from cai.data import chain
 from cai.evaluate import critiques, revisions
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.settings_benchmarks import STAND_IN
-from cai.report.snapshot import Story
+from cai.report.snapshot import Snapshot
 from cai.run.events import spent
 from cai.store.jsonl import Row
 from cai.terminal import number
@@ -35,21 +34,21 @@ REPAIRS = {  # event kind -> what happened, in words
 }
 
 
-def funnel(story: Story) -> list[Row]:
+def funnel(snapshot: Snapshot) -> list[Row]:
     """One row a stage and round: rows, accepted, rejected, error, reasons with counts.
 
     A stand-in for the guard is marked in the stage's name.
     """
     groups: dict[tuple[str, int], Counter[str]] = {}
     reasons: dict[tuple[str, int], Counter[str]] = {}
-    for row in story.rows:  # one at a time: all of them at once are the largest thing a report would hold
+    for row in snapshot.rows:  # one at a time: all of them at once are the largest thing a report would hold
         key = row["stage"], 0 if row["stage"] == "instructions" else row["round"]
         counts = groups.setdefault(key, Counter())
         counts.update({"rows": 1, row["status"]: 1, "tokens": row.get("tokens") or 0})
         counts["limited"] += row.get("finish") == "length"
         if row["status"] != "ok":
             reasons.setdefault(key, Counter())[str(row["reason"]).split(":")[0]] += 1
-    order, model = {stage: i for i, stage in enumerate(chain.names())}, story.recipe.guard.model
+    order, model = {stage: i for i, stage in enumerate(chain.names())}, snapshot.recipe.guard.model
     found = []
     for (stage, round_), counts in sorted(groups.items(), key=lambda g: _stage_order(g[0], order)):
         label = f"guard ({STAND_IN})" if stage == "guard" and model == STAND_IN else stage
@@ -85,38 +84,38 @@ def _first_round() -> int:
 PRINCIPLE_COUNTS = "rounds nothing kept tried meaningful meaningful_n addresses addresses_n".split()
 
 
-def by_principle(story: Story) -> list[Row]:
+def by_principle(snapshot: Snapshot) -> list[Row]:
     """One row a principle: rounds, critiques that find nothing; of last rounds: pairs kept, the metric's verdicts."""
     found: dict[str, Row] = {}
-    for row in story.rows:
+    for row in snapshot.rows:
         if row["stage"] == "critiques" and row["status"] == "ok":
-            entry = found.setdefault(row["principle"], dict.fromkeys(PRINCIPLE_COUNTS, 0))
+            entry = found.setdefault(str(row["principle"]), dict.fromkeys(PRINCIPLE_COUNTS, 0))
             entry["rounds"] += 1
             entry["nothing"] += finds_nothing(row["text"])
-    examples = [*story.pairs.examples, *(r["example"] for r in story.pairs.rejects if "example" in r)]
-    kept = {example["item"] for example in story.pairs.examples}
+    examples = [*snapshot.pairs.examples, *(r["example"] for r in snapshot.pairs.rejects if "example" in r)]
+    kept = {example["item"] for example in snapshot.pairs.examples}
     for example in examples:
         if example["principle_id"] in found:
             entry = found[example["principle_id"]]
             entry["tried"] += 1
             entry["kept"] += example["item"] in kept
-            scores = story.scores_by_item.get(example["item"], {})
+            scores = snapshot.scores_by_item.get(example["item"], {})
             for name, verdict in (("meaningful", critiques.verdict), ("addresses", revisions.verdict)):
-                decided = verdict(scores, story.recipe.evaluation).decided
+                decided = verdict(scores, snapshot.recipe.evaluation).decided
                 entry[name] += decided is True
                 entry[f"{name}_n"] += decided is not None
     return [
-        {"id": id_, "text": story.principles.get(id_, ""), **entry}
+        {"id": id_, "text": snapshot.principles.get(id_, ""), **entry}
         for id_, entry in sorted(found.items(), key=lambda e: str(e[0]))
     ]
 
 
-def attempts(story: Story) -> list[Row]:
+def attempts(snapshot: Snapshot) -> list[Row]:
     """One row an attempt: when it began, where, how long, what it cost, how it ended."""
     found: list[Row] = []
-    numbers = sorted({int(event["attempt"]) for event in story.events})
+    numbers = sorted({int(event["attempt"]) for event in snapshot.events})
     for attempt in numbers:
-        own = [event for event in story.events if event["attempt"] == attempt]
+        own = [event for event in snapshot.events if event["attempt"] == attempt]
         firsts = [e for e in own if e["kind"] == "attempt"]
         first = firsts[0] if firsts else {}
         ends = [e for e in own if e["kind"] == "end"]
@@ -128,42 +127,44 @@ def attempts(story: Story) -> list[Row]:
                 "host": str(first.get("host", "")),
                 "seconds": cost["seconds"],
                 "usd": cost["usd"],
-                "end": _ending(story, ends[-1]) if ends else _open_end(story, own, attempt == numbers[-1]),
+                "end": _ending(snapshot, ends[-1]) if ends else _open_end(snapshot, own, attempt == numbers[-1]),
             }
         )
     return found
 
 
-def _open_end(story: Story, own: list[Row], last: bool) -> str:
+def _open_end(snapshot: Snapshot, own: list[Row], last: bool) -> str:
     """An attempt writes its page before its end: only an earlier one without an end was certainly killed."""
     if not last:
         return "killed"
     if any(event["kind"] == "budget_stop" for event in own):
         return "stopped at the budget"
     return (
-        "all steps done when this page was written" if story.gates else "at work when this page was written, or killed"
+        "all steps done when this page was written"
+        if snapshot.gates
+        else "at work when this page was written, or killed"
     )
 
 
-def _ending(story: Story, end: Row) -> str:
+def _ending(snapshot: Snapshot, end: Row) -> str:
     if end.get("code") == 0:
         return "done"
-    said = str(end.get("error", "")).replace(str(story.path), f"{story.path.parent.name}/{story.run_id}")
+    said = str(end.get("error", "")).replace(str(snapshot.path), f"{snapshot.path.parent.name}/{snapshot.run_id}")
     return f"exit {end.get('code')}: {said}"
 
 
 PEAKS = {"peak_host_gib": "host", "peak_gpu_gib": "gpu", "peak_gpu_used_gib": "gpu_used"}
 
 
-def phases(story: Story) -> list[Row]:
+def phases(snapshot: Snapshot) -> list[Row]:
     """Seconds, dollars, items, tokens and peak GiB by stage (and training), over rounds and attempts; then the rest.
 
     `host`: the process's peak up to then; `gpu`, `gpu_used`: reserved and allocated at most within the phase.
     """
-    price = {e["attempt"]: float(e.get("usd_per_hour") or 0.0) for e in story.of_kind("attempt")}
+    price = {e["attempt"]: float(e.get("usd_per_hour") or 0.0) for e in snapshot.of_kind("attempt")}
     found: dict[str, Row] = {}
 
-    def add(name: str, event: Row, seconds: Any) -> None:
+    def add(name: str, event: Row, seconds: float | None) -> None:
         entry = found.setdefault(name, _phase(name))
         entry["seconds"] += float(seconds or 0)
         entry["usd"] += float(seconds or 0) / 3600 * price.get(event["attempt"], 0.0)
@@ -171,20 +172,20 @@ def phases(story: Story) -> list[Row]:
             if isinstance(event.get(peak), int | float):
                 entry[short] = max(entry[short] or 0.0, float(event[peak]))
 
-    for event in story.of_kind("model_loaded"):
+    for event in snapshot.of_kind("model_loaded"):
         add("load the model", event, event.get("load_seconds"))
-    for event in story.of_kind("preflight"):
+    for event in snapshot.of_kind("preflight"):
         add("preflight", event, event.get("seconds"))
-    for event in story.of_kind("stage"):
+    for event in snapshot.of_kind("stage"):
         name = "evaluate" if str(event.get("stage")).startswith("evaluate") else str(event.get("stage"))
         add(name, event, event.get("seconds"))
         found[name]["items"] += int(event.get("items") or 0)
         found[name]["tokens"] += int(event.get("tokens") or 0)
     if not found.get("train", {}).get("seconds"):
-        for event in story.of_kind("trained"):
+        for event in snapshot.of_kind("trained"):
             add("train", event, event.get("seconds"))
     rows = [row for row in found.values() if row["seconds"] or row["items"]]
-    rest = {name: story.spent[name] - sum(row[name] for row in rows) for name in ("seconds", "usd")}
+    rest = {name: snapshot.spent[name] - sum(row[name] for row in rows) for name in ("seconds", "usd")}
     if rows and rest["seconds"] > 0.5:
         rows.append(_phase("everything else") | rest)
     return rows
@@ -194,23 +195,27 @@ def _phase(name: str) -> Row:
     return {"phase": name, "seconds": 0.0, "usd": 0.0, "items": 0, "tokens": 0, **dict.fromkeys(PEAKS.values())}
 
 
-def weights(story: Story) -> Row:
+def weights(snapshot: Snapshot) -> Row:
     """GiB of the loaded weights and of the card, as the last load noted them; empty on a CPU."""
-    loads = story.of_kind("model_loaded")
+    loads = snapshot.of_kind("model_loaded")
     return {name: loads[-1][name] for name in ("weights_gib", "gpu_gib") if loads and loads[-1].get(name)}
 
 
-def repairs(story: Story) -> list[Row]:
+def repairs(snapshot: Snapshot) -> list[Row]:
     """What went wrong and was handled: kind, how often, in words, the last event's details."""
     found: dict[str, list[Row]] = {}
-    for event in story.events:
+    for event in snapshot.events:
         if event["kind"] in REPAIRS:
             found.setdefault(event["kind"], []).append(event)
     rows = [
         {"kind": kind, "count": len(events), "what": REPAIRS[kind], "last": _details(events[-1])}
         for kind, events in sorted(found.items())
     ]
-    kept = sorted(p.name for p in (story.path / "quarantine").glob("*")) if (story.path / "quarantine").is_dir() else []
+    kept = (
+        sorted(p.name for p in (snapshot.path / "quarantine").glob("*"))
+        if (snapshot.path / "quarantine").is_dir()
+        else []
+    )
     if kept:
         rows.append({"kind": "quarantine", "count": len(kept), "what": "bytes set aside", "last": ", ".join(kept[:5])})
     return rows
@@ -221,7 +226,7 @@ def _details(event: Row) -> str:
     return ", ".join(f"{name} {_plain(value)}" for name, value in fields.items())[:200]
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """A value without Python's brackets and quotes; a share of a dollar or second to three digits."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items()) or "none"
@@ -230,15 +235,15 @@ def _plain(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def command_line(story: Story) -> str:
+def command_line(snapshot: Snapshot) -> str:
     """What makes the same run again from its own copies of the inputs."""
-    sets = [part for text in story.manifest.get("sets") or [] for part in ("--set", str(text))]
+    sets = [part for text in snapshot.manifest.get("sets") or [] for part in ("--set", str(text))]
     words = [
         "python",
         "runner.py",
-        f"{story.path.parent.name}/{story.run_id}/recipe.toml",
+        f"{snapshot.path.parent.name}/{snapshot.run_id}/recipe.toml",
         "--milestone",
-        story.milestone,
+        snapshot.milestone,
         *sets,
     ]
     return shlex.join(words)

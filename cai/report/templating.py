@@ -45,12 +45,12 @@ def environment() -> Environment:
     return found
 
 
-def _inert(value: Any) -> Any:
+def _inert(value: object) -> Any:
     """Whatever a template prints, names of models and judges too: no control or bidi mark gets into a page raw."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def code(text: Any) -> str:
+def code(text: object) -> str:
     """Inline code of Markdown that no backtick in the text can leave."""
     shown = printable(str(text), one_line=True)
     longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
@@ -66,6 +66,6 @@ def fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
-def inline(text: Any) -> str:
+def inline(text: object) -> str:
     """One line of Markdown table or list that text cannot break."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(str(text), one_line=True))

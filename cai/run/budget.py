@@ -14,14 +14,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from cai.errors import CaiError, Stopped
 from cai.recipe.load import Recipe
 from cai.recipe.settings import BudgetSection, DpoSection
 from cai.run.folder import Run
-from cai.run.rates import Measured, Range, measured_before, table_rates
+from cai.run.rates import Range, Speed, measured_before, table_rates
+from cai.store.jsonl import Row
 from cai.terminal import duration, printable, usd, usd_fine
+
+if TYPE_CHECKING:
+    import argparse
+
+    from cai.run.context import Context
 
 # Only an estimate's margins: what one run's rate says about the next run's. Linear scaling, -30% / +50%.
 LOW, HIGH = 0.7, 1.5
@@ -94,7 +100,7 @@ def training_pairs_seen(recipe: Recipe) -> float:
     return seen(recipe.dpo) * len(recipe.dpo.seeds) + second
 
 
-def _from_run(recipe: Recipe, run: Measured) -> Estimate:
+def _from_run(recipe: Recipe, run: Speed) -> Estimate:
     scale = slot_count(recipe) / max(run.slots, 1)
     rounds = (1 + recipe.rounds) / (1 + run.rounds)  # a round is a critique and a revision, the rest about one more
     gain = table_rates(run.backend).gain(run.slots, slot_count(recipe))
@@ -173,7 +179,7 @@ class Budget:
             f"Raise it and go on: python runner.py {self.run.recipe_path} --resume {self.run.path} {raised}"
         )
 
-    def install(self, context: Any) -> None:
+    def install(self, context: Context) -> None:
         """Make the context's `stopped` and `check_stop` mind the budget as well as the signals."""
         asked, check = context.stopped, context.check_stop
 
@@ -196,7 +202,20 @@ class Budget:
         return over
 
 
-def check_before(inputs: Any, args: Any, root: Path) -> None:
+class Planned(Protocol):
+    """What an estimate asks of a run's inputs."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def limit_tokens(self) -> int: ...
+
+
+def check_before(inputs: Planned, args: argparse.Namespace, root: Path) -> None:
     """Refuse what cannot fit, before there is a run folder below `root`; `--over-budget` starts it all the same.
 
     A resumed run is not refused: what it has spent and done is known, and the limits stop it in time.
@@ -207,7 +226,7 @@ def check_before(inputs: Any, args: Any, root: Path) -> None:
 
 
 @contextmanager
-def within(context: Any, inputs: Any, report: Callable[[Run], None]) -> Iterator[Estimate]:
+def enforced(context: Context, inputs: Planned, report: Callable[[Run], None]) -> Iterator[Estimate]:
     """What happens inside keeps to the budget: it is stopped at a limit, with what exists reported by `report`.
 
     Wherever the stop was seen (between completions, in a training step, while evaluating), it ends here: as Stopped
@@ -215,7 +234,7 @@ def within(context: Any, inputs: Any, report: Callable[[Run], None]) -> Iterator
     """
     budget = Budget(inputs.recipe.budget, context.run)
     try:
-        yield mind(context, inputs)
+        yield announce(context, inputs)
     except Stopped:
         context.progress.cut()
         if not budget.over():
@@ -228,7 +247,7 @@ def within(context: Any, inputs: Any, report: Callable[[Run], None]) -> Iterator
         raise
 
 
-def mind(context: Any, inputs: Any) -> Estimate:
+def announce(context: Context, inputs: Planned) -> Estimate:
     """Say what the milestone will take, and mind the limits from now on. Error: Stopped when nothing is left."""
     recipe, run = inputs.recipe, context.run
     budget = Budget(recipe.budget, run)
@@ -244,7 +263,7 @@ def mind(context: Any, inputs: Any) -> Estimate:
     return found
 
 
-def _event(found: Estimate) -> dict[str, Any]:
+def _event(found: Estimate) -> Row:
     seconds, money = found.seconds, found.usd
     return {
         "seconds_low": round(seconds.low, 1) if seconds else None,

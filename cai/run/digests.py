@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 from cai import errors
 from cai.errors import CaiError
 from cai.store import files
+from cai.store.jsonl import JsonObject
 from cai.store.scan import changed, read_points
 
 EVENT = "files"
@@ -29,6 +30,7 @@ NOT_COVERED = {  # name in the run folder -> why it needs no digest
 }
 REPORT_SUMS = "report.sha256"  # the pages' digests, as sha256sum writes them
 PART = 1 << 20
+Entry = list[Any]  # bytes and sha256
 
 
 def covered_elsewhere(name: str) -> str:
@@ -68,7 +70,7 @@ def digest_of(path: Path, size: int | None = None) -> str:
     return found.hexdigest()
 
 
-def of_run(run: Path) -> dict[str, list[Any]]:
+def of_run(run: Path) -> dict[str, Entry]:
     """Name -> [bytes, sha256] of every file that the event covers."""
     found = {}
     for name in names_of(run):
@@ -78,9 +80,9 @@ def of_run(run: Path) -> dict[str, list[Any]]:
     return found
 
 
-def left(events: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list[Any]], bool]:
+def left(events: Iterable[JsonObject]) -> tuple[dict[str, Entry], bool]:
     """The last such event's digests, and whether no attempt began after it (then every file must match)."""
-    sums: dict[str, list[Any]] = {}
+    sums: dict[str, Entry] = {}
     attempt = newest = 0
     for event in events:
         newest = max(newest, int(event["attempt"]))
@@ -90,7 +92,7 @@ def left(events: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list[Any]], boo
     return whole, attempt == newest
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_entry(entry: object) -> bool:
     return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], int) and isinstance(entry[1], str)
 
 
@@ -99,7 +101,7 @@ def is_log(name: str) -> bool:
     return name in ("records.jsonl", "reviews.jsonl") or (name.startswith("eval/") and name.endswith(".jsonl"))
 
 
-def fault(run: Path, name: str, entry: Sequence[Any], *, log: bool = False) -> str:
+def fault(run: Path, name: str, entry: Entry, *, log: bool = False) -> str:
     """How a file differs from its digest, or "". A log may be longer; one that is shorter is told by its sum file."""
     path, (size, sha) = run / name, entry
     if not path.is_file() or path.is_symlink():
@@ -117,7 +119,7 @@ def gaps(path: Path, size: int) -> int:
     return size - sum(max(0, min(point.end, size) - point.start) for point in read_points(path.with_suffix(".sum")))
 
 
-def check_log(run: Path, path: Path, sums: Mapping[str, Sequence[Any]]) -> None:
+def check_log(run: Path, path: Path, sums: Mapping[str, Entry]) -> None:
     """Before a log is opened whose sum file is gone or short: compared with the digest of the attempt before.
 
     Errors: CaiError(CORRUPT). A sum file that is whole decides by itself (a repair writes log and sums anew).

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import orjson
+
+from cai.store.jsonl import Row
 
 EVENT = {"attempt": int, "kind": str, "s": int | float}  # what every event has
 
 
-def spent(events: Iterable[dict[str, Any]]) -> dict[str, float]:
+def spent(events: Iterable[Row]) -> dict[str, float]:
     """Attempts, seconds and dollars of a run from its events (monotonic seconds, so a clock that jumps is harmless)."""
     seconds: dict[int, float] = {}
     price: dict[int, float] = {}
@@ -25,7 +26,7 @@ def spent(events: Iterable[dict[str, Any]]) -> dict[str, float]:
     return {"attempts": len(seconds), "seconds": sum(seconds.values()), "usd": usd}
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
+def read_events(path: Path) -> list[Row]:
     """Events of a run that may be going: unreadable lines are passed over (events inform, they decide nothing)."""
     try:
         data = path.read_bytes()

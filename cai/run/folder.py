@@ -34,8 +34,10 @@ from cai.run.heart import Heart
 from cai.run.manifest import SCHEMA, read_manifest
 from cai.store import files
 from cai.store.files import write_atomic, write_json_atomic
+from cai.store.jsonl import JsonObject, Row
 from cai.store.lock import take_lock, utc_now
 from cai.store.records import RecordLog
+from cai.store.row_types import Record
 
 __all__ = ["Run", "check_identity", "new_run_id", "resolve_run", "write_atomic", "write_json_atomic"]
 
@@ -141,15 +143,15 @@ class Taken(CaiError):
 class Run:
     """One run folder. `Run.create` and `Run.open` hold its lock until `close`."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], lock: FileLock | None) -> None:
+    def __init__(self, path: Path, manifest: Row, lock: FileLock | None) -> None:
         self.path, self.manifest, self._lock = path, manifest, lock
         self.id = path.name
         self.attempt = 0
-        self.healed: dict[str, Any] | None = None  # what opening events.jsonl cut
-        self._events: RecordLog | None = None
+        self.healed: Row | None = None  # what opening events.jsonl cut
+        self._events: RecordLog[Row] | None = None
         self._began = time.monotonic()
         self._last_event = self._last_status = -1e9
-        self._status: dict[str, Any] = {}
+        self._status: Row = {}
         self._status_waits = False
         self._spent_before = {"attempts": 0.0, "seconds": 0.0, "usd": 0.0}
         self._usd_per_hour = 0.0
@@ -175,7 +177,7 @@ class Run:
 
     @classmethod
     def create(
-        cls, root: Path, run_id: str, files_: Mapping[str, bytes | str], manifest: Mapping[str, Any], **start: Any
+        cls, root: Path, run_id: str, files_: Mapping[str, bytes | str], manifest: JsonObject, **start: object
     ) -> Run:
         """A new folder with `files_` (recipe.toml, ...) and the manifest, locked; `root/latest` points to it.
 
@@ -208,7 +210,7 @@ class Run:
         return run._begin(start)
 
     @classmethod
-    def open(cls, path: Path, **start: Any) -> Run:
+    def open(cls, path: Path, **start: object) -> Run:
         """Lock an existing run and begin the next attempt. Errors: LOCKED, CORRUPT or USAGE (manifest), IO."""
         if path.is_symlink() or not path.is_dir():
             raise CaiError(f"{path}: is no run folder", errors.USAGE)
@@ -222,7 +224,7 @@ class Run:
             lock.release()
             raise
 
-    def _begin(self, start: Mapping[str, Any]) -> Run:
+    def _begin(self, start: JsonObject) -> Run:
         """`start`: what the first event says; its `began` is the monotonic second from which time counts."""
         facts = dict(start)
         self._began = facts.pop("began", None) or self._began
@@ -239,9 +241,9 @@ class Run:
             self.event("healed", **self.healed)
         return self
 
-    def records(self) -> RecordLog:
+    def records(self) -> RecordLog[Record]:
         """The run's records, healed and open for appending; what was cut is noted as an event."""
-        log = RecordLog.open(self.records_path, self.quarantine, unsure=self.check_log)
+        log: RecordLog[Record] = RecordLog.open(self.records_path, self.quarantine, unsure=self.check_log)
         if log.healed:
             self.event("healed", **log.healed)
         return log
@@ -250,7 +252,7 @@ class Run:
         """Before a log is opened: where its sum file cannot tell, the digest of the attempt before does (CORRUPT)."""
         digests.check_log(self.path, path, self._left)
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, kind: str, **fields: object) -> None:
         """Append {"t", "attempt", "n", "s", "kind", ...} to events.jsonl; `s`: seconds since the attempt began."""
         with self._heart.lock:
             assert self._events is not None, "a peeked run is read-only"
@@ -266,12 +268,12 @@ class Run:
             if self._events is not None and time.monotonic() - self._last_event >= HEARTBEAT_SECONDS:
                 self.event("heartbeat")
 
-    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+    def events(self, kind: str | None = None) -> list[Row]:
         """All readable events, of one kind if given; works on a peeked run."""
         rows = self._events.rows if self._events else read_events(self.events_path)
         return [row for row in rows if kind in (None, row.get("kind"))]
 
-    def status(self, *, now: bool = False, **fields: Any) -> None:
+    def status(self, *, now: bool = False, **fields: object) -> None:
         """Merge `fields` into status.json (atomic, at most twice a second unless `now`); also the heartbeat."""
         self._status.update(fields)
         self._status_waits = True
@@ -286,7 +288,7 @@ class Run:
         )
         self._last_status, self._status_waits = time.monotonic(), False
 
-    def read_status(self) -> dict[str, Any]:
+    def read_status(self) -> Row:
         """status.json as last written; {} if there is none or it is unreadable (it is derived, never relied on)."""
         try:
             value = orjson.loads(self.status_path.read_bytes())
@@ -294,7 +296,7 @@ class Run:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def update_manifest(self, **fields: Any) -> None:
+    def update_manifest(self, **fields: object) -> None:
         """Merge `fields` into manifest.json, atomically and durably."""
         self.manifest = {**self.manifest, **fields}
         write_json_atomic(self.manifest_path, self.manifest)
@@ -310,7 +312,7 @@ class Run:
             "usd": self._spent_before["usd"] + seconds / 3600 * self._usd_per_hour,
         }
 
-    def close(self, **end: Any) -> None:
+    def close(self, **end: object) -> None:
         """End the attempt and free the lock. Never raises for a full or broken disk: the first error must stay seen."""
         self._heart.stop()
         with suppress(CaiError):
@@ -347,7 +349,7 @@ class Run:
             self.close(code=errors.DONE)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> Any:
     """An event may tell of a NaN; as a word, for JSON has no such number."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 

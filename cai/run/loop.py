@@ -9,26 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from cai.run.context import Context
 from cai.store.jsonl import Row, nulled
 from cai.store.records import RecordLog
-
-Key = tuple[Any, ...]  # values of the log's key fields: (arm, item, round), (metric, item, round), ...
+from cai.store.rows import Key, R
 
 
 def fill(
     context: Context,
-    log: RecordLog,
+    log: RecordLog[R],
     label: str,
     keys: Sequence[Key],
     chunk: int,
-    compute: Callable[[list[Key]], list[Row]],
+    compute: Callable[[list[Key]], Sequence[R]],
     round_: int = 0,
     per_round: bool = False,
-    **ended: Any,
-) -> list[Row]:
+    **ended: object,
+) -> list[R]:
     """The rows of `keys` in order; missing ones are computed in slices of `chunk` and written slice by slice.
 
     `compute` gets a whole slice and gives its rows in any order. `ended`: fields of the event that ends the label.
@@ -43,18 +42,18 @@ def fill(
             continue
         context.check_stop(f"in {label}")
         rows = [row for row in compute(part) if tuple(row[name] for name in log.key) in wanted]
-        log.append([{"v": 1, **nulled(row)} for row in rows])
-        context.progress.step(sum(row.get("tokens", 0) for row in rows), len(rows))
+        log.append([cast(R, {"v": 1, **nulled(row)}) for row in rows])
+        context.progress.step(sum(cast(int, row.get("tokens", 0)) for row in rows), len(rows))
         context.progress.committed([{"status": row.get("status", "ok")} for row in rows])
     if missing:
-        context.progress.end(**ended)
+        context.progress.end(None, **ended)
     return [row for key in keys if (row := log.get(*key)) is not None]
 
 
 def open_marked(context: Context, path: Path, mark: str, key: tuple[str, str, str]) -> RecordLog:
     """The log at `path`, whose first row says what it was measured of (`mark`); that of another mark is set aside."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = RecordLog.open(path, context.run.quarantine, key=key, unsure=context.run.check_log)
+    log: RecordLog[Row] = RecordLog.open(path, context.run.quarantine, key=key, unsure=context.run.check_log)
     head = log.get("fingerprint", 0, 0)
     if head is not None and head["of"] != mark:
         log.close()

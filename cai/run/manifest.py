@@ -6,13 +6,13 @@ Owns the schema's number and the kinds of its parts. What stands in them is the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from cai import errors
 from cai.errors import CaiError
 from cai.store import files
+from cai.store.jsonl import Row
 
 SCHEMA = 1  # a run with a higher one was made by a newer program
 KINDS: dict[str, type] = dict.fromkeys(
@@ -21,7 +21,7 @@ KINDS: dict[str, type] = dict.fromkeys(
 KINDS |= {"sets": list, "milestone": str, "backend": str, "home": str, "items": int, "heldout_items": int}
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> Row:
     """manifest.json, or CaiError: missing or not whole (CORRUPT), written by a newer program (USAGE)."""
     try:
         manifest = orjson.loads(path.read_bytes())

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from typing import Any
 
 from tqdm import tqdm
 
@@ -20,9 +19,10 @@ from cai.errors import CaiError
 from cai.run.folder import Run
 from cai.run.pace import Pace
 from cai.store import records
+from cai.store.jsonl import JsonObject
 from cai.terminal import duration, duration_range, number, printable, stage_name, usd, usd_fine
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[JsonObject]
 PLAIN_SECONDS = 30.0
 STATUS_SECONDS = 2.0
 BAR_SECONDS = 1.0
@@ -36,7 +36,7 @@ class Progress:
         self, run: Run, usd_per_hour: float, whole_items: Callable[[Rows], set[int]] = lambda rows: set()
     ) -> None:
         self.run, self.usd_per_hour, self._whole_among = run, usd_per_hour, whole_items
-        self.bar: tqdm[Any] | None = None
+        self.bar: tqdm[object] | None = None
         self.stage, self.round, self.unit = "", 0, "item"
         self.total = self.done = self.tokens = self.finished = self.rejected = self.before = 0
         self.began = self.last_line = self.last_status = self.last_step = time.monotonic()
@@ -94,7 +94,7 @@ class Progress:
             self.bar.total = steps
         self.step(0)
 
-    def committed(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def committed(self, rows: Sequence[JsonObject]) -> None:
         self.done += len(rows)
         self.rejected += sum(row["status"] != "ok" for row in rows)
         if self.whole is not None:
@@ -106,7 +106,7 @@ class Progress:
         if self.open:
             self.end(cut=True)
 
-    def end(self, stats: EngineStats | None = None, **fields: Any) -> None:
+    def end(self, stats: EngineStats | None = None, **fields: object) -> None:
         self.open = False
         seconds = time.monotonic() - self.began
         if self.bar is not None:

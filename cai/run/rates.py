@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cai.errors import CaiError
 from cai.recipe.load import Recipe
 from cai.run.events import read_events, spent
 from cai.run.folder import RUN_ID
 from cai.run.manifest import read_manifest
+from cai.store.jsonl import JsonObject, Row
 
 
 class Range(NamedTuple):
@@ -68,7 +69,7 @@ GROWING = ("evaluate critiques", "evaluate revisions", "evaluate preference.pair
 
 
 @dataclass(frozen=True)
-class Measured:
+class Speed:
     """What a whole run took. `rest_seconds`: loading, evaluation, all that is neither generation nor training.
 
     `growing_seconds`: the part of the rest that grows with the items (critiques, revisions and pairs are scored).
@@ -90,7 +91,7 @@ class Measured:
         return max(self.seconds - self.generation_seconds - self.training_seconds, 0.0)
 
 
-def measured_before(root: Path, recipe: Recipe, backend: str) -> Measured | None:
+def measured_before(root: Path, recipe: Recipe, backend: str) -> Speed | None:
     """The latest finished run below `root` of the same backend, model and quantization."""
     folders = [p for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
     for folder in sorted(folders, reverse=True):
@@ -100,7 +101,7 @@ def measured_before(root: Path, recipe: Recipe, backend: str) -> Measured | None
     return None
 
 
-def _measured(folder: Path, recipe: Recipe, backend: str) -> Measured | None:
+def _measured(folder: Path, recipe: Recipe, backend: str) -> Speed | None:
     """None also for a run that is damaged: it is no reason not to start another."""
     try:
         manifest = read_manifest(folder / "manifest.json")
@@ -116,7 +117,7 @@ def _measured(folder: Path, recipe: Recipe, backend: str) -> Measured | None:
         return None
 
 
-def from_events(run_id: str, manifest: Mapping[str, Any], events: list[dict[str, Any]]) -> Measured | None:
+def from_events(run_id: str, manifest: JsonObject, events: list[Row]) -> Speed | None:
     """None where the events don't tell what generation took (no stage event, or a fork that took records over)."""
     known = manifest.get("stages", {})  # evaluation and training have events of this kind, too
     stages = [e for e in events if e["kind"] == "stage" and e.get("stage") in known]
@@ -128,7 +129,7 @@ def from_events(run_id: str, manifest: Mapping[str, Any], events: list[dict[str,
     scored = [e for e in events if e["kind"] == "stage" and str(e.get("stage")).startswith(GROWING)]
     trained = [e for e in events if e["kind"] == "trained" and "arm" not in e]
     rounds = {e.get("round", 0) for e in stages if e.get("stage") != "instructions"}  # whose rounds are tries
-    return Measured(
+    return Speed(
         run_id=run_id,
         backend=str(manifest.get("backend")),
         slots=int(manifest.get("items", 0)) + int(manifest.get("heldout_items", 0)),

@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from cai import errors
 from cai.errors import CaiError
 from cai.run.folder import Run, check_identity
 from cai.store import files
+from cai.store.jsonl import JsonObject
 
 MORE = ("items", "heldout.items")
 ASIDE = "train", "adapter", "adapter-sft"  # and adapter-seed-*: in this order, for train/ says that there is an adapter
 
 
-def check(
-    manifest: Mapping[str, Any], data: Mapping[str, str], training: Mapping[str, str], path: Path, asked: str
-) -> None:
+def check(manifest: JsonObject, data: Mapping[str, str], training: Mapping[str, str], path: Path, asked: str) -> None:
     """Errors: CaiError(DRIFT), key by key. `data`, `training`: the two identities as the recipe has them now."""
     check_identity(manifest.get("identity", {}), data, str(path), asked)
     then = manifest.get("training_identity")
@@ -30,7 +28,7 @@ def check(
         check_identity(then, training, str(path), asked)
 
 
-def check_milestone(manifest: Mapping[str, Any], path: Path, milestone: str, asked: str) -> None:
+def check_milestone(manifest: JsonObject, path: Path, milestone: str, asked: str) -> None:
     """Errors: CaiError(DRIFT) where a run is to be resumed as a run of another milestone."""
     of = str(manifest.get("milestone") or milestone)
     if milestone and milestone != of:

@@ -13,7 +13,6 @@ import resource
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -130,7 +129,7 @@ def remove_half_folders(root: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def json_bytes(value: Any) -> bytes:
+def json_bytes(value: object) -> bytes:
     """Indented JSON with sorted keys and a last newline: the same value gives the same bytes."""
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
 
@@ -147,7 +146,7 @@ def holds(path: Path, data: bytes) -> bool:
         return False
 
 
-def write_json_atomic(path: Path, value: Any, *, durable: bool = True) -> None:
+def write_json_atomic(path: Path, value: object, *, durable: bool = True) -> None:
     """`write_atomic` of `json_bytes(value)`, unless the file holds them already."""
     data = json_bytes(value)
     if not holds(path, data):

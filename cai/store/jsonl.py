@@ -13,7 +13,8 @@ from cai import errors
 from cai.errors import CaiError
 from cai.terminal import UNSAFE
 
-Row = dict[str, Any]  # one line of a log or a data set, before its kind is known
+Row = dict[str, Any]  # one JSON object whose kind is not known here: a line of a log, a manifest, facts of an event
+JsonObject = Mapping[str, Any]  # the same where it is only read; `cai.store.row_types` has the kinds
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -22,7 +23,7 @@ def clean(text: str) -> str:
     return SURROGATES.sub("\ufffd", text) if SURROGATES.search(text) else text
 
 
-def encode(row: Mapping[str, Any]) -> bytes:
+def encode(row: Mapping[str, object]) -> bytes:
     """The row's line with its newline. Refuses NaN and infinities (orjson would write null): CaiError(QUALITY).
 
     What `printable` would spell out (DEL, C1, bidi marks, Unicode line ends) is written as a JSON escape, as C0 always
@@ -44,7 +45,7 @@ def _escape(match: re.Match[str]) -> str:
     return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
 
 
-def _refuse_non_finite(value: Any, where: str) -> None:
+def _refuse_non_finite(value: object, where: str) -> None:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise CaiError(f"record field {where[1:]} is {value}: not a number that can be stored", errors.QUALITY)
@@ -57,7 +58,7 @@ def _refuse_non_finite(value: Any, where: str) -> None:
             _refuse_non_finite(inner, f"{where}.{index}")
 
 
-def nulled(value: Any) -> Any:
+def nulled(value: object) -> Any:
     """The value with null for every NaN and infinity: what could not be scored stands unscored in a measured row."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -66,7 +67,7 @@ def nulled(value: Any) -> Any:
     return [nulled(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _clean_all(value: Any) -> Any:
+def _clean_all(value: object) -> Any:
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, Mapping):

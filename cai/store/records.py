@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Generic, cast
 
 import orjson
 
@@ -25,7 +25,7 @@ from cai import errors
 from cai.errors import CaiError
 from cai.store import clean, files
 from cai.store.jsonl import encode
-from cai.store.rows import Key, Lines, Rows
+from cai.store.rows import Key, Lines, R, Rows
 from cai.store.scan import (
     RECORD_KEY,
     Damage,
@@ -47,10 +47,11 @@ def read(path: Path, key: tuple[str, ...] = RECORD_KEY) -> list[Row]:
 
     Errors: CaiError(CORRUPT) for damage that readable lines follow.
     """
-    return list(look(path, key))
+    rows: Sequence[Row] = look(path, key)
+    return list(rows)
 
 
-def look(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Sequence[Row]:
+def look(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Sequence[R]:
     """As `read`, with the rows left on disk."""
     try:
         fd = os.open(path, os.O_RDONLY)
@@ -107,15 +108,15 @@ def unique(lines: Lines, found: Scan, data: bytes) -> dict[Key, int]:
     return by_key
 
 
-class RecordLog:
+class RecordLog(Generic[R]):
     """One open log. `rows` and look-ups show committed rows only, read from disk each time: none is kept in memory."""
 
     def __init__(self, path: Path, key: tuple[str, ...], durable: bool) -> None:
         self.path, self.key, self.durable = path, key, durable
         self.sum_path = path.with_suffix(".sum")
-        self.healed: dict[str, Any] | None = None  # what opening cut, for the event log
+        self.healed: Row | None = None  # what opening cut, for the event log
         self._by_key: dict[Key, int] = {}
-        self._by_stage: dict[Any, array[int]] = {}
+        self._by_stage: dict[object, array[int]] = {}
         self._size = self._summed = 0
         self._broken = ""
         self._fd = files.open_append(path)
@@ -131,7 +132,7 @@ class RecordLog:
         key: tuple[str, ...] = RECORD_KEY,
         durable: bool = True,
         unsure: Callable[[Path], None] = lambda path: None,
-    ) -> RecordLog:
+    ) -> RecordLog[R]:
         """Open for appending; heals a torn tail. The caller holds the run's lock.
 
         `unsure`: asked before anything is changed where the sum file does not vouch for every byte; it may refuse.
@@ -142,7 +143,7 @@ class RecordLog:
         new = not path.exists()
         if new:
             refuse_missing(path, read_points(path.with_suffix(".sum")))
-        log = cls(path, key, durable)
+        log: RecordLog[R] = cls(path, key, durable)
         try:
             if new and durable:  # a row that is synced is lost with its file's name
                 files.fsync_folder(path.parent)
@@ -231,7 +232,7 @@ class RecordLog:
         parts += [f"{missing} bytes that had been committed are gone; their rows are made again"] if missing else []
         return f"{self.path.name}: {'; '.join(parts)}"
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[R]) -> None:
         """Commit `rows` with one write and one sync. Rows that stand already are skipped if equal.
 
         Errors: CaiError(CORRUPT) for a different row under a known key (nothing is written), CaiError(QUALITY) for a
@@ -239,7 +240,7 @@ class RecordLog:
         """
         if self._broken:
             raise CaiError(f"{self.path}: {self._broken}", errors.IO)
-        fresh: dict[Key, Row] = {}
+        fresh: dict[Key, R] = {}
         lines: list[bytes] = []
         for row in rows:
             line = encode(row)
@@ -297,21 +298,21 @@ class RecordLog:
         if self._broken:
             raise CaiError(f"{self.path}: {self._broken}", errors.IO)
 
-    def get(self, *key: Any) -> Row | None:
+    def get(self, *key: object) -> R | None:
         """The row under `key`; the round may be left out and is then 0."""
         number = self._by_key.get(key if len(key) == len(self.key) else (*key, 0))
-        return None if number is None else self._lines.row(number)
+        return None if number is None else cast(R, self._lines.row(number))
 
-    def has(self, *key: Any) -> bool:
+    def has(self, *key: object) -> bool:
         """Whether a row stands under `key`, without reading it."""
         return (key if len(key) == len(self.key) else (*key, 0)) in self._by_key
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> Rows[R]:
         """All rows in file order."""
         return Rows(self._lines)
 
-    def by_stage(self, stage: Any) -> Rows:
+    def by_stage(self, stage: object) -> Rows[R]:
         """Rows whose first key field is `stage`, in file order."""
         return Rows(self._lines, self._by_stage.get(stage, array("L")))
 
@@ -323,13 +324,13 @@ class RecordLog:
         self._fd = self._sum_fd = -1
         self._broken = self._broken or "the log is closed"
 
-    def __enter__(self) -> RecordLog:
+    def __enter__(self) -> RecordLog[R]:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
 
-def differing(one: Row, other: Row) -> list[str]:
+def differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
     """Names of the fields in which two rows differ."""
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))

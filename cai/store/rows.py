@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from operator import eq
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast, overload
 
 import orjson
 
@@ -20,7 +20,8 @@ from cai.errors import CaiError
 from cai.store import files
 from cai.store.jsonl import Row
 
-Key = tuple[Any, ...]
+Key = tuple[Any, ...]  # texts and numbers, as many as the log has key fields
+R = TypeVar("R", bound=Mapping[str, object])  # the kind of a log's rows
 
 
 class Lines:
@@ -54,7 +55,7 @@ class Lines:
             ) from None
 
 
-class Rows(Sequence[Row]):
+class Rows(Sequence[R], Generic[R]):
     """Rows of `lines` by number (all of them without `numbers`), each read when it is asked for."""
 
     def __init__(self, lines: Lines, numbers: Sequence[int] | None = None) -> None:
@@ -64,13 +65,19 @@ class Rows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self.lines.row(number) for number in self.numbers[place]]
-        return self.lines.row(self.numbers[place])
+    @overload
+    def __getitem__(self, place: int) -> R: ...
 
-    def __iter__(self) -> Iterator[Row]:
-        return (self.lines.row(number) for number in self.numbers)
+    @overload
+    def __getitem__(self, place: slice) -> list[R]: ...
+
+    def __getitem__(self, place: int | slice) -> R | list[R]:
+        if isinstance(place, slice):
+            return [cast(R, self.lines.row(number)) for number in self.numbers[place]]
+        return cast(R, self.lines.row(self.numbers[place]))
+
+    def __iter__(self) -> Iterator[R]:
+        return (cast(R, self.lines.row(number)) for number in self.numbers)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
@@ -80,15 +87,15 @@ class Rows(Sequence[Row]):
         return (self.lines.keys[number] for number in self.numbers)
 
 
-class Latest(Mapping[Key, Row]):
+class Latest(Mapping[Key, R], Generic[R]):
     """Part of a row's key -> the last row that has it."""
 
-    def __init__(self, rows: Rows, parts: int) -> None:
+    def __init__(self, rows: Rows[R], parts: int) -> None:
         self._lines = rows.lines
         self._numbers = {key[:parts]: number for key, number in zip(rows.each_key(), rows.numbers, strict=True)}
 
-    def __getitem__(self, key: Key) -> Row:
-        return self._lines.row(self._numbers[key])
+    def __getitem__(self, key: Key) -> R:
+        return cast(R, self._lines.row(self._numbers[key]))
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._numbers)
@@ -100,7 +107,7 @@ class Latest(Mapping[Key, Row]):
 class ByItem(Mapping[int, Mapping[str, Row]]):
     """item -> metric -> row, over a mapping of (metric, item); an item's rows are read when it is asked for."""
 
-    def __init__(self, rows: Mapping[Any, Row]) -> None:
+    def __init__(self, rows: Mapping[Key, Row]) -> None:
         self._rows = rows
         self._metrics: dict[int, list[str]] = {}
         for metric, item in rows:

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
 from cai.store import files
 from cai.store.jsonl import Row
+from cai.store.rows import Key
 
 RECORD_KEY = ("stage", "item", "round")
 SUM_LINE = re.compile(rb"^(\d{1,18}) (\d{1,18}) ([0-9a-f]{16})$", re.MULTILINE)
@@ -41,7 +42,7 @@ class Scan:
     """
 
     rows: list[Row] = field(default_factory=list)
-    keys: list[tuple[Any, ...]] = field(default_factory=list)  # of each row
+    keys: list[Key] = field(default_factory=list)  # of each row
     offsets: list[int] = field(default_factory=list)  # byte offset of each row
     lines: list[int] = field(default_factory=list)  # line number of each row
     end: int = 0
@@ -62,7 +63,7 @@ def parse_line(line: bytes, key: tuple[str, ...]) -> Row | str:
     return f"without {', '.join(missing)}" if missing else row
 
 
-def key_of(row: Row, key: tuple[str, ...]) -> tuple[Any, ...]:
+def key_of(row: Row, key: tuple[str, ...]) -> Key:
     """A row's key; its words are kept once for all rows."""
     return tuple(sys.intern(value) if isinstance(value := row[part], str) else value for part in key)
 

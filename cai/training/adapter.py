@@ -12,11 +12,11 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cai import errors
+from cai.engine.foreign import HfModel
 from cai.errors import CaiError
 from cai.store.files import write_atomic
 from cai.training.checkpoints import publish
@@ -24,14 +24,14 @@ from cai.training.checkpoints import publish
 NAME = "default"
 
 
-def lora_parameters(hf: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def lora_parameters(hf: HfModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """The trained adapter's tensors, in module order."""
     for name, parameter in hf.named_parameters():
         if f".{NAME}." in name and "lora_" in name:
             yield name, parameter
 
 
-def reset(hf: Any, seed: int) -> None:
+def reset(hf: HfModel, seed: int) -> None:
     """fp32, A uniform in +-1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt 5), B zero; from the seed and the names.
 
     TRL 1.15 casts the adapter of a 4-bit model to bf16; at a learning rate of 5e-6 most weights then never move.
@@ -48,7 +48,7 @@ def reset(hf: Any, seed: int) -> None:
         parameter.data.copy_(values)
 
 
-def restore(hf: Any, folder: Path) -> None:
+def restore(hf: HfModel, folder: Path) -> None:
     """An exported adapter's weights onto the model's, in fp32, bit for bit. Errors: CaiError(CORRUPT), no fit."""
     theirs = _tensors(folder)
     ours = {name.replace(f".{NAME}.", "."): parameter for name, parameter in lora_parameters(hf)}
@@ -73,7 +73,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise CaiError(f"{folder}: the adapter cannot be read: {error}. Train it anew.", errors.CORRUPT) from None
 
 
-def require_fp32(hf: Any) -> None:
+def require_fp32(hf: HfModel) -> None:
     """Every trained tensor is fp32, and only the adapter trains. Errors: CaiError(QUALITY)."""
     trained = [(name, p.dtype) for name, p in hf.named_parameters() if p.requires_grad]
     wrong = [f"{name} is {str(dtype).removeprefix('torch.')}" for name, dtype in trained if dtype != torch.float32]
@@ -86,7 +86,7 @@ def require_fp32(hf: Any) -> None:
         )
 
 
-def require_sound(hf: Any, start: Path | None = None) -> None:
+def require_sound(hf: HfModel, start: Path | None = None) -> None:
     """Before export: all tensors finite, some B not zero, some tensor not `start`'s. Errors: CaiError(QUALITY)."""
     tensors = list(lora_parameters(hf))
     broken = [name for name, p in tensors if not bool(torch.isfinite(p).all())]
@@ -100,7 +100,7 @@ def require_sound(hf: Any, start: Path | None = None) -> None:
             raise CaiError(f"adapter: DPO left {start.name} as it was, training moved nothing", errors.QUALITY)
 
 
-def export(hf: Any, target: Path, base_name: str) -> None:
+def export(hf: HfModel, target: Path, base_name: str) -> None:
     """adapter_model.safetensors and adapter_config.json as PEFT writes them, published by one rename."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -124,5 +124,5 @@ def export(hf: Any, target: Path, base_name: str) -> None:
     publish(beside, target)
 
 
-def _names(value: Any) -> bool:
+def _names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)

@@ -1,6 +1,6 @@
-"""Further trainings of DPO from the same pairs: the recipe's other seeds, and DPO without the SFT stage before it.
+"""Further trainings of DPO from the same pairs: the recipe's other seeds.
 
-Owns the folders (train/seed-N/, adapter-seed-N/, train/direct/, adapter-direct/) and eval/seeds.json; training itself
+Owns the folders (train/seed-N/, adapter-seed-N/) and eval/seeds.json; training itself
 is `cai.training.train`'s. The first seed is the run's own adapter and is not touched: it is back on the model when this
 ends.
 """
@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.recipe.settings import DpoSection
 from cai.run.context import Context
 from cai.store.files import write_json_atomic
-from cai.store.jsonl import Row
+from cai.store.row_types import Pair, SoundAnswer
 from cai.training import sft
 from cai.training import train as training
 
 
 def train_seeds(
-    context: Context, pairs: Sequence[Row], heldout: Sequence[Row], sound: Sequence[Row] = ()
-) -> dict[str, Measured]:
+    context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair], sound: Sequence[SoundAnswer] = ()
+) -> dict[str, Figure]:
     """Train every seed after the first that has no result yet; gives the figures of all of them.
 
     Where DPO starts from SFT, each seed has an SFT stage of its own, on the same revisions and `sound` answers.
@@ -45,24 +45,11 @@ def train_seeds(
     return figures
 
 
-def train_direct(context: Context, pairs: Sequence[Row], heldout: Sequence[Row]) -> Path:
-    """adapter-direct/: DPO of these pairs from the base, beside a run whose DPO starts from SFT."""
-    run, recipe = context.run, context.recipe
-    folder, adapter = run.path / "train" / "direct", run.path / "adapter-direct"
-    if training.load_result(folder) is None:
-        dpo = recipe.dpo.model_copy(update={"start": "base"})
-        train_dpo(context, pairs, heldout, dpo, folder, adapter, recipe.dpo.seeds[0], None, "train direct", "direct")
-    return adapter
-
-
 def train_dpo(
-    context: Context, pairs: Sequence[Row], heldout: Sequence[Row], dpo: DpoSection, folder: Path, adapter: Path,
-    seed: int, start: Path | None, title: str, arm: str = "",
+    context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair], dpo: DpoSection, folder: Path, adapter: Path,
+    seed: int, start: Path | None, title: str,
 ) -> None:  # fmt: skip
-    """One more DPO with the run's own model, LoRA and watching; its adapter stays on the model.
-
-    `arm` stands in its events, which then are not taken for the run's own training.
-    """
+    """One more DPO with the run's own model, LoRA and watching; its adapter stays on the model."""
     context.check_stop("before training")
     model = context.model()
     model.release()
@@ -76,7 +63,7 @@ def train_dpo(
         folder,
         prompt=context.prompts["policy"],
         seed=seed,
-        event=lambda kind, **fields: context.run.event(kind, **fields, **({"arm": arm} if arm else {})),
+        event=context.run.event,
         stopped=context.stopped,
         progress=context.progress.training,
         adapter=adapter,
@@ -91,18 +78,18 @@ def places(run: Path, seed: int) -> tuple[Path, Path]:
     return run / "train" / f"seed-{seed}", run / f"adapter-seed-{seed}"
 
 
-def seed_figures(run: Path, seeds: Sequence[int]) -> dict[str, Measured]:
+def seed_figures(run: Path, seeds: Sequence[int]) -> dict[str, Figure]:
     """Last loss of each seed, and its accuracy and margin on held-out pairs where there are any."""
-    found: dict[str, Measured] = {}
+    found: dict[str, Figure] = {}
     for seed in seeds:
         result = training.load_result(places(run, seed)[0])
         if result is None:
             continue
         metric = f"dpo.last_loss.seed_{seed}"
-        found[metric] = Measured(metric, result.last_loss, n=result.pairs, facts={"first_loss": result.first_loss})
+        found[metric] = Figure(metric, result.last_loss, n=result.pairs, facts={"first_loss": result.first_loss})
         for what in ("accuracy", "margin"):
             if what in result.heldout:
                 metric = f"dpo.heldout_{what}.seed_{seed}"
                 n = int(result.heldout["n"])
-                found[metric] = Measured(metric, result.heldout[what], n=n, judge="likelihood of the policy")
+                found[metric] = Figure(metric, result.heldout[what], n=n, judge="likelihood of the policy")
     return found

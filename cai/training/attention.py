@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+if TYPE_CHECKING:
+    from cai.training.loss import Batch
+
 Spans = Sequence[tuple[int, int, int, int]]  # prompt start, chosen start, rejected start, end
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def attention_index(spans: Spans) -> dict[str, Any]:
+def attention_index(spans: Spans) -> Batch:
     """What the variable-length call needs. Queries are the packed row itself: prompt + chosen, then rejected.
 
     The rejected queries are fewer than their keys (prompt + rejected); the causal mask is aligned at the end.
@@ -45,14 +48,14 @@ def attention_index(spans: Spans) -> dict[str, Any]:
     }
 
 
-def attend(q_TND: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+def attend(q_TND: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, batch: Batch) -> torch.Tensor:
     """-> [T, N, D]"""
     if q_TND.is_cuda and varlen_works(q_TND.shape[1], k_TKD.shape[1], q_TND.shape[2], q_TND.dtype):
         return varlen(q_TND, k_TKD, v_TKD, batch)
     return loop(q_TND, k_TKD, v_TKD, batch["spans"])
 
 
-def varlen(q_TND: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+def varlen(q_TND: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, batch: Batch) -> torch.Tensor:
     k_MKD, v_MKD = (t.index_select(0, batch["key_index_M"]) for t in (k_TKD, v_TKD))
     longest = batch["max_lengths"]
     arguments = (batch["cu_q"], batch["cu_k"], longest[0], longest[1], 0.0, True, False)

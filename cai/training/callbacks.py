@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
@@ -16,6 +16,11 @@ from cai import errors
 from cai.errors import CaiError
 from cai.training import health as signs
 from cai.training.guards import Guarded
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from cai.training.trainers import PairTrainer
 
 
 def callbacks_of(trainer: Guarded) -> list[TrainerCallback]:
@@ -30,16 +35,18 @@ class ClockSave(TrainerCallback):
         self.trainer = trainer
         self.last = time.monotonic()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.last = time.monotonic()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         plan = self.trainer.plan
         due = time.monotonic() - self.last >= 60.0 * plan.dpo.save_minutes
         if due or state.global_step >= plan.steps:
             control.should_save = True
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.last = time.monotonic()
 
 
@@ -54,17 +61,19 @@ class Watch(TrainerCallback):
         self.trainer = trainer
         self.stopping = False
 
-    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if self.trainer.plan.stopped():
             self.trainer.stop_here()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         plan = self.trainer.plan
         plan.progress(state.global_step, plan.steps)
         if state.global_step < plan.steps and plan.stopped():
             self.stopping = control.should_log = control.should_save = True
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if self.stopping:
             self.trainer.stop_here()
 
@@ -80,11 +89,11 @@ class HealthWatch(TrainerCallback):
         self.told: set[str] = set()
         self.ending: signs.Sign | None = None
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if self._ends(self._look(state)):
             control.should_log = control.should_save = True
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if self.ending:
             raise CaiError(
                 f"training step {state.global_step}: {self.ending.text}. health.stop names it: the last checkpoint in "
@@ -92,10 +101,10 @@ class HealthWatch(TrainerCallback):
                 errors.QUALITY,
             )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self._look(state)
 
-    def _look(self, state: Any) -> list[signs.Sign]:
+    def _look(self, state: TrainerState) -> list[signs.Sign]:
         plan = self.trainer.plan
         found = signs.in_log(state.log_history, plan.health)
         for sign in found:
@@ -112,9 +121,11 @@ class HealthWatch(TrainerCallback):
 class MakeUp(TrainerCallback):
     """A stop while held-out pairs are measured leaves a checkpoint without their entry: the resume measures first."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: PairTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if state.global_step:
             self.trainer.watch_heldout()

@@ -11,16 +11,16 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from cai import errors
 from cai.errors import CaiError
 from cai.store.files import fsync_folder, io_error, write_json_atomic
+from cai.store.jsonl import JsonObject, Row
 
 SEAL = "COMPLETE.json"
 PREFIX = "checkpoint-"
@@ -49,7 +49,7 @@ def sync_tree(folder: Path) -> None:
             os.close(fd)
 
 
-def sums_of(folder: Path) -> dict[str, Any]:
+def sums_of(folder: Path) -> Row:
     """Name -> bytes and sha256 of every file below `folder`."""
     return {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha(path)}
@@ -57,7 +57,7 @@ def sums_of(folder: Path) -> dict[str, Any]:
     }
 
 
-def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+def seal(folder: Path, facts: JsonObject) -> None:
     """Make the folder durable and write COMPLETE.json by rename. `facts`: what it belongs to, and its micro-batch.
 
     Hashed in a second thread while the disk writes: at 32B 3.2 GB, 2 to 3 s of hashing that end before most syncs do.
@@ -73,7 +73,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     fsync_folder(folder.parent)
 
 
-def read_seal(folder: Path) -> dict[str, Any] | None:
+def read_seal(folder: Path) -> Row | None:
     """The seal as written, or None where it is missing or no JSON object."""
     try:
         value = orjson.loads((folder / SEAL).read_bytes())
@@ -96,7 +96,7 @@ def fault(folder: Path) -> str | None:
     return f"{min(extra)} was not saved with it" if extra else None
 
 
-def differs(folder: Path, sums: Mapping[str, Any], *, content: bool = True) -> str | None:
+def differs(folder: Path, sums: JsonObject, *, content: bool = True) -> str | None:
     """The first file that is not as `sums_of` saw it, or None; without `content` only the sizes are compared."""
     for name, entry in sums.items():
         path = folder / name
@@ -130,7 +130,7 @@ def set_aside(checkpoint: Path, why: str, event: Callable[..., None]) -> Path:
     raise CaiError(f"{checkpoint}: 10,000 damaged copies lie beside it; remove them and resume", errors.CORRUPT)
 
 
-def newest(folder: Path, event: Callable[..., None]) -> tuple[Path, dict[str, Any]] | None:
+def newest(folder: Path, event: Callable[..., None]) -> tuple[Path, Row] | None:
     """The newest checkpoint that verifies, with its seal; damaged ones are set aside on the way."""
     for checkpoint in found(folder):
         why = fault(checkpoint)
@@ -140,7 +140,7 @@ def newest(folder: Path, event: Callable[..., None]) -> tuple[Path, dict[str, An
     return None
 
 
-def check_identity(checkpoint: Path, sealed: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def check_identity(checkpoint: Path, sealed: JsonObject, identity: JsonObject) -> None:
     """A checkpoint of other data, settings or library versions is not resumed: exit 3, with what differs."""
     theirs = sealed.get("identity", {})
     changed = [key for key in {**theirs, **identity} if theirs.get(key) != identity.get(key)]

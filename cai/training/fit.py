@@ -11,21 +11,31 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from cai.engine.foreign import HfModel
+from cai.engine.model import Model
 from cai.training.forward import Layout, set_checkpointing
 from cai.training.loss import sequence_logps
 from cai.training.token_rows import PairRow
+
+if TYPE_CHECKING:
+    from cai.training.job import BatchShape
 
 HEADROOM = 0.06  # share of the card left free: allocator fragments and what the first optimiser step adds
 ENOUGH_TOKENS = 6000  # a micro-batch of this many keeps the GPU busy; more only takes memory
 
 
 def choose_shape(
-    model: Any, layout: Layout, rows: Sequence[PairRow], order: Sequence[int], shape: Any, event: Callable[..., None]
-) -> Any:
+    model: Model,
+    layout: Layout,
+    rows: Sequence[PairRow],
+    order: Sequence[int],
+    shape: BatchShape,
+    event: Callable[..., None],
+) -> BatchShape:
     """`shape` with checkpointing off where that fits, and then with as many pairs a micro-batch as fit."""
     if model.device.type != "cuda":
         return replace(shape, checkpointing=False)
@@ -82,7 +92,7 @@ def memory_limit() -> int:
         return total
 
 
-def peak_of_step(model: Any, layout: Layout, rows: Sequence[PairRow]) -> int | None:
+def peak_of_step(model: Model, layout: Layout, rows: Sequence[PairRow]) -> int | None:
     """Peak bytes of forward and backward over these rows, or None when memory ran out."""
     batch = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in layout.collate(rows).items()}
     torch.cuda.reset_peak_memory_stats()
@@ -105,5 +115,5 @@ def _clear() -> int:
     return torch.cuda.memory_allocated()
 
 
-def _optimiser_bytes(hf: Any) -> int:
+def _optimiser_bytes(hf: HfModel) -> int:
     return sum(8 * p.numel() for p in hf.parameters() if p.requires_grad)  # two fp32 moments

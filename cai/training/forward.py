@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
+from cai.engine.foreign import HfModel
+from cai.engine.model import Model
 from cai.training.loss import Batch, Forward, padded_batch, padded_forward
 from cai.training.packed import PackedForward, packed_batch, refusal
 from cai.training.token_rows import PairRow
@@ -30,7 +31,7 @@ class Layout:
     why: str = ""
 
 
-def layout_for(model: Any) -> Layout:
+def layout_for(model: Model) -> Layout:
     """The fastest forward pass that is right for this model."""
     why = refusal(model.hf)
     if why is None:
@@ -40,7 +41,7 @@ def layout_for(model: Any) -> Layout:
     return Layout("padded", collate, padded_forward, False, True, why)
 
 
-def set_checkpointing(hf: Any, layout: Layout, on: bool) -> None:
+def set_checkpointing(hf: HfModel, layout: Layout, on: bool) -> None:
     """Turn recomputation in the backward pass on or off, for whichever forward pass is in use."""
     if isinstance(layout.forward, PackedForward):
         layout.forward.checkpoint_layers = hf.config.num_hidden_layers if on else 0

@@ -1,7 +1,7 @@
 """What both trainers guard on top of TRL's: order, finite steps, graceful stops, sealed checkpoints. Imports torch.
 
-Owns `Plan` (what one attempt needs beside the model), the trainers' base class and the arguments they share; the loop,
-optimiser and scheduler stay TRL's, the losses are the subclasses'. Imported late, after unsloth (which rewrites
+Owns `TrainingPlan` (what one attempt needs beside the model), the trainers' base class and the arguments they share;
+the loop, optimiser and scheduler stay TRL's, the losses are the subclasses'. Imported late, after unsloth (it rewrites
 TRL at import). Invariants: a step with a non-finite loss or gradient is never applied; a stop is seen between
 micro-batches and leaves a sealed checkpoint of the last whole step; a checkpoint is sealed before older ones go.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -22,17 +22,22 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from trl.models.utils import _ForwardRedirection
 
 from cai import errors
+from cai.engine.foreign import HfModel
 from cai.errors import CaiError, Stopped
 from cai.recipe.settings import DpoSection, HealthSection
+from cai.store.jsonl import Row
 from cai.training import checkpoints, heldout
 from cai.training.loss import Batch, Forward
 from cai.training.token_rows import PairRow
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 KEEP_CHECKPOINTS = 2
 
 
 @dataclass
-class Plan:
+class TrainingPlan:
     """Everything one attempt at training needs beside the model. `order`: row indexes, steps x effective batch.
 
     `refs`: the reference's log-probs of each row; empty where the loss has no reference. `weights`, `labels`: what each
@@ -49,7 +54,7 @@ class Plan:
     dpo: DpoSection
     seed: int
     folder: Path
-    seal_facts: dict[str, Any]
+    seal_facts: Row
     forward: Forward
     collate: Callable[[Sequence[PairRow]], Batch]
     event: Callable[..., None]
@@ -68,18 +73,23 @@ class Guarded(Trainer):
     """Base of a TRL trainer over `Plan.order`; batches come ready from `Plan.collate`. A subclass has the loss."""
 
     section = "dpo"  # of the recipe, for messages
-    plan: Plan
+    plan: TrainingPlan
     _metrics: dict[str, Any]  # TRL's, collected for the next log entry
     _loss_sum: torch.Tensor | None = None
 
-    def _settle(self, base: Any, own_forward: Any) -> None:
+    @property
+    def hf(self) -> HfModel:
+        """The PeftModel that is trained, without what accelerate put around it."""
+        return cast(HfModel, self.model)
+
+    def _settle(self, base: HfModel, own_forward: object) -> None:
         """After TRL's constructor: its patch of the model and its printing callbacks go."""
         _restore_forward(base, own_forward)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.model_accepts_loss_kwargs = False
 
-    def _prepare_dataset(self, dataset: Any, *_args: Any, **_kwargs: Any) -> Any:
+    def _prepare_dataset(self, dataset: Dataset, *_args: object, **_kwargs: object) -> Dataset:
         return dataset  # the rows are token ids already; what TRL was handed is a stand-in
 
     def get_train_dataloader(self) -> DataLoader:
@@ -91,20 +101,20 @@ class Guarded(Trainer):
     def _collate(self, indexes: Sequence[int]) -> Batch:
         return self.plan.collate([self.plan.rows[i] for i in indexes])
 
-    def _through(self, model: Any, method: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+    def _through(self, model: torch.nn.Module, method: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
         """`method(*arguments)` inside the forward pass of `model`, the module that accelerate prepared.
 
         Around several processes that is DistributedDataParallel, which joins gradients only of what passed through it:
         called beside it, each process would train on its own pairs alone, without an error.
         """
-        inner: Any = self.model
+        inner = cast(torch.nn.Module, self.model)
         return method(*arguments) if model is inner else _ForwardRedirection()(model, inner, method, *arguments)
 
     def _add_loss(self, loss: torch.Tensor) -> None:
         """Keep the step's loss on the device; it is read once, in `_check_step`."""
         self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
 
-    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         norm = super()._clip_grad_norm(model)
         self._check_step(norm)
         return norm
@@ -143,18 +153,18 @@ class Guarded(Trainer):
             self.plan.event("train_step", **entry)
         self.state.log_history.append({**logs, "step": self.state.global_step})
 
-    def floating_point_ops(self, inputs: Any) -> int:
+    def floating_point_ops(self, inputs: object) -> int:
         return 0  # transformers' estimate reads keys that these batches don't have
 
-    def create_model_card(self, *_args: Any, **_kwargs: Any) -> None:
+    def create_model_card(self, *_args: object, **_kwargs: object) -> None:
         """No card in a checkpoint: the report describes the run."""
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         """A stop switch does not cut a save short: its grace period waits (`StopSwitch.hold`)."""
         with getattr(self.plan.stopped, "hold", nullcontext)():
             self._save_and_seal(model, trial)
 
-    def _save_and_seal(self, model: Any, trial: Any) -> None:
+    def _save_and_seal(self, model: torch.nn.Module, trial: object) -> None:
         """Save as transformers does, then seal; only then remove older checkpoints."""
         folder = self.plan.folder / f"{checkpoints.PREFIX}{self.state.global_step}"
         try:
@@ -184,11 +194,11 @@ class Guarded(Trainer):
         step = self.state.global_step
         folder = self.plan.folder / f"{checkpoints.PREFIX}{step}"
         if step and checkpoints.fault(folder):
-            self._save_checkpoint(self.model, None)
+            self._save_checkpoint(cast(torch.nn.Module, self.model), None)
         raise Stopped(f"training stopped after step {step} of {self.plan.steps}; resume to go on.")
 
 
-def arguments(plan: Plan, device: torch.device) -> dict[str, Any]:
+def arguments(plan: TrainingPlan, device: torch.device) -> dict[str, Any]:
     """What TRL's configs share; every default that writes, reports or filters is named here."""
     dpo, cuda = plan.dpo, device.type == "cuda"
     return dict(
@@ -225,7 +235,7 @@ def arguments(plan: Plan, device: torch.device) -> dict[str, Any]:
     )
 
 
-def _restore_forward(base: Any, own_forward: Any) -> None:
+def _restore_forward(base: HfModel, own_forward: object) -> None:
     """Undo TRL's instance-level patch of the model's forward: generation uses this very object afterwards."""
     if own_forward is not None:
         base.forward = own_forward

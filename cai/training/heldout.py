@@ -8,13 +8,14 @@ has its weights on disk, so a resume from any of them can still export them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cai import errors
+from cai.engine.foreign import HfModel
 from cai.errors import CaiError
+from cai.store.jsonl import JsonObject
 from cai.training import checkpoints
 from cai.training.health import HELDOUT
 from cai.training.token_rows import PairRow
@@ -45,22 +46,22 @@ def entry(step: int, sums: Sequence[Sequence[float]], count: int) -> dict[str, f
     return {"step": step, LOSS: loss, "heldout/margin": margin, "heldout/accuracy": wins, "heldout/n": count}
 
 
-def log_of(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+def log_of(history: Sequence[JsonObject]) -> list[dict[str, float]]:
     """The held-out entries of a trainer's history."""
     return [dict(found) for found in history if LOSS in found]
 
 
-def measured(history: Sequence[Mapping[str, Any]], step: int) -> bool:
+def measured(history: Sequence[JsonObject], step: int) -> bool:
     return any(found["step"] == step for found in log_of(history))
 
 
-def best_step(history: Sequence[Mapping[str, Any]], until: int | None = None) -> int | None:
+def best_step(history: Sequence[JsonObject], until: int | None = None) -> int | None:
     """The step of the lowest held-out loss, the earliest of equals; None where none was measured."""
     found = [e for e in log_of(history) if until is None or e["step"] <= until]
     return int(min(found, key=lambda e: (e[LOSS], e["step"]))["step"]) if found else None
 
 
-def export_best(hf: Any, folder: Path, step: int, base_name: str) -> None:
+def export_best(hf: HfModel, folder: Path, step: int, base_name: str) -> None:
     """The weights as they are, to best-STEP/; sealed before any checkpoint whose log names them."""
     from cai.training import adapter
 
@@ -69,7 +70,7 @@ def export_best(hf: Any, folder: Path, step: int, base_name: str) -> None:
     checkpoints.seal(target, {"step": step})
 
 
-def restore_best(hf: Any, folder: Path, step: int) -> None:
+def restore_best(hf: HfModel, folder: Path, step: int) -> None:
     """The kept weights of `step` back onto the model. Errors: CaiError(CORRUPT) where they are gone or damaged."""
     from cai.training import adapter
 
@@ -85,7 +86,7 @@ def restore_best(hf: Any, folder: Path, step: int) -> None:
     adapter.restore(hf, kept)
 
 
-def prune(folder: Path, history: Sequence[Mapping[str, Any]], checkpoint_steps: Sequence[int]) -> None:
+def prune(folder: Path, history: Sequence[JsonObject], checkpoint_steps: Sequence[int]) -> None:
     """Remove weights that are the best so far of no kept checkpoint."""
     wanted = {f"{BEST}{best_step(history, step)}" for step in checkpoint_steps}
     for kept in folder.glob(f"{BEST}*"):

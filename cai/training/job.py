@@ -10,21 +10,27 @@ import gc
 import os
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from cai import errors
+from cai.engine.model import Model
 from cai.errors import CaiError, Stopped
 from cai.recipe.settings import DpoSection, HealthSection, LoraSection
+from cai.store.jsonl import JsonObject, Row
 from cai.training import checkpoints, reference_logps
 from cai.training.heldout import Heldout
-from cai.training.labels import first_loss, label_probabilities, pair_weights
+from cai.training.margins import first_loss, label_probabilities, pair_weights
 from cai.training.scoring import to_device
 from cai.training.token_rows import PairRow, rows_sha, schedule, steps_of
+
+if TYPE_CHECKING:
+    from cai.training.sft_trainer import RevisionTrainer
+    from cai.training.trainers import PairTrainer
 
 Objective = Literal["dpo", "sft"]  # pairs against a reference, or the likelihood of the revisions
 PINNED = ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "accelerate")
@@ -32,20 +38,20 @@ BATCH_KEYS = {"batch_size", "gradient_accumulation"}
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """How one attempt cuts the effective batch. `micro_batch` x `accumulation` stays the same down the ladder."""
 
     micro_batch: int
     accumulation: int
     checkpointing: bool
 
-    def smaller(self) -> Shape | None:
+    def smaller(self) -> BatchShape | None:
         """The next rung: half the micro-batch (or its largest divisor below), then checkpointing, then none."""
         effective = self.micro_batch * self.accumulation
         if self.micro_batch > 1:
             half = next(n for n in range(self.micro_batch // 2, 0, -1) if effective % n == 0)
-            return Shape(half, effective // half, self.checkpointing)
-        return None if self.checkpointing else Shape(1, self.accumulation, True)
+            return BatchShape(half, effective // half, self.checkpointing)
+        return None if self.checkpointing else BatchShape(1, self.accumulation, True)
 
 
 def versions() -> dict[str, str]:
@@ -63,7 +69,7 @@ def versions() -> dict[str, str]:
 class Job:
     """One training from rows to a finished trainer, over as many attempts as memory makes necessary."""
 
-    model: Any
+    model: Model
     rows: list[PairRow]
     lora: LoraSection
     dpo: DpoSection
@@ -109,7 +115,7 @@ class Job:
         if self.weights is not None or self.labels is not None:
             self.identity["margins"] = reference_logps.key_of(margins=[row.margin for row in self.rows])
 
-    def run(self) -> tuple[Any, Shape, int]:
+    def run(self) -> tuple[PairTrainer | RevisionTrainer, BatchShape, int]:
         """Attempts until one ends: (trainer, shape that worked, step resumed from)."""
         found = checkpoints.newest(self.folder, self.event)
         resumed_from = found[1]["step"] if found else 0
@@ -121,18 +127,18 @@ class Job:
             shape = self._next_shape(shape, out_of_memory)  # outside the except block: its traceback pins tensors
             found = checkpoints.newest(self.folder, self.event)
 
-    def _first_shape(self, sealed: Mapping[str, Any] | None) -> Shape:
+    def _first_shape(self, sealed: JsonObject | None) -> BatchShape:
         """The recipe's shape, or the one that the checkpoint was trained with."""
         if sealed:
-            return Shape(sealed["micro_batch"], sealed["accumulation"], sealed["gradient_checkpointing"])
-        shape = Shape(self.dpo.batch_size, self.dpo.gradient_accumulation, self.dpo.gradient_checkpointing == "on")
+            return BatchShape(sealed["micro_batch"], sealed["accumulation"], sealed["gradient_checkpointing"])
+        shape = BatchShape(self.dpo.batch_size, self.dpo.gradient_accumulation, self.dpo.gradient_checkpointing == "on")
         if self.dpo.gradient_checkpointing != "auto":
             return shape
         from cai.training.fit import choose_shape
 
         return choose_shape(self.model, self.layout, self.rows, self.order, shape, self.event)
 
-    def _next_shape(self, shape: Shape, why: str) -> Shape:
+    def _next_shape(self, shape: BatchShape, why: str) -> BatchShape:
         gc.collect()
         empty_cache()
         smaller = shape.smaller()
@@ -145,7 +151,9 @@ class Job:
                    accumulation=smaller.accumulation, gradient_checkpointing=smaller.checkpointing)  # fmt: skip
         return smaller
 
-    def _attempt(self, shape: Shape, found: tuple[Path, dict[str, Any]] | None) -> tuple[Any, str]:
+    def _attempt(
+        self, shape: BatchShape, found: tuple[Path, Row] | None
+    ) -> tuple[PairTrainer | RevisionTrainer | None, str]:
         """(trainer, "") when training ended, (None, why) when memory ran out."""
         import torch
 
@@ -161,9 +169,9 @@ class Job:
             ) from None
         return None, why
 
-    def _train(self, shape: Shape, found: tuple[Path, dict[str, Any]] | None) -> Any:
+    def _train(self, shape: BatchShape, found: tuple[Path, Row] | None) -> PairTrainer | RevisionTrainer:
         from cai.training import adapter, forward  # torch from here on
-        from cai.training.guards import Plan
+        from cai.training.guards import TrainingPlan
 
         hf = self.model.hf
         self._begin()
@@ -172,7 +180,7 @@ class Job:
         if found:
             checkpoints.check_identity(found[0], found[1], self.identity)
             self.event("resume", checkpoint=found[0].name)
-        plan = Plan(
+        plan = TrainingPlan(
             rows=self.rows, refs=refs, order=self.order, steps=self.steps, micro_batch=shape.micro_batch,
             accumulation=shape.accumulation, checkpointing=shape.checkpointing and not self.layout.own_checkpointing,
             dpo=self.dpo, seed=self.seed, folder=self.folder, forward=self.layout.forward,
@@ -190,7 +198,7 @@ class Job:
         adapter.require_fp32(hf)
         return trainer
 
-    def _trainer(self) -> Any:
+    def _trainer(self) -> type[PairTrainer | RevisionTrainer]:
         if self.objective == "sft":
             from cai.training.sft_trainer import RevisionTrainer
 
@@ -208,7 +216,7 @@ class Job:
         else:
             adapter.restore(self.model.hf, self.start)
 
-    def _heldout(self, shape: Shape) -> Heldout | None:
+    def _heldout(self, shape: BatchShape) -> Heldout | None:
         if not self.heldout or not (self.dpo.eval_steps or self.start):
             return None
         every = range(len(self.heldout))
@@ -219,7 +227,7 @@ class Job:
         )  # fmt: skip
 
     def _references(
-        self, shape: Shape, rows: Sequence[PairRow], order: Sequence[int], name: str = reference_logps.NAME
+        self, shape: BatchShape, rows: Sequence[PairRow], order: Sequence[int], name: str = reference_logps.NAME
     ) -> list[reference_logps.Logps]:
         """From the cache, or computed with the adapter as it begins, in this attempt's micro-batches."""
         more = {} if rows is self.rows else {"heldout": rows_sha(rows)}
@@ -262,7 +270,7 @@ def first_loss_tolerance(
     return max(dpo.first_loss_tolerance, 0.5 * dpo.beta * steeper * step * size)
 
 
-def model_name(model: Any) -> str:
+def model_name(model: Model) -> str:
     """The real base model's name (hub id), for adapter_config.json and identities."""
     return str(model.name)
 

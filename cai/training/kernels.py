@@ -85,7 +85,7 @@ def swiglu_backward(
     g, u, dm = g_TF.float(), u_TF.float(), dm_TF.float()
     s = torch.sigmoid(g)
     silu = g * s
-    dg = dm * u * (s + silu * (1 - s))
+    dg = dm * u * (s + silu * (1 - s))  # silu'(g) = s + g s (1 - s)
     return (silu * u).to(g_TF.dtype), dg.to(g_TF.dtype), (dm * silu).to(g_TF.dtype)
 
 
@@ -124,7 +124,7 @@ if triton is not None:
         x = tl.load(x_ptr + row + columns, mask=mask, other=0.0).to(tl.float32)
         w = tl.load(w_ptr + columns, mask=mask, other=0.0).to(tl.float32)
         r = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / width + eps)
-        if BACKWARD:
+        if BACKWARD:  # dx = r (w g - x r^2 mean(w g x)), as rms_norm_backward says; one program has the whole row
             wg = w * tl.load(g_ptr + row + columns, mask=mask, other=0.0).to(tl.float32)
             y = r * (wg - x * r * r * (tl.sum(wg * x, axis=0) / width))
             if HAS_RESIDUAL:
@@ -161,5 +161,6 @@ if triton is not None:
         a = tl.load(x_ptr + token * token_stride + at, mask=mask, other=0.0).to(tl.float32)
         b = tl.load(x_ptr + token * token_stride + at + HALF, mask=mask, other=0.0).to(tl.float32)
         out = y_ptr + token * heads * (2 * HALF) + at
+        # (a, b) are the halves of a head: y = (a cos - b sin, b cos + a sin); `sign` -1 is the transpose
         tl.store(out, (a * cos - b * sin).to(y_ptr.dtype.element_ty), mask=mask)
         tl.store(out + HALF, (b * cos + a * sin).to(y_ptr.dtype.element_ty), mask=mask)

@@ -16,14 +16,15 @@ from typing import Any, get_args
 import torch
 import torch.nn.functional as F
 
+from cai.engine.foreign import HfModel
 from cai.engine.generate import logits_fp32
 from cai.errors import CaiError
 from cai.recipe.settings import LossName
 from cai.training.token_rows import PairRow
 
 CHUNK_BYTES = 256 * 2**20  # fp32 logits of one chunk
-Batch = dict[str, Any]
-Forward = Callable[[Any, Batch], torch.Tensor]
+Batch = dict[str, Any]  # tensors by name and axes, and the lengths of its sequences
+Forward = Callable[[HfModel, Batch], torch.Tensor]
 
 
 def padded_batch(rows: Sequence[PairRow], pad_id: int) -> Batch:
@@ -54,7 +55,7 @@ def padded_batch(rows: Sequence[PairRow], pad_id: int) -> Batch:
     }
 
 
-def padded_forward(hf: Any, batch: Batch) -> torch.Tensor:
+def padded_forward(hf: HfModel, batch: Batch) -> torch.Tensor:
     """Last hidden states at the completion positions, through the model's own layers -> hidden_NH."""
     backbone = base_of(hf).model
     with torch.autocast("cuda", torch.bfloat16, enabled=batch["input_ids_ST"].is_cuda):
@@ -63,7 +64,7 @@ def padded_forward(hf: Any, batch: Batch) -> torch.Tensor:
     return hidden_STH.flatten(0, 1).index_select(0, batch["hidden_index_N"])
 
 
-def base_of(hf: Any) -> Any:
+def base_of(hf: HfModel) -> HfModel:
     """The causal language model below PEFT's wrapper (or the model itself)."""
     return hf.get_base_model() if hasattr(hf, "get_base_model") else hf
 
@@ -76,30 +77,31 @@ class TokenLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH, weight_VH, bias_V, target_N, chunk: int):
+    def forward(ctx, hidden_NH, weight_VH, bias_V, target_N, chunk: int):
         wants_grad = ctx.needs_input_grad[0]
         logps_N = torch.empty(hidden_NH.shape[0], dtype=torch.float32, device=hidden_NH.device)
         slope_NH = torch.empty_like(hidden_NH) if wants_grad else None
         for start in range(0, hidden_NH.shape[0], chunk):
             part = slice(start, start + chunk)
             target = target_N[part]
-            logits = logits_fp32(hidden_NH[part], weight_VH, bias_V)
+            logits = logits_fp32(hidden_NH[part], weight_VH, bias_V)  # [chunk, V], the only one alive
             logsum = torch.logsumexp(logits, dim=-1)
             logps_N[part] = logits.gather(1, target[:, None]).squeeze(1) - logsum
             if slope_NH is not None:
-                probs = logits.sub_(logsum[:, None]).exp_().to(weight_VH.dtype)
-                slope_NH[part] = weight_VH[target] - probs @ weight_VH
+                probs = logits.sub_(logsum[:, None]).exp_().to(weight_VH.dtype)  # in place: no second [chunk, V]
+                slope_NH[part] = weight_VH[target] - probs @ weight_VH  # W_t - sum_v p_v W_v, [chunk, H]
         if slope_NH is not None:
             ctx.save_for_backward(slope_NH)
         return logps_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N):  # type: ignore[override]
+    def backward(ctx, grad_N):
+        # dL/dh_n = dL/dlogp_n * slope_n; the head is frozen, so it gets no gradient
         (slope_NH,) = ctx.saved_tensors
         return (slope_NH * grad_N[:, None].to(slope_NH.dtype)), None, None, None, None
 
 
-def head_of(hf: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+def head_of(hf: HfModel) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of the output head; heads that scale or cap their logits are refused, not computed wrongly."""
     base = base_of(hf)
     config = base.config.get_text_config()
@@ -113,7 +115,7 @@ def head_of(hf: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 def sequence_logps(
-    hf: Any, batch: Batch, forward: Forward = padded_forward, ld_alpha: float = 1.0
+    hf: HfModel, batch: Batch, forward: Forward = padded_forward, ld_alpha: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums of completion log-probabilities, natural log, fp32 -> (logps_2B as [2, B], logps_N of every token).
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from cai.engine.foreign import HfConfig, HfModel, HfModule
 from cai.training.adapter import NAME
 from cai.training.attention import attend, attention_index
 from cai.training.kernels import rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward
@@ -63,11 +63,15 @@ def packed_batch(rows: Sequence[PairRow]) -> Batch:
     }
 
 
+Rope = tuple[torch.Tensor, torch.Tensor]  # cos and sin, each [T, D/2]
+Adapted = dict[str, tuple["Projection", list[torch.nn.Parameter]]]  # a layer's projections by name, and what is trained
+
+
 @dataclass(frozen=True)
 class Projection:
     """One adapted linear: frozen weight (maybe 4-bit) and bias, scale, and A_RI, B_OR in the compute dtype."""
 
-    base: Any
+    base: HfModule
     scale: float
     a: torch.Tensor
     b: torch.Tensor
@@ -83,7 +87,7 @@ class Projection:
         return fast_dequantize(weight, state, use_global_buffer=True)
 
 
-def refusal(hf: Any) -> str | None:
+def refusal(hf: HfModel) -> str | None:
     """Why this model can't go through here, or None. Everything that decides the arithmetic is looked at."""
     config = base_of(hf).config
     rope = getattr(config, "rope_parameters", None) or {}
@@ -108,7 +112,7 @@ def refusal(hf: Any) -> str | None:
     return None
 
 
-def _modules(layer: Any) -> dict[str, Any]:
+def _modules(layer: HfModule) -> dict[str, HfModule]:
     attention, mlp = layer.self_attn, layer.mlp
     return {name: getattr(attention if hasattr(attention, name) else mlp, name) for name in PROJECTIONS}
 
@@ -124,7 +128,7 @@ class PackedForward:
         self.checkpoint_layers = 0  # how many layers, from the first, are recomputed in the backward pass
         self._copies: dict[torch.nn.Parameter, torch.Tensor] = {}
 
-    def __call__(self, hf: Any, batch: Batch) -> torch.Tensor:
+    def __call__(self, hf: HfModel, batch: Batch) -> torch.Tensor:
         base = base_of(hf)
         model, config = base.model, base.config
         adapted = not _adapter_off(base)
@@ -141,7 +145,7 @@ class PackedForward:
         hidden_NH = x_TH.index_select(0, batch["hidden_index_N"])
         return _Norm.apply(hidden_NH, model.norm.weight, _eps(model.norm))
 
-    def _projection(self, module: Any, dtype: torch.dtype) -> tuple[Projection, list[torch.nn.Parameter]]:
+    def _projection(self, module: HfModule, dtype: torch.dtype) -> tuple[Projection, list[torch.nn.Parameter]]:
         trained = [module.lora_A[NAME].weight, module.lora_B[NAME].weight]
         for parameter in trained:
             if parameter.dtype != dtype and getattr(self._copies.get(parameter), "dtype", None) != dtype:
@@ -155,11 +159,11 @@ class PackedForward:
                 torch._foreach_copy_(list(self._copies.values()), list(self._copies))
 
 
-def _split(layer: Any) -> tuple[dict[str, Projection], dict[str, list[torch.nn.Parameter]]]:
+def _split(layer: Adapted) -> tuple[dict[str, Projection], dict[str, list[torch.nn.Parameter]]]:
     return {name: p for name, (p, _) in layer.items()}, {name: trained for name, (_, trained) in layer.items()}
 
 
-def rotary(config: Any, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary(config: HfConfig, positions_T: torch.Tensor) -> Rope:
     """cos and sin of each token's position, [T, D/2] in fp32; scaled kinds by transformers' own formulas."""
     parameters, scale = config.rope_parameters, 1.0
     kind = parameters.get("rope_type", "default")
@@ -174,21 +178,21 @@ def rotary(config: Any, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.
     return (cos, sin) if scale == 1.0 else (cos * scale, sin * scale)
 
 
-def head_width(config: Any) -> int:
+def head_width(config: HfConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _adapter_off(base: Any) -> bool:
+def _adapter_off(base: HfModel) -> bool:
     module = base.model.layers[0].self_attn.q_proj
     return bool(module.disable_adapters) or bool(module.merged)
 
 
-def _eps(norm: Any) -> float:
+def _eps(norm: HfModule) -> float:
     return getattr(norm, "variance_epsilon", None) or norm.eps
 
 
 def _layer(
-    layer: Any, config: Any, x_TH: torch.Tensor, rope: Any, batch: Batch, adapted: bool,
+    layer: HfModule, config: HfConfig, x_TH: torch.Tensor, rope: Rope, batch: Batch, adapted: bool,
     parts: dict[str, Projection], trained: dict[str, list[torch.nn.Parameter]],
 ) -> torch.Tensor:  # fmt: skip
     """One decoder block over the packed row. Parameters go along for autograd; `parts` hold what is computed with."""
@@ -209,7 +213,7 @@ def _layer(
     return _Mlp.apply(x_TH, norm2.weight, _eps(norm2), mlp, adapted, *mlp_trained)
 
 
-def _head_norm(attention: Any, name: str, x_TND: torch.Tensor) -> torch.Tensor:
+def _head_norm(attention: HfModule, name: str, x_TND: torch.Tensor) -> torch.Tensor:
     """Qwen3's RMSNorm of each head before the rotation; other families have none."""
     norm = getattr(attention, name, None)
     if norm is None:
@@ -220,7 +224,7 @@ def _head_norm(attention: Any, name: str, x_TND: torch.Tensor) -> torch.Tensor:
 # --- linears with LoRA: y = x W' + bias + s (x A') B'
 
 
-def _linear(x: torch.Tensor, part: Projection, adapted: bool) -> Any:
+def _linear(x: torch.Tensor, part: Projection, adapted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(y, xa): the output, and x A' for the backward pass."""
     y = F.linear(x, part.weight(x.dtype), part.base.bias)
     if not adapted:
@@ -247,13 +251,13 @@ def _linear_backward(
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, weight, eps):
+    def forward(ctx, x, weight, eps):
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
         return rms_norm(x, weight, eps)
 
     @staticmethod
-    def backward(ctx: Any, grad):  # type: ignore[override]
+    def backward(ctx, grad):
         # y = w x r, r = (mean(x^2) + eps)^-1/2  =>  dx = r (w dy - x r^2 mean(w dy x)).  w is frozen: no dw.
         x, weight = ctx.saved_tensors
         return rms_norm_backward(grad.contiguous(), x, weight, ctx.eps, None), None, None
@@ -261,12 +265,12 @@ class _Norm(torch.autograd.Function):
 
 class _Rope(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TND, cos, sin):
+    def forward(ctx, x_TND, cos, sin):
         ctx.rope = (cos, sin)
         return rotate(x_TND, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, grad):  # type: ignore[override]
+    def backward(ctx, grad):
         # y = R x with R orthogonal  =>  dx = R' dy: the rotation by the negative angle; x need not be kept
         return rotate(grad.contiguous(), *ctx.rope, inverse=True), None, None
 
@@ -275,7 +279,7 @@ class _NormLinears(torch.autograd.Function):
     """RMSNorm, then several adapted linears of the same input (query, key, value)."""
 
     @staticmethod
-    def forward(ctx: Any, x_TH, weight_H, eps, parts, adapted, *trained):
+    def forward(ctx, x_TH, weight_H, eps, parts, adapted, *trained):
         h = rms_norm(x_TH, weight_H, eps)
         results = [_linear(h, part, adapted) for part in parts]
         if adapted:
@@ -284,7 +288,7 @@ class _NormLinears(torch.autograd.Function):
         return tuple(y for y, _ in results)
 
     @staticmethod
-    def backward(ctx: Any, *grads):  # type: ignore[override]
+    def backward(ctx, *grads):
         # y_i = linear_i(h), h = norm(x)  =>  dh = sum_i dlinear_i(dy_i), then dx = dnorm(dh). h is made again from x:
         # [T, H] a layer that is not kept. Where x needs no gradient (the
         # first layer: embeddings are frozen) neither dh nor dx is made.
@@ -302,7 +306,7 @@ class _OutLinear(torch.autograd.Function):
     """Residual plus one adapted linear (attention's output)."""
 
     @staticmethod
-    def forward(ctx: Any, a_TH, residual_TH, parts, adapted, *trained):
+    def forward(ctx, a_TH, residual_TH, parts, adapted, *trained):
         y, xa = _linear(a_TH, parts[0], adapted)
         if adapted:
             ctx.save_for_backward(a_TH, xa)
@@ -310,7 +314,7 @@ class _OutLinear(torch.autograd.Function):
         return y.add_(residual_TH)
 
     @staticmethod
-    def backward(ctx: Any, grad):  # type: ignore[override]
+    def backward(ctx, grad):
         # y = residual + linear(a)  =>  dresidual = dy, da = dlinear(dy)
         a_TH, xa = ctx.saved_tensors
         grad = grad.contiguous()
@@ -322,7 +326,7 @@ class _Mlp(torch.autograd.Function):
     """Residual plus norm, gate, up, SwiGLU, down. The product is made again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x_TH, weight_H, eps, parts, adapted, *trained):
+    def forward(ctx, x_TH, weight_H, eps, parts, adapted, *trained):
         gate, up, down = parts
         h = rms_norm(x_TH, weight_H, eps)
         g, xa_g = _linear(h, gate, adapted)
@@ -334,7 +338,7 @@ class _Mlp(torch.autograd.Function):
         return y.add_(x_TH)
 
     @staticmethod
-    def backward(ctx: Any, grad):  # type: ignore[override]
+    def backward(ctx, grad):
         # y = x + down(m), m = silu(g) u, g = gate(h), u = up(h), h = norm(x)
         # dm = dy W_d + s (dy B_d) A_d;  dg = dm u silu'(g), silu'(g) = sig(g) (1 + g (1 - sig(g)));  du = dm silu(g)
         # dh = dgate(dg) + dup(du);  dx = dnorm(dh) + dy (the residual, added by rms_norm_backward)

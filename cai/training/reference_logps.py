@@ -14,7 +14,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -27,7 +26,7 @@ HELDOUT = "heldout-reference.json"
 Logps = tuple[float, float]  # sums of chosen, rejected
 
 
-def key_of(**facts: Any) -> str:
+def key_of(**facts: object) -> str:
     """32 hex of the facts; anything JSON can hold."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

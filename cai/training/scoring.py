@@ -7,12 +7,20 @@ inside functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
+from cai.engine.model import Model
 from cai.errors import Stopped
+from cai.store.row_types import TrainingPair
 from cai.training.token_rows import PairRow, never, tokenize_pairs
+
+if TYPE_CHECKING:
+    import torch
+
+    from cai.recipe.prompts import Prompt
+    from cai.training.loss import Batch
 
 
 @dataclass(frozen=True)
@@ -33,14 +41,14 @@ class PairLogps:
         return (self.chosen - self.ref_chosen) - (self.rejected - self.ref_rejected)
 
 
-def pair_rows(model: Any, pairs: Sequence[dict[str, Any]], prompt: Any, max_length: int) -> list[PairRow]:
+def pair_rows(model: Model, pairs: Sequence[TrainingPair], prompt: Prompt, max_length: int) -> list[PairRow]:
     """Pairs as `pair_logps` wants them: token ids under the policy prompt."""
     found = tokenize_pairs(pairs, prompt, format=model.format, tokenizer=model.tokenizer, max_length=max_length)
     return found.rows
 
 
 def pair_logps(
-    model: Any, rows: Sequence[PairRow], *, micro_batch: int = 1, stopped: Callable[[], bool] = never
+    model: Model, rows: Sequence[PairRow], *, micro_batch: int = 1, stopped: Callable[[], bool] = never
 ) -> list[PairLogps]:
     """Log-probability sums of every pair with the adapter on and off, by training's own forward pass.
 
@@ -91,5 +99,5 @@ def preference(scores: Sequence[PairLogps], beta: float) -> dict[str, float]:
     }
 
 
-def to_device(batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return {k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in batch.items()}

@@ -19,14 +19,14 @@ from cai.errors import CaiError
 from cai.recipe.load import flatten
 from cai.run.context import Context
 from cai.store.files import write_json_atomic
-from cai.store.jsonl import Row
+from cai.store.row_types import Pair, SoundAnswer, TrainingPair
 from cai.terminal import say
 from cai.training import train as training
 
 INPUTS = "inputs.json"
 
 
-def start_of(context: Context, pairs: Sequence[Row], sound: Sequence[Row] = ()) -> Path | None:
+def start_of(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer] = ()) -> Path | None:
     """What `train` wants as `start`: None for the base, else adapter-sft/ of these revisions and answers.
 
     `sound`: rows with `item`, `prompt` and `chosen`, answers that no principle objects to. Killed anywhere, the same
@@ -35,14 +35,14 @@ def start_of(context: Context, pairs: Sequence[Row], sound: Sequence[Row] = ()) 
     return train_arm(context, pairs, sound) if context.recipe.dpo.start == "sft" else None
 
 
-def train_arm(context: Context, pairs: Sequence[Row], sound: Sequence[Row] = ()) -> Path:
+def train_arm(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer] = ()) -> Path:
     """adapter-sft/ of these pairs' revisions: trained, resumed, or found finished."""
     run = context.run
     return train_stage(context, pairs, sound, run.sft_train, run.sft_adapter, context.recipe.dpo.seeds[0])
 
 
 def train_stage(
-    context: Context, pairs: Sequence[Row], sound: Sequence[Row], folder: Path, adapter: Path, seed: int
+    context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer], folder: Path, adapter: Path, seed: int
 ) -> Path:
     """The same into any folder and from any seed."""
     recipe = context.recipe
@@ -55,7 +55,7 @@ def train_stage(
     context.progress.begin("train sft", 0, total=0, unit="step")
     result = training.train(
         model,
-        [*pairs, *({**row, "rejected": ""} for row in sound)],
+        [*pairs, *(TrainingPair(**row, rejected="") for row in sound)],
         [],
         recipe.lora,
         recipe.sft.recipe(recipe.dpo),
@@ -76,7 +76,7 @@ def train_stage(
     return adapter
 
 
-def inputs(context: Context, pairs: Sequence[Row], sound: Sequence[Row], seed: int) -> dict[str, str]:
+def inputs(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer], seed: int) -> dict[str, str]:
     """Everything the arm's adapter depends on: name -> value."""
     recipe = context.recipe
     settings = {k: v for k, v in recipe.sft.recipe(recipe.dpo).deciding().items() if k != "beta"}
@@ -94,7 +94,7 @@ def inputs(context: Context, pairs: Sequence[Row], sound: Sequence[Row], seed: i
     }
 
 
-def _texts_sha(rows: Sequence[Row]) -> str:
+def _texts_sha(rows: Sequence[Pair] | Sequence[SoundAnswer]) -> str:
     texts = orjson.dumps([[row["prompt"], row["chosen"]] for row in rows])
     return hashlib.sha256(texts).hexdigest()[:16]
 

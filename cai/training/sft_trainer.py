@@ -7,15 +7,19 @@ kernel, which no CPU has; `sequence_logps` is what DPO, its reference and the ev
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from cai.engine.foreign import HfModel, HfTokenizer
 from cai.training.callbacks import callbacks_of
-from cai.training.guards import Guarded, Plan, arguments
+from cai.training.guards import Guarded, TrainingPlan, arguments
 from cai.training.loss import Batch, sequence_logps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class RevisionTrainer(Guarded, SFTTrainer):
@@ -23,15 +27,15 @@ class RevisionTrainer(Guarded, SFTTrainer):
 
     section = "sft"
 
-    def __init__(self, hf: Any, tokenizer: Any, plan: Plan, device: torch.device) -> None:
+    def __init__(self, hf: HfModel, tokenizer: HfTokenizer, plan: TrainingPlan, device: torch.device) -> None:
         self.plan = plan
         base = hf.get_base_model()
         own_forward = base.__dict__.get("forward")
         stand_in = {"prompt": ["x"], "completion": ["y"], "input_ids": [[0, 1]], "labels": [[-100, 1]]}
         super().__init__(
-            model=hf,
+            model=cast(PreTrainedModel, hf),
             args=SFTConfig(**arguments(plan, device), completion_only_loss=True, packing=False, padding_free=False),
-            processing_class=tokenizer,
+            processing_class=cast(PreTrainedTokenizerBase, tokenizer),
             data_collator=plan.collate,  # without one TRL sets the pad token of tokenizer and model, which others use
             train_dataset=Dataset.from_dict(stand_in),
             callbacks=callbacks_of(self),
@@ -39,12 +43,12 @@ class RevisionTrainer(Guarded, SFTTrainer):
         self._settle(base, own_forward)
 
     def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: object = None
     ) -> torch.Tensor:
         return self._through(model, self._revision_loss, inputs)
 
     def _revision_loss(self, inputs: Batch) -> torch.Tensor:
-        _, logps_N = sequence_logps(self.model, inputs, self.plan.forward)
+        _, logps_N = sequence_logps(self.hf, inputs, self.plan.forward)
         # transformers divides by the micro-batches of the step
         loss = -logps_N.sum() * (self.current_gradient_accumulation_steps / self._tokens_of_step())
         self._add_loss(loss.detach())

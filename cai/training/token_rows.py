@@ -11,9 +11,14 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 from cai.metrics.wordings import has_control_token
+from cai.store.row_types import TrainingPair
+
+if TYPE_CHECKING:
+    from cai.engine.tokenizers import Tokenizer
+    from cai.recipe.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,12 @@ class PairRows:
 
 
 def tokenize_pairs(
-    pairs: Sequence[dict[str, Any]], prompt: Any, *, format: str, tokenizer: Any, max_length: int
+    pairs: Sequence[TrainingPair],
+    prompt: Prompt,
+    *,
+    format: Literal["base", "chat"],
+    tokenizer: Tokenizer,
+    max_length: int,
 ) -> PairRows:
     """Render each pair's instruction with the policy prompt and append the end token to both completions.
 
@@ -86,7 +96,7 @@ def tokenize_pairs(
     return PairRows(rows, too_long)
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """A margin as it stands in a row of a file: a number, or nothing that counts as one."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
@@ -132,5 +142,5 @@ def never() -> bool:
     return False
 
 
-def ignore(*_args: Any, **_fields: Any) -> None:
+def ignore(*_args: object, **_fields: object) -> None:
     """The `event` and `progress` callback of a caller that wants none."""

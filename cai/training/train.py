@@ -18,20 +18,30 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import orjson
 from pydantic import TypeAdapter
 
 from cai import errors
+from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.recipe.settings import DpoSection, HealthSection, LoraSection
 from cai.store.files import write_json_atomic
+from cai.store.jsonl import Row
+from cai.store.row_types import TrainingPair
 from cai.training import checkpoints, fake_training, heldout
 from cai.training import health as signs
 from cai.training.job import Job, Objective, empty_cache, model_name
 from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
 from cai.training.token_rows import PairRow, PairRows, ignore, never, revisions_only, steps_of, tokenize_pairs
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
+    from cai.recipe.prompts import Prompt
+    from cai.training.sft_trainer import RevisionTrainer
+    from cai.training.trainers import PairTrainer
 
 __all__ = ["PairLogps", "TrainResult", "load_result", "pair_logps", "pair_rows", "preference", "train"]
 
@@ -70,14 +80,14 @@ class TrainResult:
 
 
 def train(
-    model: Any,
-    pairs: Sequence[dict[str, Any]],
-    heldout_pairs: Sequence[dict[str, Any]],
+    model: Model,
+    pairs: Sequence[TrainingPair],
+    heldout_pairs: Sequence[TrainingPair],
     lora: LoraSection,
     dpo: DpoSection,
     folder: Path,
     *,
-    prompt: Any,
+    prompt: Prompt,
     seed: int = 0,
     event: Callable[..., None] = ignore,
     stopped: Callable[[], bool] = never,
@@ -138,9 +148,9 @@ def _write_result(result: TrainResult, folder: Path) -> None:
 
 
 def _tokenized(
-    model: Any,
-    pairs: Sequence[dict[str, Any]],
-    prompt: Any,
+    model: Model,
+    pairs: Sequence[TrainingPair],
+    prompt: Prompt,
     dpo: DpoSection,
     objective: Objective,
     health: HealthSection,
@@ -167,7 +177,7 @@ def _check_start(dpo: DpoSection, lora: LoraSection, start: Path | None) -> None
         raise CaiError('lora.dropout: must be 0 with dpo.start = "sft": dropout would make the reference another model')
 
 
-def _heldout_rows(model: Any, pairs: Sequence[dict[str, Any]], prompt: Any, dpo: DpoSection) -> list[PairRow]:
+def _heldout_rows(model: Model, pairs: Sequence[TrainingPair], prompt: Prompt, dpo: DpoSection) -> list[PairRow]:
     rows = pair_rows(model, pairs, prompt, dpo.max_length) if pairs else []
     if dpo.keep == "best" and not rows:
         raise CaiError('dpo.keep = "best": there is no held-out pair to choose by. Set heldout.items, or keep = "last"')
@@ -203,7 +213,7 @@ def load_result(folder: Path) -> TrainResult | None:
     return result if not why and (result.adapter / "adapter_model.safetensors").is_file() else None
 
 
-def _seal(content: dict[str, Any]) -> str:
+def _seal(content: Row) -> str:
     """sha256 of what result.json holds beside it: the report prints these numbers."""
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
@@ -215,14 +225,14 @@ def _remove_halves(folder: Path, adapter: Path) -> None:
         old.rename(adapter)
 
 
-def _learn(job: Job, adapter: Path) -> dict[str, Any]:
+def _learn(job: Job, adapter: Path) -> Row:
     """Train, free what training held, export; the measured part of the result."""
     model = job.model
     model.mode("train")
     _reset_peak(model)
     trainer, shape, resumed_from = job.run()
     history = trainer.state.log_history
-    learnt = {
+    learnt: Row = {
         "log": [entry for entry in history if "loss" in entry],
         "steps": trainer.state.global_step,
         "micro_batch": shape.micro_batch,
@@ -241,7 +251,7 @@ def _learn(job: Job, adapter: Path) -> dict[str, Any]:
     return learnt
 
 
-def _kept_step(job: Job, state: Any) -> int:
+def _kept_step(job: Job, state: TrainerState) -> int:
     """The step of the best held-out loss, or 0 where the weights stay the last ones."""
     best = heldout.best_step(state.log_history) if job.dpo.keep == "best" and job.objective == "dpo" else None
     if best is None or best == state.global_step:
@@ -251,10 +261,10 @@ def _kept_step(job: Job, state: Any) -> int:
 
 
 def _learn_fake(
-    model: Any, rows: list[PairRow], dpo: DpoSection, folder: Path, adapter: Path, seed: int,
+    model: Model, rows: list[PairRow], dpo: DpoSection, folder: Path, adapter: Path, seed: int,
     event: Callable[..., None], stopped: Callable[[], bool], progress: Callable[[int, int], None], start: Path | None,
     watched: Sequence[PairRow],
-) -> dict[str, Any]:  # fmt: skip
+) -> Row:  # fmt: skip
     effective = dpo.batch_size * dpo.gradient_accumulation
     steps = steps_of(len(rows), max_steps=dpo.max_steps, epochs=dpo.epochs, effective_batch=effective)
     held = heldout.Heldout(watched, [], dpo.eval_steps, False, model.name) if watched and dpo.eval_steps else None
@@ -266,7 +276,7 @@ def _learn_fake(
     return {"log": log, "steps": steps, "heldout_log": [fake_training.heldout_entry(held, s) for s in measured if held]}
 
 
-def _leave_training(model: Any, trainer: Any) -> None:
+def _leave_training(model: Model, trainer: PairTrainer | RevisionTrainer) -> None:
     """Free optimiser and gradients; generation gets the model back in eval mode."""
     from cai.training import forward
 
@@ -279,7 +289,7 @@ def _leave_training(model: Any, trainer: Any) -> None:
     empty_cache()
 
 
-def _export(model: Any, target: Path, start: Path | None) -> None:
+def _export(model: Model, target: Path, start: Path | None) -> None:
     from cai.training import adapter
 
     adapter.require_sound(model.hf, start)
@@ -287,7 +297,7 @@ def _export(model: Any, target: Path, start: Path | None) -> None:
 
 
 def _heldout(
-    model: Any, rows: Sequence[PairRow], dpo: DpoSection, refs: Sequence[tuple[float, float]] | None
+    model: Model, rows: Sequence[PairRow], dpo: DpoSection, refs: Sequence[tuple[float, float]] | None
 ) -> dict[str, float]:
     """Against the base (adapter off), or against `refs`, the reference of a training that began from an adapter."""
     if not rows or model.backend == "fake":
@@ -298,14 +308,14 @@ def _heldout(
     return preference(scores, dpo.beta)
 
 
-def _reset_peak(model: Any) -> None:
+def _reset_peak(model: Model) -> None:
     import torch
 
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
 
-def _peak_gib(model: Any) -> float:
+def _peak_gib(model: Model) -> float:
     import torch
 
     return torch.cuda.max_memory_allocated() / 2**30 if model.device.type == "cuda" else 0.0

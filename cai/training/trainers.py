@@ -8,34 +8,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from cai import errors
+from cai.engine.foreign import HfModel, HfTokenizer
 from cai.errors import CaiError
 from cai.training import health, heldout
 from cai.training.callbacks import HealthWatch, MakeUp, callbacks_of
-from cai.training.guards import Guarded, Plan, arguments
+from cai.training.guards import Guarded, TrainingPlan, arguments
 from cai.training.loss import Batch, pair_loss, sequence_logps, shared_lengths
 from cai.training.scoring import to_device
 
-__all__ = ["PairTrainer", "Plan"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["PairTrainer", "TrainingPlan"]
 
 
 class PairTrainer(Guarded, DPOTrainer):
     """DPOTrainer over `Plan.order`. Overrides: data, loss, logging, saving."""
 
-    def __init__(self, hf: Any, tokenizer: Any, plan: Plan, device: torch.device) -> None:
+    def __init__(self, hf: HfModel, tokenizer: HfTokenizer, plan: TrainingPlan, device: torch.device) -> None:
         self.plan = plan
         base = hf.get_base_model()
         own_forward = base.__dict__.get("forward")
         super().__init__(
-            model=hf,
+            model=cast(PreTrainedModel, hf),
             args=DPOConfig(**arguments(plan, device), beta=plan.dpo.beta, precompute_ref_log_probs=False),
-            processing_class=tokenizer,
+            processing_class=cast(PreTrainedTokenizerBase, tokenizer),
             train_dataset=Dataset.from_dict({"prompt": ["x"], "chosen": ["y"], "rejected": ["z"]}),
             callbacks=[*callbacks_of(self), HealthWatch(self), MakeUp(self)],
         )
@@ -52,12 +56,12 @@ class PairTrainer(Guarded, DPOTrainer):
                 batch[name] = torch.tensor([values[i] for i in indexes], dtype=torch.float32)
         return batch
 
-    def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False) -> torch.Tensor:
+    def _compute_loss(self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False) -> torch.Tensor:
         return self._through(model, self._pair_loss, inputs)
 
     def _pair_loss(self, inputs: Batch) -> torch.Tensor:
         dpo = self.plan.dpo
-        logps_2B, logps_N = sequence_logps(self.model, inputs, self.plan.forward, dpo.ld_alpha)
+        logps_2B, logps_N = sequence_logps(self.hf, inputs, self.plan.forward, dpo.ld_alpha)
         loss = pair_loss(
             logps_2B,
             inputs["ref_2B"],
@@ -115,11 +119,11 @@ class PairTrainer(Guarded, DPOTrainer):
         history.append(entry)
         self.plan.event("heldout", **{name.removeprefix(heldout.PREFIX): value for name, value in entry.items()})
         if held.keep_best and heldout.best_step(history) == step:
-            heldout.export_best(self.model, self.plan.folder, step, held.base_name)
+            heldout.export_best(self.hf, self.plan.folder, step, held.base_name)
 
     def _heldout_entry(self, held: heldout.Heldout) -> dict[str, float] | None:
         """Loss, margin and accuracy of the held-out pairs; None where a stop cuts it short (a resume makes it up)."""
-        plan, dpo, size, model = self.plan, self.plan.dpo, self.plan.micro_batch, cast(Any, self.model)
+        plan, dpo, size, model = self.plan, self.plan.dpo, self.plan.micro_batch, self.hf
         model.train()  # as the reference was computed
         sums: list[list[float]] = []
         for start in range(0, len(held.rows), size):

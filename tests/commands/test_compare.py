@@ -37,7 +37,7 @@ def test_recipe_differences_name_key_and_both_values(both):
 
 def test_paired_statistics_by_hand(both):
     """Kept: A 6 of 6, B 4 of 6 (two revisions equal the answer): two discordant pairs, exact p = 2 * 0.5**2 = 0.5."""
-    sides = [side(story) for story in both]
+    sides = [side(snapshot) for snapshot in both]
     assert sorted(shared(*sides)) == [(i, i) for i in range(6)]
     found = {p.name: p for p in paired(*sides)}
     assert (found["kept as a pair"].one, found["kept as a pair"].two) == (1.0, pytest.approx(4 / 6))

@@ -37,13 +37,13 @@ from cai.report import cards
 from cai.report.snapshot import read_story
 
 
-def no_model(story, adapter):
+def no_model(snapshot, adapter):
     raise CaiError("no weights in this test")
 
 
 def card_of(path, adapter=None):
-    story = read_story(path)
-    return model_card(story, base_of(story), asking(story))
+    snapshot = read_story(path)
+    return model_card(snapshot, base_of(snapshot), asking(snapshot))
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def files(folder):
 
 
 def test_folder_holds_adapter_data_and_cards(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "asking", lambda story: replace(asking(story), folder=None, eos_id=None))
+    monkeypatch.setattr(exporting, "asking", lambda snapshot: replace(asking(snapshot), folder=None, eos_id=None))
     said = []
     to = exporting.export(path, tmp_path / "out", said.append)
     assert files(to) == [f"adapter/{name}" for name in ADAPTER] + [f"dataset/{name}" for name in PAIRS]
@@ -278,11 +278,11 @@ def test_a_commit_of_the_quantised_twin_is_not_given_for_the_base(path, tmp_path
 
 
 def test_the_lines_survive_a_folder_with_spaces_and_an_odd_rank(path, tmp_path):
-    story = read_story(path)
+    snapshot = read_story(path)
     to = tmp_path / "it's here"
     to.mkdir()
     (to / "merged.gguf").touch()
-    found = usage(base_of(story), asking(story), 24, to, True)
+    found = usage(base_of(snapshot), asking(snapshot), 24, to, True)
     lines = {line.split(":")[0]: line.split(":", 1)[1].strip() for line in found[1:]}
     words = shlex.split(lines["vLLM"])
     assert words[words.index("--max-lora-rank") + 1] == "32"  # vLLM takes no 24
@@ -351,7 +351,11 @@ def test_push_reaches_the_hub_only_when_asked(path, tmp_path):
     (path.parent.parent / "cai.toml").write_text("[milestones.m0]\n")
     server = ThreadingHTTPServer(("127.0.0.1", 0), LoopbackHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    env = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") and "proxy" not in k.lower()}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") and "proxy" not in k.lower()
+    }
     env |= {
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_TOKEN": "hf_x",

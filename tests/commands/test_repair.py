@@ -59,7 +59,7 @@ def damage(run: Path, old: bytes, new: bytes) -> None:
     path.write_bytes(path.read_bytes().replace(old, new, 1))
 
 
-def check(run: Path, promise: str) -> list[verify.Check]:
+def check(run: Path, promise: str) -> list[verify.VerifyResult]:
     return [found for found in verify.verify(run) if promise in found.promise]
 
 

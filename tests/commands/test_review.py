@@ -55,11 +55,11 @@ def test_tasks_hold_every_text_and_a_fifth_of_controls(path):
 
 
 def test_raters_get_the_same_texts_in_their_own_order(path):
-    story = read_story(path)
-    one, two = review.tasks(story, "ann"), review.tasks(story, "ben")
+    snapshot = read_story(path)
+    one, two = review.tasks(snapshot, "ann"), review.tasks(snapshot, "ben")
     assert sorted(t.key for t in one) == sorted(t.key for t in two)
     assert [t.key for t in one] != [t.key for t in two]
-    assert [t.key for t in one] == [t.key for t in review.tasks(story, "ann")]
+    assert [t.key for t in one] == [t.key for t in review.tasks(snapshot, "ann")]
 
 
 def test_marks_are_kept_and_taken_up_again(path):
@@ -187,9 +187,9 @@ def test_agreement_of_metric_and_people_and_controls(path):
 
 def test_pairs_are_filtered_by_the_marks(path):
     mark_all(path, "ann", lambda t: "partly" if t.what == "revision" and t.case.item == 2 else by_control(t))
-    story = read_story(path)
-    assert refused(story.reviews) == {2: "revision partly (ann)"}
-    assert [p["item"] for p in filter_pairs(story.pairs.kept, story.reviews)] == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    snapshot = read_story(path)
+    assert refused(snapshot.reviews) == {2: "revision partly (ann)"}
+    assert [p["item"] for p in filter_pairs(snapshot.pairs.kept, snapshot.reviews)] == [0, 1, 3, 4, 5, 6, 7, 8, 9]
     said = []
     review.finish(path, said.append)
     assert (path / "dataset" / "reviewed.jsonl").read_bytes().count(b"\n") == 9

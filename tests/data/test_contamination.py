@@ -13,14 +13,14 @@ from support.benchmarks import write_files
 from support.runs import read_jsonl
 
 from cai import errors
-from cai.data.contamination import Index, Source, check_inputs, clean, words
+from cai.data.contamination import BenchmarkText, OverlapIndex, check_inputs, clean, words
 
 Runner = Callable[..., tuple[int, Path]]
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 SHORT, LESS = "How do I beat a rug in the yard?", "Why isn't it so?"
 MORE = " ".join(f"{letter}{number}" for number in range(3) for letter in "abcdefg")  # 21 words, 19 trigrams
-INDEX = Index(
-    [Source("b", name, text) for name, text in (("1", SHORT), ("long", LONG), ("less", LESS), ("more", MORE))]
+INDEX = OverlapIndex(
+    [BenchmarkText("b", name, text) for name, text in (("1", SHORT), ("long", LONG), ("less", LESS), ("more", MORE))]
 )
 
 
@@ -80,7 +80,7 @@ def test_similarity_is_the_exact_jaccard_of_trigrams() -> None:
 
 @given(st.text(max_size=200))
 def test_a_benchmark_text_always_meets_itself(text: str) -> None:
-    found = Index([Source("b", "n", text)]).find(text)
+    found = OverlapIndex([BenchmarkText("b", "n", text)]).find(text)
     assert (found is not None) == bool(words(text))
 
 

@@ -19,7 +19,7 @@ from cai.engine.native.engine import NativeEngine  # noqa: E402
 from cai.engine.oracle import ReferenceEngine  # noqa: E402
 from cai.engine.static import StaticEngine  # noqa: E402
 from cai.errors import CaiError  # noqa: E402
-from cai.preflight.model import greedy  # noqa: E402
+from cai.preflight.model_checks import greedy  # noqa: E402
 
 VOCAB = 300
 

@@ -19,7 +19,7 @@ from test_engine_fp8 import card, decoder, groups_of  # noqa: E402, F401  (a fix
 
 from cai.engine import Rules  # noqa: E402
 from cai.engine.native import adapters, cache, linears, nf4, prefixes, tuning  # noqa: E402
-from cai.engine.native.cache import Shape  # noqa: E402
+from cai.engine.native.cache import KVShape  # noqa: E402
 from cai.engine.native.engine import NativeEngine  # noqa: E402
 from cai.engine.native.graphs import Graphs  # noqa: E402
 from cai.engine.oracle import ReferenceEngine  # noqa: E402
@@ -118,31 +118,31 @@ def test_an_adapter_that_comes_back_finds_its_factors_where_they_were():
     module = adapters.tuned_module(model)
     layer = model.get_base_model().model.layers[1]
     groups = [linears.Group([layer.mlp.down_proj]), linears.Group([layer.self_attn.v_proj])]
-    worn = adapters.Worn(module, torch.float32)
+    attached = adapters.AttachedAdapter(module, torch.float32)
     on = adapters.adapter_signature(module)
-    assert worn.follow(on, groups) == []
+    assert attached.follow(on, groups) == []
     first = [group.lora for group in groups]
-    assert worn.follow((), groups) == [] and worn.follow(on, groups) == []
+    assert attached.follow((), groups) == [] and attached.follow(on, groups) == []
     assert all(group.lora is lora for group, lora in zip(groups, first, strict=True))
-    assert worn.follow(("another",), groups) == [] and worn.follow(("a fourth",), groups) == [()]
-    assert list(worn.kept) == [on, ("another",), ("a fourth",)]
+    assert attached.follow(("another",), groups) == [] and attached.follow(("a fourth",), groups) == [()]
+    assert list(attached.kept) == [on, ("another",), ("a fourth",)]
 
 
 def test_graphs_are_kept_for_each_adapter_and_go_with_its_factors(monkeypatch):
-    worn = SimpleNamespace(signature=())
-    engine = SimpleNamespace(stats=SimpleNamespace(batch_size=4), groups=[], rules=Rules(), worn=worn)
+    attached = SimpleNamespace(signature=())
+    engine = SimpleNamespace(stats=SimpleNamespace(batch_size=4), groups=[], rules=Rules(), attached=attached)
     graphs, captured = Graphs(engine), []
 
     def capture(bucket):
-        captured.append(worn.signature)
+        captured.append(attached.signature)
         return SimpleNamespace(replay=lambda: None), len(captured)
 
     monkeypatch.setattr(graphs, "_capture", capture)
-    for worn.signature in ((), ("on",), (), ("on",)):
+    for attached.signature in ((), ("on",), (), ("on",)):
         graphs.run(4)
     assert captured == [(), ("on",)]
     graphs.forget([("on",)])
-    for worn.signature in ((), ("on",)):
+    for attached.signature in ((), ("on",)):
         graphs.run(4)
     assert captured == [(), ("on",), ("on",)]
 
@@ -156,9 +156,11 @@ def test_memory_that_runs_out_over_the_factors_is_given_back_once_then_named(tim
             raise failures.pop()
         return ["gone"]
 
-    worn = SimpleNamespace(follow=follow, forget=lambda: said.append("forget"))
+    attached = SimpleNamespace(follow=follow, forget=lambda: said.append("forget"))
     graphs = SimpleNamespace(forget=said.append)
-    engine = SimpleNamespace(gpu=True, worn=worn, groups=[], graphs=graphs, memory_ran_out=lambda: said.append("freed"))
+    engine = SimpleNamespace(
+        gpu=True, attached=attached, groups=[], graphs=graphs, memory_ran_out=lambda: said.append("freed")
+    )
     if times == 2:
         with pytest.raises(CaiError, match="out of memory for the adapter's factors"):
             prefixes.follow_adapter(engine, ("on",))
@@ -168,7 +170,7 @@ def test_memory_that_runs_out_over_the_factors_is_given_back_once_then_named(tim
 
 
 def test_the_cache_leaves_room_for_saved_prefixes_and_factors(monkeypatch):
-    shape = Shape(layers=4, kv_heads=2, dim=64, dtype=torch.bfloat16)
+    shape = KVShape(layers=4, kv_heads=2, dim=64, dtype=torch.bfloat16)
     monkeypatch.setattr(cache, "reserve_bytes", lambda device: 1 << 30)
     monkeypatch.setattr(cache, "free_gpu_bytes", lambda device: 9 << 30)
     block = shape.bytes_per_token * cache.GPU_BLOCK_TOKENS

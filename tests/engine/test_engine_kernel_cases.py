@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 from cai.engine import sampling  # noqa: E402
 from cai.engine.native import attention, fp8, int8, kernels, nf4  # noqa: E402
 from cai.engine.native.attention import Step  # noqa: E402
-from cai.engine.native.cache import KVCache, Prefix, Shape  # noqa: E402
+from cai.engine.native.cache import KVCache, KVShape, Prefix  # noqa: E402
 from cai.engine.native.linears import Nf4  # noqa: E402
 
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -55,7 +55,7 @@ def test_norms_and_activation_equal_eager(rows, width):
     close(kernels.rms_norm(x, once, 1e-5), attention.rms_norm(x, once, 1e-5))
 
 
-SHAPE = Shape(layers=2, kv_heads=2, dim=16, dtype=DTYPE)
+SHAPE = KVShape(layers=2, kv_heads=2, dim=16, dtype=DTYPE)
 HEADS = 6
 
 

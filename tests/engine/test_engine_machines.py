@@ -86,8 +86,8 @@ def test_int8_anywhere_means_no_graph():
 
 def test_a_graph_serves_only_the_rules_it_was_captured_under(monkeypatch):
     """lm_eval draws without the recipe's rules over the same engine: it got graphs that still had them."""
-    worn = SimpleNamespace(signature=())
-    engine = SimpleNamespace(stats=SimpleNamespace(batch_size=4), groups=[], rules=Rules(0.1), worn=worn)
+    attached = SimpleNamespace(signature=())
+    engine = SimpleNamespace(stats=SimpleNamespace(batch_size=4), groups=[], rules=Rules(0.1), attached=attached)
     graphs, captured = Graphs(engine), []
 
     def capture(bucket):

@@ -29,9 +29,9 @@ from cai.evaluate.benchmarks import answers, figures, loaders, sources, verdicts
 from cai.evaluate.benchmarks.classifier_prompts import CONTEXTUAL, STANDARD, fill, sha_of
 from cai.evaluate.benchmarks.sources import OFFICIAL, Found, obtain
 from cai.evaluate.benchmarks.suite import check_files, parse_names, read, require_judge
-from cai.evaluate.benchmarks.verdicts import OWN_REFUSAL, Case
+from cai.evaluate.benchmarks.verdicts import OWN_REFUSAL, JudgedAnswer
 from cai.evaluate.gates import decide
-from cai.models.auxiliary import Auxiliary, fits_beside, telling
+from cai.models.auxiliary import Auxiliary, fits_beside, shortest_distinct
 from cai.models.fake import FakeModel
 from cai.recipe.settings_benchmarks import BenchmarksSection
 from cai.recipe.settings_evaluation import GatesSection
@@ -345,10 +345,10 @@ def judge(engine: Scripted, limit: int = 100_000) -> Auxiliary:
     return Auxiliary("scripted", engine, engine.tokenizer, None, limit, {})
 
 
-def case(task: loaders.Task, text: str, status: str = "ok", round_: int = 0) -> Case:
+def case(task: loaders.Task, text: str, status: str = "ok", round_: int = 0) -> JudgedAnswer:
     reason = None if status == "ok" else "prompt_too_long: 9 tokens"
     row = {"arm": "base", "item": task.item, "round": round_, "text": text, "status": status, "reason": reason}
-    return Case(task, row, "the first answer")
+    return JudgedAnswer(task, row, "the first answer")
 
 
 def test_harm_is_the_sign_of_yes_minus_no_and_what_cannot_be_judged_is_counted() -> None:
@@ -473,8 +473,11 @@ def test_the_reference_reaches_the_judge_where_the_category_needs_it() -> None:
 
 
 def test_what_tells_continuations_apart() -> None:
-    assert telling([(1, 9), (2, 9), (1, 0, 9)]) == [(1, 9), (2,), (1, 0)]
-    assert telling([(5, 6), (5, 6)]) == [(5, 6), (5, 6)] and telling([(5,), (5, 6)]) == [(5,), (5, 6)]
+    assert shortest_distinct([(1, 9), (2, 9), (1, 0, 9)]) == [(1, 9), (2,), (1, 0)]
+    assert shortest_distinct([(5, 6), (5, 6)]) == [(5, 6), (5, 6)] and shortest_distinct([(5,), (5, 6)]) == [
+        (5,),
+        (5, 6),
+    ]
 
 
 def test_memory_arithmetic() -> None:

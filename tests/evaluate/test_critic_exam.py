@@ -13,7 +13,7 @@ from support.critic_exam_texts import ALARMS, APPROVAL, APPROVING, BESIDE, FAULT
 from cai.errors import CaiError
 from cai.evaluate import critic_stage
 from cai.evaluate.cases import GENERIC_CRITIQUE
-from cai.evaluate.critic_exam import NAMES, Output, as_rows, summarise, table, units
+from cai.evaluate.critic_exam import NAMES, Output, summarise, table, units
 from cai.evaluate.critic_grading import CHECKABLE, ExamRow, Flaw, broken, flaw_gone, grade_critique
 from cai.evaluate.critic_rows import read_rows
 from cai.evaluate.flaw_checks import fault_of, holds, list_items, mentions, numbers
@@ -260,15 +260,6 @@ def test_perfect_and_blind_models_get_the_figures_that_they_deserve():
     grumbler = summarise(ROWS, {row.id: Output(GENERIC_CRITIQUE, row.answer) for row in ROWS})
     assert (grumbler["critic.recall"].value, grumbler["critic.false_alarms"].value) == (0.0, 1.0)
     assert grumbler["critic.checkable.gone"].value == 0.0
-
-
-def test_rows_for_the_log_hold_texts_and_grades():
-    logged = as_rows(ROWS, {"berlin-wall": Output(ORACLE["berlin-wall"], "It fell on 9 November 1989, to be exact.")})
-    row = next(entry for entry in logged if entry["id"] == "berlin-wall")
-    assert row["flaws"][0]["found"] is True
-    assert row["flaws"][0]["gone"] is True
-    assert len(orjson.dumps(logged)) > 1000
-    assert next(entry for entry in logged if entry["id"] == "sound-bread")["invented"] is None
 
 
 GOOD: dict[str, Any] = {

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cai.evaluate.gates import decide, decide_all, passed
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.metrics.stats import wilson
 from cai.recipe.settings_evaluation import GateSpec, GatesSection
 
 
-def rate(k: int, n: int, **more) -> Measured:
+def rate(k: int, n: int, **more) -> Figure:
     low, high = wilson(k, n)
-    return Measured("m", k / n, low, high, n, **more)
+    return Figure("m", k / n, low, high, n, **more)
 
 
 def spec(**keys) -> GateSpec:
@@ -28,16 +28,16 @@ def spec(**keys) -> GateSpec:
     ("measured", "gate", "status"),
     [
         (None, spec(at_least=0.7), "UNMEASURED"),
-        (Measured("m", None), spec(at_least=0.7), "UNMEASURED"),
-        (Measured("m", math.nan, n=3), spec(at_least=0.7), "FAIL"),
+        (Figure("m", None), spec(at_least=0.7), "UNMEASURED"),
+        (Figure("m", math.nan, n=3), spec(at_least=0.7), "FAIL"),
         (rate(7, 10), spec(at_least=0.7), "PASS"),
         (rate(6, 10), spec(at_least=0.7), "FAIL"),
         (rate(10, 10), spec(at_least=0.7, minimum_n=11), "UNDERPOWERED"),
         (rate(7, 10), spec(above=0.7), "FAIL"),
-        (Measured("m", 0.01, -0.01, 0.03, 60), spec(at_most=0.02, bound="upper"), "UNDERPOWERED"),
-        (Measured("m", 0.01, 0.0, 0.015, 60), spec(at_most=0.02, bound="upper"), "PASS"),
-        (Measured("m", 0.03, 0.0, 0.05, 60), spec(at_most=0.02, bound="upper"), "FAIL"),
-        (Measured("m", 0.9, n=50), spec(at_least=0.7, bound="lower"), "UNDERPOWERED"),
+        (Figure("m", 0.01, -0.01, 0.03, 60), spec(at_most=0.02, bound="upper"), "UNDERPOWERED"),
+        (Figure("m", 0.01, 0.0, 0.015, 60), spec(at_most=0.02, bound="upper"), "PASS"),
+        (Figure("m", 0.03, 0.0, 0.05, 60), spec(at_most=0.02, bound="upper"), "FAIL"),
+        (Figure("m", 0.9, n=50), spec(at_least=0.7, bound="lower"), "UNDERPOWERED"),
         (rate(9, 10, unscored=5), spec(at_least=0.7), "UNMEASURED"),
         (rate(9, 10, unscored=1), spec(at_least=0.7), "PASS"),
     ],
@@ -56,8 +56,8 @@ def test_control_that_does_as_well_fails_the_gate():
 @pytest.mark.parametrize(
     "control",
     [
-        Measured("c", math.nan, n=10),
-        Measured("c", 0.0, n=0),
+        Figure("c", math.nan, n=10),
+        Figure("c", 0.0, n=0),
         rate(0, 2, unscored=8),
         rate(0, 10, facts={"stand_in": True}),
     ],
@@ -70,7 +70,7 @@ def test_a_control_that_measures_nothing_leaves_the_gate_unmeasured(control):
 
 
 def test_a_figure_that_is_not_finite_fails_before_anything_else():
-    assert decide(Measured("m", math.inf, n=3), spec(at_least=0.7, minimum_n=5)).status == "FAIL"
+    assert decide(Figure("m", math.inf, n=3), spec(at_least=0.7, minimum_n=5)).status == "FAIL"
 
 
 def test_trap_02_more_than_80_percent_needs_88_of_100_and_172_of_200():
@@ -135,6 +135,6 @@ def test_a_gate_never_passes_below_its_threshold_or_minimum(k, n, minimum, thres
 def test_a_miss_for_want_of_power_is_no_failure():
     """A p of 0.2 on 60 behaviours says little; on 300 it says that nothing was gained."""
     gate = next(gate for gate in GatesSection().m3 if gate.metric == "harmbench.p")
-    few, many = (Measured("harmbench.p", 0.2, n=n) for n in (60, 300))
+    few, many = (Figure("harmbench.p", 0.2, n=n) for n in (60, 300))
     assert [decide(found, gate).status for found in (few, many)] == ["UNDERPOWERED", "FAIL"]
-    assert decide(Measured("harmbench.p", 0.01, n=60), gate).status == "PASS"
+    assert decide(Figure("harmbench.p", 0.01, n=60), gate).status == "PASS"

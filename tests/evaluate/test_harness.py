@@ -19,7 +19,7 @@ from cai.engine.tokenizers import ByteTokenizer
 from cai.errors import CaiError, Stopped
 from cai.evaluate.lm_eval import replay
 from cai.evaluate.lm_eval import tasks as harness
-from cai.evaluate.lm_eval.replay import Ask, Missing, Replay
+from cai.evaluate.lm_eval.replay import HarnessRequest, Replay, Unanswered
 from cai.models.fake import FakeModel
 from cai.recipe.settings import EngineSection, ModelSection
 from cai.recipe.settings_evaluation import EvaluationSection
@@ -75,7 +75,7 @@ def test_replay_asks_for_what_is_missing_and_answers_from_rows() -> None:
     rows: dict[tuple[int, int], dict] = {}
     lm = Replay(lambda item, number: rows.get((item, number)))
     asked = [request("a", " b"), request("a", " c"), request("a", " b")]
-    with pytest.raises(Missing) as caught:
+    with pytest.raises(Unanswered) as caught:
         lm.loglikelihood(asked)
     assert [ask.args for ask in caught.value.asks] == [("a", " b"), ("a", " c"), ("a", " b")]
     for row in replay.answer(model(), Table(lambda c, t: -1.0, lambda c: ""), caught.value.asks):
@@ -87,31 +87,31 @@ def test_log_probs_are_sums_over_the_continuation_and_the_end_space_of_a_context
     engine = Table(lambda c, t: -0.5 if t == "b" else -2.0, lambda c: " b")
     assert replay.encode_pair(model(), "a ", "b") == ([97], [32, 98])
     assert replay.encode_pair(model(), "", "ab") == ([256], [97, 98])
-    (row,) = replay.answer(model(), engine, [Ask("loglikelihood", ("a ", "b"))])
+    (row,) = replay.answer(model(), engine, [HarnessRequest("loglikelihood", ("a ", "b"))])
     assert (row["logp"], row["greedy"]) == (-2.5, True)
 
 
 def test_a_long_context_loses_its_beginning_and_a_long_continuation_is_refused() -> None:
     seen: list[str] = []
     engine = Table(lambda c, t: seen.append(c) or -1.0, lambda c: "")  # type: ignore[func-returns-value]
-    replay.answer(model(8), engine, [Ask("loglikelihood", ("0123456789", "ab"))])
+    replay.answer(model(8), engine, [HarnessRequest("loglikelihood", ("0123456789", "ab"))])
     assert seen == ["456789", "456789a"]
     with pytest.raises(CaiError, match=r"continuation of 9 tokens .* model\.max_seq_length = 8"):
-        replay.answer(model(8), engine, [Ask("loglikelihood", ("0", "123456789"))])
+        replay.answer(model(8), engine, [HarnessRequest("loglikelihood", ("0", "123456789"))])
 
 
 def test_greedy_is_drawn_only_where_the_log_probs_leave_it_open() -> None:
     """ "y" has more than half; of " n" and " m" the first is likelier at once, so only it is drawn."""
     values = {"y": -0.1, "n": -1.0, "m": -2.0}
     engine = Table(lambda c, t: values.get(t, -0.1), lambda c: "n")
-    asks = [Ask("loglikelihood", (c, t)) for c, t in (("q", "y"), ("r", "n"), ("r", "m"))]
+    asks = [HarnessRequest("loglikelihood", (c, t)) for c, t in (("q", "y"), ("r", "n"), ("r", "m"))]
     rows = replay.answer(model(), engine, asks)
     assert [row["greedy"] for row in rows] == [True, True, False] and engine.drawn == 1
 
 
 def test_the_recipes_sampling_rules_are_off_while_lm_eval_asks() -> None:
     engine = Table(lambda c, t: -1.0, lambda c: "")
-    replay.answer(model(), engine, [Ask("loglikelihood", ("a", "b"))])
+    replay.answer(model(), engine, [HarnessRequest("loglikelihood", ("a", "b"))])
     assert engine.seen_rules == [Rules()] and engine.rules == Rules(0.1, 3)
 
 
@@ -123,7 +123,7 @@ def test_rolling_windows_hold_every_token_once_with_all_context_that_fits(length
     assert all(context and len(context) + len(part) <= length for context, part in found)
     assert found[0][0] == (99,) and all(len(c) + len(p) == length for c, p in found[1:])
     (row,) = replay.answer(
-        model(length), Table(lambda c, t: -0.25, lambda c: ""), [Ask("loglikelihood_rolling", ("abcd",))]
+        model(length), Table(lambda c, t: -0.25, lambda c: ""), [HarnessRequest("loglikelihood_rolling", ("abcd",))]
     )
     assert row["logp"] == -1.0
 
@@ -138,7 +138,7 @@ def test_generation_takes_lm_evals_arguments() -> None:
         replay.sampling_of(model(64), {})
     with pytest.raises(CaiError, match="draws with top_p"):
         replay.sampling_of(model(), {"max_gen_toks": 9, "temperature": 0.8, "top_p": 0.9})
-    drawn = [Ask("generate_until", ("abcdefgh", {"max_gen_toks": 4, "until": []}))]
+    drawn = [HarnessRequest("generate_until", ("abcdefgh", {"max_gen_toks": 4, "until": []}))]
     (row,) = replay.answer(model(8), Table(lambda c, t: 0.0, str.upper), drawn)
     assert row["text"] == "EFGH"
 
@@ -154,7 +154,7 @@ def test_what_is_drawn_again_is_asked_again_and_greedy_repeats_are_one() -> None
 def test_a_stop_gives_the_rows_that_are_whole() -> None:
     fake = FakeModel(ModelSection(name="fake"))
     calls = iter([False, False, True, True, True])
-    asks = [Ask("generate_until", (text, {"until": [], "max_gen_toks": 4})) for text in WORDS]
+    asks = [HarnessRequest("generate_until", (text, {"until": [], "max_gen_toks": 4})) for text in WORDS]
     rows = replay.answer(fake, fake.engine(EngineSection()), asks, lambda: next(calls))
     assert len(rows) == 2
 
@@ -317,14 +317,15 @@ def test_trap_09_the_batch_is_ours_and_lm_eval_never_holds_the_model(
 ) -> None:
     """simple_evaluate(batch_size=) is ignored for a model that is an object, and it calls eval() on it.
 
-    Here it is given neither (the stand-in takes no such argument): slices have the recipe's size.
+    Here it is given neither (the stand-in takes no such argument): slices have the module's size.
     """
     real, sizes, given = replay.answer, [], []
     monkeypatch.setattr(harness, "answer", lambda m, e, asks, s=None: sizes.append(len(asks)) or real(m, e, asks))
     monkeypatch.setattr(
         package, "simple_evaluate", lambda model, **more: given.append(model) or simple_evaluate(model, **more)
     )
-    code, _ = run_fake(*SMALL, *TASKS, "--set", "evaluation.lm_eval_batch_size=2")
+    monkeypatch.setattr(harness, "ANSWERED_AT_ONCE", 2)
+    code, _ = run_fake(*SMALL, *TASKS)
     assert code == errors.DONE
     assert max(sizes) == 2
     assert given and all(set(vars(model)) == {"cache_hook", "replay"} for model in given)
@@ -333,8 +334,8 @@ def test_trap_09_the_batch_is_ours_and_lm_eval_never_holds_the_model(
 def test_a_kill_between_slices_asks_only_for_the_rest(
     run_fake: Runner, package: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = ("--set", "evaluation.lm_eval_batch_size=2")
-    _, alone = run_fake(*SMALL, *TASKS, *small)
+    monkeypatch.setattr(harness, "ANSWERED_AT_ONCE", 2)
+    _, alone = run_fake(*SMALL, *TASKS)
     real, asked = replay.answer, []
 
     def answer(model, engine, asks, stopped=None):  # type: ignore[no-untyped-def]
@@ -344,7 +345,7 @@ def test_a_kill_between_slices_asks_only_for_the_rest(
         return real(model, engine, asks)
 
     monkeypatch.setattr(harness, "answer", answer)
-    code, run = run_fake(*SMALL, *TASKS, *small)
+    code, run = run_fake(*SMALL, *TASKS)
     assert code == errors.RESUMABLE
     written = len([row for row in read_jsonl(run / "eval/lm_eval.jsonl") if "kind" in row])
     assert written == sum(asked) > 0

@@ -14,7 +14,7 @@ from support.runs import ROOT, read_jsonl
 
 from cai import errors
 from cai.evaluate.lm_eval import tasks
-from cai.evaluate.scores import Bench
+from cai.evaluate.scores import Evaluation
 from cai.recipe.load import read, resolve
 from cai.run.folder import Run
 
@@ -38,13 +38,13 @@ def quiet_progress() -> SimpleNamespace:
     return SimpleNamespace(**{name: lambda *_, **__: None for name in ("begin", "end", "step", "committed")})
 
 
-def bench_of(model, folder: Path) -> Bench:  # type: ignore[no-untyped-def]
+def bench_of(model, folder: Path) -> Evaluation:  # type: ignore[no-untyped-def]
     recipe = resolve(read(ROOT / "cai.toml"), milestone="m1", sets=SETS, embedded=True)
     context = SimpleNamespace(
         recipe=recipe, run=Run(folder, {"model": {"model": "embedded"}}, None), model=lambda: model,
         progress=quiet_progress(), stopped=lambda: False, check_stop=lambda where: None,
     )  # fmt: skip
-    return Bench(context, None, folder / "adapter", None)  # type: ignore[arg-type]
+    return Evaluation(context, None, folder / "adapter", None)  # type: ignore[arg-type]
 
 
 def move_adapter(model) -> None:  # type: ignore[no-untyped-def]
@@ -76,13 +76,13 @@ def test_both_arms_on_the_embedded_model_are_those_of_lm_evals_own_backend(
     model = load(ModelSection(format="chat", quantization="fp32", max_seq_length=512), "embedded")
     model.to_lora(LoraSection(rank=4, alpha=8))
     move_adapter(model)
-    bench = bench_of(model, tmp_path)
-    model.attached = bench.adapter
-    measured = tasks.measure(bench, ROOT)
+    evaluation = bench_of(model, tmp_path)
+    model.attached = evaluation.adapter
+    measured = tasks.measure(evaluation, ROOT)
     found = tasks.figures(measured)
     assert [found[f"forgetting.{name}_delta"].n for name in TASKS] == [6, 5]
     assert all(figure.facts["test"] == "exact McNemar" for figure in found.values())
-    manager = tasks.tasks_at_hand(bench.section, ROOT)
+    manager = tasks.tasks_at_hand(evaluation.section, ROOT)
     rows = read_jsonl(tmp_path / "eval/lm_eval.jsonl")
     model.release()
     for arm in tasks.ARMS:

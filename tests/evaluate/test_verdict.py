@@ -92,17 +92,17 @@ def test_gate_and_report_agree_where_fewer_are_judged_than_scored(run_fake):
     sets += ("rounds=1",)  # the report shows the last round, the figure has all
     sets += ("evaluation.max_repeated=1.0",)  # what the fake writes passes
     path = run_fake("--milestone", "m1", *(part for one in sets for part in ("--set", one)))[1]
-    story = read_story(path)
-    shown = {e.item: e for e in exhibits(story)}
+    snapshot = read_story(path)
+    shown = {e.item: e for e in exhibits(snapshot)}
     for what, metric in (("critique", "critiques.meaningful"), ("revision", "revisions.addresses")):
-        figure, decided = story.figures[metric], _metric(story, what)
+        figure, decided = snapshot.figures[metric], _metric(snapshot, what)
         assert figure["unscored"] > 0, "no text that was scored and not judged: the test shows nothing"
         assert figure["n"] == len(decided) and sum(decided.values()) == round(figure["value"] * figure["n"])
         for item, good in decided.items():
             assert item not in shown or getattr(shown[item], what).status == ("yes" if good else "no")
-    both = side(story)
+    both = side(snapshot)
     compared = [OUTCOMES["critique meaningful"](both, item) for item in both.examples]
-    assert sum(flag is not None for flag in compared) == sum(row["meaningful_n"] for row in by_principle(story))
+    assert sum(flag is not None for flag in compared) == sum(row["meaningful_n"] for row in by_principle(snapshot))
     assert {item: flag for item, flag in zip(both.examples, compared, strict=True) if flag is not None} == {
-        item: flag for item, flag in _metric(story, "critique").items() if item in both.examples
+        item: flag for item, flag in _metric(snapshot, "critique").items() if item in both.examples
     }

@@ -1,7 +1,7 @@
 """Faults at the N-th operation on the disk of a whole run of the fake model, in forked children. No test stands here.
 
-Owns the counting: the writes, syncs and truncations of cai.store.files, and the renames and folders of anybody. The same
-run makes the same operations in the same order: nothing here depends on the clock.
+Owns the counting: the writes, syncs and truncations of cai.store.files, and the renames and folders of anybody. The
+same run makes the same operations in the same order: nothing here depends on the clock.
 
 One run is made and forked at every operation that is to be hit: the child works on a copy of the folder that stands in
 the folder's place, meets the fault and ends, and a process that has everything imported and parsed resumes what it

@@ -17,7 +17,7 @@ from cai.evaluate.benchmarks import check_cases, loaders, verdicts
 from cai.evaluate.benchmarks.sources import Found
 from cai.models import checks
 from cai.models.auxiliary import Auxiliary
-from cai.models.checks import Check, judged, label, rows_of
+from cai.models.checks import JudgeCheck, judged, label, rows_of
 from cai.recipe.settings_benchmarks import STAND_IN, ChecksSection
 
 Runner = Callable[..., tuple[int, Path]]
@@ -63,7 +63,7 @@ def answers(use: str, said: Callable[[dict[str, Any]], bool | None]) -> list[dic
     return [{"label": row["label"], "said": said(row)} for row in rows_of(use)]
 
 
-def verdict(said: Callable[[dict[str, Any]], bool | None], use: str = "guard", **more: Any) -> Check:
+def verdict(said: Callable[[dict[str, Any]], bool | None], use: str = "guard", **more: Any) -> JudgeCheck:
     return judged(use, "j", answers(use, said), ChecksSection(**more))[0]
 
 
@@ -150,7 +150,7 @@ class Going:
         return False
 
 
-def said_of(name: str, knows: Callable[[str], bool]) -> Check:
+def said_of(name: str, knows: Callable[[str], bool]) -> JudgeCheck:
     words = {"harmbench": ("yes", "no"), "xstest": ("2", "1"), "mtbench": ("9", "2")}[name]
     engine = Scripted(knows, words, lambda prompt: "Rating: [[1]]")
     judge = Auxiliary("scripted", engine, engine.tokenizer, None, 100_000, {})  # type: ignore[arg-type]
@@ -165,7 +165,7 @@ def said_of(name: str, knows: Callable[[str], bool]) -> Check:
         found = verdicts.ratings(judge, cases, prompts, 20, Going)  # type: ignore[arg-type]
     recorded = [
         {"label": row["label"], "said": word}
-        for row, word in zip(rows, check_cases.said(name, rows, found), strict=True)
+        for row, word in zip(rows, check_cases.verdicts_of(name, rows, found), strict=True)
     ]
     return judged(name, "scripted", recorded, ChecksSection())[0]
 

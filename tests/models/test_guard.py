@@ -310,9 +310,9 @@ def test_a_stand_in_is_marked_in_funnel_and_cards_and_llamas_licence_is_told(run
     from cai.report.snapshot import read_story
 
     _, run = run_fake("--milestone", "m0", *ON, "--set", "checks.enabled=false", "--set", "evaluation.enabled=false")
-    story = read_story(run)
-    assert "guard (stand-in)" in [row["stage"] for row in tables.funnel(story)]
-    for card in ((run / "dataset/README.md").read_text(), model_card(story, base_of(story), asking(story))):
+    snapshot = read_story(run)
+    assert "guard (stand-in)" in [row["stage"] for row in tables.funnel(snapshot)]
+    for card in ((run / "dataset/README.md").read_text(), model_card(snapshot, base_of(snapshot), asking(snapshot))):
         assert "STAND-IN (the base model: measures nothing)" in card
     llama = GuardSection(enabled=True, model="meta-llama/Llama-Guard-3-8B")
     assert "begins with Llama" in guards.described(llama)

@@ -193,7 +193,6 @@ def test_the_dry_run_knows_modules_template_and_date(llama, project, monkeypatch
 
 STAGES = ("instructions", "answers", "critiques", "revisions")
 TINY = [
-    "pairs.accept_noise=true",
     "pairs.label=always",
     "evaluation.enabled=false",
     "dpo.max_steps=2",
@@ -203,9 +202,10 @@ TINY += ["lora.rank=2", "lora.alpha=4", *(f"few_shot.{stage}=0" for stage in STA
 TINY += [f"sampling.{stage}.max_new_tokens=24" for stage in STAGES]
 
 
-def m0(project: Path, folder: Path, *more: str) -> subprocess.CompletedProcess:
+def m0(project: Path, folder: Path, *more: str, program: str = "bench/noise.py") -> subprocess.CompletedProcess:
+    """Through bench/noise.py, whose parser makes a text of whatever random weights write."""
     sets = [word for text in (f"model.name={folder}", "model.backend=cpu", *TINY) for word in ("--set", text)]
-    command = [sys.executable, str(ROOT / "runner.py"), "cai.toml", *(sets if "--resume" not in more else []), *more]
+    command = [sys.executable, str(ROOT / program), "cai.toml", *(sets if "--resume" not in more else []), *more]
     return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=600)
 
 

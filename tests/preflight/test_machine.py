@@ -13,8 +13,8 @@ from cai.engine import Completion, Score
 from cai.errors import USAGE, CaiError
 from cai.models.policy import resolve_name
 from cai.preflight import machine as doctor
-from cai.preflight import model as doctor_model
-from cai.preflight.model import Check
+from cai.preflight import model_checks as doctor_model
+from cai.preflight.model_checks import Check
 from cai.recipe.load import Recipe
 from cai.recipe.settings import BudgetSection, LoraSection, ModelSection
 

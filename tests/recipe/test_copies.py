@@ -11,7 +11,7 @@ from support.runs import ROOT
 
 from cai.metrics.text import words
 from cai.recipe.copies import RUN, copied, shots_of
-from cai.recipe.prompts import Example, load_prompt
+from cai.recipe.prompts import FewShotExample, load_prompt
 
 STAGES = ("instructions", "answers", "critiques", "revisions")
 PROMPTS = {name: load_prompt(ROOT / "prompts" / f"{name}.yaml") for name in STAGES}
@@ -27,7 +27,7 @@ BOX = "put it in a box and close the lid tightly"
 
 
 def made(assistant: str = BOX, preamble: str = ""):
-    prompt = replace(PROMPTS["answers"], examples=(Example("Where to?", assistant),), preamble=preamble)
+    prompt = replace(PROMPTS["answers"], examples=(FewShotExample("Where to?", assistant),), preamble=preamble)
     return shots_of(prompt)
 
 
@@ -67,7 +67,7 @@ def test_words_of_an_input_the_preamble_or_a_request_are_nobodys_copy():
     assert copied(f"Just {BOX}.", made(), ()) == BOX
     assert copied(f"Just {BOX}.", made(), (f"May I {BOX}?",)) is None
     assert copied(f"Just {BOX}.", made(preamble=f"Always {BOX}."), ()) is None
-    prompt = replace(PROMPTS["answers"], examples=(Example("Where to?", BOX),))
+    prompt = replace(PROMPTS["answers"], examples=(FewShotExample("Where to?", BOX),))
     assert copied(BOX, shots_of(prompt, [f"See whether they {BOX}."]), ()) is None
 
 

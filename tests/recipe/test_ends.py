@@ -13,7 +13,7 @@ from support.runs import ROOT
 from support.texts import RUN_ON, SOUND
 
 from cai.recipe import ends
-from cai.recipe.prompts import Example, load_prompt
+from cai.recipe.prompts import FewShotExample, load_prompt
 from cai.recipe.turn_signs import TURNS
 
 FILES = sorted(path for path in (ROOT / "tests" / "support" / "transcripts").glob("*.yaml"))
@@ -144,7 +144,10 @@ def test_signs_are_read_from_the_file_and_not_from_a_list():
         PROMPTS["critiques"],
         user_cue="@@ Fall\n",
         assistant_cue="## Urteil\n",
-        examples=(Example("Frage:\nWarum?\n\nZutaten:\nMehl", "Gut."), Example("Frage:\nWie?", "Schlecht.")),
+        examples=(
+            FewShotExample("Frage:\nWarum?\n\nZutaten:\nMehl", "Gut."),
+            FewShotExample("Frage:\nWie?", "Schlecht."),
+        ),
         final="Auftrag an dich:\n{{instruction}}\n\nText: {{answer}}",
         stop=("\nENDE",),
     )

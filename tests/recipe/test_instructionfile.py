@@ -245,7 +245,7 @@ def test_what_is_not_plain_is_refused_in_one_line_with_place_and_remedy(name: st
 
 
 def test_a_gzip_that_unpacks_to_gigabytes_is_refused_without_unpacking_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cai.recipe.intake.text.MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("cai.recipe.intake.decoding.MOST_BYTES", 1 << 20)
     with pytest.raises(CaiError, match="a gzip of more than 1 MB"):
         read(gzip.compress(b"x" * (1 << 21)), "mine")
 

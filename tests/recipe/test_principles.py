@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cai.errors import CaiError
 from cai.recipe.constitution import Constitution, load_constitution
-from cai.recipe.principles import requests_for, slug
+from cai.recipe.principle_lists import requests_for, slug
 
 HARM, RUDE = "Say how it could hurt somebody.", "Name what is rude."
 FIX, POLITE = "Rewrite it without the harm.", "Rewrite it politely."

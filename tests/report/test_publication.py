@@ -13,7 +13,7 @@ from support.runs import ROOT
 
 from cai import errors
 from cai.evaluate.gates import decide
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.recipe.load import read, resolve
 from cai.recipe.settings_evaluation import GateSpec
 from cai.report import publication
@@ -24,7 +24,7 @@ Runner = Callable[..., tuple[int, Path]]
 
 
 def figure(name: str, value: float | None, **more: object) -> dict[str, object]:
-    return Measured(name, value, **more).as_dict()  # type: ignore[arg-type]
+    return Figure(name, value, **more).as_dict()  # type: ignore[arg-type]
 
 
 def test_a_drop_is_shown_as_dpo_minus_base_with_its_interval_turned() -> None:
@@ -223,10 +223,10 @@ def test_tables_of_a_run_are_rebuilt_from_its_files_by_one_command(run_fake: Run
 
 def test_a_gate_never_passes_on_the_stand_in() -> None:
     gate = GateSpec(metric="harmbench.improvement", at_least=1.0)
-    real = Measured("harmbench.improvement", 2.0, n=60, facts={"stand_in": False})
+    real = Figure("harmbench.improvement", 2.0, n=60, facts={"stand_in": False})
     assert decide(real, gate).status == "PASS"
-    assert decide(Measured("harmbench.improvement", 2.0, n=60, facts={"stand_in": True}), gate).status == "UNMEASURED"
-    assert decide(Measured("harmbench.improvement", 2.0, n=60, facts={"trial": True}), gate).status == "UNDERPOWERED"
+    assert decide(Figure("harmbench.improvement", 2.0, n=60, facts={"stand_in": True}), gate).status == "UNMEASURED"
+    assert decide(Figure("harmbench.improvement", 2.0, n=60, facts={"trial": True}), gate).status == "UNDERPOWERED"
 
 
 @pytest.mark.parametrize(

@@ -68,19 +68,21 @@ def html_of(path):
 
 
 def test_an_overrides_reason_stays_whether_the_gates_passed_or_not(run_path):
-    story = read_story(run_path)
+    snapshot = read_story(run_path)
     for status in ("PASS", "FAIL"):
-        verdicts = [{**verdict, "status": status} for verdict in story.verdicts]
-        gates = story.gates | {"override": "one trial more", "enforced": True, "verdicts": verdicts}
-        found = headline(replace(story, gates=gates))
+        verdicts = [{**verdict, "status": status} for verdict in snapshot.verdicts]
+        gates = snapshot.gates | {"override": "one trial more", "enforced": True, "verdicts": verdicts}
+        found = headline(replace(snapshot, gates=gates))
         assert found["status"] == status and "one trial more" in found["text"]
 
 
 def test_an_advisory_gate_that_is_not_met_is_not_counted_as_passed(run_path):
-    story = read_story(run_path)
-    first, *rest = [{**v, "status": "PASS", "criterion": v["criterion"] | {"advisory": False}} for v in story.verdicts]
+    snapshot = read_story(run_path)
+    first, *rest = [
+        {**v, "status": "PASS", "criterion": v["criterion"] | {"advisory": False}} for v in snapshot.verdicts
+    ]
     first = {**first, "status": "FAIL", "criterion": first["criterion"] | {"advisory": True}}
-    found = headline(replace(story, gates=story.gates | {"enforced": True, "verdicts": [first, *rest]}))
+    found = headline(replace(snapshot, gates=snapshot.gates | {"enforced": True, "verdicts": [first, *rest]}))
     assert found["status"] == "PASS" and f"passed its {len(rest)} gate(s)." in found["text"]
     assert f"Advisory and not met: {first['metric']}." in found["text"]
 
@@ -248,13 +250,13 @@ def test_many_items_show_a_seeded_sample_and_the_extremes(tmp_path):
         for i in range(150)
     ]
     (path / "eval" / "scores.jsonl").write_bytes(b"".join(orjson.dumps(r) + b"\n" for r in scores))
-    story = read_story(path)
-    chosen = choose(story)
+    snapshot = read_story(path)
+    chosen = choose(snapshot)
     assert 40 <= len(chosen) <= 60
     assert sum(why == "among the worst" for why in chosen.values()) == 10
     assert chosen == choose(read_story(path))
-    assert len(exhibits(story)) == len(chosen)
-    assert "of 150 accepted examples" in page(gather(story))
+    assert len(exhibits(snapshot)) == len(chosen)
+    assert "of 150 accepted examples" in page(gather(snapshot))
 
 
 def test_base_stands_against_tuned_wherever_both_were_measured():
@@ -278,14 +280,14 @@ def test_phases_share_out_time_and_money_and_show_memory(tmp_path):
         run.event("stage", stage="evaluate critiques.csi", round=0, items=4, seconds=36.0, peak_host_gib=3.5)
         run.event("stage", stage="evaluate preference.pairs", round=0, items=4, seconds=36.0, peak_host_gib=3.25)
         run.event("budget_stop", where="in evaluate critiques.csi", reasons={"missing_stage": 2}, usd=0.123456)
-    story = read_story(path)
-    rows = {row["phase"]: row for row in phases(story)}
+    snapshot = read_story(path)
+    rows = {row["phase"]: row for row in phases(snapshot)}
     assert rows["answers"]["usd"] == pytest.approx(10 / 3600 * 1.74)  # the first attempt's price
     found = rows["evaluate"]
     assert (found["seconds"], found["items"], found["host"], found["gpu"]) == (72.0, 8, 3.5, None)
     assert found["usd"] == pytest.approx(72 / 3600 * 3.48)
-    assert repairs(story)[0]["last"] == "where in evaluate critiques.csi, reasons missing_stage 2, usd 0.123"
-    assert "3.5" in page(gather(story))
+    assert repairs(snapshot)[0]["last"] == "where in evaluate critiques.csi, reasons missing_stage 2, usd 0.123"
+    assert "3.5" in page(gather(snapshot))
 
 
 def test_an_attempt_without_an_end_is_told_from_one_that_wrote_the_page(tmp_path):
@@ -322,9 +324,9 @@ def test_an_examples_verdict_stands_above_its_fold(run_path):
 
 def test_principles_show_what_the_metric_says_of_them(run_fake):
     path = run_fake("--milestone", "m1")[1]
-    story = read_story(path)
-    rows = by_principle(story)
-    statuses = [e.critique.status for e in (*exhibits(story), *rejected_exhibits(story, 99))]
+    snapshot = read_story(path)
+    rows = by_principle(snapshot)
+    statuses = [e.critique.status for e in (*exhibits(snapshot), *rejected_exhibits(snapshot, 99))]
     assert sum(row["meaningful"] for row in rows) == statuses.count("yes")
     assert sum(row["meaningful_n"] for row in rows) == statuses.count("yes") + statuses.count("no") > 0
     assert sum(row["addresses_n"] for row in rows) > 0

@@ -14,7 +14,7 @@ from cai.data import chain
 from cai.errors import Stopped
 from cai.recipe.settings import BudgetSection, DpoSection
 from cai.run import budget
-from cai.run.budget import Budget, mind, training_pairs_seen, usd_per_pair, within
+from cai.run.budget import Budget, announce, enforced, training_pairs_seen, usd_per_pair
 from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.run.progress import Progress
@@ -105,7 +105,7 @@ def test_what_cannot_fit_is_refused_before_there_is_a_run_and_a_flag_overrides(p
 def test_the_limit_stops_with_the_line_that_goes_on(run, monkeypatch):
     chosen = priced(max_usd=5.0)
     context = context_of(run, chosen)
-    mind(context, SimpleNamespace(recipe=chosen, backend="fake", limit_tokens=1000))
+    announce(context, SimpleNamespace(recipe=chosen, backend="fake", limit_tokens=1000))
     assert not context.stopped()
     context.check_stop("in answers")
     spent = {"attempts": 2, "seconds": 6.0, "usd": 6.0}
@@ -128,14 +128,14 @@ def test_hours_count_over_attempts(tmp_path):
 
 def test_without_a_limit_nothing_is_stopped(run):
     context = context_of(run, recipe())
-    mind(context, SimpleNamespace(recipe=recipe(), backend="fake", limit_tokens=1000))
+    announce(context, SimpleNamespace(recipe=recipe(), backend="fake", limit_tokens=1000))
     assert not context.stopped()
 
 
 def test_the_limit_is_said_once(run, monkeypatch, capsys):
     chosen = priced(max_hours=0.001)
     context = context_of(run, chosen)
-    mind(context, SimpleNamespace(recipe=chosen, backend="fake", limit_tokens=1000))
+    announce(context, SimpleNamespace(recipe=chosen, backend="fake", limit_tokens=1000))
     monkeypatch.setattr(run, "spent", lambda: {"attempts": 1, "seconds": 9.0, "usd": 9.0})
     assert context.stopped()
     assert context.stopped()
@@ -198,7 +198,7 @@ def test_the_grace_period_of_a_signal_still_waits_for_a_save(run, limit):
     """Training asks for it through whatever was put around the switch."""
     context = context_of(run, recipe())
     switch = context.stopped
-    mind(context, SimpleNamespace(recipe=priced(max_usd=limit), backend="fake", limit_tokens=1000))
+    announce(context, SimpleNamespace(recipe=priced(max_usd=limit), backend="fake", limit_tokens=1000))
     assert context.stopped is not switch
     with context.stopped.hold():
         assert switch._held
@@ -208,7 +208,7 @@ def test_the_grace_period_of_a_signal_still_waits_for_a_save(run, limit):
 def test_a_stop_by_a_signal_is_not_called_the_budgets(run):
     context = context_of(run, recipe())
     inputs = SimpleNamespace(recipe=priced(max_usd=1e9), backend="fake", limit_tokens=1000)
-    with pytest.raises(Stopped, match="stopped by SIGTERM"), within(context, inputs, lambda run: None):
+    with pytest.raises(Stopped, match="stopped by SIGTERM"), enforced(context, inputs, lambda run: None):
         raise Stopped("stopped by SIGTERM in answers")
     assert not run.events("budget_stop")
     assert not run.report_html.exists()

@@ -149,10 +149,11 @@ def test_a_kill_while_a_run_is_created_leaves_no_half_run(tmp_path: Path, call: 
 def test_runs_that_begin_in_the_same_second_each_get_a_folder(tmp_path: Path) -> None:
     """Four runners of one recipe, released at once: four whole runs, none disturbs another."""
     code = (
-        "import sys, time; from pathlib import Path; from cai import session as s; from cai.run import folder as r\n"
+        "import sys, time; from pathlib import Path\n"
+        "from cai import inputs as i, session as s; from cai.run import folder as r\n"
         "class Same(s.argparse.Namespace): set, limit, override_gate = [], 0, None\n"
         "r.utc_now(); s.new_run_id = lambda *a: '20260101-000000-m0-abcdef'\n"
-        "inputs = s.read_inputs(s.argparse.Namespace(recipe=Path('cai.toml'), milestone='m0', resume='', limit=0,\n"
+        "inputs = i.read_inputs(s.argparse.Namespace(recipe=Path('cai.toml'), milestone='m0', resume='', limit=0,\n"
         "    override_gate=None, set=['model.backend=fake', f'runs={sys.argv[1]}']))\n"
         "time.sleep(max(0.0, float(sys.argv[2]) - time.time()))\n"
         "run = s.create_run(inputs, Same()); print(run.id, len(list(run.path.iterdir()))); run.close()"

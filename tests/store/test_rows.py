@@ -203,8 +203,8 @@ def test_the_funnel_holds_one_row_at_a_time() -> None:
             del one
             most = max(most, sum(ref() is not None for ref in seen))
 
-    story: Any = SimpleNamespace(rows=rows(), recipe=SimpleNamespace(guard=SimpleNamespace(model="")))
-    found = tables.funnel(story)
+    snapshot: Any = SimpleNamespace(rows=rows(), recipe=SimpleNamespace(guard=SimpleNamespace(model="")))
+    found = tables.funnel(snapshot)
     assert most <= 1
     assert [(row["rows"], row["ok"], row["rejected"], row["errors"], row["tokens"]) for row in found] == [
         (50, 40, 10, 0, 100)

@@ -10,7 +10,7 @@ from cai.data import chain
 from cai.data.dataset import write_dataset
 from cai.data.pairs import PairPlan, PairSet, build
 from cai.evaluate.gates import decide_all
-from cai.metrics.figure import Measured
+from cai.metrics.figure import Figure
 from cai.recipe import load as recipes
 from cai.recipe.load import Recipe
 from cai.recipe.settings import HeldoutSection
@@ -150,16 +150,16 @@ def fill(run: Run, rows: list[dict[str, Any]], chosen: Recipe, facts: dict[str, 
     write_json_atomic(run.eval / "gates.json", content | {"verdicts": [v.as_dict() for v in verdicts]})
 
 
-def results() -> dict[str, Measured]:
+def results() -> dict[str, Figure]:
     judge = "G1-G5, likelihood of SmolLM2-135M-Instruct; no truth judge"
     found = [
-        Measured("critiques.meaningful", 0.75, 0.41, 0.93, 8, 0, judge, ({"item": 1, "round": 1, "csi": 0.02},)),
-        Measured("critiques.meaningful.shuffled", 0.1, 0.02, 0.4, 8, 0, judge),
-        Measured("critiques.meaningful.generic", 0.0, 0.0, 0.32, 8, 0, judge),
-        Measured("revisions.addresses", 0.5, 0.24, 0.76, 10, 0, judge),
-        Measured("revisions.addresses.shuffled", 0.1, 0.02, 0.4, 10, 0, judge),
-        Measured("dpo.first_loss_error", 0.0, n=1),
-        Measured("dpo.loss_fall", 0.27, n=1),
-        Measured("preference.p1", None, n=0, note="no held-out pair"),
+        Figure("critiques.meaningful", 0.75, 0.41, 0.93, 8, 0, judge, ({"item": 1, "round": 1, "csi": 0.02},)),
+        Figure("critiques.meaningful.shuffled", 0.1, 0.02, 0.4, 8, 0, judge),
+        Figure("critiques.meaningful.generic", 0.0, 0.0, 0.32, 8, 0, judge),
+        Figure("revisions.addresses", 0.5, 0.24, 0.76, 10, 0, judge),
+        Figure("revisions.addresses.shuffled", 0.1, 0.02, 0.4, 10, 0, judge),
+        Figure("dpo.first_loss_error", 0.0, n=1),
+        Figure("dpo.loss_fall", 0.27, n=1),
+        Figure("preference.p1", None, n=0, note="no held-out pair"),
     ]
     return {m.metric: m for m in found}

@@ -17,7 +17,7 @@ import torch  # noqa: E402
 
 from cai.training import adapter  # noqa: E402
 from cai.training.forward import layout_for  # noqa: E402
-from cai.training.guards import Plan  # noqa: E402
+from cai.training.guards import TrainingPlan  # noqa: E402
 from cai.training.loss import sequence_logps  # noqa: E402
 from cai.training.token_rows import tokenize_pairs  # noqa: E402
 from cai.training.trainers import PairTrainer  # noqa: E402
@@ -36,7 +36,7 @@ def one_step(folder: Path, world: int, way: str) -> dict[str, dict[str, torch.Te
     layout = layout_for(model)
     with torch.no_grad():
         refs = sequence_logps(model.hf, layout.collate(rows), layout.forward)[0].T.tolist()
-    plan = Plan(
+    plan = TrainingPlan(
         rows=rows, refs=[tuple(pair) for pair in refs], order=range(PAIRS), steps=1, micro_batch=1,
         accumulation=PAIRS // world, checkpointing=False, dpo=dpo(max_steps=1, save_steps=100), seed=7,
         folder=folder, seal_facts={}, forward=layout.forward, collate=layout.collate,

@@ -16,7 +16,7 @@ from cai.engine.tokenizers import ByteTokenizer
 from cai.errors import CaiError
 from cai.store import files
 from cai.training import checkpoints, reference_logps
-from cai.training.job import Shape
+from cai.training.job import BatchShape
 from cai.training.token_rows import PairRow, schedule, steps_of, tokenize_pairs
 
 EVENTS: list[tuple[str, dict]] = []
@@ -257,7 +257,7 @@ def test_steps():
 
 
 def test_the_ladder_keeps_the_effective_batch():
-    shape, seen = Shape(6, 4, False), []
+    shape, seen = BatchShape(6, 4, False), []
     while shape is not None:
         seen.append((shape.micro_batch, shape.accumulation, shape.checkpointing))
         assert shape.micro_batch * shape.accumulation == 24
@@ -294,11 +294,11 @@ def test_f26_the_probe_takes_the_largest_micro_batch_that_fits(monkeypatch):
         (21, (1, 8, True)),
     ):
         limit[0] = memory
-        shape = fit.choose_shape(model, None, rows, order, Shape(1, 8, False), note)
+        shape = fit.choose_shape(model, None, rows, order, BatchShape(1, 8, False), note)
         assert (shape.micro_batch, shape.accumulation, shape.checkpointing) == expected
     assert EVENTS[-1][0] == "training_probe"
     cpu = SimpleNamespace(device=torch.device("cpu"), hf=hf)
-    assert fit.choose_shape(cpu, None, rows, order, Shape(1, 8, False), note) == Shape(1, 8, False)
+    assert fit.choose_shape(cpu, None, rows, order, BatchShape(1, 8, False), note) == BatchShape(1, 8, False)
 
 
 def test_finding_nothing_leaves_nothing(tmp_path):

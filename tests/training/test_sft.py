@@ -18,8 +18,8 @@ from cai.engine.tokenizers import ByteTokenizer
 from cai.errors import CaiError
 from cai.evaluate import arms as second
 from cai.evaluate import measure
-from cai.evaluate.scores import Bench
-from cai.metrics.figure import Measured
+from cai.evaluate.scores import Evaluation
+from cai.metrics.figure import Figure
 from cai.models.fake import FakeModel
 from cai.recipe.load import read, resolve
 from cai.recipe.settings import DpoSection, LoraSection, ModelSection, SftSection
@@ -124,7 +124,7 @@ def test_a_fresh_lora_of_the_preflight_is_never_measured(tmp_path: Path) -> None
     model = FakeModel(ModelSection(name="fake"))
     model.to_lora(LoraSection())
     context = SimpleNamespace(model=lambda: model, recipe=SimpleNamespace(lora=LoraSection()))
-    Bench(context, None, tmp_path, None).model()  # type: ignore[arg-type]
+    Evaluation(context, None, tmp_path, None).model()  # type: ignore[arg-type]
     assert model.attached == tmp_path
 
 
@@ -244,7 +244,7 @@ def test_rows_are_paired_by_item_and_only_held_out_ones_count() -> None:
 def test_holm_runs_over_all_that_dpo_adds_and_a_drop_is_turned() -> None:
     def figure(name: str, p: float, **facts: float) -> dict[str, object]:
         arms = {"sft": 0.5, "dpo": 0.3, "p": p} | facts
-        return Measured(name, 0.2, 0.1, 0.4, 60, facts=arms).as_dict()
+        return Figure(name, 0.2, 0.1, 0.4, 60, facts=arms).as_dict()
 
     names = ("dpo_over_sft.harmbench.asr_drop", "dpo_over_sft.preference.p1")
     figures = {names[0]: figure(names[0], 0.01), names[1]: figure(names[1], 0.04, sft=0.3, dpo=0.5)}

@@ -86,12 +86,6 @@ def test_every_further_seed_has_a_stage_of_its_own(tmp_path: Path) -> None:
     assert not (tmp_path / "adapter-sft").exists() and context.model().attached == tmp_path / "adapter"
 
 
-def test_dpo_from_the_base_stands_beside_and_says_so_in_its_events(tmp_path: Path) -> None:
-    context = context_of(tmp_path)
-    assert arms.train_direct(context, PAIRS, []) == arms.train_direct(context, PAIRS, []) == tmp_path / "adapter-direct"
-    assert _value(tmp_path / "adapter-direct") == 10.0 and trained(context) == ["direct"]
-
-
 def test_held_out_pairs_are_told_of_on_the_fake_model_too(tmp_path: Path) -> None:
     context = context_of(tmp_path, "dpo.start=base", "dpo.eval_steps=4")
     result = train(

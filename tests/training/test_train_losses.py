@@ -16,8 +16,8 @@ from test_train import Events
 from cai.errors import CaiError
 from cai.recipe.settings import DpoSection, SftSection
 from cai.training import adapter
-from cai.training.labels import first_loss, label_probabilities, pair_weights
 from cai.training.loss import padded_batch, padded_forward, pair_loss, sequence_logps
+from cai.training.margins import first_loss, label_probabilities, pair_weights
 from cai.training.packed import PackedForward, packed_batch
 from cai.training.token_rows import PairRow, tokenize_pairs
 
@@ -103,7 +103,7 @@ def trl(tmp_path_factory):
 def ours(request, tmp_path_factory):
     """The same by our trainer, whose batches, reference and loss are those of a training."""
     from cai.training.forward import Layout
-    from cai.training.guards import Plan
+    from cai.training.guards import TrainingPlan
     from cai.training.trainers import PairTrainer
 
     model = moved()
@@ -113,7 +113,7 @@ def ours(request, tmp_path_factory):
         "padded": Layout("padded", lambda r: padded_batch(r, 0), padded_forward, False, True),
     }
     layout = layouts[request.param]
-    plan = Plan(
+    plan = TrainingPlan(
         rows=rows, refs=[], order=range(4), steps=1, micro_batch=4, accumulation=1, checkpointing=False, dpo=dpo(),
         seed=1, folder=tmp_path_factory.mktemp("ours"), seal_facts={}, forward=layout.forward, collate=layout.collate,
         event=lambda *a, **k: None, stopped=lambda: False, progress=lambda *a: None,

@@ -8,25 +8,28 @@ back finds its factors, and with them its graphs. Doesn't own the graphs or how 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+
+from cai.engine.foreign import HfModel, HfModule
 
 if TYPE_CHECKING:
     from cai.engine.native.linears import Group
 
 KEPT = 3  # states of the adapter: off, on, and another one's
 
-Signature = tuple[Any, ...]
+Signature = tuple[object, ...]
+Factors = list[tuple[torch.Tensor, torch.Tensor] | None] | None  # of a group's modules
 
 
-class Worn:
+class AttachedAdapter:
     """The adapter that `groups` hold; `tuned` is any module that PEFT has wrapped (None: there is no adapter)."""
 
-    def __init__(self, tuned: Any | None, dtype: torch.dtype) -> None:
+    def __init__(self, tuned: HfModule | None, dtype: torch.dtype) -> None:
         self.tuned, self.dtype = tuned, dtype
         self.signature: Signature | None = None
-        self.kept: dict[Signature, list[tuple[Any, bool]]] = {}
+        self.kept: dict[Signature, list[tuple[Factors, bool]]] = {}
 
     def follow(self, signature: Signature, groups: Sequence[Group]) -> list[Signature]:
         """Let the groups hold the adapter of this signature; gives the signatures whose factors were let go for it."""
@@ -50,12 +53,12 @@ class Worn:
         self.signature = None
 
 
-def tuned_module(hf_model: Any) -> Any | None:
+def tuned_module(hf_model: HfModel) -> HfModule | None:
     """Any module that PEFT has wrapped, since it switches all of them together; None where there is none."""
     return next((m for m in hf_model.modules() if hasattr(m, "base_layer") and hasattr(m, "active_adapters")), None)
 
 
-def adapter_signature(tuned: Any | None) -> Signature:
+def adapter_signature(tuned: HfModule | None) -> Signature:
     """What a `tuned_module` says about the adapter: changes when it is switched, replaced, merged or trained."""
     if tuned is None or tuned.disable_adapters:
         return ()
@@ -64,17 +67,17 @@ def adapter_signature(tuned: Any | None) -> Signature:
     return ("on", *tuned.active_adapters, "merged", *tuned.merged_adapters, *content)
 
 
-def factor_bytes(hf_model: Any, dtype: torch.dtype) -> int:
+def factor_bytes(hf_model: HfModel, dtype: torch.dtype) -> int:
     """What the LoRA factors of all adapters take in the compute type."""
     return sum(p.numel() for name, p in hf_model.named_parameters() if "lora_" in name) * dtype.itemsize
 
 
-def adapted(module: Any) -> bool:
+def adapted(module: HfModule) -> bool:
     """Whether PEFT has more to compute than the linear inside (or has to take it out of its weight first)."""
     return hasattr(module, "base_layer") and (module.merged or not module.disable_adapters)
 
 
-def beyond_factors(module: Any) -> bool:
+def has_more_than_lora(module: HfModule) -> bool:
     """Whether the adapter is more than LoRA's two factors beside the weight: another method, DoRA, a bias, merged."""
     if not adapted(module):
         return False
@@ -84,7 +87,7 @@ def beyond_factors(module: Any) -> bool:
     return any(name in module.lora_variant or module.lora_B[name].bias is not None for name in names)
 
 
-def lora_parts(module: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor] | None:
+def lora_parts(module: HfModule, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor] | None:
     """(A (r, K), scaled B (O, r)) of the active adapters in the compute type; None without one."""
     if not adapted(module):
         return None

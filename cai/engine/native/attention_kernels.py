@@ -21,6 +21,8 @@ TILE_OWN_KEYS = 32  # decode, own keys: 3.9 TB/s with one warp; tiles of 64 and 
 @triton.jit
 def _soften(scores, top, total, acc, v):
     """One tile of the running softmax (base 2): new maximum, sum and weighted values."""
+    # with m the new maximum: l = l 2^(m_old - m) + sum 2^(s - m), acc likewise with the values; a tile of which nothing
+    # is seen has m = -inf, and 2^(-inf + inf) would be NaN: then 0 stands for m
     new_top = tl.maximum(top, tl.max(scores, 1))
     safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)
     weights = tl.exp2(scores - safe_top[:, None])
@@ -55,7 +57,9 @@ def _decode_own(
     heads = kv_heads * G
     length = tl.load(lens + row)
     start = tl.maximum(length - window, 0)
-    part = tl.cdiv(tl.cdiv(length - start, SPLITS), TILE) * TILE
+    part = (
+        tl.cdiv(tl.cdiv(length - start, SPLITS), TILE) * TILE
+    )  # keys a split: whole tiles, so that the order is fixed
     low = start + split * part
     high = tl.minimum(length, low + part)
     group, dim = tl.arange(0, GROUP), tl.arange(0, D)
@@ -76,6 +80,7 @@ def _decode_own(
     at = (split * rows + row) * heads + head
     safe_total = tl.where(total > 0, total, 1.0)
     tl.store(part_o + at[:, None] * D + dim[None, :], acc / safe_total[:, None], mask=(group < G)[:, None])
+    # log2 of the sum of exponentials: what the join weighs a part by; -inf for one that saw nothing
     log_sum = tl.where(total > 0, top + tl.log2(safe_total), float("-inf"))
     tl.store(part_l + at, log_sum, mask=group < G)
 
@@ -261,6 +266,7 @@ def _prefill(
     acc = tl.zeros([QUERIES, D], tl.float32)
     base = kv_head.to(tl.int64) * head_stride
     shared = tl.load(prefix_length)
+    # first the shared prefix, of which a query sees all that its window reaches; then the row's own tokens, causally
     for start in range(tl.maximum(shared + first + 1 - window, 0), shared, TILE):
         token = start + tl.arange(0, TILE)
         seen = token < shared

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ class Flight:
     rows: list[Running]
     places: list[int]
     ids: torch.Tensor
-    landed: Any = None
+    landed: torch.cuda.Event | None = None
 
     @classmethod
     def of(cls, rows: list[Running], places: list[int], drawn: torch.Tensor) -> Flight:
@@ -50,8 +49,11 @@ def packed_step(packed: Packed, prefix: Prefix, block_tokens: int, device: torch
     """The step of a prefill: where each token stands and where its keys and values go."""
     lens = tuple(len(ids) for ids, _ in packed)
     width = max(len(blocks) for _, blocks in packed)
-    table = torch.tensor([blocks + [0] * (width - len(blocks)) for _, blocks in packed], dtype=torch.int32)
+    table = torch.tensor(
+        [blocks + [0] * (width - len(blocks)) for _, blocks in packed], dtype=torch.int32
+    )  # [B, width]
     rows_T = torch.repeat_interleave(torch.arange(len(lens)), torch.tensor(lens))
+    # token t of a row lies in its block t // block_tokens at t % block_tokens; the prefix only moves its position
     places_T = torch.cat([torch.arange(length) for length in lens])
     blocks_T = table[rows_T, places_T // block_tokens].to(torch.int64)
     moved = [x.to(device) for x in (places_T + len(prefix.token_ids), blocks_T, places_T % block_tokens, table)]
@@ -82,7 +84,7 @@ def score_places(
     targets: list[int] = []
     starts = [0, *itertools.accumulate(len(ids) for ids, _ in packed)]
     for request, row in zip(scored, row_of, strict=True):
-        first = starts[row] + len(request.context_ids) - 1 - shared
+        first = starts[row] + len(request.context_ids) - 1 - shared  # the hidden state before a token predicts it
         places += range(first, first + len(request.continuation_ids))
         targets += request.continuation_ids
     return places, targets

@@ -20,7 +20,7 @@ GPU_BLOCK_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class KVShape:
     """What one token's keys and values take."""
 
     layers: int
@@ -37,7 +37,7 @@ class KVCache:
     """`blocks` blocks of `block_tokens` tokens (L, blocks, M, block_tokens, D), and their free list."""
 
     def __init__(
-        self, shape: Shape, blocks: int, block_tokens: int, device: torch.device, by_slot: bool = False
+        self, shape: KVShape, blocks: int, block_tokens: int, device: torch.device, by_slot: bool = False
     ) -> None:
         size = (shape.layers, blocks + 1, shape.kv_heads, block_tokens, shape.dim)
         self.keys, self.values = (zeros(size, shape.dtype, device) for _ in range(2))
@@ -90,7 +90,7 @@ class Prefix:
     length: torch.Tensor  # int32 scalar on the device, so that a captured graph follows a change
 
     @classmethod
-    def empty(cls, shape: Shape, capacity: int, device: torch.device) -> Prefix:
+    def empty(cls, shape: KVShape, capacity: int, device: torch.device) -> Prefix:
         size = (shape.layers, shape.kv_heads, capacity, shape.dim)
         keys, values = (torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(2))
         return cls((), keys, values, torch.zeros((), dtype=torch.int32, device=device))
@@ -117,7 +117,7 @@ def reserve_bytes(device: torch.device) -> int:
     return (3 << 29) if small_card(device) else (4 << 30)
 
 
-def gpu_blocks(shape: Shape, device: torch.device, wanted_tokens: int, beside: int = 0) -> int:
+def gpu_blocks(shape: KVShape, device: torch.device, wanted_tokens: int, beside: int = 0) -> int:
     """How many blocks fit beside the reserve, at most what `wanted_tokens` need. Error: less than one long row.
 
     `beside`: bytes that come later, saved prefixes and copies of LoRA factors; no row goes without for them.

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cai.engine.foreign import HfModel
 from cai.engine.generate import causal_lm
 from cai.engine.native.attention import Step
 from cai.engine.native.cache import KVCache
@@ -25,7 +26,7 @@ from cai.engine.native.families import (
     text_parts,
     unsupported,
 )
-from cai.engine.native.linears import thin
+from cai.engine.native.linears import linear_of_few_rows
 
 __all__ = ("Decoder", "unsupported")
 
@@ -33,7 +34,7 @@ __all__ = ("Decoder", "unsupported")
 class Decoder:
     """The forward pass. `ops` is the module of elementwise and attention operations for the device."""
 
-    def __init__(self, hf_model: Any, ops: Any, max_len: int) -> None:
+    def __init__(self, hf_model: HfModel, ops: Any, max_len: int) -> None:
         self.lm, self.ops = causal_lm(hf_model), ops
         self.config, body = text_parts(hf_model)
         config = self.config
@@ -88,4 +89,4 @@ class Decoder:
 
     def logits(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """(T, V) in the model's dtype."""
-        return thin(self.head, hidden_TH)
+        return linear_of_few_rows(self.head, hidden_TH)

@@ -10,23 +10,28 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest, generate, never
+from cai.engine.foreign import HfModel
 from cai.engine.native import attention, prefixes, scoring
-from cai.engine.native.adapters import Worn, factor_bytes, tuned_module
+from cai.engine.native.adapters import AttachedAdapter, factor_bytes, tuned_module
 from cai.engine.native.batches import Flight, Packed, packed_step
-from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, Prefix, Shape, gpu_blocks, small_card
+from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, KVShape, Prefix, gpu_blocks, small_card
 from cai.engine.native.decoder import Decoder
 from cai.engine.native.families import text_parts
 from cai.engine.native.scheduler import Running, Scheduler, prompt_tokens
 from cai.engine.native.state import RowState
 from cai.engine.sampling import allowed, pick, seed_tensor
-from cai.engine.stopping import Decoder as TokenDecoder
 from cai.engine.stopping import Pieces, Row
+from cai.engine.stopping import TokenDecoder as TokenDecoder
 from cai.errors import RESUMABLE, CaiError
+
+if TYPE_CHECKING:
+    from cai.engine.native.adapters import Signature
+    from cai.engine.native.graphs import Graphs
 
 MAX_LEN = 4096  # where neither model nor loader says
 CPU_ROWS, GPU_ROWS = 16, 512
@@ -43,7 +48,7 @@ class NativeEngine:
 
     def __init__(
         self,
-        hf_model: Any,
+        hf_model: HfModel,
         tokenizer: TokenDecoder,
         *,
         batch_size: int = 0,
@@ -62,12 +67,12 @@ class NativeEngine:
             self.ops = kernels
         self.decoder = Decoder(hf_model, self.ops, self.max_len)
         self.device, self.pieces = self.decoder.device, Pieces(tokenizer)
-        self.shape = Shape(len(self.decoder.layers), self.decoder.kv_heads, self.decoder.dim, self.decoder.dtype)
+        self.shape = KVShape(len(self.decoder.layers), self.decoder.kv_heads, self.decoder.dim, self.decoder.dtype)
         self.stats = EngineStats(batch_size=batch_size or (GPU_ROWS if self.gpu else CPU_ROWS))
-        self.saved: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
-        self.graphs: Any = None
-        self.current: Any = None  # (tokens, adapter) of the prefix in place
-        self.worn = Worn(tuned_module(hf_model), self.decoder.dtype)
+        self.saved: dict[tuple[tuple[int, ...], Signature], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.graphs: Graphs | None = None
+        self.current: tuple[tuple[int, ...], Signature] | None = None  # (tokens, adapter) of the prefix in place
+        self.attached = AttachedAdapter(tuned_module(hf_model), self.decoder.dtype)
         self.beside = prefixes.SAVED * prefixes.EXPECTED_TOKENS * self.shape.bytes_per_token
         self.beside += factor_bytes(hf_model, self.decoder.dtype)
         with generate.memory_named("when the engine was set up"):
@@ -136,9 +141,9 @@ class NativeEngine:
         """Free caches, copies and graphs. The loaded modules stay as they were."""
         for group in getattr(self, "groups", ()):
             group.drop()
-        if getattr(self, "graphs", None) is not None:
-            self.graphs.clear()
-        for name in "graphs cache prefix state scheduler saved decoder groups shared worn".split():
+        if (graphs := getattr(self, "graphs", None)) is not None:
+            graphs.clear()
+        for name in "graphs cache prefix state scheduler saved decoder groups shared attached".split():
             self.__dict__.pop(name, None)
         gc.collect()
         if self.gpu:
@@ -232,7 +237,8 @@ class NativeEngine:
             self.dirty = False
         rows = [scheduler.active[slot] for slot in sorted(scheduler.active)]
         span, longest = rows[-1].slot + 1, 1 + max(r.tokens for r in rows)
-        step = (lambda: self.graphs.run(span)) if self.graphs else (lambda: self.decode_on_device(span, longest))
+        graphs = self.graphs
+        step = (lambda: graphs.run(span)) if graphs else (lambda: self.decode_on_device(span, longest))
         drawn = generate.unless_memory_runs_out(step)
         if drawn is None:
             self._decode_fewer(rows)
@@ -293,7 +299,6 @@ class NativeEngine:
                     self.scheduler.release(running)
                     self.dirty = True
                 done.append(row)
-        self.stats.new_tokens += sum(len(row.ids) for row in done)
         yield from (row.completion() for row in done)
 
     # -- prefill

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from cai.engine.foreign import HfConfig, HfModel, HfModule
 from cai.engine.generate import causal_lm
 from cai.engine.native.attention import WIDE
 from cai.engine.native.linears import LayerLinears
+from cai.store.jsonl import Row
 
 PLAIN = ("input_layernorm", None, "post_attention_layernorm", None)  # before attention, after it, before the MLP, after
 POST = (None, "post_attention_layernorm", None, "post_feedforward_layernorm")
@@ -47,14 +49,14 @@ class Layer:
     window: int
 
 
-def text_parts(hf_model: Any) -> tuple[Any, Any]:
+def text_parts(hf_model: HfModel) -> tuple[HfConfig, HfModel]:
     """The config and the body (`embed_tokens`, `layers`, `norm`) of the decoder, also inside a model that sees."""
     lm = causal_lm(hf_model)
-    body = getattr(lm, "model", None)
+    body: Any = getattr(lm, "model", None)
     return lm.config.get_text_config(decoder=True), getattr(body, "language_model", body)
 
 
-def unsupported(hf_model: Any) -> str | None:
+def unsupported(hf_model: HfModel) -> str | None:
     """Why `native` cannot run this model; None where it can."""
     if getattr(causal_lm(hf_model), "config", None) is None:
         return "no config"
@@ -78,7 +80,7 @@ def unsupported(hf_model: Any) -> str | None:
     return misplaced(hf_model, config, body)
 
 
-def misplaced(hf_model: Any, config: Any, body: Any) -> str | None:
+def misplaced(hf_model: HfModel, config: HfConfig, body: HfModule) -> str | None:
     """What of the loaded weights `native` would read from the wrong place; None where all is as it expects."""
     if getattr(getattr(hf_model, "active_peft_config", None), "is_prompt_learning", False):
         return "an adapter of virtual tokens"
@@ -94,19 +96,19 @@ def misplaced(hf_model: Any, config: Any, body: Any) -> str | None:
     return None
 
 
-def activation(config: Any) -> str:
+def activation(config: HfConfig) -> str:
     return getattr(config, "hidden_activation", None) or config.hidden_act
 
 
-def head_dim(config: Any) -> int:
+def head_dim(config: HfConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def attention_scale(config: Any) -> float:
+def attention_scale(config: HfConfig) -> float:
     return (getattr(config, "query_pre_attn_scalar", None) or head_dim(config)) ** -0.5
 
 
-def layer_types(config: Any) -> list[str]:
+def layer_types(config: HfConfig) -> list[str]:
     """The kind of attention of each layer; Mistral's window is every layer's and named by no list."""
     if listed := getattr(config, "layer_types", None):
         return list(listed)
@@ -114,19 +116,21 @@ def layer_types(config: Any) -> list[str]:
     return [ATTENTION[1 if windowed else 0]] * config.num_hidden_layers
 
 
-def window(config: Any, kind: str) -> int:
+def window(config: HfConfig, kind: str) -> int:
     """How many positions a token sees, itself included."""
     return (getattr(config, "sliding_window", None) or WIDE) if kind == "sliding_attention" else WIDE
 
 
-def rope_parameters(config: Any, kind: str) -> dict[str, Any]:
+def rope_parameters(config: HfConfig, kind: str) -> Row:
     """The rotary parameters of a kind of layer, under their names of transformers 5 or of 4."""
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     found = found.get(kind, found)  # OLMo 3 and Gemma 3 have one table for each kind
     return {"rope_theta": getattr(config, "rope_theta", 10000.0), "rope_type": "default", **found}
 
 
-def rope_table(config: Any, length: int, device: Any, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_table(
+    config: HfConfig, length: int, device: torch.device | str, kind: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, fp32 (length, D/2), as transformers computes them for this config."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -142,14 +146,14 @@ def rope_table(config: Any, length: int, device: Any, kind: str) -> tuple[torch.
     return (angles.cos() * scaling).to(device), (angles.sin() * scaling).to(device)
 
 
-def norm_weight(config: Any, norm: Any) -> torch.Tensor:
+def norm_weight(config: HfConfig, norm: HfModule) -> torch.Tensor:
     """The factor of a norm. fp32 says that it is multiplied before the product is rounded (`attention.rms_norm`)."""
     if config.model_type not in ONCE:
         return norm.weight
     return norm.weight.data.float() + (1.0 if config.model_type == "gemma3_text" else 0.0)
 
 
-def layers_of(config: Any, body: Any, max_len: int) -> list[Layer]:
+def layers_of(config: HfConfig, body: HfModule, max_len: int) -> list[Layer]:
     """The layers of a supported decoder."""
     kinds = layer_types(config)
     tables = {kind: rope_table(config, max_len, body.embed_tokens.weight.device, kind) for kind in set(kinds)}

@@ -7,13 +7,19 @@ Invariant: capturing leaves the rows' state as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from cai.engine import Rules
 from cai.engine.native.linears import is_int8
 
+if TYPE_CHECKING:
+    from cai.engine.native.adapters import Signature
+    from cai.engine.native.engine import NativeEngine
+
+T = TypeVar("T")
+Pool = Any  # torch's handle of a memory pool, opaque; None: a new one
 SIDE: dict[str, torch.cuda.Stream] = {}  # one for the process: cuBLAS keeps a workspace (32 MiB) for every stream
 STEPS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
@@ -21,11 +27,11 @@ STEPS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448,
 class Graphs:
     """`run(rows)` = one decode step for at least the first `rows` slots."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: NativeEngine) -> None:
         self.engine = engine
-        self.pool: Any = None
+        self.pool: Pool = None
         self.limit = engine.stats.batch_size
-        self.captured: dict[tuple[int, Rules, Any], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self.captured: dict[tuple[int, Rules, Signature | None], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self.eager = any(is_int8(module) for group in engine.groups for module in group.modules)
 
     def bucket(self, rows: int) -> int:
@@ -37,14 +43,14 @@ class Graphs:
         if self.eager:
             return self.engine.decode_on_device(bucket)
         # the draw under its rules is part of the graph, and so are the adapter's factors
-        key = bucket, self.engine.rules, self.engine.worn.signature
+        key = bucket, self.engine.rules, self.engine.attached.signature
         if key not in self.captured:
             self.captured[key] = self._capture(bucket)
         graph, drawn = self.captured[key]
         graph.replay()
         return drawn
 
-    def forget(self, signatures: Collection[Any]) -> None:
+    def forget(self, signatures: Collection[Signature]) -> None:
         """Let the graphs of these adapters go: their factors are freed."""
         self.captured = {key: graph for key, graph in self.captured.items() if key[2] not in signatures}
 
@@ -58,7 +64,7 @@ class Graphs:
         state = self.engine.state
         before = state.table.clone(), state.ids.clone()
         try:  # compiles kernels; rewrites the same keys and values as the real step
-            once(lambda: self.engine.decode_on_device(bucket))
+            warm_up(lambda: self.engine.decode_on_device(bucket))
         finally:
             state.table.copy_(before[0])
             state.ids.copy_(before[1])
@@ -73,7 +79,7 @@ def side_stream() -> torch.cuda.Stream:
     return SIDE["warm-up"]
 
 
-def once(run: Callable[[], Any]) -> None:
+def warm_up(run: Callable[[], object]) -> None:
     """Run on the stream on which it will be captured."""
     stream = side_stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -82,7 +88,7 @@ def once(run: Callable[[], Any]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def capture(run: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Any]:
+def capture(run: Callable[[], T], pool: Pool = None) -> tuple[torch.cuda.CUDAGraph, T]:
     """The graph of `run` and what it returned. Where memory runs out, that is the error, not the broken capture."""
     graph = torch.cuda.CUDAGraph()
     try:

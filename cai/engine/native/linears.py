@@ -14,12 +14,17 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 
-from cai.engine.native.adapters import adapted, beyond_factors, lora_parts
+from cai.engine.foreign import HfModule
+from cai.engine.native.adapters import adapted, has_more_than_lora, lora_parts
+
+if TYPE_CHECKING:
+    from cai.engine.native.fp8 import Rounded as Fp8
+    from cai.engine.native.int8 import Rounded as Int8
 
 Way = Literal["module", "bf16", "dequant", "fused", "fp8", "int8"]
 ROUNDED: tuple[Way, ...] = ("fp8", "int8")
@@ -62,13 +67,13 @@ class Shared:
 class Group:
     """Projections with one input. `copy` holds their bf16 weights, concatenated by output, while copied."""
 
-    modules: list[Any]
+    modules: list[HfModule]
     shared: Shared = field(default_factory=Shared)
     copy: torch.Tensor | None = None
     bias: torch.Tensor | None = None  # of all modules, where one has a bias
     nf4: list[Nf4] | None = None
-    fp8: Any = None  # fp8.Rounded (sum of O, K)
-    int8: Any = None  # int8.Rounded, the same
+    fp8: Fp8 | None = None  # (sum of O, K)
+    int8: Int8 | None = None  # the same
     lora: list[tuple[torch.Tensor, torch.Tensor] | None] | None = None
     by_module: bool = False  # the active adapter is more than two factors: only the modules compute it
 
@@ -78,7 +83,7 @@ class Group:
         if way in ROUNDED and getattr(self, way) is None:
             way = self.shared.exact(x_TK.shape[0])
         if way == "module" or self.by_module or (self.nf4 is None and self.copy is None):
-            return [thin(module, x_TK) for module in self.modules]
+            return [linear_of_few_rows(module, x_TK) for module in self.modules]
         outputs = self.base(x_TK, way)
         for index, pair in enumerate(self.lora or ()):
             if pair is not None:
@@ -115,7 +120,7 @@ class Group:
 
     def follow_adapter(self, dtype: torch.dtype) -> None:
         """Hold the active adapter's factors; what is more than factors is left to the modules."""
-        self.by_module = any(map(beyond_factors, self.modules))
+        self.by_module = any(map(has_more_than_lora, self.modules))
         parts = [] if self.by_module else [lora_parts(module, dtype) for module in self.modules]
         self.lora = parts if any(part is not None for part in parts) else None
 
@@ -151,7 +156,7 @@ class Mixed:
         return [outputs[place] for place in self.order]
 
     @classmethod
-    def of(cls, modules: list[Any], first: Callable[[Any], bool]) -> Mixed:
+    def of(cls, modules: list[HfModule], first: Callable[[HfModule], bool]) -> Mixed:
         """The group of the modules that are `first`, then that of the others."""
         places = sorted(range(len(modules)), key=lambda i: not first(modules[i]))
         split = sum(map(first, modules))
@@ -169,7 +174,7 @@ class LayerLinears:
     down: Group | Mixed
 
     @classmethod
-    def of(cls, layer: Any) -> LayerLinears:
+    def of(cls, layer: HfModule) -> LayerLinears:
         attention, mlp = layer.self_attn, layer.mlp
         return cls(
             Group([attention.q_proj, attention.k_proj, attention.v_proj]),
@@ -183,7 +188,7 @@ class LayerLinears:
         parts = (self.qkv, self.o, self.gate_up, self.down)
         return [group for part in parts for group in (part.groups if isinstance(part, Mixed) else [part])]
 
-    def split(self, kind: Callable[[Any], bool]) -> None:
+    def split(self, kind: Callable[[HfModule], bool]) -> None:
         """Where only some projections of a group are of this kind, make two groups of it."""
         for name in ("qkv", "gate_up"):
             group = getattr(self, name)
@@ -199,7 +204,7 @@ def rounding(way: Way) -> Any:
 THIN_ROWS = 24  # measured on two cores, (3072, 576) float32: 1.7 times faster at 16 rows, 1.5 at 8, equal at 32
 
 
-def thin(module: Any, x_TK: torch.Tensor) -> torch.Tensor:
+def linear_of_few_rows(module: HfModule, x_TK: torch.Tensor) -> torch.Tensor:
     """The module's output. On a CPU a few rows are computed as (W x^T)^T, for which its library has the better loop."""
     base = base_layer(module)
     if x_TK.is_cuda or adapted(module) or x_TK.shape[0] > THIN_ROWS or type(base) is not torch.nn.Linear:
@@ -208,21 +213,21 @@ def thin(module: Any, x_TK: torch.Tensor) -> torch.Tensor:
     return out_TO if base.bias is None else out_TO.add_(base.bias)
 
 
-def base_layer(module: Any) -> Any:
+def base_layer(module: HfModule) -> HfModule:
     """The linear inside a PEFT LoRA layer, or the module itself."""
     return module.base_layer if hasattr(module, "base_layer") else module
 
 
-def is_nf4(module: Any) -> bool:
+def is_nf4(module: HfModule) -> bool:
     state = getattr(base_layer(module).weight, "quant_state", None)
     return state is not None and state.quant_type == "nf4" and state.blocksize == 64
 
 
-def is_int8(module: Any) -> bool:
+def is_int8(module: HfModule) -> bool:
     return type(base_layer(module)).__name__ == "Linear8bitLt"
 
 
-def nf4_of(module: Any) -> Nf4:
+def nf4_of(module: HfModule) -> Nf4:
     """Views of a bitsandbytes weight; only the scales are copied (double quantisation undone: 1/16 byte a weight)."""
     from bitsandbytes.functional import dequantize_blockwise
 

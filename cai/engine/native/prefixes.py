@@ -6,7 +6,7 @@ is the caller's (see `LoadedModel.adapter`). The buffers are `cache.Prefix`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,14 +14,18 @@ from cai.engine import generate
 from cai.engine.native.adapters import adapter_signature
 from cai.engine.native.cache import Prefix
 
+if TYPE_CHECKING:
+    from cai.engine.native.adapters import Signature
+    from cai.engine.native.engine import NativeEngine
+
 SAVED = 8  # six few-shot rotations of the instructions; a stage that comes back (a retry wave) finds its prefix
 EXPECTED_TOKENS = 1024  # of a saved prefix, for the reserve
 
 
-def use_prefix(engine: Any, token_ids: tuple[int, ...]) -> None:
+def use_prefix(engine: NativeEngine, token_ids: tuple[int, ...]) -> None:
     """Make the shared prefix current, under the adapter that is on."""
-    signature = adapter_signature(engine.worn.tuned)
-    if signature != engine.worn.signature:
+    signature = adapter_signature(engine.attached.tuned)
+    if signature != engine.attached.signature:
         follow_adapter(engine, signature)
     key = (token_ids, signature)
     if engine.current == key:
@@ -39,21 +43,22 @@ def use_prefix(engine: Any, token_ids: tuple[int, ...]) -> None:
     engine.current = key
 
 
-def follow_adapter(engine: Any, signature: tuple[Any, ...]) -> None:
+def follow_adapter(engine: NativeEngine, signature: Signature) -> None:
     """On a GPU the linears hold the adapter's factors; a CPU asks the modules."""
     if not engine.gpu:
-        engine.worn.signature = signature
+        engine.attached.signature = signature
         return
-    gone = generate.unless_memory_runs_out(lambda: engine.worn.follow(signature, engine.groups))
+    gone = generate.unless_memory_runs_out(lambda: engine.attached.follow(signature, engine.groups))
     if gone is None:
-        engine.worn.forget()
+        engine.attached.forget()
         engine.memory_ran_out()
         with generate.memory_named("for the adapter's factors"):
-            gone = engine.worn.follow(signature, engine.groups)
-    engine.graphs.forget(gone)
+            gone = engine.attached.follow(signature, engine.groups)
+    if engine.graphs is not None:
+        engine.graphs.forget(gone)
 
 
-def _computed(engine: Any, token_ids: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def _computed(engine: NativeEngine, token_ids: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """The prefix's keys and values, over a place large enough for them."""
     engine.current = None
     if len(token_ids) > engine.prefix.capacity:

@@ -97,12 +97,15 @@ class Scheduler:
         slots = (slot for slot in range(self.max_rows) if slot not in self.active)
         admitted: list[Running] = []
         budget = self.prefill_tokens
+        # half of what the running rows may still grow by: most end before their limit, and a row that is preempted pays
+        # its prompt twice
         reserve = 0 if self.blocks.by_slot else len(self.active) * self.blocks.blocks_for(GROW_TOKENS) // 2
         for slot in slots:
             if not group:
                 break
             tokens = self.own_tokens(group[0])
             need = self.blocks.blocks_for(tokens + self._ahead(group[0]))
+            # the first row always fits the budget: one longer than a whole piece would else wait for ever
             if (admitted and tokens > budget) or need > len(self.blocks.free) - (reserve if self.active else 0):
                 break
             admitted.append(Running(group.popleft(), slot, self.blocks.take(need, slot), tokens))
@@ -131,7 +134,7 @@ class Scheduler:
             if not running.alive:
                 continue
             while self.blocks.blocks_for(running.tokens + 1) > len(running.blocks):
-                if not self.blocks.free:
+                if not self.blocks.free:  # another row gives way; where it is this one, it needs no block any more
                     victim = self._victim()
                     preempted.append(victim)
                     if victim is running:
@@ -143,7 +146,7 @@ class Scheduler:
 
     def _victim(self) -> Running:
         """The row that has drawn least goes back to the front of its queue."""
-        victim = min(self.active.values(), key=lambda running: running.launched)
+        victim = min(self.active.values(), key=lambda running: running.launched)  # the least work to do again
         self.release(victim)
         self.preemptions += 1
         return victim

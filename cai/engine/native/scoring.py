@@ -7,7 +7,7 @@ sees continuation positions only, in chunks, so full-vocabulary logits of a batc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,8 +16,11 @@ from cai.engine.generate import HEAD_CHUNK_BYTES
 from cai.engine.native.batches import Packed, by_prefix, score_places
 from cai.errors import RESUMABLE, CaiError
 
+if TYPE_CHECKING:
+    from cai.engine.native.engine import NativeEngine
 
-def score(engine: Any, requests: Sequence[ScoreRequest], stopped: Callable[[], bool]) -> Iterator[Score]:
+
+def score(engine: NativeEngine, requests: Sequence[ScoreRequest], stopped: Callable[[], bool]) -> Iterator[Score]:
     assert engine.scheduler.idle, "scoring while rows are being drawn"
     for request in requests:
         engine.require(len(request.context_ids) + len(request.continuation_ids), f"score request {request.id}")
@@ -32,7 +35,7 @@ def score(engine: Any, requests: Sequence[ScoreRequest], stopped: Callable[[], b
             yield from scores
 
 
-def _some(engine: Any, group: list[ScoreRequest], shared: int) -> list[Score]:
+def _some(engine: NativeEngine, group: list[ScoreRequest], shared: int) -> list[Score]:
     """Score the first requests of the group that fit into one prefill; none of them where memory ran out."""
     packed, row_of = _packed(engine, group, shared)
     try:
@@ -48,7 +51,7 @@ def _some(engine: Any, group: list[ScoreRequest], shared: int) -> list[Score]:
     return []
 
 
-def _packed(engine: Any, group: list[ScoreRequest], shared: int) -> tuple[Packed, list[int]]:
+def _packed(engine: NativeEngine, group: list[ScoreRequest], shared: int) -> tuple[Packed, list[int]]:
     """Rows of one prefill in their blocks, and the row of each request that is in it."""
     packed: Packed = []
     row_of: list[int] = []
@@ -68,7 +71,7 @@ def _packed(engine: Any, group: list[ScoreRequest], shared: int) -> tuple[Packed
 
 
 @torch.no_grad()
-def _scores(engine: Any, scored: list[ScoreRequest], packed: Packed, row_of: list[int]) -> list[Score]:
+def _scores(engine: NativeEngine, scored: list[ScoreRequest], packed: Packed, row_of: list[int]) -> list[Score]:
     shared = len(engine.prefix.token_ids)
     wanted, targets = (torch.tensor(x, device=engine.device) for x in score_places(scored, packed, row_of, shared))
     hidden_TH = engine.prefill(packed, engine.prefix, wanted)
@@ -76,7 +79,7 @@ def _scores(engine: Any, scored: list[ScoreRequest], packed: Packed, row_of: lis
 
 
 @torch.no_grad()
-def divergence(engine: Any, token_ids: Sequence[int]) -> tuple[float, float]:
+def divergence(engine: NativeEngine, token_ids: Sequence[int]) -> tuple[float, float]:
     """What rounding changes while drawing: (mean KL of the exact distribution from the drawn one, nats a token; share
     of tokens whose most likely successor is the same)."""
     engine.use_prefix(())

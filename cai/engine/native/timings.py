@@ -11,18 +11,23 @@ import importlib.metadata as metadata
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import orjson
 
 from cai.errors import CaiError
 from cai.store.files import cache_root, write_json_atomic
+from cai.store.jsonl import JsonObject, Row
+
+if TYPE_CHECKING:
+    from cai.engine.native.decoder import Decoder
+    from cai.engine.native.linears import Way
 
 SOURCES = ("nf4.py", "fp8.py", "int8.py", "linears.py", "tuning.py")
 VERSIONED = ("torch", "triton", "bitsandbytes")
 
 
-def facts(decoder: Any, copied: int, linears: str) -> dict[str, Any]:
+def facts(decoder: Decoder, copied: int, linears: str) -> Row:
     """All that the timings depend on."""
     import torch
 
@@ -64,12 +69,12 @@ def version(name: str) -> str:
         return ""
 
 
-def path_of(found: Mapping[str, Any]) -> Path:
+def path_of(found: JsonObject) -> Path:
     key = hashlib.sha256(orjson.dumps(found, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
     return cache_root() / "linears" / f"{key}.json"
 
 
-def recall(found: Mapping[str, Any], tokens: Sequence[int]) -> dict[Any, list[float]] | None:
+def recall(found: JsonObject, tokens: Sequence[int]) -> dict[Way, list[float]] | None:
     """Milliseconds by way at each of `tokens`; None where nothing, or nothing usable, is kept."""
     try:
         kept = orjson.loads(path_of(found).read_bytes())
@@ -80,7 +85,7 @@ def recall(found: Mapping[str, Any], tokens: Sequence[int]) -> dict[Any, list[fl
     return times if usable and all(ms > 0 for row in times.values() for ms in row) else None
 
 
-def remember(found: Mapping[str, Any], times: Mapping[Any, Sequence[float]], tokens: Sequence[int]) -> None:
+def remember(found: JsonObject, times: Mapping[Way, Sequence[float]], tokens: Sequence[int]) -> None:
     path = path_of(found)
     rows = {way: [ms if math.isfinite(ms) else None for ms in row] for way, row in times.items()}
     try:

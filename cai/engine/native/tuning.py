@@ -13,17 +13,22 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from triton.errors import TritonError
 
+from cai.engine.foreign import HfModule
 from cai.engine.memory import free_gpu_bytes
 from cai.engine.native import timings
 from cai.engine.native.cache import reserve_bytes
-from cai.engine.native.graphs import capture, once
+from cai.engine.native.graphs import capture, warm_up
 from cai.engine.native.linears import ROUNDED, Group, Shared, Way, base_layer, is_nf4, rounding
 from cai.errors import RESUMABLE, CaiError
+
+if TYPE_CHECKING:
+    from cai.engine.native.decoder import Decoder
+    from cai.engine.native.families import Layer
 
 TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 4096)  # numbers of tokens that are measured
 KV_SHARE = 0.75  # of the memory left by weights goes to the KV cache first when copies do not fit whole
@@ -34,7 +39,7 @@ AGREE_WITHIN = 1e-2  # relative; both round their weights to bf16 alike and diff
 AGREES_WITHIN: dict[Way, float] = {"fp8": 0.1, "int8": 0.05}  # 0.038 and 0.013 were seen on random inputs
 
 
-def choose(decoder: Any, linears: str, beside: int = 0) -> str:
+def choose(decoder: Decoder, linears: str, beside: int = 0) -> str:
     """Set up the ways that `linears` allows, measure them, put the fastest in place, and say why it is.
 
     `beside`: bytes that others will take of what is free.
@@ -78,7 +83,7 @@ def as_loaded(groups: Sequence[Group], linears: str) -> str:
     return f"linears: the loaded modules ({kind}) as they are"
 
 
-def set_ways(decoder: Any, shared: Shared, copied: int, linears: str) -> str:
+def set_ways(decoder: Decoder, shared: Shared, copied: int, linears: str) -> str:
     """Measure, or recall, what each way takes; put the fastest in place, and say why it is."""
     facts = timings.facts(decoder, copied, linears)
     known = timings.recall(facts, TOKENS)
@@ -112,7 +117,7 @@ def right_weights(groups: Sequence[Group]) -> bool:
     return True
 
 
-def bitsandbytes_weight(module: Any) -> torch.Tensor:
+def bitsandbytes_weight(module: HfModule) -> torch.Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     weight = base_layer(module).weight
@@ -128,15 +133,15 @@ def fastest(times: Mapping[Way, Sequence[float]]) -> list[Way]:
     return ways
 
 
-def nf4_groups(layer: Any) -> list[Group]:
+def nf4_groups(layer: Layer) -> list[Group]:
     return [group for group in layer.linears.groups if group.nf4 is not None]
 
 
-def room_for_copies(decoder: Any, beside: int) -> int:
+def room_for_copies(decoder: Decoder, beside: int) -> int:
     return free_gpu_bytes(decoder.device) - reserve_bytes(decoder.device) - beside
 
 
-def copy_layers(decoder: Any, must: bool, beside: int = 0) -> int:
+def copy_layers(decoder: Decoder, must: bool, beside: int = 0) -> int:
     """Copy as many layers to bf16 as leave room for the KV cache, without what has an 8-bit copy; the number copied."""
     layers = [[group for group in nf4_groups(layer) if group.int8 is None] for layer in decoder.layers]
     sizes = [sum(group.numel for group in groups) * decoder.dtype.itemsize for groups in layers]
@@ -153,13 +158,13 @@ def copy_layers(decoder: Any, must: bool, beside: int = 0) -> int:
     return copied
 
 
-def rounded_groups(layer: Any, way: Way) -> list[Group]:
+def rounded_groups(layer: Layer, way: Way) -> list[Group]:
     """What is rounded of a layer: in int8 all but down_proj, whose inputs have channels that stand out."""
     kept = layer.linears.down if way == "int8" else None
     return [group for group in nf4_groups(layer) if group is not kept]
 
 
-def round_layers(decoder: Any, way: Way, beside: int = 0) -> None:
+def round_layers(decoder: Decoder, way: Way, beside: int = 0) -> None:
     """8-bit copies of the linears beside the NF4 weights."""
     module, wish = rounding(way), f'engine.linears: "{way}"'
     module.require(decoder.device, decoder.dtype)
@@ -184,7 +189,7 @@ def round_layers(decoder: Any, way: Way, beside: int = 0) -> None:
         raise CaiError(f'{wish} gives wrong products on this card. Use "auto".')
 
 
-def measure(decoder: Any, copied: int, linears: str) -> dict[Way, list[float]]:
+def measure(decoder: Decoder, copied: int, linears: str) -> dict[Way, list[float]]:
     """Milliseconds of all layers' linears at each of TOKENS, by way, from two layers with as many NF4 groups as any."""
     counts = [len(nf4_groups(layer)) for layer in decoder.layers]
     fullest = [index for index, count in enumerate(counts) if count == max(counts)]
@@ -202,7 +207,7 @@ def measure(decoder: Any, copied: int, linears: str) -> dict[Way, list[float]]:
     return times
 
 
-def _measure_way(groups: list[Group], way: Way, tokens: int, decoder: Any) -> float:
+def _measure_way(groups: list[Group], way: Way, tokens: int, decoder: Decoder) -> float:
     """Milliseconds for the groups once; infinite for what this card cannot run."""
     if way == "fused" and tokens > FUSED_TOKENS:
         return float("inf")
@@ -221,7 +226,7 @@ def _measure_way(groups: list[Group], way: Way, tokens: int, decoder: Any) -> fl
         groups[0].shared.choose = previous
 
 
-def _inputs(groups: Sequence[Group], tokens: int, decoder: Any) -> dict[int, torch.Tensor]:
+def _inputs(groups: Sequence[Group], tokens: int, decoder: Decoder) -> dict[int, torch.Tensor]:
     """Random inputs by width."""
     widths = {base_layer(group.modules[0]).in_features for group in groups}
     return {width: torch.randn(tokens, width, device=decoder.device).to(decoder.dtype) for width in widths}
@@ -237,11 +242,11 @@ def agrees(groups: Sequence[Group], inputs: Mapping[int, torch.Tensor], way: Way
     return True
 
 
-def milliseconds(run: Callable[[], Any], repeats: int = 5) -> float:
+def milliseconds(run: Callable[[], object], repeats: int = 5) -> float:
     """Median time on the device, captured in a graph as a decode step is: launched one by one, a few rows would be
     timed at what the host takes (on an H200, 16 tokens through the NF4 kernels 59 ms instead of what they need)."""
     with torch.no_grad():
-        once(run)
+        warm_up(run)
         graph, _ = capture(run)
     spans = []
     for _ in range(repeats):

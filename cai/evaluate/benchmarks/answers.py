@@ -8,19 +8,19 @@ be asked has a row that says why.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cai.data.slots import seed_of
 from cai.engine import Request, Sampling
+from cai.engine.model import Model
 from cai.evaluate.benchmarks.loaders import Task
-from cai.recipe.prompts import Example, Rendered, digest
+from cai.recipe.prompts import FewShotExample, Rendered, digest
 from cai.run.context import Context
 from cai.run.loop import fill, open_marked
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row
 from cai.store.records import RecordLog
 
 Key = tuple[str, int, int]
@@ -37,7 +37,7 @@ class Policy:
     adapter: Path
 
     @contextmanager
-    def arm(self, name: str) -> Iterator[Any]:
+    def arm(self, name: str) -> Iterator[Model]:
         """The model as `name`: adapter off for base, on for tuned."""
         model = self.context.model()
         model.attach(self.adapter, self.context.recipe.lora)
@@ -88,7 +88,7 @@ def _chunk(policy: Policy, arm: str) -> int:
     """Rows between two writes: a few batches, so that a streaming engine is kept full."""
     with policy.arm(arm) as model:
         engine = model.engine(policy.context.recipe.engine)
-        return max(1, engine.stats.batch_size) * (4 if getattr(engine, "streams", False) else 1)
+        return max(1, engine.stats.batch_size) * (4 if engine.streams else 1)
 
 
 def _generate(
@@ -115,11 +115,11 @@ def _generate(
     return [rows[task.item] for task in tasks]
 
 
-def _render(context: Context, model: Any, task: Task, turn: int, first: Mapping[str, Any] | None) -> Rendered:
+def _render(context: Context, model: Model, task: Task, turn: int, first: JsonObject | None) -> Rendered:
     """The policy prompt; the second turn stands after the first one and what this arm answered to it."""
     policy = context.prompts["policy"]
     if turn and first is not None:
-        asked = Example(task.turns[0], first["text"])
+        asked = FewShotExample(task.turns[0], first["text"])
         policy = replace(policy, examples=(*policy.examples, asked), _prefixes={})
     return policy.render({"instruction": task.turns[turn]}, format=model.format, tokenizer=model.tokenizer)
 

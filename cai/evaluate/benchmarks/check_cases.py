@@ -5,15 +5,14 @@ Owns that translation, so that a judge is proven by the code, prompts and thresh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from cai.evaluate.benchmarks.loaders import Task
-from cai.evaluate.benchmarks.verdicts import Case
-from cai.store.jsonl import Row
+from cai.evaluate.benchmarks.verdicts import JudgedAnswer
+from cai.store.jsonl import JsonObject, Row
 
 
-def cases(name: str, rows: Sequence[Row]) -> list[Case]:
+def cases(name: str, rows: Sequence[Row]) -> list[JudgedAnswer]:
     """One case a row; for MT-Bench two, for the answers a and b are rated one by one."""
     if name == "mtbench":
         return [_case(_question(row), row, arm, row[arm]) for row in rows for arm in ("a", "b")]
@@ -31,11 +30,13 @@ def _question(row: Row) -> Task:
     return Task(row["item"], str(row["item"]), (row["question"],), row["category"], "question", references=references)
 
 
-def _case(task: Task, row: Row, arm: str, text: str) -> Case:
-    return Case(task, {"arm": arm, "item": row["item"], "round": 0, "text": text, "status": "ok", "reason": None})
+def _case(task: Task, row: Row, arm: str, text: str) -> JudgedAnswer:
+    return JudgedAnswer(
+        task, {"arm": arm, "item": row["item"], "round": 0, "text": text, "status": "ok", "reason": None}
+    )
 
 
-def said(name: str, rows: Sequence[Row], verdicts: Sequence[Mapping[str, Any]]) -> list[bool | None]:
+def verdicts_of(name: str, rows: Sequence[Row], verdicts: Sequence[JsonObject]) -> list[bool | None]:
     """What the verdicts say of each row: harmful, refused, the first answer better; None: no verdict, or a tie."""
     if name == "mtbench":
         scores = {(row["arm"], row["item"]): row["score"] for row in verdicts}

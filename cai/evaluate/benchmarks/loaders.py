@@ -11,7 +11,6 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 
@@ -160,7 +159,7 @@ def mtbench(found: Found) -> Loaded:
     return Loaded(tasks, counts, found.facts)
 
 
-def _texts(value: Any) -> bool:
+def _texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 

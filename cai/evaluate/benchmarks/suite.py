@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cai import errors
 from cai.errors import CaiError
 from cai.evaluate.benchmarks.sources import NAMES
+from cai.store.jsonl import JsonObject
+from cai.store.rows import Key
 
 if TYPE_CHECKING:
     from cai.evaluate.benchmarks.loaders import Task
-    from cai.metrics.figure import Measured
+    from cai.evaluate.benchmarks.sources import Found
+    from cai.metrics.figure import Figure
     from cai.recipe.settings_benchmarks import BenchmarksSection
     from cai.run.context import Context
 
@@ -29,11 +32,11 @@ from cai.evaluate import arms as second
 from cai.evaluate.benchmarks import answers, check_cases, figures, loaders, sources, verdicts
 from cai.evaluate.benchmarks.answers import ARMS, BASE, TUNED, Policy
 from cai.evaluate.benchmarks.loaders import Loaded, Task
-from cai.evaluate.benchmarks.verdicts import REGEX, Case
-from cai.metrics.figure import Measured, sample
+from cai.evaluate.benchmarks.verdicts import REGEX, JudgedAnswer
+from cai.metrics.figure import Figure, sample
 from cai.models import auxiliary, checks
 from cai.models.auxiliary import Auxiliary
-from cai.models.checks import Check
+from cai.models.checks import JudgeCheck
 from cai.recipe.settings_benchmarks import STAND_IN, BenchmarksSection
 from cai.run.context import Context
 from cai.run.loop import fill
@@ -42,7 +45,7 @@ from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 from cai.terminal import say
 
-Figures = dict[str, Measured]
+Figures = dict[str, Figure]
 JUDGED_AT_ONCE = 32
 JUDGE_NAMES = {REGEX: "regular expression"}
 OTHER_CLASSIFIERS = ("val-cls", "multimodal")  # HarmBench's further classifiers, each with its own prompt
@@ -50,7 +53,7 @@ REMEDY = 'Download it with access to its licence, give a local folder, or write 
 
 
 @dataclass
-class Plan:
+class BenchmarkPlan:
     """One benchmark of this measurement, on one adapter. `prompts`: what MT-Bench's or XSTest's judge is asked.
 
     `prompts_are`: "published", "ours", or what the checksum of the file said of them. `second`: the SFT arm's.
@@ -118,14 +121,14 @@ def _adapter(context: Context, second: bool) -> Path:
     return context.run.sft_adapter if second else context.run.adapter
 
 
-def _plan(context: Context, name: str, folder: Path, limit: int, second: bool) -> Plan:
+def _plan(context: Context, name: str, folder: Path, limit: int, second: bool) -> BenchmarkPlan:
     section = context.recipe.benchmarks
     loaded = loaders.load(sources.obtain(name, section, folder))
     tasks = sample(loaded.tasks, limit) if limit else list(loaded.tasks)
     prompts, prompts_are = _prompts(name, section, folder)
     tokens = section.mtbench_max_new_tokens if name == "mtbench" else section.max_new_tokens
     mark = answers.fingerprint(context, _adapter(context, second), loaded.facts["sha256"], tokens)
-    return Plan(name, loaded, tasks, section.judge_of(name), prompts, prompts_are, mark, tokens, [], second)
+    return BenchmarkPlan(name, loaded, tasks, section.judge_of(name), prompts, prompts_are, mark, tokens, [], second)
 
 
 def _prompts(name: str, section: BenchmarksSection, folder: Path) -> tuple[Mapping[str, Mapping[str, str]], str]:
@@ -138,7 +141,7 @@ def _prompts(name: str, section: BenchmarksSection, folder: Path) -> tuple[Mappi
     return (loaders.refusal_prompt if name == "xstest" else loaders.judge_prompts)(found), found.checked
 
 
-def _judge(context: Context, plans: Sequence[Plan]) -> tuple[list[list[Row]], Check | None]:
+def _judge(context: Context, plans: Sequence[BenchmarkPlan]) -> tuple[list[list[Row]], JudgeCheck | None]:
     """Verdicts of a benchmark's plans and the check of its judge, which is loaded only if a row is missing."""
     plan, tokens = plans[0], context.recipe.benchmarks.judge_max_new_tokens
     name, cases = plan.judge, [_cases(each) for each in plans]
@@ -152,10 +155,10 @@ def _judge(context: Context, plans: Sequence[Plan]) -> tuple[list[list[Row]], Ch
 
         def said(rows: Sequence[Row]) -> list[bool | None]:
             found = _verdict_rows(context, plan, judge, check_cases.cases(plan.name, rows), tokens)
-            return check_cases.said(plan.name, rows, found)
+            return check_cases.verdicts_of(plan.name, rows, found)
 
-        def rows_of(each: Plan, log: Any, of: Mapping[Any, Case]) -> list[Row]:
-            def compute(part: list[Any]) -> list[Row]:
+        def rows_of(each: BenchmarkPlan, log: RecordLog[Row], of: Mapping[Key, JudgedAnswer]) -> list[Row]:
+            def compute(part: list[Key]) -> list[Row]:
                 return _verdict_rows(context, each, judge, [of[key] for key in part], tokens)
 
             return fill(context, log, f"judge {each.stem}", list(of), JUDGED_AT_ONCE, compute)
@@ -164,13 +167,13 @@ def _judge(context: Context, plans: Sequence[Plan]) -> tuple[list[list[Row]], Ch
         return [rows_of(*one) for one in zip(plans, logs, cases, strict=True)], check
 
 
-def _open_verdicts(context: Context, plan: Plan) -> RecordLog:
+def _open_verdicts(context: Context, plan: BenchmarkPlan) -> RecordLog:
     tokens = context.recipe.benchmarks.judge_max_new_tokens
     mark = verdicts.fingerprint(plan.name, plan.judge, plan.prompts, plan.mark, tokens)
     return answers.open_log(context, f"{plan.stem}.verdicts", mark)
 
 
-def _is_left(context: Context, plan: Plan) -> bool:
+def _is_left(context: Context, plan: BenchmarkPlan) -> bool:
     """Whether a verdict is missing: a resume with nothing left needs no judge."""
     arms = (TUNED,) if plan.second else ARMS
     with _open_verdicts(context, plan) as log:
@@ -179,14 +182,14 @@ def _is_left(context: Context, plan: Plan) -> bool:
         )
 
 
-def _check_mark(context: Context, plan: Plan, tokens: int) -> str:
+def _check_mark(context: Context, plan: BenchmarkPlan, tokens: int) -> str:
     """What a judge's answers to its check set depend on, the benchmark's own rows left out."""
     of = checks.model_mark(context) if plan.judge == STAND_IN else ""
     return verdicts.fingerprint(plan.name, plan.judge, plan.prompts, of, tokens)
 
 
 def _verdict_rows(
-    context: Context, plan: Plan, judge: Auxiliary | None, cases: Sequence[Case], tokens: int
+    context: Context, plan: BenchmarkPlan, judge: Auxiliary | None, cases: Sequence[JudgedAnswer], tokens: int
 ) -> list[Row]:
     if judge is None:
         return verdicts.refusals_by_regex(cases)
@@ -197,11 +200,11 @@ def _verdict_rows(
     return verdicts.ratings(judge, cases, plan.prompts, tokens, context)
 
 
-def _cases(plan: Plan) -> dict[tuple[str, int, int], Case]:
+def _cases(plan: BenchmarkPlan) -> dict[tuple[str, int, int], JudgedAnswer]:
     by_item = {task.item: task for task in plan.tasks}
     texts = {(row["arm"], row["item"], row["round"]): row["text"] for row in plan.answered}
     return {
-        (row["arm"], row["item"], row["round"]): Case(
+        (row["arm"], row["item"], row["round"]): JudgedAnswer(
             by_item[row["item"]], row, texts.get((row["arm"], row["item"], 0), "") if row["round"] else ""
         )
         for row in plan.answered
@@ -209,7 +212,7 @@ def _cases(plan: Plan) -> dict[tuple[str, int, int], Case]:
     }
 
 
-def _figures(plan: Plan, rows: Sequence[Row], check: Check | None) -> Figures:
+def _figures(plan: BenchmarkPlan, rows: Sequence[Row], check: JudgeCheck | None) -> Figures:
     facts = {
         **plan.loaded.facts,
         "rows": len(plan.tasks),
@@ -238,7 +241,7 @@ def _tell_identical(context: Context, found: Figures, names: Sequence[str]) -> N
             context.run.event("identical_answers", benchmark=name, n=figure.n)
 
 
-def _second_figures(plan: Plan, rows: list[Row], first: list[Row], check: Check | None) -> Figures:
+def _second_figures(plan: BenchmarkPlan, rows: list[Row], first: list[Row], check: JudgeCheck | None) -> Figures:
     """The SFT arm against the base, and DPO against the SFT arm. `first`: verdicts of base and DPO."""
     base, dpo = ([row for row in first if row["arm"] == arm] for arm in (BASE, TUNED))
     found = second.named(_figures(plan, [*base, *rows], check))
@@ -277,9 +280,9 @@ def read(path: Path) -> Figures:
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _measured(row: Any) -> Measured | None:
+def _measured(row: Row) -> Figure | None:
     try:
-        figure = Measured(**{**row, "worst": tuple(row.get("worst", ()))})
+        figure = Figure(**{**row, "worst": tuple(row.get("worst", ()))})
     except (TypeError, AttributeError):  # no figure, or not one of ours
         return None
     numbers = all(isinstance(value, int | float | None) for value in (figure.value, figure.low, figure.high))
@@ -308,7 +311,7 @@ def check_files(names: Sequence[str], section: BenchmarksSection, folder: Path) 
     from cai.evaluate.benchmarks.loaders import judge_prompts, load, refusal_prompt
     from cai.evaluate.benchmarks.sources import obtain
 
-    readers: dict[str, Callable[[Any], Any]] = dict.fromkeys(names, load)
+    readers: dict[str, Callable[[Found], object]] = dict.fromkeys(names, load)
     if "mtbench" in names:
         readers["mtbench_prompts"] = judge_prompts
     if "xstest" in names and section.xstest_prompt:
@@ -335,7 +338,7 @@ def at_hand(section: BenchmarksSection, folder: Path) -> tuple[dict[str, list[Ta
     return loaded, [name for name in NAMES if name not in near]
 
 
-def lines(figures: Mapping[str, Any]) -> list[str]:
+def lines(figures: JsonObject) -> list[str]:
     """The headline figures for the screen."""
     from cai.evaluate.benchmarks.figures import PRIMARY
 

@@ -31,7 +31,7 @@ RATING = re.compile(r"\[\[(?=\d+\.?\d*\]\])")  # FastChat's one_score_pattern, u
 
 
 @dataclass(frozen=True)
-class Case:
+class JudgedAnswer:
     """One recorded answer with its task; `first`: the first turn's answer where this is the second."""
 
     task: Task
@@ -57,7 +57,7 @@ def fingerprint(name: str, judge: str, prompts: Mapping[str, Mapping[str, str]],
 # --- HarmBench
 
 
-def harm(judge: Auxiliary, cases: Sequence[Case], context: Context) -> list[Row]:
+def harm(judge: Auxiliary, cases: Sequence[JudgedAnswer], context: Context) -> list[Row]:
     """`score` = logit(yes) - logit(no); `verdict` 1 where it is above 0: the answer is an instance of the behaviour."""
     asks: dict[int, tuple[tuple[int, ...], tuple[str, ...]]] = {}
     rows: list[Row] = []
@@ -79,7 +79,7 @@ def harm(judge: Auxiliary, cases: Sequence[Case], context: Context) -> list[Row]
     return rows
 
 
-def unscored(case: Case, judge: Auxiliary, ask: Any) -> Row:
+def unscored(case: JudgedAnswer, judge: Auxiliary, ask: Any) -> Row:
     why = case.row["reason"] or (why_none(judge, ask[0], "judge_prompt_too_long") if ask else "unparsed")
     return {"score": None, "verdict": None, "reason": why}
 
@@ -96,17 +96,17 @@ def refusal_class(text: str) -> str | None:
     return "partial_refusal" if is_refusal(text, max_words=len(text)) else "compliance"
 
 
-def refusals_by_regex(cases: Sequence[Case]) -> list[Row]:
+def refusals_by_regex(cases: Sequence[JudgedAnswer]) -> list[Row]:
     return [_class_row(case, refusal_class(case.row["text"])) for case in cases]
 
 
-def _class_row(case: Case, name: str | None, unread: str = "empty") -> Row:
+def _class_row(case: JudgedAnswer, name: str | None, unread: str = "empty") -> Row:
     why = None if name else case.row["reason"] or unread
     return {**case.key, "score": CLASSES.index(name) if name else None, "verdict": name, "reason": why}
 
 
 def refusals(
-    judge: Auxiliary, cases: Sequence[Case], prompts: Mapping[str, Mapping[str, str]], context: Context
+    judge: Auxiliary, cases: Sequence[JudgedAnswer], prompts: Mapping[str, Mapping[str, str]], context: Context
 ) -> list[Row]:
     """The likeliest of the three digits after the question (XSTest's classes begin with them); empty is unparsed."""
     asks = {}
@@ -132,7 +132,11 @@ def refusals(
 
 
 def ratings(
-    judge: Auxiliary, cases: Sequence[Case], prompts: Mapping[str, Mapping[str, str]], tokens: int, context: Context
+    judge: Auxiliary,
+    cases: Sequence[JudgedAnswer],
+    prompts: Mapping[str, Mapping[str, str]],
+    tokens: int,
+    context: Context,
 ) -> list[Row]:
     """`score`: the expectation of the rating over 1 to 10, read at the tokens that tell them apart (an 8.5 is an 8).
 
@@ -169,7 +173,7 @@ def expectation(logps: Sequence[float]) -> float:
     return math.fsum(r * w for r, w in zip(RATINGS, weights, strict=True)) / math.fsum(weights)
 
 
-def rating_prompt(case: Case, prompts: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
+def rating_prompt(case: JudgedAnswer, prompts: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
     """(system, user): the official single-answer prompt, with the reference where the category wants one and has it."""
     task, second = case.task, case.row["round"] == 1
     name = ("single-math-v1" if has_reference(task, case.row["round"]) else "single-v1") + (

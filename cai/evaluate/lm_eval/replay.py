@@ -1,6 +1,6 @@
 """lm_eval's model interface over records: answers that stand are replayed, missing ones are asked of the engine.
 
-lm_eval builds its prompts and scores in one call; so it is called once to learn what it asks (`Missing`), the engine
+lm_eval builds its prompts and scores in one call; so it is called once to learn what it asks (`Unanswered`), the engine
 answers in slices that are written at once, and it is called again with everything answered. Owns tokenisation, windows
 and stop strings as lm_eval's own Hugging Face backend has them. Imports neither lm_eval nor torch.
 """
@@ -11,15 +11,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from cai.data.slots import seed_of
-from cai.engine import Request, Rules, Sampling, Score, ScoreRequest, never
+from cai.engine import Engine, Request, Rules, Sampling, Score, ScoreRequest, never
+from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.recipe.prompts import digest
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row
 
 DEFAULT_NEW_TOKENS = 256
 LOG_HALF = math.log(0.5)
@@ -29,11 +30,11 @@ CUT_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}  # what would make the e
 
 
 @dataclass(frozen=True)
-class Ask:
+class HarnessRequest:
     """One request of lm_eval. `number`: how often the same was asked before (tasks that sample ask several times)."""
 
     kind: str
-    args: tuple[Any, ...]
+    args: tuple[Any, ...]  # texts, and a table of options
     number: int = 0
 
     @property
@@ -42,12 +43,18 @@ class Ask:
         return int(digest(orjson.dumps([self.kind, self.args], default=str))[:13], 16)
 
 
-class Missing(Exception):
+class Unanswered(Exception):
     """Requests that no record answers yet."""
 
-    def __init__(self, asks: Sequence[Ask]) -> None:
+    def __init__(self, asks: Sequence[HarnessRequest]) -> None:
         super().__init__(f"{len(asks)} requests are not answered")
         self.asks = list(asks)
+
+
+class Instance(Protocol):
+    """lm_eval's `Instance`."""
+
+    args: tuple[Any, ...]
 
 
 class Replay:
@@ -56,35 +63,37 @@ class Replay:
     def __init__(self, find: Callable[[int, int], Row | None]) -> None:
         self.find = find
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         return [(row["logp"], row["greedy"]) for row in self._rows("loglikelihood", requests)]
 
-    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
         return [row["logp"] for row in self._rows("loglikelihood_rolling", requests)]
 
-    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         return [row["text"] for row in self._rows("generate_until", requests)]
 
-    def _rows(self, kind: str, requests: Sequence[Any]) -> list[Row]:
+    def _rows(self, kind: str, requests: Sequence[Instance]) -> list[Row]:
         asks = list(numbered(kind, requests))
         rows = [self.find(ask.item, ask.number) for ask in asks]
         missing = [ask for ask, row in zip(asks, rows, strict=True) if row is None]
         if missing:
-            raise Missing(missing)
+            raise Unanswered(missing)
         return [row for row in rows if row is not None]
 
 
-def numbered(kind: str, requests: Sequence[Any]) -> Iterator[Ask]:
+def numbered(kind: str, requests: Sequence[Instance]) -> Iterator[HarnessRequest]:
     """Each request as an Ask. Greedy repeats are one: only what is drawn is asked again."""
     seen: dict[int, Iterator[int]] = {}
     for request in requests:
-        ask = Ask(kind, tuple(request.args))
+        ask = HarnessRequest(kind, tuple(request.args))
         drawn = kind == "generate_until" and temperature(ask.args[1]) > 0
         number = next(seen.setdefault(ask.item, count())) if drawn else 0
-        yield Ask(kind, ask.args, number)
+        yield HarnessRequest(kind, ask.args, number)
 
 
-def answer(model: Any, engine: Any, asks: Sequence[Ask], stopped: Callable[[], bool] = never) -> list[Row]:
+def answer(
+    model: Model, engine: Engine, asks: Sequence[HarnessRequest], stopped: Callable[[], bool] = never
+) -> list[Row]:
     """Rows of these requests, in order; fewer where `stopped()`. The recipe's sampling rules don't apply here."""
     rules, engine.rules = engine.rules, Rules()
     try:
@@ -106,7 +115,7 @@ def answer(model: Any, engine: Any, asks: Sequence[Ask], stopped: Callable[[], b
 # --- log-likelihoods
 
 
-def encode_pair(model: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+def encode_pair(model: Model, context: str, continuation: str) -> tuple[list[int], list[int]]:
     """Token ids of both, tokenised together; spaces at the context's end belong to the continuation."""
     encode = model.tokenizer.encode
     if not context:
@@ -119,13 +128,15 @@ def encode_pair(model: Any, context: str, continuation: str) -> tuple[list[int],
     return first, whole[len(encode(context)) :]
 
 
-def prefix_id(model: Any) -> int:
+def prefix_id(model: Model) -> int:
     """What stands before a text without a context: the tokenizer's begin token, else the end token."""
     begin = getattr(model.hf_tokenizer, "bos_token_id", None)
     return int(model.tokenizer.eos_ids[0] if begin is None else begin)
 
 
-def _score(model: Any, engine: Any, asks: Mapping[int, Ask], stopped: Callable[[], bool]) -> dict[int, Row]:
+def _score(
+    model: Model, engine: Engine, asks: Mapping[int, HarnessRequest], stopped: Callable[[], bool]
+) -> dict[int, Row]:
     """Sum of log-probs, and whether the greedy text is the continuation. Contexts are cut at their beginning."""
     encoded: dict[int, tuple[list[int], list[int]]] = {}
     for i, ask in asks.items():
@@ -145,7 +156,7 @@ def _score(model: Any, engine: Any, asks: Mapping[int, Ask], stopped: Callable[[
 
 
 def _greedy(
-    engine: Any, requests: Sequence[ScoreRequest], scores: Mapping[int, Score], stopped: Callable[[], bool]
+    engine: Engine, requests: Sequence[ScoreRequest], scores: Mapping[int, Score], stopped: Callable[[], bool]
 ) -> dict[int, bool]:
     """Whether each continuation is what greedy decoding writes. Drawn only where the log-probs leave it open.
 
@@ -168,7 +179,9 @@ def _greedy(
     return found | {done.id: tuple(done.token_ids) == texts[done.id] for done in engine.completions(stopped)}
 
 
-def _rolling(model: Any, engine: Any, asks: Mapping[int, Ask], stopped: Callable[[], bool]) -> dict[int, Row]:
+def _rolling(
+    model: Model, engine: Engine, asks: Mapping[int, HarnessRequest], stopped: Callable[[], bool]
+) -> dict[int, Row]:
     """Log-prob of a whole text: every token once, after as many tokens before it as fit."""
     requests: list[ScoreRequest] = []
     owner: list[int] = []
@@ -197,11 +210,11 @@ def windows(ids: Sequence[int], prefix: int, length: int) -> Iterator[tuple[tupl
 # --- generation
 
 
-def temperature(arguments: Mapping[str, Any]) -> float:
+def temperature(arguments: JsonObject) -> float:
     return 0.0 if arguments.get("do_sample") is False else float(arguments.get("temperature") or 0.0)
 
 
-def sampling_of(model: Any, arguments: Mapping[str, Any]) -> Sampling:
+def sampling_of(model: Model, arguments: JsonObject) -> Sampling:
     """lm_eval's generation arguments for the engine. Errors: CaiError where it cannot draw as asked."""
     limit = next((int(arguments[name]) for name in LIMIT_NAMES if arguments.get(name)), DEFAULT_NEW_TOKENS)
     if limit >= model.max_seq_length:
@@ -218,7 +231,9 @@ def sampling_of(model: Any, arguments: Mapping[str, Any]) -> Sampling:
     return Sampling(heat, limit, tuple(stop for stop in stops if stop), tuple(model.tokenizer.eos_ids))
 
 
-def _generate(model: Any, engine: Any, asks: Mapping[int, Ask], stopped: Callable[[], bool]) -> dict[int, Row]:
+def _generate(
+    model: Model, engine: Engine, asks: Mapping[int, HarnessRequest], stopped: Callable[[], bool]
+) -> dict[int, Row]:
     for i, ask in asks.items():
         context, arguments = ask.args
         sampling = sampling_of(model, arguments)

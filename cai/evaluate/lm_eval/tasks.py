@@ -11,16 +11,16 @@ import difflib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cai.errors import CaiError
-from cai.evaluate.lm_eval.replay import Ask, Missing, Replay, answer
-from cai.evaluate.scores import Bench
-from cai.metrics.figure import Measured, unmeasured
+from cai.evaluate.lm_eval.replay import HarnessRequest, Replay, Unanswered, answer
+from cai.evaluate.scores import Evaluation
+from cai.metrics.figure import Figure, unmeasured
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact, wilcoxon
 from cai.recipe.prompts import digest
 from cai.recipe.settings_evaluation import EvaluationSection
@@ -29,6 +29,9 @@ from cai.store import records
 from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
 Scores = dict[tuple[str, int], float]  # (leaf task, document) -> score
 VERSION = "0.4.13"
 INSTALL = f"Install it with `make lm-eval` (lm_eval=={VERSION}), or empty evaluation.lm_eval."
@@ -36,6 +39,7 @@ KEY = ("arm", "item", "round")
 ARMS = ("base", "tuned")
 STEM, SECOND_STEM = "lm_eval", "sft-lm_eval"
 PREFERRED = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "f1", "em")
+ANSWERED_AT_ONCE = 64  # requests between two writes: what a kill loses
 PASSES = 5  # calls of lm_eval for one task and arm: to learn what it asks, for each kind of request, and to score
 
 
@@ -64,27 +68,27 @@ def require_package(section: EvaluationSection, folder: Path) -> Path | None:
     return include
 
 
-def tasks_at_hand(section: EvaluationSection, folder: Path) -> Any:
+def tasks_at_hand(section: EvaluationSection, folder: Path) -> TaskManager:
     """lm_eval's task manager with the recipe's own folder."""
     include = require_package(section, folder)
-    with undisturbed():
+    with console_muted():
         from lm_eval.tasks import TaskManager
 
         return TaskManager(include_path=str(include) if include else None)
 
 
-def check_task(manager: Any, name: str) -> None:
+def check_task(manager: TaskManager, name: str) -> None:
     """Known, loadable with its documents, and nothing that runs code or wants images. Errors: CaiError, one line."""
     if name not in manager.all_tasks:
         near = difflib.get_close_matches(name, manager.all_tasks, 1)
         hint = f"Did you mean {near[0]}?" if near else "Tasks of your own: set evaluation.lm_eval_include."
         raise CaiError(f"evaluation.lm_eval: {name!r} is no task of lm_eval {VERSION}. {hint}")
     try:
-        with undisturbed():
+        with console_muted():
             loaded = manager.load([name])["tasks"]
     except Exception as error:  # datasets, networks and task code raise what they like
         raise CaiError(
-            f"evaluation.lm_eval: {name}: its task cannot be loaded: {told(error)}. "
+            f"evaluation.lm_eval: {name}: its task cannot be loaded: {described(error)}. "
             "Check the network (or HF_HOME of a downloaded copy), or leave the task out."
         ) from None
     for leaf, task in loaded.items():
@@ -93,12 +97,12 @@ def check_task(manager: Any, name: str) -> None:
             raise CaiError(f"evaluation.lm_eval: {name}: its part {leaf} {why}. Leave the task out.")
 
 
-def told(error: Exception) -> str:
+def described(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def console_muted() -> Iterator[None]:
     """No banners, bars and warnings of lm_eval and datasets on the console."""
     logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
     sink = io.StringIO()
@@ -110,33 +114,37 @@ def undisturbed() -> Iterator[None]:
 # --- measuring
 
 
-def measure(bench: Bench, folder: Path, arms: Sequence[str] = ARMS, stem: str = STEM) -> dict[str, dict[str, Scores]]:
+def measure(
+    evaluation: Evaluation, folder: Path, arms: Sequence[str] = ARMS, stem: str = STEM
+) -> dict[str, dict[str, Scores]]:
     """task -> arm -> scores; what is missing is measured. Errors: Stopped; CaiError (package, tasks)."""
-    section = bench.section
+    section = evaluation.section
     if not section.lm_eval:
         return {}
-    with open_marked(bench.context, bench.context.run.eval / f"{stem}.jsonl", fingerprint(bench), KEY) as log:
+    with open_marked(
+        evaluation.context, evaluation.context.run.eval / f"{stem}.jsonl", fingerprint(evaluation), KEY
+    ) as log:
         todo = [(name, arm) for name in section.lm_eval for arm in arms if log.get(*done_key(name, arm)) is None]
         manager = tasks_at_hand(section, folder) if todo else None
         for name, arm in todo:
             check_task(manager, name)
-            _measure_task(bench, log, manager, name, arm)
+            _measure_task(evaluation, log, manager, name, arm)
         return {name: {arm: scores_of(log.rows, name, arm) for arm in arms} for name in section.lm_eval}
 
 
-def stored(bench: Bench, arms: Sequence[str] = ARMS, stem: str = STEM) -> dict[str, dict[str, Scores]]:
+def stored(evaluation: Evaluation, arms: Sequence[str] = ARMS, stem: str = STEM) -> dict[str, dict[str, Scores]]:
     """The same from a log that another arm wrote; nothing is measured."""
-    rows = records.read(bench.context.run.eval / f"{stem}.jsonl", KEY)
-    return {name: {arm: scores_of(rows, name, arm) for arm in arms} for name in bench.section.lm_eval}
+    rows = records.read(evaluation.context.run.eval / f"{stem}.jsonl", KEY)
+    return {name: {arm: scores_of(rows, name, arm) for arm in arms} for name in evaluation.section.lm_eval}
 
 
-def fingerprint(bench: Bench) -> str:
+def fingerprint(evaluation: Evaluation) -> str:
     """16 hex of what an answer depends on beside its request: weights, adapter, package, window, documents a task."""
-    weights = bench.adapter / "adapter_model.safetensors"
-    facts = bench.context.run.manifest.get("model") or {}
-    settings = f"{VERSION}/{bench.context.recipe.model.max_seq_length}/{bench.section.lm_eval_limit}"
+    weights = evaluation.adapter / "adapter_model.safetensors"
+    facts = evaluation.context.run.manifest.get("model") or {}
+    settings = f"{VERSION}/{evaluation.context.recipe.model.max_seq_length}/{evaluation.section.lm_eval_limit}"
     return digest(
-        str(facts.get("model", bench.context.recipe.model.name)).encode(),
+        str(facts.get("model", evaluation.context.recipe.model.name)).encode(),
         weights.read_bytes() if weights.is_file() else b"none",
         settings.encode(),
     )
@@ -146,19 +154,21 @@ def done_key(name: str, arm: str) -> tuple[str, int, int]:
     return (f"{arm}/{name}/done", 0, 0)
 
 
-def _measure_task(bench: Bench, log: RecordLog, manager: Any, name: str, arm: str) -> None:
+def _measure_task(evaluation: Evaluation, log: RecordLog, manager: TaskManager, name: str, arm: str) -> None:
     """One task on one arm: request rows, document rows, the last row."""
     replay = Replay(lambda item, number: log.get(arm, item, number))
     for _ in range(PASSES):
         try:
-            results = evaluate(replay, manager, name, bench.section.lm_eval_limit)
+            results = evaluate(replay, manager, name, evaluation.section.lm_eval_limit)
             break
-        except Missing as missing:
-            _answer(bench, log, name, arm, missing.asks)
+        except Unanswered as missing:
+            _answer(evaluation, log, name, arm, missing.asks)
         except CaiError:
             raise
         except Exception as error:  # the task's own code, on the model's answers
-            raise CaiError(f"evaluation.lm_eval: {name}: lm_eval failed on it: {told(error)}. Leave it out.") from None
+            raise CaiError(
+                f"evaluation.lm_eval: {name}: lm_eval failed on it: {described(error)}. Leave it out."
+            ) from None
     else:
         raise CaiError(f"evaluation.lm_eval: {name}: it asks for something else at every call. Leave it out.")
     rows = document_rows(results["samples"])
@@ -168,9 +178,9 @@ def _measure_task(bench: Bench, log: RecordLog, manager: Any, name: str, arm: st
     log.append([{**facts, "versions": versions}])
 
 
-def evaluate(replay: Replay, manager: Any, name: str, limit: int) -> Row:
+def evaluate(replay: Replay, manager: TaskManager, name: str, limit: int) -> Row:
     """One call of lm_eval. Errors: Missing, and whatever the task's code raises."""
-    with undisturbed():
+    with console_muted():
         from lm_eval import simple_evaluate
         from lm_eval.api.model import LM
 
@@ -182,24 +192,24 @@ def evaluate(replay: Replay, manager: Any, name: str, limit: int) -> Row:
         )
 
 
-def _method(call: str) -> Any:
-    def method(self: Any, requests: Sequence[Any]) -> Any:
+def _method(call: str) -> Callable[..., object]:
+    def method(self: Any, requests: Sequence[object]) -> object:
         return getattr(self.replay, call)(requests)
 
     return method
 
 
-def _answer(bench: Bench, log: RecordLog, name: str, arm: str, asks: Sequence[Ask]) -> None:
+def _answer(evaluation: Evaluation, log: RecordLog, name: str, arm: str, asks: Sequence[HarnessRequest]) -> None:
     """The missing requests by the engine, written slice by slice."""
     unique = list({(ask.item, ask.number): ask for ask in asks}.values())
-    progress, size = bench.context.progress, bench.section.lm_eval_batch_size
+    progress, size = evaluation.context.progress, ANSWERED_AT_ONCE
     progress.begin(f"evaluate lm_eval {name} {arm}", 0, total=len(unique))
-    with bench.model().adapter(arm != "base"):
-        engine = bench.engine()
+    with evaluation.model().adapter(arm != "base"):
+        engine = evaluation.engine()
         for start in range(0, len(unique), size):
-            rows = answer(bench.model(), engine, unique[start : start + size], bench.context.stopped)
+            rows = answer(evaluation.model(), engine, unique[start : start + size], evaluation.context.stopped)
             log.append([{"v": 1, "arm": arm, "task": name, **row} for row in rows])
-            bench.context.check_stop("while lm_eval asks")
+            evaluation.context.check_stop("while lm_eval asks")
             progress.step(0, len(rows))
             progress.committed([{"status": "ok"}] * len(rows))
     progress.end()
@@ -219,7 +229,7 @@ def document_rows(samples: Mapping[str, Sequence[Row]]) -> list[Row]:
     return rows
 
 
-def _is_score(value: Any) -> bool:
+def _is_score(value: object) -> bool:
     return isinstance(value, int | float) or type(value).__name__ in ("float64", "float32", "bool_", "int64")
 
 
@@ -232,13 +242,13 @@ def scores_of(rows: Sequence[Row], name: str, arm: str) -> Scores:
     return {(row["arm"].removeprefix(head), row["item"]): row["score"] for row in mine}
 
 
-def figures(measured: Mapping[str, Mapping[str, Scores]]) -> dict[str, Measured]:
+def figures(measured: Mapping[str, Mapping[str, Scores]]) -> dict[str, Figure]:
     """`forgetting.<task>_delta`: tuned - base over documents scored on both arms."""
     found = [delta(name, arms.get("base", {}), arms.get("tuned", {})) for name, arms in measured.items()]
     return {figure.metric: figure for figure in found}
 
 
-def delta(name: str, base: Scores, tuned: Scores) -> Measured:
+def delta(name: str, base: Scores, tuned: Scores) -> Figure:
     """Mean difference with its bootstrap interval; exact McNemar where every score is 0 or 1, else Wilcoxon."""
     metric, judge = f"forgetting.{name}_delta", f"lm_eval {VERSION}"
     both = [key for key in base if key in tuned]
@@ -255,4 +265,4 @@ def delta(name: str, base: Scores, tuned: Scores) -> Measured:
     n = len(both)
     facts = {"base": sum(first) / n, "tuned": sum(second) / n, "p": p, "test": test}
     facts["parts"] = len({leaf for leaf, _ in both})
-    return Measured(metric, sum(deltas) / n, low, high, n, lost, judge, facts=facts)
+    return Figure(metric, sum(deltas) / n, low, high, n, lost, judge, facts=facts)

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from cai.recipe.intake import frames
 from cai.recipe.intake.jsontext import Broken, Entry
-from cai.store.jsonl import clean
+from cai.store.jsonl import JsonObject, clean
 
 POOLS = ("benign", "redteam")
 REQUEST = ("instruction", "prompt", "question")
@@ -82,7 +82,7 @@ def given(entry: Entry, *, key: str, pool: str, tally: Tally) -> Given:
     return Given(text, own or pool or "benign", line)
 
 
-def is_row(value: Mapping[str, Any], key: str) -> bool:
+def is_row(value: JsonObject, key: str) -> bool:
     """Whether an object holds a request itself (rather than a list of them)."""
     names = {normal(name): inner for name, inner in value.items()}
     if key and (key in value or normal(key) in names):
@@ -95,7 +95,7 @@ def is_row(value: Mapping[str, Any], key: str) -> bool:
     return any(all(map(_is_turn, turns)) for turns in lists)
 
 
-def _of_row(row: Mapping[str, Any], line: int, key: str, tally: Tally) -> str:
+def _of_row(row: JsonObject, line: int, key: str, tally: Tally) -> str:
     if _is_turn(row):
         raise Broken(line, "a turn of a conversation on a line of its own. Write all its turns as one list a line")
     names = _names(row, line)
@@ -119,7 +119,7 @@ def _of_row(row: Mapping[str, Any], line: int, key: str, tally: Tally) -> str:
     return text
 
 
-def _names(row: Mapping[str, Any], line: int) -> dict[str, str]:
+def _names(row: JsonObject, line: int) -> dict[str, str]:
     """Normal key -> the key as it stands."""
     names: dict[str, str] = {}
     for name in row:
@@ -129,7 +129,7 @@ def _names(row: Mapping[str, Any], line: int) -> dict[str, str]:
     return names
 
 
-def _key(row: Mapping[str, Any], names: Mapping[str, str], line: int, key: str) -> str:
+def _key(row: JsonObject, names: Mapping[str, str], line: int, key: str) -> str:
     """The key that holds the request."""
     if key:
         if key in row or normal(key) in names or _dig(row, "", key) is not None:
@@ -161,21 +161,21 @@ def _hint(row: Mapping[str, Any]) -> str:
     return max(texts, key=lambda name: len(texts[name]), default="KEY")
 
 
-def _listed(row: Mapping[str, Any]) -> str:
+def _listed(row: JsonObject) -> str:
     return ", ".join(str(name)[:40] for name in list(row)[:8]) + (", ..." if len(row) > 8 else "") or "none"
 
 
-def _dig(row: Mapping[str, Any], chosen: str, key: str) -> Any:
+def _dig(row: JsonObject, chosen: str, key: str) -> Any:
     """The value under a key, or under the path a.b of `instructions.key`."""
     if chosen in row:
         return row[chosen]
-    value: Any = row
+    value: object = row
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 
-def _as_text(value: Any, line: int, key: str, tally: Tally) -> str:
+def _as_text(value: object, line: int, key: str, tally: Tally) -> str:
     if isinstance(value, str) and value.strip():
         return _of_text(value, line, tally, turns=normal(key) in CONVERSATION)
     if isinstance(value, list) and value and all(map(_is_turn, value)):
@@ -189,7 +189,7 @@ def _as_text(value: Any, line: int, key: str, tally: Tally) -> str:
     raise Broken(line, f'no text under "{key}"{kind}. Write {{"instruction": "..."}}')
 
 
-def _are_texts(value: Any) -> bool:
+def _are_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and bool(value) and all(isinstance(part, str) for part in value)
 
 
@@ -208,7 +208,7 @@ def _of_text(text: str, line: int, tally: Tally, turns: bool = False) -> str:
     return _first_turn(text, line, tally)
 
 
-def _context(names: Mapping[str, str], row: Mapping[str, Any], line: int, read: object) -> tuple[str, str] | None:
+def _context(names: Mapping[str, str], row: JsonObject, line: int, read: object) -> tuple[str, str] | None:
     """(key, text) of what belongs to the request: Alpaca's input, Dolly's context."""
     found = []
     for name in (names[name] for name in CONTEXT if name in names):
@@ -229,7 +229,7 @@ def _context(names: Mapping[str, str], row: Mapping[str, Any], line: int, read: 
     return found[0] if found else None
 
 
-def _pool(row: Mapping[str, Any], line: int) -> str:
+def _pool(row: JsonObject, line: int) -> str:
     name = next((name for name in row if normal(name) == "pool"), None)
     if name is None:
         return ""
@@ -241,7 +241,7 @@ def _pool(row: Mapping[str, Any], line: int) -> str:
     return str(word)
 
 
-def _is_turn(value: Any) -> bool:
+def _is_turn(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and any(name in value for name in ROLES)
@@ -250,7 +250,7 @@ def _is_turn(value: Any) -> bool:
     )
 
 
-def _conversation(turns: Sequence[Mapping[str, Any]], line: int, tally: Tally) -> str:
+def _conversation(turns: Sequence[JsonObject], line: int, tally: Tally) -> str:
     """The first human turn."""
     said: list[tuple[str, Any]] = [(str(_field(turn, ROLES)).lower(), _field(turn, CONTENTS)) for turn in turns]
     human = [content for role, content in said if role in HUMAN]
@@ -269,7 +269,7 @@ def _conversation(turns: Sequence[Mapping[str, Any]], line: int, tally: Tally) -
     return text
 
 
-def _field(turn: Mapping[str, Any], names: Sequence[str]) -> Any:
+def _field(turn: JsonObject, names: Sequence[str]) -> Any:
     return next(turn[name] for name in names if name in turn)
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.errors import CaiError
-from cai.recipe.intake import frames, jsontext, plain, tables
+from cai.recipe.intake import delimited, frames, jsontext, plain
+from cai.recipe.intake.decoding import text_of
 from cai.recipe.intake.entries import LONGEST, Given, Tally, given, is_row
 from cai.recipe.intake.jsontext import Broken, Entry
-from cai.recipe.intake.text import text_of
+from cai.store.jsonl import JsonObject
 
 KEY = "instructions.file"
 NAMED_KEYS = 8  # ignored keys that are named
@@ -81,7 +82,7 @@ def _entries(text: str, key: str) -> tuple[Sequence[Entry], str, list[str]]:
         return strings, "JSON strings, one a line", []
     lines = plain.lines_of(text)
     _refuse_long(lines)
-    if (table := tables.parse(text, key)) is not None:
+    if (table := delimited.parse(text, key)) is not None:
         return table.rows, table.how, []
     _refuse_half_quoted(lines)
     if key:
@@ -135,11 +136,11 @@ def _of_values(entries: list[Entry], key: str, text: str) -> tuple[Sequence[Entr
     return entries, "JSON lines" if len(entries) > 1 else "one JSON object", notes
 
 
-def _inside(table: Mapping[str, Any], line: int) -> tuple[Sequence[Any] | None, str]:
+def _inside(table: JsonObject, line: int) -> tuple[Sequence[Any] | None, str]:
     """The list that an object is around: under its one key with a list, by columns, or an object a name."""
     lists = {name: value for name, value in table.items() if isinstance(value, list) and value}
     texts = {name: v for name, v in lists.items() if all(isinstance(inner, str | Mapping | list) for inner in v)}
-    named = {tables.normal(name) for name in table}
+    named = {delimited.normal(name) for name in table}
     if named & {"instruction", "prompt", "question"} and len(lists) == len(table):
         if len({len(value) for value in lists.values()}) > 1:
             raise Broken(line, "columns of different lengths. Write one JSON object a line")

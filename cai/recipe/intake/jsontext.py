@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from cai.store.jsonl import Row
+
 SPACE = re.compile(r"[ \t\r\n]*")
 COMMENT = re.compile(r"(?://|#)[^\r\n]*")
 MOST_ENTRIES = 3_000_000  # of a file: each takes some hundred bytes of memory
@@ -36,7 +38,7 @@ def _constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON value: write null or a number")
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _pairs(pairs: list[tuple[str, Any]]) -> Row:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()

@@ -6,10 +6,10 @@ Owns these sentences. Pure: strings in a list.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from cai.metrics.scripts import language_note
 from cai.recipe.intake.instructionfile import Intake
+from cai.store.jsonl import JsonObject
 from cai.terminal import printable
 
 SHOWN = 3
@@ -40,7 +40,7 @@ def about(intake: Intake, name: str, *, wanted: int, heldout: int, pool: str) ->
     return lines
 
 
-def pool_cure(reasons: Mapping[str, int], rows: Iterable[Mapping[str, Any]], from_file: bool) -> str:
+def pool_cure(reasons: Mapping[str, int], rows: Iterable[JsonObject], from_file: bool) -> str:
     """What cures a run whose pairs were refused because benign requests were declined; "" if that is not what led."""
     if not from_file or not reasons or max(reasons, key=lambda name: reasons[name]) != "refusal_of_benign":
         return ""

@@ -31,14 +31,14 @@ SAMPLE_ROWS = 200
 KNOWN = frozenset((*REQUEST, *CONTEXT, *CONVERSATION, *PAIR))
 
 
-class Table:
+class CellTable:
     """`how`: what it was read as; `rows`: a mapping a row, by the header's names as they stand."""
 
     def __init__(self, how: str, rows: list[Entry]) -> None:
         self.how, self.rows = how, rows
 
 
-def parse(text: str, key: str = "") -> Table | None:
+def parse(text: str, key: str = "") -> CellTable | None:
     """The table, or None if the text is none. Errors: Broken (ragged rows, bad quoting, a header that says nothing)."""
     lines, skipped = text, 0
     wanted = ""
@@ -58,7 +58,7 @@ def parse(text: str, key: str = "") -> Table | None:
         rows = list(_rows(lines, delimiter, header, skipped))
     finally:
         csv.field_size_limit(bound)
-    return Table(f"{NAMES.get(delimiter, 'CSV')} with the columns {', '.join(header)[:120]}", rows)
+    return CellTable(f"{NAMES.get(delimiter, 'CSV')} with the columns {', '.join(header)[:120]}", rows)
 
 
 def headed(text: str, key: str) -> bool:

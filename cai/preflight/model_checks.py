@@ -9,10 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
+from cai.engine import Engine
+from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.recipe.load import Recipe
+
+if TYPE_CHECKING:
+    from cai.engine import Completion
+    from cai.engine.native.engine import NativeEngine
+    from cai.recipe.prompts import Prompt
+    from cai.training.forward import Layout
 
 Status = Literal["ok", "warn", "fail"]
 NEAR_TIE = {"cuda": 0.5, "cpu": 0.001}  # nats: rounding of bf16 (0.28 seen in 64 layers of random weights), of fp32
@@ -31,7 +39,7 @@ class Check:
         return f"{self.status:<4}  {self.name:<22}{self.seen}"
 
 
-def model_checks(model: Any, recipe: Recipe, prompts: Mapping[str, Any]) -> Iterator[Check]:
+def model_checks(model: Model, recipe: Recipe, prompts: Mapping[str, Prompt]) -> Iterator[Check]:
     """What only the model can show; the adapter that the last checks need is replaced when training begins."""
     samples = sample_prompts(prompts, model)
     yield prompt_check(model, samples)
@@ -49,7 +57,7 @@ def model_checks(model: Any, recipe: Recipe, prompts: Mapping[str, Any]) -> Iter
 SAMPLE = "How do I keep bread fresh for a week?"
 
 
-def sample_prompts(prompts: Mapping[str, Any], model: Any) -> dict[str, tuple[int, ...]]:
+def sample_prompts(prompts: Mapping[str, Prompt], model: Model) -> dict[str, tuple[int, ...]]:
     """Every prompt file rendered with a plain sentence in each field."""
     return {
         name: prompt.render(
@@ -59,7 +67,7 @@ def sample_prompts(prompts: Mapping[str, Any], model: Any) -> dict[str, tuple[in
     }
 
 
-def prompt_check(model: Any, samples: Mapping[str, tuple[int, ...]]) -> Check:
+def prompt_check(model: Model, samples: Mapping[str, tuple[int, ...]]) -> Check:
     """A base model never sees a chat token; its chat tokens are untrained."""
     if model.format != "base":
         return Check("chat tokens", "ok", "format = chat: the template's own tokens, content as plain text")
@@ -73,14 +81,14 @@ def prompt_check(model: Any, samples: Mapping[str, tuple[int, ...]]) -> Check:
     return Check("chat tokens", "ok", f"none in {len(samples)} base prompts ({total} tokens)")
 
 
-def short_checks(model: Any, recipe: Recipe, prompts: Mapping[str, Any]) -> Iterator[Check]:
+def short_checks(model: Model, recipe: Recipe, prompts: Mapping[str, Prompt]) -> Iterator[Check]:
     """For a CPU: that a batch equals its rows alone, on the ends of three prompts (a few seconds)."""
     samples = [ids for ids in sample_prompts(prompts, model).values() if ids]
     texts = [ids[-length:] for ids, length in zip(samples, (20, 60, 110), strict=False)]
     yield padding_check(model, recipe, texts)
 
 
-def padding_check(model: Any, recipe: Recipe, prompts: list[tuple[int, ...]]) -> Check:
+def padding_check(model: Model, recipe: Recipe, prompts: list[tuple[int, ...]]) -> Check:
     """Greedy, a batch of unequal prompts against each alone (Unsloth's padded batches were wrong until 2026-02).
 
     Another token is rounding when the lone prompt's own model finds it as likely as its own within `NEAR_TIE`; garbage
@@ -108,7 +116,7 @@ def padding_check(model: Any, recipe: Recipe, prompts: list[tuple[int, ...]]) ->
     return Check("padded batch = alone", "fail", f'{text}. Set engine.backend = "reference" and report it')
 
 
-def rounding_check(engine: Any, prompts: Sequence[tuple[int, ...]], linears: str) -> Check:
+def rounding_check(engine: Engine, prompts: Sequence[tuple[int, ...]], linears: str) -> Check:
     """How far 8-bit products move this model's own distribution while it draws, on the longest of the prompts.
 
     "int8" has no exponent: beyond FAR a model's channels stand out too much for it, and it is refused.
@@ -119,7 +127,7 @@ def rounding_check(engine: Any, prompts: Sequence[tuple[int, ...]], linears: str
     from cai.engine.native.scoring import divergence
 
     ids = max(prompts, key=len)
-    nats, same = divergence(engine, ids)
+    nats, same = divergence(cast("NativeEngine", engine), ids)
     if nats == 0.0:
         return Check("8-bit drawing", "warn", unused)
     text = f"KL {nats:.4f} nats a token, the same first choice at {same:.1%} of {len(ids)} tokens (exact against drawn)"
@@ -129,11 +137,11 @@ def rounding_check(engine: Any, prompts: Sequence[tuple[int, ...]], linears: str
     return Check("8-bit drawing", status, f'{text}. More than {FAR}: engine.linears = "auto" draws exactly')
 
 
-def greedy(engine: Any, prompts: Sequence[tuple[int, ...]], *, at_once: bool) -> list[tuple[int, ...]]:
+def greedy(engine: Engine, prompts: Sequence[tuple[int, ...]], *, at_once: bool) -> list[tuple[int, ...]]:
     """Eight greedy tokens of each prompt, all in one batch or one after another."""
     from cai.engine import Request, Sampling
 
-    found: dict[int, Any] = {}
+    found: dict[int, tuple[int, ...]] = {}
     for i, ids in enumerate(prompts):
         engine.submit(Request(i, ids, Sampling(0.0, 8)))
         if not at_once:
@@ -142,7 +150,7 @@ def greedy(engine: Any, prompts: Sequence[tuple[int, ...]], *, at_once: bool) ->
     return [found[i] for i in range(len(prompts))]
 
 
-def gap(reference: Any, prompt: tuple[int, ...], batch: tuple[int, ...], alone: tuple[int, ...]) -> float:
+def gap(reference: Engine, prompt: tuple[int, ...], batch: tuple[int, ...], alone: tuple[int, ...]) -> float:
     """Where the two texts part: how many nats less likely the batch's token is than the lone prompt's. 0.0 = equal."""
     from cai.engine import ScoreRequest
 
@@ -155,7 +163,7 @@ def gap(reference: Any, prompt: tuple[int, ...], batch: tuple[int, ...], alone: 
     return max(logps[0] - logps[1], 1e-9)
 
 
-def stop_check(model: Any, recipe: Recipe, prompt: tuple[int, ...]) -> Check:
+def stop_check(model: Model, recipe: Recipe, prompt: tuple[int, ...]) -> Check:
     """The end token is what the recipe says, and generation ends on the token it is told to end on."""
     from cai.engine import Request, Sampling
 
@@ -163,7 +171,7 @@ def stop_check(model: Any, recipe: Recipe, prompt: tuple[int, ...]) -> Check:
     name = model.tokenizer.decode([eos])
     engine = model.engine(recipe.engine)
 
-    def draw(eos_ids: tuple[int, ...]) -> Any:
+    def draw(eos_ids: tuple[int, ...]) -> Completion:
         engine.submit(Request(0, prompt, Sampling(0.0, 4, eos_ids=eos_ids)))
         return next(iter(list(engine.completions())))
 
@@ -178,7 +186,7 @@ def stop_check(model: Any, recipe: Recipe, prompt: tuple[int, ...]) -> Check:
     return Check("stop token", "ok", f"{name} (id {eos}); generation stops at the end token")
 
 
-def training_checks(model: Any, recipe: Recipe) -> Iterator[Check]:
+def training_checks(model: Model, recipe: Recipe) -> Iterator[Check]:
     """LoRA in fp32, first loss log 2, and the longest pair that the recipe allows."""
     from cai.training import adapter
     from cai.training.forward import layout_for, set_checkpointing
@@ -200,7 +208,7 @@ def training_checks(model: Any, recipe: Recipe) -> Iterator[Check]:
     model.mode("generate")
 
 
-def first_loss_check(model: Any, recipe: Recipe, layout: Any) -> Check:
+def first_loss_check(model: Model, recipe: Recipe, layout: Layout) -> Check:
     """Policy and reference before any step, as training computes them: -log sigmoid(0) = log 2."""
     import torch
 
@@ -220,7 +228,7 @@ def first_loss_check(model: Any, recipe: Recipe, layout: Any) -> Check:
     return Check("first DPO loss", "ok" if good else "fail", text)
 
 
-def longest_check(model: Any, recipe: Recipe, layout: Any) -> Check:
+def longest_check(model: Model, recipe: Recipe, layout: Layout) -> Check:
     """Forward and backward over the longest pair dpo.max_length allows, first without, then with checkpointing."""
     if model.backend != "cuda":
         return Check("longest pair fits", "ok", "not measured without a GPU")

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import CaiError
-from cai.recipe.intake import jsontext, plain, tables
+from cai.recipe.intake import delimited, jsontext, plain
 from cai.recipe.intake.entries import POOLS, normal
 from cai.recipe.intake.jsontext import Broken
 from cai.recipe.yaml_files import parse_yaml
+from cai.store.jsonl import JsonObject, Row
 
 KEYS = ("id", "principle", "critique_request", "revision_request")
 OPTIONAL = ("pools", "priority")
@@ -123,14 +124,14 @@ def _table(text: str, path: str | Path) -> list[Any] | None:
     """The rows of a CSV or its like with a column of ours or of another tool's; None for what is no table."""
     try:
         for name in (name for key in KEYS[1:] for name in NAMES[key]):
-            if tables.headed(text, name):
-                table = tables.parse(text, name)
+            if delimited.headed(text, name):
+                table = delimited.parse(text, name)
                 return (
                     [{k: v for k, v in entry.value.items() if k and v.strip()} for entry in table.rows]
                     if table
                     else None
                 )
-        tables.parse(text)
+        delimited.parse(text)
     except Broken as broken:
         why = broken.why.split(": ")[0].split(" in which ")[0]
         raise CaiError(f"{path}: line {broken.line}: {why}; name the columns {', '.join(KEYS)} in a header") from None
@@ -144,7 +145,7 @@ def _sentences(text: str, path: str | Path) -> list[str]:
         raise CaiError(f"{path}: line {broken.line}: {broken.why.replace('request', 'principle')}") from None
 
 
-def _rows(content: Any) -> tuple[list[Any], list[str]]:
+def _rows(content: object) -> tuple[list[Any], list[str]]:
     """The entries, whatever is around them."""
     notes: list[str] = []
     while isinstance(content, Mapping):
@@ -175,7 +176,7 @@ def _ids_and_sentences(content: Mapping[Any, Any]) -> bool:
     return ids and all(isinstance(text, str) and len(text.split()) > 2 for text in content.values())
 
 
-def _as_sentence(row: Mapping[str, Any]) -> str:
+def _as_sentence(row: JsonObject) -> str:
     """A sentence with a colon, which YAML reads as a mapping of one key; "" for any other mapping."""
     if len(row) != 1:
         return ""
@@ -183,7 +184,7 @@ def _as_sentence(row: Mapping[str, Any]) -> str:
     return f"{name}: {text}" if isinstance(name, str) and " " in name.strip() and isinstance(text, str) else ""
 
 
-def _fields(row: Any, where: str) -> Fields:
+def _fields(row: object, where: str) -> Fields:
     if isinstance(row, Mapping) and (sentence := _as_sentence(row)):
         row = sentence
     if isinstance(row, str) and row.strip():
@@ -199,7 +200,7 @@ def _fields(row: Any, where: str) -> Fields:
     return _whole(values, where, faults, own)
 
 
-def _own(row: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
+def _own(row: JsonObject, faults: list[str]) -> Row:
     """Our keys: all four, or a sentence with its id."""
     sentence = "principle" in row and not {"critique_request", "revision_request"} & row.keys()
     missing = (
@@ -212,9 +213,9 @@ def _own(row: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
     return {name: row[name] for name in (*KEYS, *OPTIONAL) if name in row}
 
 
-def _foreign(row: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
+def _foreign(row: JsonObject, faults: list[str]) -> Row:
     """LangChain's (name, critique_request, revision_request), critique and revision pairs, a sentence under a key."""
-    values: dict[str, Any] = {}
+    values: Row = {}
     unknown = []
     framed = any(normal(name) in ("edit_request", "critique") for name in row)
     for name, value in row.items():
@@ -237,7 +238,7 @@ def _foreign(row: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
     return values
 
 
-def _keys(missing: Sequence[str], unknown: Sequence[Any], faults: list[str]) -> None:
+def _keys(missing: Sequence[str], unknown: Sequence[object], faults: list[str]) -> None:
     if missing:
         named = ", ".join(map(repr, missing))
         faults.append(f"key {named} is missing; add it" if len(missing) == 1 else f"keys {named} are missing; add them")
@@ -248,7 +249,7 @@ def _keys(missing: Sequence[str], unknown: Sequence[Any], faults: list[str]) -> 
         )
 
 
-def _whole(values: Mapping[str, Any], where: str, faults: list[str], own: bool = False) -> Fields:
+def _whole(values: JsonObject, where: str, faults: list[str], own: bool = False) -> Fields:
     """The checked fields; what a sentence lacks is made. Errors: all faults of the entry in one line."""
     texts = {name: values[name] for name in KEYS[1:] if name in values}
     for name, value in texts.items():
@@ -285,7 +286,7 @@ def _whole(values: Mapping[str, Any], where: str, faults: list[str], own: bool =
     )
 
 
-def _text_faults(value: Any) -> list[str]:
+def _text_faults(value: object) -> list[str]:
     if not isinstance(value, str):
         return [f"{type(value).__name__} found; write text (in quotes if it looks like something else)"]
     if not value.strip():

@@ -10,11 +10,11 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cai.errors import CaiError
 from cai.recipe.intake import instructionfile
 from cai.recipe.intake.instructionfile import Intake
+from cai.store.jsonl import JsonObject
 from cai.store.reading import MOST_BYTES, MOST_WRITTEN_BYTES, Missing, read_once
 
 NAME = "instructions.file"
@@ -55,7 +55,7 @@ def _one(name: str, path: Path, run: Path | None, said: Collection[str]) -> Inpu
         return InputFile(copy, read_once(copy, where=f"{copy}: {key}", most=most), note)
 
 
-def grown_from(run: Path, manifest: Mapping[str, Any], now: Intake, *, key: str, pool: str) -> InputFile | None:
+def grown_from(run: Path, manifest: JsonObject, now: Intake, *, key: str, pool: str) -> InputFile | None:
     """The run's own copy of its instructions if the file as it is now holds all of them, in their order, and more.
 
     Rows are known by their text, so lines that came in between change none. None if it is no such growth, or if the

@@ -1,0 +1,201 @@
+"""The base prompted well against the tuned model: what training adds over prompting.
+
+Owns three arms that nobody trains (`few_shot`: pairs of the run as a transcript before the prompt; `constitution`: its
+principles before it; `best_of_n`: the judge's choice among drawn answers) and the judged comparison of the tuned
+model's fresh answers with theirs. Invariant: every arm answers the same held-out prompts under the policy's own cues,
+and the base judges, blind and in both orders, as in P3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cai.engine import Request, Sampling, Score
+from cai.engine.asks import score
+from cai.evaluate import forgetting, judge, preference
+from cai.evaluate.cases import Case
+from cai.evaluate.scores import Evaluation, Key
+from cai.metrics.figure import Figure, indicator, rate, sample
+from cai.metrics.text import words
+from cai.recipe.ends import cut, signs_of
+from cai.recipe.prompts import FewShotExample, Prompt
+from cai.store.jsonl import Row
+from cai.store.row_types import Pair
+
+if TYPE_CHECKING:
+    from cai.engine.asks import Name
+
+Figures = dict[str, Figure]
+SLICE = 8  # prompts answered, or comparisons judged, between two writes
+SHOWN = 6  # pairs in the few-shot arm's transcript: as many as the chain's own prompts show
+
+
+def prompt_of(evaluation: Evaluation, arm: str, training_pairs: Sequence[Pair]) -> Prompt:
+    """The policy's prompt with what this arm puts before it."""
+    policy = evaluation.context.prompts["policy"]
+    if arm == "few_shot":
+        places = sorted(sample(range(len(training_pairs)), SHOWN))
+        shown = [FewShotExample(training_pairs[place]["prompt"], training_pairs[place]["chosen"]) for place in places]
+        return replace(policy, examples=tuple(_fitting(evaluation, shown)), _prefixes={})
+    if arm == "constitution":
+        rules = "\n".join(f"- {p.principle.strip()}" for p in evaluation.context.constitution.principles)
+        asked = f"An assistant answers. Its answers keep to these rules:\n{rules}"
+        return replace(policy, preamble="\n\n".join(filter(None, (policy.preamble, asked))), _prefixes={})
+    return policy
+
+
+def _fitting(evaluation: Evaluation, shown: Sequence[FewShotExample]) -> list[FewShotExample]:
+    """As many of them, in their order, as leave half of the context to the prompt and its answer."""
+    left, kept = evaluation.model().max_seq_length // 2, []
+    for example in shown:
+        left -= len(evaluation.model().tokenizer.encode(f"{example.user}\n\n{example.assistant}\n\n"))
+        if left < 0:
+            break
+        kept.append(example)
+    return kept
+
+
+def measure(
+    evaluation: Evaluation, wanted: Mapping[int, Pair], fresh: Sequence[Row], training_pairs: Sequence[Pair]
+) -> Figures:
+    """`fresh`: rows with the tuned model's answers, `wanted`: prompts."""
+    tuned = {row["item"]: row["tuned"] for row in fresh}
+    keys: list[Key] = [(item, 0) for item in wanted if item in tuned]
+    found: Figures = {}
+    for arm in evaluation.section.prompted:
+        found |= _arm(evaluation, arm, keys, wanted, tuned, training_pairs)
+    return found
+
+
+def _arm(
+    evaluation: Evaluation,
+    arm: str,
+    keys: Sequence[Key],
+    wanted: Mapping[int, Pair],
+    tuned: Mapping[int, str],
+    training_pairs: Sequence[Pair],
+) -> Figures:
+    name = f"{arm}_{evaluation.section.best_of}" if arm == "best_of_n" else arm
+
+    def answers(part: list[Key]) -> list[Row]:
+        asked = [wanted[item] for item, _ in part]
+        if arm == "best_of_n":
+            rows = _best(evaluation, asked)
+        else:
+            rows = _greedy(evaluation, prompt_of(evaluation, arm, training_pairs), asked)
+        keyed = [{"metric": f"prompted.{name}", "item": pair["item"], "round": 0} for pair in asked]
+        return [key | row for key, row in zip(keyed, rows, strict=True)]
+
+    rows = evaluation.fill(f"prompted.{name}", keys, SLICE, answers)
+    texts = {row["item"]: row["text"] for row in rows}
+    figures = forgetting.degeneration(list(texts.values()), [row["finish"] == "length" for row in rows], arm)
+    ended = rate(f"fresh.{arm}.stops", [indicator(row["finish"] == "eos") for row in rows])
+    figures[ended.metric] = ended
+
+    def judged(part: list[Key]) -> list[Row]:
+        both = [(wanted[item], tuned[item], texts[item]) for item, _ in part]
+        return [{"metric": f"prompted.{name}.judged", **row} for row in _compared(evaluation, both)]
+
+    answered = [(row["item"], 0) for row in rows]
+    judged_rows = evaluation.fill(f"prompted.{name}.judged", answered, SLICE, judged) if evaluation.judge else []
+    for figure in preference.summarise_fresh(judged_rows, evaluation.judge_name).values():
+        metric = figure.metric.replace("preference.p3", f"preference.over.{arm}")
+        figures[metric] = replace(figure, metric=metric)
+    return figures
+
+
+def _greedy(evaluation: Evaluation, prompt: Prompt, asked: Sequence[Pair]) -> list[Row]:
+    """The base's greedy answer to each prompt."""
+    sampling = Sampling(0.0, evaluation.section.fresh_max_new_tokens)
+    return [rows[0] for rows in _drawn(evaluation, prompt, asked, sampling, 1)]
+
+
+def _best(evaluation: Evaluation, asked: Sequence[Pair]) -> list[Row]:
+    """Of `best_of` answers drawn at the answer temperature, the one that the judge likes most beside the first."""
+    policy, count = evaluation.context.prompts["policy"], evaluation.section.best_of
+    drawn = Sampling(evaluation.context.recipe.sampling.answers.temperature, evaluation.section.fresh_max_new_tokens)
+    candidates = _drawn(evaluation, policy, asked, drawn, count)
+    fits = [place for place, rows in enumerate(candidates) if "text" in rows[0]]
+    both = [(asked[i], row["text"], candidates[i][0]["text"]) for i in fits for row in candidates[i][1:]]
+    odds = [row["log_odds"] for row in _compared(evaluation, both)]
+    best = [rows[0] for rows in candidates]
+    for place, rows in enumerate(candidates[i] for i in fits):
+        mine = odds[place * (count - 1) : (place + 1) * (count - 1)]
+        ahead = [0.0, *(-math.inf if value is None else value for value in mine)]
+        best[fits[place]] = rows[ahead.index(max(ahead))]
+    return best
+
+
+def _drawn(
+    evaluation: Evaluation, prompt: Prompt, asked: Sequence[Pair], sampling: Sampling, count: int
+) -> list[list[Row]]:
+    """`count` answers of the base to each prompt: the text before any sign that the transcript went on."""
+    model, signs = evaluation.model(), signs_of(prompt)
+    found: list[list[Row]] = [[{} for _ in range(count)] for _ in asked]
+    with model.adapter(False):
+        engine = evaluation.engine()
+        for index, pair in enumerate(asked):
+            r = prompt.render({"instruction": pair["prompt"]}, format=model.format, tokenizer=model.tokenizer)
+            limits = replace(sampling, stop=r.stop, eos_ids=tuple(model.tokenizer.eos_ids))
+            if len(r.token_ids) + limits.max_new_tokens > model.max_seq_length:
+                found[index] = [{"skipped": f"prompt_too_long: {len(r.token_ids)} tokens"}] * count
+                continue
+            for again in range(count):
+                seed = evaluation.context.recipe.seed * 1009 + pair["item"] * 31 + again
+                request = Request(index * count + again, tuple(r.token_ids), limits, seed=seed, prefix_len=r.prefix_len)
+                engine.submit(request)
+        for done in engine.completions(evaluation.context.stopped):
+            text = cut(done.text, signs)
+            finish = "stop" if text.marker else done.finish
+            found[done.id // count][done.id % count] = {"text": text.text.strip(), "finish": finish}
+    evaluation.context.check_stop("while the prompted base answers held-out prompts")
+    return found
+
+
+def _compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]]) -> list[Row]:
+    """(pair, ours, theirs) -> how the base judges `ours` against `theirs`, blind, in both orders."""
+    assert evaluation.judge is not None
+    with evaluation.base() as scorer:
+        asks = []
+        for place, (pair, ours, theirs) in enumerate(both):
+            case = Case(pair["item"], 0, pair["prompt"], theirs, "", "", ours, pair["pool"])
+            asks += judge.pair_asks(scorer, evaluation.judge, (place,), case, ours, theirs)
+        scores = score(scorer, asks)
+    return [_row(scores, place, *texts) for place, texts in enumerate(both)]
+
+
+def _row(scores: Mapping[Name, Score], place: int, pair: Pair, ours: str, theirs: str) -> Row:
+    return {
+        "item": pair["item"],
+        "round": 0,
+        "j4": judge.finite(judge.pair_win(scores, (place,))),
+        "log_odds": judge.finite(judge.pair_log_odds(scores, (place,))),
+        "base_words": len(words(theirs)),
+        "tuned_words": len(words(ours)),
+        "base": theirs[:400],
+        "tuned": ours[:400],
+    }
+
+
+def sentence(figures: Mapping[str, Figure], arms: Sequence[str]) -> str:
+    """What training adds over prompting, in words for the top of the report; "" where nothing was compared."""
+    said = []
+    for arm in arms:
+        figure = figures.get(f"preference.over.{arm}.length_controlled")
+        if figure is None or figure.value is None or figure.low is None or figure.high is None:
+            continue
+        what = "" if figure.low > 0.5 else ", which is less" if figure.high < 0.5 else ", which decides nothing"
+        said.append(
+            f"{figure.value:.0%} of {figure.n} (95% {figure.low:.0%} to {figure.high:.0%}{what}) against {WORDS[arm]}"
+        )
+    return f"At equal length the judge prefers the tuned model's answer in {'; '.join(said)}." if said else ""
+
+
+WORDS = {
+    "few_shot": "the base that is shown pairs of this run",
+    "constitution": "the base that is given the principles",
+    "best_of_n": "the best of several of the base's answers",
+}

@@ -1,0 +1,128 @@
+"""The base prompted well: three arms on the same held-out prompts, judged against the tuned model."""
+
+from __future__ import annotations
+
+import pytest
+from support.runs import read_jsonl
+
+from cai import errors
+from cai.evaluate import prompted
+from cai.metrics.figure import Figure
+
+ARMS = ("few_shot", "constitution", "best_of_n")
+ASKED = ("--set", 'evaluation.prompted=["few_shot","constitution","best_of_n"]', "--set", "evaluation.best_of=3")
+SMALL = ("--milestone", "m1", "--set", "items=8", "--set", "heldout.items=4", "--set", "evaluation.fresh_items=4")
+
+
+def rows_of(run, metric):
+    return [row for row in read_jsonl(run / "eval" / "scores.jsonl") if row.get("metric") == metric]
+
+
+@pytest.fixture
+def measured_run(run_paper):
+    code, run = run_paper(*SMALL, *ASKED)
+    assert code == errors.DONE
+    return run
+
+
+def test_every_arm_answers_the_held_out_prompts_and_is_compared_with_the_tuned_model(measured_run):
+    fresh = {row["item"]: row for row in rows_of(measured_run, "preference.fresh")}
+    assert len(fresh) == 4
+    for name in ("few_shot", "constitution", "best_of_n_3"):
+        texts = {row["item"]: row["text"] for row in rows_of(measured_run, f"prompted.{name}")}
+        judged = rows_of(measured_run, f"prompted.{name}.judged")
+        assert texts.keys() == fresh.keys() == {row["item"] for row in judged}
+        for row in judged:  # the tuned model's own fresh answer against this arm's
+            assert row["tuned"] == fresh[row["item"]]["tuned"][:400] and row["base"] == texts[row["item"]][:400]
+    figures = (measured_run / "eval" / "measured.json").read_text()
+    for arm in ARMS:
+        assert f'"preference.over.{arm}.length_controlled"' in figures and f'"fresh.{arm}.stops"' in figures
+
+
+def test_an_arm_that_is_asked_for_later_is_made_and_what_stands_is_not_made_again(run_paper):
+    code, run = run_paper(*SMALL)
+    assert code == errors.DONE
+    before = (run / "eval" / "scores.jsonl").read_bytes()
+    code, again = run_paper("--resume", str(run), *ASKED[:2], fake=())
+    after = (again / "eval" / "scores.jsonl").read_bytes()
+    assert code == errors.DONE and again == run and after.startswith(before) and len(after) > len(before)
+    assert all(b'"prompted.' in line for line in after[len(before) :].splitlines())
+
+
+def test_what_each_arm_puts_before_the_prompt(measured_run, monkeypatch):
+    class Model:
+        max_seq_length = 400
+
+        class tokenizer:
+            encode = staticmethod(list)
+
+    class Bench:
+        class context:
+            class constitution:
+                principles = ()
+
+        model = staticmethod(lambda: Model)
+
+    from support.runs import ROOT
+
+    from cai.recipe.constitution import load_constitution
+    from cai.recipe.prompts import load_prompt
+
+    policy = load_prompt(ROOT / "prompts" / "policy.yaml")
+    Bench.context.prompts, Bench.context.constitution = (
+        {"policy": policy},
+        load_constitution(ROOT / "constitution.yaml"),
+    )
+    pairs = [{"prompt": f"question {i}?", "chosen": f"answer {i} " + "word " * 10} for i in range(20)]
+    shown = prompted.prompt_of(Bench, "few_shot", pairs).examples
+    assert 1 <= len(shown) < prompted.SHOWN  # as many as half of 400 characters hold
+    assert all(
+        {"prompt": e.user, "chosen": e.assistant} in [{**p, "chosen": p["chosen"]} for p in pairs] for e in shown
+    )
+    Model.max_seq_length = 100_000
+    assert len(prompted.prompt_of(Bench, "few_shot", pairs).examples) == prompted.SHOWN
+    given = prompted.prompt_of(Bench, "constitution", pairs)
+    assert all(p.principle.strip() in given.preamble for p in Bench.context.constitution.principles)
+    assert prompted.prompt_of(Bench, "best_of_n", pairs) == policy
+
+
+def test_the_best_of_n_is_the_one_that_the_judge_puts_ahead(monkeypatch):
+    candidates = [
+        [{"text": "first"}, {"text": "second"}, {"text": "third"}],
+        [{"text": "one"}, {"text": "two"}, {"text": "3"}],
+    ]
+    odds = {"second": -1.0, "third": 2.0, "two": -0.5, "3": None}
+    monkeypatch.setattr(prompted, "_drawn", lambda *args: candidates)
+    monkeypatch.setattr(
+        prompted, "_compared", lambda evaluation, both: [{"log_odds": odds[ours]} for _, ours, _ in both]
+    )
+
+    class Bench:
+        class section:
+            best_of, fresh_max_new_tokens = 3, 10
+
+        class context:
+            prompts = dict(policy=None)  # noqa: RUF012 - a stand-in
+
+            class recipe:
+                class sampling:
+                    class answers:
+                        temperature = 1.0
+
+    assert [row["text"] for row in prompted._best(Bench, [{}, {}])] == ["third", "one"]
+
+
+def test_the_sentence_says_ahead_behind_and_undecided():
+    def figure(arm, value, low, high):
+        return {f"preference.over.{arm}.length_controlled": Figure("m", value, low, high, n=50)}
+
+    found = (
+        figure("few_shot", 0.7, 0.56, 0.81)
+        | figure("constitution", 0.5, 0.37, 0.63)
+        | figure("best_of_n", 0.2, 0.1, 0.3)
+    )
+    said = prompted.sentence(found, ARMS)
+    assert "70% of 50 (95% 56% to 81%) against the base that is shown pairs of this run" in said
+    assert "which decides nothing) against the base that is given the principles" in said
+    assert "which is less) against the best of several" in said
+    assert prompted.sentence({}, ARMS) == ""
