@@ -124,6 +124,13 @@ def test_a_column_of_any_name_is_read_where_the_key_names_it() -> None:
         assert [row.text for row in read(text.encode(), "mine", key="goal").requests] == BOTH
 
 
+def test_a_numbered_list_may_have_more_than_999_items() -> None:
+    for form in ("{}. Name river {}, please.", "{}: Name river {}, please."):
+        text = "\n".join(form.format(i, i) for i in range(1, 1203))
+        found = read(text.encode(), "mine").requests
+        assert len(found) == 1202 and found[-1].text == "Name river 1202, please."
+
+
 def test_what_is_worth_a_look_is_told() -> None:
     notes = read(f"???\n{TAP}\nWrite about {{topic}}.\n".encode(), "mine").notes
     assert "1 request(s) without a letter, such as '???'" in notes

@@ -26,6 +26,7 @@ ITEM = re.compile(
     r"(?:[-*+•‣◦–]|\(?(?P<number>\d{1,3})[.)]|(?:Q|Question|Prompt|No\.?)\s?\d{1,5}\s?[.):])\s+"
     r"(?:\[[ xX]\]\s+)?(?P<text>\S.*)"
 )
+LATER_ITEM = re.compile(ITEM.pattern.replace(r"\d{1,3}", r"\d{1,6}"))  # the first is no year; item 1,000 may be one
 ONE_A_LINE = "write one request a line, or a JSON object a line"
 ROLES = "Human|User|Assistant|AI|System|GPT|Bot|Q|A|Question|Answer|Prompt|Response|Instruction|Input|Output"
 FORM = "id|instruction|prompt|question|input|output|messages|pool|text"
@@ -161,7 +162,7 @@ def _list(lines: Sequence[tuple[int, str]], found: Plain) -> None:
             blank = True
             continue
         indent = len(line) - len(line.lstrip())
-        item = ITEM.match(line.strip())
+        item = LATER_ITEM.match(line.strip())
         base = indent if base is None else base
         if item and indent <= base:
             found.entries.append(Entry(number, item["text"].strip()))
