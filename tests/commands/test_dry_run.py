@@ -11,6 +11,7 @@ import orjson
 import pytest
 from support.pages import REPO, make_run, recipe
 
+from cai import errors
 from cai.commands import cli
 from cai.commands.dry_run import dry_run
 from cai.data import chain
