@@ -23,7 +23,7 @@ try:
     from cai.errors import CaiError
     from cai.inputs import Inputs, read_inputs, runs_root
     from cai.models import embedded
-    from cai.run.folder import RUN_ID
+    from cai.run.run_ids import RUN_ID
     from cai.session import session
     from cai.store.files import REMEDIES, io_error
     from cai.terminal import last_through_hangups, printable, say
@@ -78,6 +78,7 @@ def part_of_a_run(name: object) -> str:
 def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
     """The whole pipeline of one milestone, new or resumed."""
     from cai import pipeline
+    from cai.data.collect import collect
     from cai.evaluate import doors
     from cai.run import budget
 
@@ -91,8 +92,10 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
     budget.check_before(inputs, args, runs_root(inputs.source, recipe))
     announce(inputs)
     with session(inputs, args) as context, budget.enforced(context, inputs, pipeline.report_what_exists):
-        pairs = pipeline.collect(context, inputs, args.until)
-        training_pairs = pipeline.write_dataset(context, inputs, pairs) if args.until in ("", "pairs") else []
+        pairs, training_pairs = collect(context, inputs.grid, inputs.given, args.until), []
+        if args.until in ("", "pairs"):
+            pipeline.require_pairs(context, inputs, pairs)
+            training_pairs = pipeline.write_dataset(context, inputs, pairs)
         if args.until == "pairs":
             pipeline.report(context, [])
         if args.until:

@@ -15,6 +15,7 @@ from pathlib import Path
 from cai.data import chain
 from cai.errors import CaiError
 from cai.models.policy import Backend, backend_of
+from cai.recipe import identity
 from cai.recipe import load as recipes
 from cai.recipe.constitution import Constitution, check_rounds, load_constitution
 from cai.recipe.grid import Grid, load_grid
@@ -25,8 +26,8 @@ from cai.recipe.intake.instructionfile import Intake
 from cai.recipe.load import Recipe, Source
 from cai.recipe.paths import expanded
 from cai.recipe.prompts import Prompt
-from cai.run.folder import resolve_run
 from cai.run.manifest import read_manifest
+from cai.run.run_ids import resolve_run
 from cai.store.files import holds, write_atomic
 from cai.store.jsonl import JsonObject, Row
 
@@ -64,7 +65,7 @@ class Inputs:
 
     def identity(self, training: bool = False, *, then: bool = False) -> dict[str, str]:
         model = {"model.backend": self.backend}
-        return recipes.identity(self.recipe, self.hashes_then if then else self.hashes, training=training) | model
+        return identity.identity(self.recipe, self.hashes_then if then else self.hashes, training=training) | model
 
     def stages(self, *, then: bool = False) -> dict[str, dict[str, str]]:
         hashes = self.hashes_then if then else self.hashes

@@ -12,11 +12,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import orjson
-
 from cai import errors
-from cai.data import guarding, instructions
-from cai.data.collect import collect as collect_pairs
+from cai.data import guarding
 from cai.data.pairs import PairSet, sound_rows
 from cai.data.slots import slots
 from cai.errors import CaiError
@@ -35,16 +32,8 @@ from cai.store.row_types import Pair
 from cai.terminal import printable, say, usd
 
 
-def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
-    """Records and pairs. No pair at all ends with exit 6 and the reasons."""
-    before = len(context.log.rows)
-    checks.remake(context)
-    pairs = collect_pairs(context, inputs.grid, inputs.given, until)
-    if len(context.log.rows) > before:
-        found = instructions.summary(context.log.by_stage("instructions"), len(slots(context.recipe)))
-        context.run.event("instructions_summary", **found)
-    if until not in ("", "pairs"):
-        return pairs
+def require_pairs(context: Context, inputs: Inputs, pairs: PairSet) -> None:
+    """What the guard dropped and how many pairs are missing, said. No pair at all ends with exit 6 and the reasons."""
     guarded(context)
     wanted = len(slots(context.recipe))
     reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.reasons.items())
@@ -64,7 +53,6 @@ def collect(context: Context, inputs: Inputs, until: str = "") -> PairSet:
         lines = f"; instructions.file has {len(inputs.given.requests)} lines" if inputs.given else ""
         rejected = f" Rejected: {reasons}" if reasons else ""
         say(f"pairs: {len(pairs.kept)} of {wanted} wanted; the bound of tries is reached{lines}.{rejected}")
-    return pairs
 
 
 def check_at_hand(inputs: Inputs, args: argparse.Namespace) -> None:
@@ -104,12 +92,13 @@ def guarded(context: Context) -> None:
 
 def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair]:
     """Marks, hygiene, contamination, then dataset/; gives the pairs to train on."""
-    from cai.data import dataset, hygiene
+    from cai.data import dataset, hygiene, marks_refused
+    from cai.evaluate.benchmarks.overlaps import without_overlaps
     from cai.report import cards
 
-    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, _refused(context, pairs))
+    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, marks_refused.of_run(context, pairs))
     if context.recipe.benchmarks.contamination:
-        cleaned = replace(cleaned, kept=_uncontaminated(context, inputs, cleaned.kept))
+        cleaned = replace(cleaned, kept=without_overlaps(context, inputs.folder, cleaned.kept))
     if "model" not in context.run.manifest:  # every row was taken over from a run that did not note its model
         context.model()
     facts = context.run.manifest.get("model", {})
@@ -119,68 +108,6 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
     for line in hygiene.held_back(cleaned.facts):
         say(line)
     say(f"dataset: {len(kept)} training pairs, {len(pairs.heldout)} held out, {len(pairs.rejects)} items rejected")
-    return kept
-
-
-def _refused(context: Context, pairs: PairSet) -> dict[int, str]:
-    """The items that people's marks refuse, where `hygiene.reviews` is on; written to eval/marks.json.
-
-    From the beginning of training on the written list holds: what is marked later changes no data set of this run.
-    """
-    if not context.recipe.hygiene.reviews:
-        return {}
-    from cai.data import marks
-    from cai.store import records
-
-    run, path = context.run, context.run.eval / "marks.json"
-    if "training_identity" in run.manifest and path.is_file():
-        return _removed(path)
-    reviews = records.read(run.path / "reviews.jsonl", marks.REVIEW_KEY)
-    mine = {pair["item"] for pair in pairs.train}
-    refused = {item: detail for item, detail in marks.refused(reviews).items() if item in mine}
-    if mine and len(refused) == len(mine):
-        raise CaiError(
-            f"{run.path}/reviews.jsonl: a mark refuses each of the {len(mine)} training pairs. "
-            "Make more items, or go on without the marks: --set hygiene.reviews=false",
-            errors.QUALITY,
-        )
-    run.eval.mkdir(exist_ok=True)
-    removed = [{"item": item, "detail": detail} for item, detail in refused.items()]
-    write_json_atomic(path, {"raters": sorted({row["rater"] for row in reviews}), "removed": removed})
-    say(f"marks: {len(reviews)} of people, {len(refused)} training pairs left out by them")
-    return refused
-
-
-def _removed(path: Path) -> dict[int, str]:
-    """eval/marks.json as it was written before training began; nothing else tells what was left out then."""
-    try:
-        return {int(row["item"]): str(row["detail"]) for row in orjson.loads(path.read_bytes())["removed"]}
-    except (ValueError, TypeError, KeyError):
-        raise CaiError(
-            f"{path}: not whole, and training began without what it lists: put it back from a copy, or fork the run",
-            errors.CORRUPT,
-        ) from None
-
-
-def _uncontaminated(context: Context, inputs: Inputs, pairs: list[Pair]) -> list[Pair]:
-    """The pairs that overlap no benchmark at hand; overlaps and what was not checked go to eval/contamination.json."""
-    from cai.data import contamination
-    from cai.evaluate.benchmarks.suite import at_hand
-
-    loaded, missing = at_hand(context.recipe.benchmarks, inputs.folder)
-    sources = [source for name, tasks in loaded.items() for source in contamination.sources_of(name, tasks)]
-    index = contamination.OverlapIndex(sources)
-    kept, removed = contamination.clean(pairs, index)
-    texts = contamination.input_texts(context.prompts, context.constitution.principles)
-    found = contamination.check_inputs(texts, index)
-    checked = {name: len(tasks) for name, tasks in loaded.items()}
-    context.run.eval.mkdir(exist_ok=True)
-    content = contamination.result(len(pairs), removed, found, checked, missing)
-    write_json_atomic(context.run.eval / "contamination.json", content)
-    note = f"; not checked: {', '.join(missing)}" if missing else ""
-    say(f"contamination: {len(removed)} of {len(pairs)} pairs overlap a benchmark and are left out{note}")
-    for row in found:
-        say(f"contamination: {row['input']} overlaps {row['benchmark']} {row['name']} ({row['rule']}): change it")
     return kept
 
 
@@ -239,10 +166,29 @@ def evaluate(
     context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path
 ) -> dict[str, Figure]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
+    from cai.evaluate import chain_figures, critic_stage, measure, prompted
     from cai.evaluate.benchmarks import suite
-    from cai.evaluate.measure import measure
+    from cai.evaluate.lm_eval import tasks
 
-    results = measure(context, pairs, training_pairs, adapter, inputs.folder)
+    results = measure.of_data(context, pairs)
+    if context.recipe.evaluation.enabled:
+        with measure.opened(context, pairs, adapter) as evaluation:
+            results |= critic_stage.measure(context)
+            cases = chain_figures.cases_of(evaluation, pairs)
+            checked, scored = chain_figures.gates(evaluation, cases), chain_figures.likelihoods(evaluation, cases)
+            judged = chain_figures.verdicts(evaluation, cases)
+            results |= chain_figures.figures(evaluation, pairs, cases, checked, scored, judged)
+            results |= measure.preference_figures(evaluation, pairs, training_pairs)
+            results |= measure.surface_figures(pairs, training_pairs)
+            wanted, fresh = measure.fresh(evaluation, pairs)
+            results |= measure.fresh_figures(fresh)
+            for arm in evaluation.section.prompted if evaluation.judges else ():
+                results |= prompted.measure(evaluation, arm, wanted, fresh, training_pairs)
+            results |= measure.p3_figures(evaluation, wanted, fresh)
+            results |= measure.forgetting_figures(evaluation)
+            results |= tasks.figures(tasks.measure(evaluation, inputs.folder))
+            results |= measure.training_figures(context)
+        measure.write(context, results)
     if context.recipe.sft.enabled:
         from cai.evaluate import arms as measured_arms
 

@@ -22,14 +22,16 @@ from cai.engine import Rules
 from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.inputs import Inputs, copy_inputs, in_run, later_sets, runs_root
+from cai.models.libraries import threads_in_words
 from cai.models.loading import check_modules
-from cai.models.policy import load, threads_in_words
+from cai.models.policy import load
 from cai.recipe import load as recipes
 from cai.run import resuming
 from cai.run.context import Context
-from cai.run.folder import Run, Taken, check_identity, new_run_id, resolve_run
+from cai.run.folder import Run, Taken, check_identity
 from cai.run.manifest import read_manifest
 from cai.run.progress import Progress
+from cai.run.run_ids import new_run_id, resolve_run
 from cai.run.stop import StopSwitch
 from cai.store.files import holds, write_atomic
 from cai.store.jsonl import JsonObject, Row

@@ -25,7 +25,8 @@ from cai.errors import CaiError
 from cai.report.pages import write_pages
 from cai.report.snapshot import read_story
 from cai.report.templating import code, environment
-from cai.run.folder import Run, resolve_run
+from cai.run.folder import Run
+from cai.run.run_ids import resolve_run
 from cai.run.stop import StopSwitch
 from cai.store import files
 

@@ -44,7 +44,7 @@ class BaseSource:
 
 def merge(before: Sequence[Probe], source: BaseSource, adapter: Path, target: Path, say: Callable[[str], None]) -> Path:
     """Write merged bf16 weights to `target`. Error: CaiError (exit 6), and no folder, if they are not the adapter's."""
-    from cai.models.policy import quiet
+    from cai.models.libraries import quiet
 
     with quiet():
         plain = _write(source, adapter, target, before)

@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import orjson
 from filelock import FileLock, Timeout
 
-from cai.commands import verify_files
-from cai.commands.tensors import safetensors_fp32
+from cai.commands import verify_files, verify_training
 from cai.data import chain
 from cai.run.events import read_events, spent
 from cai.run.manifest import read_manifest
@@ -29,7 +27,6 @@ from cai.store.lock import holder
 from cai.store.rows import Key
 from cai.store.scan import scan
 from cai.terminal import printable
-from cai.training import checkpoints
 
 Verdict = Literal["ok", "FAIL", "note", "skip"]
 ROW_FIELDS = (
@@ -239,59 +236,6 @@ def _example_fault(example: Row, texts: dict[str, set[str]]) -> str:
     return f"its {other[0]} is not in the records" if other else ""
 
 
-def _checkpoints(run: Path) -> Results:
-    folders = [run / "train", *sorted(path for path in (run / "train").glob("s*/") if path.is_dir())]
-    found = [checkpoint for folder in folders for checkpoint in checkpoints.found(folder)]
-    if not found:
-        yield "skip", "no checkpoint"
-    for folder in found:
-        fault = checkpoints.fault(folder)
-        name = folder.relative_to(run / "train")
-        yield ("FAIL", f"{name}: {fault}") if fault else ("ok", f"{name}: every file as it was sealed")
-
-
-def _adapter(run: Path) -> Results:
-    """Finite, and not the adapter that training began with (all of lora_B zero)."""
-    found = sorted(run.glob("adapter*/adapter_model.safetensors"))
-    if not found and not (run / "train" / "result.json").exists():
-        yield "skip", "no adapter yet"
-    for path in sorted((run / "train").glob("**/result.json")):
-        try:
-            result = orjson.loads(path.read_bytes())
-            folder = Path(os.path.normpath(path.parent / result["adapter"]))
-        except (ValueError, KeyError, TypeError):
-            yield "FAIL", f"{path.relative_to(run)}: not whole; a resume writes it again"
-            continue
-        why = checkpoints.differs(folder, result.get("files", {}))
-        if not why and not (folder / "adapter_model.safetensors").is_file():
-            why = "adapter_model.safetensors is missing"
-        if why:
-            yield "FAIL", f"{folder.name}: {why}; remove that folder, and a resume exports it again"
-    for path in found:
-        name = path.parent.name
-        for verdict, text in _tensors(path):
-            yield verdict, text if name == "adapter" else f"{name}: {text}"
-
-
-def _tensors(path: Path) -> Results:
-    try:
-        tensors = safetensors_fp32(path)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        yield "FAIL", f"{path.name}: no whole safetensors file; remove its folder, and a resume exports it again"
-        return
-    if not tensors:
-        yield "skip", "holds no tensor (fake model)"
-        return
-    bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
-    moved = [name for name, value in tensors.items() if "lora_B" in name and np.any(value)]
-    if bad:
-        yield "FAIL", f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}"
-    elif not moved:
-        yield "FAIL", "every lora_B is zero: nothing was trained"
-    else:
-        yield "ok", f"{len(tensors)} tensors, all finite, {len(moved)} lora_B not zero"
-
-
 def _leftovers(run: Path) -> Results:
     names = [str(path.relative_to(run)) for path in run.rglob(".*.new")]
     yield (
@@ -334,8 +278,8 @@ CHECKS: tuple[tuple[str, Callable[[Path], Results]], ...] = (
     ("chain complete", _chain),
     ("G7 one writer", _lock),
     ("G11 dataset", _dataset),
-    ("checkpoints sealed", _checkpoints),
-    ("adapter sound", _adapter),
+    ("checkpoints sealed", verify_training.sealed),
+    ("adapter sound", verify_training.adapters),
     ("G11 files as they were left", verify_files.files),
     ("G11 no half files", _leftovers),
     ("G12 time and cost", _attempts),

@@ -16,7 +16,8 @@ from cai.data.parsing import Parsed, Unparsed
 from cai.data.rounds import _render_answer, _render_critique, _render_label, _render_relevance, _render_revision
 from cai.data.stage import Inputs, Stage, Unit
 from cai.recipe.grid import Grid
-from cai.recipe.load import Recipe, drop_unset, flatten, rounding
+from cai.recipe.identity import drop_unset, rounding
+from cai.recipe.load import Recipe, flatten
 from cai.recipe.prompts import Prompt, load_prompt, load_reviews
 from cai.run.context import Context
 from cai.store.jsonl import Row

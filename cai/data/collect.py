@@ -1,6 +1,6 @@
 """The data half of a run: every slot through the stages; a rejected pair is tried again and replaced, within a bound.
 
-Owns the order of stages and waves and what is left to do; `stage.run_stage` owns the loop, `pairs` what makes a pair.
+Owns the order of stages and waves and what is left to do; `stage_loop` owns the loop, `pairs` what makes a pair.
 Everything is computed from the records, so a resume walks the same waves and finds them done.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from cai.data import chain, guarding, instructions, rounds, slots
 from cai.data.pairs import PairPlan, PairSet, build
-from cai.data.stage import run_stage
+from cai.data.stage_loop import run_stage
+from cai.models import checks
 from cai.recipe.grid import Grid
-from cai.recipe.intake.entries import Given
 from cai.recipe.intake.instructionfile import Intake
 from cai.run.context import Context
 
@@ -53,9 +53,10 @@ def collect(context: Context, grid: Grid, given: Intake | None, until: str = "")
 
     `until`: stop after that stage; "pairs" is the end of all. `given`: the user's own instructions, if any.
     """
-    recipe = context.recipe
+    recipe, before = context.recipe, len(context.log.rows)
+    checks.remake(context)
     lines = given.requests if given else ()
-    stage = chain.make_instructions(grid)
+    asking = chain.make_instructions(grid)
     pairs = PairSet([], [], [])
     for attempt in range(slots.tries(recipe)):
         items = waves(context, pairs, attempt)
@@ -66,33 +67,41 @@ def collect(context: Context, grid: Grid, given: Intake | None, until: str = "")
             context.progress.say(
                 f"{len(items)} slot(s) have no pair yet: wave {attempt + 1} of at most {slots.tries(recipe)}"
             )
-        _instructions(context, stage, items, lines, pairs)
-        if until != "instructions":
-            _answers_to_revisions(context, items, until)
+        fresh = _fresh(context, items, pairs)
+        instructions.repeat(context, sorted(set(items).difference(fresh)))
+        if lines:
+            instructions.take_from_file(context, fresh, lines)
+        else:
+            for again in range(recipe.instructions.max_tries):
+                todo = instructions.rejected(context, fresh, again)
+                run_stage(context, asking, todo, again, accept=instructions.drop_near_duplicates(context))
+        last = asking.name
+        for stage, round_ in chain.ordered(recipe.rounds, recipe)[1:]:
+            if until == last:
+                break
+            run_stage(context, stage, items, round_)
+            last = stage.name
         pairs = pairs_so_far(context, pairs, attempt)
         if until not in ("", "pairs"):
             break
         if recipe.guard.enabled and guarding.run_guard(context, pairs.examples):
             pairs = pairs_so_far(context, pairs, attempt)
+    if len(context.log.rows) > before:
+        found = instructions.summary(context.log.by_stage("instructions"), len(slots.slots(recipe)))
+        context.run.event("instructions_summary", **found)
     return pairs
 
 
-def _instructions(
-    context: Context, stage: chain.Stage, items: Sequence[int], lines: Sequence[Given], pairs: PairSet
-) -> None:
+def _fresh(context: Context, items: Sequence[int], pairs: PairSet) -> list[int]:
+    """The items that need an instruction of their own; the others keep that of the try before."""
     hopeless = {reject["item"] for reject in pairs.rejects if reject["reason"] == "no_issue"}
-    fresh = [
+    return [
         i
         for i in items
         if slots.is_fresh(i, context.recipe)
         or slots.earlier(i) in hopeless  # nothing is wrong with its answers: another request may do better
         or not _worth_repeating(context, slots.earlier(i))
     ]
-    instructions.repeat(context, [i for i in items if i not in set(fresh)])
-    if lines:
-        instructions.take_from_file(context, fresh, lines)
-    else:
-        instructions.generate(context, stage, fresh)
 
 
 def _worth_repeating(context: Context, item: int) -> bool:
@@ -100,10 +109,3 @@ def _worth_repeating(context: Context, item: int) -> bool:
     answer = context.log.get("answers", item, 0)
     too_long = answer is not None and str(answer["reason"]).startswith("prompt_too_long")
     return not too_long and rounds.instruction_of(context, item) is not None
-
-
-def _answers_to_revisions(context: Context, items: Sequence[int], until: str) -> None:
-    for stage, round_ in chain.ordered(context.recipe.rounds, context.recipe)[1:]:
-        run_stage(context, stage, items, round_)
-        if until == stage.name:
-            return

@@ -14,8 +14,8 @@ from cai.models import auxiliary, checks
 from cai.models.guard import REMEDY, Guard, Judgement, make_guard, style_of, verdict
 from cai.models.guard_formats import LLAMA, SEPARATOR, Exchange, template_parts
 from cai.recipe.settings_benchmarks import STAND_IN, GuardSection
+from cai.run import loop
 from cai.run.context import Context
-from cai.run.loop import Key, fill
 from cai.store.jsonl import Row
 from cai.store.row_types import Example, Record
 
@@ -49,12 +49,11 @@ def run_guard(context: Context, examples: Sequence[Example]) -> int:
         guard = make_guard(loaded, section)
         check_guard(context, guard)
         by_item = {example["item"]: example for example in examples}
-
-        def compute(part: list[Key]) -> list[Record]:
-            return judge_slice(context, guard, [by_item[item] for _, item, _ in part])
-
         keys = [("guard", example["item"], 0) for example in todo]
-        fill(context, context.log, "guard", keys, CPU_SLICE if loaded.on_cpu else SLICE, compute, guard=section.model)
+        chunk = CPU_SLICE if loaded.on_cpu else SLICE
+        for part in loop.left(context, context.log, "guard", keys, chunk, guard=section.model):
+            rows = judge_slice(context, guard, [by_item[item] for _, item, _ in part])
+            loop.write(context, context.log, part, rows)
     return len(todo)
 
 

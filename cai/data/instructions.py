@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from cai.data import slots
 from cai.data.near import NearDuplicates, in_order, mean_nearest, normalise
 from cai.data.rounds import instruction_of
-from cai.data.stage import Accept, Stage, run_stage
+from cai.data.stage import Accept
 from cai.recipe.intake.entries import Given
 from cai.recipe.prompts import digest
 from cai.run.context import Context
@@ -24,21 +24,13 @@ ALL_COMPARED = 2_000  # texts up to which each is asked for its nearest other on
 ASKED = 1_000
 
 
-def generate(context: Context, stage: Stage, items: Sequence[int]) -> None:
-    """Fresh instructions from the model for `items`; each pass retries what the pass before rejected."""
-    for attempt in range(context.recipe.instructions.max_tries):
-        todo = [i for i in items if _rejected(context, i, attempt)]
-        if todo:
-            run_stage(context, stage, todo, attempt, accept=_drop_near_duplicates(context))
+def rejected(context: Context, items: Sequence[int], attempts: int) -> list[int]:
+    """The items of which all the attempts before this one stand in the log and were rejected."""
+    rows = {item: [context.log.get("instructions", item, a) for a in range(attempts)] for item in items}
+    return [item for item in items if all(row is not None and row["status"] != "ok" for row in rows[item])]
 
 
-def _rejected(context: Context, item: int, attempts: int) -> bool:
-    """Whether all the attempts before this one stand in the log and were rejected."""
-    rows = [context.log.get("instructions", item, a) for a in range(attempts)]
-    return all(row is not None and row["status"] != "ok" for row in rows)
-
-
-def _drop_near_duplicates(context: Context) -> Accept:
+def drop_near_duplicates(context: Context) -> Accept:
     """Reject what is too near to an accepted instruction. What stands in the log is read once, not at every batch."""
     threshold = context.recipe.instructions.similarity_threshold
     seen, taken = NearDuplicates([], threshold), 0

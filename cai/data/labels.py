@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from cai.data import principles
 from cai.data.comparisons import comparison_asks, orders
 from cai.data.stage import Unit
-from cai.engine.asks import Ask, Name, score
+from cai.engine.asks import Ask, score
 from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Record
@@ -34,7 +34,13 @@ def check(context: Context, units: Sequence[Unit]) -> list[Row]:
             texts = (unit.fields["instruction"], principle, unit.fields["chosen"], unit.fields["rejected"])
             asks += comparison_asks(scorer, context.prompts["judge_pair"], (unit.item, id_), *texts)
     scores = score(scorer, asks)
-    after = _after(context, units)
+    after = {}
+    # the chosen texts, where the rejected ones have scores to compare with
+    if again := {(u.item,): (u.fields["instruction"], u.fields["chosen"]) for u in units if u.extra["before"]}:
+        every = context.constitution.principles
+        found = score(scorer, principles.question_asks(context, scorer, again, every))
+        raw = principles.raw_scores(found, again, every)
+        after = {item: principles.centred(context, of) for (item,), of in raw.items()}
     rows = []
     for unit in units:
         both = [orders(scores, (unit.item, id_)) for id_ in unit.extra["used"]]
@@ -42,17 +48,6 @@ def check(context: Context, units: Sequence[Unit]) -> list[Row]:
         row = {"first": first, "second": second, "margin": (first - second) / 2, **_change(unit, after.get(unit.item))}
         rows.append({name: _finite(value) for name, value in row.items()} | {"used": list(unit.extra["used"])})
     return rows
-
-
-def _after(context: Context, units: Sequence[Unit]) -> dict[int, dict[str, float | None]]:
-    """The scores of the chosen texts, where the rejected ones have scores to compare with."""
-    wanted: dict[Name, tuple[str, str]] = {
-        (u.item,): (u.fields["instruction"], u.fields["chosen"]) for u in units if u.extra["before"]
-    }
-    if not wanted:
-        return {}
-    found = principles.raw_scores(context, wanted, context.constitution.principles)
-    return {item: principles.centred(context, raw) for (item,), raw in found.items()}
 
 
 def _change(unit: Unit, after: Mapping[str, float | None] | None) -> dict[str, float]:

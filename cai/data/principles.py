@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cai.data.stage import Unit
+from cai.engine import Score
 from cai.engine.asks import Ask, Name, Scorer, score
 from cai.recipe.constitution import Constitution, Principle
 from cai.recipe.prompts import Prompt
@@ -37,21 +38,27 @@ def scorer_of(context: Context) -> Scorer:
     return Scorer(context.engine, model.tokenizer, model.format, section.max_text_tokens, stopped=context.stopped)
 
 
-def raw_scores(
-    context: Context, answers: Mapping[Name, tuple[str, str]], principles: Sequence[Principle]
-) -> dict[Name, dict[str, float]]:
-    """{name: {principle id: raw}} of (instruction, answer) texts; NaN where a likelihood is not finite.
+def question_asks(
+    context: Context, scorer: Scorer, answers: Mapping[Name, tuple[str, str]], principles: Sequence[Principle]
+) -> list[Ask]:
+    """Both wordings of every principle's question about (instruction, answer) texts; `raw_scores` reads the scores.
 
     All questions about one answer share the prompt up to the question; the engine computes that part once.
     """
-    scorer, prompt = scorer_of(context), context.prompts["relevance"]
     asks: list[Ask] = []
     for name, (instruction, answer) in answers.items():
-        asks += _asks(scorer, prompt, name, scorer.cut(instruction), scorer.cut(answer), principles)
-    scores = score(scorer, asks)
+        texts = scorer.cut(instruction), scorer.cut(answer)
+        asks += _asks(scorer, context.prompts["relevance"], name, *texts, principles)
+    return asks
+
+
+def raw_scores(
+    scores: Mapping[Name, Score], names: Iterable[Name], principles: Sequence[Principle]
+) -> dict[Name, dict[str, float]]:
+    """{name: {principle id: raw}} of what `question_asks` asked; NaN where a likelihood is not finite."""
     return {
         name: {p.id: _raw(scores[*name, p.id, 0].total, scores[*name, p.id, 1].total) for p in principles}
-        for name in answers
+        for name in names
     }
 
 
@@ -119,12 +126,13 @@ def calibration_unit(context: Context, item: int, round_: int) -> Unit | None:
 def calibrate(context: Context, units: Sequence[Unit]) -> list[Row]:
     """The raw scores of each sound answer and, where the critic is calibrated, its odds under some principles."""
     answers: dict[Name, tuple[str, str]] = {(u.item,): (u.fields["instruction"], u.fields["answer"]) for u in units}
-    found = raw_scores(context, answers, context.constitution.principles)
+    scorer, every = scorer_of(context), context.constitution.principles
+    found = raw_scores(score(scorer, question_asks(context, scorer, answers, every)), answers, every)
     rows: list[Row] = [{"scores": rounded(found[unit.item,])} for unit in units]
     if not calibrated(context):
         return rows
     asked = {(u.item, p.id): (*answers[u.item,], p) for u in units for p in _some(context.constitution, u.item)}
-    odds = critic_odds(context, asked)
+    odds = critic_odds(score(scorer, critic_asks(context, scorer, asked)))
     for unit, row in zip(units, rows, strict=True):
         row["critic"] = rounded({id_: value for (item, id_), value in odds.items() if item == unit.item})
     return rows
@@ -144,10 +152,9 @@ def calibrated(context: Context) -> bool:
     return context.recipe.critiques.found == "calibrated"
 
 
-def critic_odds(context: Context, asked: Mapping[Name, tuple[str, str, Principle]]) -> dict[Name, float]:
-    """Log-odds that the critique of (instruction, answer) under the principle begins otherwise than with "No issue"."""
-    scorer, prompt = scorer_of(context), context.prompts["critiques"]
-    asks = []
+def critic_asks(context: Context, scorer: Scorer, asked: Mapping[Name, tuple[str, str, Principle]]) -> list[Ask]:
+    """How the critique of (instruction, answer) under the principle would begin; `critic_odds` reads the scores."""
+    prompt, asks = context.prompts["critiques"], []
     for name, (instruction, answer, principle) in asked.items():
         fields = {
             "instruction": scorer.cut(instruction),
@@ -157,7 +164,11 @@ def critic_odds(context: Context, asked: Mapping[Name, tuple[str, str, Principle
         found = prompt.render(fields, format=scorer.format, tokenizer=scorer.tokenizer)
         lead = "" if found.text[-1:].isspace() else " "
         asks.append(Ask(name, found.token_ids, tuple(scorer.encode(f"{lead}No"))[:1], found.prefix_len))
-    scores = score(scorer, asks)
+    return asks
+
+
+def critic_odds(scores: Mapping[Name, Score]) -> dict[Name, float]:
+    """Log-odds that the critique begins otherwise than with "No issue", of what `critic_asks` asked."""
     return {name: -_odds(found.total) if math.isfinite(found.total) else math.nan for name, found in scores.items()}
 
 
@@ -195,16 +206,6 @@ def bar_of(context: Context) -> Bar:
     return replace(made, value=round(values[max(0, place)], 6))
 
 
-def evidence(context: Context, asked: Mapping[Name, tuple[str, str, Principle]], bar: Bar) -> dict[Name, float]:
-    """How much speaks for a fault, of texts and principles that are no items of the run (an exam's)."""
-    base, critic, found = baseline(context), critic_odds(context, asked), {}
-    for name, (instruction, answer, principle) in asked.items():
-        raw = raw_scores(context, {name: (instruction, answer)}, [principle])[name][principle.id]
-        centred_ = raw - base.get(principle.id, math.nan)
-        found[name] = bar.evidence(centred_ if math.isfinite(centred_) else None, critic[name])
-    return found
-
-
 def centred(context: Context, raw: Mapping[str, float]) -> dict[str, float | None]:
     """Scores less the baseline, four decimals; None where there is no finite number."""
     base = baseline(context)
@@ -221,14 +222,16 @@ def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
 def relevance(context: Context, units: Sequence[Unit]) -> list[Row]:
     """Each unit's scores and the principle that its round is about; None where no principle is broken."""
     answers: dict[Name, tuple[str, str]] = {(u.item,): (u.fields["instruction"], u.fields["answer"]) for u in units}
-    found = raw_scores(context, answers, context.constitution.principles)
+    scorer, every = scorer_of(context), context.constitution.principles
+    found = raw_scores(score(scorer, question_asks(context, scorer, answers, every)), answers, every)
     scores = {unit.item: centred(context, found[unit.item,]) for unit in units}
     most = {unit.item: most_broken(context, unit, scores[unit.item]) for unit in units}
     unscored = {unit.item: _unscored(context, unit, scores[unit.item]) for unit in units}
     rows: list[Row] = [{"scores": scores[unit.item], "pool": unit.extra["pool"]} for unit in units]
     if calibrated(context):
         bar = bar_of(context)
-        odds = critic_odds(context, {(i, p.id): (*answers[i,], p) for i, some in most.items() for p in some})
+        asked = {(i, p.id): (*answers[i,], p) for i, some in most.items() for p in some}
+        odds = critic_odds(score(scorer, critic_asks(context, scorer, asked)))
         for unit, row in zip(units, rows, strict=True):
             signs = {p.id: bar.evidence(scores[unit.item][p.id], odds[unit.item, p.id]) for p in most[unit.item]}
             row |= {"evidence": rounded(signs), "bar": bar.value if math.isfinite(bar.value) else None}

@@ -1,14 +1,13 @@
-"""The one loop: pending units -> fixed batches -> generate -> parse -> append. Every stage runs through `run_stage`.
+"""What a stage is, what is asked of the model for a unit, and the row that a completion becomes.
 
-Owns batching, resume, counting and rejects. A stage gives data and two pure functions: `render` (records -> prompt
-fields, or None while an input is missing) and `parse` (text -> Parsed or Unparsed). Invariants: a batch is a fixed
-slice of units, recomputed whole when only part of it is on disk; rows on disk are compared, never rewritten; every
-unit that ran has exactly one row (ok, or rejected with a reason).
+A stage gives data and two pure functions: `render` (records -> prompt fields, or None while an input is missing) and
+`parse` (text -> Parsed or Unparsed). Owns the request and the row of one draw; `stage_loop` owns batches, resume and
+redraws. Invariant: every unit that ran has exactly one row (ok, or rejected with a reason).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import cast
@@ -21,13 +20,8 @@ from cai.recipe.ends import cut, engine_stops, signs_of
 from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt, Rendered
 from cai.run.context import Context
-from cai.run.loop import Key, fill
 from cai.store.jsonl import Row
 from cai.store.row_types import Record, RecordExtra, UnitExtra
-
-SCORED_AT_ONCE = 64  # units scored between two writes: what a kill loses
-SCORED_AT_ONCE_CPU = 4
-STREAM_WINDOW = 4  # a streaming engine holds this many batches: what a kill loses at most
 
 
 @dataclass(frozen=True)
@@ -114,180 +108,28 @@ class Draw:
         return seed_of(run_seed, self.stage.name, self.unit.item, self.unit.round, self.number)
 
 
-def pending(context: Context, stage: Stage, items: Iterable[int], round_: int) -> list[int]:
-    """Items whose inputs exist and whose row doesn't: computed from the records alone, without a model."""
-    missing = (item for item in items if not context.log.has(stage.name, item, round_))
-    return [item for item in missing if stage.render(context, item, round_) is not None]
-
-
-def run_stage(
-    context: Context, stage: Stage, items: Sequence[int], round_: int = 0, accept: Accept | None = None
-) -> int:
-    """Bring every item of `items` through the stage; gives how many rows were added.
-
-    `accept(rows)`: a pure function over a batch's rows in order that may turn ok rows into rejected ones.
-    """
-    items = stage.items(context, items)
-    todo = set(pending(context, stage, items, round_))
-    if not todo:
-        return 0
-    if stage.score is not None:
-        return _score(context, stage, items, round_)
-    units = [unit for item in items if (unit := stage.render(context, item, round_)) is not None]
-    done = len(units) - len(todo)
-    context.model()  # its loading is no part of the stage's time
-    together = max(context.engine.stats.batch_size, 1)
-    context.progress.begin(
-        stage.name, round_, total=len(units), done=done, together=together, per_round=stage.per_round
-    )
-    added = 0
-    for rows in _batches(context, stage, units, todo):
-        rows = accept(rows) if accept else rows
-        added += _commit(context, rows)
-    context.progress.end(context.engine.stats)
-    return added
-
-
-def _score(context: Context, stage: Stage, items: Sequence[int], round_: int) -> int:
-    """A stage that measures: fixed slices of its units, as everything that is scored."""
-    units = {i: unit for i in items if (unit := stage.render(context, i, round_)) is not None}
-    before = len(context.log.rows)
-
-    def compute(part: list[Key]) -> list[Record]:
-        chosen = [units[item] for _, item, _ in part]
-        assert stage.score is not None
-        found = zip(chosen, stage.score(context, chosen), strict=True)
-        return [_measured(context, stage, unit, fields) for unit, fields in found]
-
-    context.model()
-    chunk = SCORED_AT_ONCE if context.model().backend == "cuda" else SCORED_AT_ONCE_CPU
-    keys = [(stage.name, item, round_) for item in units]
-    fill(context, context.log, stage.name, keys, chunk, compute, round_, stage.per_round)
-    return len(context.log.rows) - before
-
-
-def _measured(context: Context, stage: Stage, unit: Unit, fields: Row) -> Record:
-    prompt = context.prompts.get(stage.prompt)
-    row = _base_row(stage, unit, "", "ok", None) | {"prompt_sha": prompt.sha if prompt else ""}
-    return cast(Record, row | fields)
-
-
-def _batches(context: Context, stage: Stage, units: Sequence[Unit], todo: set[int]) -> Iterator[list[Record]]:
-    """Rows in unit order: by fixed slices, or as a stream where the engine never waits for a slice's last row."""
-    engine = context.engine
-    size, streams = max(engine.stats.batch_size, 1), engine.streams
-    if streams and context.model().backend == "cuda":
-        waiting = [unit for unit in units if unit.item in todo]
-        yield from _stream(context, stage, waiting, size * STREAM_WINDOW)
-        return
-    size *= 2 if streams else 1  # on a CPU a resume must give the same bytes, so the same rows run together
-    for start in range(0, len(units), size):
-        batch = units[start : start + size]
-        if any(unit.item in todo for unit in batch):
-            yield list(_generate(context, stage, batch))
-
-
-def draw(context: Context, stage: Stage, units: Sequence[Unit]) -> list[Record]:
-    """Rows for units that are no items of the run (an exam's), by the stage's own prompt, sampling and parser."""
-    return list(_generate(context, stage, units))
-
-
-def _generate(context: Context, stage: Stage, batch: Sequence[Unit]) -> list[Record]:
-    """One slice: all its rows, in unit order."""
-    rows: dict[int, Record] = {}
-    draws = {unit.item: Draw(stage, unit, _rendered(context, stage, unit)) for unit in batch}
-    for draw in draws.values():
-        if (row := _submit(context, draw)) is not None:
-            rows[draw.unit.item] = row
-    for completion in context.engine.completions(context.stopped):
-        _take(context, draws, rows, completion)
-    context.check_stop(f"in {stage.name}")
-    return [rows[unit.item] for unit in batch]
-
-
-def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) -> Iterator[list[Record]]:
-    """Feed the engine as rows finish; release rows in unit order, so the log's order does not depend on timing."""
-    rows: dict[int, Record] = {}
-    draws: dict[int, Draw] = {}
-    submitted = released = 0
-
-    def feed() -> int:
-        count = submitted
-        while count < len(units) and count - released < window:
-            draw = draws[units[count].item] = Draw(stage, units[count], _rendered(context, stage, units[count]))
-            if (row := _submit(context, draw)) is not None:
-                rows[draw.unit.item] = row
-            count += 1
-        return count
-
-    def ready() -> list[Record]:
-        count = released
-        while count < len(units) and units[count].item in rows:
-            count += 1
-        for unit in units[released:count]:
-            draws.pop(unit.item, None)
-        return [rows.pop(unit.item) for unit in units[released:count]]
-
-    while released < len(units):
-        submitted = feed()
-        for completion in context.engine.completions(context.stopped):
-            _take(context, draws, rows, completion)
-            if units[released].item in rows:
-                batch = ready()
-                released += len(batch)
-                yield batch
-                submitted = feed()
-        if batch := ready():
-            released += len(batch)
-            yield batch
-        context.check_stop(f"in {stage.name}")
-
-
-def _rendered(context: Context, stage: Stage, unit: Unit) -> Rendered:
+def first_draw(context: Context, stage: Stage, unit: Unit) -> Draw:
+    """The first draw of a unit, its prompt rendered for the loaded model."""
     model = context.model()
     prompt = context.prompts[stage.prompt]
-    return prompt.render(
+    rendered = prompt.render(
         unit.fields, format=model.format, tokenizer=model.tokenizer, shift=unit.shift, prefill=unit.prefill
     )
+    return Draw(stage, unit, rendered)
 
 
-def _submit(context: Context, draw: Draw) -> Record | None:
-    """Queue the request; a prompt that leaves no room for an answer becomes a rejected row instead."""
+def asked(context: Context, draw: Draw) -> Request | Record:
+    """What the engine is asked; a prompt that leaves no room for an answer is a rejected row instead."""
     recipe, model, rendered = context.recipe, context.model(), draw.rendered
     drawn = getattr(recipe.sampling, draw.stage.drawn)
     if len(rendered.token_ids) + drawn.max_new_tokens > model.max_seq_length:
         return _row(context, draw, "", "rejected", f"prompt_too_long: {len(rendered.token_ids)} tokens")
     stops = tuple(dict.fromkeys((*rendered.stop, *engine_stops(signs_of(context.prompts[draw.stage.prompt])))))
     sampling = Sampling(drawn.temperature, drawn.max_new_tokens, stops, model.tokenizer.eos_ids)
-    seed = draw.seed(recipe.seed)
-    context.engine.submit(Request(draw.unit.item, rendered.token_ids, sampling, seed, rendered.prefix_len))
-    return None
+    return Request(draw.unit.item, rendered.token_ids, sampling, draw.seed(recipe.seed), rendered.prefix_len)
 
 
-def _take(context: Context, draws: dict[int, Draw], rows: dict[int, Record], completion: Completion) -> None:
-    """Judge a completion: its row, or the unit in the queue again with the next seed."""
-    draw = draws[completion.id]
-    row = _judged(context, draw, completion)
-    if draw.number < _redraws(context, draw.stage) and _is_faulty(context, draw.stage, row):
-        draws[completion.id] = again = replace(draw, number=draw.number + 1)
-        _submit(context, again)
-        context.progress.step(len(completion.token_ids), items=0)
-    else:
-        rows[completion.id] = row
-        context.progress.step(len(completion.token_ids))
-
-
-def _redraws(context: Context, stage: Stage) -> int:
-    greedy = getattr(context.recipe.sampling, stage.drawn).temperature == 0
-    return context.recipe.pairs.redraws if stage.redraws and not greedy else 0
-
-
-def _is_faulty(context: Context, stage: Stage, row: Record) -> bool:
-    cut = stage.redraws_limit and context.recipe.pairs.reject_limit and row["finish"] == "length"
-    return row["status"] != "ok" or cut
-
-
-def _judged(context: Context, draw: Draw, completion: Completion) -> Record:
+def judged(context: Context, draw: Draw, completion: Completion) -> Record:
     """The row of a completion: cut where the transcript goes on, then parsed, then compared with the examples.
 
     What is cut is finished: what stands behind the sign is no part of it, so it neither loops nor ran to its limit.
@@ -355,15 +197,8 @@ def _row(
     return row | {"draws": draw.number + 1} if draw.number else row
 
 
-def _commit(context: Context, rows: Sequence[Record]) -> int:
-    """Append what is not on disk. A recomputed row that differs (rounding on another GPU) is noted, never written."""
-    fresh = []
-    for row in rows:
-        known = context.log.get(row["stage"], row["item"], row["round"])
-        if known is None:
-            fresh.append(row)
-        elif known["text"] != row["text"] or known["status"] != row["status"]:
-            context.run.event("recomputed_differs", stage=row["stage"], item=row["item"], round=row["round"])
-    context.log.append(fresh)
-    context.progress.committed(fresh)
-    return len(fresh)
+def measured(context: Context, stage: Stage, unit: Unit, fields: Row) -> Record:
+    """The row of a unit that was scored instead of drawn."""
+    prompt = context.prompts.get(stage.prompt)
+    row = _base_row(stage, unit, "", "ok", None) | {"prompt_sha": prompt.sha if prompt else ""}
+    return cast(Record, row | fields)

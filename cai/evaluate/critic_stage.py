@@ -13,7 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from cai.data import chain, principles, rounds
-from cai.data.stage import Stage, Unit, draw
+from cai.data.stage import Stage, Unit
+from cai.data.stage_loop import draw
+from cai.engine.asks import score
 from cai.evaluate import critic_exam
 from cai.evaluate.critic_exam import Output
 from cai.evaluate.critic_grading import ExamRow
@@ -21,8 +23,9 @@ from cai.evaluate.critic_rows import read_rows
 from cai.metrics.figure import Figure, sample
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Principle
+from cai.run import loop
 from cai.run.context import Context
-from cai.run.loop import Key, fill, open_marked
+from cai.run.loop import open_marked
 from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 
@@ -51,14 +54,13 @@ def measure(context: Context) -> dict[str, Figure]:
     with open_marked(context, context.run.eval / "critic.jsonl", _mark(context), KEY) as log:
 
         def texts(stage: Stage, found: Mapping[int, Unit]) -> list[Row]:
-            def compute(part: list[Key]) -> list[Row]:
-                with context.model().adapter(False):
-                    rows = draw(context, stage, [found[item] for _, item, _ in part])
-                return [{"metric": f"critic.{stage.name}", **row} for row in rows]
-
             together = AT_ONCE if context.run.manifest.get("backend") == "cuda" else AT_ONCE_CPU
             keys = [(f"critic.{stage.name}", item, 0) for item in found]
-            return fill(context, log, f"critic's exam: {stage.name}", keys, together, compute)
+            for part in loop.left(context, log, f"critic's exam: {stage.name}", keys, together):
+                with context.model().adapter(False):
+                    rows = draw(context, stage, [found[item] for _, item, _ in part])
+                loop.write(context, log, part, [{"metric": f"critic.{stage.name}", **row} for row in rows])
+            return loop.rows_of(log, keys)
 
         doubted = _doubted(context, log, asked)
         critiques = texts(chain.CRITIQUES, {i: _critique(i, u, context) for i, u in asked.items() if i in doubted})
@@ -86,19 +88,23 @@ def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.E
     """The rows of which a critique is asked for: all, or where the critic is calibrated those with evidence enough."""
     if not principles.calibrated(context):
         return set(asked)
-    bar = principles.bar_of(context)
-
-    def compute(part: list[Key]) -> list[Row]:
+    bar, base = principles.bar_of(context), principles.baseline(context)
+    keys = [("critic.evidence", i, 0) for i in asked]
+    for part in loop.left(context, log, "critic's exam: evidence", keys, AT_ONCE_CPU):
         texts = {(i,): (asked[i].instruction, asked[i].answer, asked[i].principle) for _, i, _ in part}
+        rows: list[Row] = []
         with context.model().adapter(False):
-            found = principles.evidence(context, texts, bar)
-        rounded = {i: round(value, 4) if math.isfinite(value) else None for (i,), value in found.items()}
-        return [{"metric": "critic.evidence", "item": i, "round": 0, "evidence": rounded[i]} for _, i, _ in part]
-
-    rows = fill(
-        context, log, "critic's exam: evidence", [("critic.evidence", i, 0) for i in asked], AT_ONCE_CPU, compute
-    )
-    return {row["item"] for row in rows if row["evidence"] is not None and row["evidence"] > bar.value}
+            scorer = principles.scorer_of(context)
+            odds = principles.critic_odds(score(scorer, principles.critic_asks(context, scorer, texts)))
+            for (i,), (instruction, answer, of) in texts.items():
+                asks = principles.question_asks(context, scorer, {(i,): (instruction, answer)}, [of])
+                raw = principles.raw_scores(score(scorer, asks), [(i,)], [of])[i,][of.id] - base.get(of.id, math.nan)
+                value = bar.evidence(raw if math.isfinite(raw) else None, odds[i,])
+                evidence = round(value, 4) if math.isfinite(value) else None
+                rows.append({"metric": "critic.evidence", "item": i, "round": 0, "evidence": evidence})
+        loop.write(context, log, part, rows)
+    found = loop.rows_of(log, keys)
+    return {row["item"] for row in found if row["evidence"] is not None and row["evidence"] > bar.value}
 
 
 def _revision(context: Context, item: int, unit: critic_exam.ExamUnit, critique: str) -> Unit:

@@ -18,8 +18,8 @@ from cai.inputs import Inputs, runs_root
 from cai.recipe import load as recipes
 from cai.run import digests
 from cai.run.events import read_events
-from cai.run.folder import RUN_ID
 from cai.run.manifest import read_manifest
+from cai.run.run_ids import RUN_ID
 from cai.store.jsonl import Row
 
 GATES = "eval/gates.json"
@@ -28,7 +28,7 @@ ORDER = ("m0", "m1", "m2", "m3")
 
 def recipe_key(identity: Mapping[str, str]) -> str:
     """What "the same recipe" means for runs of one milestone: the identity without the number of rounds."""
-    from cai.recipe.load import short_hash
+    from cai.recipe.identity import short_hash
 
     return short_hash({key: value for key, value in identity.items() if key != "rounds"})
 

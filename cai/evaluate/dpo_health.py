@@ -21,15 +21,21 @@ def losses(log: Sequence[Mapping[str, float]]) -> list[float]:
     return [float(entry["loss"]) for entry in log if "loss" in entry]
 
 
-def from_log(log: Sequence[Mapping[str, float]], *, truncated: int, pairs: int) -> dict[str, Figure]:
-    """Figures that need the log only: first loss, the logged fall, gradient norms, truncated pairs."""
+def from_log(
+    log: Sequence[Mapping[str, float]], *, truncated: int, pairs: int, expected: float | None = math.log(2)
+) -> dict[str, Figure]:
+    """Figures that need the log only: first loss, the logged fall, gradient norms, truncated pairs.
+
+    `expected`: the first loss where policy and reference are the same model; None where the loss hangs on the texts
+    (a mix with SFT), and then the first reward margin is looked at, which must be 0.
+    """
     values = losses(log)
     if not values:
         return {"dpo.first_loss_error": unmeasured("dpo.first_loss_error", "the training log holds no loss")}
     norms = [float(entry["grad_norm"]) for entry in log if "grad_norm" in entry]
     steps = len(values)
     figures = [
-        count("dpo.first_loss_error", abs(values[0] - math.log(2)), steps, facts={"first_loss": values[0]}),
+        _first_loss(log, values[0], steps, expected),
         count("dpo.grad_norm_max", max(norms, default=0.0), len(norms)),
         count("dpo.finite", float(all(map(math.isfinite, values + norms))), steps),
         count("dpo.truncated", truncated / pairs if pairs else 0.0, pairs),
@@ -39,6 +45,16 @@ def from_log(log: Sequence[Mapping[str, float]], *, truncated: int, pairs: int) 
     note = "one step: nothing can fall" if steps == 1 else "first third of the steps minus the last"
     figures.append(count("dpo.logged_fall", fall, steps, note=note))
     return {figure.metric: figure for figure in figures}
+
+
+def _first_loss(log: Sequence[Mapping[str, float]], first: float, steps: int, expected: float | None) -> Figure:
+    metric, facts = "dpo.first_loss_error", {"first_loss": first}
+    if expected is not None:
+        return count(metric, abs(first - expected), steps, facts={**facts, "expected": expected})
+    if "rewards/margins" not in log[0]:
+        return unmeasured(metric, "this loss hangs on the texts, and the log holds no reward margin")
+    note = "the loss hangs on the texts: this is the first reward margin, which must be 0"
+    return count(metric, abs(log[0]["rewards/margins"]), steps, note=note, facts=facts)
 
 
 def margin(row: PairScore) -> float:
@@ -88,7 +104,7 @@ def warnings(figures: Mapping[str, Figure], watched: HealthSection) -> list[str]
 
     lines = []
     if value("dpo.first_loss_error") > 0.01:
-        lines.append("the first loss was not ln 2: policy and reference differ before training")
+        lines.append("the first loss was not what it must be (ln 2): policy and reference differ before training")
     if value("dpo.finite") == 0.0:
         lines.append("a loss or gradient norm was not finite")
     if value("dpo.loss_fall") <= 0.0:
@@ -96,5 +112,9 @@ def warnings(figures: Mapping[str, Figure], watched: HealthSection) -> list[str]
     seen = (
         health.displacement(value("dpo.chosen_fall"), watched),
         health.truncation(value("dpo.truncated"), watched),
+        health.barely_moved(
+            value("dpo.margin.heldout"), value("forgetting.kl"), value("fresh.tuned.same_as_base"), watched
+        ),
+        health.moved_too_far(value("forgetting.kl"), value("dpo.chosen_fall.heldout"), watched),
     )
     return [*(sign.text for sign in seen if sign), *lines]

@@ -1,32 +1,22 @@
-"""The measurement of one run, start to end: what is scored, in which order, and the figures that come out.
+"""The measurements of the tuned policy against its base, and the score log that a run's measurements share.
 
-Owns the list of measurements and eval/measured.json; each metric lives in its module, resuming in `evaluation`.
+Owns eval/measured.json; which measurements a run makes, in which order, is `pipeline.evaluate`'s, each metric lives in
+its module, resuming in `scores`'s `Evaluation`. Critiques and revisions are measured in `chain_figures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 from cai.data.pairs import PairSet
 from cai.engine import Request, Sampling
-from cai.evaluate import (
-    critic_stage,
-    critiques,
-    data_checks,
-    dpo_health,
-    forgetting,
-    judge,
-    likelihood,
-    preference,
-    prompted,
-    revisions,
-)
-from cai.evaluate.cases import FALLBACK, Case, from_examples, nearby
-from cai.evaluate.lm_eval import tasks
-from cai.evaluate.scores import Evaluation, Key, Row, every_example, fingerprint, load_judge, open_scores
-from cai.metrics.figure import Figure, count, finite_rows, indicator, rate, sample, shuffled, unmeasured
+from cai.evaluate import data_checks, dpo_health, forgetting, judge, likelihood, preference
+from cai.evaluate.cases import Case
+from cai.evaluate.scores import Evaluation, Row, fingerprint, load_judge, open_scores
+from cai.metrics.figure import Figure, count, indicator, rate, sample, unmeasured
 from cai.metrics.text import words
 from cai.recipe.ends import cut, signs_of
 from cai.run.context import Context
@@ -38,36 +28,18 @@ SURFACE_PAIRS = 20  # fewer hold less than one pair of n-grams that matters
 SLICE = 8  # items scored between two writes: what a kill loses
 
 
-def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path, folder: Path) -> Figures:
-    """Every figure of a run by metric name; rows go to eval/scores.jsonl, figures to eval/measured.json.
-
-    `folder`: where recipe paths are resolved. Resumes from its rows; with none missing, no model is loaded.
-    """
-    figures = _counts(pairs) | data_checks.measure(pairs, context.log.rows, context.prompts, context.constitution)
-    if not context.recipe.evaluation.enabled:
-        return figures
+@contextmanager
+def opened(context: Context, pairs: PairSet, adapter: Path) -> Iterator[Evaluation]:
+    """What every measurement takes, on the score log of these pairs and this adapter."""
     prompts = load_judge(context)
-    log = open_scores(context, fingerprint(context, pairs, adapter, prompts))
-    try:
-        evaluation = Evaluation(context, log, adapter, prompts)
-        figures |= critic_stage.measure(context)
-        figures |= _critiques_and_revisions(evaluation, pairs)
-        figures |= preference_figures(evaluation, pairs, training_pairs)
-        figures |= surface_figures(pairs, training_pairs)
-        figures |= _fresh(evaluation, pairs, training_pairs)
-        figures |= forgetting_figures(evaluation)
-        figures |= tasks.figures(tasks.measure(evaluation, folder))
-        figures |= _training(context, adapter)
-    finally:
-        log.close()
+    with open_scores(context, fingerprint(context, pairs, adapter, prompts)) as log:
+        yield Evaluation(context, log, adapter, prompts)
+
+
+def write(context: Context, figures: Figures) -> None:
+    """eval/measured.json, and an event with the warnings; an unchanged file is left alone (a resume of a done run)."""
     warnings = dpo_health.warnings(figures, context.recipe.health)
     content = {"warnings": warnings, "figures": {name: figure.as_dict() for name, figure in figures.items()}}
-    _write(context, content)
-    return figures
-
-
-def _write(context: Context, content: Row) -> None:
-    """eval/measured.json, and an event with the warnings; an unchanged file is left alone (a resume of a done run)."""
     path = context.run.eval / "measured.json"
     if holds(path, json_bytes(content)):
         return
@@ -75,115 +47,15 @@ def _write(context: Context, content: Row) -> None:
     context.run.event("measured", figures=len(content["figures"]), warnings=content["warnings"])
 
 
-def _counts(pairs: PairSet) -> Figures:
+def of_data(context: Context, pairs: PairSet) -> Figures:
+    """What is counted in the pairs and the records, without a model."""
     total = len(pairs.kept) + len(pairs.rejects)
     figures = [
         count("pairs.kept", len(pairs.kept), total, facts={"rejected": pairs.reasons}),
         count("pairs.yield", len(pairs.kept) / total if total else 0.0, total),
     ]
-    return {figure.metric: figure for figure in figures}
-
-
-def _critiques_and_revisions(evaluation: Evaluation, pairs: PairSet) -> Figures:
-    """All complete items, kept or not; likelihood and judge on nested seeded samples of them."""
-    section = evaluation.section
-    cases = from_examples(every_example(pairs))
-    by_key = {case.key: case for case in cases}
-    keys = list(by_key)
-    revised = [key for key in keys if by_key[key].revision]
-    requests = sorted({p.critique_request for p in evaluation.context.constitution.principles})
-    shown = [example.assistant for example in evaluation.context.prompts["critiques"].examples]
-    idf = critiques.weights(cases)
-
-    def chosen(part: Sequence[Key]) -> list[Case]:
-        return [by_key[key] for key in part]
-
-    ring = [by_key[key] for key in shuffled(keys, 0, "ring")]
-
-    def gates(part: Sequence[Key]) -> list[Row]:
-        return [critiques.gate_row(c, nearby(c, ring), requests, section, idf, shown) for c in chosen(part)]
-
-    gate_c = evaluation.fill("critiques.gates", keys, 64, gates)
-    gate_r = evaluation.fill(
-        "revisions.gates", revised, 64, lambda p: [revisions.check_row(c, section) for c in chosen(p)]
-    )
-    scored = sample(keys, section.likelihood_items)
-    pool = chosen(scored)
-
-    generic = _generic(evaluation, scored, by_key)
-
-    def csi(part: list[Key]) -> list[Row]:
-        with evaluation.base() as scorer:
-            return critiques.specificity_rows(likelihood.specificity(scorer, chosen(part), pool, generic))
-
-    def cri(part: list[Key]) -> list[Row]:
-        with evaluation.base() as scorer:
-            return revisions.responsiveness_rows(likelihood.responsiveness(scorer, chosen(part), pool))
-
-    csi_rows, cri_rows = (
-        evaluation.fill("critiques.csi", scored, SLICE, csi),
-        evaluation.fill("revisions.cri", [k for k in scored if by_key[k].revision], SLICE, cri),
-    )
-    judged_c, judged_r = _judged(evaluation, scored, by_key)
-    name = evaluation.judge_name
-    figures = critiques.summarise(gate_c, csi_rows, judged_c, section, name)
-    figures |= revisions.summarise(gate_r, cri_rows, judged_r, section, name)
-    figures["critiques.meaningful"].facts["of"] = len(scored)
-    figures["revisions.addresses"].facts["of"] = sum(bool(by_key[key].revision) for key in scored)
-    _note_kept(figures, pairs, (gate_c, csi_rows, judged_c), (gate_r, cri_rows, judged_r), evaluation)
-    return figures
-
-
-def _generic(evaluation: Evaluation, scored: Sequence[Key], by_key: dict[Key, Case]) -> dict[Key, float]:
-    """The generic control's log-probs, one a context; the shipped contexts stand in for missing neighbours."""
-    contexts = dict(by_key) | {case.key: case for case in FALLBACK}
-
-    def compute(part: list[Key]) -> list[Row]:
-        with evaluation.base() as scorer:
-            found = likelihood.generic_lps(scorer, [contexts[key] for key in part])
-        return [{"metric": "critiques.generic_lp", "item": i, "round": r, "lp": lp} for (i, r), lp in found.items()]
-
-    keys = [*scored, *(case.key for case in FALLBACK)] if scored else []
-    rows = finite_rows(evaluation.fill("critiques.generic_lp", keys, 16, compute), "lp")
-    return {(row["item"], row["round"]): row["lp"] for row in rows}
-
-
-def _judged(evaluation: Evaluation, scored: Sequence[Key], by_key: dict[Key, Case]) -> tuple[list[Row], list[Row]]:
-    section, prompts = evaluation.section, evaluation.judge
-    if section.judge == "off" or prompts is None:
-        return [], []
-    keys = sample(scored, section.judge_items)
-    pool = [by_key[key] for key in scored]
-
-    def j12(part: list[Key]) -> list[Row]:
-        with evaluation.base() as scorer:
-            return judge.judge_critiques(scorer, prompts, [by_key[key] for key in part], pool)
-
-    def j34(part: list[Key]) -> list[Row]:
-        with evaluation.base() as scorer:
-            return judge.judge_revisions(scorer, prompts, [by_key[key] for key in part])
-
-    return evaluation.fill("critiques.judge", keys, SLICE, j12), evaluation.fill(
-        "revisions.judge", [k for k in keys if by_key[k].revision], SLICE, j34
-    )
-
-
-def _note_kept(
-    figures: Figures,
-    pairs: PairSet,
-    of_critiques: Sequence[Sequence[Row]],
-    of_revisions: Sequence[Sequence[Row]],
-    evaluation: Evaluation,
-) -> None:
-    """Beside the two headlines, the same rate over kept pairs only, as a fact."""
-    kept = {example["item"] for example in pairs.examples}
-    for metric, rows, summarise in (
-        ("critiques.meaningful", of_critiques, critiques.summarise),
-        ("revisions.addresses", of_revisions, revisions.summarise),
-    ):
-        only = [[row for row in part if row["item"] in kept] for part in rows]
-        found = summarise(only[0], only[1], only[2], evaluation.section, evaluation.judge_name)[metric]
-        figures[metric].facts.update({"kept_only": found.value, "kept_n": found.n})
+    counted = {figure.metric: figure for figure in figures}
+    return counted | data_checks.measure(pairs, context.log.rows, context.prompts, context.constitution)
 
 
 def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: Sequence[Pair]) -> Figures:
@@ -192,7 +64,8 @@ def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: S
     limit = max(len(pairs.heldout), evaluation.section.train_pairs)
     by_item = {pair["item"]: pair for pair in (*sample_rows(training_pairs, limit), *pairs.heldout)}
 
-    def logps(part: list[Key]) -> list[Row]:
+    keys = [(item, 0) for item in by_item]
+    for part in evaluation.left("preference.pairs", keys, SLICE):
         model = evaluation.model()
         wanted = [by_item[item] for item, _ in part]
         policy, stopped = evaluation.context.prompts["policy"], evaluation.context.stopped
@@ -202,12 +75,15 @@ def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: S
             {"metric": "preference.pairs", "item": item, "round": 0, "skipped": "prompt too long"}
             for item in sorted(missing)
         ]
-        return [*map(dict, rows), *skipped]
-
-    found = evaluation.fill("preference.pairs", [(item, 0) for item in by_item], SLICE, logps)
-    rows = cast(list[PairScore], found)
+        evaluation.write("preference.pairs", part, [*map(dict, rows), *skipped])
+    rows = cast(list[PairScore], evaluation.rows("preference.pairs", keys))
     too_long = len(pairs.heldout) - sum(row["split"] == "heldout" for row in rows)
     figures = preference.summarise(rows, too_long)
+    figures["preference.p1"].facts["by_pool"] = preference.by_group(
+        rows, {p["item"]: [p["pool"]] for p in pairs.heldout}
+    )
+    drawn = {e["item"]: [r["principle_id"] for r in e["rounds"] if r["principle_id"]] for e in pairs.examples}
+    figures["preference.p1"].facts["by_principle"] = preference.by_group(rows, drawn)
     for split in ("train", "heldout"):
         figures |= dpo_health.from_pairs([row for row in rows if row["split"] == split], dpo.beta, split)
     return figures
@@ -229,32 +105,39 @@ def sample_rows(rows: Sequence[Pair], size: int) -> list[Pair]:
     return [by_item[item] for item in sample(list(by_item), size)]
 
 
-def _fresh(evaluation: Evaluation, pairs: PairSet, training_pairs: Sequence[Pair]) -> Figures:
-    """Greedy answers of base and tuned to held-out prompts: degeneration figures, and P3 by the judge."""
-    section = evaluation.section
-    wanted = {pair["item"]: pair for pair in sample_rows(pairs.heldout, section.fresh_items)}
+def fresh(evaluation: Evaluation, pairs: PairSet) -> tuple[dict[int, Pair], list[Row]]:
+    """Held-out pairs by item, and the greedy answers of base and tuned to their prompts."""
+    wanted = {pair["item"]: pair for pair in sample_rows(pairs.heldout, evaluation.section.fresh_items)}
     keys = [(item, 0) for item in wanted]
-    fresh = evaluation.fill(
-        "preference.fresh", keys, 16, lambda part: _answers(evaluation, [wanted[item] for item, _ in part])
-    )
+    for part in evaluation.left("preference.fresh", keys, 16):
+        evaluation.write("preference.fresh", part, _answers(evaluation, [wanted[item] for item, _ in part]))
+    return wanted, evaluation.rows("preference.fresh", keys)
+
+
+def fresh_figures(rows: Sequence[Row]) -> Figures:
+    """How the fresh answers of either arm degenerate, and end."""
     figures: Figures = {}
     for arm in ("base", "tuned"):
-        texts, limited = [row[arm] for row in fresh], [row[f"{arm}_finish"] == "length" for row in fresh]
+        texts, limited = [row[arm] for row in rows], [row[f"{arm}_finish"] == "length" for row in rows]
         figures |= forgetting.degeneration(texts, limited, arm)
-        ended = rate(f"fresh.{arm}.stops", [indicator(row[f"{arm}_finish"] == "eos") for row in fresh])
+        ended = rate(f"fresh.{arm}.stops", [indicator(row[f"{arm}_finish"] == "eos") for row in rows])
         figures[ended.metric] = ended
-    prompts = evaluation.judge
-    if section.judge == "off" or prompts is None:
-        return figures | preference.summarise_fresh([], evaluation.judge_name)
-    figures |= prompted.measure(evaluation, wanted, fresh, training_pairs)
-    texts_of = {row["item"]: row for row in fresh}
+    if rows:
+        figures["fresh.tuned.same_as_base"] = preference.same_answers(rows)
+    return figures
 
-    def p3(part: list[Key]) -> list[Row]:
+
+def p3_figures(evaluation: Evaluation, wanted: Mapping[int, Pair], answers: Sequence[Row]) -> Figures:
+    """P3: the judge's preference between the fresh answers of tuned and base."""
+    prompts, texts_of = evaluation.judge, {row["item"]: row for row in answers}
+    if prompts is None or not evaluation.judges:
+        return preference.summarise_fresh([], evaluation.judge_name)
+    compared = sample([(item, 0) for item in wanted], evaluation.section.fresh_items)
+    for part in evaluation.left("preference.p3", compared, SLICE):
         with evaluation.base() as scorer:
-            return _compare(scorer, prompts, [(wanted[item], texts_of[item]) for item, _ in part])
-
-    judged = evaluation.fill("preference.p3", sample(keys, section.fresh_items), SLICE, p3)
-    return figures | preference.summarise_fresh(judged, evaluation.judge_name)
+            rows = _compare(scorer, prompts, [(wanted[item], texts_of[item]) for item, _ in part])
+        evaluation.write("preference.p3", part, rows)
+    return preference.summarise_fresh(evaluation.rows("preference.p3", compared), evaluation.judge_name)
 
 
 def _answers(evaluation: Evaluation, prompts: Sequence[Pair]) -> list[Row]:
@@ -307,28 +190,27 @@ def forgetting_figures(evaluation: Evaluation) -> Figures:
     section = evaluation.section
     chosen = sample(range(len(forgetting.passages())), section.neutral_passages)
     keys = [(index, 0) for index in chosen]
-    nll = evaluation.fill(
-        "forgetting.nll",
-        keys,
-        20,
-        lambda part: forgetting.nll_rows(evaluation.scorer(), evaluation.model(), [index for index, _ in part]),
-    )
-    figures = forgetting.summarise_nll(nll)
-
-    def kl(part: list[Key]) -> list[Row]:
+    for part in evaluation.left("forgetting.nll", keys, 20):
+        found = forgetting.nll_rows(evaluation.scorer(), evaluation.model(), [index for index, _ in part])
+        evaluation.write("forgetting.nll", part, found)
+    figures = forgetting.summarise_nll(evaluation.rows("forgetting.nll", keys))
+    of_kl = sample(keys, section.kl_passages)
+    for part in evaluation.left("forgetting.kl", of_kl, 10):
         if evaluation.model().hf is None:
             why = "the fake model has no distributions"
-            return [{"metric": "forgetting.kl", "item": index, "round": 0, "skipped": why} for index, _ in part]
-        return forgetting.kl_rows(evaluation.model(), [index for index, _ in part])
+            found = [{"metric": "forgetting.kl", "item": index, "round": 0, "skipped": why} for index, _ in part]
+        else:
+            found = forgetting.kl_rows(evaluation.model(), [index for index, _ in part])
+        evaluation.write("forgetting.kl", part, found)
+    return figures | forgetting.summarise_kl(evaluation.rows("forgetting.kl", of_kl))
 
-    rows = evaluation.fill("forgetting.kl", sample(keys, section.kl_passages), 10, kl)
-    return figures | forgetting.summarise_kl(rows)
 
-
-def _training(context: Context, adapter: Path) -> Figures:
+def training_figures(context: Context) -> Figures:
     from cai.training.train import load_result
 
     result = load_result(context.run.train)
     if result is None:
         return {"dpo.first_loss_error": unmeasured("dpo.first_loss_error", "there is no training result")}
-    return dpo_health.from_log(result.log, truncated=result.truncated, pairs=result.pairs)
+    return dpo_health.from_log(
+        result.log, truncated=result.truncated, pairs=result.pairs, expected=result.expected_first_loss
+    )

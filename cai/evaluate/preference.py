@@ -9,14 +9,26 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cai.engine import Engine, ScoreRequest, never
 from cai.engine.model import Model
 from cai.evaluate.dpo_health import LOGPS, margin
-from cai.metrics.figure import Figure, Outcome, Scored, finite_rows, mean, rate, unmeasured, unscored, worst_rows
+from cai.metrics.figure import (
+    Figure,
+    Outcome,
+    Scored,
+    finite_rows,
+    indicator,
+    mean,
+    rate,
+    unmeasured,
+    unscored,
+    worst_rows,
+)
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact
 from cai.metrics.text import words
 from cai.metrics.wordings import is_refusal
@@ -161,6 +173,22 @@ def summarise(rows: Sequence[PairScore], too_long: int = 0) -> dict[str, Figure]
     figures.append(baseline("preference.length_only", heldout, train, by_length))
     figures.append(baseline("preference.refusal_only", heldout, train, by_refusal))
     return {figure.metric: figure for figure in (*figures, *_p2(heldout, missing))}
+
+
+def by_group(rows: Sequence[PairScore], groups: Mapping[int, Iterable[str]]) -> Row:
+    """Group (a pool, a principle) -> "won of compared" on held-out pairs; an item may stand in several groups."""
+    won: Counter[str] = Counter()
+    compared: Counter[str] = Counter()
+    for row in rows:
+        for group in groups.get(row["item"], ()) if row["split"] == "heldout" else ():
+            compared[group] += 1
+            won[group] += implicit(row) == 1.0
+    return {group: f"{won[group]} of {compared[group]}" for group in sorted(compared)}
+
+
+def same_answers(fresh: Sequence[Mapping[str, Any]]) -> Figure:
+    """Share of the tuned model's fresh answers that are the base's, letter by letter."""
+    return rate("fresh.tuned.same_as_base", [indicator(row["tuned"] == row["base"]) for row in fresh])
 
 
 def _p2(heldout: Sequence[PairScore], missing: Sequence[Outcome]) -> list[Figure]:

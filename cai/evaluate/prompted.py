@@ -59,48 +59,32 @@ def _fitting(evaluation: Evaluation, shown: Sequence[FewShotExample]) -> list[Fe
 
 
 def measure(
-    evaluation: Evaluation, wanted: Mapping[int, Pair], fresh: Sequence[Row], training_pairs: Sequence[Pair]
+    evaluation: Evaluation, arm: str, wanted: Mapping[int, Pair], fresh: Sequence[Row], training_pairs: Sequence[Pair]
 ) -> Figures:
-    """`fresh`: rows with the tuned model's answers, `wanted`: prompts."""
+    """One arm's figures. `fresh`: rows with the tuned model's answers, `wanted`: prompts."""
     tuned = {row["item"]: row["tuned"] for row in fresh}
     keys: list[Key] = [(item, 0) for item in wanted if item in tuned]
-    found: Figures = {}
-    for arm in evaluation.section.prompted:
-        found |= _arm(evaluation, arm, keys, wanted, tuned, training_pairs)
-    return found
-
-
-def _arm(
-    evaluation: Evaluation,
-    arm: str,
-    keys: Sequence[Key],
-    wanted: Mapping[int, Pair],
-    tuned: Mapping[int, str],
-    training_pairs: Sequence[Pair],
-) -> Figures:
     name = f"{arm}_{evaluation.section.best_of}" if arm == "best_of_n" else arm
-
-    def answers(part: list[Key]) -> list[Row]:
+    for part in evaluation.left(f"prompted.{name}", keys, SLICE):
         asked = [wanted[item] for item, _ in part]
         if arm == "best_of_n":
             rows = _best(evaluation, asked)
         else:
             rows = _greedy(evaluation, prompt_of(evaluation, arm, training_pairs), asked)
         keyed = [{"metric": f"prompted.{name}", "item": pair["item"], "round": 0} for pair in asked]
-        return [key | row for key, row in zip(keyed, rows, strict=True)]
-
-    rows = evaluation.fill(f"prompted.{name}", keys, SLICE, answers)
+        answers = [key | row for key, row in zip(keyed, rows, strict=True)]
+        evaluation.write(f"prompted.{name}", part, answers)
+    rows = evaluation.rows(f"prompted.{name}", keys)
     texts = {row["item"]: row["text"] for row in rows}
     figures = forgetting.degeneration(list(texts.values()), [row["finish"] == "length" for row in rows], arm)
     ended = rate(f"fresh.{arm}.stops", [indicator(row["finish"] == "eos") for row in rows])
     figures[ended.metric] = ended
-
-    def judged(part: list[Key]) -> list[Row]:
+    answered = [(row["item"], 0) for row in rows] if evaluation.judge else []
+    for part in evaluation.left(f"prompted.{name}.judged", answered, SLICE):
         both = [(wanted[item], tuned[item], texts[item]) for item, _ in part]
-        return [{"metric": f"prompted.{name}.judged", **row} for row in _compared(evaluation, both)]
-
-    answered = [(row["item"], 0) for row in rows]
-    judged_rows = evaluation.fill(f"prompted.{name}.judged", answered, SLICE, judged) if evaluation.judge else []
+        judged = [{"metric": f"prompted.{name}.judged", **row} for row in _compared(evaluation, both)]
+        evaluation.write(f"prompted.{name}.judged", part, judged)
+    judged_rows = evaluation.rows(f"prompted.{name}.judged", answered)
     for figure in preference.summarise_fresh(judged_rows, evaluation.judge_name).values():
         metric = figure.metric.replace("preference.p3", f"preference.over.{arm}")
         figures[metric] = replace(figure, metric=metric)

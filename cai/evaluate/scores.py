@@ -7,7 +7,7 @@ has changed, and the switch between base and tuned. Does not own any metric.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,9 @@ from cai.evaluate.cases import MIN_QUOTE_MATCH
 from cai.evaluate.judge import JUDGE_FIELDS, Judge
 from cai.recipe.prompts import load_prompt
 from cai.recipe.settings_evaluation import EvaluationSection
+from cai.run import loop
 from cai.run.context import Context
-from cai.run.loop import fill, open_marked
+from cai.run.loop import open_marked
 from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 from cai.store.row_types import Example
@@ -54,6 +55,11 @@ class Evaluation:
         return self.context.recipe.evaluation
 
     @property
+    def judges(self) -> bool:
+        """Whether the base is asked for its word on texts."""
+        return self.section.judge != "off" and self.judge is not None
+
+    @property
     def judge_name(self) -> str:
         facts = self.context.run.manifest.get("model") or {}
         return f"{facts.get('model', self.context.recipe.model.name)}, adapter off"
@@ -79,21 +85,18 @@ class Evaluation:
         with self.model().adapter(False):
             yield self.scorer()
 
-    def fill(
-        self, metric: str, keys: Sequence[Key], chunk: int, compute: Callable[[list[Key]], list[Row]]
-    ) -> list[Row]:
-        """The rows of `keys` in order; missing ones are computed in fixed slices and written slice by slice.
+    def left(self, metric: str, keys: Sequence[Key], chunk: int) -> Iterator[list[Key]]:
+        """The fixed slices of `keys` that miss a row of this metric; the caller gives the rows of each to `write`."""
+        named = [(metric, *key) for key in keys]
+        for part in loop.left(self.context, self.log, f"evaluate {metric}", named, chunk):
+            yield [(item, round_) for _, item, round_ in part]
 
-        A row that carries `skipped` says why a key has no score; it is written, and not returned.
-        """
-        found = fill(
-            self.context,
-            self.log,
-            f"evaluate {metric}",
-            [(metric, *key) for key in keys],
-            chunk,
-            lambda part: compute([(item, round_) for _, item, round_ in part]),
-        )
+    def write(self, metric: str, part: Iterable[Key], rows: Iterable[Row]) -> None:
+        loop.write(self.context, self.log, [(metric, *key) for key in part], rows)
+
+    def rows(self, metric: str, keys: Iterable[Key]) -> list[Row]:
+        """The rows of `keys` in order. A row that carries `skipped` says why a key has no score: it is left out."""
+        found = loop.rows_of(self.log, [(metric, *key) for key in keys])
         return [row for row in found if "skipped" not in row]
 
 

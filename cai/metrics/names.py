@@ -37,7 +37,7 @@ NAMES = (
     *(f"dpo.{name}{split}" for name in _DPO for split in ("", ".heldout")),
     *(f"dpo.{name}.seed_{{x}}" for name in ("last_loss", "heldout_accuracy", "heldout_margin")),
     *(f"forgetting.{name}" for name in ("nll_delta", "nll_base", "kl", "{x}_delta")),
-    *(f"fresh.{{x}}.{name}" for name in ("empty", "at_limit", "repeats", "distinct_2", "stops")),
+    *(f"fresh.{{x}}.{name}" for name in ("empty", "at_limit", "repeats", "distinct_2", "stops", "same_as_base")),
     *(f"harmbench.{name}" for name in ("asr.{x}", "asr_drop", "asr_drop.{x}", "p", "improvement")),
     *(f"xstest.{name}" for name in ("over_refusal.{x}", "over_refusal_rise", "partial_refusal.{x}")),
     *(f"xstest.{name}" for name in ("unsafe_refusal.{x}", "unsafe_refusal_rise")),

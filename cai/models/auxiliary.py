@@ -185,7 +185,7 @@ def free_gib() -> float | None:
 
 def load_tokenizer(name: str, key: str, revision: str) -> HfTokenizer:
     """The tokenizer of `name` alone, chat template included. Errors: CaiError (exit 2) where it cannot be loaded."""
-    from cai.models.policy import prepare_environment, quiet
+    from cai.models.libraries import prepare_environment, quiet
 
     prepare_environment()
     from transformers import AutoTokenizer
@@ -211,8 +211,8 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     import torch
     from transformers import AutoModelForCausalLM
 
+    from cai.models.libraries import quiet
     from cai.models.loading import complete_weights
-    from cai.models.policy import quiet
 
     cuda, options = torch.cuda.is_available(), _options(name, revision)
     try:

@@ -29,8 +29,9 @@ from cai.metrics.figure import Figure, indicator, rate, unmeasured
 from cai.metrics.stats import kappa, wilson
 from cai.recipe.prompts import digest
 from cai.recipe.settings_benchmarks import STAND_IN, ChecksSection
+from cai.run import loop
 from cai.run.context import Context
-from cai.run.loop import fill, open_marked
+from cai.run.loop import open_marked
 from cai.store import records
 from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.jsonl import Row
@@ -118,13 +119,13 @@ def measure(context: Context, log: RecordLog | None, use: str, judge: str, said:
     section, fresh = context.recipe.checks, is_left(context, log, use)
     rows = {row["item"]: row for row in rows_of(use, section.limit)}
 
-    def compute(part: list[tuple[str, int, int]]) -> list[Row]:
+    keys = [("check", item, 0) for item in rows]
+    for part in loop.left(context, log, f"check {use}", keys, AT_ONCE):
         chosen = [rows[item] for _, item, _ in part]
         found = zip(chosen, said(chosen), strict=True)
-        return [{"arm": "check", "item": r["item"], "round": 0, "label": r["label"], "said": s} for r, s in found]
-
-    recorded = fill(context, log, f"check {use}", [("check", item, 0) for item in rows], AT_ONCE, compute)
-    check, figures = judged(use, judge, recorded, section)
+        answered = [{"arm": "check", "item": r["item"], "round": 0, "label": r["label"], "said": s} for r, s in found]
+        loop.write(context, log, part, answered)
+    check, figures = judged(use, judge, loop.rows_of(log, keys), section)
     _write(context, check, figures)
     if fresh:
         context.run.event("checked", **asdict(check))

@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
-import logging
 import os
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +25,7 @@ from cai.engine.model import Model
 from cai.engine.tokenizers import HFTokenizer, Tokenizer
 from cai.errors import CaiError
 from cai.models import embedded, loading, weights
+from cai.models.libraries import prepare_environment, quiet, wait_passively
 from cai.recipe.settings import EngineSection, LoraSection, ModelSection
 from cai.store.jsonl import Row
 
@@ -176,64 +173,6 @@ class LoadedModel:
 
             (FastLanguageModel.for_inference if which == "generate" else FastLanguageModel.for_training)(self.hf)
         self.hf.train(which == "train")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Library banners off the console; shown after all when the block fails."""
-    if os.environ.get("CAI_VERBOSE"):
-        yield
-        return
-    out = io.StringIO()
-    loggers = [logging.getLogger(name) for name in ("torch", "transformers", "bitsandbytes", "unsloth")]
-    levels = [logger.level for logger in loggers]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-    except BaseException:
-        sys.stderr.write(out.getvalue()[-4000:])
-        raise
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def prepare_environment() -> None:
-    """Telemetry off, no progress bars of libraries, before any of them is imported."""
-    defaults = {
-        "UNSLOTH_DISABLE_STATISTICS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "DO_NOT_TRACK": "1",
-        "WANDB_DISABLED": "true",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "UNSLOTH_COMPILE_LOCATION": str(embedded.cache_root() / "unsloth_compiled_cache"),
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-    }
-    for key, value in defaults.items():
-        os.environ.setdefault(key, value)
-
-
-def wait_passively() -> None:
-    """Threads of OpenMP sleep at a barrier instead of spinning; to be asked before torch is imported.
-
-    On two cores under a load of 7 spinning made small products five times slower (0.7 against 3.8 tokens/s, equal CPU
-    seconds); one thread was no faster than passive threads (4.0). What is set in the environment holds.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def threads_in_words() -> str:
-    """`2 threads, passive wait`: what a CPU run is computed with, for one line on screen."""
-    import torch
-
-    count = torch.get_num_threads()
-    wait = os.environ.get("OMP_WAIT_POLICY", "default").lower()
-    return "1 thread" if count == 1 else f"{count} threads, {wait} wait"
 
 
 def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callable[[str], None] = print) -> Model:

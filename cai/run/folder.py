@@ -1,25 +1,22 @@
 """The run folder: its names, lock, manifest, events and status. One process owns a run from open to close.
 
 Owns every path inside `runs/<id>/`, the lock that keeps a second runner out, the attempts and their cost, and the check
-that a resume continues the same data. Does not own the records' content (cai.store.records) nor what belongs into a
-recipe's identity (cai.recipe.load). Invariants: the folder appears whole or not at all; events are only appended; what
-is summed over attempts comes from the events alone, so an attempt that was killed counts up to its last sign of life.
+that a resume continues the same data. Does not own the records' content (cai.store.records), the names of runs
+(`run_ids`) nor what belongs into a recipe's identity (cai.recipe.identity). Invariants: the folder appears whole or not
+at all; events are only appended; what is summed over attempts comes from the events alone, so an attempt that was
+killed counts up to its last sign of life.
 """
 
 from __future__ import annotations
 
-import difflib
 import errno
-import hashlib
 import math
 import os
-import re
 import shutil
 import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,7 @@ from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.run.heart import Heart
 from cai.run.manifest import SCHEMA, read_manifest
+from cai.run.run_ids import check_run_id
 from cai.store import files
 from cai.store.files import write_atomic, write_json_atomic
 from cai.store.jsonl import JsonObject, Row
@@ -39,77 +37,10 @@ from cai.store.lock import take_lock, utc_now
 from cai.store.records import RecordLog
 from cai.store.row_types import Record
 
-__all__ = ["Run", "check_identity", "new_run_id", "resolve_run", "write_atomic", "write_json_atomic"]
+__all__ = ["Run", "check_identity", "write_atomic", "write_json_atomic"]
 
-RUN_ID = re.compile(r"^[a-z0-9][a-z0-9._-]{0,79}$")
 HEARTBEAT_SECONDS = 15.0  # longest time of an attempt that kill -9 can leave uncounted
 STATUS_SECONDS = 0.5  # status.json is rewritten at most this often
-
-
-def new_run_id(milestone: str, identity: Mapping[str, str], now: datetime | None = None) -> str:
-    """`<utc yyyymmdd-hhmmss>-<milestone>-<hash6>`; the hash is of the identity, so equal recipes look alike."""
-    stamp = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
-    digest = hashlib.sha256(orjson.dumps(dict(identity), option=orjson.OPT_SORT_KEYS)).hexdigest()[:6]
-    return check_run_id(f"{stamp}-{milestone.lower()}-{digest}")
-
-
-def check_run_id(run_id: str) -> str:
-    if not RUN_ID.fullmatch(run_id):
-        raise CaiError(
-            f"run id {run_id!r}: must match {RUN_ID.pattern} (lower-case letters, digits, '.', '_', '-'; at most 80)",
-            errors.USAGE,
-        )
-    return run_id
-
-
-def resolve_run(argument: str | Path, root: Path) -> Path:
-    """The folder that `--resume ARGUMENT` means: `ID`, `root/ID` or `root/latest`; never one outside `root`.
-
-    Errors: CaiError(USAGE) for a malformed id, another folder, a symbolic link or a run that does not exist.
-    """
-    given = Path(argument)
-    if given.parent != Path(".") and os.path.realpath(given.parent) != os.path.realpath(root):
-        raise CaiError(
-            f"{argument}: is not inside {root}/: give {root}/<id> or {root}/latest, or the run's recipe.toml as recipe",
-            errors.USAGE,
-        )
-    name = given.name
-    if name == "latest":
-        try:
-            name = os.readlink(root / "latest")
-        except OSError as error:
-            if (root / "latest").exists():
-                raise CaiError(
-                    f"{root}/latest: is no link to a run but a file or folder of its own: name the run itself "
-                    f"({_hint('', root)}), and remove it so that the next run can set the link",
-                    errors.USAGE,
-                ) from error
-            raise CaiError(
-                f"{root}/latest: there is no latest run yet: start one with make m0", errors.USAGE
-            ) from error
-    path = root / check_run_id(name)
-    if path.is_symlink():
-        raise CaiError(f"{path}: is a symbolic link: name the run folder itself", errors.USAGE)
-    if not path.is_dir():
-        raise CaiError(f"{path}: no such run ({_hint(name, root)})", errors.USAGE)
-    _refuse_pipes(path)
-    return path
-
-
-def _refuse_pipes(run: Path) -> None:
-    """CaiError(CORRUPT) for a pipe, socket or device in a run folder: reading it would wait for ever."""
-    for path in run.rglob("*"):
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise CaiError(f"{path}: is a pipe or a device: put the file back, or remove it", errors.CORRUPT)
-
-
-def _hint(name: str, root: Path) -> str:
-    """The run that was meant, as far as its name tells; else the newest."""
-    known = sorted(p.name for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
-    if not known:
-        return f"{root}/ holds none"
-    near = [run for run in known if name and name in run] or difflib.get_close_matches(name, known, 1, 0.8)
-    return f"did you mean {near[-1]}?" if near else f"the newest of {len(known)} is {known[-1]}"
 
 
 def check_identity(

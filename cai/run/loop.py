@@ -1,13 +1,18 @@
 """The one resumable loop: keys -> fixed slices -> compute -> append, for evaluation, checks, benchmarks and guard.
 
+    for part in left(context, log, label, keys, chunk):
+        write(context, log, part, <the rows of part>)
+    rows = rows_of(log, keys)
+
+Who computes stands in the loop's body, so that no callback lies between a measurement and what it asks the model.
 Owns which keys are left (computed from the log alone), slicing, progress and the marked logs under eval/. A stage that
-draws text (`cai.data.stage`) adds redraws and streaming to the same contract. Invariants: a slice is a fixed part of
-the keys, recomputed whole when only some of it is on disk; rows on disk are never rewritten; a key has one row.
+draws text (`cai.data.stage_loop`) adds redraws and streaming to the same contract. Invariants: a slice is a fixed part
+of the keys, recomputed whole when only some of it is on disk; rows on disk are never rewritten; a key has one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -17,36 +22,44 @@ from cai.store.records import RecordLog
 from cai.store.rows import Key, R
 
 
-def fill(
+def left(
     context: Context,
     log: RecordLog[R],
     label: str,
     keys: Sequence[Key],
     chunk: int,
-    compute: Callable[[list[Key]], Sequence[R]],
     round_: int = 0,
     per_round: bool = False,
     **ended: object,
-) -> list[R]:
-    """The rows of `keys` in order; missing ones are computed in slices of `chunk` and written slice by slice.
+) -> Iterator[list[Key]]:
+    """The slices of `chunk` keys that miss a row, in order; each is computed whole and given to `write`.
 
-    `compute` gets a whole slice and gives its rows in any order. `ended`: fields of the event that ends the label.
+    `ended`: fields of the event that ends the label. Errors: Stopped, between two slices.
     """
     missing = sum(not log.has(*key) for key in keys)
     if missing:
         context.progress.begin(label, round_, total=len(keys), done=len(keys) - missing, per_round=per_round)
     for start in range(0, len(keys), max(1, chunk)):
         part = list(keys[start : start + max(1, chunk)])
-        wanted = {key for key in part if not log.has(*key)}
-        if not wanted:
+        if all(log.has(*key) for key in part):
             continue
         context.check_stop(f"in {label}")
-        rows = [row for row in compute(part) if tuple(row[name] for name in log.key) in wanted]
-        log.append([cast(R, {"v": 1, **nulled(row)}) for row in rows])
-        context.progress.step(sum(cast(int, row.get("tokens", 0)) for row in rows), len(rows))
-        context.progress.committed([{"status": row.get("status", "ok")} for row in rows])
+        yield part
     if missing:
         context.progress.end(None, **ended)
+
+
+def write(context: Context, log: RecordLog[R], part: Iterable[Key], rows: Iterable[R]) -> None:
+    """Append the rows, in any order, of those keys of a slice that have none yet."""
+    wanted = {key for key in part if not log.has(*key)}
+    fresh = [row for row in rows if tuple(row[name] for name in log.key) in wanted]
+    log.append([cast(R, {"v": 1, **nulled(row)}) for row in fresh])
+    context.progress.step(sum(cast(int, row.get("tokens", 0)) for row in fresh), len(fresh))
+    context.progress.committed([{"status": row.get("status", "ok")} for row in fresh])
+
+
+def rows_of(log: RecordLog[R], keys: Iterable[Key]) -> list[R]:
+    """The rows of `keys` in order; a key that could not be computed has none."""
     return [row for key in keys if (row := log.get(*key)) is not None]
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from cai.errors import CaiError
 from cai.recipe.load import Recipe
 from cai.run.events import read_events, spent
-from cai.run.folder import RUN_ID
 from cai.run.manifest import read_manifest
+from cai.run.run_ids import RUN_ID
 from cai.store.jsonl import JsonObject, Row
 
 

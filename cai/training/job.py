@@ -157,8 +157,13 @@ class Job:
         """(trainer, "") when training ended, (None, why) when memory ran out."""
         import torch
 
+        from cai.training import adapter
+
         try:
-            return self._train(shape, found), ""
+            trainer = self._prepared(shape, found)
+            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+            adapter.require_fp32(self.model.hf)
+            return trainer, ""
         except torch.OutOfMemoryError as error:
             why = str(error).splitlines()[0][:200]
         except pickle.UnpicklingError as error:
@@ -169,7 +174,8 @@ class Job:
             ) from None
         return None, why
 
-    def _train(self, shape: BatchShape, found: tuple[Path, Row] | None) -> PairTrainer | RevisionTrainer:
+    def _prepared(self, shape: BatchShape, found: tuple[Path, Row] | None) -> PairTrainer | RevisionTrainer:
+        """The trainer of this attempt, before its first step."""
         from cai.training import adapter, forward  # torch from here on
         from cai.training.guards import TrainingPlan
 
@@ -193,8 +199,6 @@ class Job:
         )  # fmt: skip
         trainer = self._trainer()(hf, self.model.hf_tokenizer, plan, self.model.device)
         self._begin()  # TRL's constructor casts the adapter of a 4-bit model to bf16
-        adapter.require_fp32(hf)
-        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
         adapter.require_fp32(hf)
         return trainer
 

@@ -1,7 +1,6 @@
 """A training pass for Llama-shaped decoders: pairs packed without padding, the prompt computed once for both.
 
-Each pair stands in the packed row as prompt, chosen, rejected; the rejected positions begin behind the prompt and
-its attention sees the prompt and itself. Frozen 4-bit weights are dequantised into one scratch buffer, used and
+Takes the packed rows of `packed_rows`. Frozen 4-bit weights are dequantised into one scratch buffer, used and
 overwritten; LoRA runs beside them. Saved for the backward pass: the two residual inputs, attention's tensors, gate and
 up; norms, the SwiGLU product and dequantised weights are made again. Takes weights from the modules and never calls
 their forward, so stock and Unsloth-patched models are the same to it.
@@ -11,7 +10,6 @@ Legend: T packed tokens, H hidden, N heads, D head width, F feed-forward width, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,46 +19,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from cai.engine.foreign import HfConfig, HfModel, HfModule
 from cai.training.adapter import NAME
-from cai.training.attention import attend, attention_index
+from cai.training.attention import attend
 from cai.training.kernels import rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward
 from cai.training.loss import Batch, base_of
-from cai.training.token_rows import PairRow
 
 PLAIN_ROPE = ("default", "linear", "llama3", "yarn")  # whose frequencies do not hang on the length of the text
 SHAPES = {"llama", "qwen2", "qwen3", "mistral"}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def packed_batch(rows: Sequence[PairRow]) -> Batch:
-    """One row of tokens. `spans`: (prompt start, chosen start, rejected start, end) of each pair, host integers.
-
-    The last token of a completion predicts nothing and is left out. `hidden_index_N`, `target_N`, `lengths_S` as in
-    `padded_batch`: all chosen completions, then all rejected.
-    """
-    ids: list[int] = []
-    positions: list[int] = []
-    spans: list[tuple[int, int, int, int]] = []
-    index: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    for row in rows:
-        start, prompt = len(ids), len(row.prompt_ids)
-        chosen, rejected = row.chosen_ids[:-1], row.rejected_ids[:-1]
-        ids += [*row.prompt_ids, *chosen, *rejected]
-        positions += [*range(prompt + len(chosen)), *range(prompt, prompt + len(rejected))]
-        cut = start + prompt + len(chosen)
-        spans.append((start, start + prompt, cut, cut + len(rejected)))
-        index[0].append(torch.arange(start + prompt - 1, cut))
-        if row.rejected_ids:
-            index[1].append(torch.cat([torch.tensor([start + prompt - 1]), torch.arange(cut, cut + len(rejected))]))
-    completions = [row.chosen_ids for row in rows] + [row.rejected_ids for row in rows]
-    return {
-        "ids_T": torch.tensor(ids),
-        "positions_T": torch.tensor(positions),
-        "spans": spans,
-        **attention_index(spans),
-        "hidden_index_N": torch.cat(index[0] + index[1]),
-        "target_N": torch.tensor([id for completion in completions for id in completion]),
-        "lengths_S": [len(completion) for completion in completions],
-    }
 
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cos and sin, each [T, D/2]

@@ -32,7 +32,7 @@ from cai.store.jsonl import Row
 from cai.store.row_types import TrainingPair
 from cai.training import checkpoints, fake_training, heldout
 from cai.training import health as signs
-from cai.training.job import Job, Objective, empty_cache, model_name
+from cai.training.job import BatchShape, Job, Objective, empty_cache, model_name
 from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
 from cai.training.token_rows import PairRow, PairRows, ignore, never, revisions_only, steps_of, tokenize_pairs
 
@@ -107,8 +107,7 @@ def train(
     Errors: Stopped (75) after a graceful stop; CaiError QUALITY (6) for a wrong first loss, a non-finite step, a sign
     in `health.stop`, no pair; DRIFT (3), CORRUPT (5) for checkpoints of other settings, or hostile ones; IO (74).
     """
-    began = time.monotonic()
-    adapter = adapter or folder.parent / "adapter"
+    began, adapter = time.monotonic(), adapter or folder.parent / "adapter"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _remove_halves(folder, adapter)
     _check_start(dpo, lora, start)
@@ -122,7 +121,8 @@ def train(
     else:
         job = Job(model, tokenized.rows, lora, dpo, folder, seed, event, stopped, progress, objective, health, start,
                   watched)  # fmt: skip
-        learnt = _learn(job, adapter)
+        _begin(model)
+        learnt = _learnt(job, adapter, *job.run())
     model.attached = adapter
     result = TrainResult(
         adapter=adapter,
@@ -225,12 +225,11 @@ def _remove_halves(folder: Path, adapter: Path) -> None:
         old.rename(adapter)
 
 
-def _learn(job: Job, adapter: Path) -> Row:
-    """Train, free what training held, export; the measured part of the result."""
+def _learnt(
+    job: Job, adapter: Path, trainer: PairTrainer | RevisionTrainer, shape: BatchShape, resumed_from: int
+) -> Row:
+    """The measured part of the result; what training held is freed, the adapter exported."""
     model = job.model
-    model.mode("train")
-    _reset_peak(model)
-    trainer, shape, resumed_from = job.run()
     history = trainer.state.log_history
     learnt: Row = {
         "log": [entry for entry in history if "loss" in entry],
@@ -308,9 +307,11 @@ def _heldout(
     return preference(scores, dpo.beta)
 
 
-def _reset_peak(model: Model) -> None:
+def _begin(model: Model) -> None:
+    """The mode of training, and from now on its own peak of memory."""
     import torch
 
+    model.mode("train")
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 

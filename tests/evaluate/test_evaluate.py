@@ -14,6 +14,7 @@ from support.scores import pair_row
 from cai.evaluate import dpo_health, forgetting, measure, preference
 from cai.evaluate.gates import decide
 from cai.evaluate.scores import KEY
+from cai.metrics.figure import Figure
 from cai.models.fake import FakeEngine
 from cai.recipe.settings import HealthSection
 from cai.recipe.settings_evaluation import GateSpec, GatesSection
@@ -195,6 +196,11 @@ def test_log_figures():
     assert figures["dpo.logged_fall"].value == pytest.approx(0.1931)
     assert "truncated" in dpo_health.warnings(figures, HealthSection())[0]
     assert dpo_health.from_log([], truncated=0, pairs=1)["dpo.first_loss_error"].value is None
+    other = dpo_health.from_log(log, truncated=0, pairs=1, expected=0.6931)["dpo.first_loss_error"]
+    assert other.value == 0.0
+    mixed = [{"loss": 2.4, "rewards/margins": 0.25}]  # sigmoid and sft: the texts decide the loss, not the margin
+    assert dpo_health.from_log(mixed, truncated=0, pairs=1, expected=None)["dpo.first_loss_error"].value == 0.25
+    assert dpo_health.from_log(log, truncated=0, pairs=1, expected=None)["dpo.first_loss_error"].value is None
     broken = dpo_health.from_log([{"loss": 0.9, "grad_norm": math.inf}], truncated=0, pairs=1)
     assert broken["dpo.finite"].value == 0.0
     assert len(dpo_health.warnings(broken, HealthSection())) == 2
@@ -302,11 +308,12 @@ def test_trap_06_only_the_base_judges(run_fake, monkeypatch):
     """Critiques, revisions and fresh answers are scored with the adapter off; pairs and passages with both."""
     seen: dict[str, set[bool]] = {}
     metric = ["?"]
-    real_fill = measure.Bench.fill
+    real_left = measure.Evaluation.left
 
-    def fill(self, name, keys, chunk, compute):
-        metric[0] = name
-        return real_fill(self, name, keys, chunk, compute)
+    def left(self, name, *more):
+        for part in real_left(self, name, *more):
+            metric[0] = name
+            yield part
 
     real_score = FakeEngine.score
 
@@ -314,7 +321,7 @@ def test_trap_06_only_the_base_judges(run_fake, monkeypatch):
         seen.setdefault(metric[0], set()).add(self.model.tuned)
         return real_score(self, requests, stopped)
 
-    monkeypatch.setattr(measure.Bench, "fill", fill)
+    monkeypatch.setattr(measure.Evaluation, "left", left)
     monkeypatch.setattr(FakeEngine, "score", score)
     run_fake(*HELDOUT)
     judged = {"critiques.csi", "critiques.generic_lp", "revisions.cri", "critiques.judge", "revisions.judge"}
@@ -348,3 +355,19 @@ def test_evaluation_off_counts_pairs_only(run_fake):
     code, run = run_fake("--milestone", "m0", "--set", "evaluation.enabled=false")
     assert code == 0
     assert not (run / "eval" / "scores.jsonl").exists()
+
+
+def test_an_adapter_that_barely_moved_or_moved_too_far_is_told_with_the_key_to_change():
+    still = {name: Figure(name, 0.001, n=9) for name in ("dpo.margin.heldout", "forgetting.kl")}
+    still["fresh.tuned.same_as_base"] = preference.same_answers([{"base": "a", "tuned": "a"}] * 3)
+    (line,) = dpo_health.warnings(still, HealthSection())
+    assert "barely moved" in line and "100% of the fresh answers unchanged" in line and "dpo.learning_rate" in line
+    far = {"forgetting.kl": Figure("forgetting.kl", 0.5, n=9), "dpo.margin.heldout": Figure("m", 3.0, n=9)}
+    (line,) = dpo_health.warnings(far, HealthSection())
+    assert "moved too far" in line and "dpo.beta" in line
+
+
+def test_p1_is_split_by_the_groups_of_an_item():
+    rows = [pair_row(0, 2.0), pair_row(1, -2.0), pair_row(2, 2.0), pair_row(3, 2.0, "train")]
+    found = preference.by_group(rows, {0: ["honesty", "harm"], 1: ["harm"], 3: ["harm"]})
+    assert found == {"harm": "1 of 2", "honesty": "1 of 1"}

@@ -41,7 +41,8 @@ def text_of(path: Path) -> str:
 @pytest.mark.parametrize("model", ["fake", "fake:hostile"])
 def test_f28_hostile_text_in_every_field(project: Path, model: str) -> None:
     """Instructions, constitution and model output: nothing breaks, the text comes back whole, and shows inert."""
-    lines = [orjson.dumps({"instruction": text}) for text in [*HOSTILE, "A long line about harbours. " * 30_000]]  # as much as a request may have
+    long = "A long line about harbours. " * 30_000  # nearly as much as a request may have
+    lines = [orjson.dumps({"instruction": text}) for text in [*HOSTILE, long]]
     (project / "given.jsonl").write_bytes(b"\n".join(lines))
     constitution = yaml.safe_load((project / "constitution.yaml").read_text())
     for index, entry in enumerate(constitution):

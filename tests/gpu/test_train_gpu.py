@@ -70,7 +70,8 @@ def test_packed_equals_the_models_own_modules(model):
     from cai.training import adapter
     from cai.training.forward import layout_for, set_checkpointing
     from cai.training.loss import padded_batch, padded_forward, sequence_logps
-    from cai.training.packed import PackedForward, packed_batch, refusal
+    from cai.training.packed import PackedForward, refusal
+    from cai.training.packed_rows import packed_batch
     from cai.training.scoring import to_device
 
     assert refusal(model.hf) is None

@@ -9,7 +9,8 @@ import pytest
 from cai.data.chain import stage_identity
 from cai.errors import USAGE, CaiError
 from cai.recipe import load as recipes
-from cai.recipe.load import Recipe, identity, read, resolve
+from cai.recipe.identity import identity
+from cai.recipe.load import Recipe, read, resolve
 from cai.recipe.settings_evaluation import GatesSection, HygieneSection
 
 ROOT = Path(__file__).resolve().parents[2]

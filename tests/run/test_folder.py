@@ -19,8 +19,9 @@ from cai.errors import CaiError
 from cai.inputs import locate
 from cai.run import folder as run_module
 from cai.run.events import read_events
-from cai.run.folder import Run, check_identity, new_run_id, resolve_run, write_atomic, write_json_atomic
+from cai.run.folder import Run, check_identity, write_atomic, write_json_atomic
 from cai.run.manifest import read_manifest
+from cai.run.run_ids import check_run_id, new_run_id, resolve_run
 from cai.store import files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,7 @@ def test_run_ids(tmp_path: Path) -> None:
     assert run_id.startswith("20260102-030405-m1-") and len(run_id) == 25
     for bad in ("", "A", "-x", ".x", "a/b", "a" * 81, "a\n", "ä", "a b"):
         with pytest.raises(CaiError) as caught:
-            run_module.check_run_id(bad)
+            check_run_id(bad)
         assert caught.value.code == errors.USAGE
 
 

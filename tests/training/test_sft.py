@@ -103,17 +103,13 @@ def test_the_report_says_what_dpo_adds_and_the_table_has_the_column(run_fake: Ru
 
 def test_each_log_is_scored_with_its_own_adapter(run_fake: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[str]] = {}
-    real = measure.Bench.fill
+    real = measure.Evaluation.write
 
-    def fill(self, metric, keys, chunk, compute):  # type: ignore[no-untyped-def]
-        def spied(part):  # type: ignore[no-untyped-def]
-            rows = compute(part)
-            seen.setdefault(self.log.path.name, set()).add(self.context.model().attached.name)
-            return rows
+    def write(self, metric, part, rows):  # type: ignore[no-untyped-def]
+        seen.setdefault(self.log.path.name, set()).add(self.context.model().attached.name)
+        real(self, metric, part, rows)
 
-        return real(self, metric, keys, chunk, spied)
-
-    monkeypatch.setattr(measure.Bench, "fill", fill)
+    monkeypatch.setattr(measure.Evaluation, "write", write)
     run_fake(*QUICK, *ON)
     assert seen == {"scores.jsonl": {"adapter"}, "sft-scores.jsonl": {"adapter-sft"}}
 

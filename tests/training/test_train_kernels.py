@@ -13,7 +13,8 @@ from support.training import LORA, FakePrompt, TinyModel, make_pairs
 
 from cai.training import adapter, kernels
 from cai.training.loss import TokenLogps, padded_batch, padded_forward, sequence_logps
-from cai.training.packed import PackedForward, packed_batch, refusal
+from cai.training.packed import PackedForward, refusal
+from cai.training.packed_rows import packed_batch
 from cai.training.token_rows import tokenize_pairs
 
 pytestmark = pytest.mark.slow

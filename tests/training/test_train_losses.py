@@ -18,7 +18,8 @@ from cai.recipe.settings import DpoSection, SftSection
 from cai.training import adapter
 from cai.training.loss import padded_batch, padded_forward, pair_loss, sequence_logps
 from cai.training.margins import first_loss, label_probabilities, pair_weights
-from cai.training.packed import PackedForward, packed_batch
+from cai.training.packed import PackedForward
+from cai.training.packed_rows import packed_batch
 from cai.training.token_rows import PairRow, tokenize_pairs
 
 pytestmark = pytest.mark.slow

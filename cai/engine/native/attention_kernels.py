@@ -1,4 +1,4 @@
-"""Attention on the GPU in Triton: one query a row over blocks and the shared prefix (decode), whole rows (prefill).
+"""Attention on the GPU in Triton while decoding: one query a row over blocks and the shared prefix.
 
 Nothing here needs Hopper. Decode attention splits the keys of a row over programs and reads the shared prefix once for
 all rows; the parts are joined by their log-sum-exps (base 2 throughout). Sums are fp32 and in a fixed order.
@@ -14,7 +14,7 @@ import triton.language as tl
 from cai.engine.native.attention import WIDE, Step
 
 LOG2E = 1.4426950408889634
-TILE_QUERIES, TILE_KEYS = 64, 64
+TILE_KEYS = 64
 TILE_OWN_KEYS = 32  # decode, own keys: 3.9 TB/s with one warp; tiles of 64 and 4 warps gave 3.5, 128 gave 3.0 (H200)
 
 
@@ -204,6 +204,25 @@ def decode_attention(
         num_warps=1,
         num_stages=max(2, pipeline_stages(q_BND)),
     )
+    _attend_prefix(q_BND, step, layer, scale, window, (part_o, part_l), (kv_heads, own, shared))
+    out = torch.empty((rows, heads * dim), dtype=q_BND.dtype, device=q_BND.device)
+    _join[(rows * heads,)](part_o, part_l, out, rows * heads, dim, own + shared, num_warps=1)
+    return out
+
+
+def _attend_prefix(
+    q_BND: torch.Tensor,
+    step: Step,
+    layer: int,
+    scale: float,
+    window: int,
+    parts: tuple[torch.Tensor, torch.Tensor],
+    splits: tuple[int, int, int],
+) -> None:
+    """The part of the keys that all rows share, into `parts` behind the rows' own. `splits`: key heads, own, shared."""
+    rows, heads, dim = q_BND.shape
+    kv_heads, own, shared = splits
+    group = heads // kv_heads
     prefix, queries = step.prefix, 64
     _decode_prefix[(triton.cdiv(rows * group, queries), kv_heads, shared)](
         q_BND,
@@ -211,8 +230,7 @@ def decode_attention(
         prefix.values[layer],
         prefix.length,
         step.lens_B,
-        part_o,
-        part_l,
+        *parts,
         prefix.keys.stride(1),
         rows,
         scale * LOG2E,
@@ -226,113 +244,3 @@ def decode_attention(
         num_warps=4 if dim <= 128 else 8,
         num_stages=pipeline_stages(q_BND),
     )
-    out = torch.empty((rows, heads * dim), dtype=q_BND.dtype, device=q_BND.device)
-    _join[(rows * heads,)](part_o, part_l, out, rows * heads, dim, own + shared, num_warps=1)
-    return out
-
-
-@triton.jit
-def _prefill(
-    q,
-    k_cache,
-    v_cache,
-    keys,
-    values,
-    out,
-    tiles,
-    table,
-    prefix_length,
-    table_stride,
-    head_stride,
-    scale,
-    window,
-    kv_heads,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    QUERIES: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    tile, head = tl.program_id(0), tl.program_id(1)
-    heads, kv_head = tl.num_programs(1), head // G
-    row, first = tl.load(tiles + tile * 4), tl.load(tiles + tile * 4 + 1)
-    length, at = tl.load(tiles + tile * 4 + 2), tl.load(tiles + tile * 4 + 3)
-    dim, own = tl.arange(0, D), first + tl.arange(0, QUERIES)
-    real = own < length
-    place_q = ((at + own).to(tl.int64) * heads + head)[:, None] * D + dim[None, :]
-    query = tl.load(q + place_q, mask=real[:, None], other=0.0)
-    top = tl.full([QUERIES], float("-inf"), tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    acc = tl.zeros([QUERIES, D], tl.float32)
-    base = kv_head.to(tl.int64) * head_stride
-    shared = tl.load(prefix_length)
-    # first the shared prefix, of which a query sees all that its window reaches; then the row's own tokens, causally
-    for start in range(tl.maximum(shared + first + 1 - window, 0), shared, TILE):
-        token = start + tl.arange(0, TILE)
-        seen = token < shared
-        key = tl.load(keys + base + token[None, :] * D + dim[:, None], mask=seen[None, :], other=0.0)
-        visible = seen[None, :] & (token[None, :] > shared + own[:, None] - window)
-        scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
-        value = tl.load(values + base + token[:, None] * D + dim[None, :], mask=seen[:, None], other=0.0)
-        top, total, acc = _soften(scores, top, total, acc, value)
-    for start in range(tl.maximum(first + 1 - window, 0), tl.minimum(length, first + QUERIES), TILE):
-        token = start + tl.arange(0, TILE)
-        seen = token < length
-        block = tl.load(table + row * table_stride + token // BLOCK_TOKENS, mask=seen, other=0).to(tl.int64)
-        place = ((block * kv_heads + kv_head) * BLOCK_TOKENS + token % BLOCK_TOKENS) * D
-        key = tl.load(k_cache + place[None, :] + dim[:, None], mask=seen[None, :], other=0.0)
-        visible = seen[None, :] & (token[None, :] <= own[:, None]) & (token[None, :] > own[:, None] - window)
-        scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
-        value = tl.load(v_cache + place[:, None] + dim[None, :], mask=seen[:, None], other=0.0)
-        top, total, acc = _soften(scores, top, total, acc, value)
-    tl.store(
-        out + place_q, (acc / tl.where(total > 0, total, 1.0)[:, None]).to(out.dtype.element_ty), mask=real[:, None]
-    )
-
-
-def query_tiles(lens: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """(row, first token, length, start of the row among the packed tokens) of each tile of queries, int32."""
-    tiles, at = [], 0
-    for row, length in enumerate(lens):
-        tiles += [(row, first, length, at) for first in range(0, length, TILE_QUERIES)]
-        at += length
-    return torch.tensor(tiles, dtype=torch.int32, device=device)
-
-
-def prefill_attention(
-    q_TND: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    step: Step,
-    layer: int,
-    scale: float,
-    window: int = WIDE,
-) -> torch.Tensor:
-    tokens, heads, dim = q_TND.shape
-    out = torch.empty((tokens, heads * dim), dtype=q_TND.dtype, device=q_TND.device)
-    assert step.tiles is not None
-    prefix = step.prefix
-    _prefill[(step.tiles.shape[0], heads)](
-        q_TND,
-        k_cache,
-        v_cache,
-        prefix.keys[layer],
-        prefix.values[layer],
-        out,
-        step.tiles,
-        step.table_BW,
-        prefix.length,
-        step.table_BW.stride(0),
-        prefix.keys.stride(1),
-        scale * LOG2E,
-        window,
-        k_cache.shape[1],
-        heads // k_cache.shape[1],
-        dim,
-        k_cache.shape[2],
-        TILE_QUERIES,
-        TILE_KEYS,
-        num_warps=4 if dim <= 128 else 8,
-        num_stages=pipeline_stages(q_TND),
-    )
-    return out

@@ -9,34 +9,22 @@ Axes: T tokens, O outputs, K inputs, R rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
 from cai.engine import INT8_CAPABILITY
-from cai.errors import CaiError
+from cai.engine.native import rounded
+from cai.engine.native.rounded import Rounded
 
+LARGEST = 127.0
 FEWEST, MULTIPLE = 24, 8  # rows of a product, `torch._int_mm`: more than 16
-
-
-@dataclass(slots=True)
-class Rounded:
-    """Rows in int8 and their scales, fp32 (R, 1). `values` may have rows of zeros behind the R."""
-
-    values: torch.Tensor
-    scales: torch.Tensor
 
 
 def require(device: torch.device, dtype: torch.dtype) -> None:
     """Error: a card without 8-bit integer products, or another compute type than bf16."""
-    major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) < INT8_CAPABILITY:
-        card = torch.cuda.get_device_name(device)
-        raise CaiError(f'engine.linears: {card} is older than Ampere, for which "int8" is made. Use "auto".')
-    if dtype != torch.bfloat16:
-        raise CaiError(f'engine.linears: "int8" gives bfloat16, and the model computes in {dtype}. Use "auto".')
+    lacks = 'is older than Ampere, for which "int8" is made'
+    rounded.require(device, dtype, "int8", INT8_CAPABILITY, lacks)
 
 
 def padded(rows: int) -> int:
@@ -44,34 +32,20 @@ def padded(rows: int) -> int:
     return max(FEWEST, -(-rows // MULTIPLE) * MULTIPLE)
 
 
-@triton.jit
-def _round_rows(x, values, scales, stride, width, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < width
-    h = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(h), 0), 1e-30) / 127.0
-    tl.store(values + row * width + column, tl.floor(h / scale + 0.5).to(tl.int8), mask=inside)
-    tl.store(scales + row, scale)
-
-
 def round_rows(x_RK: torch.Tensor) -> Rounded:
-    """Each row in int8 with a scale of its own; a row of x is contiguous."""
+    """Each row in int8 with a scale of its own, rows of zeros behind them; a row of x is contiguous."""
     rows, width = x_RK.shape
     if not x_RK.is_cuda:
         return round_rows_eagerly(x_RK)
     values = torch.empty((padded(rows), width), dtype=torch.int8, device=x_RK.device)
     values[rows:].zero_()
-    scales = torch.empty((rows, 1), dtype=torch.float32, device=x_RK.device)
-    block = triton.next_power_of_2(width)
-    _round_rows[(rows,)](x_RK, values, scales, x_RK.stride(0), width, block, num_warps=4 if block <= 8192 else 16)
-    return Rounded(values, scales)
+    return rounded.round_into(values, x_RK, LARGEST, whole=True)
 
 
 def round_rows_eagerly(x_RK: torch.Tensor) -> Rounded:
     """The same in plain torch."""
     x32_RK = x_RK.float()
-    scales = x32_RK.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127.0
+    scales = x32_RK.abs().amax(1, keepdim=True).clamp(min=1e-30) / LARGEST
     values = torch.zeros((padded(x_RK.shape[0]), x_RK.shape[1]), dtype=torch.int8, device=x_RK.device)
     values[: x_RK.shape[0]] = torch.floor(x32_RK / scales + 0.5).to(torch.int8)
     return Rounded(values, scales)

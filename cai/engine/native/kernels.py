@@ -1,7 +1,7 @@
 """The GPU's operations in Triton, under the names of `attention`: norms, rotary and cache write, the draw.
 
-The two attentions are in `attention_kernels` and are found under this module's name, too. Sums are fp32 and in a fixed
-order. Nothing here needs Hopper.
+The two attentions are in `attention_kernels` (decode) and `prefill_kernels` and found under this module's name, too.
+Sums are fp32 and in a fixed order. Nothing here needs Hopper.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from cai.engine.native.attention import HeadNorms, Step
-from cai.engine.native.attention_kernels import decode_attention, prefill_attention, query_tiles
+from cai.engine.native.attention_kernels import decode_attention
+from cai.engine.native.prefill_kernels import prefill_attention, query_tiles
 from cai.engine.sampling import row_keys
 
 __all__ = (

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cai.engine.native.decoder import Decoder
     from cai.engine.native.linears import Way
 
-SOURCES = ("nf4.py", "fp8.py", "int8.py", "linears.py", "tuning.py")
+SOURCES = ("nf4.py", "rounded.py", "fp8.py", "int8.py", "linears.py", "tuning.py")
 VERSIONED = ("torch", "triton", "bitsandbytes")
 
 

@@ -18,12 +18,12 @@ from cai.engine import Request, Sampling
 from cai.engine.model import Model
 from cai.evaluate.benchmarks.loaders import Task
 from cai.recipe.prompts import FewShotExample, Rendered, digest
+from cai.run import loop
 from cai.run.context import Context
-from cai.run.loop import fill, open_marked
+from cai.run.loop import open_marked
 from cai.store.jsonl import JsonObject, Row
 from cai.store.records import RecordLog
 
-Key = tuple[str, int, int]
 KEY = ("arm", "item", "round")
 BASE, TUNED = "base", "tuned"
 ARMS = (BASE, TUNED)
@@ -74,13 +74,12 @@ def answer(
     for arm in arms:
         for turn in range(max((len(task.turns) for task in tasks), default=0)):
             keys = [(arm, task.item, turn) for task in tasks if turn < len(task.turns)]
-
-            def compute(part: list[Key], arm: str = arm, turn: int = turn) -> list[Row]:
-                chosen = [by_item[item] for _, item, _ in part]
-                return _generate(policy, log, name, arm, turn, chosen, max_new_tokens)
-
             chunk = 0 if all(log.has(*key) for key in keys) else _chunk(policy, arm)
-            rows += fill(policy.context, log, f"{name} {arm} turn {turn + 1}", keys, chunk, compute)
+            for part in loop.left(policy.context, log, f"{name} {arm} turn {turn + 1}", keys, chunk):
+                chosen = [by_item[item] for _, item, _ in part]
+                given = _generate(policy, log, name, arm, turn, chosen, max_new_tokens)
+                loop.write(policy.context, log, part, given)
+            rows += loop.rows_of(log, keys)
     return rows
 
 

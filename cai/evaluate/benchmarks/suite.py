@@ -14,7 +14,6 @@ from cai import errors
 from cai.errors import CaiError
 from cai.evaluate.benchmarks.sources import NAMES
 from cai.store.jsonl import JsonObject
-from cai.store.rows import Key
 
 if TYPE_CHECKING:
     from cai.evaluate.benchmarks.loaders import Task
@@ -38,8 +37,8 @@ from cai.models import auxiliary, checks
 from cai.models.auxiliary import Auxiliary
 from cai.models.checks import JudgeCheck
 from cai.recipe.settings_benchmarks import STAND_IN, BenchmarksSection
+from cai.run import loop
 from cai.run.context import Context
-from cai.run.loop import fill
 from cai.store.files import write_json_atomic
 from cai.store.jsonl import Row
 from cai.store.records import RecordLog
@@ -157,14 +156,14 @@ def _judge(context: Context, plans: Sequence[BenchmarkPlan]) -> tuple[list[list[
             found = _verdict_rows(context, plan, judge, check_cases.cases(plan.name, rows), tokens)
             return check_cases.verdicts_of(plan.name, rows, found)
 
-        def rows_of(each: BenchmarkPlan, log: RecordLog[Row], of: Mapping[Key, JudgedAnswer]) -> list[Row]:
-            def compute(part: list[Key]) -> list[Row]:
-                return _verdict_rows(context, each, judge, [of[key] for key in part], tokens)
-
-            return fill(context, log, f"judge {each.stem}", list(of), JUDGED_AT_ONCE, compute)
-
         check = checks.measure(context, check_log, plan.name, JUDGE_NAMES.get(name, name), said)
-        return [rows_of(*one) for one in zip(plans, logs, cases, strict=True)], check
+        found: list[list[Row]] = []
+        for each, log, of in zip(plans, logs, cases, strict=True):
+            for part in loop.left(context, log, f"judge {each.stem}", list(of), JUDGED_AT_ONCE):
+                rows = _verdict_rows(context, each, judge, [of[key] for key in part], tokens)
+                loop.write(context, log, part, rows)
+            found.append(loop.rows_of(log, of))
+        return found, check
 
 
 def _open_verdicts(context: Context, plan: BenchmarkPlan) -> RecordLog:

@@ -1,0 +1,167 @@
+"""The loop of a stage: pending units -> fixed batches -> generate or score -> append.
+
+Owns batching, resume, redraws and what is written; what is asked and what a completion becomes is `stage`'s.
+Invariants: a batch is a fixed slice of units, recomputed whole when only part of it is on disk; rows on disk are
+compared, never rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from cai.data.stage import Accept, Draw, Stage, Unit, asked, first_draw, judged, measured
+from cai.engine import Completion, Request
+from cai.run import loop
+from cai.run.context import Context
+from cai.store.row_types import Record
+
+SCORED_AT_ONCE = 64  # units scored between two writes: what a kill loses
+SCORED_AT_ONCE_CPU = 4
+STREAM_WINDOW = 4  # a streaming engine holds this many batches: what a kill loses at most
+
+
+def pending(context: Context, stage: Stage, items: Iterable[int], round_: int) -> list[int]:
+    """Items whose inputs exist and whose row doesn't: computed from the records alone, without a model."""
+    missing = (item for item in items if not context.log.has(stage.name, item, round_))
+    return [item for item in missing if stage.render(context, item, round_) is not None]
+
+
+def _every(rows: list[Record]) -> list[Record]:
+    return rows
+
+
+def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int = 0, accept: Accept = _every) -> None:
+    """Bring every item of `items` through the stage: drawn as text, or scored where the stage measures.
+
+    `accept(rows)`: a pure function over a batch's rows in order that may turn ok rows into rejected ones.
+    """
+    items = stage.items(context, items)
+    todo = set(pending(context, stage, items, round_))
+    if not todo:
+        return
+    units = [unit for item in items if (unit := stage.render(context, item, round_)) is not None]
+    model = context.model()  # its loading is no part of the stage's time
+    cuda = model.backend == "cuda"
+    if stage.score is not None:
+        of = {unit.item: unit for unit in units}
+        keys = [(stage.name, unit.item, round_) for unit in units]
+        chunk = SCORED_AT_ONCE if cuda else SCORED_AT_ONCE_CPU
+        for part in loop.left(context, context.log, stage.name, keys, chunk, round_, stage.per_round):
+            chosen = [of[item] for _, item, _ in part]
+            found = zip(chosen, stage.score(context, chosen), strict=True)
+            loop.write(context, context.log, part, [measured(context, stage, unit, fields) for unit, fields in found])
+        return
+    size, streams = max(context.engine.stats.batch_size, 1), context.engine.streams
+    done = len(units) - len(todo)
+    context.progress.begin(stage.name, round_, total=len(units), done=done, together=size, per_round=stage.per_round)
+    if streams and cuda:
+        waiting = [unit for unit in units if unit.item in todo]
+        for rows in _stream(context, stage, waiting, size * STREAM_WINDOW):
+            _commit(context, accept(rows))
+    else:
+        size *= 2 if streams else 1  # on a CPU a resume must give the same bytes, so the same rows run together
+        for start in range(0, len(units), size):
+            batch = units[start : start + size]
+            if any(unit.item in todo for unit in batch):
+                _commit(context, accept(draw(context, stage, batch)))
+    context.progress.end(context.engine.stats)
+
+
+def draw(context: Context, stage: Stage, units: Sequence[Unit]) -> list[Record]:
+    """The rows of one slice, in unit order; nothing is written, so the units may be no items of the run (an exam's)."""
+    rows: dict[int, Record] = {}
+    draws = {unit.item: first_draw(context, stage, unit) for unit in units}
+    for item, first in draws.items():
+        request = asked(context, first)
+        if isinstance(request, Request):
+            context.engine.submit(request)
+        else:
+            rows[item] = request
+    for completion in context.engine.completions(context.stopped):
+        if (again := _taken(context, draws, rows, completion)) is not None:
+            context.engine.submit(again)
+    context.check_stop(f"in {stage.name}")
+    return [rows[unit.item] for unit in units]
+
+
+def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) -> Iterator[list[Record]]:
+    """Feed the engine as rows finish; release rows in unit order, so the log's order does not depend on timing."""
+    rows: dict[int, Record] = {}
+    draws: dict[int, Draw] = {}
+    submitted = released = 0
+
+    def fed() -> list[Request]:
+        nonlocal submitted
+        requests = []
+        while submitted < len(units) and submitted - released < window:
+            unit = units[submitted]
+            draws[unit.item] = first_draw(context, stage, unit)
+            request = asked(context, draws[unit.item])
+            submitted += 1
+            if isinstance(request, Request):
+                requests.append(request)
+            else:
+                rows[unit.item] = request
+        return requests
+
+    def ready() -> list[Record]:
+        nonlocal released
+        first = released
+        while released < len(units) and units[released].item in rows:
+            released += 1
+        for unit in units[first:released]:
+            draws.pop(unit.item, None)
+        return [rows.pop(unit.item) for unit in units[first:released]]
+
+    while released < len(units):
+        for request in fed():
+            context.engine.submit(request)
+        for completion in context.engine.completions(context.stopped):
+            if (again := _taken(context, draws, rows, completion)) is not None:
+                context.engine.submit(again)
+            if units[released].item in rows:
+                yield ready()
+                for request in fed():
+                    context.engine.submit(request)
+        if batch := ready():
+            yield batch
+        context.check_stop(f"in {stage.name}")
+
+
+def _taken(context: Context, draws: dict[int, Draw], rows: dict[int, Record], completion: Completion) -> Request | None:
+    """Judge a completion: its row, or the request of the same unit with the next seed."""
+    draw = draws[completion.id]
+    row = judged(context, draw, completion)
+    if draw.number < _redraws(context, draw.stage) and _is_faulty(context, draw.stage, row):
+        draws[completion.id] = again = replace(draw, number=draw.number + 1)
+        context.progress.step(len(completion.token_ids), items=0)
+        request = asked(context, again)
+        assert isinstance(request, Request)  # the prompt is the one that had room before
+        return request
+    rows[completion.id] = row
+    context.progress.step(len(completion.token_ids))
+    return None
+
+
+def _redraws(context: Context, stage: Stage) -> int:
+    greedy = getattr(context.recipe.sampling, stage.drawn).temperature == 0
+    return context.recipe.pairs.redraws if stage.redraws and not greedy else 0
+
+
+def _is_faulty(context: Context, stage: Stage, row: Record) -> bool:
+    cut = stage.redraws_limit and context.recipe.pairs.reject_limit and row["finish"] == "length"
+    return row["status"] != "ok" or cut
+
+
+def _commit(context: Context, rows: Sequence[Record]) -> None:
+    """Append what is not on disk. A recomputed row that differs (rounding on another GPU) is noted, never written."""
+    fresh = []
+    for row in rows:
+        known = context.log.get(row["stage"], row["item"], row["round"])
+        if known is None:
+            fresh.append(row)
+        elif known["text"] != row["text"] or known["status"] != row["status"]:
+            context.run.event("recomputed_differs", stage=row["stage"], item=row["item"], round=row["round"])
+    context.log.append(fresh)
+    context.progress.committed(fresh)
