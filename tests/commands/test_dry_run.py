@@ -134,8 +134,10 @@ def test_estimate_comes_from_the_latest_run_of_the_same_model(tmp_path):
     assert estimate(recipe(model=other), "cuda", tmp_path).source.startswith("table")
 
 
-@pytest.mark.parametrize(("key", "wanted"), [("model.name=fake:nonsense", "the fake model knows fake"),
-                                              ("lora.rank=1000000000", "lora.rank: input should be less than")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [("model.name=fake:nonsense", "the fake model knows fake"), ("lora.rank=1000000000", "lora.rank: input should be")],
+)
 def test_what_the_run_would_refuse_the_dry_run_refuses(run_fake, capsys, key: str, wanted: str) -> None:
     assert run_fake("--dry-run", "--set", key)[0] == errors.USAGE
     assert wanted in capsys.readouterr().err
