@@ -25,6 +25,7 @@ setup: $(STAMP) ## create .venv and install the pinned requirements (TORCH_INDEX
 
 $(STAMP): requirements.txt requirements-unsloth.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make setup PYTHON=python3.12")'
+	@echo "Installing the pinned packages into $(VENV): 3 GB on disk with a CPU build of torch, more with CUDA (keep 20 GB free); some silent minutes."
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX_URL),$(PIP) install -q torch==2.13.0 --index-url $(TORCH_INDEX_URL))
 	$(PIP) install -q -r requirements.txt

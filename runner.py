@@ -23,10 +23,11 @@ try:
     from cai.errors import CaiError
     from cai.inputs import Inputs, read_inputs, runs_root
     from cai.models import embedded
+    from cai.run import lines
     from cai.run.run_ids import RUN_ID
     from cai.session import session
     from cai.store.files import REMEDIES, io_error
-    from cai.terminal import last_through_hangups, printable, say
+    from cai.terminal import for_stream, last_through_hangups, printable, say
 except ModuleNotFoundError as missing:
     if (missing.name or "cai").partition(".")[0] == "cai":
         raise
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         args.began = began
         return command(args) if cli.commands(args) else milestone(read_inputs(args), args)
     except CaiError as error:
-        print(printable(str(error)), file=sys.stderr)
+        print(for_stream(printable(str(error)), sys.stderr), file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         return errors.SIGINT
@@ -87,19 +88,28 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
         from cai.commands.dry_run import dry_run
 
         return dry_run(inputs)
+    if inputs.pairs is not None and args.until not in ("", "pairs"):
+        raise CaiError(f"runner.py: --until {args.until}: pairs.file: nothing is generated. Leave it out, or: pairs.")
     doors.check_milestone_before(inputs)
     pipeline.check_at_hand(inputs, args)
     budget.check_before(inputs, args, runs_root(inputs.source, recipe))
     announce(inputs)
     with session(inputs, args) as context, budget.enforced(context, inputs, pipeline.report_what_exists):
-        pairs, training_pairs = collect(context, inputs.grid, inputs.given, args.until), []
+        training_pairs = []
+        if inputs.pairs is not None:
+            pairs = pipeline.own_pairs(context, inputs.pairs)
+        else:
+            pairs = collect(context, inputs.grid, inputs.given, args.until)
         if args.until in ("", "pairs"):
             pipeline.require_pairs(context, inputs, pairs)
             training_pairs = pipeline.write_dataset(context, inputs, pairs)
         if args.until == "pairs":
             pipeline.report(context, [])
+            say(
+                f"the data set: {lines.near(context.run.dataset)}; for other trainers: {lines.export(context.run.path)}"
+            )
         if args.until:
-            say(f"stopped after {args.until} as asked; go on with --resume {context.run.path}")
+            say(f"stopped after {args.until} as asked; go on with: {lines.resume(context.run.path)}")
             return errors.DONE
         adapter = pipeline.train(context, inputs, pairs, training_pairs)
         results = pipeline.evaluate(context, inputs, pairs, training_pairs, adapter)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cai.data import chain
+from cai.data import chain, own_pairs
 from cai.errors import CaiError
 from cai.models.policy import Backend, backend_of
 from cai.recipe import identity
@@ -20,9 +20,10 @@ from cai.recipe import load as recipes
 from cai.recipe.constitution import Constitution, check_rounds, load_constitution
 from cai.recipe.grid import Grid, load_grid
 from cai.recipe.intake import input_files as intake_files
-from cai.recipe.intake import instructionfile, told
+from cai.recipe.intake import instructionfile, pairfile, told
 from cai.recipe.intake.input_files import InputFile
 from cai.recipe.intake.instructionfile import Intake
+from cai.recipe.intake.pairfile import PairIntake
 from cai.recipe.load import Recipe, Source
 from cai.recipe.paths import expanded
 from cai.recipe.prompts import Prompt
@@ -39,7 +40,8 @@ class Inputs:
     """Everything the recipe names, read and checked. `files`: name in the run folder -> path, bytes and hash.
 
     `sets`: what --set says, now and when the run began. `override`: why gates are overridden, likewise; "" if not.
-    `given`: the user's own instructions. `grown_from`: the run's copy of that file if it only grew since.
+    `given`: the user's own instructions, `grown_from`: the run's copy of that file if it only grew since; `pairs`: the
+    user's own pairs.
     """
 
     source: Source
@@ -52,6 +54,7 @@ class Inputs:
     sets: Sequence[str] = ()
     override: str = ""
     given: Intake | None = None
+    pairs: PairIntake | None = None
     grown_from: InputFile | None = None
 
     @property
@@ -85,6 +88,8 @@ class Inputs:
     def told(self) -> list[str]:
         """What is to be said about the files before anything starts."""
         notes = [file.note for file in self.files.values() if file.note] + list(self.constitution.notes)
+        if self.pairs is not None:
+            return [*notes, *own_pairs.about(self.pairs, str(self.files[intake_files.PAIRS].path), self.recipe)]
         if self.given is None:
             return notes
         recipe, name = self.recipe, str(self.files[intake_files.NAME].path)
@@ -141,8 +146,8 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     grid = load_grid(files["prompts/grid.yaml"].path, files["prompts/grid.yaml"].data)
     why = [str(manifest.get("override") or ""), (args.override_gate or "").strip()]
     override = "; ".join(dict.fromkeys(filter(None, why)))
-    given = _given(recipe, files)
-    inputs = Inputs(source, recipe, backend, constitution, prompts, grid, files, sets, override, given)
+    given, pairs = _given(recipe, files), _own_pairs(recipe, files)
+    inputs = Inputs(source, recipe, backend, constitution, prompts, grid, files, sets, override, given, pairs)
     return _since(inputs, run, manifest) if run else inputs
 
 
@@ -155,6 +160,9 @@ def _paths(source: Source, recipe: Recipe) -> dict[str, Path]:
     if recipe.instructions.file:
         copy = source.folder / intake_files.NAME
         paths[intake_files.NAME] = copy if inside and copy.is_file() else home(source) / recipe.instructions.file
+    if recipe.pairs.file:
+        copy = source.folder / intake_files.PAIRS
+        paths[intake_files.PAIRS] = copy if inside and copy.is_file() else home(source) / recipe.pairs.file
     return paths
 
 
@@ -163,6 +171,14 @@ def _given(recipe: Recipe, files: Mapping[str, InputFile]) -> Intake | None:
         return None
     section = recipe.instructions
     return instructionfile.read(file.data, str(file.path), key=section.key, pool=section.pool)
+
+
+def _own_pairs(recipe: Recipe, files: Mapping[str, InputFile]) -> PairIntake | None:
+    if (file := files.get(intake_files.PAIRS)) is None:
+        return None
+    if recipe.instructions.file:
+        raise CaiError(f"{file.path}: pairs.file: and instructions.file: pairs have prompts already. Leave one out.")
+    return pairfile.read(file.data, str(file.path), pool=recipe.instructions.pool)
 
 
 def grown_since(inputs: Inputs, run: Path, manifest: JsonObject) -> Inputs:
@@ -217,9 +233,14 @@ def copy_inputs(inputs: Inputs, folder: Path) -> None:
 
 def locate(args: argparse.Namespace, argument: str) -> Path:
     """The run folder that a command's argument names (`runs/ID`, `ID`, `runs/latest`), without opening it."""
+    return resolve_run(argument or "latest", folder_of_runs(args))
+
+
+def folder_of_runs(args: argparse.Namespace) -> Path:
+    """Where the runs of this command's recipe lie; nothing but that key is read of it."""
     source = recipes.read(args.recipe)
     root = source.folder.parent if in_run(source) else source.folder / expanded(str(source.table.get("runs", "runs")))
     for text in args.set:
         if (named := recipes.parse_set(text).get("runs")) is not None:
             root = source.folder / expanded(str(named))
-    return resolve_run(argument or "latest", _usable(root, source))
+    return _usable(root, source)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from cai import errors
 from cai.data import guarding
-from cai.data.pairs import PairSet, sound_rows
+from cai.data.pairs import PairSet
 from cai.data.slots import slots
+from cai.data.sound import sound_rows
 from cai.errors import CaiError
 from cai.evaluate import advice, gates
 from cai.evaluate.doors import recipe_key
@@ -23,6 +24,7 @@ from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, locate
 from cai.metrics.figure import Figure
 from cai.models import checks
+from cai.recipe.intake.pairfile import PairIntake
 from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
 from cai.run.context import Context
@@ -34,6 +36,8 @@ from cai.terminal import printable, say, usd
 
 def require_pairs(context: Context, inputs: Inputs, pairs: PairSet) -> None:
     """What the guard dropped and how many pairs are missing, said. No pair at all ends with exit 6 and the reasons."""
+    if inputs.pairs is not None:
+        return  # `own_pairs` has said it
     guarded(context)
     wanted = len(slots(context.recipe))
     reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.reasons.items())
@@ -53,6 +57,23 @@ def require_pairs(context: Context, inputs: Inputs, pairs: PairSet) -> None:
         lines = f"; instructions.file has {len(inputs.given.requests)} lines" if inputs.given else ""
         rejected = f" Rejected: {reasons}" if reasons else ""
         say(f"pairs: {len(pairs.kept)} of {wanted} wanted; the bound of tries is reached{lines}.{rejected}")
+
+
+def own_pairs(context: Context, intake: PairIntake) -> PairSet:
+    """The pairs of the user's file, less what the guard refuses. Errors: none is left (exit 6)."""
+    from cai.data import own_pairs as own
+
+    def built() -> PairSet:
+        return own.build(intake.rows, context.recipe, own.guarded(context.log.by_stage("guard")))
+
+    pairs = built()
+    while context.recipe.guard.enabled and guarding.run_guard(context, pairs.examples):
+        pairs = built()  # others take the place of what was refused
+    guarded(context)
+    if not pairs.train:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in pairs.reasons.items()) or "every row is held out"
+        raise CaiError(f"{context.run.path}: pairs.file: no pair to train on: {reasons}. Add pairs.", errors.QUALITY)
+    return pairs
 
 
 def check_at_hand(inputs: Inputs, args: argparse.Namespace) -> None:
@@ -99,7 +120,8 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
     cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, marks_refused.of_run(context, pairs))
     if context.recipe.benchmarks.contamination:
         cleaned = replace(cleaned, kept=without_overlaps(context, inputs.folder, cleaned.kept))
-    if "model" not in context.run.manifest:  # every row was taken over from a run that did not note its model
+    if "model" not in context.run.manifest and inputs.pairs is None:
+        # every row was taken over from a run that did not note its model
         context.model()
     facts = context.run.manifest.get("model", {})
     described = partial(cards.card, recipe=context.recipe, facts=facts, policy=context.prompts["policy"])
@@ -107,7 +129,9 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
     kept = cleaned.kept
     for line in hygiene.held_back(cleaned.facts):
         say(line)
-    say(f"dataset: {len(kept)} training pairs, {len(pairs.heldout)} held out, {len(pairs.rejects)} items rejected")
+    tried, reasons = len(pairs.kept) + len(pairs.rejects), ", ".join(f"{why} {n}" for why, n in pairs.reasons.items())
+    lost = f"; {len(pairs.rejects)} of {tried} tries made no pair ({reasons})" if pairs.rejects else ""
+    say(f"dataset: {len(kept)} training pairs, {len(pairs.heldout)} held out{lost}")
     return kept
 
 
@@ -173,11 +197,12 @@ def evaluate(
     results = measure.of_data(context, pairs)
     if context.recipe.evaluation.enabled:
         with measure.opened(context, pairs, adapter) as evaluation:
-            results |= critic_stage.measure(context)
-            cases = chain_figures.cases_of(evaluation, pairs)
-            checked, scored = chain_figures.gates(evaluation, cases), chain_figures.likelihoods(evaluation, cases)
-            judged = chain_figures.verdicts(evaluation, cases)
-            results |= chain_figures.figures(evaluation, pairs, cases, checked, scored, judged)
+            if not context.recipe.pairs.file:
+                results |= critic_stage.measure(context)
+                cases = chain_figures.cases_of(evaluation, pairs)
+                checked, scored = chain_figures.gates(evaluation, cases), chain_figures.likelihoods(evaluation, cases)
+                judged = chain_figures.verdicts(evaluation, cases)
+                results |= chain_figures.figures(evaluation, pairs, cases, checked, scored, judged)
             results |= measure.preference_figures(evaluation, pairs, training_pairs)
             results |= measure.surface_figures(pairs, training_pairs)
             wanted, fresh = measure.fresh(evaluation, pairs)
@@ -215,7 +240,7 @@ def stored_figures(folder: Path) -> dict[str, Figure]:
 def decide(context: Context, results: Mapping[str, Figure], override: str) -> list[Verdict]:
     """PASS / FAIL / UNDERPOWERED / UNMEASURED of each criterion, written to eval/gates.json and said on screen."""
     recipe, run = context.recipe, context.run
-    verdicts = gates.decide_all(results, recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft"))
+    verdicts = gates.decide_all(results, recipe.gates.of_recipe(recipe))
     for verdict in verdicts:
         say("\n".join([f"gate {verdict.line}", *advice.lines(verdict)]))
     content = {

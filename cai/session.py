@@ -20,13 +20,14 @@ from cai import errors
 from cai.data import chain
 from cai.engine import Rules
 from cai.engine.model import Model
-from cai.errors import CaiError
+from cai.errors import CaiError, Stopped
 from cai.inputs import Inputs, copy_inputs, in_run, later_sets, runs_root
 from cai.models.libraries import threads_in_words
 from cai.models.loading import check_modules
 from cai.models.policy import load
+from cai.preflight.download import download_line
 from cai.recipe import load as recipes
-from cai.run import resuming
+from cai.run import lines, resuming
 from cai.run.context import Context
 from cai.run.folder import Run, Taken, check_identity
 from cai.run.manifest import read_manifest
@@ -73,8 +74,7 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
 
 def _check_resume(manifest: JsonObject, inputs: Inputs, args: argparse.Namespace, path: Path) -> None:
     """Errors: CaiError(DRIFT) with the lines that go on; a fork keeps the run's milestone and --set by itself."""
-    sets = shlex.join(word for text in args.set for word in ("--set", text))
-    asked = " ".join(filter(None, [shlex.quote(str(args.recipe)), sets]))
+    asked, path = shlex.join([str(args.recipe), *lines.set_words(args.set)]), lines.near(path)
     resuming.check_milestone(manifest, path, args.milestone, f"{asked} --milestone {args.milestone}")
     now, training = inputs.identity(then=True), inputs.identity(training=True, then=True)
     resuming.check(manifest, now, training, path, asked)
@@ -166,6 +166,8 @@ class ModelOnDemand:
             recipe = self.inputs.recipe
             self.run.status(now=True, stage="load the model")
             self._preflight_machine()
+            if line := download_line(recipe, self.inputs.backend):
+                say(line)
             self.model = load(recipe.model, self.inputs.backend, seed=recipe.seed, say=say)
             self.model.rules = Rules(recipe.sampling.min_p, recipe.sampling.no_repeat_ngram)
             self._check_loaded(self.model)
@@ -242,6 +244,8 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
     except CaiError as error:
         if run is not None and not args.resume and error.code == errors.USAGE:
             run.discard_if_empty()  # a usage fault that was found late leaves no run behind
+        if run is not None and error.code == errors.RESUMABLE and "--resume" not in str(error):
+            raise Stopped(f"{error}: {lines.resume(run.path)}") from error
         raise
     finally:
         switch.uninstall()

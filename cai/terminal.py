@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -182,6 +184,56 @@ def stage_name(stage: str, round_: int, per_round: bool = False) -> str:
     return f"{stage}, try {round_ + 1}" if round_ else stage
 
 
+COLOURS = {  # SGR codes of the words that decide: good, bad, neither
+    "PASS": "32",
+    "FAIL": "31",
+    "ALARM": "31",
+    "UNDERPOWERED": "33",
+    "UNMEASURED": "33",
+    "ADVISORY": "33",
+    "WARNING": "33",
+    "not passed": "31",
+}
+WORDS = re.compile(rf"\b({'|'.join(COLOURS)})\b")
+NARROW = 100  # columns below which lines are folded under their label
+LABEL = re.compile(r"(\S[^:]{0,11} {2,}|\s*)(?=\S)")
+
+
+def painted(text: str, colours: bool) -> str:
+    """`text` with the deciding words in colour. Only ever after `printable`: no escape of the text's own is left."""
+    return WORDS.sub(lambda word: f"\x1b[{COLOURS[word[1]]}m{word[1]}\x1b[0m", text) if colours else text
+
+
+def coloured(stream: Any) -> bool:
+    """Whether this stream is a terminal that wants colour (no-color.org: NO_COLOR set to anything says no)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def folded(text: str, columns: int) -> str:
+    """Lines that are longer than the terminal continue under their text, not under their label.
+
+    A line with a command stays whole: the terminal breaks it softly, and it can still be copied as one.
+    """
+    found = []
+    for line in text.split("\n"):
+        if len(line) <= columns or columns >= NARROW or "runner.py" in line:
+            found.append(line)
+            continue
+        label = LABEL.match(line)
+        indent = min(len(label[0]) if label else 0, columns // 2)
+        found += textwrap.wrap(
+            line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+        )
+    return "\n".join(found)
+
+
 def say(line: str) -> None:
     """A line on stdout; names of models, judges and files come from others, so none of it acts on a terminal."""
-    print(printable(line), flush=True)
+    print(for_stream(printable(line), sys.stdout), flush=True)
+
+
+def for_stream(text: str, stream: Any, *, fold: bool = False) -> str:
+    """`text` (printable already) as a terminal shows it best; unchanged for a file or a pipe."""
+    if not stream.isatty():
+        return text
+    return painted(folded(text, shutil.get_terminal_size().columns) if fold else text, coloured(stream))

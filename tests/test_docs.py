@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shlex
@@ -35,8 +36,33 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> list[str]:
     """Lines of sh blocks, and indented lines (README) that begin like a command; comments cut."""
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
-    lines += [m[1] for m in re.finditer(r"^ {4}((?:make|python|tail|jq) .*)$", page.read_text(), re.MULTILINE)]
-    return [line.split("  #")[0].split(" # ")[0].strip() for line in lines if line.strip()]
+    lines += [m[1] for m in re.finditer(r"^ {4}((?:make|python|tail|jq|git) .*)$", page.read_text(), re.MULTILINE)]
+    return [part for line in lines if line.strip() for part in parts(line.split("  #")[0].split(" # ")[0].strip())]
+
+
+def parts(line: str) -> list[str]:
+    """A line's single commands: what `;` and `&&` part, without a loop's words, `timeout` and settings in front."""
+    found = []
+    for part in re.split(r" *(?:;|&&) *", LOOP.sub("", line)) if "'" not in line else [line]:
+        part = re.sub(r"^(?:do |[A-Z_]+=\S+ |timeout \S+ )+", "", part.strip().replace("$beta", "0.3"))
+        found += [part] if part not in ("", "done") else []
+    return found
+
+
+LOOP = re.compile(r"^for \w+ in [^;]+;")
+ELSEWHERE = {  # commands of other machines, or that change this one: known, and not run
+    "git": r"git clone <url> constitutional-ai",
+    "cd": r"cd (?:/workspace|constitutional-ai)",
+    "apt-get": r"apt-get (?:update|install -y [a-z ]+)",
+    "export": r"export HF_HOME=/workspace/hf",
+    "echo": r"echo 'export HF_HOME=/workspace/hf' >> ~/.bashrc",
+    "tmux": r"tmux new -s cai",
+    "runpodctl": r"runpodctl stop pod \$RUNPOD_POD_ID",
+    "scp": r"scp -P <port> root@<ip>:/workspace/constitutional-ai/runs/latest/report.html \.",
+    "pip": r"pip install \.",
+    "docker": r"docker compose run --rm (?:m0|m0-gpu)(?: make m\d)?",
+    "source": r"source .venv/bin/activate",
+}
 
 
 ALL = [(page.name, command) for page in PAGES for command in commands(page)]
@@ -44,22 +70,25 @@ ALL = [(page.name, command) for page in PAGES for command in commands(page)]
 
 def runner_arguments(command: str) -> list[str]:
     words = shlex.split(command.replace("<id>", "latest").replace("<other>", "latest"))
-    return words[words.index("runner.py") + 1 :]
+    return words[words.index("cai" if words[0] == "cai" else "runner.py") + 1 :]
 
 
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{p}: {c}" for p, c in ALL])
 def test_every_command_is_one(page, command):
     words = shlex.split(command)
-    if words[0] == "python":
+    if "--version" in words:
+        with pytest.raises(SystemExit) as ended:
+            cli.parse(runner_arguments(command))
+        assert ended.value.code == 0
+    elif words[0] in ("python", "cai"):
         args = cli.parse(runner_arguments(command))
         if args.set:
             recipes.resolve(recipes.read(REPO / "cai.toml"), sets=args.set)
     elif words[0] == "make":
         assert {w for w in words[1:] if "=" not in w} <= TARGETS, command
     else:
-        assert words[0] in ("tail", "jq") or command == "source .venv/bin/activate", (
-            f"{command}: a command that no test knows"
-        )
+        known = words[0] in ("tail", "jq") or re.fullmatch(ELSEWHERE.get(words[0], "(?!)"), command)
+        assert known, f"{command}: a command that no test knows"
 
 
 def test_make_alone_lists_every_target_that_has_a_line():
@@ -96,7 +125,7 @@ def test_recipe_keys_exist(page):
 def test_each_guarantee_names_its_tests_and_each_fault_has_one():
     sources = "\n".join(path.read_text() for path in (REPO / "tests").rglob("test_*.py"))
     known = set(re.findall(r"^def (test_\w+)\(", sources, re.MULTILINE))
-    rows = re.findall(r"^\| (G\d+) .*\| (`test_.*) \|$", (REPO / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (G\d+) .*\| (`test_.*) \|$", (REPO / "docs" / "guarantees.md").read_text(), re.MULTILINE)
     assert [name for name, _ in rows] == [f"G{number}" for number in range(1, 13)]
     named = {name for _, cell in rows for name in re.findall(r"`(\w+)`", cell)}
     assert len(named) >= 12 and named <= known, named - known
@@ -146,14 +175,14 @@ SMALLER = {  # so that m2 and m3 take a second; what is shown is that the comman
     'name = "Qwen/Qwen2.5-32B" ': 'name = "fake" ',
     'backend = "auto"                    # auto': 'backend = "fake"                    # auto',
     "items = 100\n": "items = 12\n",
-    "heldout.items = 60 ": "heldout.items = 4 ",
+    "heldout.items = 200 ": "heldout.items = 4 ",
     "items = 5000\n": "items = 12\n",
     "heldout.items = 200\n": "heldout.items = 4\n",
     "guard.enabled = true\n": "",
     'benchmarks.run = ["harmbench", "xstest", "mtbench"]\nbenchmarks.contamination = true\n': "",
 }
 # what installs packages, or runs this very test
-NOT_HERE = ("setup", "lm-eval", "test", "test-fast", "test-page", "check")
+NOT_HERE = ("setup", "lm-eval", "test", "test-fast", "test-page", "test-faults", "check")
 
 
 @pytest.fixture
@@ -164,6 +193,9 @@ def clone(tmp_path, monkeypatch):
     shutil.copytree(REPO / "prompts", tmp_path / "prompts")
     (tmp_path / "tests").mkdir()
     shutil.copy(REPO / "tests" / "exam.jsonl", tmp_path / "tests")
+    (tmp_path / "mine.txt").write_text(blocks(REPO / "README.md", "text")[0])
+    (tmp_path / "mine.csv").write_text("question\n" + "".join(f"How do I clean a {thing}?\n" for thing in THINGS))
+    (tmp_path / "requests.txt").write_text("".join(f"How do I mend a {thing}?\n" for thing in THINGS))
     text = (tmp_path / "cai.toml").read_text()
     for old, new in SMALLER.items():
         assert old in text, old
@@ -176,6 +208,9 @@ def clone(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", StdIn("Why is the sky blue?\n"))  # no terminal: --chat answers one question
     assert runner.main(["cai.toml", "--milestone", "m0"]) == errors.DONE
     return tmp_path
+
+
+THINGS = "chair kettle bicycle window lamp drawer zip clock tap fence radio umbrella".split()
 
 
 class StdIn(io.StringIO):
@@ -193,8 +228,10 @@ def _ctrl_c(*_args, **_more):
 def run_command(command: str) -> int:
     """A command as the page has it, in the clone; `make` through what it would do."""
     words = shlex.split(command.replace("<id>", "latest").replace("<other>", "latest"))
-    if words[0] == "source":
-        return 0  # this process has its environment
+    if words[0] in ELSEWHERE or "model.backend=cpu" in words:  # a model of the hub: tests/models/test_loading.py
+        return 0
+    if "--version" in words:
+        return subprocess.run([sys.executable, str(REPO / "runner.py"), "--version"]).returncode
     if words[0] == "make":
         if words[1] in NOT_HERE:
             return subprocess.run(["make", "-n", words[1]], stdout=subprocess.DEVNULL).returncode
@@ -222,3 +259,50 @@ def test_every_command_runs(clone, page, capfd):
     for command in commands(page):
         assert run_command(command) == errors.DONE, f"{command}\n{capfd.readouterr().err[-2000:]}"
     assert "Traceback" not in capfd.readouterr().err
+
+
+# --- Python in the pages, and the notebook
+
+
+def snippets(page: Path) -> list[str]:
+    return [text for text in blocks(page, "python") if "import cai" in text or "import runner" in text]
+
+
+NOTEBOOK = REPO / "docs" / "quickstart.ipynb"
+SMALL_M2 = "cai.toml --milestone m2 --set items=6 --set dpo.max_steps=10 --set dpo.eval_steps=5".split()
+
+
+def cells() -> list[str]:
+    content = json.loads(NOTEBOOK.read_text())
+    return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_is_one_and_holds_no_outputs_of_a_machine():
+    content = json.loads(NOTEBOOK.read_text())
+    assert (content["nbformat"], content["metadata"]["kernelspec"]["name"]) == (4, "python3")
+    assert len({cell["id"] for cell in content["cells"]}) == len(content["cells"])
+    for cell in content["cells"]:
+        expected = {"cell_type", "id", "metadata", "source"}
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+            expected |= {"outputs", "execution_count"}
+        assert set(cell) == expected
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(clone, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    assert runner.main(SMALL_M2) == errors.DONE
+    names: dict[str, object] = {}
+    for number, source in enumerate(cells()):
+        exec(compile(source, f"cell {number}", "exec"), names)
+    assert len(names["run"].examples) == len(names["pairs"]) > 0  # type: ignore[attr-defined]
+    assert len(names["left"].lines) == 2  # training and held out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.name)
+def test_python_in_the_pages_runs(clone, page, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    for source in snippets(page):
+        exec(compile(source, page.name, "exec"), {})

@@ -159,8 +159,11 @@ def test_a_run_whose_folder_is_taken_away_and_memory_that_is_used_up_are_one_lin
 ANSWERS = {
     ("status",): "--status",
     ("dry-run",): "--dry-run",
-    ("--compare", "a", "b", "c"): "two runs, 3 were given",
-    ("--compare", "a"): "two runs, 1 were given",
+    ("--compare", "a"): "two runs or more, 1 was given",
+    ("runs",): "--runs",
+    ("stauts",): "Did you mean --status?",
+    ("Compare",): "--compare",
+    ("--staus",): "did you mean --status for --staus? See",
     ("--milstone", "m1"): "did you mean --milestone",
     ("--resum=runs/latest",): "did you mean --resume",
     ("docs",): "is a folder",

@@ -11,11 +11,13 @@ import importlib
 from cai import errors
 from cai.commands import cli
 from cai.inputs import grown_since, locate, read_inputs
+from cai.run import lines
 from cai.run.manifest import read_manifest
 from cai.session import create_run
 from cai.terminal import say
 
 MODULES = {
+    "runs": "cai.commands.runs",
     "status": "cai.commands.status",
     "doctor": "cai.commands.doctor",
     "compare": "cai.commands.compare",
@@ -62,9 +64,11 @@ def _fork(args: argparse.Namespace) -> int:
     then = grown_since(inputs, path, read_manifest(path / "manifest.json"))
     plan = forking.plan_fork(path, then.identity(then=True), then.stages(then=True))
     say("\n".join(forking.describe(plan, inputs.recipe.budget.usd_per_hour)))
+    if inputs.pairs is not None:
+        say("  the pairs are those of pairs.file: nothing is generated")
     if args.dry_run:
         return errors.DONE
     with create_run(inputs, args) as run:
         forking.fill(plan, run)
-    say(f"forked into {run.path}; go on with: python runner.py {args.recipe} --resume {run.path}")
+    say(f"forked into {lines.near(run.path)}; go on with: {lines.resume(run.path)}")
     return errors.DONE

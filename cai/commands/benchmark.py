@@ -18,6 +18,7 @@ def command(args: argparse.Namespace) -> int:
     from cai import pipeline
     from cai.inputs import locate, read_inputs
     from cai.models import checks
+    from cai.run.lines import resume
     from cai.session import session
     from cai.terminal import say
     from cai.training.train import load_result
@@ -29,7 +30,7 @@ def command(args: argparse.Namespace) -> int:
     inputs = read_inputs(args)
     path = locate(args, args.resume)
     if load_result(path / "train") is None:  # none, or not the bytes that were trained
-        raise CaiError(f"{path}: it has no whole adapter. Finish it: --resume {path}")
+        raise CaiError(f"{path}: it has no whole adapter. Finish it: {resume(path)}")
     check_files(names, inputs.recipe.benchmarks, inputs.folder)  # before --set is kept for the next resume
     with session(inputs, args) as context:
         checks.remake(context)

@@ -23,6 +23,7 @@ GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed ove
     "write": "repair",
     "rater": "review",
     "terminal": "review",
+    "port": "review",
     "to": "export",
     "merged": "export",
     "push": "export",
@@ -30,6 +31,7 @@ GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed ove
 
 
 COMMANDS = (
+    "runs",
     "status",
     "doctor",
     "compare",
@@ -51,7 +53,8 @@ class Parser(argparse.ArgumentParser):
     """One line for a bad flag, like every other fault."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise CaiError(f"runner.py: {message}{self._nearest(message)}. See `python runner.py --help`.")
+        near = self._nearest(message)
+        raise CaiError(f"runner.py: {message}{near}{'' if near else '.'} See `python runner.py --help`.")
 
     def _nearest(self, message: str) -> str:
         """The flag that was meant, for one that is unknown; a word in front of which the dashes are missing counts."""
@@ -83,10 +86,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     look = parser.add_argument_group("look, without starting anything")
     look.add_argument("--dry-run", action="store_true", help="check everything, show prompts and an estimate")
     look.add_argument("--status", nargs="?", const="", metavar="RUN", help="one screen about a run (default: latest)")
+    look.add_argument("--runs", action="store_true", help="a table of all runs, and runs/index.html beside them")
     look.add_argument("--watch", action="store_true", help="with --status: again every two seconds")
     look.add_argument("--doctor", action="store_true", help="check machine, versions, model and recipe")
     look.add_argument(
-        "--compare", nargs="+", type=_named, metavar="RUN", help="recipe, gates, paired statistics of two runs"
+        "--compare", nargs="+", type=_named, metavar="RUN", help="what differs between runs; paired statistics"
     )
     look.add_argument("--verify", type=_named, metavar="RUN", help="check every promise on a run and print a table")
     more = parser.add_argument_group("more")
@@ -97,6 +101,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--review", type=_named, metavar="RUN", help="mark critiques and revisions by hand")
     more.add_argument("--rater", default="", help="with --review: who marks")
     more.add_argument("--terminal", action="store_true", help="with --review: a form in the terminal, not a page")
+    more.add_argument(
+        "--port", type=int, default=0, metavar="N", help="with --review: the page's port (default: a free one)"
+    )
     more.add_argument("--exam", type=Path, metavar="FILE", help="the metrics' own exam on a labelled JSON-lines file")
     more.add_argument("--benchmark", type=_named, metavar="LIST", help="harmbench,xstest,mtbench on a run's adapter")
     more.add_argument("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
@@ -107,7 +114,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)"
     )
     add("--version", action="version", version=f"constitutional-ai {__version__}")
-    args = parser.parse_args(argv)
+    return _checked(parser.parse_args(argv))
+
+
+def _checked(args: argparse.Namespace) -> argparse.Namespace:
+    """The same, paths made whole. Error: flags that contradict each other, or say nothing."""
     _refuse_words(args)
     _paths_at_home(args)
     _milestone_of_sets(args)
@@ -126,11 +137,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _refuse_words(args: argparse.Namespace) -> None:
     """Words where a recipe or a second run belongs: answered to the point, not as a file that is missing."""
-    if args.compare is not None and len(args.compare) != 2:
-        raise CaiError(f"runner.py: --compare: takes two runs, {len(args.compare)} were given. Name two.")
+    if args.compare is not None and len(args.compare) < 2:
+        raise CaiError("runner.py: --compare: takes two runs or more, 1 was given. Name another.")
     word, where = str(args.recipe), args.recipe
-    if word.replace("-", "_") in (*COMMANDS, "dry_run", "resume") and not where.exists():
-        raise CaiError(f"runner.py: {word}: a command begins with two dashes: --{word}. Or give a recipe file.")
+    if not where.is_file() and where.suffix != ".toml":
+        flags = [name.replace("_", "-") for name in vars(args) if name != "recipe"]
+        plain = word.lower().replace("_", "-")
+        if plain in flags:
+            raise CaiError(f"runner.py: {word}: a command begins with two dashes: --{plain}. Or give a recipe file.")
+        near = difflib.get_close_matches(plain, flags, 1, 0.7)
+        if near and not where.exists():
+            raise CaiError(f"runner.py: {word}: no such recipe file. Did you mean --{near[0]}?")
     if where.is_dir():
         hint = "For a run name it behind its command: --resume RUN, --status RUN, --report RUN."
         raise CaiError(f"runner.py: {word}: is a folder, and a recipe is a file like cai.toml. {hint}")

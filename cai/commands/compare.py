@@ -8,7 +8,9 @@ over shared prompts, with Holm's correction over the tests shown.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import string
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,67 +23,98 @@ from cai.recipe.settings_evaluation import EvaluationSection
 from cai.report.snapshot import Snapshot, read_story
 from cai.report.tables import phases
 from cai.store.row_types import Example, FigureRow
-from cai.terminal import duration, number, printable, usd
+from cai.terminal import duration, for_stream, number, printable, usd
+
+NAMES = string.ascii_uppercase
+FOLDED = 6  # names of equal figures that are shown
 
 
 def command(args: argparse.Namespace) -> int:
-    """Print the comparison of two runs."""
+    """Print the comparison of two runs or more; the first is what the others are held against."""
     from cai.inputs import locate
 
-    one, two = (read_story(locate(args, name)) for name in args.compare)
-    print(printable("\n".join(lines(one, two))))
+    stories = [read_story(locate(args, name)) for name in args.compare]
+    print(for_stream(printable("\n".join(lines(*stories))), sys.stdout, fold=True))
     return errors.DONE
 
 
-def lines(one: Snapshot, two: Snapshot) -> list[str]:
-    """The whole screen."""
-    found = [f"A  {one.run_id}: {one.milestone} on {one.model}", f"B  {two.run_id}: {two.milestone} on {two.model}", ""]
-    found += [*_recipe_lines(one, two), ""]
-    found += [*_figure_lines(one, two), ""]
-    return found + _paired_lines(side(one), side(two))
+def lines(*snapshots: Snapshot) -> list[str]:
+    """The whole screen: which runs, what differs, what both measured alike in one line, paired statistics."""
+    found = [
+        f"{name}  {snapshot.run_id}: {snapshot.milestone} on {snapshot.model}"
+        for name, snapshot in zip(NAMES, snapshots, strict=False)
+    ]
+    found += ["", *_recipe_lines(snapshots), "", *_figure_lines(snapshots), ""]
+    sides = [side(snapshot) for snapshot in snapshots]
+    tests = [paired(sides[0], other) for other in sides[1:]]
+    adjusted = _holm(tests)
+    for place, (other, results) in enumerate(zip(sides[1:], tests, strict=True)):
+        found += _paired_lines(f"A -> {NAMES[place + 1]}", sides[0], other, results, adjusted[place])
+    return found
 
 
-def differences(one: Snapshot, two: Snapshot) -> list[tuple[str, str, str]]:
-    """(key, A, B) of every resolved recipe key, input file and version that differs."""
+def differences(*snapshots: Snapshot) -> list[tuple[str, ...]]:
+    """(key, A, B, ...) of every resolved recipe key, input file and version that differs."""
     from cai.recipe.load import flatten
 
-    left, right = (flatten(snapshot.recipe.model_dump(mode="json")) for snapshot in (one, two))
-    for table, snapshot in ((left, one), (right, two)):
+    tables = [flatten(snapshot.recipe.model_dump(mode="json")) for snapshot in snapshots]
+    for table, snapshot in zip(tables, snapshots, strict=True):
         table |= {f"sha256({name})": str(sha) for name, sha in (snapshot.manifest.get("files") or {}).items()}
         table |= {f"version of {name}": str(v) for name, v in (snapshot.manifest.get("versions") or {}).items()}
         table |= {"backend": snapshot.backend, "model loaded": snapshot.model}
-    keys = sorted(left.keys() | right.keys())
-    return [(k, left.get(k, "–"), right.get(k, "–")) for k in keys if left.get(k) != right.get(k)]
+    keys = sorted(set().union(*tables))
+    rows = [(key, *(table.get(key, "–") for table in tables)) for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
 
 
-def _recipe_lines(one: Snapshot, two: Snapshot) -> list[str]:
-    changed = differences(one, two)
+def _recipe_lines(snapshots: Sequence[Snapshot]) -> list[str]:
+    changed = differences(*snapshots)
     if not changed:
         return ["Recipe, inputs and versions: no difference."]
-    shown = [f"  {key}: {_short(a)} -> {_short(b)}" for key, a, b in changed]
-    return [f"{len(changed)} differences of recipe, inputs and versions:", *shown]
+    shown = [f"  {key}: {' -> '.join(map(_short, values))}" for key, *values in changed]
+    arrows = "" if len(snapshots) == 2 else f" ({' -> '.join(NAMES[: len(snapshots)])})"
+    what = "1 difference" if len(changed) == 1 else f"{len(changed)} differences"
+    return [f"{what} of recipe, inputs and versions{arrows}:", *shown]
 
 
 def _short(text: str) -> str:
     return text if len(text) <= 70 else text[:67] + "..."
 
 
-def _figure_lines(one: Snapshot, two: Snapshot) -> list[str]:
-    """Gates first, then every other figure that both or either measured; then cost."""
-    status = [{v["metric"]: v["status"] for v in snapshot.verdicts} for snapshot in (one, two)]
-    names = [*dict.fromkeys([*status[0], *status[1]])]
-    names += sorted((one.figures.keys() | two.figures.keys()) - set(names))
-    rows = [["figure", "A", "B"]]
+def _figure_lines(snapshots: Sequence[Snapshot]) -> list[str]:
+    """What differs, gates first; then what only some measured, and the equal figures, by name alone; then cost."""
+    status = [{v["metric"]: v["status"] for v in snapshot.verdicts} for snapshot in snapshots]
+    names = [*dict.fromkeys(name for known in status for name in known)]
+    names += sorted(set().union(*(snapshot.figures for snapshot in snapshots)) - set(names))
+    differing: list[tuple[str, ...]] = []
+    equal: list[tuple[str, ...]] = []
+    partly: list[tuple[str, ...]] = []
     for name in names:
-        cells = [_cell(snapshot.figures.get(name), status[i].get(name)) for i, snapshot in enumerate((one, two))]
-        if cells != ["–", "–"]:
-            rows.append([name, *cells])
-    both = (one, two)
-    kept = [f"{len(s.pairs.kept)} of {len(s.pairs.kept) + len(s.pairs.rejects)}" for s in both]
-    cost = [f"{duration(s.spent['seconds'])}, {usd(s.spent['usd'])}" for s in both]
-    rows += [["pairs kept", *kept], ["time, money", *cost], ["tokens/s", *map(_speed, both)]]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        cells = [
+            _cell(snapshot.figures.get(name), known.get(name))
+            for snapshot, known in zip(snapshots, status, strict=True)
+        ]
+        if set(cells) == {"–"}:
+            continue
+        several, gated = len(set(cells) - {"–"}) > 1, any(name in known for known in status)
+        group = equal if len(set(cells)) == 1 else differing if several or gated else partly
+        group.append((name, *cells))
+    kept = [f"{len(s.pairs.kept)} of {len(s.pairs.kept) + len(s.pairs.rejects)}" for s in snapshots]
+    cost = [f"{duration(s.spent['seconds'])}, {usd(s.spent['usd'])}" for s in snapshots]
+    rows = [("figure", *NAMES[: len(snapshots)]), *differing]
+    rows += [("pairs kept", *kept), ("time, money", *cost), ("tokens/s", *map(_speed, snapshots))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    found = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if partly:
+        found += ["", f"{len(partly)} figures are not in every run: {_listed(partly)}"]
+    if equal:
+        found += ["", f"{len(equal)} figures are equal: {_listed(equal)}"]
+    return found
+
+
+def _listed(rows: Sequence[tuple[str, ...]]) -> str:
+    names = [f"{name} {cells[0]}" if len(set(cells)) == 1 else name for name, *cells in rows[:FOLDED]]
+    return ", ".join(names) + (f" and {len(rows) - FOLDED} more" if len(rows) > FOLDED else "")
 
 
 def _cell(measured: FigureRow | None, status: str | None) -> str:
@@ -166,11 +199,17 @@ def _score(metric: str) -> Callable[[Side, int], float | None]:
 
 
 def _margin(of: Side, item: int) -> float | None:
-    """Implicit reward margin of the pair, in nats before beta."""
+    """How much more than the reference the tuned model prefers the chosen text, in nats: without beta."""
     row = of.snapshot.scores.get(("preference.pairs", item), {})
     if "ref_chosen" not in row:
         return None
     return float((row["chosen"] - row["ref_chosen"]) - (row["rejected"] - row["ref_rejected"]))
+
+
+def _reward_margin(of: Side, item: int) -> float | None:
+    """beta x that: the implicit reward's margin, as the figure dpo.margin and the training log have it."""
+    nats = _margin(of, item)
+    return None if nats is None else of.snapshot.recipe.dpo.beta * nats
 
 
 def _changed(example: Example) -> float:
@@ -187,7 +226,8 @@ VALUES: dict[str, Callable[[Side, int], float | None]] = {
     "share of words changed": lambda of, item: _changed(of.examples[item]),
     "CSI": _score("critiques.csi"),
     "CRI": _score("revisions.cri"),
-    "implicit margin": _margin,
+    "dpo.margin (beta x nats)": _reward_margin,
+    "margin in nats, without beta": _margin,
 }
 Pairs = list[tuple[int, int]]
 T = TypeVar("T")
@@ -217,15 +257,26 @@ def _number(name: str, one: Side, two: Side, pairs: Pairs, value: Callable[[Side
     return Paired(name, len(both), means[0], means[1], None, *interval)
 
 
-def _paired_lines(one: Side, two: Side) -> list[str]:
+def _holm(tests: Sequence[Sequence[Paired]]) -> list[dict[str, float]]:
+    """Measure -> Holm's p, over all tests on the screen; one table a comparison."""
+    named = [(place, p.name, p.p) for place, found in enumerate(tests) for p in found if p.p is not None]
+    adjusted: list[dict[str, float]] = [{} for _ in tests]
+    for (place, name, _), value in zip(named, holm([p for _, _, p in named]), strict=True):
+        adjusted[place][name] = value
+    return adjusted
+
+
+def _paired_lines(
+    which: str, one: Side, two: Side, found: Sequence[Paired], adjusted: Mapping[str, float]
+) -> list[str]:
+    """`which`: the two runs, as `A -> B`. What is equal on every prompt is named in one line."""
     count = len(shared(one, two))
     if not count:
-        return ["No prompt is in both runs, so nothing is paired. Runs of the same instructions.file share theirs."]
-    found = paired(one, two)
-    tests = [p for p in found if p.p is not None]
-    adjusted = dict(zip([p.name for p in tests], holm([p.p or 0.0 for p in tests]), strict=True))
-    rows = [f"{count} prompts are in both runs. Paired, A -> B:"]
-    for p in found:
+        same = "Runs of the same instructions.file share theirs."
+        return [f"{which}: No prompt is in both runs, so nothing is paired. {same}"]
+    rows = [f"{count} prompts are in both runs. Paired, {which}:"]
+    equal = [p for p in found if _no_difference(p)]
+    for p in (p for p in found if p not in equal):
         text = f"  {p.name}: {number(p.one)} -> {number(p.two)} (n={p.n}"
         if p.p is not None:
             text += f", exact McNemar p={p.p:.3g}, Holm {adjusted[p.name]:.3g})"
@@ -234,4 +285,9 @@ def _paired_lines(one: Side, two: Side) -> list[str]:
         else:
             text += ")"
         rows.append(text)
-    return rows
+    return rows + ([f"  equal: {', '.join(f'{p.name} {number(p.one)}' for p in equal)}"] if equal else [])
+
+
+def _no_difference(found: Paired) -> bool:
+    """Equal means and no spread: the texts are the same ones."""
+    return found.one == found.two and (found.p == 1.0 if found.p is not None else found.low == found.high == 0.0)

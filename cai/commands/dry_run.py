@@ -7,6 +7,7 @@ no torch, no model, no run folder.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from cai import errors
@@ -18,10 +19,11 @@ from cai.models import embedded
 from cai.models.fake import FakeModel
 from cai.models.loading import refuse_unknown
 from cai.models.tokenizer_file import ByteCounter, modules_at_hand, tokenizer_at_hand
+from cai.preflight.download import download_line
 from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt, Rendered
 from cai.run import budget
-from cai.terminal import duration, number, printable, usd
+from cai.terminal import duration, for_stream, number, printable, usd
 
 SAMPLE = {  # stands for text that a stage before would write
     "instruction": "How can I keep my bicycle from being stolen in the city?",
@@ -42,9 +44,10 @@ def dry_run(inputs: Inputs) -> int:
         FakeModel(inputs.recipe.model)  # refuses one that it does not know
     tokenizer, source = tokenizer_at_hand(inputs.recipe.model, inputs.backend)
     refuse_unknown(inputs.recipe.lora.target_modules, modules_at_hand(inputs.recipe.model, inputs.backend))
-    for part in (_head(inputs), _files(inputs, tokenizer), _prompts(inputs, tokenizer, source), _estimate(inputs)):
-        if part:
-            print(printable("\n".join(part)), end="\n\n")
+    prompts = _prompts(inputs, tokenizer, source)
+    for part in (_head(inputs), _files(inputs, tokenizer), prompts, _estimate(inputs)):
+        if part:  # prompts are shown as they are, the rest as the terminal has room
+            print(for_stream(printable("\n".join(part)), sys.stdout, fold=part is not prompts), end="\n\n")
     print("Nothing was loaded and nothing was written. Without --dry-run this starts the run.")
     return errors.DONE
 
@@ -63,23 +66,30 @@ def _head(inputs: Inputs) -> list[str]:
     )
     effective = recipe.dpo.batch_size * recipe.dpo.gradient_accumulation
     length = f"{recipe.dpo.max_steps} steps" if recipe.dpo.max_steps else f"{recipe.dpo.epochs:g} epochs"
-    gates = ", ".join(gate.metric for gate in recipe.gates.of(recipe.milestone, recipe.dpo.start == "sft")) or "none"
+    gates = ", ".join(gate.metric for gate in recipe.gates.of_recipe(recipe)) or "none"
     heldout = f" + {recipe.heldout.items} held out" if recipe.heldout.items else ""
     if inputs.given is not None:
         instructions = inputs.files["instructions.file"].path.name + ", as shown below"
+    items = (
+        f"{recipe.items}{heldout}; {recipe.rounds} of {len(inputs.constitution.principles)} principles each; "
+        f"a rejected pair is tried {recipe.pairs.retries} more time(s), then replaced up to "
+        f"{recipe.pairs.replacements} time(s)"
+    )
+    made = {"items": items, "instructions": instructions}
+    if inputs.pairs is not None:
+        made = {"pairs": f"{recipe.items}{heldout} of {inputs.files['pairs.file'].path.name}, as shown below"}
     rows = {
         "recipe": f"{source.path}, milestone {recipe.milestone}",
         "model": model,
-        "items": f"{recipe.items}{heldout}; {recipe.rounds} of {len(inputs.constitution.principles)} principles each; "
-        f"a rejected pair is tried {recipe.pairs.retries} more time(s), then replaced up to "
-        f"{recipe.pairs.replacements} time(s)",
-        "instructions": instructions,
+        **made,
         "training": f"DPO, {length} of {effective} pair(s), learning rate {recipe.dpo.learning_rate:g}, beta "
         f"{recipe.dpo.beta:g}, LoRA r={recipe.lora.rank} alpha={recipe.lora.alpha}",
         "gates": gates,
         "budget": _budget(recipe),
         "run folder": f"{runs_root(source, recipe)}/<time>-{recipe.milestone}-<hash>",
     }
+    if line := download_line(recipe, inputs.backend):
+        rows["to download"] = line.partition(": ")[2]
     return [f"{name:<13} {text}" for name, text in rows.items()]
 
 
@@ -144,7 +154,7 @@ def render(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> Rendered:
 
 def _prompts(inputs: Inputs, tokenizer: Tokenizer, source: str) -> list[str]:
     lines = [f"One prompt of each stage. Token counts: {source}."]
-    for stage in inputs.prompts:
+    for stage in inputs.prompts if inputs.pairs is None else ("policy",):
         if stage == "instructions" and inputs.recipe.instructions.file:
             continue
         lines += ["", *_one_prompt(inputs, stage, tokenizer)]

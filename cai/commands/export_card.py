@@ -35,8 +35,8 @@ def model_card(snapshot: Snapshot, base: Base, asking: Asking, *, modules: objec
         base_model=base.shared if base.on_hub else None,
         library_name="transformers" if merged else "peft",
         license=LICENSES.get(snapshot.model) or LICENSES.get(base.shared),
-        language=None if snapshot.recipe.instructions.file else ["en"],
-        tags=["constitutional-ai", "dpo", "trl", "unsloth", "lora", "peft"],
+        language=None if snapshot.recipe.instructions.file or snapshot.recipe.pairs.file else ["en"],
+        tags=[*([] if snapshot.recipe.pairs.file else ["constitutional-ai"]), "dpo", "trl", "unsloth", "lora", "peft"],
         model_name=snapshot.run_id,
         eval_results=results or None,
     )

@@ -18,6 +18,7 @@ from cai.data import chain
 from cai.data.marks import REVIEW_KEY
 from cai.data.slots import try_of
 from cai.errors import CaiError
+from cai.recipe.intake.input_files import PAIRS
 from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.run.manifest import read_manifest
@@ -60,6 +61,9 @@ def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) 
     pairs = [key for key in _different(manifest["identity"], identity) if key.startswith("pairs.")]
     if pairs:
         differs["pairs"] = pairs
+    files = "pairs.file", f"sha256({PAIRS})"  # other pairs of one's own, or none any more: no row is theirs
+    if named := [key for key in files if manifest["identity"].get(key) != identity.get(key)]:
+        differs.setdefault("instructions", []).extend(named)
     first_tries_only = bool(differs)
     kept = [row for row in rows if stays(row, differs) and not (first_tries_only and try_of(row["item"]))]
     names = {id(row) for row in kept}

@@ -23,7 +23,7 @@ from cai.evaluate.gates import whole_verdicts
 from cai.run.events import read_events, spent
 from cai.store.jsonl import Row
 from cai.store.lock import holder_died, holder_lives
-from cai.terminal import duration, duration_range, number, printable, usd, usd_fine
+from cai.terminal import duration, duration_range, for_stream, number, printable, usd, usd_fine
 
 WATCH_SECONDS = 2.0
 SILENT_SECONDS = 60.0  # an attempt without an end that was silent for longer is called silent, not running
@@ -35,7 +35,7 @@ def command(args: argparse.Namespace) -> int:
 
     path = locate(args, args.status or "latest")
     if not args.watch:
-        print(screen(path))
+        print(for_stream(screen(path), sys.stdout, fold=True))
         return errors.DONE
     try:
         for text in watch(path):

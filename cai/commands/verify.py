@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from cai.commands import verify_files, verify_training
 from cai.data import chain
+from cai.recipe.intake import pairfile
 from cai.run.events import read_events, spent
 from cai.run.manifest import read_manifest
 from cai.store.jsonl import Row
@@ -189,6 +190,7 @@ def _dataset(run: Path) -> Results:
     texts: dict[str, set[str]] = {}
     for row in _rows(run):
         texts.setdefault(row["stage"], set()).add(row["text"])
+    texts |= _own_texts(run)
     examples, faults = _objects(path)
     for number, example in enumerate(examples, start=1):
         if why := _example_fault(example, texts):
@@ -203,6 +205,15 @@ def _dataset(run: Path) -> Results:
         yield "FAIL", f"{len(faults)} faults, first: {faults[0]}; a resume writes the data set again"
     else:
         yield "ok", f"{len(examples)} examples"
+
+
+def _own_texts(run: Path) -> dict[str, set[str]]:
+    """The texts of a run on pairs of the user's own, from its copy of their file; {} of any other run."""
+    if not (run / pairfile.KEY).is_file():
+        return {}
+    rows = pairfile.read((run / pairfile.KEY).read_bytes(), str(run / pairfile.KEY)).rows
+    found = {"answers": {row.rejected for row in rows}, "revisions": {row.chosen for row in rows}}
+    return found | {"critiques": {""}}
 
 
 def _objects(path: Path) -> tuple[list[Row], list[str]]:

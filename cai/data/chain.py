@@ -261,6 +261,8 @@ def stage_identity(recipe: Recipe, stage: str, files: Mapping[str, str]) -> dict
 
 def limit_tokens(recipe: Recipe) -> int:
     """The most tokens that one item generates when nothing is tried twice."""
+    if recipe.pairs.file:
+        return 0
     given = CHAIN[0].name if recipe.instructions.file else ""
     drawn = [stage.drawn for stage, _ in ordered(recipe.rounds, recipe) if stage.drawn and stage.name != given]
     return sum(getattr(recipe.sampling, section).max_new_tokens for section in drawn)

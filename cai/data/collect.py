@@ -9,23 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cai.data import chain, guarding, instructions, rounds, slots
-from cai.data.pairs import PairPlan, PairSet, build
+from cai.data.pairs import PairPlan, PairSet, build, plan_of
 from cai.data.stage_loop import run_stage
 from cai.models import checks
 from cai.recipe.grid import Grid
+from cai.recipe.intake.entries import Given
 from cai.recipe.intake.instructionfile import Intake
 from cai.run.context import Context
 
 
 def pair_plan(context: Context) -> PairPlan:
-    recipe = context.recipe
-    return PairPlan(
-        recipe.rounds,
-        {p.id: p.principle for p in context.constitution.principles},
-        relevant=recipe.principles.choice == "relevant",
-        keeps_text=recipe.critiques.no_issue == "keep",
-        labels=recipe.pairs.label == "judge",
-    )
+    return plan_of(context.recipe, {p.id: p.principle for p in context.constitution.principles})
 
 
 def pairs_so_far(context: Context, before: PairSet | None = None, attempt: int | None = None) -> PairSet:
@@ -62,7 +56,7 @@ def collect(context: Context, grid: Grid, given: Intake | None, until: str = "")
         items = waves(context, pairs, attempt)
         if not items:
             break
-        if attempt:
+        if attempt and not _nothing_to_try(context, items, lines, pairs):
             context.run.event("wave", attempt=attempt, slots=len(items), reasons=pairs.reasons)
             context.progress.say(
                 f"{len(items)} slot(s) have no pair yet: wave {attempt + 1} of at most {slots.tries(recipe)}"
@@ -92,8 +86,14 @@ def collect(context: Context, grid: Grid, given: Intake | None, until: str = "")
     return pairs
 
 
+def _nothing_to_try(context: Context, items: Sequence[int], lines: Sequence[Given], pairs: PairSet) -> bool:
+    """Whether each item wants a new line of the user's file and none is left: such a wave is not worth a word."""
+    told = any(event.get("lines") == len(lines) for event in context.run.events("instructions_short"))
+    return bool(lines) and told and len(_fresh(context, items, pairs)) == len(items)
+
+
 def _fresh(context: Context, items: Sequence[int], pairs: PairSet) -> list[int]:
-    """The items that need an instruction of their own; the others keep that of the try before."""
+    """The items that want a new instruction; the others are tried again with the one they had."""
     hopeless = {reject["item"] for reject in pairs.rejects if reject["reason"] == "no_issue"}
     return [
         i

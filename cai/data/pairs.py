@@ -15,9 +15,10 @@ from cai.data import labels
 from cai.data.chain import label
 from cai.metrics.text import appends_only, rouge_l, words
 from cai.metrics.wordings import finds_nothing, has_control_token, is_refusal, leftovers
+from cai.recipe.load import Recipe
 from cai.recipe.settings import PairsSection
 from cai.store.jsonl import Row
-from cai.store.row_types import Example, Flags, Pair, Record, Reject, Round, SoundAnswer
+from cai.store.row_types import Example, Flags, Pair, Record, Reject, Round
 from cai.store.rows import Rows
 
 
@@ -38,6 +39,17 @@ class PairPlan:
     def revised(self, chain: Chain) -> list[int]:
         """The rounds that changed the text."""
         return [r for r in range(self.rounds) if chain.get("revisions", r) is not None]
+
+
+def plan_of(recipe: Recipe, principles: Mapping[str, str]) -> PairPlan:
+    """What the recipe asks of an item: one place, so that a report counts the pairs that the run made."""
+    return PairPlan(
+        recipe.rounds,
+        principles,
+        relevant=recipe.principles.choice == "relevant",
+        keeps_text=recipe.critiques.no_issue == "keep",
+        labels=recipe.pairs.label == "judge",
+    )
 
 
 @dataclass(frozen=True)
@@ -325,17 +337,3 @@ CHECKS: dict[str, Callable[[Example, PairsSection], str]] = {
     "refusal_of_benign": _refusal_of_benign,
     "length_ratio": _length_ratio,
 }
-
-
-def sound_rows(pairs: PairSet, limit: int) -> list[SoundAnswer]:
-    """Answers that no round found anything wrong with, of training items: what SFT may imitate beside the revisions."""
-    found: list[SoundAnswer] = [
-        {
-            "item": reject["item"],
-            "prompt": reject["example"]["instruction"],
-            "chosen": reject["example"]["initial_answer"],
-        }
-        for reject in pairs.rejects
-        if reject["reason"] == "no_issue" and reject["example"]["split"] == "train"
-    ]
-    return found[:limit]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.data.pairs import PairSet, sound_rows
+from cai.data.pairs import PairSet
+from cai.data.sound import sound_rows
 from cai.evaluate import measure as whole
 from cai.evaluate.lm_eval import tasks as harness
 from cai.evaluate.preference import POLICY, implicit, normalised, win

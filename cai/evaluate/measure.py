@@ -55,6 +55,8 @@ def of_data(context: Context, pairs: PairSet) -> Figures:
         count("pairs.yield", len(pairs.kept) / total if total else 0.0, total),
     ]
     counted = {figure.metric: figure for figure in figures}
+    if context.recipe.pairs.file:  # pairs of the user's own have no critique, and their texts need not be ours
+        return counted
     return counted | data_checks.measure(pairs, context.log.rows, context.prompts, context.constitution)
 
 
@@ -82,7 +84,7 @@ def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: S
     figures["preference.p1"].facts["by_pool"] = preference.by_group(
         rows, {p["item"]: [p["pool"]] for p in pairs.heldout}
     )
-    drawn = {e["item"]: [r["principle_id"] for r in e["rounds"] if r["principle_id"]] for e in pairs.examples}
+    drawn = {e["item"]: [r["principle_id"] for r in e.get("rounds", ()) if r["principle_id"]] for e in pairs.examples}
     figures["preference.p1"].facts["by_principle"] = preference.by_group(rows, drawn)
     for split in ("train", "heldout"):
         figures |= dpo_health.from_pairs([row for row in rows if row["split"] == split], dpo.beta, split)

@@ -131,7 +131,7 @@ def wrap_plain(hf: HfModel, lora: LoraSection, checkpointing: bool | str) -> HfM
         bias="none",
         task_type="CAUSAL_LM",
     )
-    wrapped = get_peft_model(cast(PreTrainedModel, hf), config)
+    wrapped = get_peft_model(cast("PreTrainedModel", hf), config)
     if checkpointing:
         wrapped.enable_input_require_grads()
         wrapped.gradient_checkpointing_enable()

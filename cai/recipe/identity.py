@@ -56,6 +56,7 @@ LATER_KEYS = {
     "critiques.no_issue": "revise",
     "critiques.found": "drawn",
     "pairs.label": "always",
+    "pairs.file": "",
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
     "few_shot.rotate": False,

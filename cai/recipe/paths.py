@@ -16,6 +16,7 @@ PATH_KEYS = (
     "constitution",
     "prompts",
     "instructions.file",
+    "pairs.file",
     "model.name",
     "guard.model",
     "evaluation.lm_eval_include",

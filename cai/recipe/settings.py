@@ -141,11 +141,13 @@ class InstructionsSection(Section):
 class PairsSection(Section):
     """What makes a pair, and how often what fails is tried again.
 
+    `file`: pairs of your own (prompt, chosen, rejected); then nothing is generated and the rest says nothing.
     `redraws`: a refused completion, with new seeds; `retries`: a refused pair, the same instruction again;
     `replacements`: then a fresh instruction. `label`: "judge" refuses a pair whose chosen text the model itself does
     not find better (`not_better`), "always" takes the revision for the better one.
     """
 
+    file: str = ""
     label: Literal["judge", "always"] = "always"
     redraws: Count = 2
     retries: Count = 1

@@ -245,6 +245,9 @@ STOPS = GateSpec(
 )
 
 
+OF_GENERATION = ("data.", "critic.", "critiques.", "revisions.", "labels.", "principles.", "contamination.inputs")
+
+
 class GatesSection(Section):
     """Criteria of each milestone. On the embedded model they are advisory unless `enforce`."""
 
@@ -262,6 +265,11 @@ class GatesSection(Section):
                     if fault := metrics.fault(name):
                         raise ValueError(f"gates.{milestone}: {key}: {fault}")
         return self
+
+    def of_recipe(self, recipe: Any) -> tuple[GateSpec, ...]:
+        """The criteria of a recipe's milestone; of pairs of the user's own, those on what made the text say nothing."""
+        found = self.of(recipe.milestone, recipe.dpo.start == "sft")
+        return tuple(gate for gate in found if not (recipe.pairs.file and gate.metric.startswith(OF_GENERATION)))
 
     def of(self, milestone: str, from_sft: bool = False) -> tuple[GateSpec, ...]:
         """The criteria of a milestone, none for an unknown one. `from_sft`: DPO starts from SFT, so M2 asks more."""

@@ -27,6 +27,8 @@ FEATURES = [
 
 TAGS = ["constitutional-ai", "preference", "dpo", "trl", "synthetic", "not-for-all-audiences"]
 
+OWN_TAGS = ["preference", "dpo", "trl"]
+
 
 LICENSES = {"Qwen/Qwen2.5-32B": "apache-2.0", "SmolLM2-135M-Instruct": "apache-2.0"}  # of the model that wrote the text
 
@@ -48,17 +50,18 @@ def card(
     """
     from huggingface_hub import DatasetCard, DatasetCardData  # half a second: only when a card is written
 
+    own = bool(recipe.pairs.file)
     name = str(facts.get("model") or recipe.model.name)
     shown = Path(name).name if is_local({**facts, "model": name}) else name  # where a folder lay is nobody's business
     splits = [("train", len(train))] + ([("heldout", len(heldout))] if heldout else [])
     data = DatasetCardData(
-        language=None if recipe.instructions.file else ["en"],
-        license=LICENSES.get(name),
-        annotations_creators=["machine-generated"],
+        language=None if recipe.instructions.file or own else ["en"],
+        license=None if own else LICENSES.get(name),
+        annotations_creators=None if own else ["machine-generated"],
         size_categories=[_size(len(train) + len(heldout))],
         task_categories=["text-generation"],
-        pretty_name="Constitutional AI preference pairs",
-        tags=TAGS,
+        pretty_name="Preference pairs of a user's file" if own else "Constitutional AI preference pairs",
+        tags=OWN_TAGS if own else TAGS,
         configs=[
             {
                 "config_name": "default",

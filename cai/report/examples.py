@@ -59,6 +59,7 @@ class Exhibit:
     pool: str
     split: str
     instruction: str
+    answer: str  # the initial one: all that an item has in which nothing was found to criticise
     rounds: list[ShownRound]
     flags: list[str]
     critique: Judged
@@ -76,8 +77,9 @@ class Exhibit:
 def exhibits(snapshot: Snapshot) -> list[Exhibit]:
     """The kept examples to show, by item; with more than SHOW_ALL, a seeded sample and the extremes."""
     chosen = choose(snapshot)
-    return [exhibit(snapshot, example, why=chosen[example["item"]]) for example in snapshot.pairs.examples
-            if example["item"] in chosen]  # fmt: skip
+    found = [(example, exhibit(snapshot, example, why=chosen[example["item"]])) for example in snapshot.pairs.examples
+             if example["item"] in chosen]  # fmt: skip
+    return [_given(shown, example) if snapshot.recipe.pairs.file else shown for example, shown in found]
 
 
 def rejected_exhibits(snapshot: Snapshot, limit: int = 20) -> list[Exhibit]:
@@ -127,6 +129,7 @@ def exhibit(snapshot: Snapshot, example: Example, reject: str = "", why: str = "
         pool=str(example["pool"]),
         split=str(example["split"]),
         instruction=str(example["instruction"]),
+        answer=str(example["initial_answer"]),
         rounds=rounds,
         flags=_flags(example["flags"]),
         critique=_with_quotes(judge_critique(scores, section), quotes),
@@ -135,6 +138,18 @@ def exhibit(snapshot: Snapshot, example: Example, reject: str = "", why: str = "
         why_shown=why,
         extra=_fresh(scores),
     )
+
+
+def _given(shown: Exhibit, example: Example) -> Exhibit:
+    """A pair of the user's own: rejected and chosen side by side, and no verdict on a chain that there was not."""
+    left, right = word_diff(example["initial_answer"], example["revised_answer"])
+    why = "the pair was given (pairs.file): nothing was criticised or revised"
+    said = "rejected, then chosen, as the file has them"
+    rounds = [ShownRound(0, "pairs.file", said, left, cut("None: the pair was given.", (), ()), right)]
+    critique, revision = (
+        replace(judged, status="nothing", checks=[], why=why) for judged in (shown.critique, shown.revision)
+    )
+    return replace(shown, rounds=rounds, critique=critique, revision=revision)
 
 
 def _with_quotes(judged: Judged, quotes: str) -> Judged:

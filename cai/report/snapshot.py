@@ -13,8 +13,8 @@ from pathlib import Path
 
 import orjson
 
-from cai.data import hygiene
-from cai.data.pairs import PairPlan, PairSet, build
+from cai.data import hygiene, own_pairs
+from cai.data.pairs import PairSet, build, plan_of
 from cai.data.slots import slot_of, slots
 from cai.errors import CaiError
 from cai.evaluate.gates import whole_verdicts
@@ -149,7 +149,7 @@ def read_story(path: Path) -> Snapshot:
         manifest=manifest,
         recipe=recipe,
         rows=rows,
-        pairs=_pairs(rows, recipe, principles),
+        pairs=_pairs(path, rows, recipe, principles, gaps),
         principles=principles,
         figures=figures,
         warnings=warnings,
@@ -194,9 +194,17 @@ def _principles(path: Path, gaps: list[str]) -> dict[str, str]:
         return {}
 
 
-def _pairs(rows: Sequence[Record], recipe: Recipe, principles: Mapping[str, str]) -> PairSet:
+def _pairs(
+    path: Path, rows: Sequence[Record], recipe: Recipe, principles: Mapping[str, str], gaps: list[str]
+) -> PairSet:
+    if recipe.pairs.file:
+        try:
+            return own_pairs.of_run(path, recipe, rows)
+        except (CaiError, OSError) as error:
+            gaps.append(f"pairs.file: {str(error).splitlines()[0]}")
+            return PairSet([], [], [])
     wanted = set(slots(recipe))
-    return build(rows, PairPlan(recipe.rounds, principles), recipe.pairs, lambda item: slot_of(item) in wanted)
+    return build(rows, plan_of(recipe, principles), recipe.pairs, lambda item: slot_of(item) in wanted)
 
 
 def _figures(folder: Path) -> tuple[dict[str, FigureRow], list[str]]:

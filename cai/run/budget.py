@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from cai.errors import CaiError, Stopped
 from cai.recipe.load import Recipe
 from cai.recipe.settings import BudgetSection, DpoSection
+from cai.run import lines
 from cai.run.folder import Run
 from cai.run.rates import Range, Speed, measured_before, table_rates
 from cai.store.jsonl import Row
@@ -81,7 +82,7 @@ class Estimate:
 
 def estimate(recipe: Recipe, backend: str, root: Path, limit_tokens: int) -> Estimate:
     """Time and money of this milestone from the latest finished run of the same model, else from the table."""
-    earlier = measured_before(root, recipe, backend)
+    earlier = None if recipe.pairs.file else measured_before(root, recipe, backend)  # one that generated says too much
     return _from_run(recipe, earlier) if earlier else _from_table(recipe, backend, limit_tokens)
 
 
@@ -173,10 +174,10 @@ class Budget:
         limits = {name: value for name, value in limits.items() if value}
         named = ", ".join(f"{name} = {value:g}" for name, value in limits.items())
         gone = {"budget.max_usd": spent["usd"], "budget.max_hours": spent["seconds"] / 3600}
-        raised = " ".join(f"--set {name}={2 * max(value, gone[name]):.4g}" for name, value in limits.items())
+        raised = [f"{name}={2 * max(value, gone[name]):.4g}" for name, value in limits.items()]
         return (
-            f"{self.run.path}: the budget is used up{' ' + where if where else ''}: {used} ({named}). "
-            f"Raise it and go on: python runner.py {self.run.recipe_path} --resume {self.run.path} {raised}"
+            f"{lines.near(self.run.path)}: the budget is used up{' ' + where if where else ''}: {used} ({named}). "
+            f"Raise it and go on: {lines.resume(self.run.path, raised)}"
         )
 
     def install(self, context: Context) -> None:

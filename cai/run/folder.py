@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shlex
 import shutil
 import socket
 import time
@@ -28,6 +29,7 @@ from cai.errors import CaiError
 from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.run.heart import Heart
+from cai.run.lines import command, program
 from cai.run.manifest import SCHEMA, read_manifest
 from cai.run.run_ids import check_run_id
 from cai.store import files
@@ -52,8 +54,8 @@ def check_identity(
         return
     lines = [f"{run}: {len(changed)} input{'s' * (len(changed) > 1)} of this run changed since it began:"]
     lines += [f"  {name}: {_show(then.get(name))} -> {_show(now.get(name))}" for name in changed]
-    lines.append(f"  continue as it was: python runner.py {run}/recipe.toml --resume {run}")
-    lines.append(f"  or reuse what is unchanged in a new run: python runner.py {recipe} --fork {run}")
+    lines.append(f"  continue as it was: {command(f'{run}/recipe.toml', '--resume', run)}")
+    lines.append(f"  or reuse what is unchanged in a new run: {program()} {recipe} --fork {shlex.quote(run)}")
     raise CaiError("\n".join(lines), errors.DRIFT)
 
 
@@ -263,7 +265,8 @@ class Run:
     def discard_if_empty(self) -> None:
         """Remove a run of this process in which nothing was made, and let runs/latest mean what it meant before."""
         with suppress(OSError):
-            if self.attempt == 1 and not self.records_path.stat().st_size:
+            begun = self.dataset.exists() or self.train.exists()  # of pairs of one's own no record is written
+            if self.attempt == 1 and not begun and not self.records_path.stat().st_size:
                 if _latest(self.path.parent) == self.id:
                     _point_latest(self.path.parent, self._latest_before)
                 shutil.rmtree(self.path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from cai import errors
 from cai.errors import CaiError
 from cai.run.folder import Run, check_identity
+from cai.run.lines import program
 from cai.store import files
 from cai.store.jsonl import JsonObject
 
@@ -34,7 +35,7 @@ def check_milestone(manifest: JsonObject, path: Path, milestone: str, asked: str
     if milestone and milestone != of:
         raise CaiError(
             f"{path}: is a run of {of}, not of {milestone}. Go on with it: leave out --milestone.\n"
-            f"  or reuse what is unchanged in a new run of {milestone}: python runner.py {asked} --fork {path}",
+            f"  or reuse what is unchanged in a new run of {milestone}: {program()} {asked} --fork {path}",
             errors.DRIFT,
         )
 

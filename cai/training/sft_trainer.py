@@ -33,9 +33,9 @@ class RevisionTrainer(Guarded, SFTTrainer):
         own_forward = base.__dict__.get("forward")
         stand_in = {"prompt": ["x"], "completion": ["y"], "input_ids": [[0, 1]], "labels": [[-100, 1]]}
         super().__init__(
-            model=cast(PreTrainedModel, hf),
+            model=cast("PreTrainedModel", hf),
             args=SFTConfig(**arguments(plan, device), completion_only_loss=True, packing=False, padding_free=False),
-            processing_class=cast(PreTrainedTokenizerBase, tokenizer),
+            processing_class=cast("PreTrainedTokenizerBase", tokenizer),
             data_collator=plan.collate,  # without one TRL sets the pad token of tokenizer and model, which others use
             train_dataset=Dataset.from_dict(stand_in),
             callbacks=callbacks_of(self),

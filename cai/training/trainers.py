@@ -37,9 +37,9 @@ class PairTrainer(Guarded, DPOTrainer):
         base = hf.get_base_model()
         own_forward = base.__dict__.get("forward")
         super().__init__(
-            model=cast(PreTrainedModel, hf),
+            model=cast("PreTrainedModel", hf),
             args=DPOConfig(**arguments(plan, device), beta=plan.dpo.beta, precompute_ref_log_probs=False),
-            processing_class=cast(PreTrainedTokenizerBase, tokenizer),
+            processing_class=cast("PreTrainedTokenizerBase", tokenizer),
             train_dataset=Dataset.from_dict({"prompt": ["x"], "chosen": ["y"], "rejected": ["z"]}),
             callbacks=[*callbacks_of(self), HealthWatch(self), MakeUp(self)],
         )

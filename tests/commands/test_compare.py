@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import orjson
 import pytest
 from support.pages import ANSWER, item_rows, make_run, recipe, records
@@ -59,3 +61,35 @@ def test_runs_without_a_shared_prompt_say_so(tmp_path):
     one = make_run(tmp_path, item_rows(0))
     two = make_run(tmp_path, item_rows(0, instruction="Something else entirely?"), run_id=B)
     assert "No prompt is in both runs" in "\n".join(lines(read_story(one), read_story(two)))
+
+
+def test_three_runs_stand_side_by_side_and_equal_figures_are_folded(both, tmp_path):
+    """A against B and A against C; what all measured alike is one line of names and no row."""
+    three = make_run(tmp_path, records(6, heldout=0, rejects=False), run_id="20261122-200000-m1-aaa111",
+                     recipe=recipe(items=6, dpo=DpoSection(max_steps=10, beta=0.5)))  # fmt: skip
+    text = lines(*both, read_story(three))
+    assert any(line.split() == ["dpo.beta:", "0.1", "->", "0.3", "->", "0.5"] for line in text)
+    assert [line.split()[:1] for line in text[:3]] == [["A"], ["B"], ["C"]]
+    assert sum("Paired, A -> B:" in line for line in text) == sum("Paired, A -> C:" in line for line in text) == 1
+    folded = next(line for line in text if "figures are equal" in line)
+    assert "critiques.meaningful" in folded and not any(line.startswith("critiques.meaningful") for line in text)
+
+
+def test_a_figure_that_differs_between_two_of_three_is_a_row(both):
+    """B measured it nowhere and gated it nowhere: A and C still differ, so it is shown."""
+    name, figures = next((n, dict(f)) for n, f in both[0].figures.items() if f.get("value") is not None)
+    without = replace(both[1], figures={}, gates={})
+    changed = replace(both[0], gates={}, figures={name: {**figures, "value": 0.123}})
+    rows = [line for line in lines(replace(both[0], gates={}), without, changed) if line.startswith(name)]
+    assert len(rows) == 1 and "0.123" in rows[0] and "–" in rows[0]
+
+
+def test_the_margin_is_shown_with_beta_and_without_under_names_that_say_so(both):
+    """Logs: policy 2 nats above the reference on chosen, 1 on rejected: 1 nat, 0.1 x 1 at A and 0.3 x 1 at B."""
+    row = {"ref_chosen": -9.0, "chosen": -7.0, "ref_rejected": -9.0, "rejected": -8.0}
+    sides = [side(story) for story in both]
+    scored = {("preference.pairs", item): row for item in range(6)}
+    sides = [replace(of, snapshot=replace(of.snapshot, scores=scored)) for of in sides]
+    found = {p.name: (p.one, p.two) for p in paired(*sides)}
+    assert found["dpo.margin (beta x nats)"] == (pytest.approx(0.1), pytest.approx(0.3))
+    assert found["margin in nats, without beta"] == (1.0, 1.0)

@@ -6,6 +6,7 @@ import http.client
 import re
 import shlex
 import signal
+import socket
 import threading
 from urllib.parse import urlencode, urlparse
 
@@ -133,8 +134,11 @@ def test_the_page_is_served_on_the_loopback_with_a_token(served):
     assert url.hostname == "127.0.0.1"
     answer, text = request(url)
     assert answer.status == 200
-    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-    assert "<script" not in text
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    (nonce,) = re.findall(r'<script nonce="([\w-]{20,})">', text)
+    assert f"script-src 'nonce-{nonce}'" in policy and text.count("<script") == 1  # ours, and no other may run
+    assert request(url)[1].count(nonce) == 0  # another one each time
     for wrong in ("/", "/" + "x" * 32 + "/", url.path + "x"):
         assert request(url, path=wrong)[0].status == 404
     assert request(url, headers={"Host": "evil.example"})[0].status == 404
@@ -151,6 +155,111 @@ def test_a_form_marks_and_a_second_post_does_not(served):
     assert request(url, "POST", body=body)[0].status == 409
     assert request(url, "POST", body="x" * 20_000)[0].status == 404
     assert len(session.tasks) - len(session.pending) == 1
+
+
+def test_the_last_mark_can_be_taken_back_until_the_next_one(path):
+    with review.reviewing(read_story(path), "ann") as session:
+        assert not session.undo() and not session.can_undo
+        first, second = session.pending[:2]
+        assert session.mark(session.ticket(first), "not", " too short\x00 ")
+        assert session.can_undo and first not in session.pending
+        assert session.undo() and not session.undo()
+        assert session.pending[0] == first  # it is asked again, first of all
+        assert session.mark(session.ticket(first), "meaningful", "on second thought")
+        assert session.mark(session.ticket(second), "skip")  # from here on the first one stands
+        assert session.undo() and session.pending[0] == second
+    rows = read_jsonl(path / "reviews.jsonl")
+    assert [(row["key"], row["mark"], row.get("note")) for row in rows] == [
+        (first.key, "meaningful", "on second thought")
+    ]
+    with review.reviewing(read_story(path), "ann") as session:
+        assert not session.undo() and first.key not in [task.key for task in session.pending]
+
+
+def test_the_last_mark_stands_when_the_review_ends_even_by_ctrl_c(path):
+    with pytest.raises(KeyboardInterrupt), review.reviewing(read_story(path), "ann") as session:
+        assert session.mark(session.ticket(session.pending[0]), "not")
+        assert not (path / "reviews.jsonl").exists() or not read_jsonl(path / "reviews.jsonl")
+        raise KeyboardInterrupt
+    assert [row["mark"] for row in read_story(path).reviews] == ["not"]
+
+
+def test_the_page_takes_a_note_and_the_last_mark_back(served):
+    url, session = served
+    assert 'name="undo"' not in request(url)[1]
+    ticket = re.search(r'name="ticket" value="(\w+)"', request(url)[1])[1]
+    request(url, "POST", body=urlencode({"ticket": ticket, "mark": "not", "note": "it is right"}))
+    before = session.pending
+    assert 'name="undo"' in request(url)[1]
+    answer, _ = request(url, "POST", body=urlencode({"undo": "1"}))
+    assert answer.status == 303 and len(session.pending) == len(before) + 1
+    assert re.search(r'name="ticket" value="(\w+)"', request(url)[1])[1] == ticket
+    request(url, "POST", body=urlencode({"ticket": ticket, "mark": "not", "note": "it is right"}))
+    session.close()
+    assert session.log.rows[0]["note"] == "it is right"
+
+
+def test_numbers_stand_beside_the_marks_and_a_pace_tells_what_is_left(path, monkeypatch):
+    """Ten seconds a mark, one pause of an hour: the median says ten seconds."""
+    now = {"at": 0.0}
+    monkeypatch.setattr("cai.commands.review_session.time.monotonic", lambda: now["at"])
+    with review.reviewing(read_story(path), "ann") as session:
+        for pause in (10.0, 3600.0, 10.0, 10.0):
+            assert len(session._seconds) >= 3 or session.seconds_to_go is None
+            now["at"] += pause
+            session.mark(session.ticket(session.pending[0]), "skip")
+        assert session.seconds_to_go == 10.0 * len(session.pending)
+        text = review.page(session)
+        assert "to go" in text
+        assert re.findall(r"<kbd>(\d)</kbd>", text) == ["1", "2", "3"]
+
+
+def test_a_port_of_ones_own_and_the_line_that_brings_the_page_home(path):
+    from cai.commands.review_page import ssh_line
+
+    pod = {"RUNPOD_PUBLIC_IP": "1.2.3.4", "RUNPOD_TCP_PORT_22": "10022", "SSH_CONNECTION": "9.9.9.9 1 10.0.0.1 22"}
+    assert re.fullmatch(r"ssh -N -L 8765:127\.0\.0\.1:8765 -p 10022 \S+@1\.2\.3\.4", ssh_line(8765, pod))
+    assert ssh_line(8765, {"SSH_CONNECTION": "9.9.9.9 1 10.0.0.1 22"}).endswith("@10.0.0.1")
+    said = []
+    with review.reviewing(read_story(path), "ann") as session:
+        done = []
+
+        def ready(server, url):
+            done.append(server)
+            threading.Thread(target=server.shutdown).start()
+
+        review.serve(session, said.append, ready)
+        taken = done[0].server_address[1]
+        assert f":{taken}/" in said[0] and f"-L {taken}:127.0.0.1:{taken}" in said[1]
+        with socket.create_server(("127.0.0.1", 0)) as busy, pytest.raises(CaiError, match="--port") as caught:
+            review.serve(session, said.append, port=busy.getsockname()[1])
+        assert "\n" not in str(caught.value)
+        with pytest.raises(CaiError, match="--port 99999"):
+            review.serve(session, said.append, port=99999)
+
+
+def test_a_name_as_one_writes_it_is_a_rater(path, monkeypatch, capsys):
+    import runner
+
+    monkeypatch.chdir(path.parent.parent)
+    (path.parent.parent / "cai.toml").write_text(f'runs = "{path.parent.name}"\n[milestones.m0]\n')
+    monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
+    answers = iter(["1", "2 no reason given", "u", "1", ""])
+    assert runner.main(["cai.toml", "--review", path.name, "--terminal", "--rater", "Ann B"]) == 0
+    rows = read_jsonl(path / "reviews.jsonl")
+    assert [(row["rater"], row["mark"]) for row in rows] == [("ann-b", "meaningful"), ("ann-b", "meaningful")]
+
+
+def test_a_revision_is_asked_of_the_last_round_that_revised(path):
+    """A last round that found nothing has no revision: nothing empty is put before a person."""
+    story = read_story(path)
+    for example in story.pairs.examples:
+        first = {**example["rounds"][-1], "round": 0, "found": True}
+        again = {**first, "round": 1, "found": False, "critique": "No issue."}
+        example["rounds"] = [first, again]
+    found = review.tasks(story, "ann")
+    assert len([task for task in found if not task.control]) == 20
+    assert all(task.case.revision.strip() and task.case.critique != "No issue." for task in found)
 
 
 @pytest.mark.parametrize("name", [signal.SIGHUP, signal.SIGTERM])

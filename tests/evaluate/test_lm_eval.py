@@ -91,10 +91,10 @@ def test_both_arms_on_the_embedded_model_are_those_of_lm_evals_own_backend(
         mine = {(row["kind"], row["item"]): row for row in rows if row["arm"] == arm and "kind" in row}
         for sample in theirs["cai_colours"]:
             for arguments, ((logp, greedy),) in zip(sample["arguments"], sample["resps"], strict=True):
-                row = mine["loglikelihood", tasks.Ask("loglikelihood", tuple(arguments)).item]
+                row = mine["loglikelihood", tasks.HarnessRequest("loglikelihood", tuple(arguments)).item]
                 assert row["logp"] == pytest.approx(float(logp), abs=2e-3) and row["greedy"] == greedy
         for sample in theirs["cai_opposites"]:
-            row = mine["generate_until", tasks.Ask("generate_until", tuple(sample["arguments"][0])).item]
+            row = mine["generate_until", tasks.HarnessRequest("generate_until", tuple(sample["arguments"][0])).item]
             assert row["text"] == sample["resps"][0][0]
         for name, metric in zip(TASKS, ("acc", "exact_match"), strict=True):
             assert measured[name][arm] == {(name, row["doc_id"]): float(row[metric]) for row in theirs[name]}

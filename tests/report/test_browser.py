@@ -98,3 +98,35 @@ def test_the_check_sees_a_fault(pages, tmp_path):
     assert any(fault.startswith("color-contrast") for fault in found["faults"])
     assert any(fault.startswith("heading-order") for fault in found["faults"])
     assert found["wide"] > 0
+
+
+PRESS = """
+const sent = [];
+HTMLFormElement.prototype.requestSubmit = function () {
+  const chosen = this.querySelector("input[name=mark]:checked");
+  sent.push(this.id + (chosen && this.id === "mark" ? " " + chosen.value : ""));
+};
+const press = (key, more) => document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, ...more}));
+press("2"); press("3"); press("9"); press("1", {ctrlKey: true}); press("u"); press("n");
+const focused = document.activeElement.id;
+document.getElementById("note").dispatchEvent(new KeyboardEvent("keydown", {key: "1", bubbles: true}));
+document.body.innerHTML = "<pre>" + encodeURIComponent(JSON.stringify({sent, focused})) + "</pre>";
+"""
+
+
+def test_keys_mark_undo_and_note_and_do_nothing_within_a_note(tmp_path):
+    path = make_run(tmp_path, records(10, heldout=0, rejects=False), recipe=recipe(items=10))
+    with review.reviewing(read_story(path), "ann") as session:
+        session.mark(session.ticket(session.pending[0]), "skip")  # so that there is one to take back
+        form = review.page(session, nonce="x")
+    outer = tmp_path / "form.html"
+    outer.write_text(form.replace("</body>", f"<script>{PRESS}</script></body>"))
+    command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path / 'profile'}", outer.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found = json.loads(unquote(done.stdout.split("<pre>")[1].split("</pre>")[0]))
+    assert found == {"sent": ["mark not", "mark skip", "undo"], "focused": "note"}

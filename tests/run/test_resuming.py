@@ -67,7 +67,7 @@ def test_a_resume_as_another_milestone_is_refused_and_its_line_forks(
     assert run_fake("--resume", "runs/latest", "--milestone", "m2", fake=())[0] == errors.DRIFT
     assert files_of(run) == before
     (line,) = commands_in(capsys.readouterr().err)
-    assert line[-2:] == ["--fork", str(run)] and "m2" in line
+    assert line[-2:] == ["--fork", f"runs/{run.name}"] and "m2" in line
     assert runner.main(line) == 0
 
 

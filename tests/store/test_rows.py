@@ -133,12 +133,12 @@ def test_near_duplicates_read_each_logged_row_once(tmp_path: Path, monkeypatch: 
     normalised = []
     real = instructions.normalise
     monkeypatch.setattr(instructions, "normalise", lambda text: normalised.append(text) or real(text))
-    accept = instructions._drop_near_duplicates(context)
+    accept = instructions.drop_near_duplicates(context)
     verdicts = []
     for start in range(300, 420, 4):
         batch = [row(item, "instructions", asked(item % 380)) for item in range(start, start + 4)]
         kept = accept(batch)
-        fresh = instructions._drop_near_duplicates(context)(batch)
+        fresh = instructions.drop_near_duplicates(context)(batch)
         assert [r["status"] for r in kept] == [r["status"] for r in fresh]
         verdicts += [r["status"] for r in kept]
         log.append(kept)

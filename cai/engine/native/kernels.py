@@ -1,6 +1,6 @@
 """The GPU's operations in Triton, under the names of `attention`: norms, rotary and cache write, the draw.
 
-The two attentions are in `attention_kernels` (decode) and `prefill_kernels` and found under this module's name, too.
+The two attentions are in `attention_kernels` (decode) and `prefill_kernels`, found under this module's name, too.
 Sums are fp32 and in a fixed order. Nothing here needs Hopper.
 """
 

@@ -39,6 +39,7 @@ from cai.models.checks import JudgeCheck
 from cai.recipe.settings_benchmarks import STAND_IN, BenchmarksSection
 from cai.run import loop
 from cai.run.context import Context
+from cai.run.lines import command, near
 from cai.store.files import write_json_atomic
 from cai.store.jsonl import Row
 from cai.store.records import RecordLog
@@ -264,7 +265,8 @@ def _tell_lost(context: Context, kept: Figures, names: Sequence[str]) -> None:
     """Say which benchmarks were judged before and have no figure any more: their records are enough to make them."""
     judged = [name for name in NAMES if (context.run.eval / "benchmarks" / f"{name}.verdicts.jsonl").is_file()]
     if lost := [name for name in judged if name not in names and not any(k.startswith(f"{name}.") for k in kept)]:
-        again = f"python runner.py --benchmark {','.join(lost)} --resume {context.run.path}"
+        run = near(context.run.path)
+        again = command(run / "recipe.toml", "--benchmark", ",".join(lost), "--resume", run)
         say(f"benchmarks.json: no whole figures of {', '.join(lost)} in it. Make them again from the records: {again}")
 
 

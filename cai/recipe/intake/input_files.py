@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cai.errors import CaiError
-from cai.recipe.intake import instructionfile
+from cai.recipe.intake import instructionfile, pairfile
 from cai.recipe.intake.instructionfile import Intake
 from cai.store.jsonl import JsonObject
 from cai.store.reading import MOST_BYTES, MOST_WRITTEN_BYTES, Missing, read_once
 
 NAME = "instructions.file"
+PAIRS = pairfile.KEY
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def read_all(paths: Mapping[str, Path], run: Path | None = None, said: Collectio
 
 
 def _one(name: str, path: Path, run: Path | None, said: Collection[str]) -> InputFile:
-    key = {"constitution.yaml": "constitution", NAME: NAME}.get(name, "prompts")
-    where = f"{path}: {key}" if name != NAME else f"{path}: {NAME}"
-    most = MOST_BYTES if name == NAME else MOST_WRITTEN_BYTES
+    key = {"constitution.yaml": "constitution", NAME: NAME, PAIRS: PAIRS}.get(name, "prompts")
+    where = f"{path}: {key}"
+    most = MOST_BYTES if name in (NAME, PAIRS) else MOST_WRITTEN_BYTES
     try:
         return InputFile(path, read_once(path, where=where, most=most))
     except Missing:

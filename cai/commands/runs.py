@@ -1,0 +1,238 @@
+"""`--runs`: one table of all runs below the recipe's folder, and runs/index.html beside them.
+
+Owns that table and that page. Reads small files of each run (manifest, resolved recipe, gates, figures, events, line
+counts), never its records: a list of a hundred runs takes seconds. A run that cannot be read is a row that says so.
+What differs is told against the recipe as it is now, resolved for the run's milestone and kind of machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import sys
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cai import errors
+from cai.errors import CaiError
+from cai.inputs import folder_of_runs
+from cai.recipe import load as recipes
+from cai.recipe.load import Source, flatten
+from cai.recipe.paths import expanded
+from cai.report.templating import environment
+from cai.run.events import read_events, spent
+from cai.run.lines import near
+from cai.run.manifest import read_manifest
+from cai.run.run_ids import RUN_ID
+from cai.store.files import write_atomic
+from cai.store.lock import holder_lives
+from cai.terminal import duration, for_stream, number, printable, usd
+
+SHOWN = 4  # differences that are named; more are counted
+INDEX = "index.html"
+HEADS = ("run", "milestone", "model", "pairs", "P1", "loss", "time", "$", "verdict")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run. `cells` in the order of HEADS; `differs`: key=value of what the recipe now says otherwise."""
+
+    run: str
+    cells: tuple[str, ...]
+    differs: tuple[str, ...] = ()
+    report: bool = False
+    latest: bool = False
+
+    @property
+    def differences(self) -> str:
+        more = f" and {len(self.differs) - SHOWN} more" if len(self.differs) > SHOWN else ""
+        return ", ".join(self.differs[:SHOWN]) + more
+
+
+def command(args: argparse.Namespace) -> int:
+    """Print the table, newest first, and write the page."""
+    root, source = folder_of_runs(args), recipes.read(args.recipe)
+    found = listed(root, source)
+    if not found:
+        print(f"{near(root)}: no run yet. Start one with make m0.")
+        return errors.DONE
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print(for_stream(printable("\n".join(table(found, columns))), sys.stdout, fold=True))
+    try:
+        write_atomic(root / INDEX, page(found).encode())
+        print(f"the same with links to the reports: {near(root / INDEX)}")
+    except CaiError as error:  # a folder that one may only read is no reason to show nothing
+        print(printable(f"not written: {error}"), file=sys.stderr)
+    return errors.DONE
+
+
+def listed(root: Path, source: Source) -> list[Line]:
+    """Every run folder below `root`, newest first."""
+    latest = ""
+    with suppress(OSError):
+        latest = os.readlink(root / "latest")
+    folders = [p for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
+    return [line(path, source, latest) for path in sorted(folders, reverse=True) if (path / "manifest.json").exists()]
+
+
+def line(path: Path, source: Source, latest: str = "") -> Line:
+    """One run as far as its files tell."""
+    try:
+        manifest = read_manifest(path / "manifest.json")
+    except CaiError:
+        return Line(path.name, (path.name, *("–" for _ in HEADS[2:]), "manifest.json cannot be read"))
+    events, figures, gates = read_events(path / "events.jsonl"), _figures(path), _json(path / "eval" / "gates.json")
+    cost = spent(events)
+    model = str((manifest.get("model") or {}).get("model") or _resolved(path).get("model", {}).get("name", "?"))
+    cells = (
+        path.name,
+        str(manifest.get("milestone", "?")),
+        model,
+        _pairs(path),
+        _p1(figures),
+        _loss(events),
+        duration(cost["seconds"]),
+        usd(cost["usd"]) if cost["usd"] else "–",
+        verdict(path, gates, events),
+    )
+    report = (path / "report.html").is_file()
+    return Line(path.name, cells, differs(path, manifest, source), report, path.name == latest)
+
+
+def differs(path: Path, manifest: Mapping[str, Any], source: Source) -> tuple[str, ...]:
+    """`key=value` of the run for every key and input file in which the recipe as it is now differs."""
+    try:
+        milestone, embedded = str(manifest.get("milestone", "m0")), manifest.get("backend") == "embedded"
+        now = recipes.resolve(source, milestone=milestone, embedded=embedded)
+    except CaiError:
+        return ("the recipe as it is now cannot be read",)
+    ours, its = flatten(now.model_dump(mode="json")), flatten(_resolved(path))
+    off = {"milestone", *(key for key in ours if key.startswith("sft.") and "sft.enabled" not in its)}
+    keys = [key for key in ours if key in its and key not in off and ours[key] != its[key]]
+    found = [f"{key}={_plain(its[key])}" for key in keys]
+    names = {"constitution.yaml": now.constitution} | {
+        name: f"{now.prompts}/{name.removeprefix('prompts/')}"
+        for name in manifest.get("files", {})
+        if name.startswith("prompts/")
+    }
+    for name, where in names.items():
+        sha = manifest.get("files", {}).get(name)
+        if sha and sha != _sha(source.folder / expanded(where)):
+            found.append(f"{name} (another text)")
+    return tuple(found)
+
+
+def verdict(path: Path, gates: Mapping[str, Any], events: list[dict[str, Any]]) -> str:
+    """PASS, or how many gates were not; of a run without verdicts, where it stands."""
+    verdicts = [v for v in gates.get("verdicts") or [] if isinstance(v, dict)]
+    if verdicts:
+        missed = [v for v in verdicts if v.get("status") != "PASS"]
+        if not missed:
+            return "PASS"
+        word = "overridden" if gates.get("override") else "FAIL" if gates.get("enforced") else "advisory"
+        return f"{len(verdicts) - len(missed)} of {len(verdicts)} ({word})"
+    last = events[-1] if events else {}
+    if last.get("kind") != "end" and holder_lives(path):
+        return "running"
+    code = last.get("code") if last.get("kind") == "end" else None
+    if code == errors.DONE:
+        begun = any(event.get("kind") == "stage" for event in events)
+        return "no gates" if (path / "adapter").exists() else "stopped as asked" if begun else "forked, not begun"
+    if code is None:
+        return "killed"
+    return "stopped" if code in (errors.RESUMABLE, errors.SIGINT, errors.SIGTERM) else f"ended, exit {code}"
+
+
+def table(found: list[Line], columns: int = 0) -> list[str]:
+    """The lines on screen: a row a run, and under it what differs; a block a run where `columns` are too few."""
+    rows = [HEADS, *((f"{entry.cells[0]}{' *' if entry.latest else ''}", *entry.cells[1:]) for entry in found)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
+    if 0 < columns < sum(widths) + 2 * (len(HEADS) - 1):
+        return [text for entry in found for text in _block(entry)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    told = [lines[0]]
+    for text, entry in zip(lines[1:], found, strict=True):
+        told += [text, *([f"  differs: {entry.differences}"] if entry.differs else [])]
+    return [*told, *(["* runs/latest"] if any(entry.latest for entry in found) else [])]
+
+
+def _block(entry: Line) -> list[str]:
+    named = [f"{head} {cell}" for head, cell in zip(HEADS[1:-1], entry.cells[1:-1], strict=True) if cell != "–"]
+    rows = ["verdict    " + entry.cells[-1], "           " + ", ".join(named)]
+    rows += [f"differs    {entry.differences}"] if entry.differs else []
+    return [f"{entry.run}{' (latest)' if entry.latest else ''}", *(f"  {row}" for row in rows)]
+
+
+def page(found: list[Line]) -> str:
+    return environment().get_template("index.html.j2").render(heads=HEADS, lines=found)
+
+
+def _plain(text: str) -> str:
+    text = text[1:-1] if text[:1] == text[-1:] == "'" else text
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _sha(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
+
+
+def _figures(path: Path) -> Mapping[str, Any]:
+    found = _json(path / "eval" / "measured.json").get("figures")
+    return found if isinstance(found, dict) else {}
+
+
+def _value(figure: Any) -> tuple[float, Any, Any] | None:
+    if not isinstance(figure, dict) or not isinstance(figure.get("value"), int | float):
+        return None
+    return float(figure["value"]), figure.get("low"), figure.get("high")
+
+
+def _p1(figures: Mapping[str, Any]) -> str:
+    """On held-out pairs with its interval; where none were held out, on the training pairs, and said to be."""
+    if (held := _value(figures.get("preference.p1"))) is not None:
+        value, low, high = held
+        return number(value) + (f" [{number(low)}, {number(high)}]" if low is not None and high is not None else "")
+    trained = _value(figures.get("preference.p1.train"))
+    return f"{number(trained[0])} (train)" if trained is not None else "–"
+
+
+def _loss(events: list[dict[str, Any]]) -> str:
+    steps = [e["loss"] for e in events if e.get("kind") == "train_step" and "arm" not in e and "loss" in e]
+    values = [loss for loss in steps if isinstance(loss, int | float)]
+    return f"{number(values[0])} to {number(values[-1])}" if values else "–"
+
+
+def _pairs(path: Path) -> str:
+    counts = []
+    for split in ("train", "heldout"):
+        try:
+            counts.append((path / "dataset" / "pairs" / f"{split}.jsonl").read_bytes().count(b"\n"))
+        except OSError:
+            return "–"
+    return f"{counts[0]:,}" + (f" + {counts[1]:,}" if counts[1] else "")
+
+
+def _resolved(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads((path / "recipe.resolved.toml").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
