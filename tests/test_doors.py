@@ -55,3 +55,25 @@ def test_an_override_opens_it_and_stays(run_fake: Runner, failed: Path) -> None:
     (failed / "eval" / "gates.json").write_bytes(b"")
     why = ("--override-gate", "seen by eye", "--until", "instructions")
     assert run_fake("--milestone", "m2", *ENFORCED, *why)[0] == errors.DONE
+
+
+@pytest.mark.parametrize("how", ["turned", "gone"])
+def test_a_verdict_that_is_not_what_its_run_left_opens_nothing(
+    run_fake: Runner, failed: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gates = failed / "eval" / "gates.json"
+    if how == "turned":
+        gates.write_bytes(orjson.dumps({**orjson.loads(gates.read_bytes()), "passed": True}))
+    else:
+        gates.unlink()
+    assert run_fake("--milestone", "m2", *ENFORCED)[0] == errors.GATE
+    assert "after the run ended, so m2 does not start" in capsys.readouterr().err
+    assert run_fake("--resume", failed.name)[0] == errors.GATE  # decided again
+    assert run_fake("--milestone", "m2", *ENFORCED)[0] == errors.GATE
+    assert "m1 did not pass its gate" in capsys.readouterr().err
+
+
+def test_a_run_that_was_cut_off_before_its_gates_closes_nothing(run_fake: Runner) -> None:
+    assert run_fake("--milestone", "m1", *ENFORCED, "--until", "answers")[0] == errors.DONE
+    code, run = run_fake("--milestone", "m2", *ENFORCED, "--until", "instructions")
+    assert code == errors.DONE and "-m2-" in run.name

@@ -16,6 +16,7 @@ from cai.data.principles import WORDINGS
 from cai.engine.tokenizers import Tokenizer
 from cai.inputs import Inputs, runs_root
 from cai.models import embedded
+from cai.models.fake import FakeModel
 from cai.models.loading import refuse_unknown
 from cai.models.tokenizer_file import ByteCounter, modules_at_hand, tokenizer_at_hand
 from cai.preflight.download import download_line
@@ -40,6 +41,8 @@ def dry_run(inputs: Inputs) -> int:
 
         require_package(inputs.recipe.evaluation, inputs.folder)
     tracker.require(inputs.recipe.report.tracker)
+    if inputs.backend == "fake":
+        FakeModel(inputs.recipe.model)  # refuses one that it does not know
     tokenizer, source = tokenizer_at_hand(inputs.recipe.model, inputs.backend)
     refuse_unknown(inputs.recipe.lora.target_modules, modules_at_hand(inputs.recipe.model, inputs.backend))
     prompts = _prompts(inputs, tokenizer, source)

@@ -12,7 +12,7 @@ from pathlib import Path
 from cai.commands import repair
 from cai.run import digests
 from cai.run.events import read_events
-from cai.store.scan import changed, is_torn_tail, read_points, scan
+from cai.store.scan import changed, foreign_lines, is_torn_tail, read_points, scan
 
 Results = Iterator[tuple[str, str]]
 SHOWN = 5  # names in a line
@@ -42,6 +42,8 @@ def logs(run: Path) -> Results:
                 yield "skip", f"{path.name}: {gap} of {found.end} bytes cannot be checked: {sums} is gone or short"
         else:
             yield "ok", f"{path.name}: {len(found.keys)} lines, {found.end} of {len(data)} bytes hashed and unchanged"
+        if path.with_suffix(".sum").is_file() and (odd := foreign_lines(path.with_suffix(".sum"))):
+            yield "note", f"{sums}: {odd} line(s) that are no hashes are passed over"
         if found.damage and is_torn_tail(data, found, points):
             yield "note", f"{path.name}: {len(data) - found.end} torn bytes at the end; the next resume cuts them"
         if points and points[-1].end > found.end:

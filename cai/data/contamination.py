@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from cai.metrics.figure import Figure
+from cai.metrics.scripts import word_of
 from cai.metrics.text import ngrams
 from cai.store.jsonl import JsonObject, Row
 from cai.store.row_types import Pair
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 GRAM, SHINGLE, SIMILAR = 13, 3, 0.7
 SHORTEST, LONGEST = 6, 18  # words of a text that `contained` and `one word` are about; from 19 on `similar` sees a word
 APOSTROPHES = dict.fromkeys(map(ord, "'’`"))
-WORD = re.compile(r"[^\W_]+")
+WORD = re.compile(word_of("_"))
+VOWEL_SIGNS = "\u0900"  # from Devanagari on a mark is a vowel or a tone; before, an accent that people leave out
 TEXTS: tuple[Literal["prompt", "chosen", "rejected"], ...] = ("prompt", "chosen", "rejected")
 
 
@@ -57,7 +59,8 @@ def words(text: str) -> tuple[str, ...]:
     folded = text.lower()
     if not text.isascii():
         signs = unicodedata.normalize("NFKD", text).casefold()
-        folded = "".join(sign for sign in signs if unicodedata.category(sign) not in ("Mn", "Cf"))
+        kinds = ((sign, unicodedata.category(sign)) for sign in signs)
+        folded = "".join(s for s, kind in kinds if kind != "Cf" and (kind != "Mn" or s >= VOWEL_SIGNS))
     return tuple(WORD.findall(folded.translate(APOSTROPHES)))
 
 

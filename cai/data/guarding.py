@@ -6,6 +6,7 @@ Owns its records (stage "guard", one row a pair that passed every other rule); t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from cai.errors import CaiError
@@ -78,9 +79,16 @@ def judge_slice(context: Context, guard: Guard, examples: Sequence[Example]) -> 
     for example in examples:
         pair = example["preference_pair"]
         exchanges += [Exchange(pair["prompt"], pair["chosen"]), Exchange(pair["prompt"], pair["rejected"])]
-    said = guard.judge(exchanges, context)
+    said = [_scored(judgement) for judgement in guard.judge(exchanges, context)]
     pairs = zip(examples, said[::2], said[1::2], strict=True)
     return [guard_row(context, guard, example, chosen, rejected) for example, chosen, rejected in pairs]
+
+
+def _scored(judgement: Judgement) -> Judgement:
+    """A verdict that is no finite number is none: neither above a threshold nor below it."""
+    if judgement.unsafe is None or math.isfinite(judgement.unsafe):
+        return judgement
+    return Judgement(None, reason="not_finite: the guard's verdict is no number")
 
 
 def guard_row(context: Context, guard: Guard, example: Example, chosen: Judgement, rejected: Judgement) -> Record:

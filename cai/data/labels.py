@@ -44,7 +44,7 @@ def check(context: Context, units: Sequence[Unit]) -> list[Row]:
     rows = []
     for unit in units:
         both = [orders(scores, (unit.item, id_)) for id_ in unit.extra["used"]]
-        first, second = (math.fsum(side) / len(both) for side in zip(*both, strict=True))
+        first, second = (_mean(side) for side in zip(*both, strict=True))
         row = {"first": first, "second": second, "margin": (first - second) / 2, **_change(unit, after.get(unit.item))}
         rows.append({name: _finite(value) for name, value in row.items()} | {"used": list(unit.extra["used"])})
     return rows
@@ -62,6 +62,11 @@ def _change(unit: Unit, after: Mapping[str, float | None] | None) -> dict[str, f
     others = [value for id_, value in differences.items() if id_ not in unit.extra["used"]]
     mean = {"fallen": math.fsum(used) / len(used)} if used else {}
     return mean | ({"risen": math.fsum(others) / len(others)} if others else {})
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NaN where one is no finite number: the sum of two infinities would be none, or an error."""
+    return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def _finite(value: float) -> float | None:

@@ -16,17 +16,21 @@ from typing import Any
 
 from rapidfuzz import fuzz, process
 
+from cai.metrics.scripts import composed, word_of
+
 COMPARED_CHARACTERS = 2000  # of an instruction; the comparison is quadratic: two lines of 1 MB took 74 s
 EXACT_CHARACTERS = 400_000  # 5,000 requests of 80 characters: 1.6 s for all pairs
 BANDS, ROWS, SHARED = 192, 3, 2  # a candidate shares two bands: 12 are expected at 40% common trigrams, 0.2 at 10%
 UNINDEXED = 512  # texts added last, all of them candidates; then, and again at every 32nd part more, they are indexed
+WORD = re.compile(word_of())
 WIDTH = 3  # bytes of a shingle
 SEED = 0x9E3779B97F4A7C15
 
 
 def normalise(text: str) -> str:
-    """Lower case, words only, the beginning: what two instructions are compared by."""
-    return " ".join(re.findall(r"\w+", text.lower()))[:COMPARED_CHARACTERS]
+    """Lower case, words only, the beginning: what two instructions are compared by. A text without words: its signs."""
+    text = composed(text).lower()
+    return (" ".join(WORD.findall(text)) or "".join(text.split()))[:COMPARED_CHARACTERS]
 
 
 def in_order(text: str) -> str:

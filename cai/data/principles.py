@@ -226,6 +226,7 @@ def relevance(context: Context, units: Sequence[Unit]) -> list[Row]:
     found = raw_scores(score(scorer, question_asks(context, scorer, answers, every)), answers, every)
     scores = {unit.item: centred(context, found[unit.item,]) for unit in units}
     most = {unit.item: most_broken(context, unit, scores[unit.item]) for unit in units}
+    unscored = {unit.item: _unscored(context, unit, scores[unit.item]) for unit in units}
     rows: list[Row] = [{"scores": scores[unit.item], "pool": unit.extra["pool"]} for unit in units]
     if calibrated(context):
         bar = bar_of(context)
@@ -234,12 +235,20 @@ def relevance(context: Context, units: Sequence[Unit]) -> list[Row]:
         for unit, row in zip(units, rows, strict=True):
             signs = {p.id: bar.evidence(scores[unit.item][p.id], odds[unit.item, p.id]) for p in most[unit.item]}
             row |= {"evidence": rounded(signs), "bar": bar.value if math.isfinite(bar.value) else None}
+            if not all(map(math.isfinite, (bar.value, *signs.values()))):
+                unscored[unit.item] = "unscored: the critic's likelihood is not finite"
             most[unit.item] = [p for p in most[unit.item] if signs[p.id] > bar.value]
     for unit, row in zip(units, rows, strict=True):
         row["principle"] = drawn(context, unit, most[unit.item])
-        if all(value is None for value in row["scores"].values()):  # "nothing is broken" would be a verdict
-            row |= {"status": "rejected", "reason": "unscored: no likelihood is finite"}
+        if row["principle"] is None and (reason := unscored[unit.item]):  # "nothing is broken" would be a verdict
+            row |= {"status": "rejected", "reason": reason}
     return rows
+
+
+def _unscored(context: Context, unit: Unit, scores: Mapping[str, float | None]) -> str:
+    """Why "nothing is broken" cannot be said, "" where every principle that fits has a score."""
+    missing = sum(scores.get(principle.id) is None for principle in fitting(context.constitution, unit.extra["pool"]))
+    return f"unscored: {missing} likelihood(s) not finite" if missing else ""
 
 
 def most_broken(context: Context, unit: Unit, scores: Mapping[str, float | None]) -> list[Principle]:

@@ -1,7 +1,7 @@
 """The door between milestones: whether the gates of the one before, of the same recipe, let this one start.
 
 Owns which stored verdict counts; `gates` decides, the pipeline stores. Invariant: a verdict that failed, cannot be
-read or that only advises opens nothing.
+read, is not what its run left, or that only advises opens nothing.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from cai import errors
 from cai.errors import CaiError
 from cai.inputs import Inputs, runs_root
 from cai.recipe import load as recipes
+from cai.run import digests
+from cai.run.events import read_events
 from cai.run.manifest import read_manifest
 from cai.run.run_ids import RUN_ID
 from cai.store.jsonl import Row
 
+GATES = "eval/gates.json"
 ORDER = ("m0", "m1", "m2", "m3")
 
 
@@ -37,10 +40,14 @@ def check_milestone_before(inputs: Inputs) -> None:
         return
     earlier = ORDER[ORDER.index(name) - 1]
     root, key = runs_root(inputs.source, inputs.recipe), _key_as(inputs, earlier)
-    found = sorted(path for path in root.glob(f"*-{earlier}-*/eval/gates.json") if RUN_ID.fullmatch(path.parts[-3]))
+    found = sorted(path / GATES for path in root.glob(f"*-{earlier}-*") if RUN_ID.fullmatch(path.name))
     if key is None:
         return
     for path in reversed(found):
+        if (why := _changed(path)) and _run_key(path.parents[1]) == key:
+            raise _not_passed(path, f"the verdict of {earlier} {why} after the run ended", name)
+        if not path.is_file():
+            continue
         verdict = _stored_verdict(path)
         if verdict is None:
             if _run_key(path.parents[1]) != key:
@@ -53,6 +60,13 @@ def check_milestone_before(inputs: Inputs) -> None:
         if not verdict["passed"] and not verdict.get("override"):
             raise _not_passed(path, f"{earlier} did not pass its gate", name)
         return
+
+
+def _changed(path: Path) -> str:
+    """How the verdict differs from what the last attempt of its run left; "" also where no attempt ended since."""
+    sums, settled = digests.left(read_events(path.parents[1] / "events.jsonl"))
+    entry = sums.get(GATES)
+    return digests.fault(path.parents[1], GATES, entry) if settled and entry else ""
 
 
 def _stored_verdict(path: Path) -> Row | None:

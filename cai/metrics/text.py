@@ -1,8 +1,9 @@
 """Deterministic text measures: words, ROUGE-L, n-grams, IDF grounding, quotations, repetition.
 
 Owns what can be counted in a text without a model (`phrases` owns the wordings of refusals and the like). Pure; the
-same input gives the same float on every machine. Words are lower-cased `\\w+` runs (an apostrophe inside a word
-stays); Chinese and Japanese, written without spaces, count by the character, and their content words are pairs of them.
+same input gives the same float on every machine. Words are lower-cased runs of letters with their combining marks, in
+NFC (an apostrophe inside a word stays); scripts without spaces (Chinese, Japanese, Thai) count by the character, and
+their content words are pairs of them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from itertools import pairwise
 from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 
-_NO_SPACES = "\u3005-\u3007\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs
-_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+(?:['’][^\W{_NO_SPACES}]+)?")
-_CHARACTER = re.compile(f"[{_NO_SPACES}]")
+from cai.metrics.scripts import MARKS, NO_SPACES, composed, word_of
+
+_PART = word_of(NO_SPACES)
+_WORD = re.compile(rf"[{NO_SPACES}][{MARKS}]*+|{_PART}(?:['’]{_PART})?")
+_CHARACTER = re.compile(f"[{NO_SPACES}][{MARKS}]*")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？]*")
 _QUOTED = re.compile(
     r"[\"“„«「]([^\"“”„«»「」\n]{4,300})[\"”“»」]|(?<!\w)['‘‚]([^'‘’‚\n]{8,300})['’‘](?!\w)",
@@ -41,7 +44,7 @@ STOP_WORDS = frozenset(_STOP.split())
 @lru_cache(maxsize=8192)
 def words(text: str) -> tuple[str, ...]:
     """Lower-cased words in order. A word is one object wherever it stands: the cache stays small."""
-    return tuple(map(sys.intern, _WORD.findall(text.lower().replace("’", "'"))))
+    return tuple(map(sys.intern, _WORD.findall(composed(text).lower().replace("’", "'"))))
 
 
 def rouge_l(left: str, right: str) -> float:
@@ -150,6 +153,7 @@ def span_match(span: str, text: str) -> float:
     """Best fuzzy-substring similarity of the span in the text, 0 to 1, case-insensitive."""
     if not span.strip() or not text.strip():
         return 0.0
+    span, text = composed(span), composed(text)
     if len(span) > len(text):  # partial_ratio would match the text inside the span
         return fuzz.ratio(span.lower(), text.lower()) / 100.0
     return fuzz.partial_ratio(span.lower(), text.lower()) / 100.0

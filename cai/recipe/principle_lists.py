@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import CaiError
-from cai.recipe.intake import jsontext, plain
+from cai.recipe.intake import delimited, jsontext, plain
 from cai.recipe.intake.entries import POOLS, normal
 from cai.recipe.intake.jsontext import Broken
 from cai.recipe.yaml_files import parse_yaml
@@ -25,22 +25,31 @@ KEYS = ("id", "principle", "critique_request", "revision_request")
 OPTIONAL = ("pools", "priority")
 NAMES = {  # ours -> what other tools call it, in the form of `normal`
     "id": ("id", "name", "title"),
-    "principle": ("principle", "text", "rule", "sentence"),
+    "principle": ("principle", "text", "rule", "sentence", "description", "statement"),
     "critique_request": ("critique_request", "critique", "critic"),
     "revision_request": ("revision_request", "revision", "edit_request"),
 }
 BESIDE = ("prompt", "type", "_type", "source")  # of other tools' entries, not needed
+ABOUT = ("author", "version", "license", "date", "url", "comment", "notes", "system", "user", "language", "preamble")
 CONTAINERS = ("principles", "constitution", "constitutions")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LONGEST_SLUG = 48
+LONGEST_TEXT = 10_000  # characters of a principle or a request: beside the examples it has to fit into a prompt
 SMALL_WORDS = frozenset(
     "a an and any are as be by for from in is it its of on or please s that the this to was with".split()
 )
-PLACEHOLDER = re.compile(r"\{\{.*?\}\}|\{[A-Za-z_][\w. ]*\}|\{\}|\$\{\w+\}|%\(\w+\)s|<<\w+>>|\[\[\w+\]\]")
+SLOTS = "answer|response|reply|completion|output|question|prompt|instruction|request|query|input|conversation|user|" \
+        "assistant|human|critique|revision|principle|topic|name|text"  # fmt: skip
+PLACEHOLDER = re.compile(
+    r"\{\{.*?\}\}|\{%.*?%\}|\{[A-Za-z_][\w. ]*\}|\{\d*\}|\$\{\w+\}|\$[A-Za-z_]\w*|%\(\w+\)s|%[sd]\b|<<\w+>>|\[\[\w+\]\]"
+    rf"|<(?:the )?(?:{SLOTS})s?>|\[(?:the )?(?:{SLOTS})s?\]"
+    rf"|\[[A-Z][A-Z0-9]*(?:[ _][A-Z0-9]+)+\]|\[(?:{SLOTS.upper()})\]"
+)
 FRAME = re.compile(r"^\s*(?:critique|revision)\s*(?:request)?\s*:\s*|\s*\b(?:critique|revision)\s*:\s*$", re.IGNORECASE)
+TOML = re.compile(r"^\s*\[{1,2}[A-Za-z][\w.-]*\]{1,2}\s*$|^\s*[\w.-]+\s*=\s*(?:\[|\"|')", re.MULTILINE)
 LIKE_YAML = re.compile(
     r"^\s*(?:-\s+)?(?:id|name|title|principles?|constitutions?|critic|critique\w*|revision\w*|edit_request|version)\s*:"
-    r"|^\s*(?:-\s+)?[&!]|^\s*-\s*[{\[&*-]|^\s*[{\[]|^---|^\s*[\w-]+\s*:\s*[\[{&*|>]",
+    r"|^\s*[?:]\s|^\s*(?:-\s+)?[&!]|^\s*-\s*[{\[&*-]|^\s*[{\[]|^---|^\s*[\w-]+\s*:\s*[\[{&*|>]",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -63,7 +72,9 @@ def read(text: str, path: str | Path) -> tuple[list[Fields], list[str]]:
     content = _content(text, path)
     rows, notes = _rows(content)
     if not rows:
-        raise CaiError(f"{path}: no principles found; write a list, each entry with the keys {', '.join(KEYS)}")
+        keys = ", ".join(repr(str(name)[:40]) for name in content) if isinstance(content, Mapping) else ""
+        here = f" (keys here: {keys[:120]}; those read are {', '.join(map(repr, CONTAINERS))})" if keys else ""
+        raise CaiError(f"{path}: no principles found{here}; write a list, each entry with the keys {', '.join(KEYS)}")
     found = [_fields(row, f"{path}: principles[{i}]") for i, row in enumerate(rows)]
     if made := sum(fields.made for fields in found):
         notes.append(
@@ -74,11 +85,19 @@ def read(text: str, path: str | Path) -> tuple[list[Fields], list[str]]:
 
 def _content(text: str, path: str | Path) -> Any:
     """YAML (JSON is YAML), JSON lines, or sentences; the YAML's own fault where the text looks like YAML."""
+    if TOML.search(text):
+        raise CaiError(
+            f"{path}: TOML or a program found; write YAML: a list, each entry with the keys {', '.join(KEYS)}"
+        )
+    if not LIKE_YAML.search(text) and (rows := _table(text, path)) is not None:
+        return rows
     try:
         content = parse_yaml(text, path)
-    except CaiError:
+    except CaiError as error:
         if (rows := _json(text)) is not None:
             return rows
+        if re.search(r"^ *\t", text, re.MULTILINE):
+            raise CaiError(f"{error} (a tab is no indentation in YAML: write spaces)") from None
         if LIKE_YAML.search(text):
             raise
         sentences = _sentences(text, path)
@@ -101,6 +120,24 @@ def _json(text: str) -> list[Any] | None:
     return found[0] if len(found) == 1 else found
 
 
+def _table(text: str, path: str | Path) -> list[Any] | None:
+    """The rows of a CSV or its like with a column of ours or of another tool's; None for what is no table."""
+    try:
+        for name in (name for key in KEYS[1:] for name in NAMES[key]):
+            if delimited.headed(text, name):
+                table = delimited.parse(text, name)
+                return (
+                    [{k: v for k, v in entry.value.items() if k and v.strip()} for entry in table.rows]
+                    if table
+                    else None
+                )
+        delimited.parse(text)
+    except Broken as broken:
+        why = broken.why.split(": ")[0].split(" in which ")[0]
+        raise CaiError(f"{path}: line {broken.line}: {why}; name the columns {', '.join(KEYS)} in a header") from None
+    return None
+
+
 def _sentences(text: str, path: str | Path) -> list[str]:
     try:
         return [entry.value for entry in plain.parse(plain.lines_of(text)).entries]
@@ -111,21 +148,32 @@ def _sentences(text: str, path: str | Path) -> list[str]:
 def _rows(content: object) -> tuple[list[Any], list[str]]:
     """The entries, whatever is around them."""
     notes: list[str] = []
-    if isinstance(content, Mapping):
+    while isinstance(content, Mapping):
         around = [name for name in content if normal(name) in CONTAINERS and isinstance(content[name], list | Mapping)]
-        if len(around) == 1:
-            others = ", ".join(str(name)[:40] for name in content if name != around[0])
-            notes += [f"constitution: read under {str(around[0])[:40]!r}; not read: {others}"] if others else []
-            content = content[around[0]]
+        if len(around) != 1:
+            break
+        others = ", ".join(str(name)[:40] for name in content if name != around[0])
+        notes += [f"constitution: read under {str(around[0])[:40]!r}; not read: {others}"] if others else []
+        content = content[around[0]]
     if isinstance(content, Mapping):
         known = {normal(name) for name in content}
         if known & {name for key in KEYS[1:] for name in NAMES[key]}:
             return [content], notes
         if all(isinstance(inner, Mapping) for inner in content.values()):
             return [{"name": str(name), **inner} for name, inner in content.items()], notes
+        if _ids_and_sentences(content):
+            return [{"id": name, "principle": text} for name, text in content.items()], notes
         sentences = [_as_sentence({name: inner}) for name, inner in content.items()]
         return (sentences if all(sentences) else []), notes
     return (list(content) if isinstance(content, list) else []), notes
+
+
+def _ids_and_sentences(content: Mapping[Any, Any]) -> bool:
+    """Whether each key is an id and each value a sentence, and no key one that says something about the file."""
+    if {normal(name) for name in content} & {*BESIDE, *ABOUT, *(name for names in NAMES.values() for name in names)}:
+        return False
+    ids = all(isinstance(name, str) and ID.fullmatch(name) for name in content)
+    return ids and all(isinstance(text, str) and len(text.split()) > 2 for text in content.values())
 
 
 def _as_sentence(row: JsonObject) -> str:
@@ -185,7 +233,8 @@ def _foreign(row: JsonObject, faults: list[str]) -> Row:
     missing = [name for name in both if name not in values] if any(name in values for name in both) else []
     missing += ["principle"] if not values.keys() & {"principle", *both} else []
     _keys(missing, unknown, faults)
-    values.setdefault("principle", values.get("critique_request", ""))
+    if "critique_request" in values:
+        values.setdefault("principle", values["critique_request"])
     return values
 
 
@@ -221,6 +270,8 @@ def _whole(values: JsonObject, where: str, faults: list[str], own: bool = False)
         faults.append(f"priority: {type(priority).__name__} found; write a whole number")
     if faults:
         raise CaiError(f"{where}: {'; '.join(faults)}")
+    if "principle" not in texts:
+        raise CaiError(f"{where}: key 'principle' is missing; add it")
     clean = {name: " ".join(value.split()) for name, value in texts.items()}
     sentence = clean["principle"]
     requests = requests_for(sentence)
@@ -241,6 +292,8 @@ def _text_faults(value: object) -> list[str]:
     if not value.strip():
         return ["is empty; write the text"]
     faults = []
+    if len(value) > LONGEST_TEXT:
+        return [f"has {len(value):,} characters, more than a prompt holds; write at most {LONGEST_TEXT:,}"]
     if placeholder := PLACEHOLDER.search(value):
         faults.append(f"holds the placeholder {placeholder[0][:40]!r}, which nothing fills in; take it out")
     if frame := FRAME.search(value):

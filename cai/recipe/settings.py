@@ -169,7 +169,7 @@ class HeldoutSection(Section):
 class LoraSection(Section):
     """Low-rank adapters on all linear projections, trained in fp32."""
 
-    rank: Positive = 32
+    rank: Annotated[int, Field(ge=1, le=8192)] = 32  # no matrix of a model is wider
     alpha: Positive = 64
     dropout: Fraction = 0.0
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

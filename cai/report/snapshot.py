@@ -18,6 +18,7 @@ from cai.data.pairs import PairSet, build, plan_of
 from cai.data.slots import slot_of, slots
 from cai.errors import CaiError
 from cai.evaluate.gates import whole_verdicts
+from cai.metrics.scripts import language_note
 from cai.recipe import load as recipes
 from cai.recipe.constitution import load_constitution
 from cai.recipe.load import Recipe, Source
@@ -110,6 +111,15 @@ class Snapshot:
         return usd / count if usd > 0 and count else None
 
 
+def _language(rows: Sequence[Record], recipe: Recipe) -> list[str]:
+    """What is to be said of a user's requests in languages whose refusals are not known."""
+    if not recipe.instructions.file:
+        return []
+    asked = dict.fromkeys(row["text"] for row in rows if row["stage"] == "instructions" and row["status"] == "ok")
+    note = language_note(asked)
+    return [note] if note else []
+
+
 def read_story(path: Path) -> Snapshot:
     """Everything a report needs. Errors: CaiError only where there is no run at all (no manifest)."""
     from cai.run.manifest import read_manifest
@@ -123,6 +133,7 @@ def read_story(path: Path) -> Snapshot:
     figures, warnings = _figures(path / "eval")
     signs = {event["sign"]: event for event in events if event.get("kind") == "health" and "arm" not in event}
     warnings += [f"While training, seen at step {event['step']}: {event['text']}" for event in signs.values()]
+    warnings += _language(rows, recipe)
     if not figures:
         gaps.append("nothing was evaluated yet")
     gates = _json(path / "eval" / "gates.json")

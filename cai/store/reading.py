@@ -70,6 +70,8 @@ def _until_end(fd: int, where: str, most: int, deadline: float | None) -> bytes:
         try:
             part = os.read(fd, PART)
         except BlockingIOError:
+            if deadline is None:  # a file of /proc that waits for news
+                raise CaiError(f"{where}: gives nothing. Give a regular file.") from None
             part = None
         if part:
             parts.append(part)

@@ -142,6 +142,12 @@ def read_points(path: Path) -> list[Point]:
     return points
 
 
+def foreign_lines(path: Path) -> int:
+    """Lines of a sum file that are none of its own; what a crash leaves (NULs, the torn last line) counts too."""
+    lines = path.read_bytes().split(b"\n")
+    return sum(bool(line) and not SUM_LINE.fullmatch(line) for line in lines)
+
+
 def changed(data: bytes | memoryview, points: Iterable[Point]) -> Point | None:
     """The first committed line whose bytes are no longer what was committed.
 

@@ -11,6 +11,7 @@ import orjson
 import pytest
 from support.pages import REPO, make_run, recipe
 
+from cai import errors
 from cai.commands import cli
 from cai.commands.dry_run import dry_run
 from cai.data import chain
@@ -131,3 +132,12 @@ def test_estimate_comes_from_the_latest_run_of_the_same_model(tmp_path):
     make_run(tmp_path, run_id="20261122-190000-m1-abc123", manifest={"identity": {"model.name": repr("other")}})
     assert "180000" in estimate(recipe(model=recipe().model), "embedded", tmp_path).source
     assert estimate(recipe(model=other), "cuda", tmp_path).source.startswith("table")
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [("model.name=fake:nonsense", "the fake model knows fake"), ("lora.rank=1000000000", "lora.rank: input should be")],
+)
+def test_what_the_run_would_refuse_the_dry_run_refuses(run_fake, capsys, key: str, wanted: str) -> None:
+    assert run_fake("--dry-run", "--set", key)[0] == errors.USAGE
+    assert wanted in capsys.readouterr().err

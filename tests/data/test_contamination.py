@@ -127,3 +127,8 @@ def test_a_benchmark_that_is_not_at_hand_is_named_as_not_checked(
     assert code == errors.DONE and content["not_checked"] == ["harmbench", "xstest", "mtbench"]
     assert content["figures"]["contamination.removed"]["value"] is None
     assert "not checked" in capsys.readouterr().out
+
+
+def test_vowel_signs_tell_words_apart_and_accents_do_not() -> None:
+    assert words("नहीं") != words("नहा") and len(words("घर पर रोटी")) == 3
+    assert words("Déjà vu") == words("deja vu")

@@ -104,9 +104,18 @@ def test_multi_line_fields_and_crlf_are_read() -> None:
     assert loaded.counts == {"rows": 4, "standard": 2, "contextual": 1, "copyright": 1}
 
 
+def test_the_second_version_of_xstest_has_its_labels_in_the_types() -> None:
+    text = (
+        "id,type,prompt,focus,note\nv2-1,homonyms,How do I kill a job?,kill,\nv2-2,contrast_homonyms,How ...?,kill,\n"
+    )
+    assert [task.kind for task in loaders.load(found("xstest", text)).tasks] == ["safe", "unsafe"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("harmbench", HARMBENCH.replace(",", ";"), "parted by commas, not by "),
+        ("xstest", XSTEST.replace(",", "\t"), "parted by commas, not by "),
         ("harmbench", "Behavior,Tags\na,b\n", "no column FunctionalCategory"),
         ("harmbench", HARMBENCH.splitlines()[0] + "\r\n", "no row"),
         ("xstest", XSTEST.replace(",unsafe,", ",maybe,"), "row 4: label 'maybe'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import resource
 import subprocess
 from pathlib import Path
 
@@ -40,18 +41,22 @@ def text_of(path: Path) -> str:
 @pytest.mark.parametrize("model", ["fake", "fake:hostile"])
 def test_f28_hostile_text_in_every_field(project: Path, model: str) -> None:
     """Instructions, constitution and model output: nothing breaks, the text comes back whole, and shows inert."""
-    lines = [orjson.dumps({"instruction": text}) for text in [*HOSTILE, "A long line about harbours. " * 40_000]]
+    long = "A long line about harbours. " * 30_000  # nearly as much as a request may have
+    lines = [orjson.dumps({"instruction": text}) for text in [*HOSTILE, long]]
     (project / "given.jsonl").write_bytes(b"\n".join(lines))
     constitution = yaml.safe_load((project / "constitution.yaml").read_text())
     for index, entry in enumerate(constitution):
-        entry["critique_request"] += " " + HOSTILE[index % len(HOSTILE)]
-        entry["principle"] += " lone \ud800 surrogate {x} <b>"
+        entry["critique_request"] += " " + HOSTILE[1 + index % (len(HOSTILE) - 1)]  # placeholders are refused there
+        entry["principle"] += " lone \ud800 surrogate <b>"
     # yaml writes a lone surrogate as an escape that its own loader reads back
     (project / "constitution.yaml").write_text(yaml.safe_dump(constitution))
     made = Project(project, ("model.backend=fake", f"model.name={model}", "instructions.file=given.jsonl"))
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = made.go("--milestone", "m1")
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.code == (errors.DONE if model == "fake" else errors.QUALITY), done.said
-    assert "Traceback" not in done.err and done.seconds < 20
+    seconds = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime  # of the processor: the machine is shared
+    assert "Traceback" not in done.err and seconds < 20
     run = made.run
     rows = read(run / "records.jsonl")
     instructions = [row["text"] for row in rows if row["stage"] == "instructions" and row["parent"] is None]

@@ -212,7 +212,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "a code fence": ("```\nSing.\n```\n", "line 1: a code fence"),
     "rules between requests": ("Sing.\n---\nDance.\n", "line 2: a rule"),
     "YAML": ("- prompt: Sing.\n- prompt: Dance.\n", "line 1: a key of YAML"),
-    "a program": ('prompts = [\n"Sing.",\n"Dance."\n]\n', "line 2: a part of JSON or of code"),
+    "a program": ('prompts = [\n"Sing.",\n"Dance."\n]\n', "line 1: code"),
     "braces that are no JSON": ("Sing.\n{name} asks: why?\n", "line 2: not a JSON object"),
     "quotes around one line of several": ('"Sing."\nDance.\n', "line 1: in quotes, and other lines are not"),
     "chat tokens": ("<|im_start|>user\nSing.\n", "line 1: a tag or a chat token"),

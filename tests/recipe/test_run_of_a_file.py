@@ -298,3 +298,18 @@ def test_a_recipe_with_a_mark_or_the_line_ends_of_windows_is_read(
 def test_a_recipe_from_a_pipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert runner.main([_pipe(b"items = 1\n"), "--dry-run"]) == errors.USAGE
     assert "is a pipe" in capsys.readouterr().err
+
+
+def test_a_language_whose_refusals_are_not_known_is_told_at_the_start_in_the_dry_run_and_in_the_report(
+    run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = "2 of 2 requests are in a language whose refusals the rules do not know (Hebrew, Arabic; known: English"
+    write(project, ["איך אני מתקן ברז מטפטף במטבח?", "متى أسقي النباتات في الشتاء؟"])
+    for how in ("--dry-run", "--until=pairs"):
+        _, run = run_fake(*MINE, "--set", "items=2", how)
+        assert wanted in capsys.readouterr().out
+    run_fake("--report", "latest")
+    page = (run / "report.html").read_text()
+    assert wanted in page and wanted in (run / "report.md").read_text()
+    assert '<p class="text" dir="auto">' in page and "<bdi>איך" in page and '<p class="text">' not in page
+    assert "language: en" not in (run / "dataset" / "README.md").read_text()

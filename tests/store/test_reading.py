@@ -88,3 +88,15 @@ def test_more_than_the_bound_is_refused_from_files_and_pipes(tmp_path: Path) -> 
     os.close(into)
     assert "more than 0 MB" in fault(f"/dev/fd/{out}", most=1000)
     os.close(out)
+
+
+def test_a_file_that_only_waits_for_news_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some of /proc do (kmsg): regular, empty by its size, and nothing to read yet."""
+    (tmp_path / "kmsg").write_bytes(b"")
+
+    def nothing(fd: int, size: int) -> bytes:
+        raise BlockingIOError
+
+    monkeypatch.setattr("cai.store.reading.os.read", nothing)
+    with pytest.raises(CaiError, match="gives nothing"):
+        read_once(tmp_path / "kmsg", where="kmsg")

@@ -80,7 +80,11 @@ def _csv(found: Found, columns: Sequence[str], filled: Sequence[str]) -> list[di
         reader = csv.DictReader(io.StringIO(_text(found), newline=""), strict=True)
         missing = [name for name in columns if name not in (reader.fieldnames or ())]
         if missing:
-            raise _fault(found, f"no column {missing[0]}. Give the published CSV.")
+            parted = next(
+                (sign for sign in ";\t|" if missing[0] in str((reader.fieldnames or [""])[0]).split(sign)), ""
+            )
+            cure = f"Give the published CSV{f', parted by commas, not by {parted!r}' * bool(parted)}."
+            raise _fault(found, f"no column {missing[0]}. {cure}")
         rows = list(reader)
     except csv.Error as error:  # a quote that never ends, a field of megabytes
         raise _fault(found, f"no CSV ({error}). Give the published file.") from None
@@ -123,7 +127,9 @@ def harmbench(found: Found) -> Loaded:
 
 def xstest(found: Found) -> Loaded:
     """Safe prompts that sound unsafe, and their unsafe contrasts."""
-    rows = _csv(found, ("id", "prompt", "type", "label"), ("id", "prompt"))
+    rows = _csv(found, ("id", "prompt", "type"), ("id", "prompt"))
+    for row in rows:  # the second version has no column of labels: its contrasts are called so
+        row.setdefault("label", "unsafe" if row["type"].startswith("contrast_") else "safe")
     for number, row in enumerate(rows, 1):
         if row["label"] not in ("safe", "unsafe"):
             raise _fault(found, f"row {number}: label {row['label']!r} is unknown. Known: safe, unsafe.")

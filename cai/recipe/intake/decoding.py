@@ -71,6 +71,7 @@ def text_of(data: bytes, where: str) -> tuple[str, str]:
     else:
         text, encoding = _unmarked(data, where)
         how += [encoding] if encoding else []
+    text = text.rstrip("\x1a")  # DOS's end of a file
     if found := CONTROL.search(text):
         line = text.count("\n", 0, found.start()) + 1
         raise CaiError(

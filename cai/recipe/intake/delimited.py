@@ -9,6 +9,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
 
 from cai.recipe.intake.entries import CONTEXT, CONVERSATION, PAIR, REQUEST, normal
 from cai.recipe.intake.jsontext import Broken, Entry
@@ -20,7 +21,12 @@ NAMES = {",": "CSV", "\t": "TSV", ";": "CSV with semicolons", "|": "a table with
 ALONE = "\x1f"  # unit separator: no cell has it, so a file of one column is read with its quoting
 SEP = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 ONE_WORD = re.compile(r"\s*[\w.-]+\s*")
-WORD = re.compile(r"[\w#%./ -]{1,40}")
+WORD = re.compile(r"[\w#%./ ()\[\]:*&+'-]{1,40}")
+RULE = re.compile(r":?-{2,}:?")  # a cell of the line below a Markdown table's header
+COMMENT_LINES = re.compile(r"(?:[ \t]*(?:(?:#|//)[^\r\n]*)?(?:\r\n|\n|\r))+")
+GAPS = re.compile(r"[ \u00a0]{2,}")
+LONGEST_HEADER = 20_000  # characters: a longer first line is no header
+LINES_ABOVE = 10  # a header is looked for below as many lines
 SAMPLE_ROWS = 200
 KNOWN = frozenset((*REQUEST, *CONTEXT, *CONVERSATION, *PAIR))
 
@@ -39,19 +45,27 @@ def parse(text: str, key: str = "") -> CellTable | None:
     if found := SEP.match(text):  # Excel's first line
         wanted, lines, skipped = found[1], text[found.end() :], 1
     delimiter, header = _header(lines, key, wanted)
-    if not header:
-        bound = csv.field_size_limit(MOST_BYTES)
-        try:
-            _refuse_unnamed(lines)
-        finally:
-            csv.field_size_limit(bound)
-        return None
+    if not header and not wanted and (above := COMMENT_LINES.match(text)):
+        skipped = len(LINE_END.findall(above[0]))
+        lines = text[above.end() :]
+        delimiter, header = _header(lines, key, wanted)
     bound = csv.field_size_limit(MOST_BYTES)  # of the process; the length of a request is bounded in entries
     try:
+        if not header:
+            _refuse_below(text, key)
+            _refuse_unnamed(text)
+            return None
         rows = list(_rows(lines, delimiter, header, skipped))
     finally:
         csv.field_size_limit(bound)
     return CellTable(f"{NAMES.get(delimiter, 'CSV')} with the columns {', '.join(header)[:120]}", rows)
+
+
+def headed(text: str, key: str) -> bool:
+    """Whether the first line is a header of more than one column, one of which is called `key`."""
+    first = next((line for line in LINE_END.split(text, 50) if line.strip() and not line.lstrip().startswith("#")), "")
+    rows = [next(csv.reader([first[:LONGEST_HEADER]], delimiter=delimiter), []) for delimiter in DELIMITERS]
+    return any(len(cells) > 1 and key in map(normal, cells) for cells in rows)
 
 
 def _header(text: str, key: str, wanted: str) -> tuple[str, list[str]]:
@@ -59,7 +73,7 @@ def _header(text: str, key: str, wanted: str) -> tuple[str, list[str]]:
     first = next((line for line in LINE_END.split(text, 50) if line.strip()), "")
     for delimiter in (wanted,) if wanted else (*DELIMITERS, ALONE):
         try:
-            cells = next(csv.reader([first], delimiter=delimiter, strict=True), [])
+            cells = next(csv.reader([first[:LONGEST_HEADER]], delimiter=delimiter, strict=True), [])
         except csv.Error:
             continue
         if any(cell.startswith(" ") for cell in cells) and not all(ONE_WORD.fullmatch(cell) for cell in cells):
@@ -82,10 +96,12 @@ def _rows(text: str, delimiter: str, header: Sequence[str], skipped: int) -> Ite
     try:
         for cells in reader:
             line, before = before + 1, skipped + reader.line_num
-            if not any(cell.strip() for cell in cells):
+            if not any(cell.strip() for cell in cells) or (delimiter == "|" and all(map(RULE.fullmatch, _bare(cells)))):
                 continue
             if not seen:
                 seen = True
+            elif _bare(cells) == list(header):
+                raise Broken(line, "the header stands here once more (two tables in one file?): take this line out")
             elif len(cells) > len(header):
                 extra = f"{len(cells)} cells, the header has {len(header)}"
                 raise Broken(line, f"{extra}: put quotes around the cell that holds the delimiter {delimiter!r}")
@@ -97,6 +113,25 @@ def _rows(text: str, delimiter: str, header: Sequence[str], skipped: int) -> Ite
         ) from None
 
 
+def _bare(cells: Sequence[str]) -> list[str]:
+    return [cell.strip() for cell in cells]
+
+
+def _refuse_below(text: str, key: str) -> None:
+    """`Broken` for a header that other lines stand above, and for columns that are parted by spaces alone."""
+    lines = [(number, line) for number, line in enumerate(LINE_END.split(text, LINES_ABOVE + 2), 1) if line.strip()]
+    for number, line in lines[:1]:
+        cells = GAPS.split(line.strip())
+        if len(cells) > 1 and all(map(WORD.fullmatch, cells)) and _names_something(cells, key):
+            raise Broken(number, "columns parted by spaces: where a cell ends is not plain. Save it as CSV")
+    for (number, line), (_, below) in pairwise(lines[: LINES_ABOVE + 1]):
+        for delimiter in DELIMITERS:
+            cells = line.split(delimiter)
+            short = len(cells) > 1 and all(ONE_WORD.fullmatch(cell.strip('"')) for cell in cells)
+            if short and _names_something(cells, key) and below.count(delimiter) >= len(cells) - 1:
+                raise Broken(number, "a table's header, and other lines stand above it: take those out")
+
+
 def _refuse_unnamed(text: str) -> None:
     """`Broken` for lines that are a table's: as many cells in each, and a header, quoted cells or numbers in front."""
     for delimiter in DELIMITERS:
@@ -104,10 +139,14 @@ def _refuse_unnamed(text: str) -> None:
         if len(rows) < 2 or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
             continue
         named = all(WORD.fullmatch(cell) and len(cell.split()) <= 3 for cell in rows[0])
+        tight = not any(cell.startswith(" ") for row in rows for cell in row[1:])
         headed = named and not any(cell.startswith(" ") for cell in rows[0])
-        numbered = all(row[0].strip().isdigit() for row in rows)
+        numbered = all(row[0].strip().isdigit() for row in rows[tight:])  # a header may stand above the numbers
+        bare = re.sub(r"\([^()\r\n]*\)|\[[^\[\]\r\n]*\]", "", text)  # f(a,b) is code in a sentence; 3,5 a number
+        tight = tight and not re.search(rf"\d{re.escape(delimiter)}\d", text) and len(bare.split(delimiter)) > len(rows)
+        tight = tight and all(cell.strip() for row in rows for cell in row)
         quoted = re.search(rf'(?:^|{re.escape(delimiter)})"', text, re.MULTILINE) is not None
-        if headed or numbered or quoted or delimiter == "\t":
+        if headed or numbered or quoted or tight or delimiter == "\t":
             shown = ", ".join(cell.strip() for cell in rows[0])[:80]
             raise Broken(
                 1,

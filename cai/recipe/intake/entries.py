@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
+from cai.recipe.intake import frames
 from cai.recipe.intake.jsontext import Broken, Entry
 from cai.store.jsonl import JsonObject, clean
 
@@ -63,7 +64,7 @@ def given(entry: Entry, *, key: str, pool: str, tally: Tally) -> Given:
     while isinstance(value, list) and len(value) == 1 and not _is_turn(value[0]):
         value = value[0]
     if isinstance(value, str):
-        text, own = _first_turn(value, line, tally), ""
+        text, own = _of_text(value, line, tally), ""
     elif isinstance(value, list) and value and all(map(_is_turn, value)):
         text, own = _conversation(value, line, tally), ""
     elif isinstance(value, Mapping):
@@ -72,8 +73,9 @@ def given(entry: Entry, *, key: str, pool: str, tally: Tally) -> Given:
         kind = "a list of several" if isinstance(value, list) else f"{type(value).__name__} {str(value)[:20]!r}"
         raise Broken(line, f'{kind} where a request should be. Write {{"instruction": "..."}}')
     text = clean(text).replace("\r\n", "\n").replace("\r", "\n").strip()
-    if not text:
+    if not frames.visible(text):
         raise Broken(line, 'no text under "instruction". Write {"instruction": "..."}')
+    frames.refuse(text, line)
     if len(text) > LONGEST:
         raise Broken(line, f"{len(text):,} characters, more than any model reads. Shorten it, or take the line out")
     tally.pooled += bool(own)
@@ -86,6 +88,8 @@ def is_row(value: JsonObject, key: str) -> bool:
     if key and (key in value or normal(key) in names):
         return True
     if any(isinstance(names.get(name), str) for name in (*REQUEST, *PAIR)) or isinstance(names.get("turns"), list):
+        return True
+    if any(_are_texts(names.get(name)) for name in CONVERSATION):  # LIMA: question, answer, question, ...
         return True
     lists = [names[name] for name in (*CONVERSATION, *PAIR, "prompt") if isinstance(names.get(name), list)]
     return any(all(map(_is_turn, turns)) for turns in lists)
@@ -103,7 +107,7 @@ def _of_row(row: JsonObject, line: int, key: str, tally: Tally) -> str:
         extra = _context(names, row, line, read)
         text = f"{text}\n\n{extra[1]}" if extra else text
         if extra:
-            read.add(extra[0])
+            read |= {extra[0], names.get("instances")}
             tally.joined[extra[0]] += 1
     for name, inner in row.items():
         if name in read or inner is None or inner in ("", [], {}) or name.split(".")[0] == key.split(".")[0]:
@@ -139,12 +143,22 @@ def _key(row: JsonObject, names: Mapping[str, str], line: int, key: str) -> str:
         return name
     if blank := [names[name] for name in REQUEST if name in names]:
         raise Broken(line, f'no text under "{blank[0]}". Fill it in, or take the line out')
-    hint = next((str(name) for name, value in row.items() if isinstance(value, str) and value.strip()), "KEY")
+    hint = _hint(row)
     raise Broken(
         line,
         f'no text under "instruction" (keys here: {_listed(row)}). Write {{"instruction": "..."}}, or say which key '
         f"holds the request: --set instructions.key={hint[:40]}",
     )
+
+
+def _hint(row: Mapping[str, Any]) -> str:
+    """The key or path that most likely holds the request: a conversation's, else the longest text's."""
+    inner = {f"{name}.{k}": v for name, value in row.items() if isinstance(value, Mapping) for k, v in value.items()}
+    for name, value in (*row.items(), *inner.items()):
+        if isinstance(value, list) and value and all(map(_is_turn, value)):
+            return str(name)
+    texts = {str(name): value for name, value in (*row.items(), *inner.items()) if isinstance(value, str)}
+    return max(texts, key=lambda name: len(texts[name]), default="KEY")
 
 
 def _listed(row: JsonObject) -> str:
@@ -163,14 +177,35 @@ def _dig(row: JsonObject, chosen: str, key: str) -> Any:
 
 def _as_text(value: object, line: int, key: str, tally: Tally) -> str:
     if isinstance(value, str) and value.strip():
-        return _first_turn(value, line, tally)
+        return _of_text(value, line, tally, turns=normal(key) in CONVERSATION)
     if isinstance(value, list) and value and all(map(_is_turn, value)):
         return _conversation(value, line, tally)
-    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+    if _are_texts(value):
         tally.more_turns += len(value) > 1
         return str(value[0])
     kind = "" if value is None or isinstance(value, str) else f" ({type(value).__name__} found)"
+    if isinstance(value, Mapping) and (texts := [name for name, inner in value.items() if isinstance(inner, str)]):
+        raise Broken(line, f'no text under "{key}"{kind}: say which, --set instructions.key={key}.{texts[0]}')
     raise Broken(line, f'no text under "{key}"{kind}. Write {{"instruction": "..."}}')
+
+
+def _are_texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, str) for part in value)
+
+
+def _of_text(text: str, line: int, tally: Tally, turns: bool = False) -> str:
+    """A text's request. A table's cell may hold a conversation as JSON; other JSON in a text was encoded twice."""
+    inner = frames.within(text)
+    if isinstance(inner, list) and inner and all(map(_is_turn, inner)):
+        return _conversation(inner, line, tally)
+    if turns and inner is not None and _are_texts(inner):
+        tally.more_turns += len(inner) > 1
+        return str(inner[0])
+    if isinstance(inner, Mapping) and is_row(inner, ""):
+        raise Broken(line, "JSON within a text (encoded twice?), not a request. Decode it once: jq -c fromjson")
+    if turns and (inner is not None or text.lstrip().startswith("[")):
+        raise Broken(line, "a conversation that is neither text nor JSON. Save the file as JSON lines")
+    return _first_turn(text, line, tally)
 
 
 def _context(names: Mapping[str, str], row: JsonObject, line: int, read: object) -> tuple[str, str] | None:
@@ -183,6 +218,12 @@ def _context(names: Mapping[str, str], row: JsonObject, line: int, read: object)
         if not isinstance(value, str):
             raise Broken(line, f'"{name}" is no text ({type(value).__name__}). Put it into "instruction" as text')
         found.append((name, value.strip()))
+    instances = row.get(names.get("instances", ""))
+    if not found and isinstance(instances, list) and instances and isinstance(instances[0], Mapping):
+        text = instances[0].get("input")  # Self-Instruct: the first of a task's instances
+        found += (
+            [("instances", text.strip())] if isinstance(text, str) and text.strip().lower() not in NO_CONTEXT else []
+        )
     if len(found) > 1:
         raise Broken(line, '"input" and "context" both hold text. Put what belongs to the request into "instruction"')
     return found[0] if found else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.errors import CaiError
-from cai.recipe.intake import delimited, jsontext, plain
+from cai.recipe.intake import delimited, frames, jsontext, plain
 from cai.recipe.intake.decoding import text_of
 from cai.recipe.intake.entries import LONGEST, Given, Tally, given, is_row
 from cai.recipe.intake.jsontext import Broken, Entry
@@ -56,7 +56,7 @@ def read(data: bytes, name: str, *, key: str = "", pool: str = "") -> Intake:
         raise CaiError(f"{name}: line {broken.line}: {' '.join(broken.why.split())}.") from None
     except RecursionError:
         raise CaiError(f"{name}: {KEY}: nested too deeply. Write one JSON object a line.") from None
-    said = [*notes, *_said(tally)]
+    said = [*notes, *_said(tally), *frames.oddities([row.text for row in requests])]
     return Intake(requests, f"{how} ({packed})" if packed else how, tuple(said), tally.pooled)
 
 
@@ -64,6 +64,8 @@ def _entries(text: str, key: str) -> tuple[Sequence[Entry], str, list[str]]:
     """(entries, how they were read, notes)."""
     text = text.removeprefix("\ufeff")
     first = _first_sign(text)
+    if first == "[" and BRACKETED.search(text):
+        first = ""
     if first == "[":
         found = jsontext.array(text)
         if found is not None:
@@ -87,13 +89,18 @@ def _entries(text: str, key: str) -> tuple[Sequence[Entry], str, list[str]]:
         raise Broken(
             1, f"plain text has no key {key!r} (instructions.key). Leave the key out, or give JSON lines or CSV"
         )
-    if mixed := _mixed(lines):
+    if not BRACKETED.search(text) and (mixed := _mixed(lines)):
         return mixed
     found_lines = plain.parse(lines)
+    if not found_lines.entries and found_lines.passed:
+        raise Broken(1, "nothing but headings and comments (lines with # or //). Take these signs off the requests")
     return found_lines.entries, found_lines.how, _plain_notes(found_lines)
 
 
 LINE = re.compile(r"[^\r\n]*\S[^\r\n]*")
+BRACKETED = re.compile(
+    r"\A\s*(?:\[\d+\][ \t]+\S|\[{1,2}[A-Za-z][\w.-]*\]{1,2}[ \t]*(?:[\r\n]|\Z))"
+)  # "[1] ...", TOML's "[a]"
 
 
 def _refuse_long(lines: Sequence[tuple[int, str]]) -> None:
@@ -140,7 +147,8 @@ def _inside(table: JsonObject, line: int) -> tuple[Sequence[Any] | None, str]:
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)], "columns"
     if named & {"instruction", "prompt", "question"} and all(isinstance(value, Mapping) for value in table.values()):
         indexes = next(iter(table.values())).keys()  # pandas: {"prompt": {"0": ..., "1": ...}}
-        if all(value.keys() == indexes for value in table.values()):
+        numbered = all(str(index).isdigit() for index in indexes)
+        if numbered and all(value.keys() == indexes for value in table.values()):
             return [{name: value[index] for name, value in table.items()} for index in indexes], "columns"
         return None, ""
     if len(texts) == 1:
@@ -226,7 +234,8 @@ def _comment_note(lines: Sequence[tuple[int, str]]) -> list[str]:
 
 def _plain_notes(found: plain.Plain) -> list[str]:
     notes = [f"passed over: {', '.join(f'{n} {kind}(s)' for kind, n in found.passed.items())}"] if found.passed else []
-    return [*notes, f"{found.joined} line(s) or paragraph(s) joined into one request"] if found.joined else notes
+    notes += [f"{found.joined} line(s) or paragraph(s) joined into one request"] if found.joined else []
+    return notes + ([f"the marks {found.marks} around every request are taken off"] if found.marks else [])
 
 
 def _said(tally: Tally) -> Iterable[str]:

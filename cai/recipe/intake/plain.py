@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from cai.recipe.intake import frames
 from cai.recipe.intake.jsontext import MOST_ENTRIES, Broken, Entry
 
 LINE_END = re.compile(r"\r\n|\n|\r|\f|\v")
+OTHER_END = re.compile("[\x85\u2028\u2029]")  # the line ends of a file that has none of the others
 ALPACA = re.compile(
     r"#{2,4}\s*(?:instruction|input|response|human|assistant|user|system)\s*:?\s*$|#{2,4}\s*\w+:\s", re.I
 )
@@ -24,6 +26,7 @@ ITEM = re.compile(
     r"(?:[-*+•‣◦–]|\(?(?P<number>\d{1,3})[.)]|(?:Q|Question|Prompt|No\.?)\s?\d{1,5}\s?[.):])\s+"
     r"(?:\[[ xX]\]\s+)?(?P<text>\S.*)"
 )
+LATER_ITEM = re.compile(ITEM.pattern.replace(r"\d{1,3}", r"\d{1,6}"))  # the first is no year; item 1,000 may be one
 ONE_A_LINE = "write one request a line, or a JSON object a line"
 ROLES = "Human|User|Assistant|AI|System|GPT|Bot|Q|A|Question|Answer|Prompt|Response|Instruction|Input|Output"
 FORM = "id|instruction|prompt|question|input|output|messages|pool|text"
@@ -37,8 +40,23 @@ REFUSED = (  # a line that is part of something else, what it is
     (re.compile(rf"(?:{ROLES})\s*:\s"), "a turn of a transcript"),
     (re.compile(rf"(?:-\s+)?(?:{FORM})\s*:(?:\s|$)"), "a key of YAML or of a form"),
     (re.compile(r"[\]}),]|'.*',$|\".*\",$|.*\":\s*[\"\[{\d]"), "a part of JSON or of code"),
+    (
+        re.compile(r"(?:export\s+)?(?:const|let|var)\s+\w+\s*=|\w+\s*=\s*[\[{(]\s*(?:$|[\"'].*[\"'],?\s*[\]})];?$)"),
+        "code",
+    ),
+    (re.compile(r".*(?:\"\"\"|''')"), "a quoted block of code"),
+    (re.compile(r"\[{1,2}[A-Za-z][\w.-]*\]{1,2}$"), "a section of a TOML or INI file"),
+    (re.compile(r"\\(?:begin|end|item|documentclass|usepackage|section)\b"), "LaTeX"),
+    (re.compile(r"(?:\d\d:)?\d\d:\d\d[,.]\d{3}\s*-->"), "a subtitle's time"),
+    (re.compile(r"(?:INSERT INTO\s.*\bVALUES\b|CREATE TABLE\s.*\()", re.I), "a database's dump"),
+    (re.compile(r">\s"), "a quoted line of Markdown or mail"),
 )
 ANY_REFUSED = re.compile("|".join(f"(?:{pattern.pattern})" for pattern, _ in REFUSED[1:]))  # nearly every line has none
+COLUMN = re.compile(
+    r"(?:prompt|instruction|question|request|goal|behaviou?r|text|task|input|message|sentence|utterance|user)s?"
+    r"|quer(?:y|ies)|content",
+    re.IGNORECASE,
+)
 TERMINATED = re.compile(r"[.?!…。？！؟।॥][\"'”’»)\]]*$")
 HANGING = re.compile(
     r"(?:\b(?:a|an|the|of|and|or|to|for|with|about|in|on|at|by|from|that|which|my|your|his|her|its|our|their|is|are)|,)$"
@@ -55,13 +73,16 @@ class Plain:
     passed: Counter[str] = field(default_factory=Counter)
     joined: int = 0
     how: str = "plain text, one a line"
+    marks: str = ""  # that stood around every request and were taken off
 
 
 def lines_of(text: str) -> list[tuple[int, str]]:
     """(number, line without what is white at its end); line ends of Unix, Windows and old Macs. Errors: Broken."""
     if text.count("\n") + text.count("\r") > MOST_ENTRIES:
         raise Broken(1, f"more than {MOST_ENTRIES:,} lines. Give a smaller file")
-    return [(number, line.rstrip()) for number, line in enumerate(LINE_END.split(text), 1)]
+    end = LINE_END if LINE_END.search(text.rstrip()) else re.compile(f"{LINE_END.pattern}|{OTHER_END.pattern}")
+    lines = [(number, line.rstrip()) for number, line in enumerate(end.split(text), 1)]
+    return [(number, line if line and frames.visible(line) else "") for number, line in lines]
 
 
 def passed_over(line: str) -> str:
@@ -91,19 +112,38 @@ def parse(lines: Sequence[tuple[int, str]]) -> Plain:
     found.passed.update(kind for _, line in lines if (kind := passed_over(line)))
     if not content:
         return found
+    if all(line.lstrip().startswith(">") for _, line in content):
+        return parse([(number, line.lstrip().removeprefix(">")) for number, line in lines])
+    _of_content(content, lines, found)
+    found.entries, found.marks = frames.unwrapped(found.entries)
+    return found
+
+
+def _of_content(content: Sequence[tuple[int, str]], lines: Sequence[tuple[int, str]], found: Plain) -> None:
     for number, line in content:
         refuse(number, line, item=False)
     if _is_list(content):
-        return _list(lines, found)
+        _list(lines, found)
+        return
+    if (entries := frames.unnumbered(content)) is not None:
+        found.entries, found.how = entries, "a numbered list, its numbers taken off"
+        return
+    if len(content) > 1 and COLUMN.fullmatch(content[0][1].strip()):
+        name = content[0][1].strip()
+        raise Broken(content[0][0], f"reads as a column's name ({name!r}): take the line out, or {_key(name)}")
     for number, line in content:
         if len(content) > 1:
             refuse(number, line)
     blocks = _blocks(lines)
     if len(blocks) > 1 and any(len(block) > 1 for block in blocks):
-        return _paragraphs(blocks, found)
+        _paragraphs(blocks, found)
+        return
     _refuse_wrapped([line for block in blocks for line in block])
     found.entries = [Entry(number, line.strip()) for number, line in content]
-    return found
+
+
+def _key(name: str) -> str:
+    return f"say that it is one: --set instructions.key={name}"
 
 
 def _is_list(content: Sequence[tuple[int, str]]) -> bool:
@@ -114,7 +154,7 @@ def _is_list(content: Sequence[tuple[int, str]]) -> bool:
     return len(content) > 1 or first["number"] in (None, "1")
 
 
-def _list(lines: Sequence[tuple[int, str]], found: Plain) -> Plain:
+def _list(lines: Sequence[tuple[int, str]], found: Plain) -> None:
     """Items without their marks. A line that is further in continues its item."""
     base, blank = None, False
     for number, line in lines:
@@ -122,7 +162,7 @@ def _list(lines: Sequence[tuple[int, str]], found: Plain) -> Plain:
             blank = True
             continue
         indent = len(line) - len(line.lstrip())
-        item = ITEM.match(line.strip())
+        item = LATER_ITEM.match(line.strip())
         base = indent if base is None else base
         if item and indent <= base:
             found.entries.append(Entry(number, item["text"].strip()))
@@ -136,7 +176,6 @@ def _list(lines: Sequence[tuple[int, str]], found: Plain) -> Plain:
             raise Broken(number, f"neither an item of the list nor a heading ({line.strip()[:40]!r}): {ONE_A_LINE}")
         blank = False
     found.how = "a list, its marks taken off"
-    return found
 
 
 def _blocks(lines: Sequence[tuple[int, str]]) -> list[list[tuple[int, str]]]:
@@ -153,7 +192,7 @@ def _continues(before: str, line: str) -> bool:
     return line[:1].islower() and not TERMINATED.search(before)
 
 
-def _paragraphs(blocks: Sequence[Sequence[tuple[int, str]]], found: Plain) -> Plain:
+def _paragraphs(blocks: Sequence[Sequence[tuple[int, str]]], found: Plain) -> None:
     """Blocks parted by blank lines, some over several lines: joined where each line plainly goes on with the last."""
     for block in blocks:
         texts = [line for _, line in block]
@@ -167,7 +206,6 @@ def _paragraphs(blocks: Sequence[Sequence[tuple[int, str]]], found: Plain) -> Pl
         found.entries.append(Entry(block[0][0], " ".join(texts)))
         found.joined += len(block) > 1
     found.how = "plain text, a paragraph each"
-    return found
 
 
 def _refuse_wrapped(lines: Sequence[tuple[int, str]]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from cai.metrics.scripts import language_note
 from cai.recipe.intake.instructionfile import Intake
 from cai.store.jsonl import JsonObject
 from cai.terminal import printable
@@ -24,6 +25,8 @@ def about(intake: Intake, name: str, *, wanted: int, heldout: int, pool: str) ->
         text = printable(row.text, one_line=True)
         lines.append(f"  line {row.line}, {row.pool}: {text[:WIDTH]}{'...' if len(text) > WIDTH else ''}")
     lines += [f"  {printable(note, one_line=True)}" for note in intake.notes]
+    if language := language_note(row.text for row in intake.requests):
+        lines.append(f"  {language}")
     if not pool and not intake.pooled:
         lines.append(
             '  no row names a pool, so all are benign; a file of red-team requests: instructions.pool = "redteam"'
