@@ -596,10 +596,8 @@ def test_figures_that_are_lost_are_named_with_the_line_that_makes_them_again(
     assert "whole figures" not in capsys.readouterr().out
     (run / "eval/benchmarks.json").write_bytes(whole[:999])
     assert run_fake("--benchmark", "xstest", "--resume", "runs/latest")[0] == errors.DONE
-    told = (
-        "no whole figures of harmbench in it. Make them again from the records: python runner.py --benchmark harmbench"
-    )
-    assert told in capsys.readouterr().out
+    line = f"python runner.py runs/{run.name}/recipe.toml --benchmark harmbench --resume runs/{run.name}"
+    assert f"no whole figures of harmbench in it. Make them again from the records: {line}" in capsys.readouterr().out
     assert run_fake("--benchmark", "harmbench", "--resume", "runs/latest")[0] == errors.DONE
     assert (run / "eval/benchmarks.json").read_bytes() == whole
 
