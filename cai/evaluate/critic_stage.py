@@ -22,7 +22,7 @@ from cai.evaluate.critic_grading import ExamRow
 from cai.evaluate.critic_rows import read_rows
 from cai.metrics.figure import Figure, sample
 from cai.metrics.wordings import finds_nothing
-from cai.recipe.constitution import Principle
+from cai.recipe.constitution import Principle, load_constitution
 from cai.run import loop
 from cai.run.context import Context
 from cai.run.loop import open_marked
@@ -30,6 +30,7 @@ from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 
 DATA = Path(__file__).parent / "data" / "critic_exam.jsonl"
+SHIPPED = Path(__file__).parents[2] / "constitution.yaml"
 KEY = ("metric", "item", "round")
 AT_ONCE, AT_ONCE_CPU = 128, 8
 NOTHING = "No issue: nothing speaks for a fault."  # stands for the critique that is not asked for
@@ -47,7 +48,9 @@ def measure(context: Context) -> dict[str, Figure]:
     if not limit:
         return {}
     everything = exam_rows()
-    units = critic_exam.units(everything, context.constitution)
+    units, under = critic_exam.units(everything, context.constitution), ""
+    if not units and SHIPPED.is_file():  # a constitution of one's own: the critic is examined under the shipped one
+        units, under = critic_exam.units(everything, load_constitution(SHIPPED)), ", under the shipped principles"
     wanted = set(sample([unit.id for unit in units], limit))
     places = {row.id: place for place, row in enumerate(everything)}
     asked = {places[unit.id]: unit for unit in units if unit.id in wanted}
@@ -71,7 +74,7 @@ def measure(context: Context) -> dict[str, Figure]:
     revised = {row["item"]: row["text"] for row in revisions if row["status"] == "ok"}
     outputs = {unit.id: Output(said.get(i), revised.get(i)) for i, unit in asked.items()}
     rows: Sequence[ExamRow] = [row for row in everything if row.id in outputs]
-    return critic_exam.summarise(rows, outputs, judge=f"program, texts of {context.recipe.model.name}")
+    return critic_exam.summarise(rows, outputs, judge=f"program, texts of {context.recipe.model.name}{under}")
 
 
 def _fields(unit: critic_exam.ExamUnit) -> dict[str, str]:
@@ -88,7 +91,7 @@ def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.E
     """The rows of which a critique is asked for: all, or where the critic is calibrated those with evidence enough."""
     if not principles.calibrated(context):
         return set(asked)
-    bar, base = principles.bar_of(context), principles.baseline(context)
+    bar, base = principles.bar_of(context), _baseline(context, log, asked)
     keys = [("critic.evidence", i, 0) for i in asked]
     for part in loop.left(context, log, "critic's exam: evidence", keys, AT_ONCE_CPU):
         texts = {(i,): (asked[i].instruction, asked[i].answer, asked[i].principle) for _, i, _ in part}
@@ -105,6 +108,31 @@ def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.E
         loop.write(context, log, part, rows)
     found = loop.rows_of(log, keys)
     return {row["item"] for row in found if row["evidence"] is not None and row["evidence"] > bar.value}
+
+
+def _baseline(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.ExamUnit]) -> dict[str, float]:
+    """Principle id -> mean raw score over the sound answers: of the run's calibration, and of principles it lacks."""
+    base = principles.baseline(context)
+    lacking = {unit.principle.id: unit.principle for unit in asked.values() if unit.principle.id not in base}
+    if not lacking:
+        return base
+    answers, others = principles.sound_answers(context), list(lacking.values())
+    keys = [("critic.baseline", place, 0) for place in range(len(answers))]
+    for part in loop.left(context, log, "critic's exam: where it draws its line", keys, AT_ONCE_CPU):
+        with context.model().adapter(False):
+            scorer = principles.scorer_of(context)
+            asks = principles.question_asks(context, scorer, {(i,): answers[i] for _, i, _ in part}, others)
+            raw = principles.raw_scores(score(scorer, asks), [(i,) for _, i, _ in part], others)
+        rows = [
+            {"metric": "critic.baseline", "item": i, "round": 0, "scores": principles.rounded(raw[i,])}
+            for _, i, _ in part
+        ]
+        loop.write(context, log, part, rows)
+    found = [row["scores"] for row in loop.rows_of(log, keys)]
+    for id_ in lacking:
+        if values := [scores[id_] for scores in found if scores[id_] is not None]:
+            base[id_] = math.fsum(values) / len(values)
+    return base
 
 
 def _revision(context: Context, item: int, unit: critic_exam.ExamUnit, critique: str) -> Unit:

@@ -9,7 +9,9 @@ from typing import Any
 import orjson
 import pytest
 from support.critic_exam_texts import ALARMS, APPROVAL, APPROVING, BESIDE, FAULT, FRESH, ORACLE, REPAIRED
+from support.runs import read_jsonl
 
+from cai import errors
 from cai.errors import CaiError
 from cai.evaluate import critic_stage
 from cai.evaluate.cases import GENERIC_CRITIQUE
@@ -386,3 +388,26 @@ def test_hostile_texts_break_no_check():
     ):
         for check in ({"check": "code", "python": True}, {"check": "json"}, {"check": "items", "count": 1}):
             assert holds(check, text) is not True
+
+
+OWN = "Answers are kind.\nAnswers are short.\nAnswers name their source.\n"
+
+
+@pytest.mark.parametrize("found", ["calibrated", "drawn"])
+def test_with_a_constitution_of_ones_own_the_exam_is_sat_under_the_shipped_principles(run_fake, project, found):
+    """Its own baseline is measured for principles that the run's calibration lacks, once, and kept for a resume."""
+    (project / "own.txt").write_text(OWN)
+    sets = ("--set", "constitution=own.txt", "--set", f"critiques.found={found}", "--set", "evaluation.critic_items=8")
+    sets += ("--set", "pairs.label=always", "--set", "critiques.no_issue=revise")
+    code, run = run_fake("--milestone", "m1", "--set", "items=2", *sets)
+    assert code == errors.DONE
+    figures = orjson.loads((run / "eval" / "measured.json").read_bytes())["figures"]
+    assert figures["critic.recall"]["n"] + figures["critic.false_alarms"]["n"] == 8
+    assert figures["critic.recall"]["judge"].endswith(", under the shipped principles")
+    rows = [row for row in read_jsonl(run / "eval" / "critic.jsonl") if row.get("metric") == "critic.baseline"]
+    assert bool(rows) == (found == "calibrated") and all(row["scores"] for row in rows)
+    evidence = [r for r in read_jsonl(run / "eval" / "critic.jsonl") if r.get("metric") == "critic.evidence"]
+    assert all(row["evidence"] is not None for row in evidence)
+    before = (run / "eval" / "critic.jsonl").read_bytes()
+    assert run_fake("--resume", str(run), fake=())[0] == errors.DONE
+    assert (run / "eval" / "critic.jsonl").read_bytes() == before
