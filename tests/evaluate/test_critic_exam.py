@@ -398,8 +398,8 @@ def test_with_a_constitution_of_ones_own_the_exam_is_sat_under_the_shipped_princ
     """Its own baseline is measured for principles that the run's calibration lacks, once, and kept for a resume."""
     (project / "own.txt").write_text(OWN)
     sets = ("--set", "constitution=own.txt", "--set", f"critiques.found={found}", "--set", "evaluation.critic_items=8")
-    sets += ("--set", "pairs.label=always", "--set", "critiques.no_issue=revise")
-    code, run = run_fake("--milestone", "m1", "--set", "items=2", *sets)
+    sets += ("--set", "pairs.label=always", "--set", "critiques.false_alarms=0.9")
+    code, run = run_fake("--milestone", "m1", "--set", "items=4", *sets)
     assert code == errors.DONE
     figures = orjson.loads((run / "eval" / "measured.json").read_bytes())["figures"]
     assert figures["critic.recall"]["n"] + figures["critic.false_alarms"]["n"] == 8
