@@ -162,24 +162,3 @@ def _row(scores: Mapping[Name, Score], place: int, pair: Pair, ours: str, theirs
         "base": theirs[:400],
         "tuned": ours[:400],
     }
-
-
-def sentence(figures: Mapping[str, Figure], arms: Sequence[str]) -> str:
-    """What training adds over prompting, in words for the top of the report; "" where nothing was compared."""
-    said = []
-    for arm in arms:
-        figure = figures.get(f"preference.over.{arm}.length_controlled")
-        if figure is None or figure.value is None or figure.low is None or figure.high is None:
-            continue
-        what = "" if figure.low > 0.5 else ", which is less" if figure.high < 0.5 else ", which decides nothing"
-        said.append(
-            f"{figure.value:.0%} of {figure.n} (95% {figure.low:.0%} to {figure.high:.0%}{what}) against {WORDS[arm]}"
-        )
-    return f"At equal length the judge prefers the tuned model's answer in {'; '.join(said)}." if said else ""
-
-
-WORDS = {
-    "few_shot": "the base that is shown pairs of this run",
-    "constitution": "the base that is given the principles",
-    "best_of_n": "the best of several of the base's answers",
-}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cai.evaluate.advice import to_change
 from cai.report.before_after import Probed
@@ -121,6 +122,26 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
+ARMS = {  # the base prompted well (`evaluation.prompted`)
+    "few_shot": "the base that is shown pairs of this run",
+    "constitution": "the base that is given the principles",
+    "best_of_n": "the best of several of the base's answers",
+}
+
+
+def over_prompting(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """What training adds over prompting the base well; "" where nothing was compared."""
+    said = []
+    for arm, words in ARMS.items():
+        figure = figures.get(f"preference.over.{arm}.length_controlled", {})
+        value, low, high = (figure.get(name) for name in ("value", "low", "high"))
+        if value is None or low is None or high is None:
+            continue
+        what = "" if low > 0.5 else ", which is less" if high < 0.5 else ", which decides nothing"
+        said.append(f"{value:.0%} of {figure['n']} (95% {low:.0%} to {high:.0%}{what}) against {words}")
+    return f"At equal length the judge prefers the tuned model's answer in {'; '.join(said)}." if said else ""
+
+
 def _told(snapshot: Snapshot, groups: Mapping[str, list[Row]], headline: JsonObject) -> list[str]:
     told = []
     names = {
@@ -132,6 +153,8 @@ def _told(snapshot: Snapshot, groups: Mapping[str, list[Row]], headline: JsonObj
     for status, name in names.items():
         if (rows := groups[status]) and len(snapshot.verdicts) > 1:  # one gate is told by the headline
             told.append(f"{name}: {'; '.join(_said(row, 1 if status == 'FAIL' else 0) for row in rows)}.")
+    if over := over_prompting(snapshot.figures):
+        told.append(over)
     told.append(f"Next: {_next(snapshot, groups)}.")
     if headline["status"] == "ADVISORY":
         told.append("The gates only advise here: this is not the recipe's own model, which decides.")

@@ -7,7 +7,6 @@ from support.runs import read_jsonl
 
 from cai import errors
 from cai.evaluate import prompted
-from cai.metrics.figure import Figure
 
 ARMS = ("few_shot", "constitution", "best_of_n")
 ASKED = ("--set", 'evaluation.prompted=["few_shot","constitution","best_of_n"]', "--set", "evaluation.best_of=3")
@@ -110,19 +109,3 @@ def test_the_best_of_n_is_the_one_that_the_judge_puts_ahead(monkeypatch):
                         temperature = 1.0
 
     assert [row["text"] for row in prompted._best(Bench, [{}, {}])] == ["third", "one"]
-
-
-def test_the_sentence_says_ahead_behind_and_undecided():
-    def figure(arm, value, low, high):
-        return {f"preference.over.{arm}.length_controlled": Figure("m", value, low, high, n=50)}
-
-    found = (
-        figure("few_shot", 0.7, 0.56, 0.81)
-        | figure("constitution", 0.5, 0.37, 0.63)
-        | figure("best_of_n", 0.2, 0.1, 0.3)
-    )
-    said = prompted.sentence(found, ARMS)
-    assert "70% of 50 (95% 56% to 81%) against the base that is shown pairs of this run" in said
-    assert "which decides nothing) against the base that is given the principles" in said
-    assert "which is less) against the best of several" in said
-    assert prompted.sentence({}, ARMS) == ""

@@ -12,7 +12,7 @@ from cai.report import before_after, examples
 from cai.report.charts import pool_map
 from cai.report.diff import compared, sentences
 from cai.report.pages import gather, headline, page, write_pages
-from cai.report.result import PHRASES, result
+from cai.report.result import PHRASES, over_prompting, result
 from cai.report.snapshot import read_story
 from cai.report.tables import by_pool, by_principle
 
@@ -243,3 +243,19 @@ def test_judged_better_is_a_column_where_labels_were_checked(tmp_path):
 def test_a_column_of_empty_cells_is_left_out(html):
     funnel = html[html.index('<h2 id="funnel">') : html.index('<h2 id="training">')]
     assert "ran to the limit" not in funnel
+
+
+def test_the_sentence_says_ahead_behind_and_undecided():
+    def figure(arm, value, low, high):
+        return {f"preference.over.{arm}.length_controlled": {"value": value, "low": low, "high": high, "n": 50}}
+
+    found = (
+        figure("few_shot", 0.7, 0.56, 0.81)
+        | figure("constitution", 0.5, 0.37, 0.63)
+        | figure("best_of_n", 0.2, 0.1, 0.3)
+    )
+    said = over_prompting(found)
+    assert "70% of 50 (95% 56% to 81%) against the base that is shown pairs of this run" in said
+    assert "which decides nothing) against the base that is given the principles" in said
+    assert "which is less) against the best of several" in said
+    assert over_prompting({}) == ""
