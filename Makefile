@@ -80,7 +80,7 @@ test-page: setup ## the report in headless Chromium: contrast, headings, widths 
 	$(PY) -m pytest -m browser tests/report/test_browser.py
 
 test-faults: setup ## inject faults into whole runs
-	$(PY) -m pytest -m faults
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(MODELS) --dist loadfile -m faults
 
 check: setup ## format, lint and types
 	$(VENV)/bin/ruff format --check .

@@ -1,6 +1,6 @@
 """Deterministic text measures: words, ROUGE-L, n-grams, IDF grounding, quotations, repetition.
 
-Owns what can be counted in a text without a model (`phrases` owns the wordings of refusals and the like). Pure; the
+Owns what can be counted in a text without a model (`wordings` owns the wordings of refusals and the like). Pure; the
 same input gives the same float on every machine. Words are lower-cased runs of letters with their combining marks, in
 NFC (an apostrophe inside a word stays); scripts without spaces (Chinese, Japanese, Thai) count by the character, and
 their content words are pairs of them.
