@@ -195,6 +195,11 @@ def clone(tmp_path, monkeypatch):
     shutil.copy(REPO / "tests" / "exam.jsonl", tmp_path / "tests")
     (tmp_path / "mine.txt").write_text(blocks(REPO / "README.md", "text")[0])
     (tmp_path / "mine.csv").write_text("question\n" + "".join(f"How do I clean a {thing}?\n" for thing in THINGS))
+    pairs = [
+        {"prompt": f"How do I wash a {thing}?", "chosen": f"Wash the {thing} with care.", "rejected": "No."}
+        for thing in THINGS
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
     (tmp_path / "requests.txt").write_text("".join(f"How do I mend a {thing}?\n" for thing in THINGS))
     text = (tmp_path / "cai.toml").read_text()
     for old, new in SMALLER.items():

@@ -24,6 +24,7 @@ BANDS, ROWS, SHARED = 192, 3, 2  # a candidate shares two bands: 12 are expected
 UNINDEXED = 512  # texts added last, all of them candidates; then, and again at every 32nd part more, they are indexed
 WORD = re.compile(word_of())
 WIDTH = 3  # bytes of a shingle
+SHORT = 40  # characters: so short, all are candidates of each other: an ending more leaves few trigrams in common
 SEED = 0x9E3779B97F4A7C15
 
 
@@ -91,6 +92,7 @@ class BandIndex:
         self._keys, self._owners = np.empty(0, np.uint64), np.empty(0, np.uint32)
         self._texts: Sequence[str] = ()
         self._inside = 0  # how many of them are in the array
+        self._short: list[int] = []  # places of the short ones among them
 
     def extend(self, texts: Sequence[str]) -> None:
         """Take the texts behind those that are known; the array is merged anew only now and then."""
@@ -101,6 +103,7 @@ class BandIndex:
         keys = np.concatenate([self.keys(text) for text in fresh])
         owners = np.repeat(np.arange(self._inside, len(texts), dtype=np.uint32), BANDS)
         keys, owners = np.concatenate([self._keys, keys]), np.concatenate([self._owners, owners])
+        self._short += [place for place in range(self._inside, len(texts)) if len(texts[place]) <= SHORT]
         order = np.argsort(keys, kind="stable")
         self._keys, self._owners, self._inside = keys[order], owners[order], len(texts)
 
@@ -123,7 +126,10 @@ class BandIndex:
         ends = np.searchsorted(self._keys, keys, "right")
         hits = [self._owners[start:end] for start, end in zip(starts, ends, strict=True) if end > start]
         owners, shared = np.unique(np.concatenate(hits), return_counts=True) if hits else (np.empty(0), 0)
-        return [*owners[shared >= SHARED].tolist(), *range(self._inside, len(self._texts))]
+        found = owners[shared >= SHARED].tolist()
+        if len(text) <= SHORT:
+            found = sorted({*found, *self._short})
+        return [*found, *range(self._inside, len(self._texts))]
 
 
 def mean_nearest(ordered: Sequence[str], most: int) -> tuple[float, int]:

@@ -49,7 +49,7 @@ def told(run: Path) -> list[str]:
 
     So is a line of a sum file that is no hash: a crash leaves such ones, and every byte of the log is compared.
     """
-    noted = ("committed bytes are missing", "are no hashes")
+    noted = ("committed bytes are missing", "are no hashes", "torn bytes at the end")
     shortened = [line for line in found(run, "note") if any(words in line for words in noted)]
     return [*found(run, "FAIL"), *found(run, "skip"), *shortened]
 

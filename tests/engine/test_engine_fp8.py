@@ -316,9 +316,11 @@ def test_the_stages_make_data():
     from cai.run.context import Context
 
     asked = []
-    model = SimpleNamespace(engine=lambda section, rounded=False: asked.append((section, rounded)))
-    context = Context(SimpleNamespace(engine="the section"), *[None] * 4, lambda: model, *[None] * 3)
-    assert context.engine is None and asked == [("the section", True)]
+    engine = SimpleNamespace(stats="its counts")
+    model = SimpleNamespace(engine=lambda section, rounded=False: asked.append((section, rounded)) or engine)
+    progress = SimpleNamespace(follow=asked.append)
+    context = Context(SimpleNamespace(engine="the section"), *[None] * 4, lambda: model, None, None, progress)
+    assert context.engine is engine and asked == [("the section", True), "its counts"]
 
 
 def test_the_wish_reaches_the_engine(monkeypatch):

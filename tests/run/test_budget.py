@@ -20,6 +20,7 @@ from cai.run.folder import Run
 from cai.run.progress import Progress
 from cai.run.rates import EMBEDDED, H200, Range
 from cai.run.stop import StopSwitch
+from cai.run.words import in_words
 
 ID = "20261122-200000-m1-abc123"
 
@@ -144,6 +145,7 @@ def test_the_limit_is_said_once(run, monkeypatch, capsys):
     assert "--set budget.max_hours=0.005" in said  # twice what was spent, not twice the limit: that is spent already
 
 
+SAID = {"revisions": ("revisions", 0, True)}  # a stage's round in words; the others by their name alone
 SPENT = {  # phase -> what a run has done when its money is gone
     "instructions": lambda run: len(run.events("model_loaded")) > 0,
     "revisions": lambda run: rows(run.records_path, b'"revisions"') > 3,
@@ -178,12 +180,13 @@ def test_the_limit_stops_every_phase_with_a_report_and_the_line_that_goes_on(pha
     code, path = run_fake("--milestone", "m1", "--set", "engine.batch_size=2", "--set", "budget.max_usd=4")
     assert code == 75
     last = capsys.readouterr().err.splitlines()[-1]
-    assert f"the budget is used up in {phase}" in last
+    said = in_words(*SAID.get(phase, (phase,)))
+    assert "the budget is used up in step " in last and f", {said}: " in last
     assert "$5.00 over 1 attempt(s) (budget.max_usd = 4)" in last
     cut = [e for e in read_events(path / "events.jsonl") if e["kind"] == "stage" and e.get("cut")]
     assert [e["stage"] for e in cut] == [phase.split(" r")[0]]
     html = (path / "report.html").read_text()
-    assert f"It stopped at its budget in {phase}" in html
+    assert re.search(rf"It stopped at its budget in step \d+ of \d+, {re.escape(said)}", html)
     assert "a limit of [budget] was reached" in html
     if phase == "train":
         assert "step 3" in screen(path)

@@ -154,8 +154,8 @@ def test_runs_that_begin_in_the_same_second_each_get_a_folder(tmp_path: Path) ->
         "from cai import inputs as i, session as s; from cai.run import folder as r\n"
         "class Same(s.argparse.Namespace): set, limit, override_gate = [], 0, None\n"
         "r.utc_now(); s.new_run_id = lambda *a: '20260101-000000-m0-abcdef'\n"
-        "inputs = i.read_inputs(s.argparse.Namespace(recipe=Path('cai.toml'), milestone='m0', resume='', limit=0,\n"
-        "    override_gate=None, set=['model.backend=fake', f'runs={sys.argv[1]}']))\n"
+        "inputs = i.read_inputs(s.argparse.Namespace(recipe=Path('cai.toml'), milestone='m0', resume='', fork='',\n"
+        "    limit=0, override_gate=None, set=['model.backend=fake', f'runs={sys.argv[1]}']))\n"
         "time.sleep(max(0.0, float(sys.argv[2]) - time.time()))\n"
         "run = s.create_run(inputs, Same()); print(run.id, len(list(run.path.iterdir()))); run.close()"
     )
