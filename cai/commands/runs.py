@@ -15,7 +15,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,14 @@ def command(args: argparse.Namespace) -> int:
 
 
 def listed(root: Path, source: Source) -> list[Line]:
-    """Every run folder below `root`, newest first."""
+    """Every run folder below `root`, newest first. Of what differs, that in which runs differ from each other first."""
     latest = ""
     with suppress(OSError):
         latest = os.readlink(root / "latest")
     folders = [p for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
-    return [line(path, source, latest) for path in sorted(folders, reverse=True) if (path / "manifest.json").exists()]
+    found = [line(path, source, latest) for path in sorted(folders, reverse=True) if (path / "manifest.json").exists()]
+    everywhere = set.intersection(*(set(run.differs) for run in found)) if len(found) > 1 else set()
+    return [replace(run, differs=tuple(sorted(run.differs, key=everywhere.__contains__))) for run in found]
 
 
 def line(path: Path, source: Source, latest: str = "") -> Line:

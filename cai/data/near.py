@@ -24,7 +24,7 @@ BANDS, ROWS, SHARED = 192, 3, 2  # a candidate shares two bands: 12 are expected
 UNINDEXED = 512  # texts added last, all of them candidates; then, and again at every 32nd part more, they are indexed
 WORD = re.compile(word_of())
 WIDTH = 3  # bytes of a shingle
-SHORT = 40  # characters: so short, all are candidates of each other: an ending more leaves few trigrams in common
+SHORT = 32  # characters: so short, all are candidates of each other: an ending more leaves few trigrams in common
 SEED = 0x9E3779B97F4A7C15
 
 

@@ -70,3 +70,12 @@ def test_no_run_yet_is_said(project: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.chdir(project)
     assert runner.main(["cai.toml", "--runs"]) == 0
     assert "no run yet" in capsys.readouterr().out and not (project / "runs").exists()
+
+
+def test_what_tells_two_runs_apart_is_named_before_what_they_share(run_fake, project):
+    for beta in ("0.1", "0.3"):
+        assert (
+            run_fake("--milestone", "m0", "--until", "answers", "--set", "seed=5", "--set", f"dpo.beta={beta}")[0] == 0
+        )
+    newest, first = runs.listed(project / "runs", recipes.read(project / "cai.toml"))
+    assert newest.differs[0] == "dpo.beta=0.3" and set(newest.differs[1:]) == set(first.differs) > {"seed=5"}
