@@ -155,7 +155,7 @@ def _told(snapshot: Snapshot, groups: Mapping[str, list[Row]], headline: JsonObj
             told.append(f"{name}: {'; '.join(_said(row, 1 if status == 'FAIL' else 0) for row in rows)}.")
     if over := over_prompting(snapshot.figures):
         told.append(over)
-    told.append(f"Next: {_next(snapshot, groups)}.")
+    told += [f"Next: {step}." for step in _next(snapshot, groups)]
     if headline["status"] == "ADVISORY":
         told.append("The gates only advise here: this is not the recipe's own model, which decides.")
     if why := snapshot.gates.get("override"):
@@ -163,15 +163,16 @@ def _told(snapshot: Snapshot, groups: Mapping[str, list[Row]], headline: JsonObj
     return told
 
 
-def _next(snapshot: Snapshot, groups: Mapping[str, list[Row]]) -> str:
+def _next(snapshot: Snapshot, groups: Mapping[str, list[Row]]) -> list[str]:
+    """What to do now, a step a line: for at most two gates that failed, else for the first kind of what is open."""
     run = f"{snapshot.path.parent.name}/{snapshot.run_id}"
     if groups["FAIL"]:
-        return "; ".join(dict.fromkeys(to_change(str(row["metric"])) for row in _telling_first(groups["FAIL"])[:2]))
+        return list(dict.fromkeys(to_change(str(row["metric"])) for row in _telling_first(groups["FAIL"])[:2]))
     if groups["UNDERPOWERED"]:
-        return f"more items: python runner.py --resume {run} --set items={2 * snapshot.recipe.items}"
+        return [f"more items: python runner.py --resume {run} --set items={2 * snapshot.recipe.items}"]
     if groups["UNMEASURED"]:
-        return "see in the table below what kept it from being measured"
-    return NEXT.get(snapshot.milestone, "read the examples").format(run=run)
+        return ["see in the table below what kept it from being measured"]
+    return [NEXT.get(snapshot.milestone, "read the examples").format(run=run)]
 
 
 _OWN_FIGURE = (
