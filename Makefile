@@ -66,7 +66,7 @@ test: setup ## fast tests, then the slow ones on the embedded model
 	$(IN_MEMORY) $(PY) -m pytest -n $(WORKERS) --dist worksteal
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(MODELS) --dist loadfile -m "slow and not faults and not long"
 
-test-fast: setup ## fast tests only (no torch, under a minute)
+test-fast: setup ## fast tests only (no torch; three minutes on two cores)
 	$(IN_MEMORY) $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 test-long: setup ## the engine against the reference on 200 prompts
