@@ -36,12 +36,6 @@ class Segment:
     quoted: bool = False
 
 
-def word_diff(before: str, after: str, marks: Sequence[Span] = ()) -> tuple[list[Segment], list[Segment]]:
-    """(segments of `before`, of `after`); joined they give the texts back. `marks`: quoted spans of `before`."""
-    left, right = changes(before, after)
-    return cut(before, left, marks), cut(after, right, ())
-
-
 @dataclass(frozen=True)
 class Compared:
     """Two texts beside each other. `share`: of the words that changed; `by`: what is marked."""

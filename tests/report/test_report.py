@@ -12,7 +12,7 @@ import pytest
 from support.pages import ANSWER, item_rows, make_run, recipe, records
 
 from cai.report.charts import Mark
-from cai.report.diff import Segment, find_span, quotations, word_diff
+from cai.report.diff import Segment, changes, cut, find_span, quotations
 from cai.report.examples import choose, exhibits, rejected_exhibits
 from cai.report.pages import benchmark_rows, gather, headline, page, write_pages
 from cai.report.pictures import curves
@@ -334,6 +334,12 @@ def test_principles_show_what_the_metric_says_of_them(run_fake):
 
 
 # --- the parts
+
+
+def word_diff(before, after):
+    """Both texts with the words marked that `compared` marks where a text was edited."""
+    left, right = changes(before, after)
+    return cut(before, left, ()), cut(after, right, ())
 
 
 def test_word_diff_gives_the_texts_back():
