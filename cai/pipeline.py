@@ -7,7 +7,7 @@ result stands on disk neither loads the model nor changes a byte.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -139,53 +139,12 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
 
 def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[Pair]) -> Path:
     """The adapter of these pairs: trained, resumed, or found finished; from the base, or from SFT on the revisions."""
-    from cai.training import sft
-    from cai.training import train as training
+    from cai.training import arms
 
-    run, recipe = context.run, context.recipe
-    done = training.load_result(run.train)
-    if done is not None and done.adapter == run.adapter:
-        return run.adapter
-    if "training_identity" not in run.manifest:
-        run.update_manifest(training_identity=inputs.identity(training=True))
-    context.check_stop("before training")
-    start = sft.start_of(context, pairs, sound_rows(collected, len(pairs)))
-    model = context.model()
-    model.release()
-    context.progress.begin("train", 0, total=0, unit="step")
-    result = training.train(
-        model,
-        pairs,
-        collected.heldout if recipe.dpo.eval_steps else [],
-        recipe.lora,
-        recipe.dpo,
-        run.train,
-        prompt=context.prompts["policy"],
-        seed=recipe.dpo.seeds[0],
-        event=training_events(run),
-        stopped=context.stopped,
-        progress=context.progress.training,
-        adapter=run.adapter,
-        health=recipe.health,
-        start=start,
-    )
-    context.progress.end()
-    say(
-        f"train: {result.steps} steps on {result.pairs} pairs in {result.seconds:.0f} s, "
-        f"first loss {result.first_loss:.4f}, last {result.last_loss:.4f}"
-    )
-    return run.adapter
-
-
-def training_events(run: Run) -> Callable[..., None]:
-    """`run.event`, which also says a sign of ill health aloud."""
-
-    def event(kind: str, **facts: object) -> None:
-        run.event(kind, **facts)
-        if kind == "health":
-            say(f"train: WARNING at step {facts['step']}: {facts['text']}")
-
-    return event
+    arm = arms.dpo_arm(context, pairs, collected.heldout, sound_rows(collected, len(pairs)))
+    if not arms.done(arm) and "training_identity" not in context.run.manifest:
+        context.run.update_manifest(training_identity=inputs.identity(training=True))
+    return arms.trained(context, arm)
 
 
 def evaluate(
