@@ -79,16 +79,21 @@ def measure(
     figures = forgetting.degeneration(list(texts.values()), [row["finish"] == "length" for row in rows], arm)
     ended = rate(f"fresh.{arm}.stops", [indicator(row["finish"] == "eos") for row in rows])
     figures[ended.metric] = ended
-    answered = [(row["item"], 0) for row in rows] if evaluation.judge else []
-    for part in evaluation.left(f"prompted.{name}.judged", answered, SLICE):
-        both = [(wanted[item], tuned[item], texts[item]) for item, _ in part]
-        judged = [{"metric": f"prompted.{name}.judged", **row} for row in _compared(evaluation, both)]
-        evaluation.write(f"prompted.{name}.judged", part, judged)
-    judged_rows = evaluation.rows(f"prompted.{name}.judged", answered)
-    for figure in preference.summarise_fresh(judged_rows, evaluation.judge_name).values():
-        metric = figure.metric.replace("preference.p3", f"preference.over.{arm}")
-        figures[metric] = replace(figure, metric=metric)
-    return figures
+    both = {item: (wanted[item], tuned[item], text) for item, text in texts.items()} if evaluation.judge else {}
+    return figures | against(evaluation, f"prompted.{name}.judged", arm, both)
+
+
+def against(evaluation: Evaluation, metric: str, arm: str, both: Mapping[int, tuple[Pair, str, str]]) -> Figures:
+    """How often the judge prefers the tuned model's answer to an arm's. `both`: item -> (pair, tuned, arm's answer)."""
+    keys = [(item, 0) for item in both]
+    for part in evaluation.left(metric, keys, SLICE):
+        rows = [{"metric": metric, **row} for row in compared(evaluation, [both[item] for item, _ in part])]
+        evaluation.write(metric, part, rows)
+    found: Figures = {}
+    for figure in preference.summarise_fresh(evaluation.rows(metric, keys), evaluation.judge_name).values():
+        name = figure.metric.replace("preference.p3", f"preference.over.{arm}")
+        found[name] = replace(figure, metric=name)
+    return found
 
 
 def _greedy(evaluation: Evaluation, prompt: Prompt, asked: Sequence[Pair]) -> list[Row]:
@@ -104,7 +109,7 @@ def _best(evaluation: Evaluation, asked: Sequence[Pair]) -> list[Row]:
     candidates = _drawn(evaluation, policy, asked, drawn, count)
     fits = [place for place, rows in enumerate(candidates) if "text" in rows[0]]
     both = [(asked[i], row["text"], candidates[i][0]["text"]) for i in fits for row in candidates[i][1:]]
-    odds = [row["log_odds"] for row in _compared(evaluation, both)]
+    odds = [row["log_odds"] for row in compared(evaluation, both)]
     best = [rows[0] for rows in candidates]
     for place, rows in enumerate(candidates[i] for i in fits):
         mine = odds[place * (count - 1) : (place + 1) * (count - 1)]
@@ -139,7 +144,7 @@ def _drawn(
     return found
 
 
-def _compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]]) -> list[Row]:
+def compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]]) -> list[Row]:
     """(pair, ours, theirs) -> how the base judges `ours` against `theirs`, blind, in both orders."""
     assert evaluation.judge is not None
     with evaluation.base() as scorer:

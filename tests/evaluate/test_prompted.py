@@ -93,7 +93,7 @@ def test_the_best_of_n_is_the_one_that_the_judge_puts_ahead(monkeypatch):
     odds = {"second": -1.0, "third": 2.0, "two": -0.5, "3": None}
     monkeypatch.setattr(prompted, "_drawn", lambda *args: candidates)
     monkeypatch.setattr(
-        prompted, "_compared", lambda evaluation, both: [{"log_odds": odds[ours]} for _, ours, _ in both]
+        prompted, "compared", lambda evaluation, both: [{"log_odds": odds[ours]} for _, ours, _ in both]
     )
 
     class Bench:
