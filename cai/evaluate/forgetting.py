@@ -133,6 +133,6 @@ def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dic
         rate(f"fresh.{arm}.repeats", [indicator(repeats(text)) for text in texts]),
         Figure(f"fresh.{arm}.distinct_2", distinct_n(texts), n=len(texts)),
         rate(f"fresh.{arm}.refused", [indicator(is_refusal(text)) for text in texts]),
-        mean(f"fresh.{arm}.words", [Scored(len(words(text))) for text in texts]),
+        mean(f"fresh.{arm}.words", [Scored(len(words(text))) for text in texts], judge="deterministic"),
     ]
     return {figure.metric: figure for figure in figures}

@@ -124,7 +124,7 @@ def sft_arm(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer
 
 
 def from_base_arm(context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair]) -> Arm:
-    """DPO alone (train/from_base/, adapter-from-base/) beside DPO from SFT: the run's own settings but for the start."""
+    """DPO alone (train/from_base/, adapter-from-base/) beside DPO from SFT: the run's settings but for the start."""
     run, dpo = context.run, context.recipe.dpo.model_copy(update={"start": "base", "also_from_base": False})
     folder, adapter = run.train / "from_base", run.path / "adapter-from-base"
     watched = heldout if dpo.eval_steps else ()
