@@ -16,7 +16,7 @@ OVER = re.compile(rf"^dpo_over_({'|'.join(BESIDE)})\.")  # what the tuned model 
 _CONTROLLED = ("gates", "csi", "specific", "meaningful")
 _CRITIC = ("recall", "false_alarms", "flaw_gone", "checkable.found", "checkable.gone", "broken")
 _DPO = ("loss", "loss_fall", "margin", "chosen_fall")
-_ANSWERS = ("empty", "repeated", "cut", "refused")
+_ANSWERS = ("empty", "repeated", "cut", "stops", "refused")
 
 NAMES = (
     "pairs.kept",
