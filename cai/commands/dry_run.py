@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 
 from cai import errors
+from cai.commands import dry_run_arms
 from cai.data import chain
 from cai.data.principles import WORDINGS
 from cai.engine.tokenizers import Tokenizer
@@ -229,4 +230,4 @@ def _estimate(inputs: Inputs) -> list[str]:
         lines.append("              the upper end exceeds budget.max_hours: the run would stop there, resumable")
     if recipe.budget.max_usd and found.usd and found.usd.high > recipe.budget.max_usd:
         lines.append("              the upper end exceeds budget.max_usd: the run would stop there, resumable")
-    return lines
+    return [*lines, *dry_run_arms.lines(inputs)]

@@ -52,13 +52,6 @@ def model_card(
         license=LICENSES.get(snapshot.model) or LICENSES.get(base.shared),
         language=None if snapshot.recipe.instructions.file or snapshot.recipe.pairs.file else ["en"],
         tags=[*made, "sft" if arm.name == "sft" else "dpo", "trl", "unsloth", "lora", "peft"],
-            *([] if snapshot.recipe.pairs.file else ["constitutional-ai"]),
-            "sft" if arm.name == "sft" else "dpo",
-            "trl",
-            "unsloth",
-            "lora",
-            "peft",
-        ],
         model_name=snapshot.run_id,
         eval_results=results or None,
     )
