@@ -12,9 +12,9 @@ from cai.run import arm_rates, budget
 from cai.run.rates import Range, measured_before
 from cai.terminal import duration, number, usd
 
-WHY = (  # measured on the embedded model in base form, 160 steps: mean log p of the end token after the chosen text
-    "DPO alone does not teach a base model to stop (log p of its end token: -11.67 before, -11.63 after, while the loss "
-    "fell from 0.693 to 0.302)"
+WHY = (  # measured on the embedded model in base form: mean log p of the end token after the chosen text
+    "DPO alone does not teach a base model to stop (log p of its end token: -11.67 before, -11.63 after, while the "
+    "loss fell from 0.693 to 0.302)"
 )
 
 
@@ -28,11 +28,8 @@ def lines(inputs: Inputs) -> list[str]:
         where = f"{arm.cost.where}, {what}" if what else f"{number(arm.cost.answers)} {arm.cost.where}"
         tokens = f"at most {number(arm.cost.tokens)} tokens"
         told.append(f"{arm.cost.title}: {where}, {tokens}{_took(arm.seconds, recipe)}")
-    told += (
-        [f"{TITLES['from_base']}: trained beside SFT+DPO{_took(more(inputs), recipe)}"]
-        if recipe.dpo.also_from_base
-        else []
-    )
+    if recipe.dpo.also_from_base:
+        told.append(f"{TITLES['from_base']}: trained beside SFT+DPO{_took(more(inputs), recipe)}")
     found = [f"{'of these' if not place else '':<13} {line}" for place, line in enumerate(told)]
     return [*found, *_advice(inputs)]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from cai.commands.export_arm import OWN, ExportedArm, arm_named, told
 from cai.commands.export_base import Base
@@ -15,6 +16,9 @@ from cai.report.pages import figure, headline, money, verdict_row
 from cai.report.snapshot import Snapshot
 from cai.report.templating import environment
 from cai.store.row_types import FigureRow
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 
 def model_card(
@@ -30,21 +34,11 @@ def model_card(
 
     `arm`: the adapter that is exported, by default the run's own. Gates are told of that one alone: they decided on it.
     """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import ModelCard, ModelCardData
 
     arm = arm or arm_named(snapshot.path, OWN)
     measured_here = arm.figures(snapshot) if arm.name else headline_figures(snapshot)
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type="constitutional-ai-run",
-            dataset_name=snapshot.run_id,
-            metric_type=name,
-            metric_value=round(float(measured["value"] or 0.0), 6),
-            metric_name=f"{name} (n={measured.get('n', 0)}, judge: {measured.get('judge', '')})",
-        )
-        for name, measured in measured_here.items()
-    ]
+    results = _results(snapshot, measured_here)
     made = [] if snapshot.recipe.pairs.file else ["constitutional-ai"]
     data = ModelCardData(
         base_model=base.shared if base.on_hub else None,
@@ -79,6 +73,22 @@ def model_card(
         )
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _results(snapshot: Snapshot, figures: Mapping[str, FigureRow]) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="constitutional-ai-run",
+            dataset_name=snapshot.run_id,
+            metric_type=name,
+            metric_value=round(float(measured["value"] or 0.0), 6),
+            metric_name=f"{name} (n={measured.get('n', 0)}, judge: {measured.get('judge', '')})",
+        )
+        for name, measured in figures.items()
+    ]
 
 
 def _example(asking: Asking) -> str:

@@ -1,7 +1,7 @@
-"""What the arms beside base and tuned answer, in answers and tokens at most: said before a run, counted in its estimate.
+"""What the arms beside base and tuned answer, in answers and tokens at most: said before a run, and in its estimate.
 
-Owns that arithmetic over a recipe. Reads no file: a benchmark has the rows of its published file, or `benchmarks.limit`.
-Times and prices are `cai.run.budget`'s.
+Owns that arithmetic over a recipe. Reads no file: a benchmark has the rows of its published file, or
+`benchmarks.limit`. Times and prices are `cai.run.budget`'s.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What the arms beside base and tuned take: each one's tokens and seconds, from the rates that `cai.run.rates` reads.
 
-Owns the times of `cai.recipe.arm_costs`; the sum of a milestone and its price are `cai.run.budget`'s. Pure but for those
-rates.
+Owns the times of `cai.recipe.arm_costs`; the sum of a milestone and its price are `cai.run.budget`'s. Pure.
 """
 
 from __future__ import annotations
