@@ -84,8 +84,9 @@ def _head(inputs: Inputs) -> list[str]:
         "recipe": f"{source.path}, milestone {recipe.milestone}",
         "model": model,
         **made,
-        "training": f"{'SFT, then ' if recipe.dpo.start == 'sft' else ''}DPO, {length} of {effective} pair(s), learning rate {recipe.dpo.learning_rate:g}, beta "
-        f"{recipe.dpo.beta:g}, LoRA r={recipe.lora.rank} alpha={recipe.lora.alpha}",
+        "training": f"{'SFT, then ' if recipe.dpo.start == 'sft' else ''}DPO, {length} of {effective} pair(s), "
+        f"learning rate {recipe.dpo.learning_rate:g}, beta {recipe.dpo.beta:g}, LoRA r={recipe.lora.rank} "
+        f"alpha={recipe.lora.alpha}",
         "before/after": _probes(inputs),
         "gates": gates,
         "budget": _budget(recipe),
