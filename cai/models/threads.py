@@ -55,8 +55,8 @@ def advice(count: int, load: float, cores: int) -> str:
     if count == 1 or load < BUSY * cores:
         return ""
     return (
-        f"the cores are busy (load {load:.0f} on {cores}): with OMP_NUM_THREADS=1 drawing was 1.4 times as fast then; "
-        "a run's bytes follow the number of threads, so set it when one begins"
+        f"the cores are busy (load {load:.0f} on {cores}): OMP_NUM_THREADS=1 was 1.4 times as fast in that "
+        "case (measured); a run's bytes follow the number of threads, so set it when one begins"
     )
 
 
