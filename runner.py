@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     last_through_hangups()
     began = time.monotonic()
     try:
+        if not (sys.argv[1:] if argv is None else argv):  # a newcomer's first try must not start a run
+            say(cli.first_screen(lines.program()))
+            return errors.USAGE
         args = cli.parse(argv)
         args.began = began
         return command(args) if cli.commands(args) else milestone(read_inputs(args), args)
