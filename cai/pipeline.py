@@ -33,6 +33,7 @@ from cai.run.folder import Run
 from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.row_types import Pair
 from cai.terminal import printable, say, usd
+from cai.world import world
 
 
 def require_pairs(context: Context, inputs: Inputs, pairs: PairSet) -> None:
@@ -224,6 +225,8 @@ def decide(context: Context, results: Mapping[str, Figure], override: str) -> li
 
 def report(context: Context, verdicts: Sequence[Verdict]) -> None:
     """Peak memory by phase into the manifest, then report.html and report.md; before and after on screen."""
+    if not world().first:
+        return
     from cai.engine import memory
     from cai.report import before_after
     from cai.report.pages import write_report
