@@ -236,7 +236,7 @@ def _steps(inputs: Inputs) -> tuple[words.Step, ...]:
     recipe = inputs.recipe
     ordered = [(stage.name, round_) for stage, round_ in chain.ordered(recipe.rounds, recipe)]
     measured = recipe.evaluation.enabled
-    exam = measured and recipe.evaluation.critic_items > 0
+    exam = measured and recipe.evaluation.critic_items > 0 and "revision" in recipe.pairs.kinds
     return words.plan(ordered, recipe.guard.enabled, exam, measured and bool(inputs.probes))
 
 
@@ -249,7 +249,7 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
         with contextlib.ExitStack() as closing, open_run(inputs, args) as run, run.records() as log:
             if log.notice:
                 say(log.notice)
-            whole = partial(chain.whole_items, rounds=inputs.recipe.rounds)
+            whole = partial(chain.whole_items, rounds=inputs.recipe.rounds, kind=inputs.recipe.pairs.kind)
             tracker = open_tracker(inputs.recipe.report.tracker, run.path, _facts(inputs))
             if tracker is not None:
                 run.tell = tracker.tell
