@@ -70,7 +70,9 @@ def verdict(context: str, word: str, taste: bool = False) -> float | None:
     tail = context[-4000:]
     if word in ("A", "B") and (found := ANSWERS.search(tail)):
         z = float(found[1].count(MENDED) - found[2].count(MENDED))
-        z += (_hash(found[1], "") % 8 - _hash(found[2], "") % 8) / 10 if taste else 0.0
+        texts = (part.rpartition("Answer A:")[2].strip().partition("\n")[0] for part in found.groups())
+        liked = [_hash(text) % 8 / 10 for text in texts] if taste else (0.0, 0.0)
+        z += liked[0] - liked[1]
         z *= 1 if word == "A" else -1
     elif word in ("Yes", "No") and (asked := RULE.search(tail[-600:])):
         z = _hash(asked[2], context[-1500:-600]) % 1000 / 250 - 1.5 - 1.0 * context[-2500:].count(MENDED)

@@ -20,7 +20,8 @@ from cai.training.token_rows import PairRow
 PLAN = PairPlan(rounds=1, principles={"p1": "Be honest."})
 FIRST = "Vitamin C cures every cold within a day, so take ten grams each morning and skip the doctor."
 SECOND = "Vitamin C does not cure a cold. Rest, drink enough, and see a doctor if the fever lasts for days."
-CHOOSING = ("--set", "model.name=fake:choosing", "--set", "heldout.items=4", "--milestone", "m1")
+CHOOSING = ("--milestone", "m1", "--set", "model.name=fake:choosing", "--set", "items=6", "--set", "heldout.items=2")
+CHOOSING += ("--set", "evaluation.critic_items=0", "--set", "evaluation.judge_items=1", "--set", "evaluation.probes=")
 
 
 def row(stage: str, text: str = "x", round_: int = 0, **extra) -> dict:
@@ -100,53 +101,58 @@ def test_a_comparison_reads_both_orders_under_each_principle():
     assert found == {"first": 1.5, "second": -0.5, "margin": 1.0}
 
 
-def test_a_run_makes_both_kinds_and_their_margins_weigh_the_pairs(run_fake):
-    code, run = run_fake(*CHOOSING, "--set", 'pairs.kind="both"', "--set", 'dpo.weight="margin"')
-    assert code == errors.DONE
-    pairs = read_jsonl(run / "dataset" / "pairs" / "train.jsonl")
-    assert {pair["kind"] for pair in pairs} == {"revision", "sampled"}
-    assert len({pair["item"] for pair in pairs}) == len(pairs)
-    assert all(check.verdict != "FAIL" for check in verify(run))
-    assert (
-        "Kinds of pairs" in (run / "report.md").read_text() and "pairs.yield.sampled" in (run / "report.md").read_text()
-    )
-    examples = read_jsonl(run / "dataset" / "examples.jsonl")
-    margins = [example["margin"] for example in examples if example["split"] == "train"]
-    rows = [PairRow(item, (1,), (2,), (3,), margin=margin) for item, margin in enumerate(margins)]
-    weights = pair_weights(rows, DpoSection(max_steps=1, weight="margin"))
-    assert weights is not None and math.isclose(sum(weights) / len(weights), 1.0) and len(set(weights)) > 1
-
-
-@pytest.mark.parametrize("kind", ["both", "sampled"])
-def test_a_run_of_sampled_pairs_cut_anywhere_resumes_to_the_same_bytes(run_fake, project, kind):
-    code, run = run_fake(*CHOOSING, "--set", f"pairs.kind={kind}")
-    assert code == errors.DONE
-    whole = {
-        name: (run / name).read_bytes() for name in ("records.jsonl", "dataset/examples.jsonl", "eval/measured.json")
-    }
-    for share in (0.35, 0.9):
+def cut_and_resumed(run_fake, run, *shares):
+    """The run's files before and after kills that leave the log up to a share of its bytes, and nothing derived."""
+    names = ("records.jsonl", "dataset/examples.jsonl", "dataset/pairs/train.jsonl", "eval/measured.json")
+    whole = {name: (run / name).read_bytes() for name in names}
+    for share in shares:
         for folder in ("dataset", "eval", "train", "adapter"):
             shutil.rmtree(run / folder)
         (run / "records.jsonl").write_bytes(whole["records.jsonl"][: int(len(whole["records.jsonl"]) * share)])
         (run / "records.sum").unlink()
         assert run_fake("--resume", run.name, fake=())[0] == errors.DONE
-        assert {name: (run / name).read_bytes() for name in whole} == whole
+        yield whole, {name: (run / name).read_bytes() for name in names}
+
+
+def test_a_run_makes_both_kinds_with_margins_that_weigh_and_resumes_to_the_same_bytes(run_fake):
+    code, run = run_fake(*CHOOSING, "--set", "pairs.kind=both", "--set", "dpo.weight=margin")
+    assert code == errors.DONE
+    pairs = read_jsonl(run / "dataset" / "pairs" / "train.jsonl")
+    assert {pair["kind"] for pair in pairs} == {"revision", "sampled"}
+    assert len({pair["item"] for pair in pairs}) == len(pairs)
+    assert all(check.verdict != "FAIL" for check in verify(run))
+    report = (run / "report.md").read_text()
+    assert "Kinds of pairs" in report and "pairs.yield.sampled" in report
+    examples = read_jsonl(run / "dataset" / "examples.jsonl")
+    margins = [example["margin"] for example in examples if example["split"] == "train"]
+    rows = [PairRow(item, (1,), (2,), (3,), margin=margin) for item, margin in enumerate(margins)]
+    weights = pair_weights(rows, DpoSection(max_steps=1, weight="margin"))
+    assert weights is not None and math.isclose(sum(weights) / len(weights), 1.0) and len(set(weights)) > 1
+    assert all(before == after for before, after in cut_and_resumed(run_fake, run, 0.35, 0.9))
+
+
+def test_a_run_of_sampled_pairs_alone_makes_no_revision_and_resumes_to_the_same_bytes(run_fake):
+    code, run = run_fake(*CHOOSING, "--set", "pairs.kind=sampled")
+    assert code == errors.DONE
+    assert not {row["stage"] for row in read_jsonl(run / "records.jsonl")} & {"critiques", "revisions", "labels"}
+    assert {pair["kind"] for pair in read_jsonl(run / "dataset" / "pairs" / "train.jsonl")} == {"sampled"}
+    assert all(before == after for before, after in cut_and_resumed(run_fake, run, 0.6))
 
 
 def test_a_fork_to_another_kind_keeps_what_it_shares_and_drops_what_it_has_not(run_fake):
-    _, run = run_fake(*CHOOSING, "--set", "items=4")
-    run_fake("--fork", run.name, "--set", 'pairs.kind="both"', fake=())
+    _, run = run_fake(*CHOOSING, "--set", "items=3")
+    run_fake("--fork", run.name, "--set", "pairs.kind=both", fake=())
     both = run.parent / (run.parent / "latest").readlink()
     assert {r["stage"] for r in read_jsonl(both / "records.jsonl")} >= {"answers", "critiques", "revisions", "labels"}
-    assert run_fake("--resume", both.name, fake=())[0] == errors.DONE
-    run_fake("--fork", both.name, "--set", 'pairs.kind="sampled"', fake=())
+    assert run_fake("--resume", both.name, "--until", "comparisons", fake=())[0] == errors.DONE
+    run_fake("--fork", both.name, "--set", "pairs.kind=sampled", fake=())
     alone = run.parent / (run.parent / "latest").readlink()
     kept = {r["stage"] for r in read_jsonl(alone / "records.jsonl")}
     assert {"answers", "second_answers", "comparisons"} <= kept and not kept & {"critiques", "revisions", "labels"}
 
 
 def test_two_answers_at_temperature_0_are_refused(run_fake, capsys):
-    asked = ("--set", 'pairs.kind="both"', "--set", "sampling.answers.temperature=0.0")
+    asked = ("--set", "pairs.kind=both", "--set", "sampling.answers.temperature=0.0")
     assert run_fake(*asked)[0] == errors.USAGE
     assert "pairs.kind" in capsys.readouterr().err
 
