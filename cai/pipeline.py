@@ -159,7 +159,7 @@ def evaluate(
     results = measure.of_data(context, pairs)
     if context.recipe.evaluation.enabled:
         with measure.opened(context, pairs, adapter) as evaluation:
-            if not context.recipe.pairs.file:
+            if context.recipe.pairs.revised:
                 results |= critic_stage.measure(context)
                 cases = chain_figures.cases_of(evaluation, pairs)
                 checked, scored = chain_figures.gates(evaluation, cases), chain_figures.likelihoods(evaluation, cases)

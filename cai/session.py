@@ -248,7 +248,7 @@ def _steps(inputs: Inputs) -> tuple[words.Step, ...]:
     recipe = inputs.recipe
     ordered = [(stage.name, round_) for stage, round_ in chain.ordered(recipe.rounds, recipe)]
     measured = recipe.evaluation.enabled
-    exam = measured and recipe.evaluation.critic_items > 0
+    exam = measured and recipe.evaluation.critic_items > 0 and "revision" in recipe.pairs.kinds
     return words.plan(ordered, recipe.guard.enabled, exam, measured and bool(inputs.probes))
 
 
@@ -265,7 +265,7 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
                 replica.lend(run)
             if log.notice:
                 say(log.notice)
-            whole = partial(chain.whole_items, rounds=inputs.recipe.rounds)
+            whole = partial(chain.whole_items, rounds=inputs.recipe.rounds, kind=inputs.recipe.pairs.kind)
             asked = inputs.recipe.report.tracker if world.world().first else "none"
             tracker = open_tracker(asked, run.path, _facts(inputs))
             if tracker is not None:

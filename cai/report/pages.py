@@ -12,7 +12,7 @@ from pathlib import Path
 from cai.data import hygiene
 from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
-from cai.report import before_after, examples, publication, tables
+from cai.report import before_after, examples, kinds, publication, tables
 from cai.report.agreement import agreement
 from cai.report.drawing import inline, write_plots
 from cai.report.examples import GLOSSARY, exhibits, rejected_exhibits
@@ -80,6 +80,7 @@ def gather(snapshot: Snapshot) -> Row:
         "meanings": metrics.meanings(name for name, m in snapshot.figures.items() if m.get("value") is not None),
         "benchmarks": benchmark_rows(snapshot.figures),
         "added": added(snapshot),
+        "kinds": kinds.compared(snapshot.figures),
         "training": training_rows(snapshot),
         "instructions": _last(snapshot.of_kind("instructions_summary")),
         "attempts": tables.attempts(snapshot),
