@@ -145,7 +145,7 @@ def command(args: argparse.Namespace) -> int:
     """The commands beside a run; each lives in its module and is imported only when asked for."""
     from cai import commands
 
-    return commands.dispatch(args)
+    return commands.dispatch(args, milestone)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,14 @@ COMMANDS = (
     "benchmark",
     "export",
     "chat",
+    "against",
 )
 # flag of a run -> the commands that it may stand beside
-MODES: dict[str, tuple[str, ...]] = {"resume": ("benchmark",), "dry_run": ("fork", "export"), "until": ()}
+MODES: dict[str, tuple[str, ...]] = {
+    "resume": ("benchmark", "against"),
+    "dry_run": ("fork", "export", "against"),
+    "until": (),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -119,6 +124,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--benchmark", type=_named, metavar="LIST", help="harmbench,xstest,mtbench on a run's adapter")
     more.add_argument("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
     more.add_argument("--chat", type=_named, metavar="RUN", help="ask base and tuned side by side (or a line on stdin)")
+    more.add_argument(
+        "--against",
+        type=_named,
+        metavar="OTHER",
+        help="compare with another constitution (a file) or run, judged blind",
+    )
     more.add_argument("--to", type=Path, metavar="FOLDER", help="with --export: where to")
     more.add_argument("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
     more.add_argument(
