@@ -119,7 +119,10 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
     from cai.evaluate.benchmarks.overlaps import without_overlaps
     from cai.report import cards
 
-    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, marks_refused.of_run(context, pairs))
+    refused = marks_refused.of_run(context, pairs)
+    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, refused, pairs.drawn)
+    if not cleaned.kept and context.recipe.hygiene.without_principles:
+        raise CaiError(f"{context.run.path}: hygiene.without_principles: no pair is left. Name fewer.", errors.QUALITY)
     if context.recipe.benchmarks.contamination:
         cleaned = replace(cleaned, kept=without_overlaps(context, inputs.folder, cleaned.kept))
     if "model" not in context.run.manifest and inputs.pairs is None:

@@ -31,6 +31,7 @@ MODULES = {
 }
 EXPERIMENTS = {  # they take whole runs to their end: `command(args, milestone)`
     "against": "cai.commands.experiments.against",
+    "attribute": "cai.commands.experiments.attribute",
 }
 
 

@@ -8,10 +8,13 @@ nothing is asked, they are a tie under every principle; a judgement that is on d
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import orjson
 
 from cai.data import comparisons
 from cai.engine import Request, Sampling
@@ -66,6 +69,23 @@ def chosen(questions: Sequence[Question], limit: int, context: Context) -> list[
     by_item = {question.item: question for question in questions}
     size = limit or context.recipe.evaluation.fresh_items or len(by_item)
     return [by_item[item] for item in sample(list(by_item), size)]
+
+
+def mark(context: Context, arms: Sequence[Arm], principles: Sequence[Principle], judge: Judge | None) -> str:
+    """16 hex of all that an answer or a judgement depends on: another adapter, prompt or principle begins a new log.
+
+    How many prompts are asked is no part of it: more of them go on in the same log.
+    """
+    section = context.recipe.evaluation
+    weights = [arm.adapter / "adapter_model.safetensors" for arm in arms if arm.adapter]
+    parts = [
+        [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
+        [arm.prompt.sha for arm in arms],
+        [section.fresh_max_new_tokens, section.max_text_tokens],
+        [judge.single.sha, judge.pair.sha] if judge else None,
+        [[principle.id, principle.principle] for principle in principles],
+    ]
+    return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:16]
 
 
 def answers(evaluation: Evaluation, name: str, arm: Arm, questions: Sequence[Question]) -> dict[int, Row]:

@@ -84,8 +84,7 @@ def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: S
     figures["preference.p1"].facts["by_pool"] = preference.by_group(
         rows, {p["item"]: [p["pool"]] for p in pairs.heldout}
     )
-    drawn = {e["item"]: [r["principle_id"] for r in e.get("rounds", ()) if r["principle_id"]] for e in pairs.examples}
-    figures["preference.p1"].facts["by_principle"] = preference.by_group(rows, drawn)
+    figures["preference.p1"].facts["by_principle"] = preference.by_group(rows, pairs.drawn)
     for split in ("train", "heldout"):
         figures |= dpo_health.from_pairs([row for row in rows if row["split"] == split], dpo.beta, split)
     return figures

@@ -47,6 +47,10 @@ class HygieneSection(Section):
     max_pair_similarity: Fraction = Field(default=0.90, description="ROUGE-L of chosen and rejected")
     # people's marks (`--review`): a pair whose critique or revision somebody refused is not trained on
     reviews: bool = False
+    # an experiment: what is lost where nothing is learnt under some principles (`--attribute RUN --without ID`)
+    without_principles: tuple[str, ...] = Field(
+        default=(), description="ids of principles: pairs with a round under one of them are not trained on"
+    )
     max_removed_share: Fraction = Field(
         default=0.5, description="rules over shares stop where they would have left fewer than the rest of the pairs"
     )
