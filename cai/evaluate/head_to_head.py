@@ -1,8 +1,8 @@
-"""Two ways to answer the same held-out prompts, compared blind by the base: fresh answers, and a judgement a principle.
+"""Two ways to answer the same held-out prompts, compared blind: fresh answers, and a judgement a principle.
 
 Owns the rows `NAME.answers.ARM` (one greedy answer a prompt) and `NAME.judged` (one a prompt and principle, in both
 orders) of a marked log below eval/; which arms, which prompts and what follows from the verdicts is the caller's.
-Invariants: an arm never sees another's answer; the judge is the loaded base with no adapter on; of two equal answers
+Invariants: an arm never sees another's answer; no adapter is on while it is judged; of two equal answers
 nothing is asked, they are a tie under every principle; a judgement that is on disk is never asked again.
 """
 
@@ -82,7 +82,7 @@ def mark(context: Context, arms: Sequence[Arm], principles: Sequence[Principle],
         [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
         [arm.prompt.sha for arm in arms],
         [section.fresh_max_new_tokens, section.max_text_tokens],
-        [judge.single.sha, judge.pair.sha] if judge else None,
+        [judge.single.sha, judge.pair.sha, *filter(None, [section.judge_model])] if judge else None,
         [[principle.id, principle.principle] for principle in principles],
     ]
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:16]
@@ -142,7 +142,7 @@ def judged(
         if texts[0] == texts[1]:
             rows: list[Row] = [{"first": 0.0, "second": 0.0, "log_odds": 0.0, "win": 0.5, "same": True} for _ in places]
         else:
-            with evaluation.base() as scorer:
+            with evaluation.judging() as scorer:
                 rows = compared(scorer, evaluation.judge, question.prompt, texts, places)
         known = [{"metric": metric, "item": question.item, "round": place, "principle": p.id} for place, p in
                  enumerate(places)]  # fmt: skip

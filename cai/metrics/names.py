@@ -32,6 +32,8 @@ NAMES = (
     *(f"revisions.{name}{kind}" for name in ("cri", "responsive", "addresses") for kind in ("", ".shuffled")),
     *(f"preference.{name}" for name in ("p1", "p1.train", "p1.permuted", "p2.before", "p2.after", "p2.gain")),
     *(f"preference.{name}" for name in ("p3", "p3.length_controlled", "length_only", "refusal_only", "surface")),
+    *(f"{name}.agreement" for name in ("critiques.j1", "critiques.j2", "revisions.j3", "revisions.improves")),
+    "preference.p3.agreement",
     *(f"preference.over.{{x}}{tail}" for tail in ("", ".length_controlled")),
     *(f"dpo.{name}" for name in ("first_loss_error", "logged_fall", "grad_norm_max", "finite", "truncated")),
     *(f"dpo.{name}{split}" for name in _DPO for split in ("", ".heldout")),
@@ -108,6 +110,7 @@ ENDINGS = (
     (".generic", "one text for all items: should be near 0"),
     (".heldout", "on prompts that were never trained on"),
     (".train", "on the training pairs"),
+    (".agreement", "Cohen's kappa of the judge's verdicts with the base's own, on a sample"),
     (".permuted", "with chosen and rejected swapped at random: should be near one half"),
 )
 

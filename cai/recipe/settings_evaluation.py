@@ -68,6 +68,9 @@ class EvaluationSection(Section):
     enabled: bool = True
     # `report`: judge verdicts are shown, and not part of meaningful / addresses; `require`: they are (exam it first)
     judge: Literal["off", "report", "require"] = "report"
+    judge_model: str = Field(
+        default="", description="a second family judges J1-J4 and P3: hub id or folder; empty: the base itself"
+    )
     likelihood_items: Count = Field(
         default=40, description="items scored with CSI and CRI; 0 = none; above: seeded sample"
     )

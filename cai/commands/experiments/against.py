@@ -21,6 +21,7 @@ from cai.commands.experiments.cost import cost_lines
 from cai.commands.experiments.whole_runs import Milestone
 from cai.errors import CaiError
 from cai.evaluate import head_to_head, head_to_head_figures
+from cai.evaluate.external import closing, external_of
 from cai.evaluate.head_to_head import Arm, Question
 from cai.evaluate.head_to_head_figures import Asked
 from cai.evaluate.scores import KEY, Evaluation, load_judge
@@ -135,8 +136,9 @@ def measure(found: Sides, args: argparse.Namespace) -> None:
         path = folder / f"{found.b.name}.jsonl"
         judge = load_judge(context)
         arms, principles = arms_of(found), [asked.principle for asked in found.asked]
-        with open_marked(context, path, head_to_head.mark(context, arms, principles, judge), KEY) as log:
-            evaluation = Evaluation(context, log, context.run.adapter, judge)
+        external, mark = external_of(context), head_to_head.mark(context, arms, principles, judge)
+        with closing(external), open_marked(context, path, mark, KEY) as log:
+            evaluation = Evaluation(context, log, context.run.adapter, judge, external)
             say(f"against: {len(questions)} held-out prompts, {len(found.asked)} principles, A {found.a.name}")
             answered = {arm.name: head_to_head.answers(evaluation, NAME, arm, questions) for arm in arms}
             texts = {name: {item: row["text"] for item, row in rows.items()} for name, rows in answered.items()}

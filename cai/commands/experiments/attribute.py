@@ -20,6 +20,7 @@ from cai.commands.experiments.cost import cost_lines
 from cai.commands.experiments.whole_runs import FORKED_FROM, Milestone
 from cai.errors import CaiError
 from cai.evaluate import attribution, head_to_head
+from cai.evaluate.external import closing, external_of
 from cai.evaluate.head_to_head import Arm, Question
 from cai.evaluate.head_to_head_figures import Texts
 from cai.evaluate.scores import KEY, Evaluation, load_judge
@@ -110,7 +111,7 @@ def measure(
         policy, lora = context.prompts["policy"], context.recipe.lora
         base, tuned = Arm("base", None, lora, policy), Arm("tuned", context.run.adapter, lora, policy)
         texts, rows = _compared(context, "principles", asked, inputs, tuned, base)
-        judge = Evaluation(context, context.log, context.run.adapter, load_judge(context)).judge_name
+        judge = Evaluation(context, context.log, context.run.adapter, None, external_of(context)).judge_name
         left_out = []
         for fork, names in forks(run):
             other = Arm("without", fork / "adapter", lora, policy)
@@ -128,8 +129,9 @@ def _compared(
     """Both arms' answers and their judgements, from one log of its own."""
     judge, principles = load_judge(context), inputs.constitution.principles
     path = context.run.eval / NAME / f"{log_name}.jsonl"
-    with open_marked(context, path, head_to_head.mark(context, (ours, theirs), principles, judge), KEY) as log:
-        evaluation = Evaluation(context, log, context.run.adapter, judge)
+    external, mark = external_of(context), head_to_head.mark(context, (ours, theirs), principles, judge)
+    with closing(external), open_marked(context, path, mark, KEY) as log:
+        evaluation = Evaluation(context, log, context.run.adapter, judge, external)
         found = [head_to_head.answers(evaluation, NAME, arm, asked) for arm in (theirs, ours)]
         said = [{item: row["text"] for item, row in rows.items()} for rows in found]
         rows = head_to_head.judged(evaluation, f"{NAME}.judged", asked, said[1], said[0], principles)
