@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
+from cai.data.kinds import one_a_prompt
 from cai.data.pairs import PairSet
 from cai.engine import Request, Sampling
-from cai.evaluate import data_checks, dpo_health, forgetting, judge, likelihood, preference
+from cai.evaluate import data_checks, dpo_health, forgetting, judge, kinds, likelihood, preference
 from cai.evaluate.cases import Case
 from cai.evaluate.external import closing, external_of
 from cai.evaluate.scores import Evaluation, Row, fingerprint, load_judge, open_scores
@@ -58,6 +59,7 @@ def of_data(context: Context, pairs: PairSet) -> Figures:
     counted = {figure.metric: figure for figure in figures}
     if context.recipe.pairs.file:  # pairs of the user's own have no critique, and their texts need not be ours
         return counted
+    counted |= kinds.of_data(pairs, context.recipe.pairs.kinds)
     return counted | data_checks.measure(pairs, context.log.rows, context.prompts, context.constitution)
 
 
@@ -81,7 +83,7 @@ def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: S
         evaluation.write("preference.pairs", part, [*map(dict, rows), *skipped])
     rows = cast(list[PairScore], evaluation.rows("preference.pairs", keys))
     too_long = len(pairs.heldout) - sum(row["split"] == "heldout" for row in rows)
-    figures = preference.summarise(rows, too_long)
+    figures = preference.summarise(rows, too_long) | kinds.of_preference(rows, evaluation.context.recipe.pairs.kinds)
     figures["preference.p1"].facts["by_pool"] = preference.by_group(
         rows, {p["item"]: [p["pool"]] for p in pairs.heldout}
     )
@@ -109,7 +111,7 @@ def sample_rows(rows: Sequence[Pair], size: int) -> list[Pair]:
 
 def fresh(evaluation: Evaluation, pairs: PairSet) -> tuple[dict[int, Pair], list[Row]]:
     """Held-out pairs by item, and the greedy answers of base and tuned to their prompts."""
-    wanted = {pair["item"]: pair for pair in sample_rows(pairs.heldout, evaluation.section.fresh_items)}
+    wanted = {pair["item"]: pair for pair in sample_rows(one_a_prompt(pairs.heldout), evaluation.section.fresh_items)}
     keys = [(item, 0) for item in wanted]
     for part in evaluation.left("preference.fresh", keys, 16):
         evaluation.write("preference.fresh", part, _answers(evaluation, [wanted[item] for item, _ in part]))

@@ -14,6 +14,7 @@ _CONTROLLED = ("gates", "csi", "specific", "meaningful")
 _CRITIC = ("recall", "false_alarms", "flaw_gone", "checkable.found", "checkable.gone", "broken")
 _DPO = ("loss", "loss_fall", "margin", "chosen_fall")
 _ANSWERS = ("empty", "repeated", "cut", "refused")
+_OF_KINDS = ("pairs.yield", "labels.margin", "preference.p1", "preference.p1.train")  # pairs.kind = "both"
 
 NAMES = (
     "pairs.kept",
@@ -22,6 +23,7 @@ NAMES = (
     "data.copied",
     "data.nothing_found",
     *(f"labels.{name}" for name in ("better", "original_wins", "margin")),
+    *(f"{name}.{kind}" for name in _OF_KINDS for kind in ("revision", "sampled")),
     "principles.lift",
     "principles.broken",
     *(f"critic.{name}{tail}" for name in _CRITIC for tail in ("", ".{x}")),
@@ -111,6 +113,8 @@ ENDINGS = (
     (".heldout", "on prompts that were never trained on"),
     (".train", "on the training pairs"),
     (".agreement", "Cohen's kappa of the judge's verdicts with the base's own, on a sample"),
+    (".revision", "of the pairs of a revision and its answer alone"),
+    (".sampled", "of the pairs of two sampled answers alone"),
     (".permuted", "with chosen and rejected swapped at random: should be near one half"),
 )
 

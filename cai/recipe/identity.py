@@ -57,6 +57,7 @@ LATER_KEYS = {
     "critiques.found": "drawn",
     "pairs.label": "always",
     "pairs.file": "",
+    "pairs.kind": "revision",
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
     "few_shot.rotate": False,

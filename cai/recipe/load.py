@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cai.errors import CaiError
 from cai.recipe.paths import at_home
@@ -86,6 +86,16 @@ class Recipe(Section):
     gates: GatesSection = GatesSection()
     report: ReportSection = ReportSection()
     budget: BudgetSection = BudgetSection()
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Recipe:
+        if "sampled" in self.pairs.kinds and not self.pairs.file and self.sampling.answers.temperature == 0:
+            kind = self.pairs.kind
+            raise ValueError(
+                f'pairs.kind: "{kind}" compares two answers, and at temperature 0 both are the same. '
+                "Set sampling.answers.temperature above 0"
+            )
+        return self
 
 
 # Keys that became constants, and their values: resolved recipes and identities of runs made before name them, and an

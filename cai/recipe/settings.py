@@ -144,10 +144,12 @@ class PairsSection(Section):
     `file`: pairs of your own (prompt, chosen, rejected); then nothing is generated and the rest says nothing.
     `redraws`: a refused completion, with new seeds; `retries`: a refused pair, the same instruction again;
     `replacements`: then a fresh instruction. `label`: "judge" refuses a pair whose chosen text the model itself does
-    not find better (`not_better`), "always" takes the revision for the better one.
+    not find better (`not_better`), "always" takes the revision for the better one. `kind`: "sampled" pairs are two
+    answers to one instruction, ordered by the model's own comparison; "both" makes either kind of each instruction.
     """
 
     file: str = ""
+    kind: Literal["revision", "sampled", "both"] = "revision"
     label: Literal["judge", "always"] = "always"
     redraws: Count = 2
     retries: Count = 1
@@ -158,6 +160,16 @@ class PairsSection(Section):
     max_similarity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     min_length_ratio: Annotated[float, Field(ge=0.0)] = 0.4
     max_length_ratio: Annotated[float, Field(gt=0.0)] = 2.5
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of pairs that are made of an item; a file's own pairs stand for revisions."""
+        return ("revision", "sampled") if self.kind == "both" else (self.kind,)
+
+    @property
+    def revised(self) -> bool:
+        """Whether critiques and revisions are made."""
+        return not self.file and "revision" in self.kinds
 
 
 class HeldoutSection(Section):

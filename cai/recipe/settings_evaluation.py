@@ -256,6 +256,8 @@ STOPS = GateSpec(
 
 OF_GENERATION = ("data.", "critic.", "critiques.", "revisions.", "labels.", "principles.", "contamination.inputs")
 
+OF_REVISIONS = ("critic.", "critiques.", "revisions.", "labels.")
+
 
 class GatesSection(Section):
     """Criteria of each milestone. On the embedded model they are advisory unless `enforce`."""
@@ -276,9 +278,10 @@ class GatesSection(Section):
         return self
 
     def of_recipe(self, recipe: Any) -> tuple[GateSpec, ...]:
-        """The criteria of a recipe's milestone; of pairs of the user's own, those on what made the text say nothing."""
+        """The criteria of a recipe's milestone, without those on what was not made: critiques of sampled pairs, ..."""
         found = self.of(recipe.milestone, recipe.dpo.start == "sft")
-        return tuple(gate for gate in found if not (recipe.pairs.file and gate.metric.startswith(OF_GENERATION)))
+        none = OF_GENERATION if recipe.pairs.file else () if recipe.pairs.revised else OF_REVISIONS
+        return tuple(gate for gate in found if not gate.metric.startswith(none))
 
     def of(self, milestone: str, from_sft: bool = False) -> tuple[GateSpec, ...]:
         """The criteria of a milestone, none for an unknown one. `from_sft`: DPO starts from SFT, so M2 asks more."""

@@ -14,7 +14,8 @@ from pathlib import Path
 import orjson
 
 from cai.data import hygiene, own_pairs
-from cai.data.pairs import PairSet, build, plan_of
+from cai.data.kinds import build
+from cai.data.pairs import PairSet, plan_of
 from cai.data.slots import slot_of, slots
 from cai.errors import CaiError
 from cai.evaluate.gates import whole_verdicts
