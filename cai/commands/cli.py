@@ -38,6 +38,7 @@ GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed ove
     "to": "export",
     "merged": "export",
     "push": "export",
+    "without": "attribute",
 }
 
 
@@ -56,11 +57,12 @@ COMMANDS = (
     "export",
     "chat",
     "against",
+    "attribute",
 )
 # flag of a run -> the commands that it may stand beside
 MODES: dict[str, tuple[str, ...]] = {
     "resume": ("benchmark", "against"),
-    "dry_run": ("fork", "export", "against"),
+    "dry_run": ("fork", "export", "against", "attribute"),
     "until": (),
 }
 
@@ -130,6 +132,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="OTHER",
         help="compare with another constitution (a file) or run, judged blind",
     )
+    more.add_argument(
+        "--attribute", type=_named, metavar="RUN", help="what each principle bought and cost, judged blind"
+    )
+    more.add_argument("--without", type=_named, metavar="ID", help="with --attribute: also trained without its pairs")
     more.add_argument("--to", type=Path, metavar="FOLDER", help="with --export: where to")
     more.add_argument("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
     more.add_argument(

@@ -61,6 +61,7 @@ LATER_KEYS = {
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
     "few_shot.rotate": False,
+    "hygiene.without_principles": [],
     **{f"dpo.{name}": DpoSection.model_fields[name].default for name in (*ADDED, "save_minutes", "eval_steps", "keep")},
 }
 
