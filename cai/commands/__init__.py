@@ -27,6 +27,7 @@ MODULES = {
     "benchmark": "cai.commands.benchmark",
     "export": "cai.commands.export",
     "chat": "cai.commands.chat",
+    "next_round": "cai.commands.experiments.next_round",
 }
 
 

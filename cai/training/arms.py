@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cai.data import on_policy
 from cai.metrics.figure import Figure
 from cai.recipe.settings import DpoSection
 from cai.run.context import Context
@@ -32,7 +33,7 @@ def train_seeds(
         folder, adapter = places(run.path, seed)
         if training.load_result(folder) is not None:
             continue
-        start = None
+        start = on_policy.start_of(context) if recipe.dpo.start == "adapter" else None
         if recipe.dpo.start == "sft":
             stage = adapter.with_name(f"adapter-sft-seed-{seed}")
             start = sft.train_stage(context, pairs, sound, folder / "sft", stage, seed)

@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from cai import errors
+from cai.data import on_policy
 from cai.errors import CaiError
 from cai.recipe.load import flatten
 from cai.run.context import Context
@@ -27,11 +28,13 @@ INPUTS = "inputs.json"
 
 
 def start_of(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer] = ()) -> Path | None:
-    """What `train` wants as `start`: None for the base, else adapter-sft/ of these revisions and answers.
+    """What `train` wants as `start`: None for the base, adapter-sft/ of these revisions and answers, adapter-start/.
 
     `sound`: rows with `item`, `prompt` and `chosen`, answers that no principle objects to. Killed anywhere, the same
     call goes on where it was; its adapter is DPO's start and the reference's.
     """
+    if context.recipe.dpo.start == "adapter":
+        return on_policy.start_of(context)
     return train_arm(context, pairs, sound) if context.recipe.dpo.start == "sft" else None
 
 
