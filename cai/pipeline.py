@@ -7,7 +7,7 @@ result stands on disk neither loads the model nor changes a byte.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from cai.run.folder import Run
 from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.row_types import Pair
 from cai.terminal import printable, say, usd
+from cai.world import world
 
 
 def require_pairs(context: Context, inputs: Inputs, pairs: PairSet) -> None:
@@ -139,53 +140,12 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
 
 def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[Pair]) -> Path:
     """The adapter of these pairs: trained, resumed, or found finished; from the base, or from SFT on the revisions."""
-    from cai.training import sft
-    from cai.training import train as training
+    from cai.training import arms
 
-    run, recipe = context.run, context.recipe
-    done = training.load_result(run.train)
-    if done is not None and done.adapter == run.adapter:
-        return run.adapter
-    if "training_identity" not in run.manifest:
-        run.update_manifest(training_identity=inputs.identity(training=True))
-    context.check_stop("before training")
-    start = sft.start_of(context, pairs, sound_rows(collected, len(pairs)))
-    model = context.model()
-    model.release()
-    context.progress.begin("train", 0, total=0, unit="step")
-    result = training.train(
-        model,
-        pairs,
-        collected.heldout if recipe.dpo.eval_steps else [],
-        recipe.lora,
-        recipe.dpo,
-        run.train,
-        prompt=context.prompts["policy"],
-        seed=recipe.dpo.seeds[0],
-        event=training_events(run),
-        stopped=context.stopped,
-        progress=context.progress.training,
-        adapter=run.adapter,
-        health=recipe.health,
-        start=start,
-    )
-    context.progress.end()
-    say(
-        f"train: {result.steps} steps on {result.pairs} pairs in {result.seconds:.0f} s, "
-        f"first loss {result.first_loss:.4f}, last {result.last_loss:.4f}"
-    )
-    return run.adapter
-
-
-def training_events(run: Run) -> Callable[..., None]:
-    """`run.event`, which also says a sign of ill health aloud."""
-
-    def event(kind: str, **facts: object) -> None:
-        run.event(kind, **facts)
-        if kind == "health":
-            say(f"train: WARNING at step {facts['step']}: {facts['text']}")
-
-    return event
+    arm = arms.dpo_arm(context, pairs, collected.heldout, sound_rows(collected, len(pairs)))
+    if not arms.done(arm) and "training_identity" not in context.run.manifest:
+        context.run.update_manifest(training_identity=inputs.identity(training=True))
+    return arms.trained(context, arm)
 
 
 def evaluate(
@@ -265,6 +225,8 @@ def decide(context: Context, results: Mapping[str, Figure], override: str) -> li
 
 def report(context: Context, verdicts: Sequence[Verdict]) -> None:
     """Peak memory by phase into the manifest, then report.html and report.md; before and after on screen."""
+    if not world().first:
+        return
     from cai.engine import memory
     from cai.report import before_after
     from cai.report.pages import write_report

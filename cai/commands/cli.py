@@ -14,8 +14,19 @@ from cai.recipe.paths import expanded
 
 ABOUT = "Constitutional AI in one process: write, critique and revise answers, train on the pairs with DPO, measure, "
 ABOUT += "report. Without a command below it starts a run of the recipe's milestone, or with --resume goes on with one."
+FIRST = """Constitutional AI in one process: write, critique and revise answers, train on the pairs with DPO, measure, report.
+
+  {it} cai.toml --dry-run          check everything, show the prompts and an estimate; starts nothing
+  {it} cai.toml --milestone m0     one item end to end (make m0); m1, m2, m3: 10, 100, 5,000 items
+
+After that: --status, --runs, --resume RUN, --report RUN, --chat RUN. All flags: {it} --help. Begin with README.md."""
 EPILOG = "Exit codes: 0 done, 1 a bug, 2 usage, 3 drift, 4 locked, 5 corrupt, 6 quality or NaN, 7 a gate failed, "
 EPILOG += "74 input/output, 75 stopped but resumable, 130/143 signals."
+
+
+def first_screen(program: str) -> str:
+    """For a line without a word: what this is, and the two commands to begin with."""
+    return FIRST.format(it=program)
 
 
 GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed over, and a run would start
@@ -44,10 +55,15 @@ COMMANDS = (
     "benchmark",
     "export",
     "chat",
+    "against",
     "next_round",
 )
 # flag of a run -> the commands that it may stand beside
-MODES: dict[str, tuple[str, ...]] = {"resume": ("benchmark",), "dry_run": ("fork", "export", "next_round"), "until": ()}
+MODES: dict[str, tuple[str, ...]] = {
+    "resume": ("benchmark", "against"),
+    "dry_run": ("fork", "export", "against", "next_round"),
+    "until": (),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,6 +128,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--benchmark", type=_named, metavar="LIST", help="harmbench,xstest,mtbench on a run's adapter")
     more.add_argument("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
     more.add_argument("--chat", type=_named, metavar="RUN", help="ask base and tuned side by side (or a line on stdin)")
+    more.add_argument(
+        "--against",
+        type=_named,
+        metavar="OTHER",
+        help="compare with another constitution (a file) or run, judged blind",
+    )
     more.add_argument("--to", type=Path, metavar="FOLDER", help="with --export: where to")
     more.add_argument("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
     more.add_argument(

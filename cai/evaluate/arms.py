@@ -26,7 +26,7 @@ from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
 from cai.training import train as training
-from cai.training.sft import train_arm
+from cai.training.arms import sft_arm, trained
 
 Figures = dict[str, Figure]
 OVER = "dpo_over_sft."
@@ -129,7 +129,8 @@ def over(figure: Figure) -> Figure:
 def run_arm(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], recipe_folder: Path) -> dict[str, Figure]:
     """Train and measure what is not there yet; the arm's figures, also in eval/sft.json."""
     from_sft = context.recipe.dpo.start == "sft"
-    adapter = train_arm(context, training_pairs, sound_rows(pairs, len(training_pairs)) if from_sft else ())
+    sound = sound_rows(pairs, len(training_pairs)) if from_sft else ()
+    adapter = trained(context, sft_arm(context, training_pairs, sound))
     figures = _trained(context)
     if context.recipe.evaluation.enabled:
         figures |= measure(context, pairs, training_pairs, adapter, recipe_folder)

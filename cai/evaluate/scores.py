@@ -22,6 +22,7 @@ from cai.engine.model import Model
 from cai.evaluate.cases import MIN_QUOTE_MATCH
 from cai.evaluate.judge import JUDGE_FIELDS, Judge
 from cai.recipe.prompts import load_prompt
+from cai.recipe.settings import LoraSection
 from cai.recipe.settings_evaluation import EvaluationSection
 from cai.run import loop
 from cai.run.context import Context
@@ -49,6 +50,7 @@ class Evaluation:
     log: RecordLog
     adapter: Path
     judge: Judge | None
+    lora: LoraSection | None = None  # of an adapter that another recipe trained; None: the run's own
     _model: Model | None = field(default=None, repr=False)
 
     @property
@@ -69,7 +71,7 @@ class Evaluation:
         """The loaded model with this run's adapter on it, ready to score."""
         model = self.context.model()
         if model is not self._model or model.attached != self.adapter:
-            model.attach(self.adapter, self.context.recipe.lora)
+            model.attach(self.adapter, self.lora or self.context.recipe.lora)
             model.mode("generate")
             self._model = model
         return model

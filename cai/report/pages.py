@@ -16,6 +16,7 @@ from cai.report import before_after, examples, kinds, publication, rounds, table
 from cai.report.agreement import agreement
 from cai.report.drawing import inline, write_plots
 from cai.report.examples import GLOSSARY, exhibits, rejected_exhibits
+from cai.report.notes import by_item, notes
 from cai.report.pictures import charts_of, plots
 from cai.report.result import result
 from cai.report.snapshot import Snapshot, read_story
@@ -89,6 +90,7 @@ def gather(snapshot: Snapshot) -> Row:
         "repairs": tables.repairs(snapshot),
         "money": money(snapshot),
         "reviews": agreement(snapshot),
+        "notes": notes(snapshot.reviews),
         "command": tables.command_line(snapshot),
         "plan": identity_rows(snapshot),
         "has": has,
@@ -123,6 +125,7 @@ def _examples(snapshot: Snapshot) -> Row:
         "filters": choices,
         "classes": examples.classes,
         "links": links,
+        "noted": by_item(notes(snapshot.reviews)),
         "glossary": GLOSSARY,
         "markdown_examples": shown[:MARKDOWN_EXAMPLES],
         "total_examples": len(snapshot.pairs.examples),

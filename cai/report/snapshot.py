@@ -208,6 +208,11 @@ def _pairs(
     return build(rows, plan_of(recipe, principles), recipe.pairs, lambda item: slot_of(item) in wanted)
 
 
+def read_figures(folder: Path) -> dict[str, FigureRow]:
+    """Every figure that stands in a run's eval/*.json."""
+    return _figures(folder)[0]
+
+
 def _figures(folder: Path) -> tuple[dict[str, FigureRow], list[str]]:
     """Every figure in eval/*.json, and the warnings beside them; gates.json is not one of them."""
     figures: dict[str, FigureRow] = {}

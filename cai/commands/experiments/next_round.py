@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cai import errors
 from cai.commands import fork
+from cai.commands.experiments.whole_runs import Milestone, plain
 from cai.data import on_policy
 from cai.errors import CaiError
 from cai.inputs import Inputs, locate, read_inputs
@@ -30,7 +31,7 @@ from cai.training.train import load_result
 FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
-def command(args: argparse.Namespace) -> int:
+def command(args: argparse.Namespace, milestone: Milestone) -> int:
     """Make the new run and run it. With --dry-run only what it would take over, and its cost."""
     path = locate(args, args.next_round)
     if load_result(path / "train") is None:
@@ -50,7 +51,7 @@ def command(args: argparse.Namespace) -> int:
         fork.fill(plan, run)
         made = run.path
     say(f"killed or stopped, it goes on with: {lines.resume(made)}")
-    code = go_on(args, made)
+    code = go_on(asked, made, milestone)
     for line in rounds.lines(read_story(made)):
         say(printable(line))
     return code
@@ -61,14 +62,13 @@ def arguments(args: argparse.Namespace, path: Path, parent: Snapshot) -> argpars
     adapter = digests.digest_of(path / "adapter" / FILES[0])
     own = [f"on_policy.round={parent.recipe.on_policy.round + 1}", f'on_policy.parent="{path.name}"']
     own += [f'on_policy.adapter="{adapter}"', 'dpo.start="adapter"']
-    return argparse.Namespace(**{**vars(args), "fork": str(path), "set": [*own, *args.set]})
+    return plain(args, fork=str(path), set=[*own, *args.set])
 
 
-def go_on(args: argparse.Namespace, path: Path) -> int:
+def go_on(args: argparse.Namespace, path: Path, milestone: Milestone) -> int:
     """The whole pipeline of a run that was made, in this process."""
-    plain = {"next_round": None, "sweep": None, "fork": None, "set": [], "milestone": "", "resume": str(path)}
-    resumed = argparse.Namespace(**{**vars(args), **plain})
-    return int(args.pipeline(read_inputs(resumed), resumed))
+    own = plain(args, recipe=path / "recipe.toml", resume=str(path), milestone="", set=[], fork=None)
+    return milestone(read_inputs(own), own)
 
 
 def take_adapter(path: Path, run: Run) -> None:
