@@ -7,6 +7,7 @@ recipe names, so a resume never goes on with another model.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,6 +17,8 @@ from cai import errors
 from cai.errors import CaiError
 from cai.run import digests
 from cai.run.context import Context
+from cai.run.folder import Run
+from cai.store.files import fsync_folder, io_error
 
 FOLDER = "adapter-start"
 WEIGHTS = "adapter_model.safetensors"
@@ -40,6 +43,22 @@ def start_of(context: Context) -> Path:
 def _sha(path: Path, changed: int) -> str:
     """Read once a process: an adapter may have half a gigabyte."""
     return digests.digest_of(path)
+
+
+def take(source: Path, run: Run) -> None:
+    """adapter-start/ of a new run, whole or not at all: the adapter in `source`."""
+    target = run.path / FOLDER
+    beside = target.with_name(f".{FOLDER}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(mode=0o700)
+        for name in (WEIGHTS, "adapter_config.json"):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, beside / name)
+        beside.rename(target)
+        fsync_folder(run.path)
+    except OSError as error:
+        raise io_error(target, "copying the adapter", error) from error
 
 
 def writes(stage: str, critic: str) -> bool:

@@ -9,7 +9,6 @@ of `on_policy.metric`.
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 from cai import errors
@@ -22,13 +21,9 @@ from cai.recipe.load import flatten
 from cai.report import rounds
 from cai.report.snapshot import Snapshot, read_story
 from cai.run import digests, lines
-from cai.run.folder import Run
 from cai.session import create_run
-from cai.store.files import fsync_folder
 from cai.terminal import printable, say
 from cai.training.train import load_result
-
-FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def command(args: argparse.Namespace, milestone: Milestone) -> int:
@@ -46,7 +41,7 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
     if args.dry_run:
         return errors.DONE
     with create_run(inputs, asked) as run:
-        take_adapter(path, run)
+        on_policy.take(path / "adapter", run)
         run.update_manifest(parent=path.name, rounds=rounds.of_run(parent))
         fork.fill(plan, run)
         made = run.path
@@ -59,7 +54,7 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
 
 def arguments(args: argparse.Namespace, path: Path, parent: Snapshot) -> argparse.Namespace:
     """The parent's milestone and --set hold on, as in a fork; what is given now goes before."""
-    adapter = digests.digest_of(path / "adapter" / FILES[0])
+    adapter = digests.digest_of(path / "adapter" / on_policy.WEIGHTS)
     own = [f"on_policy.round={parent.recipe.on_policy.round + 1}", f'on_policy.parent="{path.name}"']
     own += [f'on_policy.adapter="{adapter}"', 'dpo.start="adapter"']
     return plain(args, fork=str(path), set=[*own, *args.set])
@@ -69,19 +64,6 @@ def go_on(args: argparse.Namespace, path: Path, milestone: Milestone) -> int:
     """The whole pipeline of a run that was made, in this process."""
     own = plain(args, recipe=path / "recipe.toml", resume=str(path), milestone="", set=[], fork=None)
     return milestone(read_inputs(own), own)
-
-
-def take_adapter(path: Path, run: Run) -> None:
-    """adapter-start/ of the new run, whole or not at all."""
-    target = run.path / on_policy.FOLDER
-    beside = target.with_name(f".{target.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(mode=0o700)
-    for name in FILES:
-        if (path / "adapter" / name).is_file():
-            shutil.copyfile(path / "adapter" / name, beside / name)
-    beside.rename(target)
-    fsync_folder(run.path)
 
 
 def _check(path: Path, parent: Snapshot, inputs: Inputs) -> None:
