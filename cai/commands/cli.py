@@ -58,11 +58,12 @@ COMMANDS = (
     "chat",
     "against",
     "attribute",
+    "next_round",
 )
 # flag of a run -> the commands that it may stand beside
 MODES: dict[str, tuple[str, ...]] = {
     "resume": ("benchmark", "against"),
-    "dry_run": ("fork", "export", "against", "attribute"),
+    "dry_run": ("fork", "export", "against", "attribute", "next_round"),
     "until": (),
 }
 
@@ -115,6 +116,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--repair", type=_named, metavar="RUN", help="show what a repair of a damaged log would drop")
     more.add_argument("--write", action="store_true", help="with --repair: drop it")
     more.add_argument("--fork", type=_named, metavar="RUN", help="a new run that reuses what is unchanged of RUN")
+    more.add_argument(
+        "--next-round", type=_named, metavar="RUN", help="a new run in which RUN's adapter answers, trained on from it"
+    )
     more.add_argument("--report", type=_named, metavar="RUN", help="write report.html and report.md of a run again")
     more.add_argument("--review", type=_named, metavar="RUN", help="mark critiques and revisions by hand")
     more.add_argument("--rater", default="", help="with --review: who marks")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
+from cai.data import on_policy
 from cai.data.stage import Accept, Draw, Stage, Unit, asked, first_draw, judged, measured
 from cai.engine import Completion, Request
 from cai.run import loop, sharing
@@ -43,8 +44,14 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
     if not todo:
         return
     units = [unit for item in items if (unit := stage.render(context, item, round_)) is not None]
-    model = context.model()  # its loading is no part of the stage's time
-    cuda = model.backend == "cuda"
+    context.model()  # its loading is no part of the stage's time
+    with on_policy.writer(context, stage.name):
+        _bring(context, stage, units, todo, round_, accept)
+
+
+def _bring(context: Context, stage: Stage, units: Sequence[Unit], todo: set[int], round_: int, accept: Accept) -> None:
+    """The stage's work on these units, of which `todo` have no row yet."""
+    cuda = context.model().backend == "cuda"
     if stage.score is not None:
         of = {unit.item: unit for unit in units}
         keys = [(stage.name, unit.item, round_) for unit in units]

@@ -24,6 +24,7 @@ _DATA_KEYS = (
     "principles",
     "critiques",
     "pairs",
+    *(f"on_policy.{name}" for name in ("round", "parent", "adapter", "critic")),
 )
 _TRAINING_KEYS = ("lora", "dpo", "hygiene", "heldout", "items")
 
@@ -58,6 +59,10 @@ LATER_KEYS = {
     "pairs.label": "always",
     "pairs.file": "",
     "pairs.kind": "revision",
+    **{
+        f"on_policy.{name}": value
+        for name, value in (("round", 1), ("parent", ""), ("adapter", ""), ("critic", "base"))
+    },
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
     "few_shot.rotate": False,

@@ -196,7 +196,8 @@ ADDED = {"start", "label_smoothing", "ld_alpha", "weight", "soft_labels"}  # as 
 class DpoSection(Section):
     """TRL's DPO. Exactly one of `max_steps` (> 0) and `epochs` (> 0) decides the length.
 
-    `start`: the policy, and with it the reference, is the base, or the LoRA of an SFT stage ([sft]) that DPO trains on.
+    `start`: the policy, and with it the reference, is the base, or the LoRA of an SFT stage ([sft]) that DPO trains on,
+    or the adapter of the round before ([on_policy]).
     `label_smoothing`: robust's share of wrong labels. `ld_alpha`: what the tokens beyond the shorter completion count
     (1 = as the others). `weight`, `soft_labels`: what a pair's `margin` (log-odds of its label check) decides.
     `save_minutes`: checkpoints by time (0 = each `save_steps`). `eval_steps`: the loss of held-out pairs each so many
@@ -205,7 +206,7 @@ class DpoSection(Section):
 
     max_steps: Count = 0
     epochs: Annotated[float, Field(ge=0.0)] = 0.0
-    start: Literal["base", "sft"] = "base"
+    start: Literal["base", "sft", "adapter"] = "base"
     loss_type: tuple[LossName, ...] = ("sigmoid",)
     loss_weights: tuple[float, ...] = ()
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0

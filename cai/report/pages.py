@@ -12,7 +12,7 @@ from pathlib import Path
 from cai.data import hygiene
 from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
-from cai.report import before_after, examples, kinds, publication, tables
+from cai.report import before_after, examples, kinds, publication, rounds, tables
 from cai.report.agreement import agreement
 from cai.report.drawing import inline, write_plots
 from cai.report.examples import GLOSSARY, exhibits, rejected_exhibits
@@ -81,6 +81,7 @@ def gather(snapshot: Snapshot) -> Row:
         "benchmarks": benchmark_rows(snapshot.figures),
         "added": added(snapshot),
         "kinds": kinds.compared(snapshot.figures),
+        "rounds": rounds.compared(snapshot),
         "training": training_rows(snapshot),
         "instructions": _last(snapshot.of_kind("instructions_summary")),
         "attempts": tables.attempts(snapshot),
