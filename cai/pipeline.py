@@ -18,7 +18,7 @@ from cai.data.pairs import PairSet
 from cai.data.slots import slots
 from cai.data.sound import sound_rows
 from cai.errors import CaiError
-from cai.evaluate import advice, gates
+from cai.evaluate import advice, external, gates
 from cai.evaluate.doors import recipe_key
 from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, locate
@@ -33,6 +33,7 @@ from cai.run.folder import Run
 from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.row_types import Pair
 from cai.terminal import printable, say, usd
+from cai.world import world
 
 
 def require_pairs(context: Context, inputs: Inputs, pairs: PairSet) -> None:
@@ -84,6 +85,7 @@ def check_at_hand(inputs: Inputs, args: argparse.Namespace) -> None:
     if args.resume and (locate(args, args.resume) / "train" / "result.json").exists():
         return
     guarding.require(recipe.guard)
+    external.require(recipe.evaluation)
     if recipe.benchmarks.run:
         from cai.evaluate.benchmarks.suite import require
 
@@ -119,7 +121,10 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
     from cai.evaluate.benchmarks.overlaps import without_overlaps
     from cai.report import cards
 
-    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, marks_refused.of_run(context, pairs))
+    refused = marks_refused.of_run(context, pairs)
+    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, refused, pairs.drawn)
+    if not cleaned.kept and context.recipe.hygiene.without_principles:
+        raise CaiError(f"{context.run.path}: hygiene.without_principles: no pair is left. Name fewer.", errors.QUALITY)
     if context.recipe.benchmarks.contamination:
         cleaned = replace(cleaned, kept=without_overlaps(context, inputs.folder, cleaned.kept))
     if "model" not in context.run.manifest and inputs.pairs is None:
@@ -151,19 +156,20 @@ def evaluate(
     context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path
 ) -> dict[str, Figure]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
-    from cai.evaluate import chain_figures, critic_stage, measure, probes, prompted
+    from cai.evaluate import agreement, chain_figures, critic_stage, measure, probes, prompted
     from cai.evaluate.benchmarks import suite
     from cai.evaluate.lm_eval import tasks
 
     results = measure.of_data(context, pairs)
     if context.recipe.evaluation.enabled:
         with measure.opened(context, pairs, adapter) as evaluation:
-            if not context.recipe.pairs.file:
+            if context.recipe.pairs.revised:
                 results |= critic_stage.measure(context)
                 cases = chain_figures.cases_of(evaluation, pairs)
                 checked, scored = chain_figures.gates(evaluation, cases), chain_figures.likelihoods(evaluation, cases)
                 judged = chain_figures.verdicts(evaluation, cases)
                 results |= chain_figures.figures(evaluation, pairs, cases, checked, scored, judged)
+                results |= agreement.of_texts(evaluation, cases)
             results |= measure.preference_figures(evaluation, pairs, training_pairs)
             results |= measure.surface_figures(pairs, training_pairs)
             wanted, fresh = measure.fresh(evaluation, pairs)
@@ -171,6 +177,7 @@ def evaluate(
             for arm in evaluation.section.prompted if evaluation.judges else ():
                 results |= prompted.measure(evaluation, arm, wanted, fresh, training_pairs)
             results |= measure.p3_figures(evaluation, wanted, fresh)
+            results |= agreement.of_answers(evaluation, wanted, fresh)
             results |= measure.forgetting_figures(evaluation)
             results |= tasks.figures(tasks.measure(evaluation, inputs.folder))
             results |= measure.training_figures(context)
@@ -224,6 +231,8 @@ def decide(context: Context, results: Mapping[str, Figure], override: str) -> li
 
 def report(context: Context, verdicts: Sequence[Verdict]) -> None:
     """Peak memory by phase into the manifest, then report.html and report.md; before and after on screen."""
+    if not world().first:
+        return
     from cai.engine import memory
     from cai.report import before_after
     from cai.report.pages import write_report

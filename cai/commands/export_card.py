@@ -69,6 +69,7 @@ def model_card(
             how=told(arm, snapshot),
             training=arm.result() if arm.name else snapshot.training,
             money=money(snapshot),
+            loaded_as=_loaded_as(snapshot),
             train=len(snapshot.cleaned.kept),
         )
     )
@@ -89,6 +90,14 @@ def _results(snapshot: Snapshot, figures: Mapping[str, FigureRow]) -> list[EvalR
         )
         for name, measured in figures.items()
     ]
+
+
+def _loaded_as(snapshot: Snapshot) -> str:
+    """What the weights were held in, as the loaded model said; the recipe only asks for it on a GPU."""
+    facts = snapshot.manifest.get("model") or {}
+    if snapshot.backend == "fake":
+        return "no weights (the fake model)"
+    return str(facts.get("quantization") or snapshot.recipe.model.quantization)
 
 
 def _example(asking: Asking) -> str:

@@ -168,9 +168,9 @@ def _drawn(
 
 
 def compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]]) -> list[Row]:
-    """(pair, ours, theirs) -> how the base judges `ours` against `theirs`, blind, in both orders."""
+    """(pair, ours, theirs) -> how the judge takes `ours` against `theirs`, blind, in both orders."""
     assert evaluation.judge is not None
-    with evaluation.base() as scorer:
+    with evaluation.judging() as scorer:
         asks = []
         for place, (pair, ours, theirs) in enumerate(both):
             case = Case(pair["item"], 0, pair["prompt"], theirs, "", "", ours, pair["pool"])

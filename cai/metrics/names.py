@@ -17,6 +17,7 @@ _CONTROLLED = ("gates", "csi", "specific", "meaningful")
 _CRITIC = ("recall", "false_alarms", "flaw_gone", "checkable.found", "checkable.gone", "broken")
 _DPO = ("loss", "loss_fall", "margin", "chosen_fall")
 _ANSWERS = ("empty", "repeated", "cut", "stops", "refused")
+_OF_KINDS = ("pairs.yield", "labels.margin", "preference.p1", "preference.p1.train")  # pairs.kind = "both"
 
 NAMES = (
     "pairs.kept",
@@ -25,6 +26,7 @@ NAMES = (
     "data.copied",
     "data.nothing_found",
     *(f"labels.{name}" for name in ("better", "original_wins", "margin")),
+    *(f"{name}.{kind}" for name in _OF_KINDS for kind in ("revision", "sampled")),
     "principles.lift",
     "principles.broken",
     *(f"critic.{name}{tail}" for name in _CRITIC for tail in ("", ".{x}")),
@@ -35,6 +37,8 @@ NAMES = (
     *(f"revisions.{name}{kind}" for name in ("cri", "responsive", "addresses") for kind in ("", ".shuffled")),
     *(f"preference.{name}" for name in ("p1", "p1.train", "p1.permuted", "p2.before", "p2.after", "p2.gain")),
     *(f"preference.{name}" for name in ("p3", "p3.length_controlled", "length_only", "refusal_only", "surface")),
+    *(f"{name}.agreement" for name in ("critiques.j1", "critiques.j2", "revisions.j3", "revisions.improves")),
+    "preference.p3.agreement",
     *(f"preference.over.{{x}}{tail}" for tail in ("", ".length_controlled")),
     *(f"dpo.{name}" for name in ("first_loss_error", "logged_fall", "grad_norm_max", "finite", "truncated")),
     *(f"dpo.{name}{split}" for name in _DPO for split in ("", ".heldout")),
@@ -113,6 +117,9 @@ ENDINGS = (
     (".generic", "one text for all items: should be near 0"),
     (".heldout", "on prompts that were never trained on"),
     (".train", "on the training pairs"),
+    (".agreement", "Cohen's kappa of the judge's verdicts with the base's own, on a sample"),
+    (".revision", "of the pairs of a revision and its answer alone"),
+    (".sampled", "of the pairs of two sampled answers alone"),
     (".permuted", "with chosen and rejected swapped at random: should be near one half"),
 )
 

@@ -24,6 +24,7 @@ _DATA_KEYS = (
     "principles",
     "critiques",
     "pairs",
+    *(f"on_policy.{name}" for name in ("round", "parent", "adapter", "critic")),
 )
 _TRAINING_KEYS = ("lora", "dpo", "hygiene", "heldout", "items")
 
@@ -58,9 +59,15 @@ LATER_KEYS = {
     "critiques.found": "drawn",
     "pairs.label": "always",
     "pairs.file": "",
+    "pairs.kind": "revision",
+    **{
+        f"on_policy.{name}": value
+        for name, value in (("round", 1), ("parent", ""), ("adapter", ""), ("critic", "base"))
+    },
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
     "few_shot.rotate": False,
+    "hygiene.without_principles": [],
     **{f"dpo.{name}": DpoSection.model_fields[name].default for name in (*ADDED, "save_minutes", "eval_steps", "keep")},
 }
 

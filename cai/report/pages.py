@@ -12,10 +12,11 @@ from pathlib import Path
 from cai.data import hygiene
 from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
-from cai.report import arms_table, before_after, examples, publication, tables
+from cai.report import arms_table, before_after, examples, kinds, publication, rounds, tables
 from cai.report.agreement import agreement
 from cai.report.drawing import inline, write_plots
 from cai.report.examples import GLOSSARY, exhibits, rejected_exhibits
+from cai.report.notes import by_item, notes
 from cai.report.pictures import charts_of, plots
 from cai.report.result import result
 from cai.report.snapshot import Snapshot, read_story
@@ -79,6 +80,8 @@ def gather(snapshot: Snapshot) -> Row:
         "meanings": metrics.meanings(name for name, m in snapshot.figures.items() if m.get("value") is not None),
         "benchmarks": benchmark_rows(snapshot.figures),
         "added": added(snapshot),
+        "kinds": kinds.compared(snapshot.figures),
+        "rounds": rounds.compared(snapshot),
         "arms": arms(snapshot),
         "training": training_rows(snapshot),
         "instructions": _last(snapshot.of_kind("instructions_summary")),
@@ -88,6 +91,7 @@ def gather(snapshot: Snapshot) -> Row:
         "repairs": tables.repairs(snapshot),
         "money": money(snapshot),
         "reviews": agreement(snapshot),
+        "notes": notes(snapshot.reviews),
         "command": tables.command_line(snapshot),
         "plan": identity_rows(snapshot),
         "has": has,
@@ -122,6 +126,7 @@ def _examples(snapshot: Snapshot) -> Row:
         "filters": choices,
         "classes": examples.classes,
         "links": links,
+        "noted": by_item(notes(snapshot.reviews)),
         "glossary": GLOSSARY,
         "markdown_examples": shown[:MARKDOWN_EXAMPLES],
         "total_examples": len(snapshot.pairs.examples),

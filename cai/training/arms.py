@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cai.data import on_policy
 from cai.metrics.figure import Figure
 from cai.recipe.settings import DpoSection
 from cai.run.context import Context
@@ -36,6 +37,7 @@ class Arm:
     heldout: Sequence[Pair] = ()
     objective: Objective = "dpo"
     start: Arm | None = None
+    reference: Path | None = None  # instead of `start`: an adapter that stands already, that of the round before
     name: str = ""  # of its events and figures; "": the run's own training and its seeds
     inputs: Mapping[str, str] = field(default_factory=dict)  # settled in `folder`; DPO's are the run's own identity
 
@@ -70,7 +72,7 @@ def trained(context: Context, arm: Arm) -> Path:
             adapter=stage.adapter,
             objective=stage.objective,
             health=context.recipe.health if stage.objective == "dpo" else training.WATCHED,
-            start=stage.start.adapter if stage.start else None,
+            start=stage.start.adapter if stage.start else stage.reference,
         )
         context.progress.end()
         what = "pairs" if stage.objective == "dpo" else "revisions"
@@ -108,8 +110,9 @@ def dpo_arm(context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair], so
     run, dpo = context.run, context.recipe.dpo
     start = sft_arm(context, pairs, sound) if dpo.start == "sft" else None
     return Arm(
-        "train", pairs, run.train, run.adapter, dpo, dpo.seeds[0], heldout if dpo.eval_steps else (), start=start
-    )
+        "train", pairs, run.train, run.adapter, dpo, dpo.seeds[0], heldout if dpo.eval_steps else (), start=start,
+        reference=on_policy.start_of(context) if dpo.start == "adapter" else None,
+    )  # fmt: skip
 
 
 def sft_arm(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer] = ()) -> Arm:
@@ -140,7 +143,11 @@ def seed_arm(
     if context.recipe.dpo.start == "sft":
         stage, inputs = adapter.with_name(f"adapter-sft-seed-{seed}"), sft.inputs(context, pairs, sound, seed)
         start = replace(sft_arm(context, pairs, sound), folder=folder / "sft", adapter=stage, seed=seed, inputs=inputs)
-    return Arm(f"train seed {seed}", pairs, folder, adapter, context.recipe.dpo, seed, heldout, start=start)
+    reference = on_policy.start_of(context) if context.recipe.dpo.start == "adapter" else None
+    return Arm(
+        f"train seed {seed}", pairs, folder, adapter, context.recipe.dpo, seed, heldout, start=start,
+        reference=reference,
+    )  # fmt: skip
 
 
 def train_seeds(
