@@ -38,11 +38,8 @@ GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed ove
     "to": "export",
     "merged": "export",
     "push": "export",
-<<<<<<< HEAD
     "arm": "export",
-=======
     "without": "attribute",
->>>>>>> main
 }
 
 
