@@ -21,12 +21,9 @@ import torch  # noqa: E402
 
 from cai import world  # noqa: E402
 from cai.errors import CaiError  # noqa: E402
-from cai.training import (  # noqa: E402
-    adapter,
-    sft_trainer,
-    trainers,
-)
+from cai.training import adapter  # noqa: E402
 from cai.training import loss as losses  # noqa: E402
+from cai.training import sft_trainer, trainers  # noqa: E402
 from support.training import TinyModel, dpo, make_pairs, run_train  # noqa: E402
 
 
