@@ -22,7 +22,11 @@ def usage(base: Base, asking: Asking, rank: int, to: Path, merged: bool) -> list
     loaded = f"AutoModelForCausalLM.from_pretrained({base.here!r}{pinned})"
     lines = [f"exported to {to}"]
     if asking.nothing_to_load:
-        return [*lines, f"datasets:      load_dataset({str(dataset)!r})", f"adapter:       {asking.missed}: no library loads it"]
+        return [
+            *lines,
+            f"datasets:      load_dataset({str(dataset)!r})",
+            f"adapter:       {asking.missed}: no library loads it",
+        ]
     lines += [
         f"vLLM:          {serve}{_as_trained(asking, adapter)}",
         f"peft:          PeftModel.from_pretrained({loaded}, {str(adapter)!r})  # base and tuned, the card's way",
