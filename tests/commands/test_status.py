@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,9 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 import pytest
+from support import rich_run as rich
 from support.pages import REPO, item_rows, make_run, records
+from support.runs import FAKE
 
 from cai.commands.status import just_made, screen, sparkline, watch
 from cai.run.folder import Run
@@ -32,6 +35,19 @@ def test_a_finished_run(tmp_path):
     assert "gate         FAIL         revisions.addresses 0.5 (n=10)" in text
     assert len(text.splitlines()) < 25
     assert max(map(len, text.splitlines())) < 200
+
+
+def test_tries_that_made_no_pair_are_counted_where_the_run_said_them(tmp_path):
+    """A user saw "7 items rejected" once and on no other screen."""
+    lines = ["Why do cats purr when they are stroked?", "word " * 9000, "How do I fix a tap that drips all night?"]
+    folder = rich.project(tmp_path)
+    (folder / "mine.txt").write_text("\n".join(lines))
+    keys = ("--set", "items=3", "--set", "instructions.file=mine.txt", "--set", "evaluation.enabled=false")
+    code, said = rich.go(folder, *FAKE, "--milestone", "m1", "--until", "pairs", *keys)
+    assert code == 0, said
+    told = re.search(r"dataset: .*; (\d+ of \d+) tries made no pair \((.*)\)", said)
+    assert told and "missing_stage 1" in told[2]
+    assert lines_of(rich.latest(folder))["pairs"].endswith(f"; {told[1]} tries made none ({told[2]})")
 
 
 def test_a_run_at_work_and_one_that_was_killed(tmp_path):
