@@ -124,7 +124,7 @@ PLAIN = {
     "brackets first": ["(a + b)^2: expand it.", "(x - y)^2: expand it."],
     "with a greeting": ["Hi! Can you, in one line, explain rain?", "Hey! Can you, in one line, explain snow?"],
     "long": [
-        "I have a balcony that faces north, gets two hours of sun in summer, and is windy: which herbs will grow there?",
+        "I have a balcony that faces north, gets two hours of sun in summer and is windy: which herbs will grow there?",
         "I have three hours in Lisbon, a small child, and rain: where should we go?",
     ],
     "one line": ["Why is the sky blue, and the sunset red?"],
