@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 
 try:
-    from cai import errors
+    from cai import errors, world
     from cai.commands import cli
     from cai.errors import CaiError
     from cai.inputs import Inputs, read_inputs, runs_root
@@ -47,11 +47,14 @@ def main(argv: list[str] | None = None) -> int:
         if not (sys.argv[1:] if argv is None else argv):  # a newcomer's first try must not start a run
             say(cli.first_screen(lines.program()))
             return errors.USAGE
+        world.enter()
         args = cli.parse(argv)
         args.began = began
+        if cli.commands(args) or args.dry_run:
+            world.alone(" or ".join(cli.commands(args) or ["dry-run"]))
         return command(args) if cli.commands(args) else milestone(read_inputs(args), args)
     except CaiError as error:
-        print(for_stream(printable(str(error)), sys.stderr), file=sys.stderr)
+        world.tell(for_stream(f"{printable(str(error))}\n", sys.stderr))
         return error.code
     except KeyboardInterrupt:
         return errors.SIGINT
@@ -68,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in REMEDIES:
             print(printable(str(io_error(error.filename or "runner.py", "a system call", error))), file=sys.stderr)
             return errors.IO
-        traceback.print_exc()
+        world.tell(traceback.format_exc())
         print("This is a bug in the program; the run folder is intact and can be resumed.", file=sys.stderr)
         return errors.BUG
 
@@ -84,7 +87,7 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
     from cai import pipeline
     from cai.data.collect import collect
     from cai.evaluate import doors
-    from cai.run import budget
+    from cai.run import budget, sharing
 
     recipe = inputs.recipe
     if args.dry_run:
@@ -117,6 +120,7 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
         adapter = pipeline.train(context, inputs, pairs, training_pairs)
         results = pipeline.evaluate(context, inputs, pairs, training_pairs, adapter)
         verdicts = pipeline.decide(context, results, inputs.override)
+        sharing.clear(context)
         del pairs, training_pairs  # the report reads the records itself: not both at once
         pipeline.report(context, verdicts)
         return pipeline.exit_code(context, recipe, verdicts, inputs.override)
@@ -141,7 +145,7 @@ def command(args: argparse.Namespace) -> int:
     """The commands beside a run; each lives in its module and is imported only when asked for."""
     from cai import commands
 
-    return commands.dispatch(args)
+    return commands.dispatch(args, milestone)
 
 
 if __name__ == "__main__":

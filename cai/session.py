@@ -16,7 +16,7 @@ from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 
-from cai import errors
+from cai import errors, world
 from cai.data import chain
 from cai.engine import Rules
 from cai.engine.model import Model
@@ -27,7 +27,7 @@ from cai.models.loading import check_modules
 from cai.models.policy import load
 from cai.preflight.download import download_line
 from cai.recipe import load as recipes
-from cai.run import lines, resuming, words
+from cai.run import lines, replica, resuming, words
 from cai.run.context import Context
 from cai.run.folder import Run, Taken, check_identity
 from cai.run.manifest import read_manifest
@@ -248,7 +248,7 @@ def _steps(inputs: Inputs) -> tuple[words.Step, ...]:
     recipe = inputs.recipe
     ordered = [(stage.name, round_) for stage, round_ in chain.ordered(recipe.rounds, recipe)]
     measured = recipe.evaluation.enabled
-    exam = measured and recipe.evaluation.critic_items > 0
+    exam = measured and recipe.evaluation.critic_items > 0 and "revision" in recipe.pairs.kinds
     return words.plan(ordered, recipe.guard.enabled, exam, measured and bool(inputs.probes))
 
 
@@ -258,11 +258,16 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
     switch = StopSwitch().install()
     run = None
     try:
-        with contextlib.ExitStack() as closing, open_run(inputs, args) as run, run.records() as log:
+        world.join()
+        with contextlib.ExitStack() as closing, _opened(inputs, args) as (run, home, attempt), run.records() as log:
+            closing.enter_context(_others_needed())
+            if world.world().first:
+                replica.lend(run)
             if log.notice:
                 say(log.notice)
-            whole = partial(chain.whole_items, rounds=inputs.recipe.rounds)
-            tracker = open_tracker(inputs.recipe.report.tracker, run.path, _facts(inputs))
+            whole = partial(chain.whole_items, rounds=inputs.recipe.rounds, kind=inputs.recipe.pairs.kind)
+            asked = inputs.recipe.report.tracker if world.world().first else "none"
+            tracker = open_tracker(asked, run.path, _facts(inputs))
             if tracker is not None:
                 run.tell = tracker.tell
                 closing.callback(tracker.close)
@@ -277,6 +282,8 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
                 stopped=switch,
                 check_stop=switch.check,
                 progress=progress,
+                home=home,
+                home_attempt=attempt,
             )
     except CaiError as error:
         if run is not None and not args.resume and error.code == errors.USAGE:
@@ -286,3 +293,26 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
         raise
     finally:
         switch.uninstall()
+        world.leave()
+
+
+@contextlib.contextmanager
+def _opened(inputs: Inputs, args: argparse.Namespace) -> Iterator[tuple[Run, Path, int]]:
+    """The run, its own folder and attempt; for the further processes of a run, a run on a copy of it."""
+    if world.world().first:
+        with open_run(inputs, args) as run:
+            yield run, run.path, run.attempt
+    else:
+        with replica.borrowed(start_facts(inputs, args)) as found:
+            yield found
+
+
+@contextlib.contextmanager
+def _others_needed() -> Iterator[None]:
+    """An error of a library that says that another process is gone is a stop: the run can be resumed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world.lost(error):
+            raise world.gone("while this one waited for it") from error
+        raise

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CAI = ROOT / "cai"
 ROOMS = (  # from the ground up: a room imports itself and the rooms before it
     "errors",
+    "world",
     "terminal",
     "store",
     "metrics",

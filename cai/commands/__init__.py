@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from cai import errors
 from cai.commands import cli
-from cai.inputs import grown_since, locate, read_inputs
+from cai.inputs import Inputs, grown_since, locate, read_inputs
 from cai.run import lines
 from cai.run.manifest import read_manifest
 from cai.session import create_run
@@ -30,16 +31,23 @@ MODULES = {
     "export": "cai.commands.export",
     "chat": "cai.commands.chat",
 }
+EXPERIMENTS = {  # they take whole runs to their end: `command(args, milestone)`
+    "against": "cai.commands.experiments.against",
+    "attribute": "cai.commands.experiments.attribute",
+    "next_round": "cai.commands.experiments.next_round",
+}
 
 ACT_ON_A_RUN = ("review", "chat", "export", "fork", "report")  # and do not name the run by themselves
 
 
-def dispatch(args: argparse.Namespace) -> int:
-    """Run the one command that was asked for."""
+def dispatch(args: argparse.Namespace, milestone: Callable[[Inputs, argparse.Namespace], int]) -> int:
+    """Run the one command that was asked for. `milestone`: runner.py's whole pipeline of one run."""
     own = {"verify": _verify, "repair": _repair, "fork": _fork}
     name = cli.commands(args)[0]
     if name in ACT_ON_A_RUN:
         _tell_latest(args, getattr(args, name))
+    if name in EXPERIMENTS:
+        return importlib.import_module(EXPERIMENTS[name]).command(args, milestone)
     return own[name](args) if name in own else importlib.import_module(MODULES[name]).command(args)
 
 

@@ -38,6 +38,7 @@ GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed ove
     "to": "export",
     "merged": "export",
     "push": "export",
+    "without": "attribute",
 }
 
 
@@ -55,9 +56,16 @@ COMMANDS = (
     "benchmark",
     "export",
     "chat",
+    "against",
+    "attribute",
+    "next_round",
 )
 # flag of a run -> the commands that it may stand beside
-MODES: dict[str, tuple[str, ...]] = {"resume": ("benchmark",), "dry_run": ("fork", "export"), "until": ()}
+MODES: dict[str, tuple[str, ...]] = {
+    "resume": ("benchmark", "against"),
+    "dry_run": ("fork", "export", "against", "attribute", "next_round"),
+    "until": (),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -124,8 +132,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument(
         "--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)"
     )
+    _experiments(parser.add_argument_group("experiments"))
     add("--version", action="version", version=f"constitutional-ai {__version__}")
     return _checked(parser.parse_args(argv))
+
+
+def _experiments(group: argparse._ArgumentGroup) -> None:
+    """The commands that take whole runs to their end, to compare them."""
+    add = group.add_argument
+    add("--against", type=_named, metavar="OTHER", help="against another constitution (a file) or run, judged blind")
+    add("--attribute", type=_named, metavar="RUN", help="what each principle bought and cost, judged blind")
+    add("--without", type=_named, metavar="ID", help="with --attribute: also trained without its pairs")
+    add("--next-round", type=_named, metavar="RUN", help="a new run in which RUN's adapter answers, trained on from it")
 
 
 def _checked(args: argparse.Namespace) -> argparse.Namespace:

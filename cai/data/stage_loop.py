@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
+from cai.data import on_policy
 from cai.data.stage import Accept, Draw, Stage, Unit, asked, first_draw, judged, measured
 from cai.engine import Completion, Request
-from cai.run import loop
+from cai.run import loop, sharing
 from cai.run.context import Context
 from cai.store.row_types import Record
+from cai.store.rows import Key
 
 SCORED_AT_ONCE = 64  # units scored between two writes: what a kill loses
 SCORED_AT_ONCE_CPU = 4
@@ -41,21 +44,32 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
     if not todo:
         return
     units = [unit for item in items if (unit := stage.render(context, item, round_)) is not None]
-    model = context.model()  # its loading is no part of the stage's time
-    cuda = model.backend == "cuda"
+    cuda = context.model().backend == "cuda"  # its loading is no part of the stage's time
     if stage.score is not None:
         of = {unit.item: unit for unit in units}
         keys = [(stage.name, unit.item, round_) for unit in units]
         chunk = SCORED_AT_ONCE if cuda else SCORED_AT_ONCE_CPU
-        for part in loop.left(context, context.log, stage.name, keys, chunk, round_, stage.per_round):
-            chosen = [of[item] for _, item, _ in part]
-            found = zip(chosen, stage.score(context, chosen), strict=True)
-            loop.write(context, context.log, part, [measured(context, stage, unit, fields) for unit, fields in found])
+        with on_policy.writer(context, stage.name):
+            for part in loop.left(context, context.log, stage.name, keys, chunk, round_, stage.per_round):
+                chosen = [of[item] for _, item, _ in part]
+                found = zip(chosen, stage.score(context, chosen), strict=True)
+                made = [measured(context, stage, unit, fields) for unit, fields in found]
+                loop.write(context, context.log, part, made)
         return
-    size, streams = max(context.engine.stats.batch_size, 1), context.engine.streams
+    with on_policy.writer(context, stage.name):
+        _drawn(context, stage, units, todo, round_, accept)
+
+
+def _drawn(context: Context, stage: Stage, units: Sequence[Unit], todo: set[int], round_: int, accept: Accept) -> None:
+    """The text of these units, of which `todo` have no row yet."""
+    cuda = context.model().backend == "cuda"
+    size = sharing.agreed(max(context.engine.stats.batch_size, 1), f"in {stage.name}")
+    streams = context.engine.streams
     done = len(units) - len(todo)
     context.progress.begin(stage.name, round_, total=len(units), done=done, together=size, per_round=stage.per_round)
-    if streams and cuda:
+    if shared := sharing.begin(context, context.log, stage.name, round_):
+        _run_shared(context, stage, units, todo, size * (2 if streams else 1), shared, accept)
+    elif streams and cuda:
         waiting = [unit for unit in units if unit.item in todo]
         for rows in _stream(context, stage, waiting, size * STREAM_WINDOW):
             _commit(context, accept(rows))
@@ -66,6 +80,38 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
             if any(unit.item in todo for unit in batch):
                 _commit(context, accept(draw(context, stage, batch)))
     context.progress.end(context.engine.stats)
+
+
+def _run_shared(
+    context: Context,
+    stage: Stage,
+    units: Sequence[Unit],
+    todo: set[int],
+    size: int,
+    shared: sharing.Shared,
+    accept: Accept,
+) -> None:
+    """The batches dealt to the processes of the run; all of them take all rows, in unit order, behind the last."""
+
+    def keys(batch: Sequence[Unit]) -> list[Key]:
+        return [(stage.name, unit.item, unit.round) for unit in batch]
+
+    streaming = context.engine.streams and context.model().backend == "cuda"
+    if streaming:  # a row's draw does not hang on the rows beside it: what a shard holds is not drawn again
+        waiting = [unit for unit in units if unit.item in todo]
+        fresh = [unit for unit, key in zip(waiting, keys(waiting), strict=True) if key not in shared.spare]
+        batches = [fresh[start : start + size] for start in range(0, len(fresh), size)]
+        mine = [unit for number in shared.mine([keys(batch) for batch in batches]) for unit in batches[number]]
+        for rows in _stream(context, stage, mine, size * STREAM_WINDOW):
+            shared.put(rows)
+        batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
+    else:
+        batches = [list(units[start : start + size]) for start in range(0, len(units), size)]
+        batches = [batch for batch in batches if any(unit.item in todo for unit in batch)]
+        for number in shared.mine([keys(batch) for batch in batches]):
+            shared.put(draw(context, stage, batches[number]))
+    for found in shared.settled([keys(batch) for batch in batches]):
+        _commit(context, accept(cast(list[Record], found)))
 
 
 def draw(context: Context, stage: Stage, units: Sequence[Unit]) -> list[Record]:

@@ -6,8 +6,9 @@ Owns no work. The weights are loaded at the first unit that needs them, by whoev
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from cai.engine import Engine
 from cai.engine.model import Model
@@ -18,6 +19,9 @@ from cai.run.folder import Run
 from cai.run.progress import Progress
 from cai.store.records import RecordLog
 from cai.store.row_types import Record
+
+if TYPE_CHECKING:
+    from cai.run.sharing import Shared
 
 
 class ModelOnCall(Protocol):
@@ -33,7 +37,11 @@ class ModelOnCall(Protocol):
 
 @dataclass
 class Context:
-    """What the stages share. `model` is a function: the weights are loaded at the first unit that needs them."""
+    """What the stages share. `model` is a function: the weights are loaded at the first unit that needs them.
+
+    `home`: the run's own folder, which is `run.path` for all but the further processes of a run; `home_attempt`: which
+    attempt of that run this is. `shared`: by log, the step that the processes are sharing.
+    """
 
     recipe: Recipe
     run: Run
@@ -44,6 +52,13 @@ class Context:
     stopped: Callable[[], bool]
     check_stop: Callable[[str], None]
     progress: Progress
+    home: Path = Path()
+    home_attempt: int = 0
+    shared: dict[Path, Shared] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.home_attempt:
+            self.home, self.home_attempt = self.run.path, self.run.attempt
 
     @property
     def engine(self) -> Engine:

@@ -27,6 +27,7 @@ NOT_COVERED = {  # name in the run folder -> why it needs no digest
     ".holder.json": "shown to people, decides nothing",
     "status.json": "shown to people, written again twice a second",
     "tracker": "a tracker's own files, decide nothing",
+    "shards": "rows of several processes on their way into a log, logs of their own",
     "quarantine": "what was cut from logs, kept for people",
 }
 REPORT_SUMS = "report.sha256"  # the pages' digests, as sha256sum writes them

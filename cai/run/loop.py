@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
+from cai.run import sharing
 from cai.run.context import Context
 from cai.store.jsonl import Row, nulled
 from cai.store.records import RecordLog
@@ -39,22 +40,45 @@ def left(
     missing = sum(not log.has(*key) for key in keys)
     if missing:
         context.progress.begin(label, round_, total=len(keys), done=len(keys) - missing, per_round=per_round)
-    for start in range(0, len(keys), max(1, chunk)):
-        part = list(keys[start : start + max(1, chunk)])
-        if all(log.has(*key) for key in part):
-            continue
-        context.check_stop(f"in {label}")
-        yield part
+        chunk = sharing.agreed(chunk, f"in {label}")
+    slices = [list(keys[start : start + max(1, chunk)]) for start in range(0, len(keys), max(1, chunk))]
+    slices = [part for part in slices if not all(log.has(*key) for key in part)]
+    if slices and (shared := sharing.begin(context, log, label, round_)):
+        yield from _shared(context, log, shared, slices)
+    else:
+        for part in slices:
+            context.check_stop(f"in {label}")
+            yield part
     if missing:
         context.progress.end(None, **ended)
+
+
+def _shared(
+    context: Context, log: RecordLog[R], shared: sharing.Shared, slices: Sequence[list[Key]]
+) -> Iterator[list[Key]]:
+    """The slices of this process; behind the last, the rows of all processes go into the log in order."""
+    context.shared[log.path] = shared
+    for number in shared.mine(slices):
+        yield slices[number]
+    del context.shared[log.path]
+    for rows in shared.settled(slices):
+        fresh = [cast(R, row) for row in rows]
+        log.append(fresh)
+        context.progress.committed([{"status": row.get("status", "ok")} for row in fresh])
 
 
 def write(context: Context, log: RecordLog[R], part: Iterable[Key], rows: Iterable[R]) -> None:
     """Append the rows, in any order, of those keys of a slice that have none yet."""
     wanted = {key for key in part if not log.has(*key)}
     fresh = [row for row in rows if tuple(row[name] for name in log.key) in wanted]
-    log.append([cast(R, {"v": 1, **nulled(row)}) for row in fresh])
+    shared, made = context.shared.get(log.path), [cast(R, {"v": 1, **nulled(row)}) for row in fresh]
+    if shared is not None:
+        shared.put(made)
+    else:
+        log.append(made)
     context.progress.step(sum(cast(int, row.get("tokens", 0)) for row in fresh), len(fresh))
+    if shared is not None:
+        return
     context.progress.committed([{"status": row.get("status", "ok")} for row in fresh])
 
 

@@ -52,6 +52,7 @@ class Progress:
         self.whole: set[int] | None = None  # items whose last revision stands: the pairs that may be accepted
         self.per_round = False
         self.pace = Pace()
+        self.shares = 1  # processes that do this step together; each counts its own part until all are joined
 
     def begin(
         self,
@@ -67,6 +68,7 @@ class Progress:
         self.per_round = per_round
         self.stage, self.round, self.total, self.done, self.unit = stage, round_, total, done, unit
         self.tokens = self.finished = self.rejected = 0
+        self.shares = 1
         self.before, self.open, self.pace = done, True, Pace(together)
         self.began = self.last_line = self.last_step = time.monotonic()
         memory.begin_phase()
@@ -106,10 +108,14 @@ class Progress:
         self.tokens += tokens
         self.finished += items
         self.last_step = time.monotonic()
-        self.pace.note(time.monotonic() - self.began, self.finished, self.total - self.shown)
+        self.pace.note(time.monotonic() - self.began, self.finished * self.shares, self.total - self.shown)
         if self.bar is not None:
             self.bar.update(items)
         self.tick()
+
+    def joined(self, finished: int, tokens: int) -> None:
+        """What all processes did of this step."""
+        self.finished, self.tokens, self.shares = finished, tokens, 1
 
     def training(self, step: int, steps: int) -> None:
         """One optimizer step done."""
@@ -180,7 +186,9 @@ class Progress:
         """`82 tok/s, $1.02, $0.011 a pair`: what is known of it."""
         seconds = max(time.monotonic() - self.began, 1e-6)
         speed = self.tokens_per_second()
-        rate = f"{number(speed, 2)} tok/s" if speed else f"{number(self.finished / seconds)} {self.unit}/s"
+        rate = (
+            f"{number(speed, 2)} tok/s" if speed else f"{number(self.finished * self.shares / seconds)} {self.unit}/s"
+        )
         parts = [rate] if self.finished or self.made else []
         if self.usd_per_hour:
             parts.append(usd(self.run.spent()["usd"]))
@@ -190,8 +198,8 @@ class Progress:
     def tokens_per_second(self) -> float | None:
         """Up to now where an engine tells what is in flight; else of finished rows, up to the last that finished."""
         if self.made > self.tokens:
-            return self.made / max(time.monotonic() - self.began, 1e-6)
-        return self.tokens / max(self.last_step - self.began, 1e-6) if self.tokens else None
+            return self.shares * self.made / max(time.monotonic() - self.began, 1e-6)
+        return self.shares * self.tokens / max(self.last_step - self.began, 1e-6) if self.tokens else None
 
     def usd_per_pair(self) -> float | None:
         """Over all attempts, for one item whose chain is whole (the pairs are judged when all are)."""
@@ -218,7 +226,7 @@ class Progress:
     @property
     def shown(self) -> int:
         """Items done for the eye: on disk, or finished in the batch that is not on disk yet."""
-        return min(max(self.done, self.before + self.finished), max(self.total, self.done))
+        return min(max(self.done, self.before + self.finished * self.shares), max(self.total, self.done))
 
     def _line(self, tail: str) -> None:
         rejected = f" ({self.rejected} rejected)" if self.rejected else ""
