@@ -73,7 +73,8 @@ def test_f04_sigkill_at_random_times_30_rounds(made: Project, alone_slow: dict[s
     while rounds < 30 or argv != M1:
         process = made.fork(*argv, sets=SLOW * (argv == M1))
         try:
-            assert process.wait(whole * draw.uniform(0.2, 1.2) if rounds < 30 else 120) == 0
+            code = process.wait(whole * draw.uniform(0.2, 1.2) if rounds < 30 else 120)
+            assert code == 0, (made.folder / "errors").read_text()[-2000:]
             assert digest(made.run) == alone_slow
             assert verify.sound(verify.verify(made.run))
             finished, argv, committed = finished + 1, M1, 0
