@@ -14,12 +14,16 @@ from cai.recipe.paths import expanded
 
 ABOUT = "Constitutional AI in one process: write, critique and revise answers, train on the pairs with DPO, measure, "
 ABOUT += "report. Without a command below it starts a run of the recipe's milestone, or with --resume goes on with one."
-FIRST = """Constitutional AI in one process: write, critique and revise answers, train on the pairs with DPO, measure.
+FIRST = """Constitutional AI in one process: write, critique and revise
+answers, train on the pairs with DPO, measure, report.
 
-  {it} cai.toml --dry-run          check everything, show the prompts and an estimate; starts nothing
-  {it} cai.toml --milestone m0     one item end to end (make m0); m1, m2, m3: 10, 100, 5,000 items
+  {it} cai.toml --dry-run
+      checks everything, shows prompts and an estimate
+  {it} cai.toml --milestone m0
+      one item end to end, as `make m0`; m1, m2, m3: more
 
-After that: --status, --runs, --resume RUN, --report RUN, --chat RUN. All flags: --help. Begin with README.md."""
+After that: --status, --runs, --resume RUN, --report RUN,
+--chat RUN. All flags: --help. Begin with README.md."""
 EPILOG = "Exit codes: 0 done, 1 a bug, 2 usage, 3 drift, 4 locked, 5 corrupt, 6 quality or NaN, 7 a gate failed, "
 EPILOG += "74 input/output, 75 stopped but resumable, 130/143 signals."
 
