@@ -28,6 +28,7 @@ from cai.models.policy import load
 from cai.preflight.download import download_line
 from cai.recipe import load as recipes
 from cai.run import lines, replica, resuming, words
+from cai.run.budget import hourly
 from cai.run.context import Context
 from cai.run.folder import Run, Taken, check_identity
 from cai.run.manifest import read_manifest
@@ -106,9 +107,10 @@ def _home(inputs: Inputs, root: Path) -> str:
 
 def start_facts(inputs: Inputs, args: argparse.Namespace) -> Row:
     """What an attempt's first event says, and when the program began: reading the inputs counts as well."""
-    price, began = inputs.recipe.budget.usd_per_hour, getattr(args, "began", None)
-    argv = shlex.join(sys.argv[1:])
-    return {"began": began, "usd_per_hour": price, "argv": argv, "python": sys.version.split()[0]}
+    price, began = hourly(inputs.recipe), getattr(args, "began", None)
+    argv, here = shlex.join(sys.argv[1:]), world.world()
+    facts = {"began": began, "usd_per_hour": price, "argv": argv, "python": sys.version.split()[0]}
+    return facts | ({"processes": here.size} if here.several else {})
 
 
 def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
@@ -259,7 +261,7 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
             if tracker is not None:
                 run.tell = tracker.tell
                 closing.callback(tracker.close)
-            progress = Progress(run, inputs.recipe.budget.usd_per_hour, whole, _steps(inputs))
+            progress = Progress(run, hourly(inputs.recipe), whole, _steps(inputs))
             yield Context(
                 recipe=inputs.recipe,
                 run=run,

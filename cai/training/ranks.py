@@ -125,7 +125,9 @@ def scored_by_all(
 
 def lists_of_all(mine: Mapping[int, list[float]], stopped: bool, doing: str) -> dict[int, list[float]] | None:
     """Lists of numbers by place, of all processes; None where one of them was stopped."""
-    found = [orjson.loads(part) for part in gather(orjson.dumps({"stopped": stopped, "rows": list(mine.items())}), doing)]
+    found = [
+        orjson.loads(part) for part in gather(orjson.dumps({"stopped": stopped, "rows": list(mine.items())}), doing)
+    ]
     if any(part["stopped"] for part in found):
         return None
     return {place: [_number(value) for value in row] for part in found for place, row in part["rows"]}
@@ -173,4 +175,3 @@ def stopping(stopped: Callable[[], bool], step: int) -> bool:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-

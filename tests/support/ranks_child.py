@@ -21,9 +21,12 @@ import torch  # noqa: E402
 
 from cai import world  # noqa: E402
 from cai.errors import CaiError  # noqa: E402
-from cai.training import adapter  # noqa: E402
+from cai.training import (  # noqa: E402
+    adapter,
+    sft_trainer,
+    trainers,
+)
 from cai.training import loss as losses  # noqa: E402
-from cai.training import sft_trainer, trainers  # noqa: E402
 from support.training import TinyModel, dpo, make_pairs, run_train  # noqa: E402
 
 
@@ -70,8 +73,8 @@ def main(folder: Path, options: dict) -> dict:
         config=dpo(**{"max_steps": 6, "gradient_accumulation": 4, **options.get("dpo", {})}),
         objective=options.get("objective", "dpo"),
     )  # fmt: skip
-    return {"hashes": hashes, "log": result.log, "heldout_log": result.heldout_log, "kept_step": result.kept_step,
-            "resumed_from": result.resumed_from, "events": [e for e in events if e["kind"] in ("out_of_memory",)]}  # fmt: skip
+    facts = {name: getattr(result, name) for name in ("log", "heldout_log", "kept_step", "resumed_from")}
+    return {**facts, "hashes": hashes, "smaller": sum(e["kind"] == "out_of_memory" for e in events)}
 
 
 if __name__ == "__main__":
