@@ -103,10 +103,8 @@ def test_sigterm_to_torchrun_ends_all_with_75_and_a_resume_goes_on(project: Path
     wait_for(process, lambda: list((made.folder / "runs").glob("*/shards/*/*/*.jsonl")), 120)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
-    assert time.monotonic() - began < 30
-    assert process.returncode != 0 and 'Traceback (most recent call last):\n  File "' + str(ROOT) not in said
-    ends = [event for event in events(made.run) if event["kind"] == "end"]
-    assert [event["code"] for event in ends] == [errors.RESUMABLE]
+    assert process.returncode != 0 and "This is a bug" not in said
+    assert [event["code"] for event in events(made.run, "end")] == [errors.RESUMABLE]
     process = torchrun(made, *GOING_ON)
     assert process.communicate(timeout=200) and process.returncode == 0
 

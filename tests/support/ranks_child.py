@@ -1,8 +1,8 @@
-"""One process of several that train the tiny model together: tests/training/test_train_ranks.py starts them.
+"""Processes that train the tiny model together, forked from one that has the imports (tests/training/test_train_ranks).
 
-`python ranks_child.py FOLDER OPTIONS`, with torchrun's variables in the environment, trains in FOLDER/RANK and leaves
-FOLDER/RANK.json: how it ended, the log, and after each step a hash of every trained tensor. OPTIONS is JSON: settings
-of [dpo], and a fault ("nan", "memory", "stop", "kill") with the process and the step where it comes.
+`python ranks_child.py FOLDER PROCESSES OPTIONS`: each trains in FOLDER/RANK and leaves FOLDER/RANK.json: how it ended,
+the log, and after each step a hash of every trained tensor. OPTIONS is JSON: settings of [dpo], and a fault ("nan",
+"memory", "stop", "kill") with the process and the step where it comes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import sys
-import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parents[1])]
@@ -77,14 +77,34 @@ def main(folder: Path, options: dict) -> dict:
     return {**facts, "hashes": hashes, "smaller": sum(e["kind"] == "out_of_memory" for e in events)}
 
 
-if __name__ == "__main__":
-    began, out, rank = time.monotonic(), Path(sys.argv[1]), os.environ.get("RANK", "0")
-    world._here = world.of_environment(os.environ)
-    code, found = 0, {}
+def one(out: Path, options: dict) -> int:
+    """A process, from meeting the others to its end."""
+    rank, found, code = world.world().rank, {}, 0
     try:
         world.join()
-        found = main(out / rank, json.loads(sys.argv[2]))
+        found = main(out / str(rank), options)
     except CaiError as error:
         code, found = error.code, {"error": str(error)}
-    (out / f"{rank}.json").write_text(json.dumps({**found, "code": code, "seconds": time.monotonic() - began}))
-    os._exit(code)
+    except RuntimeError as error:
+        code, found = 1, {"error": repr(error)}
+    (out / f"{rank}.json").write_text(json.dumps({**found, "code": code}))
+    return code
+
+
+def start(out: Path, processes: int, options: dict) -> list[int]:
+    """Exit codes by rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    children = []
+    for rank in range(processes):
+        if child := os.fork():
+            children.append(child)
+            continue
+        world._here = world.World(rank, processes, rank)
+        os._exit(one(out, options))
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+if __name__ == "__main__":
+    print(json.dumps(start(Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]))))
