@@ -68,13 +68,21 @@ def main(folder: Path, options: dict) -> dict:
             tensors = sorted(adapter.lora_parameters(model.hf))
             hashes.append([hashlib.sha256(p.detach().numpy().tobytes()).hexdigest()[:16] for _, p in tensors])
 
-    result = run_train(
+    try:
+        result = trained(folder, options, model, event, fault)
+    finally:
+        for module in (trainers, sft_trainer):
+            module.sequence_logps = real
+    facts = {name: getattr(result, name) for name in ("log", "heldout_log", "kept_step", "resumed_from")}
+    return {**facts, "hashes": hashes, "smaller": sum(e["kind"] == "out_of_memory" for e in events)}
+
+
+def trained(folder: Path, options: dict, model: TinyModel, event, fault: Fault):
+    return run_train(
         folder, model=model, pairs=make_pairs(options.get("pairs", 12)), event=event, stopped=fault.stopped,
         config=dpo(**{"max_steps": 6, "gradient_accumulation": 4, **options.get("dpo", {})}),
         objective=options.get("objective", "dpo"),
     )  # fmt: skip
-    facts = {name: getattr(result, name) for name in ("log", "heldout_log", "kept_step", "resumed_from")}
-    return {**facts, "hashes": hashes, "smaller": sum(e["kind"] == "out_of_memory" for e in events)}
 
 
 def one(out: Path, options: dict) -> int:
