@@ -39,6 +39,7 @@ from cai.run.tracker import open_tracker
 from cai.store.files import holds, write_atomic
 from cai.store.jsonl import JsonObject, Row
 from cai.terminal import say
+from cai.world import gather
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "accelerate", "datasets")
 
@@ -249,7 +250,8 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
     run = None
     try:
         world.join()
-        with contextlib.ExitStack() as closing, _opened(inputs, args) as (run, home, attempt), run.records() as log:
+        _require_same(inputs)
+        with contextlib.ExitStack() as closing, _opened(inputs, args) as (run, elsewhere), run.records() as log:
             closing.enter_context(_others_needed())
             if world.world().first:
                 replica.lend(run)
@@ -272,8 +274,7 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
                 stopped=switch,
                 check_stop=switch.check,
                 progress=progress,
-                home=home,
-                home_attempt=attempt,
+                elsewhere=elsewhere,
             )
     except CaiError as error:
         if run is not None and not args.resume and error.code == errors.USAGE:
@@ -287,14 +288,23 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
 
 
 @contextlib.contextmanager
-def _opened(inputs: Inputs, args: argparse.Namespace) -> Iterator[tuple[Run, Path, int]]:
-    """The run, its own folder and attempt; for the further processes of a run, a run on a copy of it."""
+def _opened(inputs: Inputs, args: argparse.Namespace) -> Iterator[tuple[Run, tuple[Path, int] | None]]:
+    """The run; for its further processes a run on a copy of it, and where the run itself is."""
     if world.world().first:
         with open_run(inputs, args) as run:
-            yield run, run.path, run.attempt
+            yield run, None
     else:
         with replica.borrowed(start_facts(inputs, args)) as found:
             yield found
+
+
+def _require_same(inputs: Inputs) -> None:
+    """Each process has the same recipe, and a device of the same kind. Errors: CaiError, before there is a run."""
+    found = [part.decode() for part in gather(inputs.backend.encode(), "which model")]
+    if len(set(found)) > 1:
+        raise CaiError(f"torchrun: the processes would run on {', '.join(found)}: start as many as there are GPUs.")
+    if len(set(gather(repr(sorted(inputs.identity().items())).encode(), "which recipe"))) > 1:
+        raise CaiError("torchrun: the processes read different recipes or input files: every machine needs the same.")
 
 
 @contextlib.contextmanager

@@ -91,5 +91,5 @@ def test_two_processes_make_the_records_and_the_data_set_of_one(run_fake: Run, p
     assert json.loads(done.stdout.splitlines()[-1]) == [errors.DONE] * 2, done.stderr[-2000:]
     run = (project / "runs" / "latest").resolve()
     assert run != alone
-    for name in ("records.jsonl", "records.sum", "dataset/train.jsonl"):
+    for name in ("records.jsonl", "records.sum", "dataset/examples.jsonl"):
         assert (run / name).read_bytes() == (alone / name).read_bytes()
