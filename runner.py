@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     last_through_hangups()
     began = time.monotonic()
     try:
+        if not (sys.argv[1:] if argv is None else argv):  # a newcomer's first try must not start a run
+            say(cli.first_screen(lines.program()))
+            return errors.USAGE
         world.enter()
         args = cli.parse(argv)
         args.began = began
@@ -142,7 +145,7 @@ def command(args: argparse.Namespace) -> int:
     """The commands beside a run; each lives in its module and is imported only when asked for."""
     from cai import commands
 
-    return commands.dispatch(args)
+    return commands.dispatch(args, milestone)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ result stands on disk neither loads the model nor changes a byte.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from cai.data.pairs import PairSet
 from cai.data.slots import slots
 from cai.data.sound import sound_rows
 from cai.errors import CaiError
-from cai.evaluate import advice, gates
+from cai.evaluate import advice, external, gates
 from cai.evaluate.doors import recipe_key
 from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, locate
@@ -85,6 +85,7 @@ def check_at_hand(inputs: Inputs, args: argparse.Namespace) -> None:
     if args.resume and (locate(args, args.resume) / "train" / "result.json").exists():
         return
     guarding.require(recipe.guard)
+    external.require(recipe.evaluation)
     if recipe.benchmarks.run:
         from cai.evaluate.benchmarks.suite import require
 
@@ -120,7 +121,10 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
     from cai.evaluate.benchmarks.overlaps import without_overlaps
     from cai.report import cards
 
-    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, marks_refused.of_run(context, pairs))
+    refused = marks_refused.of_run(context, pairs)
+    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, refused, pairs.drawn)
+    if not cleaned.kept and context.recipe.hygiene.without_principles:
+        raise CaiError(f"{context.run.path}: hygiene.without_principles: no pair is left. Name fewer.", errors.QUALITY)
     if context.recipe.benchmarks.contamination:
         cleaned = replace(cleaned, kept=without_overlaps(context, inputs.folder, cleaned.kept))
     if "model" not in context.run.manifest and inputs.pairs is None:
@@ -140,72 +144,32 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
 
 def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[Pair]) -> Path:
     """The adapter of these pairs: trained, resumed, or found finished; from the base, or from SFT on the revisions."""
-    from cai.training import sft
-    from cai.training import train as training
+    from cai.training import arms
 
-    run, recipe = context.run, context.recipe
-    done = training.load_result(run.train)
-    if done is not None and done.adapter == run.adapter:
-        return run.adapter
-    if "training_identity" not in run.manifest:
-        run.update_manifest(training_identity=inputs.identity(training=True))
-    context.check_stop("before training")
-    start = sft.start_of(context, pairs, sound_rows(collected, len(pairs)))
-    model = context.model()
-    model.release()
-    context.progress.begin("train", 0, total=0, unit="step")
-    result = training.train(
-        model,
-        pairs,
-        collected.heldout if recipe.dpo.eval_steps else [],
-        recipe.lora,
-        recipe.dpo,
-        run.train,
-        prompt=context.prompts["policy"],
-        seed=recipe.dpo.seeds[0],
-        event=training_events(run),
-        stopped=context.stopped,
-        progress=context.progress.training,
-        adapter=run.adapter,
-        health=recipe.health,
-        start=start,
-    )
-    context.progress.end()
-    say(
-        f"train: {result.steps} steps on {result.pairs} pairs in {result.seconds:.0f} s, "
-        f"first loss {result.first_loss:.4f}, last {result.last_loss:.4f}"
-    )
-    return run.adapter
-
-
-def training_events(run: Run) -> Callable[..., None]:
-    """`run.event`, which also says a sign of ill health aloud."""
-
-    def event(kind: str, **facts: object) -> None:
-        run.event(kind, **facts)
-        if kind == "health":
-            say(f"train: WARNING at step {facts['step']}: {facts['text']}")
-
-    return event
+    arm = arms.dpo_arm(context, pairs, collected.heldout, sound_rows(collected, len(pairs)))
+    if not arms.done(arm) and "training_identity" not in context.run.manifest:
+        context.run.update_manifest(training_identity=inputs.identity(training=True))
+    return arms.trained(context, arm)
 
 
 def evaluate(
     context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path
 ) -> dict[str, Figure]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
-    from cai.evaluate import chain_figures, critic_stage, measure, probes, prompted
+    from cai.evaluate import agreement, chain_figures, critic_stage, measure, probes, prompted
     from cai.evaluate.benchmarks import suite
     from cai.evaluate.lm_eval import tasks
 
     results = measure.of_data(context, pairs)
     if context.recipe.evaluation.enabled:
         with measure.opened(context, pairs, adapter) as evaluation:
-            if not context.recipe.pairs.file:
+            if context.recipe.pairs.revised:
                 results |= critic_stage.measure(context)
                 cases = chain_figures.cases_of(evaluation, pairs)
                 checked, scored = chain_figures.gates(evaluation, cases), chain_figures.likelihoods(evaluation, cases)
                 judged = chain_figures.verdicts(evaluation, cases)
                 results |= chain_figures.figures(evaluation, pairs, cases, checked, scored, judged)
+                results |= agreement.of_texts(evaluation, cases)
             results |= measure.preference_figures(evaluation, pairs, training_pairs)
             results |= measure.surface_figures(pairs, training_pairs)
             wanted, fresh = measure.fresh(evaluation, pairs)
@@ -213,15 +177,16 @@ def evaluate(
             for arm in evaluation.section.prompted if evaluation.judges else ():
                 results |= prompted.measure(evaluation, arm, wanted, fresh, training_pairs)
             results |= measure.p3_figures(evaluation, wanted, fresh)
+            results |= agreement.of_answers(evaluation, wanted, fresh)
             results |= measure.forgetting_figures(evaluation)
             results |= tasks.figures(tasks.measure(evaluation, inputs.folder))
             results |= measure.training_figures(context)
         measure.write(context, results)
     probes.ask(context, inputs.probes, adapter)
-    if context.recipe.sft.enabled:
+    if context.recipe.sft.enabled or context.recipe.dpo.also_from_base:
         from cai.evaluate import arms as measured_arms
 
-        measured_arms.run_arm(context, pairs, training_pairs, inputs.folder)
+        measured_arms.run_arms(context, pairs, training_pairs, inputs.folder)
     if context.recipe.benchmarks.run:
         suite.measure_all(context, context.recipe.benchmarks.run, inputs.folder)
     if len(context.recipe.dpo.seeds) > 1:
@@ -236,7 +201,7 @@ def stored_figures(folder: Path) -> dict[str, Figure]:
     from cai.evaluate.benchmarks.suite import read
 
     found: dict[str, Figure] = {}
-    for name in ("measured", "benchmarks", "contamination", "guard", "checks", "seeds", "sft"):
+    for name in ("measured", "benchmarks", "contamination", "guard", "checks", "seeds", "sft", "from_base"):
         found |= read(folder / f"{name}.json")
     return found
 

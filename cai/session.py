@@ -11,7 +11,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from cai.engine import Rules
 from cai.engine.model import Model
 from cai.errors import CaiError, Stopped
 from cai.inputs import Inputs, copy_inputs, in_run, later_sets, runs_root
-from cai.models.libraries import threads_in_words
+from cai.models import threads
 from cai.models.loading import check_modules
 from cai.models.policy import load
 from cai.preflight.download import download_line
@@ -184,10 +184,22 @@ class ModelOnDemand:
             if not known:
                 self.run.update_manifest(model=facts)
             how = f"{facts.get('quantization', 'none')}, {self.model.device}"
-            how += f", {threads_in_words()}" if self.inputs.backend == "embedded" else ""
+            if isinstance(count := facts.get("threads"), int):
+                how += f", {threads.in_words(count, os.environ)}"
             say(f"model: {facts['model']} loaded in {facts.get('load_seconds', 0)} s ({how})")
+            if isinstance(count, int):
+                self._tell_threads(count, known or {})
             self._preflight_model(self.model)
         return self.model
+
+    def _tell_threads(self, count: int, known: Mapping[str, object]) -> None:
+        """What else wants the cores, and whether a resume has as many threads as the run began with."""
+        for line in (
+            threads.advice(count, os.getloadavg()[0], threads.usable_cores()),
+            threads.drift(known.get("threads"), count),
+        ):
+            if line:
+                say(line)
 
     def set_aside(self) -> None:
         self.model = None
@@ -239,7 +251,7 @@ def _steps(inputs: Inputs) -> tuple[words.Step, ...]:
     recipe = inputs.recipe
     ordered = [(stage.name, round_) for stage, round_ in chain.ordered(recipe.rounds, recipe)]
     measured = recipe.evaluation.enabled
-    exam = measured and recipe.evaluation.critic_items > 0
+    exam = measured and recipe.evaluation.critic_items > 0 and "revision" in recipe.pairs.kinds
     return words.plan(ordered, recipe.guard.enabled, exam, measured and bool(inputs.probes))
 
 
@@ -257,7 +269,7 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
                 replica.lend(run)
             if log.notice:
                 say(log.notice)
-            whole = partial(chain.whole_items, rounds=inputs.recipe.rounds)
+            whole = partial(chain.whole_items, rounds=inputs.recipe.rounds, kind=inputs.recipe.pairs.kind)
             asked = inputs.recipe.report.tracker if world.world().first else "none"
             tracker = open_tracker(asked, run.path, _facts(inputs))
             if tracker is not None:

@@ -51,7 +51,7 @@ def parts(line: str) -> list[str]:
 
 LOOP = re.compile(r"^for \w+ in [^;]+;")
 ELSEWHERE = {  # commands of other machines, or that change this one: known, and not run
-    "git": r"git clone <url> constitutional-ai",
+    "git": r"git clone URL constitutional-ai( && cd .*)?|git tag -a .* -m .*",
     "cd": r"cd (?:/workspace|constitutional-ai)",
     "apt-get": r"apt-get (?:update|install -y [a-z ]+)",
     "export": r"export HF_HOME=/workspace/hf",

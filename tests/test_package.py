@@ -24,6 +24,8 @@ def test_the_version_is_one_in_package_and_citation() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == cai.__version__ and citation["license"] == "Apache-2.0"
     assert {"cff-version", "title", "authors", "message"} <= set(citation)
+    releases = re.findall(r"^## (\d+\.\d+\.\d+) ", (ROOT / "docs" / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert releases[0] == cai.__version__ and len(releases) == len(set(releases))
 
 
 def test_the_light_dependencies_are_pinned_too_and_none_of_them_is_heavy() -> None:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from cai import errors
 from cai.commands import cli
-from cai.inputs import grown_since, locate, read_inputs
+from cai.inputs import Inputs, grown_since, locate, read_inputs
 from cai.run import lines
 from cai.run.manifest import read_manifest
 from cai.session import create_run
-from cai.terminal import say
+from cai.terminal import printable, say
 
 MODULES = {
     "runs": "cai.commands.runs",
@@ -28,13 +31,33 @@ MODULES = {
     "export": "cai.commands.export",
     "chat": "cai.commands.chat",
 }
+EXPERIMENTS = {  # they take whole runs to their end: `command(args, milestone)`
+    "against": "cai.commands.experiments.against",
+    "attribute": "cai.commands.experiments.attribute",
+    "next_round": "cai.commands.experiments.next_round",
+}
+
+ACT_ON_A_RUN = ("review", "chat", "export", "fork", "report")  # and do not name the run by themselves
 
 
-def dispatch(args: argparse.Namespace) -> int:
-    """Run the one command that was asked for."""
+def dispatch(args: argparse.Namespace, milestone: Callable[[Inputs, argparse.Namespace], int]) -> int:
+    """Run the one command that was asked for. `milestone`: runner.py's whole pipeline of one run."""
     own = {"verify": _verify, "repair": _repair, "fork": _fork}
     name = cli.commands(args)[0]
+    if name in ACT_ON_A_RUN:
+        _tell_latest(args, getattr(args, name))
+    if name in EXPERIMENTS:
+        return importlib.import_module(EXPERIMENTS[name]).command(args, milestone)
     return own[name](args) if name in own else importlib.import_module(MODULES[name]).command(args)
+
+
+def _tell_latest(args: argparse.Namespace, named: str) -> None:
+    """`runs/latest` may be another run than one thinks: which it is, on stderr, for a pipe may wait for the answer."""
+    if Path(named).name == "latest":
+        run = locate(args, named)
+        facts = read_manifest(run / "manifest.json")
+        begun = printable(f"{facts.get('milestone', 'a run')} of {str(facts.get('created', '?'))[:16]}", one_line=True)
+        print(f"{named}: {lines.near(run)} ({begun})", file=sys.stderr)
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -14,8 +14,19 @@ from cai.recipe.paths import expanded
 
 ABOUT = "Constitutional AI in one process: write, critique and revise answers, train on the pairs with DPO, measure, "
 ABOUT += "report. Without a command below it starts a run of the recipe's milestone, or with --resume goes on with one."
+FIRST = """Constitutional AI in one process: write, critique and revise answers, train on the pairs with DPO, measure, report.
+
+  {it} cai.toml --dry-run          check everything, show the prompts and an estimate; starts nothing
+  {it} cai.toml --milestone m0     one item end to end (make m0); m1, m2, m3: 10, 100, 5,000 items
+
+After that: --status, --runs, --resume RUN, --report RUN, --chat RUN. All flags: {it} --help. Begin with README.md."""
 EPILOG = "Exit codes: 0 done, 1 a bug, 2 usage, 3 drift, 4 locked, 5 corrupt, 6 quality or NaN, 7 a gate failed, "
 EPILOG += "74 input/output, 75 stopped but resumable, 130/143 signals."
+
+
+def first_screen(program: str) -> str:
+    """For a line without a word: what this is, and the two commands to begin with."""
+    return FIRST.format(it=program)
 
 
 GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed over, and a run would start
@@ -27,6 +38,7 @@ GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed ove
     "to": "export",
     "merged": "export",
     "push": "export",
+    "without": "attribute",
 }
 
 
@@ -44,9 +56,16 @@ COMMANDS = (
     "benchmark",
     "export",
     "chat",
+    "against",
+    "attribute",
+    "next_round",
 )
 # flag of a run -> the commands that it may stand beside
-MODES: dict[str, tuple[str, ...]] = {"resume": ("benchmark",), "dry_run": ("fork", "export"), "until": ()}
+MODES: dict[str, tuple[str, ...]] = {
+    "resume": ("benchmark", "against"),
+    "dry_run": ("fork", "export", "against", "attribute", "next_round"),
+    "until": (),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -113,8 +132,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument(
         "--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)"
     )
+    _experiments(parser.add_argument_group("experiments"))
     add("--version", action="version", version=f"constitutional-ai {__version__}")
     return _checked(parser.parse_args(argv))
+
+
+def _experiments(group: argparse._ArgumentGroup) -> None:
+    """The commands that take whole runs to their end, to compare them."""
+    add = group.add_argument
+    add("--against", type=_named, metavar="OTHER", help="against another constitution (a file) or run, judged blind")
+    add("--attribute", type=_named, metavar="RUN", help="what each principle bought and cost, judged blind")
+    add("--without", type=_named, metavar="ID", help="with --attribute: also trained without its pairs")
+    add("--next-round", type=_named, metavar="RUN", help="a new run in which RUN's adapter answers, trained on from it")
 
 
 def _checked(args: argparse.Namespace) -> argparse.Namespace:

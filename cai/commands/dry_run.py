@@ -77,6 +77,9 @@ def _head(inputs: Inputs) -> list[str]:
         f"{recipe.pairs.replacements} time(s)"
     )
     made = {"items": items, "instructions": instructions}
+    if recipe.pairs.kind != "revision":
+        revised = "a revision against its answer, and " if recipe.pairs.revised else ""
+        made["kinds"] = f"{revised}the better of two sampled answers (pairs.kind)"
     if inputs.pairs is not None:
         made = {"pairs": f"{recipe.items}{heldout} of {inputs.files['pairs.file'].path.name}, as shown below"}
     rows = {

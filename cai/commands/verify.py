@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from cai.commands import verify_files, verify_training
 from cai.data import chain
+from cai.data.sampled import KIND as SAMPLED
 from cai.recipe.intake import pairfile
 from cai.run.events import read_events, spent
 from cai.run.manifest import read_manifest
@@ -199,12 +200,21 @@ def _dataset(run: Path) -> Results:
         pairs, wrong = _objects(run / "dataset" / "pairs" / f"{split}.jsonl")
         faults += wrong
         for number, pair in enumerate(pairs, start=1):
-            if pair.get("chosen") not in texts.get("revisions", ()) or pair.get("rejected") not in texts["answers"]:
+            if not _of_records(pair, texts):
                 faults.append(f"{split}.jsonl line {number}: not a pair of the records' texts")
     if faults:
         yield "FAIL", f"{len(faults)} faults, first: {faults[0]}; a resume writes the data set again"
     else:
         yield "ok", f"{len(examples)} examples"
+
+
+def _of_records(pair: Row, texts: dict[str, set[str]]) -> bool:
+    """A revision and an answer, or, of a sampled pair, an answer and the second one in either order."""
+    sides = [pair.get("chosen"), pair.get("rejected")]
+    if pair.get("kind") == SAMPLED:
+        answers = texts.get("answers", set()) | texts.get("second_answers", set())
+        return all(side in answers for side in sides)
+    return sides[0] in texts.get("revisions", ()) and sides[1] in texts["answers"]
 
 
 def _own_texts(run: Path) -> dict[str, set[str]]:
@@ -242,6 +252,9 @@ def _example_fault(example: Row, texts: dict[str, set[str]]) -> str:
     pair = {"chosen": example["revised_answer"], "rejected": example["initial_answer"]}
     if {key: example["preference_pair"].get(key) for key in pair} != pair:
         return "the pair is not revised against initial answer"
+    if example.get("kind") == SAMPLED:
+        whole = _of_records({**example["preference_pair"], "kind": SAMPLED}, texts)
+        return "" if whole else "its answers are not in the records"
     stages = {"answers": "initial_answer", "critiques": "critique", "revisions": "revised_answer"}
     other = [field for stage, field in stages.items() if example[field] not in texts.get(stage, ())]
     return f"its {other[0]} is not in the records" if other else ""

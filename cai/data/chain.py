@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cai.data import labels, parsing, principles, slots
+from cai.data import labels, parsing, principles, sampled, slots
 from cai.data.comparisons import PAIR_FIELDS
 from cai.data.parsing import Parsed, Unparsed
 from cai.data.rounds import _render_answer, _render_critique, _render_label, _render_relevance, _render_revision
@@ -71,7 +71,15 @@ def _relevant(recipe: Recipe) -> bool:
 
 
 def _checked(recipe: Recipe) -> bool:
-    return recipe.pairs.label == "judge"
+    return recipe.pairs.label == "judge" and _revises(recipe)
+
+
+def _revises(recipe: Recipe) -> bool:
+    return "revision" in recipe.pairs.kinds
+
+
+def _samples(recipe: Recipe) -> bool:
+    return sampled.KIND in recipe.pairs.kinds
 
 
 def _sound_answers(context: Context, items: Sequence[int]) -> Sequence[int]:
@@ -104,8 +112,21 @@ ANSWERS = Stage(
     _parse(parsing.answer),
     redraws_limit=True,
     needs=lambda round_: (("instructions", 0),),
-    keys=("sampling.answers", "few_shot.answers", "few_shot.rotate"),
+    keys=("sampling.answers", "few_shot.answers", "few_shot.rotate", "on_policy.round", "on_policy.adapter"),
     fields=frozenset({"instruction"}),
+)
+SECOND_ANSWERS = Stage(
+    sampled.SECOND,
+    "answers",
+    sampled.render_second,
+    _parse(parsing.answer),
+    redraws_limit=True,
+    needs=lambda round_: (("instructions", 0),),
+    keys=("sampling.answers", "few_shot.answers", "few_shot.rotate", "on_policy.round", "on_policy.adapter"),
+    fields=frozenset({"instruction"}),
+    sampling="answers",
+    optional=True,
+    enabled=_samples,
 )
 CALIBRATION = Stage(
     "calibration",
@@ -144,9 +165,18 @@ CRITIQUES = Stage(
     per_round=True,
     needs=_answer,
     reads=_text_and_principle,
-    keys=("rounds", "critiques", "sampling.critiques", "few_shot.critiques", "few_shot.reviews", "few_shot.rotate"),
+    keys=(
+        "rounds",
+        "critiques",
+        "sampling.critiques",
+        "few_shot.critiques",
+        "few_shot.reviews",
+        "few_shot.rotate",
+        "on_policy.critic",
+    ),
     files=("constitution.yaml", "prompts/reviews.yaml"),
     fields=frozenset({"instruction", "answer", "critique_request"}),
+    enabled=_revises,
 )
 REVISIONS = Stage(
     "revisions",
@@ -158,9 +188,18 @@ REVISIONS = Stage(
     per_round=True,
     needs=lambda round_: (("critiques", round_),),
     reads=lambda round_: (*_answer(round_), *_text_and_principle(round_)),
-    keys=("rounds", "critiques", "sampling.revisions", "few_shot.revisions", "few_shot.reviews", "few_shot.rotate"),
+    keys=(
+        "rounds",
+        "critiques",
+        "sampling.revisions",
+        "few_shot.revisions",
+        "few_shot.reviews",
+        "few_shot.rotate",
+        "on_policy.critic",
+    ),
     files=("constitution.yaml", "prompts/reviews.yaml"),
     fields=frozenset({"instruction", "answer", "critique", "revision_request"}),
+    enabled=_revises,
 )
 LABELS = Stage(
     "labels",
@@ -174,7 +213,30 @@ LABELS = Stage(
     fields=PAIR_FIELDS,
     enabled=_checked,
 )
-CHAIN: tuple[Stage, ...] = (INSTRUCTIONS, ANSWERS, CALIBRATION, RELEVANCE, CRITIQUES, REVISIONS, LABELS)
+COMPARISONS = Stage(
+    sampled.COMPARED,
+    "judge_pair",
+    sampled.render_comparison,
+    score=sampled.compare,
+    needs=lambda round_: (("answers", 0), (sampled.SECOND, 0)),
+    reads=lambda round_: (("relevance", 0),),
+    keys=("rounds", "principles"),
+    files=("constitution.yaml",),
+    fields=PAIR_FIELDS,
+    optional=True,
+    enabled=_samples,
+)
+CHAIN: tuple[Stage, ...] = (
+    INSTRUCTIONS,
+    ANSWERS,
+    SECOND_ANSWERS,
+    CALIBRATION,
+    RELEVANCE,
+    CRITIQUES,
+    REVISIONS,
+    LABELS,
+    COMPARISONS,
+)
 REVIEWS = "reviews"  # the prompt file of critiques and revisions in one transcript
 GUARD = "guard"  # judges finished pairs: it stands behind the chain, with a model of its own (`guarding`)
 
@@ -195,7 +257,8 @@ def drawn(prompt: str) -> str:
 
 def prompt_files(recipe: Recipe) -> tuple[str, ...]:
     """The prompt files that a run of this recipe reads; the policy's is trained and measured with."""
-    files = dict.fromkeys(stage.prompt for stage in CHAIN if stage.prompt and stage.enabled(recipe))
+    examined = (CRITIQUES, REVISIONS)  # where no pair is revised, too: calibration reads the critic's prompt
+    files = dict.fromkeys(stage.prompt for stage in CHAIN if stage.enabled(recipe) or stage in examined)
     joint = {CRITIQUES.prompt, REVISIONS.prompt} if recipe.critiques.transcript == "joint" else set()
     found = [name for name in files if name not in joint]
     return (*found, *((REVIEWS,) if joint else ()), "policy")
@@ -223,6 +286,7 @@ def fields_of(prompt: str) -> frozenset[str]:
 def ordered(rounds: int, recipe: Recipe | None = None) -> list[tuple[Stage, int]]:
     """(stage, round) in the order in which they run: what stands once, the rounds, what stands once behind them."""
     chain = [stage for stage in CHAIN if recipe is None or stage.enabled(recipe)]
+    rounds = rounds if recipe is None or _revises(recipe) else 1  # later rounds are about revised texts
     begun = next((place for place, stage in enumerate(chain) if stage.per_round), len(chain))
     first, rest = chain[:begun], chain[begun:]
     inner = [(stage, round_) for round_ in range(rounds) for stage in rest if stage.per_round]
@@ -250,11 +314,14 @@ def stage_identity(recipe: Recipe, stage: str, files: Mapping[str, str]) -> dict
     """What made one stage's records beside the stages before it: the keys and files that only this stage adds."""
     found = named(stage)
     wanted = found.keys if found else (stage,)  # the guard's section has its name
+    if found and found.optional and not found.enabled(recipe):
+        return {}
     flat = flatten(recipe.model_dump(mode="json"))
     keep = {k: v for k, v in flat.items() if any(k == name or k.startswith(name + ".") for name in wanted)}
     keep.pop("model.backend", None)
     drop_unset(keep)
     keep |= rounding(recipe) if stage == CHAIN[0].name else {}
+    keep |= {"pairs.kind": repr(recipe.pairs.kind)} if found in (CRITIQUES, REVISIONS) and not _revises(recipe) else {}
     inputs = {f"prompts/{found.prompt}.yaml", *found.files} if found else set()
     return keep | {f"sha256({name})": sha for name, sha in files.items() if name in inputs}
 
@@ -268,7 +335,7 @@ def limit_tokens(recipe: Recipe) -> int:
     return sum(getattr(recipe.sampling, section).max_new_tokens for section in drawn)
 
 
-def whole_items(rows: Iterable[Row], rounds: int) -> set[int]:
-    """The items whose last revision stands: the pairs that may be accepted."""
-    last = (REVISIONS.name, rounds - 1)
+def whole_items(rows: Iterable[Row], rounds: int, kind: str = "revision") -> set[int]:
+    """The items whose last revision, or comparison where nothing is revised, stands: what may be accepted."""
+    last = (COMPARISONS.name, 0) if kind == sampled.KIND else (REVISIONS.name, rounds - 1)
     return {row["item"] for row in rows if (row.get("stage"), row.get("round")) == last and row["status"] == "ok"}

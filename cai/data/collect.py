@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cai.data import chain, guarding, instructions, rounds, slots
-from cai.data.pairs import PairPlan, PairSet, build, plan_of
+from cai.data.kinds import build
+from cai.data.pairs import PairPlan, PairSet, plan_of
 from cai.data.stage_loop import run_stage
 from cai.models import checks
 from cai.recipe.grid import Grid

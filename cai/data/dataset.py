@@ -39,7 +39,7 @@ def write_dataset(run: Run, pairs: PairSet, cleaned: Hygiene, card: Card) -> Non
 
 def pair_row(pair: JsonObject) -> Row:
     """One line of a pairs file: plain strings, as TRL takes them."""
-    return {key: pair[key] for key in PAIR_KEYS}
+    return {key: pair[key] for key in (*PAIR_KEYS, "kind") if key != "kind" or key in pair}
 
 
 def lines(rows: Sequence[JsonObject]) -> bytes:

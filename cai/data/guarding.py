@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from cai.data.sampled import GUARD_ROUND
+from cai.data.slots import drawn_item
 from cai.errors import CaiError
 from cai.models import auxiliary, checks
 from cai.models.guard import REMEDY, Guard, Judgement, make_guard, style_of, verdict
@@ -41,20 +43,26 @@ def require(section: GuardSection) -> None:
 
 def run_guard(context: Context, examples: Sequence[Example]) -> int:
     """Judge the examples that have no guard row yet; gives how many rows were added."""
-    todo = [example for example in examples if not context.log.has("guard", example["item"])]
+    todo = [example for example in examples if not context.log.has("guard", *place_of(example))]
     if not todo:
         return 0
     section = context.recipe.guard
     with auxiliary.loaded(context, section.model, KEY, revision=section.revision, place=section.placement) as loaded:
         guard = make_guard(loaded, section)
         check_guard(context, guard)
-        by_item = {example["item"]: example for example in examples}
-        keys = [("guard", example["item"], 0) for example in todo]
+        by_place = {place_of(example): example for example in examples}
+        keys = [("guard", *place_of(example)) for example in todo]
         chunk = CPU_SLICE if loaded.on_cpu else SLICE
         for part in loop.left(context, context.log, "guard", keys, chunk, guard=section.model):
-            rows = judge_slice(context, guard, [by_item[item] for _, item, _ in part])
+            rows = judge_slice(context, guard, [by_place[item, round_] for _, item, round_ in part])
             loop.write(context, context.log, part, rows)
     return len(todo)
+
+
+def place_of(example: Example) -> tuple[int, int]:
+    """Item and round of its guard row: the item that was drawn; a sampled pair's stands beside a revision's."""
+    item = drawn_item(example["item"])
+    return item, 0 if item == example["item"] else GUARD_ROUND
 
 
 def check_guard(context: Context, guard: Guard) -> None:
@@ -96,8 +104,8 @@ def guard_row(context: Context, guard: Guard, example: Example, chosen: Judgemen
     return {
         "v": 1,
         "stage": "guard",
-        "item": example["item"],
-        "round": 0,
+        "item": place_of(example)[0],
+        "round": place_of(example)[1],
         "principle": None,
         "text": f"chosen {chosen.label or 'unscored'}, rejected {rejected.label or 'unscored'}",
         "status": "rejected" if reason else "ok",

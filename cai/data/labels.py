@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from cai.data import principles
 from cai.data.comparisons import comparison_asks, orders
 from cai.data.stage import Unit
-from cai.engine.asks import Ask, score
+from cai.engine import Score
+from cai.engine.asks import Ask, Name, score
 from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Record
@@ -43,11 +44,21 @@ def check(context: Context, units: Sequence[Unit]) -> list[Row]:
         after = {item: principles.centred(context, of) for (item,), of in raw.items()}
     rows = []
     for unit in units:
-        both = [orders(scores, (unit.item, id_)) for id_ in unit.extra["used"]]
-        first, second = (_mean(side) for side in zip(*both, strict=True))
-        row = {"first": first, "second": second, "margin": (first - second) / 2, **_change(unit, after.get(unit.item))}
-        rows.append({name: _finite(value) for name, value in row.items()} | {"used": list(unit.extra["used"])})
+        row = verdict(scores, unit) | _change(unit, after.get(unit.item))
+        rows.append(rounded(row) | {"used": list(unit.extra["used"])})
     return rows
+
+
+def verdict(scores: Mapping[Name, Score], unit: Unit) -> dict[str, float]:
+    """Mean log-odds of either order over the unit's principles, and the margin: a liking for a letter cancels in it."""
+    both = [orders(scores, (unit.item, id_)) for id_ in unit.extra["used"]]
+    first, second = (_mean(side) for side in zip(*both, strict=True))
+    return {"first": first, "second": second, "margin": (first - second) / 2}
+
+
+def rounded(row: Mapping[str, float]) -> Row:
+    """For the log: four decimals, null where there is no number."""
+    return {name: _finite(value) for name, value in row.items()}
 
 
 def _change(unit: Unit, after: Mapping[str, float | None] | None) -> dict[str, float]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from cai.data import labels
 from cai.data.chain import label
+from cai.data.item_chain import Chain, chain_of, lacking
 from cai.metrics.text import appends_only, rouge_l, words
 from cai.metrics.wordings import finds_nothing, has_control_token, is_refusal, leftovers
 from cai.recipe.load import Recipe
@@ -35,6 +36,7 @@ class PairPlan:
     relevant: bool = False
     keeps_text: bool = False
     labels: bool = False
+    kinds: tuple[str, ...] = ("revision",)
 
     def revised(self, chain: Chain) -> list[int]:
         """The rounds that changed the text."""
@@ -49,6 +51,7 @@ def plan_of(recipe: Recipe, principles: Mapping[str, str]) -> PairPlan:
         relevant=recipe.principles.choice == "relevant",
         keeps_text=recipe.critiques.no_issue == "keep",
         labels=recipe.pairs.label == "judge",
+        kinds=recipe.pairs.kinds,
     )
 
 
@@ -70,22 +73,19 @@ class PairSet:
         return [pair for pair in self.kept if pair["split"] == "heldout"]
 
     @property
+    def drawn(self) -> dict[int, list[str]]:
+        """Item -> ids of the principles that its rounds were about, in their order; of every whole example."""
+        rounds = ((e["item"], e.get("rounds", ())) for e in self.examples)
+        return {item: [r["principle_id"] for r in of if r["principle_id"]] for item, of in rounds}
+
+    @property
     def reasons(self) -> dict[str, int]:
         """Reject reason -> count, most frequent first."""
         counts = Counter(reject["reason"] for reject in self.rejects)
         return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
-@dataclass
-class Chain:
-    """The rows of one item, by stage and round; only rows of status ok."""
-
-    item: int
-    rows: dict[tuple[str, int], Record] = field(default_factory=dict)
-    failures: list[Record] = field(default_factory=list)
-
-    def get(self, stage: str, round_: int = 0) -> Record | None:
-        return self.rows.get((stage, round_))
+Judge = Callable[[Chain, PairPlan, PairsSection, Example | None], tuple[Reject | None, Example | None]]
 
 
 def _places(rows: Sequence[Record], wanted: Callable[[int], bool]) -> dict[int, array[int]]:
@@ -98,29 +98,22 @@ def _places(rows: Sequence[Record], wanted: Callable[[int], bool]) -> dict[int, 
     return places
 
 
-def _chain(item: int, rows: Iterable[Record]) -> Chain:
-    """An instruction's accepted attempt stands at round 0."""
-    chain = Chain(item)
-    for row in rows:
-        if row["status"] == "ok":
-            chain.rows[row["stage"], 0 if row["stage"] == "instructions" else row["round"]] = row
-        else:
-            chain.failures.append(row)
-    return chain
-
-
 def build(
     rows: Iterable[Record],
     plan: PairPlan,
     config: PairsSection | None = None,
     wanted: Callable[[int], bool] = lambda item: True,
     before: PairSet | None = None,
+    judge: Judge | None = None,
+    numbered: Callable[[int], int] = int,
 ) -> PairSet:
     """Every wanted item's example, kept or rejected, in item order. Pure: the same rows give the same lists.
 
     `before`: built earlier with the same plan, config and log. A log only grows, so an item with as many rows as then
-    is what it was: its rows are not read again and its example is the same object.
+    is what it was: its rows are not read again and its example is the same object. `judge`: what becomes of an item's
+    chain (a revision's pair, unless told); `numbered`: its pair's own number.
     """
+    judge = judge or judged
     config, rows = config or PairsSection(), rows if isinstance(rows, Sequence) else list(rows)
     known: dict[int, tuple[Reject | None, Example | None]] = {}  # item -> its reject, or None and its example
     if before is not None:
@@ -132,11 +125,11 @@ def build(
     rejects: list[Reject] = []
     for item in sorted(places):
         if before is not None and before.sizes.get(item) == sizes[item]:
-            reject, example = known[item]
+            reject, example = known[numbered(item)]
         else:
-            reject, example = known.get(item, (None, None))
+            reject, example = known.get(numbered(item), (None, None))
             held = example if reject is None else reject.get("example")
-            reject, example = _judged(_chain(item, (rows[place] for place in places[item])), plan, config, held)
+            reject, example = judge(chain_of(item, (rows[place] for place in places[item])), plan, config, held)
         if reject is not None:
             rejects.append(reject)
         elif example is not None:
@@ -145,7 +138,7 @@ def build(
     return PairSet(examples, [_pair(example) for example in examples], rejects, sizes)
 
 
-def _judged(
+def judged(
     chain: Chain, plan: PairPlan, config: PairsSection, held: Example | None
 ) -> tuple[Reject | None, Example | None]:
     """(reject, None) or (None, example). `held`: the item's example of before; an equal one is not made twice."""
@@ -153,7 +146,7 @@ def _judged(
         return {"item": chain.item, "reason": "missing_stage", "detail": missing, "all": []}, None
     example = _example(chain, plan)
     example = held if held == example else example
-    faults = _untouched(chain, plan) or find_faults(example, config) + _label_faults(chain, config) + _guard_faults(
+    faults = _untouched(chain, plan) or find_faults(example, config) + _label_faults(chain, config) + guard_faults(
         chain
     )
     if not faults:
@@ -174,14 +167,7 @@ def _missing(chain: Chain, plan: PairPlan) -> str:
         wanted += _round_needs(chain, plan, round_)
     if plan.labels and plan.revised(chain):
         wanted.append(("labels", 0))
-    for stage, round_ in wanted:
-        if chain.get(stage, round_) is None:
-            same = [
-                f for f in chain.failures if f["stage"] == stage and (stage == "instructions" or f["round"] == round_)
-            ]
-            why = f": {same[-1]['reason']}" if same else ""
-            return f"{label(stage, round_)}{why}"
-    return ""
+    return lacking(chain, wanted)
 
 
 def _round_needs(chain: Chain, plan: PairPlan, round_: int) -> list[tuple[str, int]]:
@@ -208,8 +194,8 @@ def _label_faults(chain: Chain, config: PairsSection) -> list[tuple[str, str]]:
     return [("not_better", why)] if why else []
 
 
-def _guard_faults(chain: Chain) -> list[tuple[str, str]]:
-    return [("guard", str(f["reason"])) for f in chain.failures if f["stage"] == "guard"]
+def guard_faults(chain: Chain, round_: int = 0) -> list[tuple[str, str]]:
+    return [("guard", str(f["reason"])) for f in chain.failures if f["stage"] == "guard" and f["round"] == round_]
 
 
 def _example(chain: Chain, plan: PairPlan) -> Example:
@@ -249,7 +235,7 @@ def _example(chain: Chain, plan: PairPlan) -> Example:
     checked = chain.get("labels")
     if checked is not None:
         example |= {"margin": checked["margin"], "label": _label(checked)}
-    return example
+    return example | {"kind": "revision"} if len(plan.kinds) > 1 else example
 
 
 NOTHING: Round = {"principle_id": None, "principle": "", "critique": "", "revised_answer": ""}  # no round criticised
@@ -261,8 +247,9 @@ def _label(row: Record) -> Row:
 
 
 def _flags(chain: Chain, rounds: Sequence[Round], text: str) -> Flags:
-    limited = sorted(label(stage, r) for (stage, r), row in chain.rows.items() if row.get("finish") == "length")
-    texts = [row["text"] for row in chain.rows.values()]
+    own = {key: row for key, row in chain.rows.items() if key[0] != "second_answers"}  # that is of its other pair
+    limited = sorted(label(stage, r) for (stage, r), row in own.items() if row.get("finish") == "length")
+    texts = [row["text"] for row in own.values()]
     return {
         "answer_refuses": is_refusal(chain.rows["answers", 0]["text"]),
         "revision_refuses": is_refusal(text),
@@ -279,7 +266,8 @@ def _pair(example: Example) -> Pair:
         "pool": example["pool"],
         "split": example["split"],
     }
-    return pair | {"margin": example["margin"]} if "margin" in example else pair
+    pair = pair | {"margin": example["margin"]} if "margin" in example else pair
+    return pair | {"kind": example["kind"]} if "kind" in example else pair
 
 
 def find_faults(example: Example, config: PairsSection) -> list[tuple[str, str]]:
@@ -308,7 +296,7 @@ def _near_identical(example: Example, config: PairsSection) -> str:
 def _ran_to_limit(example: Example, config: PairsSection) -> str:
     numbers = [entry.get("round", r) for r, entry in enumerate(example["rounds"]) if entry.get("found", True)]
     last = label("revisions", numbers[-1] if numbers else 0)
-    hit = [name for name in example["flags"]["ran_to_limit"] if name in ("answers", last)]
+    hit = [name for name in example["flags"]["ran_to_limit"] if name in ("answers", "second_answers", last)]
     return ", ".join(hit) if config.reject_limit else ""
 
 

@@ -13,6 +13,7 @@ from cai.recipe.load import Recipe
 
 TRY = 1_000_000
 HELDOUT = 500_000
+SAMPLED = 10**12  # added to the item of a pair of two sampled answers: above any try
 
 
 def slots(recipe: Recipe) -> list[int]:
@@ -25,11 +26,21 @@ def slot_of(item: int) -> int:
 
 
 def try_of(item: int) -> int:
-    return item // TRY
+    return drawn_item(item) // TRY
 
 
 def split_of(item: int) -> str:
     return "heldout" if slot_of(item) >= HELDOUT else "train"
+
+
+def sampled_item(item: int) -> int:
+    """The number of an item's pair of two sampled answers; its slot and its split stay what they are."""
+    return SAMPLED + item
+
+
+def drawn_item(item: int) -> int:
+    """The item whose records a pair was made of."""
+    return item % SAMPLED
 
 
 def item_at(slot: int, attempt: int) -> int:

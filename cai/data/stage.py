@@ -64,6 +64,7 @@ class Stage:
     `keys`, `files`: what of the recipe and of its input files this stage adds to those before it (a prompt is added by
     itself). `sampling`: its section of [sampling] ("" = its name). `fields`: what fills its prompt.
     `items(context, items)`: which numbers it runs on, where they are not the run's own.
+    `optional`: a stage that came later: where it is off it adds nothing to an identity, so that runs of before fork.
     `trims`: a text that begins to say the same again ends there.
     `limit_is_fault`: a completion that ran to the token limit is rejected here (else flagged, and judged as a pair).
     `redraws`: a rejected (or, with `redraws_limit`, cut) completion is drawn again, `pairs.redraws` times at most.
@@ -85,6 +86,7 @@ class Stage:
     fields: frozenset[str] = frozenset()
     sampling: str = ""
     trims: bool = False
+    optional: bool = False
     enabled: Callable[[Recipe], bool] = always
     items: Callable[[Context, Sequence[int]], Sequence[int]] = lambda context, items: items
     inputs: Callable[[Unit], Sequence[str]] = lambda unit: tuple(unit.fields.values())

@@ -29,7 +29,8 @@ SHOWN = 160  # characters of a worst text
 
 def texts_of(example: Example) -> list[tuple[str, str]]:
     """(stage, text) of every text that an example holds."""
-    found = [("answers", example["initial_answer"]), ("revisions", example["revised_answer"])]
+    made_by = "answers" if example.get("kind") == "sampled" else "revisions"
+    found = [("answers", example["initial_answer"]), (made_by, example["revised_answer"])]
     found += [("critiques", entry["critique"]) for entry in example["rounds"]]
     return [*found, *(("revisions", entry["revised_answer"]) for entry in example["rounds"])]
 
@@ -77,7 +78,7 @@ def nothing_found(examples: Sequence[Example]) -> Figure:
     found = [
         {"item": example["item"], "critique": example["critique"][:SHOWN]}
         for example in examples
-        if all(finds_nothing(entry["critique"]) for entry in example["rounds"])
+        if example.get("kind") != "sampled" and all(finds_nothing(entry["critique"]) for entry in example["rounds"])
     ]
     return _counted("data.nothing_found", found, len(examples))
 

@@ -3,7 +3,7 @@
 Owns text that is a pure function of (prompt, seed), byte-level tokens, scores that reward words of the context,
 and a training step that counts instead of learning. It is a real backend (`model.backend = "fake"`), used by the fast
 tests; the behaviour after the colon of `model.name` makes a fault: fake:empty, fake:looping, fake:limit, fake:hostile,
-fake:refusing, fake:copying, fake:slow. Nothing it writes is a measurement of anything.
+fake:refusing, fake:copying, fake:slow. With fake:choosing the judge has a taste. Nothing it writes is a measurement.
 """
 
 from __future__ import annotations
@@ -62,11 +62,18 @@ def sentence(prompt: str, seed: int) -> str:
     )
 
 
-def verdict(context: str, word: str) -> float | None:
-    """log p of a one-word verdict where one is asked for: a text is the better, the more often it was mended."""
+def verdict(context: str, word: str, taste: bool = False) -> float | None:
+    """log p of a one-word verdict where one is asked for: a text is the better, the more often it was mended.
+
+    `taste`: of two texts mended as often one is liked better, too (by its hash); else they are equally good.
+    """
     tail = context[-4000:]
     if word in ("A", "B") and (found := ANSWERS.search(tail)):
-        z = float(found[1].count(MENDED) - found[2].count(MENDED)) * (1 if word == "A" else -1)
+        z = float(found[1].count(MENDED) - found[2].count(MENDED))
+        texts = (part.rpartition("Answer A:")[2].strip().partition("\n")[0] for part in found.groups())
+        liked = [_hash(text) % 8 / 10 for text in texts] if taste else (0.0, 0.0)
+        z += liked[0] - liked[1]
+        z *= 1 if word == "A" else -1
     elif word in ("Yes", "No") and (asked := RULE.search(tail[-600:])):
         z = _hash(asked[2], context[-1500:-600]) % 1000 / 250 - 1.5 - 1.0 * context[-2500:].count(MENDED)
         z *= (1 if asked[1] == "break" else -1) * (1 if word == "Yes" else -1)
@@ -83,6 +90,7 @@ def words_of(context: str) -> frozenset[str]:
 RESPONDERS: dict[str, Callable[[str, int], str]] = {
     "": sentence,
     "slow": sentence,
+    "choosing": sentence,
     "empty": lambda prompt, seed: "",
     "looping": lambda prompt, seed: "again and again " * 80,
     "limit": lambda prompt, seed: sentence(prompt, seed) * 400,
@@ -141,7 +149,7 @@ class FakeEngine:
                 return
             text = self.model.tokenizer.decode(request.context_ids)
             said = self.model.tokenizer.decode(request.continuation_ids)
-            if (lp := verdict(text, said.strip())) is not None:
+            if (lp := verdict(text, said.strip(), self.model.behaviour == "choosing")) is not None:
                 yield Score(request.id, (lp, *(0.0,) * (len(request.continuation_ids) - 1)))
                 continue
             context, words = words_of(text), re.findall(r"\w+", said.lower())

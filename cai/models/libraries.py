@@ -1,6 +1,6 @@
 """What the libraries under the models are told before they are imported, and how they are kept quiet.
 
-Owns environment variables, the banners that stay off the console and how threads wait. Loads nothing.
+Owns environment variables, and the banners that stay off the console (`threads` has how a CPU is used). Loads nothing.
 """
 
 from __future__ import annotations
@@ -54,21 +54,3 @@ def prepare_environment() -> None:
     }
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
-
-
-def wait_passively() -> None:
-    """Threads of OpenMP sleep at a barrier instead of spinning; to be asked before torch is imported.
-
-    On two cores under a load of 7 spinning made small products five times slower (0.7 against 3.8 tokens/s, equal CPU
-    seconds); one thread was no faster than passive threads (4.0). What is set in the environment holds.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def threads_in_words() -> str:
-    """`2 threads, passive wait`: what a CPU run is computed with, for one line on screen."""
-    import torch
-
-    count = torch.get_num_threads()
-    wait = os.environ.get("OMP_WAIT_POLICY", "default").lower()
-    return "1 thread" if count == 1 else f"{count} threads, {wait} wait"

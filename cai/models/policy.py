@@ -25,7 +25,8 @@ from cai.engine.model import Model
 from cai.engine.tokenizers import HFTokenizer, Tokenizer
 from cai.errors import CaiError
 from cai.models import embedded, loading, weights
-from cai.models.libraries import prepare_environment, quiet, wait_passively
+from cai.models.libraries import prepare_environment, quiet
+from cai.models.threads import prepare_threads
 from cai.recipe.settings import EngineSection, LoraSection, ModelSection
 from cai.store.jsonl import Row
 
@@ -182,8 +183,8 @@ def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callabl
         from cai.models.fake import FakeModel
 
         return FakeModel(section)
-    if backend == "embedded":
-        wait_passively()
+    if backend in ("embedded", "cpu"):
+        prepare_threads()
     started = time.monotonic()
     with quiet():
         if backend != "cpu":
@@ -288,6 +289,8 @@ def _facts(hf: HfModel, section: ModelSection, backend: Backend, name: str, seco
             "gpu_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
             "weights_gib": round(torch.cuda.memory_allocated() / 2**30, 2),
         }
+    else:
+        facts["threads"] = torch.get_num_threads()
     return facts
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cai.errors import CaiError
 from cai.recipe.paths import at_home
@@ -44,6 +44,7 @@ from cai.recipe.settings import (
 )
 from cai.recipe.settings_benchmarks import BenchmarksSection, ChecksSection, GuardSection
 from cai.recipe.settings_evaluation import EvaluationSection, GatesSection, HygieneSection
+from cai.recipe.settings_rounds import OnPolicySection
 from cai.recipe.writing import remedy
 from cai.store.jsonl import JsonObject, Row
 from cai.store.reading import Missing, read_once
@@ -84,8 +85,25 @@ class Recipe(Section):
     benchmarks: BenchmarksSection = BenchmarksSection()
     checks: ChecksSection = ChecksSection()
     gates: GatesSection = GatesSection()
+    on_policy: OnPolicySection = OnPolicySection()
     report: ReportSection = ReportSection()
     budget: BudgetSection = BudgetSection()
+
+    @model_validator(mode="after")
+    def _starts_from_what_is_there(self) -> Recipe:
+        if self.dpo.start == "adapter" and self.on_policy.round == 1:
+            raise ValueError('dpo.start: "adapter" is that of the round before, which --next-round takes along')
+        return self
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Recipe:
+        if "sampled" in self.pairs.kinds and not self.pairs.file and self.sampling.answers.temperature == 0:
+            kind = self.pairs.kind
+            raise ValueError(
+                f'pairs.kind: "{kind}" compares two answers, and at temperature 0 both are the same. '
+                "Set sampling.answers.temperature above 0"
+            )
+        return self
 
 
 # Keys that became constants, and their values: resolved recipes and identities of runs made before name them, and an

@@ -24,6 +24,7 @@ FEATURES = [
     {"name": "pool", "dtype": "string"},
 ]
 
+KIND = {"name": "kind", "dtype": "string"}  # where a run makes others than revisions
 
 TAGS = ["constitutional-ai", "preference", "dpo", "trl", "synthetic", "not-for-all-audiences"]
 
@@ -71,7 +72,7 @@ def card(
         ],
         dataset_info={
             "config_name": "default",
-            "features": FEATURES,
+            "features": FEATURES + ([KIND] if recipe.pairs.kind != "revision" and not own else []),
             "splits": [{"name": split, "num_examples": count} for split, count in splits],
         },
     )

@@ -18,6 +18,7 @@ from cai.report.diff import Compared, Segment, compared, cut, quotations
 from cai.report.snapshot import Snapshot
 from cai.store.jsonl import JsonObject, Row
 from cai.store.row_types import Example
+from cai.terminal import number as shown_number
 
 SHOW_ALL = 120  # up to this many examples, all are shown
 SAMPLED, EXTREMES = 40, 10  # above: a seeded sample, and this many of the worst and of the best
@@ -94,7 +95,11 @@ def exhibits(snapshot: Snapshot) -> list[Exhibit]:
     chosen = choose(snapshot)
     found = [(example, exhibit(snapshot, example, why=chosen[example["item"]])) for example in snapshot.pairs.examples
              if example["item"] in chosen]  # fmt: skip
-    return [_given(shown, example) if snapshot.recipe.pairs.file else shown for example, shown in found]
+    return [_given(shown, example) if _unrevised(snapshot, example) else shown for example, shown in found]
+
+
+def _unrevised(snapshot: Snapshot, example: Example) -> bool:
+    return bool(snapshot.recipe.pairs.file) or example.get("kind") == "sampled"
 
 
 def rejected_exhibits(snapshot: Snapshot, limit: int = 20) -> list[Exhibit]:
@@ -157,12 +162,17 @@ def exhibit(snapshot: Snapshot, example: Example, reject: str = "", why: str = "
 
 
 def _given(shown: Exhibit, example: Example) -> Exhibit:
-    """A pair of the user's own: rejected and chosen side by side, and no verdict on a chain that there was not."""
+    """A pair of the user's own, or a sampled one: both texts side by side, no verdict on a chain that there was not."""
     both = compared(example["initial_answer"], example["revised_answer"], ())
     why = "the pair was given (pairs.file): nothing was criticised or revised"
     said = "rejected, then chosen, as the file has them"
     none = cut("None: the pair was given.", (), ())
-    rounds = [ShownRound(0, "pairs.file", said, both.before, none, both.after, how_marked(both))]
+    name = "pairs.file"
+    if example.get("kind") == "sampled":
+        why = "two answers were sampled and compared: nothing was criticised or revised"
+        said, name = str(example["principle"]), str(example["principle_id"])
+        none = cut(f"None: two sampled answers, the chosen one by {shown_number(example.get('margin'))} nats.", (), ())
+    rounds = [ShownRound(0, name, said, both.before, none, both.after, how_marked(both))]
     critique, revision = (
         replace(judged, status="nothing", checks=[], why=why) for judged in (shown.critique, shown.revision)
     )

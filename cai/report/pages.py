@@ -12,10 +12,11 @@ from pathlib import Path
 from cai.data import hygiene
 from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
-from cai.report import before_after, examples, publication, tables
+from cai.report import arms_table, before_after, examples, kinds, publication, rounds, tables
 from cai.report.agreement import agreement
 from cai.report.drawing import inline, write_plots
 from cai.report.examples import GLOSSARY, exhibits, rejected_exhibits
+from cai.report.notes import by_item, notes
 from cai.report.pictures import charts_of, plots
 from cai.report.result import result
 from cai.report.snapshot import Snapshot, read_story
@@ -79,6 +80,9 @@ def gather(snapshot: Snapshot) -> Row:
         "meanings": metrics.meanings(name for name, m in snapshot.figures.items() if m.get("value") is not None),
         "benchmarks": benchmark_rows(snapshot.figures),
         "added": added(snapshot),
+        "kinds": kinds.compared(snapshot.figures),
+        "rounds": rounds.compared(snapshot),
+        "arms": arms(snapshot),
         "training": training_rows(snapshot),
         "instructions": _last(snapshot.of_kind("instructions_summary")),
         "attempts": tables.attempts(snapshot),
@@ -87,6 +91,7 @@ def gather(snapshot: Snapshot) -> Row:
         "repairs": tables.repairs(snapshot),
         "money": money(snapshot),
         "reviews": agreement(snapshot),
+        "notes": notes(snapshot.reviews),
         "command": tables.command_line(snapshot),
         "plan": identity_rows(snapshot),
         "has": has,
@@ -121,6 +126,7 @@ def _examples(snapshot: Snapshot) -> Row:
         "filters": choices,
         "classes": examples.classes,
         "links": links,
+        "noted": by_item(notes(snapshot.reviews)),
         "glossary": GLOSSARY,
         "markdown_examples": shown[:MARKDOWN_EXAMPLES],
         "total_examples": len(snapshot.pairs.examples),
@@ -205,6 +211,8 @@ def benchmark_rows(figures: Mapping[str, FigureRow]) -> list[Row]:
     """Figures that hold a base and a tuned value, or stand once for each of the two: benchmarks, forgetting, fresh."""
     rows = []
     for name, measured in sorted(figures.items()):
+        if metrics.arm_of(name):  # of an arm beside the two
+            continue
         facts = measured.get("facts") or {}
         base, tuned = facts.get("base"), facts.get("tuned")
         if isinstance(base, int | float) and isinstance(tuned, int | float):
@@ -217,6 +225,12 @@ def benchmark_rows(figures: Mapping[str, FigureRow]) -> list[Row]:
             values = {"base": number(base["value"]), "tuned": number(tuned["value"])}
             rows.append(shown | values | {"value": "", "interval": ""})
     return rows
+
+
+def arms(snapshot: Snapshot) -> Row:
+    """All arms beside each other; empty where there are base and tuned alone."""
+    rows = arms_table.rows(snapshot)
+    return {"head": arms_table.head(snapshot), "rows": rows} if rows else {}
 
 
 def added(snapshot: Snapshot) -> Row:

@@ -14,7 +14,8 @@ from pathlib import Path
 import orjson
 
 from cai.data import hygiene, own_pairs
-from cai.data.pairs import PairSet, build, plan_of
+from cai.data.kinds import build
+from cai.data.pairs import PairSet, plan_of
 from cai.data.slots import slot_of, slots
 from cai.errors import CaiError
 from cai.evaluate.gates import whole_verdicts
@@ -87,7 +88,7 @@ class Snapshot:
         """
         applied = _json(self.path / "eval" / "marks.json").get("removed") or []
         refused = {int(row["item"]): str(row["detail"]) for row in applied if isinstance(row, dict)}
-        found = hygiene.clean(self.pairs.train, self.recipe.hygiene, refused)
+        found = hygiene.clean(self.pairs.train, self.recipe.hygiene, refused, self.pairs.drawn)
         listed = _json(self.path / "eval" / "contamination.json").get("removed") or []
         gone = {row.get("item") for row in listed if isinstance(row, dict)}
         return replace(found, kept=[pair for pair in found.kept if pair["item"] not in gone]) if gone else found
@@ -205,6 +206,11 @@ def _pairs(
             return PairSet([], [], [])
     wanted = set(slots(recipe))
     return build(rows, plan_of(recipe, principles), recipe.pairs, lambda item: slot_of(item) in wanted)
+
+
+def read_figures(folder: Path) -> dict[str, FigureRow]:
+    """Every figure that stands in a run's eval/*.json."""
+    return _figures(folder)[0]
 
 
 def _figures(folder: Path) -> tuple[dict[str, FigureRow], list[str]]:

@@ -100,7 +100,7 @@ def by_principle(snapshot: Snapshot) -> list[Row]:
     examples = [*snapshot.pairs.examples, *(r["example"] for r in snapshot.pairs.rejects if "example" in r)]
     kept = {example["item"] for example in snapshot.pairs.examples}
     for example in examples:
-        if example["principle_id"] in found:
+        if example["principle_id"] in found and example.get("kind") != "sampled":
             entry = found[example["principle_id"]]
             entry["tried"] += 1
             entry["kept"] += example["item"] in kept

@@ -22,6 +22,12 @@ PROJECT = "constitutional-ai"  # under which runs stand in the tracker
 FOLDER = "tracker"  # in the run folder, for those that write files
 STEP_KINDS = ("train_step", "heldout")
 NOT_SENT = {"step", "arm"}
+NO_TELEMETRY = {  # of the packages themselves, read when they are imported; MLflow knows "true", not "1"
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}
 
 
 @dataclass
@@ -78,6 +84,8 @@ def open_tracker(name: str, run: Path, facts: Mapping[str, Any]) -> Tracker | No
     """The tracker of a run, on which a resume goes on; None for "none" and, said aloud, where it does not start."""
     if name == "none":
         return None
+    for variable, value in NO_TELEMETRY.items():
+        os.environ.setdefault(variable, value)
     try:
         send, end = OPEN[name](run, dict(facts))
     except Exception as error:  # as above
@@ -121,14 +129,34 @@ def _wandb(run: Path, facts: dict[str, Any]) -> Ways:
 
 
 def _mlflow(run: Path, facts: dict[str, Any]) -> Ways:
+    _mlflow_store(run / FOLDER)
     import mlflow  # type: ignore[import-not-found]  # the user's package, not a requirement
 
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri((run / FOLDER).resolve().as_uri())
+        mlflow.set_tracking_uri(_mlflow_uri(run / FOLDER))
+        if mlflow.get_experiment_by_name(PROJECT) is None:  # files of a run would lie in ./mlruns otherwise
+            mlflow.create_experiment(PROJECT, artifact_location=(run / FOLDER / "files").resolve().as_uri())
     mlflow.set_experiment(PROJECT)
-    mlflow.start_run(run_name=run.name)
-    mlflow.log_params(facts)
+    named = f"attributes.run_name = '{run.name}'"
+    if before := mlflow.search_runs(filter_string=named, output_format="list"):
+        mlflow.start_run(run_id=before[0].info.run_id)  # its facts are there, and may not be given anew
+    else:
+        mlflow.start_run(run_name=run.name)
+        mlflow.log_params(facts)
     return lambda values, step: mlflow.log_metrics(values, step=step), mlflow.end_run
+
+
+def _mlflow_store(folder: Path) -> None:
+    """Where it has no database (mlflow-skinny), 3.17 writes files only if it is told to."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if importlib.util.find_spec("sqlalchemy") is None:
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+
+
+def _mlflow_uri(folder: Path) -> str:
+    if importlib.util.find_spec("sqlalchemy") is None:
+        return folder.resolve().as_uri()
+    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 
 OPEN: dict[str, Callable[[Path, dict[str, Any]], Ways]] = {

@@ -16,6 +16,8 @@ GLOSSES = {
     "calibration": "where the critic draws its line",
     "relevance": "which principle is broken",
     "labels": "is the revision better",
+    "second_answers": "a second answer",
+    "comparisons": "which answer is better",
     "guard": "is the pair safe (guard)",
     "train": "training",
     "train sft": "training on the revisions alone (SFT)",

@@ -118,6 +118,7 @@ class Example(TypedDict):
     flags: Flags
     margin: NotRequired[float | None]
     label: NotRequired[Row]
+    kind: NotRequired[str]
 
 
 class TrainingPair(TextPair):
@@ -128,10 +129,11 @@ class TrainingPair(TextPair):
 
 
 class Pair(TrainingPair):
-    """What the data set holds: `split` is train or heldout."""
+    """What the data set holds: `split` is train or heldout, `kind` (where there are two) revision or sampled."""
 
     pool: str
     split: str
+    kind: NotRequired[str]
 
 
 class SoundAnswer(TypedDict):

@@ -1,22 +1,153 @@
-"""Further trainings of DPO from the same pairs: the recipe's other seeds.
+"""The trainings of a run as data, and the one call that makes their adapters: DPO, its seeds, SFT, DPO from the base.
 
-Owns the folders (train/seed-N/, adapter-seed-N/) and eval/seeds.json; training itself
-is `cai.training.train`'s. The first seed is the run's own adapter and is not touched: it is back on the model when this
-ends.
+Owns which folder, adapter, seed and texts an arm has (train/, train/sft/, train/from_base/, train/seed-N/), and
+eval/seeds.json; training
+itself is `cai.training.train`'s. Invariant: an arm whose result stands on disk loads no model and changes no byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cai.data import on_policy
 from cai.metrics.figure import Figure
 from cai.recipe.settings import DpoSection
 from cai.run.context import Context
+from cai.run.folder import Run
 from cai.store.files import write_json_atomic
-from cai.store.row_types import Pair, SoundAnswer
+from cai.store.row_types import Pair, SoundAnswer, TrainingPair
+from cai.terminal import say
 from cai.training import sft
 from cai.training import train as training
+from cai.training.job import Objective
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training. `start`: the arm whose adapter it goes on from, which is then its reference; None: the base."""
+
+    title: str
+    pairs: Sequence[TrainingPair]
+    folder: Path
+    adapter: Path
+    dpo: DpoSection
+    seed: int
+    heldout: Sequence[Pair] = ()
+    objective: Objective = "dpo"
+    start: Arm | None = None
+    reference: Path | None = None  # instead of `start`: an adapter that stands already, that of the round before
+    name: str = ""  # of its events and figures; "": the run's own training and its seeds
+    inputs: Mapping[str, str] = field(default_factory=dict)  # settled in `folder`; DPO's are the run's own identity
+
+
+def trained(context: Context, arm: Arm) -> Path:
+    """The adapter of this arm, its start's before it: trained, resumed, or found finished.
+
+    Killed anywhere, the same call goes on where it was. Errors: as `cai.training.train.train`; DRIFT (3) for an SFT arm
+    of other inputs.
+    """
+    if done(arm):
+        return arm.adapter
+    for stage in (arm.start, arm):
+        if stage is None or done(stage):
+            continue
+        context.check_stop(f"before {stage.title}")
+        model = context.model()
+        model.release()
+        context.progress.begin(stage.title, 0, total=0, unit="step")
+        result = training.train(
+            model,
+            stage.pairs,
+            stage.heldout,
+            context.recipe.lora,
+            stage.dpo,
+            stage.folder,
+            prompt=context.prompts["policy"],
+            seed=stage.seed,
+            event=_events(context.run, stage),
+            stopped=context.stopped,
+            progress=context.progress.training,
+            adapter=stage.adapter,
+            objective=stage.objective,
+            health=context.recipe.health if stage.objective == "dpo" else training.WATCHED,
+            start=stage.start.adapter if stage.start else stage.reference,
+        )
+        context.progress.end()
+        what = "pairs" if stage.objective == "dpo" else "revisions"
+        say(
+            f"{stage.title}: {result.steps} steps on {result.pairs} {what} in {result.seconds:.0f} s, "
+            f"first loss {result.first_loss:.4f}, last {result.last_loss:.4f}"
+        )
+    return arm.adapter
+
+
+def done(arm: Arm) -> bool:
+    """Whether its result stands on disk; the inputs of an SFT arm are compared, or written, before."""
+    if arm.inputs:
+        sft.settle_inputs(arm.folder, arm.adapter, arm.inputs)
+    result = training.load_result(arm.folder)
+    return result is not None and result.adapter == arm.adapter
+
+
+def _events(run: Run, arm: Arm) -> Callable[..., None]:
+    """`run.event`, which also says a sign of ill health aloud, and names an arm beside the run's own training."""
+
+    def event(kind: str, **facts: object) -> None:
+        run.event(kind, **({**facts, "arm": arm.name} if arm.name else facts))
+        if kind == "health":
+            say(f"{arm.title}: WARNING at step {facts['step']}: {facts['text']}")
+
+    return event
+
+
+def dpo_arm(context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair], sound: Sequence[SoundAnswer] = ()) -> Arm:
+    """The run's own training: train/ and adapter/, from the base or from SFT on the revisions and `sound` answers.
+
+    `heldout` is scored on the way and at the end where `dpo.eval_steps` asks for it.
+    """
+    run, dpo = context.run, context.recipe.dpo
+    start = sft_arm(context, pairs, sound) if dpo.start == "sft" else None
+    return Arm(
+        "train", pairs, run.train, run.adapter, dpo, dpo.seeds[0], heldout if dpo.eval_steps else (), start=start,
+        reference=on_policy.start_of(context) if dpo.start == "adapter" else None,
+    )  # fmt: skip
+
+
+def sft_arm(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer] = ()) -> Arm:
+    """SFT on the revisions (train/sft/, adapter-sft/) and on `sound` answers, which no principle objects to."""
+    run, recipe = context.run, context.recipe
+    rows = [*pairs, *(TrainingPair(**row, rejected="") for row in sound)]
+    seed = recipe.dpo.seeds[0]
+    return Arm(
+        "train sft", rows, run.sft_train, run.sft_adapter, recipe.sft.recipe(recipe.dpo), seed, objective="sft",
+        name="sft", inputs=sft.inputs(context, pairs, sound, seed),
+    )  # fmt: skip
+
+
+def from_base_arm(context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair]) -> Arm:
+    """DPO alone (train/from_base/, adapter-from-base/) beside DPO from SFT: the run's settings but for the start."""
+    run, dpo = context.run, context.recipe.dpo.model_copy(update={"start": "base", "also_from_base": False})
+    folder, adapter = run.train / "from_base", run.path / "adapter-from-base"
+    watched = heldout if dpo.eval_steps else ()
+    return Arm("train from base", pairs, folder, adapter, dpo, dpo.seeds[0], watched, name="from_base")
+
+
+def seed_arm(
+    context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair], sound: Sequence[SoundAnswer], seed: int
+) -> Arm:
+    """The run's training from another seed; its SFT stage, where it has one, is its own."""
+    folder, adapter = places(context.run.path, seed)
+    start = None
+    if context.recipe.dpo.start == "sft":
+        stage, inputs = adapter.with_name(f"adapter-sft-seed-{seed}"), sft.inputs(context, pairs, sound, seed)
+        start = replace(sft_arm(context, pairs, sound), folder=folder / "sft", adapter=stage, seed=seed, inputs=inputs)
+    reference = on_policy.start_of(context) if context.recipe.dpo.start == "adapter" else None
+    return Arm(
+        f"train seed {seed}", pairs, folder, adapter, context.recipe.dpo, seed, heldout, start=start,
+        reference=reference,
+    )  # fmt: skip
 
 
 def train_seeds(
@@ -24,53 +155,19 @@ def train_seeds(
 ) -> dict[str, Figure]:
     """Train every seed after the first that has no result yet; gives the figures of all of them.
 
-    Where DPO starts from SFT, each seed has an SFT stage of its own, on the same revisions and `sound` answers.
+    The first seed is the run's own adapter and is not touched: it is back on the model when this ends.
     """
     run, recipe = context.run, context.recipe
-    seeds, trained = recipe.dpo.seeds[1:], False
-    for seed in seeds:
-        folder, adapter = places(run.path, seed)
-        if training.load_result(folder) is not None:
-            continue
-        start = None
-        if recipe.dpo.start == "sft":
-            stage = adapter.with_name(f"adapter-sft-seed-{seed}")
-            start = sft.train_stage(context, pairs, sound, folder / "sft", stage, seed)
-        train_dpo(context, pairs, heldout, recipe.dpo, folder, adapter, seed, start, f"train seed {seed}")
-        trained = True
-    if trained:
+    seeds = recipe.dpo.seeds[1:]
+    arms = [seed_arm(context, pairs, heldout, sound, seed) for seed in seeds]
+    missing = [arm for arm in arms if training.load_result(arm.folder) is None]
+    for arm in missing:
+        trained(context, arm)
+    if missing:
         context.model().load_adapter(run.adapter, recipe.lora)
     figures = seed_figures(run.path, seeds)
     write_json_atomic(run.eval / "seeds.json", {"figures": {name: f.as_dict() for name, f in figures.items()}})
     return figures
-
-
-def train_dpo(
-    context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair], dpo: DpoSection, folder: Path, adapter: Path,
-    seed: int, start: Path | None, title: str,
-) -> None:  # fmt: skip
-    """One more DPO with the run's own model, LoRA and watching; its adapter stays on the model."""
-    context.check_stop("before training")
-    model = context.model()
-    model.release()
-    context.progress.begin(title, 0, total=0, unit="step")
-    training.train(
-        model,
-        pairs,
-        heldout,
-        context.recipe.lora,
-        dpo,
-        folder,
-        prompt=context.prompts["policy"],
-        seed=seed,
-        event=context.run.event,
-        stopped=context.stopped,
-        progress=context.progress.training,
-        adapter=adapter,
-        health=context.recipe.health,
-        start=start,
-    )
-    context.progress.end()
 
 
 def places(run: Path, seed: int) -> tuple[Path, Path]:

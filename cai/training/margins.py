@@ -58,6 +58,6 @@ def margins(rows: Sequence[PairRow], asked: str, remedy: str) -> list[float]:
     if bad:
         raise CaiError(
             f"{asked}: {len(bad)} of {len(rows)} pairs have no number in `margin` (the first is item {bad[0]}). "
-            f'Pairs have one where pairs.label = "judge"; or set {remedy}.'
+            f'Revisions have one where pairs.label = "judge", sampled pairs always; or set {remedy}.'
         )
     return [row.margin for row in rows if row.margin is not None]

@@ -1,9 +1,6 @@
-"""SFT on the revisions: an arm beside DPO, so that the report says what DPO adds, or the stage that DPO starts from.
+"""What an SFT arm's adapter depends on, settled before its first step: later calls must bring the same.
 
-Owns its inputs file and its order: train on the one loaded base (train/sft/, adapter-sft/), measure, eval/sft.json. As
-a first stage (`dpo.start = "sft"`) it also reads sound answers that the caller hands in: rows of `prompt`, `chosen`.
-Training is `cai.training.train`'s, measuring `cai.evaluate.arms`'s. Invariant: the run's own adapter, its score log and
-its figures keep their bytes whether this arm is on or off.
+Owns train/sft/inputs.json. The arm itself is `cai.training.arms`'s.
 """
 
 from __future__ import annotations
@@ -19,61 +16,9 @@ from cai.errors import CaiError
 from cai.recipe.load import flatten
 from cai.run.context import Context
 from cai.store.files import write_json_atomic
-from cai.store.row_types import Pair, SoundAnswer, TrainingPair
-from cai.terminal import say
-from cai.training import train as training
+from cai.store.row_types import Pair, SoundAnswer
 
 INPUTS = "inputs.json"
-
-
-def start_of(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer] = ()) -> Path | None:
-    """What `train` wants as `start`: None for the base, else adapter-sft/ of these revisions and answers.
-
-    `sound`: rows with `item`, `prompt` and `chosen`, answers that no principle objects to. Killed anywhere, the same
-    call goes on where it was; its adapter is DPO's start and the reference's.
-    """
-    return train_arm(context, pairs, sound) if context.recipe.dpo.start == "sft" else None
-
-
-def train_arm(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer] = ()) -> Path:
-    """adapter-sft/ of these pairs' revisions: trained, resumed, or found finished."""
-    run = context.run
-    return train_stage(context, pairs, sound, run.sft_train, run.sft_adapter, context.recipe.dpo.seeds[0])
-
-
-def train_stage(
-    context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer], folder: Path, adapter: Path, seed: int
-) -> Path:
-    """The same into any folder and from any seed."""
-    recipe = context.recipe
-    settle_inputs(folder, adapter, inputs(context, pairs, sound, seed))
-    if training.load_result(folder) is not None:
-        return adapter
-    context.check_stop("before training the SFT arm")
-    model = context.model()
-    model.release()
-    context.progress.begin("train sft", 0, total=0, unit="step")
-    result = training.train(
-        model,
-        [*pairs, *(TrainingPair(**row, rejected="") for row in sound)],
-        [],
-        recipe.lora,
-        recipe.sft.recipe(recipe.dpo),
-        folder,
-        prompt=context.prompts["policy"],
-        seed=seed,
-        event=lambda kind, **fields: context.run.event(kind, **{**fields, "arm": "sft"}),
-        stopped=context.stopped,
-        progress=context.progress.training,
-        adapter=adapter,
-        objective="sft",
-    )
-    context.progress.end()
-    say(
-        f"train sft: {result.steps} steps on {result.pairs} revisions in {result.seconds:.0f} s, "
-        f"first loss {result.first_loss:.4f}, last {result.last_loss:.4f}"
-    )
-    return adapter
 
 
 def inputs(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer], seed: int) -> dict[str, str]:

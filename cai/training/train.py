@@ -171,11 +171,12 @@ def _tokenized(
 
 
 def _check_start(dpo: DpoSection, lora: LoraSection, start: Path | None) -> None:
-    if (dpo.start == "sft") != (start is not None):
-        said = "no SFT adapter was handed to training" if start is None else f"training was handed {start}"
+    if (dpo.start != "base") != (start is not None):
+        said = "no adapter was handed to training" if start is None else f"training was handed {start}"
         raise CaiError(f'dpo.start = "{dpo.start}", but {said}')
     if start is not None and lora.dropout:
-        raise CaiError('lora.dropout: must be 0 with dpo.start = "sft": dropout would make the reference another model')
+        why = f'must be 0 with dpo.start = "{dpo.start}": dropout would make the reference another model'
+        raise CaiError(f"lora.dropout: {why}")
 
 
 def _heldout_rows(model: Model, pairs: Sequence[TrainingPair], prompt: Prompt, dpo: DpoSection) -> list[PairRow]:

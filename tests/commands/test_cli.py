@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support.pages import make_run
 
 import runner
-from cai import errors
+from cai import commands, errors
 from cai.commands import cli
 from cai.errors import CaiError
 
@@ -64,9 +66,38 @@ def test_a_fault_is_told_inert(capsys):
 
 def test_a_fault_of_the_program_is_told_as_one(capsys, monkeypatch):
     monkeypatch.setattr(runner, "read_inputs", lambda args: {}["gone"])
-    assert runner.main([]) == errors.BUG
+    assert runner.main(["cai.toml"]) == errors.BUG
     said = capsys.readouterr().err
     assert "KeyError: 'gone'" in said and said.endswith("the run folder is intact and can be resumed.\n")
+
+
+def test_a_line_without_a_word_shows_the_two_commands_and_starts_nothing(capsys, monkeypatch, tmp_path):
+    """A newcomer's first try; it began M0, which loads a model and, on a GPU, downloads one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "read_inputs", lambda args: pytest.fail("a run was begun"))
+    assert runner.main([]) == errors.USAGE
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/cai"])
+    assert runner.main() == errors.USAGE
+    said = capsys.readouterr().out
+    for line in ("python runner.py cai.toml --dry-run", "cai cai.toml --milestone m0", "cai --help"):
+        assert line in said
+    assert list(tmp_path.iterdir()) == [] and all(len(line) < 120 for line in said.splitlines()[:4])
+
+
+@pytest.mark.parametrize("command", ["review", "report", "export", "fork", "chat"])
+def test_runs_latest_is_named_before_anything_is_done_with_it(command, capsys, tmp_path, monkeypatch):
+    """`make review` takes the latest run, which may be another than one thinks; stdout stays the answer's alone."""
+    path = make_run(tmp_path / "runs", [], run_id="20261122-180000-m1-abc123")
+    (tmp_path / "cai.toml").write_text("[milestones.m0]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "silent", SimpleNamespace(command=lambda args: 0))
+    monkeypatch.setattr(commands, "MODULES", dict.fromkeys(commands.MODULES, "silent"))
+    monkeypatch.setattr(commands, "_fork", lambda args: 0)
+    for named in ("latest", "runs/latest", path.name):
+        assert runner.main(["cai.toml", f"--{command}", named]) == 0
+        out, said = capsys.readouterr()
+        known = f"{named}: runs/20261122-180000-m1-abc123 (m1 of 20"
+        assert out == "" and (said.startswith(known) if "latest" in named else said == "")
 
 
 def test_a_python_without_the_requirements_is_told_which_one_has_them():

@@ -21,6 +21,7 @@ from cai.metrics.stats import kappa
 from cai.recipe.settings import HeldoutSection
 from cai.report.agreement import agreement
 from cai.report.examples import exhibits
+from cai.report.notes import notes
 from cai.report.pages import write_pages
 from cai.report.snapshot import read_story
 
@@ -292,6 +293,35 @@ def test_agreement_of_metric_and_people_and_controls(path):
     html = (path / "report.html").read_text()
     assert "ann and ben" in html
     assert "controls called bad" in html
+
+
+def test_a_note_stands_beside_its_example_in_the_report_and_a_planted_texts_does_not(path):
+    """Notes on controls speak of another text; one of nothing but spaces is none."""
+    with review.reviewing(read_story(path), "ann") as session:
+        for task in session.pending:
+            said = f"decoy {task.case.item}" if task.control else f"<b>why</b> {task.what} {task.case.item}\u202e"
+            mark = "skip" if task.case.item == 3 else by_control(task)
+            assert session.mark(session.ticket(task), mark, said if task.case.item in (2, 3) or task.control else " ")
+    found = notes(read_story(path).reviews)
+    assert [(note.item, note.what, note.mark) for note in found] == [
+        (2, "critique", "meaningful"), (2, "revision", "fixed"), (3, "critique", "can't tell"), (3, "revision", "can't tell"),
+    ]  # fmt: skip
+    write_pages(path)
+    html, text = (path / "report.html").read_text(), (path / "report.md").read_text()
+    for page in (html, text):
+        assert "decoy" not in page and "\u202e" not in page and "<b>why" not in page
+    example = html.split('id="item-2"')[1].split("</article>")[0]
+    assert "ann on the critique (meaningful):" in example and "&lt;b&gt;why&lt;/b&gt; revision 2" in example
+    assert 'note small"' not in html.split('id="item-4"')[1].split("</article>")[0]
+    assert "4 notes that people wrote" in html and '<a href="#item-3">item 3</a>, critique, ann' in html
+    assert "- item 3, revision, ann (can't tell): \\<b\\>why" in text
+
+
+def test_a_run_without_notes_has_no_place_for_them(path):
+    mark_all(path, "ann", by_control)
+    write_pages(path)
+    assert "people wrote" not in (path / "report.html").read_text()
+    assert "Notes by people" not in (path / "report.md").read_text()
 
 
 def test_pairs_are_filtered_by_the_marks(path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import sys
 
 import pytest
@@ -34,9 +36,19 @@ def init(**facts):
     return Opened()
 """,
     "mlflow": NOTE + """
-def set_tracking_uri(uri): note("uri", uri)
+from types import SimpleNamespace
+def set_tracking_uri(uri):  # as 3.17 does
+    if uri.startswith("file:") and os.environ.get("MLFLOW_ALLOW_FILE_STORE") != "true":
+        raise RuntimeError("The filesystem tracking backend is in maintenance mode")
+    note("uri", uri)
+def get_experiment_by_name(name): return None
+def create_experiment(name, artifact_location): note("files", artifact_location)
 def set_experiment(name): note("experiment", name)
-def start_run(run_name): note("init", {"name": run_name})
+def search_runs(filter_string, output_format):
+    begun = [json.loads(line) for line in open(os.environ["TOLD"])] if os.path.exists(os.environ["TOLD"]) else []
+    names = [what[1]["name"] for what in begun if what[0] == "init" and what[1].get("name")]
+    return [SimpleNamespace(info=SimpleNamespace(run_id=name)) for name in names if name in filter_string][:1]
+def start_run(run_name=None, run_id=None): note("init", {"name": run_name, "id": run_id})
 def log_params(facts): note("params", facts)
 def log_metrics(values, step): note("log", values, step)
 def end_run(): note("finish")
@@ -82,7 +94,7 @@ def test_each_tracker_is_told_every_step_and_every_figure(tmp_path, stand_in, na
     code, said = go(folder, *M0, "--set", "dpo.max_steps=3", "--set", f"report.tracker={name}")
     assert code == 0, said
     notes = told()
-    assert notes[-1] == ["finish"] and latest(folder).name in json.dumps(notes[0:3])
+    assert notes[-1] == ["finish"] and latest(folder).name in json.dumps(notes[0:4])
     losses = [note[2] for note in notes if note[0] == "log" and "train/loss" in note[1]]
     assert losses == [1, 2, 3]
     figures = {metric for note in notes if note[0] == "log" for metric in note[1]}
@@ -130,6 +142,43 @@ def test_a_resume_may_change_it(tmp_path, stand_in):
     code, said = go(folder, *FAKE, "--resume", "runs/latest", "--set", "report.tracker=trackio")
     assert code == 0, said
     assert [note[1]["resume"] for note in told() if note[0] == "init"] == ["allow"]
+
+
+@pytest.mark.parametrize("database", [False, True], ids=["mlflow-skinny", "mlflow"])
+def test_mlflow_goes_on_with_the_run_that_it_knows_and_keeps_it_in_the_run_folder(
+    tmp_path, stand_in, monkeypatch, database
+):
+    """MLflow 3.17 refuses a store of files unless told, and a run's facts may be given once; tried with the real one."""
+    find = importlib.util.find_spec
+    there = object() if database else None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: there if name == "sqlalchemy" else find(name))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
+    told = stand_in("mlflow")
+    for _ in range(2):
+        (tmp_path / "r1").mkdir(exist_ok=True)
+        found = tracker.open_tracker("mlflow", tmp_path / "r1", {"milestone": "m0"})
+        assert found is not None
+        found.tell("train_step", {"step": 1, "loss": 0.5})
+        found.close()
+    notes = told()
+    assert [note[1] for note in notes if note[0] == "init"] == [{"name": "r1", "id": None}, {"name": None, "id": "r1"}]
+    assert len([note for note in notes if note[0] == "params"]) == 1
+    where = [note[1] for note in notes if note[0] in ("uri", "files")]
+    assert all(f"{tmp_path}/r1/tracker" in uri for uri in where)
+    assert where[0].startswith("sqlite:" if database else "file:")
+
+
+def test_the_packages_own_telemetry_is_off_before_they_are_imported(tmp_path, stand_in, monkeypatch):
+    """MLflow reads DO_NOT_TRACK for "true", at import; what a user has set holds."""
+    for name in tracker.NO_TELEMETRY:
+        monkeypatch.setenv(name, "")  # so that it is as it was afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "true")
+    seen = "import os\nassert os.environ['DO_NOT_TRACK'] == os.environ['MLFLOW_DISABLE_TELEMETRY'] == 'true'\n"
+    stand_in("trackio", seen + STAND_INS["trackio"])
+    assert tracker.open_tracker("trackio", tmp_path, {}) is not None
+    assert os.environ["WANDB_ERROR_REPORTING"] == "true"
 
 
 def test_require_names_the_package():

@@ -13,7 +13,7 @@ from cai.errors import CaiError
 from cai.models.fake import FakeModel
 from cai.recipe.load import read, resolve
 from cai.recipe.settings import ModelSection
-from cai.training import arms, sft
+from cai.training import arms
 from cai.training.fake_training import _value
 from cai.training.train import train
 from tests.conftest import ROOT
@@ -38,12 +38,19 @@ def context_of(folder: Path, *sets: str) -> Any:
     return SimpleNamespace(
         recipe=resolve(read(ROOT / "cai.toml"), milestone="m1", sets=["dpo.start=sft", "sft.max_steps=3", *sets]),
         run=SimpleNamespace(
-            path=folder, eval=folder / "eval", adapter=folder / "adapter", sft_train=folder / "train" / "sft",
+            path=folder, eval=folder / "eval", train=folder / "train", adapter=folder / "adapter",
+            sft_train=folder / "train" / "sft",
             sft_adapter=folder / "adapter-sft", event=lambda kind, **fields: told.append((kind, fields)),
         ),
         prompts={"policy": Prompt()}, model=lambda: model, stopped=lambda: False, check_stop=lambda where: None,
         progress=SimpleNamespace(begin=lambda *a, **k: None, end=lambda: None, training=lambda *a: None), told=told,
     )  # fmt: skip
+
+
+def stage_of(context: Any, sound: Any = SOUND) -> Path | None:
+    """The adapter that DPO would start from, trained; None: the base."""
+    arm = arms.dpo_arm(context, PAIRS, [], sound)
+    return arms.trained(context, arm.start) if arm.start else None
 
 
 def trained(context: Any) -> list[str]:
@@ -53,8 +60,8 @@ def trained(context: Any) -> list[str]:
 def test_dpo_begins_at_the_adapter_of_the_stage_which_is_trained_once(tmp_path: Path) -> None:
     """A fake adapter is seed + steps, DPO's on top of its start: 3 from SFT, 3 + 10 from both."""
     context = context_of(tmp_path)
-    start = sft.start_of(context, PAIRS, SOUND)
-    assert start == sft.start_of(context, PAIRS, SOUND) == tmp_path / "adapter-sft" and trained(context) == ["sft"]
+    start = stage_of(context)
+    assert start == stage_of(context) == tmp_path / "adapter-sft" and trained(context) == ["sft"]
     train(
         context.model(), PAIRS, [], context.recipe.lora, context.recipe.dpo, tmp_path / "train", prompt=Prompt(),
         start=start,
@@ -64,16 +71,16 @@ def test_dpo_begins_at_the_adapter_of_the_stage_which_is_trained_once(tmp_path: 
 
 def test_a_run_from_the_base_has_no_stage(tmp_path: Path) -> None:
     context = context_of(tmp_path, "dpo.start=base")
-    assert sft.start_of(context, PAIRS, SOUND) is None and not context.told
+    assert stage_of(context) is None and not context.told
 
 
 def test_sound_answers_are_read_and_other_ones_are_drift(tmp_path: Path) -> None:
     context = context_of(tmp_path)
-    sft.start_of(context, PAIRS, SOUND)
+    stage_of(context)
     (pairs,) = [fields["pairs"] for kind, fields in context.told if kind == "trained"]
     assert pairs == 5
     with pytest.raises(CaiError, match=r"sound: [0-9a-f]{16} then, None now") as caught:
-        sft.start_of(context, PAIRS)
+        stage_of(context, ())
     assert caught.value.code == errors.DRIFT
 
 

@@ -1,0 +1,183 @@
+"""--against: two constitutions on shared instructions and answers, judged blind; one page of what changed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from support.runs import FAKE, PAPERS_WAY, ROOT, read_jsonl
+
+import runner
+from cai import errors
+from cai.models.fake import FakeEngine
+from cai.run.manifest import read_manifest
+
+SMALL = (
+    *("--milestone", "m1", "--set", "items=3", "--set", "heldout.items=4", "--set", "evaluation.probes="),
+    *(
+        "--set",
+        "evaluation.likelihood_items=2",
+        "--set",
+        "evaluation.judge_items=0",
+        "--set",
+        "evaluation.critic_items=0",
+    ),
+)
+OTHER = "helpful-only.yaml"
+
+
+def command(*more: str, other: str = OTHER) -> int:
+    """The command's exit code, in the folder where one stands."""
+    return runner.main(["cai.toml", *FAKE, *PAPERS_WAY, *SMALL, "--against", other, *more])
+
+
+def lay_out(folder: Path) -> None:
+    for name in ("cai.toml", "constitution.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "prompts", folder / "prompts")
+    shutil.copy(ROOT / "docs" / "examples" / "constitution-helpful-only.yaml", folder / OTHER)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def told_apart() -> Iterator[None]:
+    """The fake's adapters all say the same; here the one that was trained under `OTHER` says a better thing."""
+    real = FakeEngine._complete
+
+    def complete(self: FakeEngine, request: Any) -> Any:
+        done = real(self, request)
+        folder = self.model.attached
+        if not (self.model.tuned and folder and "does-the-task" in (folder.parent / "constitution.yaml").read_text()):
+            return done
+        return type(done)(done.id, done.token_ids, f"I can help. {done.text} mended", done.finish)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeEngine, "_complete", complete)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the command was given once, from nothing."""
+    folder = tmp_path_factory.mktemp("against")
+    lay_out(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert command() == errors.DONE
+    return folder
+
+
+@pytest.fixture
+def project(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, in which one stands."""
+    shutil.copytree(whole, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def runs_of(project: Path) -> tuple[Path, Path]:
+    """(A, B): the run and its fork."""
+    found = sorted(path for path in (project / "runs").iterdir() if not path.is_symlink() and path.is_dir())
+    forks = [path for path in found if "forked_from" in read_manifest(path / "manifest.json")]
+    (first,) = (path for path in found if path not in forks)
+    (fork,) = forks
+    return first, fork
+
+
+def pages(a: Path, b: Path) -> dict[str, bytes]:
+    return {
+        kind: (a / "eval" / "against" / f"{b.name}.{kind}").read_bytes() for kind in ("jsonl", "html", "md", "json")
+    }
+
+
+def test_both_runs_share_instructions_and_answers_and_the_better_answers_win(project) -> None:
+    a, b = runs_of(project)
+    for stage in ("instructions", "answers"):
+        rows = [[r for r in read_jsonl(run / "records.jsonl") if r["stage"] == stage] for run in (a, b)]
+        assert rows[0] == rows[1] and rows[0]
+    content = orjson.loads(pages(a, b)["json"])
+    assert content["prompts"] == 4 and content["same"] == 0
+    assert content["overall"]["wins"]["value"] == 1.0  # `mended` is what the fake judge likes
+    whose = {row["whose"] for row in content["principles"]}
+    assert whose == {"A", "B"} and len(content["principles"]) == 23
+    assert all(row["wins"]["n"] == 4 for row in content["principles"])
+    assert len(content["different"]) == 4 and content["lengths"]["difference"] == 4.0
+    html = pages(a, b)["html"].decode()
+    assert "<ins>" in html and "mended" in html and "does-the-task (B)" in html
+
+
+def test_every_judgement_is_a_record_in_both_orders(project) -> None:
+    a, b = runs_of(project)
+    rows = [row for row in read_jsonl(a / "eval" / "against" / f"{b.name}.jsonl") if row["metric"] == "against.judged"]
+    assert len(rows) == 4 * (1 + 23) and len({(row["item"], row["round"]) for row in rows}) == len(rows)
+    for row in rows:
+        assert row["log_odds"] == pytest.approx((row["first"] - row["second"]) / 2, abs=1e-6)
+        assert row["first"] > 0 > row["second"]  # A, then B: the letter turns, the winner stays
+
+
+@pytest.mark.parametrize("cut", [0.02, 0.6])
+def test_a_comparison_that_was_killed_goes_on_to_the_same_bytes(project, cut: float) -> None:
+    a, b = runs_of(project)
+    whole, log = pages(a, b), a / "eval" / "against" / f"{b.name}.jsonl"
+    log.write_bytes(whole["jsonl"][: int(cut * len(whole["jsonl"]))])
+    log.with_suffix(".sum").unlink()
+    with (a / "events.jsonl").open() as events:  # what a kill leaves: the attempt has no end
+        kept = [line for line in events if '"kind":"files"' not in line]
+    (a / "events.jsonl").write_text("".join(kept))
+    (a / "events.sum").unlink()
+    for kind in ("html", "md", "json"):
+        log.with_suffix(f".{kind}").unlink()
+    assert command() == errors.DONE
+    assert runs_of(project) == (a, b)
+    assert pages(a, b) == whole
+
+
+def test_the_same_command_makes_neither_run_nor_judgement_again(project, monkeypatch) -> None:
+    before = pages(*runs_of(project))
+    monkeypatch.setattr(FakeEngine, "score", None)  # whoever asks, fails
+    monkeypatch.setattr(FakeEngine, "submit", None)
+    assert command() == errors.DONE
+    assert pages(*runs_of(project)) == before
+
+
+def test_two_runs_that_stand_are_compared_by_name(project) -> None:
+    a, b = runs_of(project)
+    before = pages(a, b)
+    shutil.rmtree(a / "eval" / "against")
+    (a / "events.jsonl").write_bytes(b"\n".join(x for x in (a / "events.jsonl").read_bytes().split(b"\n")
+                                               if b'"kind":"files"' not in x))  # fmt: skip
+    (a / "events.sum").unlink()
+    assert runner.main(["cai.toml", "--resume", str(a), "--against", f"runs/{b.name}"]) == errors.DONE
+    assert pages(a, b) == before
+
+
+def test_a_dry_run_says_what_it_costs_and_writes_nothing(empty, capsys) -> None:
+    assert command("--dry-run") == errors.DONE
+    said = capsys.readouterr().out
+    assert not (empty / "runs").exists()
+    assert "4 held-out prompts x 3" in said and "4 prompts x 24 principles" in said and "96 blind" in said
+
+
+@pytest.mark.parametrize(
+    ("other", "more", "told"),
+    [
+        ("nowhere.yaml", (), "--against: nowhere.yaml: no such file"),
+        ("runs/none", (), "--against: runs/none: neither a file of principles nor a run"),
+        (OTHER, ("--set", "heldout.items=0"), "heldout.items: is 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line_before_anything_is_made(empty, capsys, other, more, told) -> None:
+    assert command(*more, other=other) == errors.USAGE
+    said = capsys.readouterr().err
+    assert told in said and "Traceback" not in said
+    assert not (empty / "runs").exists()
