@@ -34,6 +34,7 @@ MODULES = {
 EXPERIMENTS = {  # they take whole runs to their end: `command(args, milestone)`
     "against": "cai.commands.experiments.against",
     "attribute": "cai.commands.experiments.attribute",
+    "inverse": "cai.commands.experiments.inverse",
 }
 
 ACT_ON_A_RUN = ("review", "chat", "export", "fork", "report")  # and do not name the run by themselves

@@ -58,11 +58,12 @@ COMMANDS = (
     "chat",
     "against",
     "attribute",
+    "inverse",
 )
 # flag of a run -> the commands that it may stand beside
 MODES: dict[str, tuple[str, ...]] = {
     "resume": ("benchmark", "against"),
-    "dry_run": ("fork", "export", "against", "attribute"),
+    "dry_run": ("fork", "export", "against", "attribute", "inverse"),
     "until": (),
 }
 
@@ -132,6 +133,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="OTHER",
         help="compare with another constitution (a file) or run, judged blind",
     )
+    more.add_argument("--inverse", type=_named, metavar="RUN", help="does the constitution come back out of its pairs?")
     more.add_argument(
         "--attribute", type=_named, metavar="RUN", help="what each principle bought and cost, judged blind"
     )

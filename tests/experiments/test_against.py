@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from support.experiments import forget_end, kill_in, lay_out
 from support.runs import FAKE, PAPERS_WAY, ROOT, read_jsonl
 
 import runner
@@ -27,19 +28,12 @@ SMALL = (
         "evaluation.critic_items=0",
     ),
 )
-OTHER = "helpful-only.yaml"
+OTHER, OTHER_FILE = "helpful-only.yaml", "docs/examples/constitution-helpful-only.yaml"
 
 
 def command(*more: str, other: str = OTHER) -> int:
     """The command's exit code, in the folder where one stands."""
     return runner.main(["cai.toml", *FAKE, *PAPERS_WAY, *SMALL, "--against", other, *more])
-
-
-def lay_out(folder: Path) -> None:
-    for name in ("cai.toml", "constitution.yaml"):
-        shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "prompts", folder / "prompts")
-    shutil.copy(ROOT / "docs" / "examples" / "constitution-helpful-only.yaml", folder / OTHER)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,6 +58,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the command was given once, from nothing."""
     folder = tmp_path_factory.mktemp("against")
     lay_out(folder)
+    shutil.copy(ROOT / OTHER_FILE, folder / OTHER)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert command() == errors.DONE
@@ -81,6 +76,7 @@ def project(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lay_out(tmp_path)
+    shutil.copy(ROOT / OTHER_FILE, tmp_path / OTHER)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -129,12 +125,7 @@ def test_every_judgement_is_a_record_in_both_orders(project) -> None:
 def test_a_comparison_that_was_killed_goes_on_to_the_same_bytes(project, cut: float) -> None:
     a, b = runs_of(project)
     whole, log = pages(a, b), a / "eval" / "against" / f"{b.name}.jsonl"
-    log.write_bytes(whole["jsonl"][: int(cut * len(whole["jsonl"]))])
-    log.with_suffix(".sum").unlink()
-    with (a / "events.jsonl").open() as events:  # what a kill leaves: the attempt has no end
-        kept = [line for line in events if '"kind":"files"' not in line]
-    (a / "events.jsonl").write_text("".join(kept))
-    (a / "events.sum").unlink()
+    kill_in(log, a, whole["jsonl"][: int(cut * len(whole["jsonl"]))])
     for kind in ("html", "md", "json"):
         log.with_suffix(f".{kind}").unlink()
     assert command() == errors.DONE
@@ -154,9 +145,7 @@ def test_two_runs_that_stand_are_compared_by_name(project) -> None:
     a, b = runs_of(project)
     before = pages(a, b)
     shutil.rmtree(a / "eval" / "against")
-    (a / "events.jsonl").write_bytes(b"\n".join(x for x in (a / "events.jsonl").read_bytes().split(b"\n")
-                                               if b'"kind":"files"' not in x))  # fmt: skip
-    (a / "events.sum").unlink()
+    forget_end(a)
     assert runner.main(["cai.toml", "--resume", str(a), "--against", f"runs/{b.name}"]) == errors.DONE
     assert pages(a, b) == before
 
