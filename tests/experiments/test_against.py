@@ -14,7 +14,13 @@ from support.runs import FAKE, PAPERS_WAY, ROOT, read_jsonl
 
 import runner
 from cai import errors
+from cai.evaluate import head_to_head, head_to_head_figures
+from cai.evaluate.head_to_head import Arm, Question
+from cai.evaluate.head_to_head_figures import Texts
+from cai.evaluate.judge import Judge
 from cai.models.fake import FakeEngine
+from cai.recipe.constitution import Constitution, Principle
+from cai.recipe.load import Recipe
 from cai.run.manifest import read_manifest
 
 SMALL = (
@@ -170,3 +176,41 @@ def test_what_cannot_be_compared_is_one_line_before_anything_is_made(empty, caps
     said = capsys.readouterr().err
     assert told in said and "Traceback" not in said
     assert not (empty / "runs").exists()
+
+
+def test_another_adapter_principle_length_or_judge_begins_a_new_log_and_more_prompts_do_not(tmp_path: Path) -> None:
+    from cai.recipe.prompts import load_prompt
+    from cai.recipe.settings import LoraSection
+
+    def mark(weights: bytes = b"one", principle: str = "p", **evaluation: Any) -> str:
+        (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+
+        class Context:
+            recipe = Recipe.model_validate({"evaluation": evaluation})
+
+        arm = Arm("a", tmp_path, LoraSection(), load_prompt(ROOT / "prompts" / "policy.yaml"))
+        judge = Judge(load_prompt(ROOT / "prompts" / "judge.yaml"), load_prompt(ROOT / "prompts" / "judge_pair.yaml"))
+        return head_to_head.mark(Context, [arm], [Principle("id", principle, "", "")], judge)  # type: ignore[arg-type]
+
+    others = [mark(b"two"), mark(principle="q"), mark(fresh_max_new_tokens=7), mark(judge_model="x/y")]
+    assert len({mark(), *others}) == 5
+    assert mark() == mark(fresh_items=9)
+
+
+def test_a_principle_of_both_stands_once_and_one_id_with_two_texts_says_whose() -> None:
+    def constitution(*texts: tuple[str, str]) -> Constitution:
+        return Constitution("", "", tuple(Principle(id_, text, "", "") for id_, text in texts))
+
+    one = constitution(("kind", "Be kind."), ("true", "Be true."), ("own", "Only here."))
+    two = constitution(("kind", "Be very kind."), ("verity", "Be true."))
+    found = [(asked.principle.id, asked.whose) for asked in head_to_head_figures.union(one, two)]
+    assert found == [("kind (A)", "A"), ("true", "both"), ("own", "A"), ("kind (B)", "B")]
+
+
+def test_who_refuses_comes_first_of_what_differs_and_equal_answers_are_no_difference() -> None:
+    questions = [Question(item, f"p{item}", "benign", "") for item in range(4)]
+    no = "I'm sorry, but I can't help with that."
+    theirs, ours = {0: "x", 1: "a b", 2: "c d", 3: no}, {0: "x", 1: "e f", 2: "g h", 3: "Sure: here it is."}
+    rows = [{"item": i, "round": 0, "log_odds": odds, "win": 0.5} for i, odds in enumerate((9.0, -0.5, 2.0, 0.1))]
+    found = head_to_head_figures.most_different(questions, rows, Texts(ours, theirs))
+    assert [row["item"] for row in found] == [3, 2, 1]
