@@ -183,10 +183,10 @@ def evaluate(
             results |= measure.training_figures(context)
         measure.write(context, results)
     probes.ask(context, inputs.probes, adapter)
-    if context.recipe.sft.enabled:
+    if context.recipe.sft.enabled or context.recipe.dpo.also_from_base:
         from cai.evaluate import arms as measured_arms
 
-        measured_arms.run_arm(context, pairs, training_pairs, inputs.folder)
+        measured_arms.run_arms(context, pairs, training_pairs, inputs.folder)
     if context.recipe.benchmarks.run:
         suite.measure_all(context, context.recipe.benchmarks.run, inputs.folder)
     if len(context.recipe.dpo.seeds) > 1:
@@ -201,7 +201,7 @@ def stored_figures(folder: Path) -> dict[str, Figure]:
     from cai.evaluate.benchmarks.suite import read
 
     found: dict[str, Figure] = {}
-    for name in ("measured", "benchmarks", "contamination", "guard", "checks", "seeds", "sft"):
+    for name in ("measured", "benchmarks", "contamination", "guard", "checks", "seeds", "sft", "from_base"):
         found |= read(folder / f"{name}.json")
     return found
 

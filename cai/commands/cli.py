@@ -59,11 +59,12 @@ COMMANDS = (
     "against",
     "attribute",
     "inverse",
+    "next_round",
 )
 # flag of a run -> the commands that it may stand beside
 MODES: dict[str, tuple[str, ...]] = {
     "resume": ("benchmark", "against"),
-    "dry_run": ("fork", "export", "against", "attribute", "inverse"),
+    "dry_run": ("fork", "export", "against", "attribute", "inverse", "next_round"),
     "until": (),
 }
 
@@ -127,24 +128,24 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--benchmark", type=_named, metavar="LIST", help="harmbench,xstest,mtbench on a run's adapter")
     more.add_argument("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
     more.add_argument("--chat", type=_named, metavar="RUN", help="ask base and tuned side by side (or a line on stdin)")
-    more.add_argument(
-        "--against",
-        type=_named,
-        metavar="OTHER",
-        help="compare with another constitution (a file) or run, judged blind",
-    )
-    more.add_argument("--inverse", type=_named, metavar="RUN", help="does the constitution come back out of its pairs?")
-    more.add_argument(
-        "--attribute", type=_named, metavar="RUN", help="what each principle bought and cost, judged blind"
-    )
-    more.add_argument("--without", type=_named, metavar="ID", help="with --attribute: also trained without its pairs")
     more.add_argument("--to", type=Path, metavar="FOLDER", help="with --export: where to")
     more.add_argument("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
     more.add_argument(
         "--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)"
     )
+    _experiments(parser.add_argument_group("experiments"))
     add("--version", action="version", version=f"constitutional-ai {__version__}")
     return _checked(parser.parse_args(argv))
+
+
+def _experiments(group: argparse._ArgumentGroup) -> None:
+    """The commands that take whole runs to their end, to compare them."""
+    add = group.add_argument
+    add("--against", type=_named, metavar="OTHER", help="against another constitution (a file) or run, judged blind")
+    add("--attribute", type=_named, metavar="RUN", help="what each principle bought and cost, judged blind")
+    add("--without", type=_named, metavar="ID", help="with --attribute: also trained without its pairs")
+    add("--inverse", type=_named, metavar="RUN", help="does the constitution come back out of the run's pairs?")
+    add("--next-round", type=_named, metavar="RUN", help="a new run in which RUN's adapter answers, trained on from it")
 
 
 def _checked(args: argparse.Namespace) -> argparse.Namespace:

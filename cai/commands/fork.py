@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cai import errors
-from cai.data import chain
+from cai.data import chain, on_policy
 from cai.data.marks import REVIEW_KEY
 from cai.data.slots import try_of
 from cai.errors import CaiError
@@ -144,6 +144,7 @@ def fill(plan: ForkPlan, run: Run) -> None:
             log.append(plan.kept[start : start + BATCH])
     _take_marks(plan, run)
     _take_model(plan, run)
+    _take_round(plan, run)
     made = {stage: sum(row["stage"] == stage for row in plan.again) for stage in chain.names()}
     run.event("forked", source=plan.source.name, kept=len(plan.kept), again=made, changed=plan.changed)
 
@@ -164,3 +165,12 @@ def _take_model(plan: ForkPlan, run: Run) -> None:
     facts = read_manifest(plan.source / "manifest.json").get("model")
     if facts and plan.kept:
         run.update_manifest(model=facts)
+
+
+def _take_round(plan: ForkPlan, run: Run) -> None:
+    """Of a further round: the adapter that answered, and the figures before it; a next round has its own."""
+    start = plan.source / on_policy.FOLDER
+    if start.is_dir() and not (run.path / on_policy.FOLDER).exists():
+        on_policy.take(start, run)
+        then = read_manifest(plan.source / "manifest.json")
+        run.update_manifest(**{name: then[name] for name in ("parent", "rounds") if name in then})

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
+from cai.data import on_policy
 from cai.data.stage import Accept, Draw, Stage, Unit, asked, first_draw, judged, measured
 from cai.engine import Completion, Request
 from cai.run import loop, sharing
@@ -43,17 +44,25 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
     if not todo:
         return
     units = [unit for item in items if (unit := stage.render(context, item, round_)) is not None]
-    model = context.model()  # its loading is no part of the stage's time
-    cuda = model.backend == "cuda"
+    cuda = context.model().backend == "cuda"  # its loading is no part of the stage's time
     if stage.score is not None:
         of = {unit.item: unit for unit in units}
         keys = [(stage.name, unit.item, round_) for unit in units]
         chunk = SCORED_AT_ONCE if cuda else SCORED_AT_ONCE_CPU
-        for part in loop.left(context, context.log, stage.name, keys, chunk, round_, stage.per_round):
-            chosen = [of[item] for _, item, _ in part]
-            found = zip(chosen, stage.score(context, chosen), strict=True)
-            loop.write(context, context.log, part, [measured(context, stage, unit, fields) for unit, fields in found])
+        with on_policy.writer(context, stage.name):
+            for part in loop.left(context, context.log, stage.name, keys, chunk, round_, stage.per_round):
+                chosen = [of[item] for _, item, _ in part]
+                found = zip(chosen, stage.score(context, chosen), strict=True)
+                made = [measured(context, stage, unit, fields) for unit, fields in found]
+                loop.write(context, context.log, part, made)
         return
+    with on_policy.writer(context, stage.name):
+        _drawn(context, stage, units, todo, round_, accept)
+
+
+def _drawn(context: Context, stage: Stage, units: Sequence[Unit], todo: set[int], round_: int, accept: Accept) -> None:
+    """The text of these units, of which `todo` have no row yet."""
+    cuda = context.model().backend == "cuda"
     size = sharing.agreed(max(context.engine.stats.batch_size, 1), f"in {stage.name}")
     streams = context.engine.streams
     done = len(units) - len(todo)

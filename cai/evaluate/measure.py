@@ -114,7 +114,7 @@ def fresh(evaluation: Evaluation, pairs: PairSet) -> tuple[dict[int, Pair], list
     wanted = {pair["item"]: pair for pair in sample_rows(one_a_prompt(pairs.heldout), evaluation.section.fresh_items)}
     keys = [(item, 0) for item in wanted]
     for part in evaluation.left("preference.fresh", keys, 16):
-        evaluation.write("preference.fresh", part, _answers(evaluation, [wanted[item] for item, _ in part]))
+        evaluation.write("preference.fresh", part, answers(evaluation, [wanted[item] for item, _ in part]))
     return wanted, evaluation.rows("preference.fresh", keys)
 
 
@@ -144,14 +144,17 @@ def p3_figures(evaluation: Evaluation, wanted: Mapping[int, Pair], answers: Sequ
     return preference.summarise_fresh(evaluation.rows("preference.p3", keys), evaluation.judge_name)
 
 
-def _answers(evaluation: Evaluation, prompts: Sequence[Pair]) -> list[Row]:
-    """Both arms' greedy answers under the policy prompt."""
+BOTH = (("base", False), ("tuned", True))  # arms, and whether the adapter is on
+
+
+def answers(evaluation: Evaluation, prompts: Sequence[Pair], arms: Sequence[tuple[str, bool]] = BOTH) -> list[Row]:
+    """Greedy answers of these arms under the policy prompt."""
     model, policy = evaluation.model(), evaluation.context.prompts["policy"]
     signs = signs_of(policy)
     rows: list[Row] = [
         {"metric": "preference.fresh", "item": p["item"], "round": 0, "prompt": p["prompt"]} for p in prompts
     ]
-    for arm, on in (("base", False), ("tuned", True)):
+    for arm, on in arms:
         with model.adapter(on):
             engine = evaluation.engine()
             for index, pair in enumerate(prompts):

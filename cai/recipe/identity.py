@@ -24,6 +24,7 @@ _DATA_KEYS = (
     "principles",
     "critiques",
     "pairs",
+    *(f"on_policy.{name}" for name in ("round", "parent", "adapter", "critic")),
 )
 _TRAINING_KEYS = ("lora", "dpo", "hygiene", "heldout", "items")
 
@@ -36,7 +37,8 @@ def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False
     wanted = _DATA_KEYS + (_TRAINING_KEYS if training else ())
     flat = {key: repr(value) for key, value in RETIRED.items()} | flatten(recipe.model_dump(mode="json"))
     keep = {k: v for k, v in flat.items() if any(k == name or k.startswith(name + ".") for name in wanted)}
-    keep.pop("model.backend", None)
+    for name in ("model.backend", "dpo.also_from_base"):  # an arm beside the run's own adapter may come later
+        keep.pop(name, None)
     if not recipe.hygiene.reviews:
         keep.pop("hygiene.reviews", None)
     drop_unset(keep)
@@ -58,6 +60,10 @@ LATER_KEYS = {
     "pairs.label": "always",
     "pairs.file": "",
     "pairs.kind": "revision",
+    **{
+        f"on_policy.{name}": value
+        for name, value in (("round", 1), ("parent", ""), ("adapter", ""), ("critic", "base"))
+    },
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
     "few_shot.rotate": False,

@@ -44,6 +44,7 @@ from cai.recipe.settings import (
 )
 from cai.recipe.settings_benchmarks import BenchmarksSection, ChecksSection, GuardSection
 from cai.recipe.settings_evaluation import EvaluationSection, GatesSection, HygieneSection
+from cai.recipe.settings_rounds import OnPolicySection
 from cai.recipe.writing import remedy
 from cai.store.jsonl import JsonObject, Row
 from cai.store.reading import Missing, read_once
@@ -84,8 +85,15 @@ class Recipe(Section):
     benchmarks: BenchmarksSection = BenchmarksSection()
     checks: ChecksSection = ChecksSection()
     gates: GatesSection = GatesSection()
+    on_policy: OnPolicySection = OnPolicySection()
     report: ReportSection = ReportSection()
     budget: BudgetSection = BudgetSection()
+
+    @model_validator(mode="after")
+    def _starts_from_what_is_there(self) -> Recipe:
+        if self.dpo.start == "adapter" and self.on_policy.round == 1:
+            raise ValueError('dpo.start: "adapter" is that of the round before, which --next-round takes along')
+        return self
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Recipe:

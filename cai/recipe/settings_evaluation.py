@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_serializer, model_validator
 
 from cai.metrics import names as metrics
-from cai.recipe.settings import Count, Fraction, Positive, Section
+from cai.recipe.settings import Count, Fraction, Positive, Prompted, Section
 from cai.store.jsonl import Row
 
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -79,7 +79,7 @@ class EvaluationSection(Section):
     fresh_max_new_tokens: Positive = 200
     probes: str = Field(default="", description="file of prompts that base and tuned answer, to be read; empty: none")
     probe_tokens: Positive = Field(default=300, description="longest answer to a probe")
-    prompted: tuple[Literal["few_shot", "constitution", "best_of_n"], ...] = Field(
+    prompted: tuple[Prompted, ...] = Field(
         default=(), description="the base prompted well, against the tuned model on the same fresh prompts"
     )
     best_of: Annotated[int, Field(ge=2, le=64)] = Field(default=4, description="answers drawn for best_of_n")

@@ -1,6 +1,7 @@
-"""The trainings of a run as data, and the one call that makes their adapters: DPO, its further seeds, SFT.
+"""The trainings of a run as data, and the one call that makes their adapters: DPO, its seeds, SFT, DPO from the base.
 
-Owns which folder, adapter, seed and texts an arm has (train/, train/sft/, train/seed-N/), and eval/seeds.json; training
+Owns which folder, adapter, seed and texts an arm has (train/, train/sft/, train/from_base/, train/seed-N/), and
+eval/seeds.json; training
 itself is `cai.training.train`'s. Invariant: an arm whose result stands on disk loads no model and changes no byte.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cai.data import on_policy
 from cai.metrics.figure import Figure
 from cai.recipe.settings import DpoSection
 from cai.run.context import Context
@@ -35,6 +37,8 @@ class Arm:
     heldout: Sequence[Pair] = ()
     objective: Objective = "dpo"
     start: Arm | None = None
+    reference: Path | None = None  # instead of `start`: an adapter that stands already, that of the round before
+    name: str = ""  # of its events and figures; "": the run's own training and its seeds
     inputs: Mapping[str, str] = field(default_factory=dict)  # settled in `folder`; DPO's are the run's own identity
 
 
@@ -68,7 +72,7 @@ def trained(context: Context, arm: Arm) -> Path:
             adapter=stage.adapter,
             objective=stage.objective,
             health=context.recipe.health if stage.objective == "dpo" else training.WATCHED,
-            start=stage.start.adapter if stage.start else None,
+            start=stage.start.adapter if stage.start else stage.reference,
         )
         context.progress.end()
         what = "pairs" if stage.objective == "dpo" else "revisions"
@@ -88,10 +92,10 @@ def done(arm: Arm) -> bool:
 
 
 def _events(run: Run, arm: Arm) -> Callable[..., None]:
-    """`run.event`, which also says a sign of ill health aloud, and names an SFT arm."""
+    """`run.event`, which also says a sign of ill health aloud, and names an arm beside the run's own training."""
 
     def event(kind: str, **facts: object) -> None:
-        run.event(kind, **({**facts, "arm": "sft"} if arm.objective == "sft" else facts))
+        run.event(kind, **({**facts, "arm": arm.name} if arm.name else facts))
         if kind == "health":
             say(f"{arm.title}: WARNING at step {facts['step']}: {facts['text']}")
 
@@ -106,8 +110,9 @@ def dpo_arm(context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair], so
     run, dpo = context.run, context.recipe.dpo
     start = sft_arm(context, pairs, sound) if dpo.start == "sft" else None
     return Arm(
-        "train", pairs, run.train, run.adapter, dpo, dpo.seeds[0], heldout if dpo.eval_steps else (), start=start
-    )
+        "train", pairs, run.train, run.adapter, dpo, dpo.seeds[0], heldout if dpo.eval_steps else (), start=start,
+        reference=on_policy.start_of(context) if dpo.start == "adapter" else None,
+    )  # fmt: skip
 
 
 def sft_arm(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer] = ()) -> Arm:
@@ -117,8 +122,16 @@ def sft_arm(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer
     seed = recipe.dpo.seeds[0]
     return Arm(
         "train sft", rows, run.sft_train, run.sft_adapter, recipe.sft.recipe(recipe.dpo), seed, objective="sft",
-        inputs=sft.inputs(context, pairs, sound, seed),
+        name="sft", inputs=sft.inputs(context, pairs, sound, seed),
     )  # fmt: skip
+
+
+def from_base_arm(context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair]) -> Arm:
+    """DPO alone (train/from_base/, adapter-from-base/) beside DPO from SFT: the run's settings but for the start."""
+    run, dpo = context.run, context.recipe.dpo.model_copy(update={"start": "base", "also_from_base": False})
+    folder, adapter = run.train / "from_base", run.path / "adapter-from-base"
+    watched = heldout if dpo.eval_steps else ()
+    return Arm("train from base", pairs, folder, adapter, dpo, dpo.seeds[0], watched, name="from_base")
 
 
 def seed_arm(
@@ -130,7 +143,11 @@ def seed_arm(
     if context.recipe.dpo.start == "sft":
         stage, inputs = adapter.with_name(f"adapter-sft-seed-{seed}"), sft.inputs(context, pairs, sound, seed)
         start = replace(sft_arm(context, pairs, sound), folder=folder / "sft", adapter=stage, seed=seed, inputs=inputs)
-    return Arm(f"train seed {seed}", pairs, folder, adapter, context.recipe.dpo, seed, heldout, start=start)
+    reference = on_policy.start_of(context) if context.recipe.dpo.start == "adapter" else None
+    return Arm(
+        f"train seed {seed}", pairs, folder, adapter, context.recipe.dpo, seed, heldout, start=start,
+        reference=reference,
+    )  # fmt: skip
 
 
 def train_seeds(

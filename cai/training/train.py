@@ -35,6 +35,7 @@ from cai.training import health as signs
 from cai.training.job import BatchShape, Job, Objective, empty_cache, model_name
 from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
 from cai.training.token_rows import PairRow, PairRows, ignore, never, revisions_only, steps_of, tokenize_pairs
+from cai.world import gather
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -170,11 +171,12 @@ def _tokenized(
 
 
 def _check_start(dpo: DpoSection, lora: LoraSection, start: Path | None) -> None:
-    if (dpo.start == "sft") != (start is not None):
-        said = "no SFT adapter was handed to training" if start is None else f"training was handed {start}"
+    if (dpo.start != "base") != (start is not None):
+        said = "no adapter was handed to training" if start is None else f"training was handed {start}"
         raise CaiError(f'dpo.start = "{dpo.start}", but {said}')
     if start is not None and lora.dropout:
-        raise CaiError('lora.dropout: must be 0 with dpo.start = "sft": dropout would make the reference another model')
+        why = f'must be 0 with dpo.start = "{dpo.start}": dropout would make the reference another model'
+        raise CaiError(f"lora.dropout: {why}")
 
 
 def _heldout_rows(model: Model, pairs: Sequence[TrainingPair], prompt: Prompt, dpo: DpoSection) -> list[PairRow]:
@@ -245,7 +247,8 @@ def _learnt(
     }
     _leave_training(model, trainer)
     if learnt["kept_step"]:
-        heldout.restore_best(model.hf, job.folder, learnt["kept_step"])
+        gather(b"", "the best weights")  # the first process has written them
+        heldout.restore_best(model.hf, job.home, learnt["kept_step"])
     _export(model, adapter, job.start)
     return learnt
 
