@@ -62,12 +62,13 @@ COMMANDS = (
     "chat",
     "against",
     "attribute",
+    "inverse",
     "next_round",
 )
 # flag of a run -> the commands that it may stand beside
 MODES: dict[str, tuple[str, ...]] = {
     "resume": ("benchmark", "against"),
-    "dry_run": ("fork", "export", "against", "attribute", "next_round"),
+    "dry_run": ("fork", "export", "against", "attribute", "inverse", "next_round"),
     "until": (),
 }
 
@@ -147,6 +148,7 @@ def _experiments(group: argparse._ArgumentGroup) -> None:
     add("--against", type=_named, metavar="OTHER", help="against another constitution (a file) or run, judged blind")
     add("--attribute", type=_named, metavar="RUN", help="what each principle bought and cost, judged blind")
     add("--without", type=_named, metavar="ID", help="with --attribute: also trained without its pairs")
+    add("--inverse", type=_named, metavar="RUN", help="does the constitution come back out of the run's pairs?")
     add("--next-round", type=_named, metavar="RUN", help="a new run in which RUN's adapter answers, trained on from it")
 
 
