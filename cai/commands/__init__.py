@@ -34,6 +34,7 @@ MODULES = {
 EXPERIMENTS = {  # they take whole runs to their end: `command(args, milestone)`
     "against": "cai.commands.experiments.against",
     "next_round": "cai.commands.experiments.next_round",
+    "sweep": "cai.commands.experiments.sweep",
 }
 
 ACT_ON_A_RUN = ("review", "chat", "export", "fork", "report")  # and do not name the run by themselves

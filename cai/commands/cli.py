@@ -57,11 +57,12 @@ COMMANDS = (
     "chat",
     "against",
     "next_round",
+    "sweep",
 )
 # flag of a run -> the commands that it may stand beside
 MODES: dict[str, tuple[str, ...]] = {
-    "resume": ("benchmark", "against"),
-    "dry_run": ("fork", "export", "against", "next_round"),
+    "resume": ("benchmark", "against", "sweep"),
+    "dry_run": ("fork", "export", "against", "next_round", "sweep"),
     "until": (),
 }
 
@@ -117,6 +118,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument(
         "--next-round", type=_named, metavar="RUN", help="a new run in which RUN's adapter answers, trained on from it"
     )
+    more.add_argument("--sweep", action="store_true", help="every combination of the values in [sweep], and a frontier")
     more.add_argument("--report", type=_named, metavar="RUN", help="write report.html and report.md of a run again")
     more.add_argument("--review", type=_named, metavar="RUN", help="mark critiques and revisions by hand")
     more.add_argument("--rater", default="", help="with --review: who marks")
