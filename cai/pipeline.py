@@ -18,7 +18,7 @@ from cai.data.pairs import PairSet
 from cai.data.slots import slots
 from cai.data.sound import sound_rows
 from cai.errors import CaiError
-from cai.evaluate import advice, gates
+from cai.evaluate import advice, external, gates
 from cai.evaluate.doors import recipe_key
 from cai.evaluate.gates import Verdict
 from cai.inputs import Inputs, locate
@@ -85,6 +85,7 @@ def check_at_hand(inputs: Inputs, args: argparse.Namespace) -> None:
     if args.resume and (locate(args, args.resume) / "train" / "result.json").exists():
         return
     guarding.require(recipe.guard)
+    external.require(recipe.evaluation)
     if recipe.benchmarks.run:
         from cai.evaluate.benchmarks.suite import require
 
@@ -120,7 +121,10 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
     from cai.evaluate.benchmarks.overlaps import without_overlaps
     from cai.report import cards
 
-    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, marks_refused.of_run(context, pairs))
+    refused = marks_refused.of_run(context, pairs)
+    cleaned = hygiene.clean(pairs.train, context.recipe.hygiene, refused, pairs.drawn)
+    if not cleaned.kept and context.recipe.hygiene.without_principles:
+        raise CaiError(f"{context.run.path}: hygiene.without_principles: no pair is left. Name fewer.", errors.QUALITY)
     if context.recipe.benchmarks.contamination:
         cleaned = replace(cleaned, kept=without_overlaps(context, inputs.folder, cleaned.kept))
     if "model" not in context.run.manifest and inputs.pairs is None:
@@ -152,7 +156,7 @@ def evaluate(
     context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path
 ) -> dict[str, Figure]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
-    from cai.evaluate import chain_figures, critic_stage, measure, probes, prompted
+    from cai.evaluate import agreement, chain_figures, critic_stage, measure, probes, prompted
     from cai.evaluate.benchmarks import suite
     from cai.evaluate.lm_eval import tasks
 
@@ -165,6 +169,7 @@ def evaluate(
                 checked, scored = chain_figures.gates(evaluation, cases), chain_figures.likelihoods(evaluation, cases)
                 judged = chain_figures.verdicts(evaluation, cases)
                 results |= chain_figures.figures(evaluation, pairs, cases, checked, scored, judged)
+                results |= agreement.of_texts(evaluation, cases)
             results |= measure.preference_figures(evaluation, pairs, training_pairs)
             results |= measure.surface_figures(pairs, training_pairs)
             wanted, fresh = measure.fresh(evaluation, pairs)
@@ -172,15 +177,16 @@ def evaluate(
             for arm in evaluation.section.prompted if evaluation.judges else ():
                 results |= prompted.measure(evaluation, arm, wanted, fresh, training_pairs)
             results |= measure.p3_figures(evaluation, wanted, fresh)
+            results |= agreement.of_answers(evaluation, wanted, fresh)
             results |= measure.forgetting_figures(evaluation)
             results |= tasks.figures(tasks.measure(evaluation, inputs.folder))
             results |= measure.training_figures(context)
         measure.write(context, results)
     probes.ask(context, inputs.probes, adapter)
-    if context.recipe.sft.enabled:
+    if context.recipe.sft.enabled or context.recipe.dpo.also_from_base:
         from cai.evaluate import arms as measured_arms
 
-        measured_arms.run_arm(context, pairs, training_pairs, inputs.folder)
+        measured_arms.run_arms(context, pairs, training_pairs, inputs.folder)
     if context.recipe.benchmarks.run:
         suite.measure_all(context, context.recipe.benchmarks.run, inputs.folder)
     if len(context.recipe.dpo.seeds) > 1:
@@ -195,7 +201,7 @@ def stored_figures(folder: Path) -> dict[str, Figure]:
     from cai.evaluate.benchmarks.suite import read
 
     found: dict[str, Figure] = {}
-    for name in ("measured", "benchmarks", "contamination", "guard", "checks", "seeds", "sft"):
+    for name in ("measured", "benchmarks", "contamination", "guard", "checks", "seeds", "sft", "from_base"):
         found |= read(folder / f"{name}.json")
     return found
 

@@ -33,6 +33,7 @@ MODULES = {
 }
 EXPERIMENTS = {  # they take whole runs to their end: `command(args, milestone)`
     "against": "cai.commands.experiments.against",
+    "attribute": "cai.commands.experiments.attribute",
     "next_round": "cai.commands.experiments.next_round",
     "sweep": "cai.commands.experiments.sweep",
 }

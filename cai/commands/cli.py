@@ -38,6 +38,7 @@ GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed ove
     "to": "export",
     "merged": "export",
     "push": "export",
+    "without": "attribute",
 }
 
 
@@ -56,13 +57,14 @@ COMMANDS = (
     "export",
     "chat",
     "against",
+    "attribute",
     "next_round",
     "sweep",
 )
 # flag of a run -> the commands that it may stand beside
 MODES: dict[str, tuple[str, ...]] = {
     "resume": ("benchmark", "against", "sweep"),
-    "dry_run": ("fork", "export", "against", "next_round", "sweep"),
+    "dry_run": ("fork", "export", "against", "attribute", "next_round", "sweep"),
     "until": (),
 }
 
@@ -115,10 +117,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--repair", type=_named, metavar="RUN", help="show what a repair of a damaged log would drop")
     more.add_argument("--write", action="store_true", help="with --repair: drop it")
     more.add_argument("--fork", type=_named, metavar="RUN", help="a new run that reuses what is unchanged of RUN")
-    more.add_argument(
-        "--next-round", type=_named, metavar="RUN", help="a new run in which RUN's adapter answers, trained on from it"
-    )
-    more.add_argument("--sweep", action="store_true", help="every combination of the values in [sweep], and a frontier")
     more.add_argument("--report", type=_named, metavar="RUN", help="write report.html and report.md of a run again")
     more.add_argument("--review", type=_named, metavar="RUN", help="mark critiques and revisions by hand")
     more.add_argument("--rater", default="", help="with --review: who marks")
@@ -130,19 +128,24 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--benchmark", type=_named, metavar="LIST", help="harmbench,xstest,mtbench on a run's adapter")
     more.add_argument("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
     more.add_argument("--chat", type=_named, metavar="RUN", help="ask base and tuned side by side (or a line on stdin)")
-    more.add_argument(
-        "--against",
-        type=_named,
-        metavar="OTHER",
-        help="compare with another constitution (a file) or run, judged blind",
-    )
     more.add_argument("--to", type=Path, metavar="FOLDER", help="with --export: where to")
     more.add_argument("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
     more.add_argument(
         "--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)"
     )
+    _experiments(parser.add_argument_group("experiments"))
     add("--version", action="version", version=f"constitutional-ai {__version__}")
     return _checked(parser.parse_args(argv))
+
+
+def _experiments(group: argparse._ArgumentGroup) -> None:
+    """The commands that take whole runs to their end, to compare them."""
+    add = group.add_argument
+    add("--against", type=_named, metavar="OTHER", help="against another constitution (a file) or run, judged blind")
+    add("--attribute", type=_named, metavar="RUN", help="what each principle bought and cost, judged blind")
+    add("--without", type=_named, metavar="ID", help="with --attribute: also trained without its pairs")
+    add("--next-round", type=_named, metavar="RUN", help="a new run in which RUN's adapter answers, trained on from it")
+    add("--sweep", action="store_true", help="every combination of the values in [sweep], and a frontier")
 
 
 def _checked(args: argparse.Namespace) -> argparse.Namespace:

@@ -57,10 +57,19 @@ def model_card(snapshot: Snapshot, base: Base, asking: Asking, *, modules: objec
             verdicts=[verdict_row(v) for v in snapshot.verdicts],
             figures=[{"metric": name, **figure(m)} for name, m in headline_figures(snapshot).items()],
             money=money(snapshot),
+            loaded_as=_loaded_as(snapshot),
             train=len(snapshot.cleaned.kept),
         )
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _loaded_as(snapshot: Snapshot) -> str:
+    """What the weights were held in, as the loaded model said; the recipe only asks for it on a GPU."""
+    facts = snapshot.manifest.get("model") or {}
+    if snapshot.backend == "fake":
+        return "no weights (the fake model)"
+    return str(facts.get("quantization") or snapshot.recipe.model.quantization)
 
 
 def _example(asking: Asking) -> str:

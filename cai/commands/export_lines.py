@@ -20,12 +20,21 @@ def usage(base: Base, asking: Asking, rank: int, to: Path, merged: bool) -> list
     serve = f"vllm serve {shlex.quote(base.here)}" + (f" --revision {base.revision}" if base.revision else "")
     serve += f" --enable-lora --max-lora-rank {allowed} --lora-modules {shlex.quote(f'cai={adapter}')}"
     loaded = f"AutoModelForCausalLM.from_pretrained({base.here!r}{pinned})"
-    lines = [f"exported to {to}", f"vLLM:          {serve}{_as_trained(asking, adapter)}"]
-    if base.on_hub:
-        lines.append(f"transformers:  AutoModelForCausalLM.from_pretrained({str(adapter)!r})")
+    lines = [f"exported to {to}"]
+    if asking.nothing_to_load:
+        return [
+            *lines,
+            f"datasets:      load_dataset({str(dataset)!r})",
+            f"adapter:       {asking.missed}: no library loads it",
+        ]
     lines += [
-        f"peft:          PeftModel.from_pretrained({loaded}, {str(adapter)!r})",
-        f"tokenizer:     AutoTokenizer.from_pretrained({str(adapter)!r})",
+        f"vLLM:          {serve}{_as_trained(asking, adapter)}",
+        f"peft:          PeftModel.from_pretrained({loaded}, {str(adapter)!r})  # base and tuned, the card's way",
+    ]
+    if base.on_hub:
+        lines.append(f"transformers:  AutoModelForCausalLM.from_pretrained({str(adapter)!r})  # or this: tuned alone")
+    lines += [
+        f"tokenizer:     AutoTokenizer.from_pretrained({(base.here if asking.folder is None else str(adapter))!r})",
         f"datasets:      load_dataset({str(dataset)!r})",
     ]
     if merged:

@@ -47,6 +47,7 @@ class Asking:
     stops: tuple[str, ...]
     folder: Path | None
     missed: str = ""  # why there is no tokenizer
+    nothing_to_load: bool = False  # an adapter of the fake model
 
     @property
     def template(self) -> str:
@@ -75,7 +76,7 @@ def asking(snapshot: Snapshot) -> Asking:
     stops = chat_template.stop_strings(prompt, section.format)
     found = Asking(prompt, section.format, section.eos or "<|endoftext|>", None, stops, None)
     if snapshot.backend == "fake":
-        return replace(found, missed="the fake model has no tokenizer")
+        return replace(found, missed="the fake model has neither weights nor a tokenizer", nothing_to_load=True)
     facts = snapshot.manifest.get("model") or {}
     folder = folder_at_hand(section, snapshot.backend, facts) or _fetched(section.name, facts)
     if folder is None:

@@ -16,7 +16,7 @@ Results = Iterator[tuple[str, str]]
 
 
 def sealed(run: Path) -> Results:
-    folders = [run / "train", *sorted(path for path in (run / "train").glob("s*/") if path.is_dir())]
+    folders = [run / "train", *sorted(path for path in (run / "train").glob("[fs]*/") if path.is_dir())]
     found = [checkpoint for folder in folders for checkpoint in checkpoints.found(folder)]
     if not found:
         yield "skip", "no checkpoint"

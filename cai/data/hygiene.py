@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cai.metrics.stats import gained_exact
@@ -53,15 +53,27 @@ class Hygiene:
     facts: Row = field(default_factory=dict)
 
 
-def clean(pairs: Sequence[Pair], section: HygieneSection, refused: Mapping[int, str] | None = None) -> Hygiene:
+def clean(
+    pairs: Sequence[Pair],
+    section: HygieneSection,
+    refused: Mapping[int, str] | None = None,
+    drawn: Mapping[int, Collection[str]] | None = None,
+) -> Hygiene:
     """Apply every rule that is switched on, in a fixed order; a rule that is off is only counted.
 
-    `refused`: item -> which mark refused it; those go first where `hygiene.reviews` is on.
+    `refused`: item -> which mark refused it; those go first where `hygiene.reviews` is on. `drawn`: item -> ids of the
+    principles that its rounds were about; those of `hygiene.without_principles` go before all.
     """
     found_leaks = find_leaks(pairs, section)
     kept, removed, rules = list(pairs), [], {}
+    if section.without_principles:
+        named = {pair["item"]: _left_out(pair, section, drawn or {}) for pair in pairs}
+        removed = [{"item": i, "rule": "without_principles", "detail": found} for i, found in named.items() if found]
+        kept = [pair for pair in kept if not named[pair["item"]]]
+        counts = {"marked": len(removed), "removed": len(removed)}
+        rules["without_principles"] = {"active": True, "idle": "", **counts}
     if section.reviews:
-        marked = {pair["item"]: refused[pair["item"]] for pair in pairs if refused and pair["item"] in refused}
+        marked = {pair["item"]: refused[pair["item"]] for pair in kept if refused and pair["item"] in refused}
         gone = marked if section.enabled else {}
         idle = "" if section.enabled else "off"
         rules["reviews"] = {"active": not idle, "idle": idle, "marked": len(marked), "removed": len(gone)}
@@ -79,6 +91,11 @@ def clean(pairs: Sequence[Pair], section: HygieneSection, refused: Mapping[int, 
     facts |= {"before": describe(pairs), "after": describe(kept)}
     facts["leaks"] = [vars_of(leak) for leak in found_leaks[:SHOWN]]
     return Hygiene(kept, removed, found_leaks, facts)
+
+
+def _left_out(pair: Pair, section: HygieneSection, drawn: Mapping[int, Collection[str]]) -> str:
+    """Which of the principles that are left out this pair's rounds were about; "" for none."""
+    return ", ".join(name for name in section.without_principles if name in drawn.get(pair["item"], ()))
 
 
 def _idle(rule: str, total: int, section: HygieneSection) -> str:

@@ -73,6 +73,12 @@ class PairSet:
         return [pair for pair in self.kept if pair["split"] == "heldout"]
 
     @property
+    def drawn(self) -> dict[int, list[str]]:
+        """Item -> ids of the principles that its rounds were about, in their order; of every whole example."""
+        rounds = ((e["item"], e.get("rounds", ())) for e in self.examples)
+        return {item: [r["principle_id"] for r in of if r["principle_id"]] for item, of in rounds}
+
+    @property
     def reasons(self) -> dict[str, int]:
         """Reject reason -> count, most frequent first."""
         counts = Counter(reject["reason"] for reject in self.rejects)

@@ -44,39 +44,42 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
     if not todo:
         return
     units = [unit for item in items if (unit := stage.render(context, item, round_)) is not None]
-    model = context.model()  # its loading is no part of the stage's time
-    cuda = model.backend == "cuda"
-    with on_policy.writer(context, stage.name):
-        if stage.score is not None:
-            of = {unit.item: unit for unit in units}
-            keys = [(stage.name, unit.item, round_) for unit in units]
-            chunk = SCORED_AT_ONCE if cuda else SCORED_AT_ONCE_CPU
+    cuda = context.model().backend == "cuda"  # its loading is no part of the stage's time
+    if stage.score is not None:
+        of = {unit.item: unit for unit in units}
+        keys = [(stage.name, unit.item, round_) for unit in units]
+        chunk = SCORED_AT_ONCE if cuda else SCORED_AT_ONCE_CPU
+        with on_policy.writer(context, stage.name):
             for part in loop.left(context, context.log, stage.name, keys, chunk, round_, stage.per_round):
                 chosen = [of[item] for _, item, _ in part]
                 found = zip(chosen, stage.score(context, chosen), strict=True)
-                loop.write(
-                    context, context.log, part, [measured(context, stage, unit, fields) for unit, fields in found]
-                )
-            return
-        size = sharing.agreed(max(context.engine.stats.batch_size, 1), f"in {stage.name}")
-        streams = context.engine.streams
-        done = len(units) - len(todo)
-        context.progress.begin(
-            stage.name, round_, total=len(units), done=done, together=size, per_round=stage.per_round
-        )
-        if shared := sharing.begin(context, context.log, stage.name, round_):
-            _run_shared(context, stage, units, todo, size * (2 if streams else 1), shared, accept)
-        elif streams and cuda:
-            waiting = [unit for unit in units if unit.item in todo]
-            for rows in _stream(context, stage, waiting, size * STREAM_WINDOW):
-                _commit(context, accept(rows))
-        else:
-            size *= 2 if streams else 1  # on a CPU a resume must give the same bytes, so the same rows run together
-            for start in range(0, len(units), size):
-                batch = units[start : start + size]
-                if any(unit.item in todo for unit in batch):
-                    _commit(context, accept(draw(context, stage, batch)))
-        context.progress.end(context.engine.stats)
+                made = [measured(context, stage, unit, fields) for unit, fields in found]
+                loop.write(context, context.log, part, made)
+        return
+    with on_policy.writer(context, stage.name):
+        _drawn(context, stage, units, todo, round_, accept)
+
+
+def _drawn(context: Context, stage: Stage, units: Sequence[Unit], todo: set[int], round_: int, accept: Accept) -> None:
+    """The text of these units, of which `todo` have no row yet."""
+    cuda = context.model().backend == "cuda"
+    size = sharing.agreed(max(context.engine.stats.batch_size, 1), f"in {stage.name}")
+    streams = context.engine.streams
+    done = len(units) - len(todo)
+    context.progress.begin(stage.name, round_, total=len(units), done=done, together=size, per_round=stage.per_round)
+    if shared := sharing.begin(context, context.log, stage.name, round_):
+        _run_shared(context, stage, units, todo, size * (2 if streams else 1), shared, accept)
+    elif streams and cuda:
+        waiting = [unit for unit in units if unit.item in todo]
+        for rows in _stream(context, stage, waiting, size * STREAM_WINDOW):
+            _commit(context, accept(rows))
+    else:
+        size *= 2 if streams else 1  # on a CPU a resume must give the same bytes, so the same rows run together
+        for start in range(0, len(units), size):
+            batch = units[start : start + size]
+            if any(unit.item in todo for unit in batch):
+                _commit(context, accept(draw(context, stage, batch)))
+    context.progress.end(context.engine.stats)
 
 
 def _run_shared(

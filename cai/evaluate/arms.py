@@ -1,7 +1,8 @@
-"""The SFT arm measured with the rows and metrics of the DPO adapter, and DPO against it, paired row by row.
+"""An adapter beside the run's own (SFT alone, DPO from the base), measured with its rows and metrics, and paired.
 
-Owns eval/sft-scores.jsonl (its own fingerprint), the names of a second arm's figures (`<metric>.sft`) and of what DPO
-adds (`dpo_over_sft.<metric>`: DPO minus SFT over the rows that both have). The metrics are those of `whole`.
+Owns eval/<arm>-scores.jsonl and eval/<arm>-answers.jsonl (each with its own fingerprint), the names of such an arm's
+figures (`<metric>.<arm>`) and of what the run's adapter has over it (`dpo_over_<arm>.<metric>`: the difference over the
+rows that both have). The metrics are those of `whole`, the adapters those of `cai.training.arms`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any
 from cai.data.pairs import PairSet
 from cai.data.sound import sound_rows
 from cai.evaluate import measure as whole
+from cai.evaluate import prompted
 from cai.evaluate.lm_eval import tasks as harness
 from cai.evaluate.preference import POLICY, implicit, normalised, win
-from cai.evaluate.scores import KEY, Evaluation, fingerprint
+from cai.evaluate.scores import KEY, Evaluation, fingerprint, load_judge
 from cai.metrics.figure import Figure, unmeasured
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact, wilcoxon
 from cai.run.context import Context
@@ -26,11 +28,12 @@ from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
 from cai.training import train as training
-from cai.training.arms import sft_arm, trained
+from cai.training.arms import Arm, from_base_arm, sft_arm, trained
 
 Figures = dict[str, Figure]
-OVER = "dpo_over_sft."
+SFT, FROM_BASE = "sft", "from_base"
 KEPT = ("preference.p1", "preference.p1.train", "preference.p2.after", "forgetting.nll_delta", "forgetting.kl")
+BASE_TEXT = ("base", "base_finish")
 
 
 @dataclass(frozen=True)
@@ -52,49 +55,109 @@ SERIES = (
 )
 
 
-def measure(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path, folder: Path) -> Figures:
-    """The arm's figures and DPO's gain over it. Resumes from its rows; with none missing, no model is loaded."""
+def run_arms(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], recipe_folder: Path) -> None:
+    """Train and measure every arm of the recipe that is not there yet; each one's figures in eval/<arm>.json."""
+    recipe = context.recipe
+    sound = sound_rows(pairs, len(training_pairs)) if recipe.dpo.start == "sft" else ()
+    arms = [sft_arm(context, training_pairs, sound)] if recipe.sft.enabled else []
+    arms += [from_base_arm(context, training_pairs, pairs.heldout)] if recipe.dpo.also_from_base else []
+    for arm in arms:
+        adapter = trained(context, arm)
+        figures = _trained(arm)
+        if recipe.evaluation.enabled:
+            figures |= measure(context, pairs, training_pairs, arm.name, adapter, recipe_folder)
+        content = {"figures": {name: figure.as_dict() for name, figure in figures.items()}}
+        path = context.run.eval / f"{arm.name}.json"
+        if not holds(path, json_bytes(content)):
+            path.parent.mkdir(exist_ok=True)
+            write_json_atomic(path, content)
+
+
+def _trained(arm: Arm) -> Figures:
+    result = training.load_result(arm.folder)
+    if result is None:
+        return {}
+    facts = {"first_loss": result.first_loss, "steps": result.steps, "truncated": result.truncated}
+    metric = f"{arm.name}.last_loss"
+    return {metric: Figure(metric, result.last_loss, n=result.pairs, facts=facts)}
+
+
+def measure(
+    context: Context, pairs: PairSet, training_pairs: Sequence[Pair], arm: str, adapter: Path, folder: Path
+) -> Figures:
+    """The arm's figures and the run's gain over it. Resumes from its rows; with none missing, no model is loaded."""
     mark = fingerprint(context, pairs, adapter, None)
-    log = open_marked(context, context.run.eval / "sft-scores.jsonl", mark, KEY)
+    log = open_marked(context, context.run.eval / f"{arm}-scores.jsonl", mark, KEY)
     try:
         evaluation = Evaluation(context, log, adapter, None)
         found = whole.preference_figures(evaluation, pairs, training_pairs) | whole.forgetting_figures(evaluation)
         mine = list(log.rows)
-        tasks = _tasks(evaluation, folder)
+        tasks = _tasks(evaluation, arm, folder)
     finally:
         log.close()
-    figures = named({name: figure for name, figure in found.items() if name in KEPT}) | tasks
-    return figures | added(mine, records.read(context.run.eval / "scores.jsonl", KEY))
+    theirs = records.read(context.run.eval / "scores.jsonl", KEY)
+    figures = named({name: figure for name, figure in found.items() if name in KEPT}, arm) | tasks
+    return figures | _answered(context, pairs, arm, adapter, theirs) | added(mine, theirs, arm)
 
 
-def _tasks(evaluation: Evaluation, folder: Path) -> Figures:
-    """lm_eval's tasks: the arm against the base's recorded scores, and DPO's recorded scores against the arm."""
+def _answered(context: Context, pairs: PairSet, arm: str, adapter: Path, theirs: Sequence[Row]) -> Figures:
+    """The arm's fresh answers where base and tuned gave theirs: how they end, and judged by the base against both."""
+    given = {r["item"]: r for r in theirs if r["metric"] == "preference.fresh" and "skipped" not in r}
+    wanted = {pair["item"]: pair for pair in pairs.heldout if pair["item"] in given}
+    if not wanted:
+        return {}
+    prompts, keys = load_judge(context), [(item, 0) for item in wanted]
+    mark = fingerprint(context, pairs, adapter, prompts)
+    log = open_marked(context, context.run.eval / f"{arm}-answers.jsonl", mark, KEY)
+    try:
+        evaluation = Evaluation(context, log, adapter, prompts)
+        for part in evaluation.left("preference.fresh", keys, 2 * whole.SLICE):
+            rows = whole.answers(evaluation, [wanted[item] for item, _ in part], (("tuned", True),))
+            known = [{name: given[row["item"]][name] for name in BASE_TEXT} for row in rows]
+            evaluation.write("preference.fresh", part, [row | base for row, base in zip(rows, known, strict=True)])
+        rows = evaluation.rows("preference.fresh", keys)
+        found = whole.fresh_figures(rows) | whole.p3_figures(evaluation, wanted, rows)
+        both = {row["item"]: (wanted[row["item"]], given[row["item"]]["tuned"], row["tuned"]) for row in rows}
+        over = prompted.against(evaluation, f"over.{arm}", arm, both) if evaluation.judges else {}
+    finally:
+        log.close()
+    return named(found, arm) | over
+
+
+def _tasks(evaluation: Evaluation, arm: str, folder: Path) -> Figures:
+    """lm_eval's tasks: the arm against the base's recorded scores, and the run's recorded scores against the arm."""
     theirs = harness.stored(evaluation) if evaluation.section.lm_eval else {}
-    mine = harness.measure(evaluation, folder, ("tuned",), harness.SECOND_STEM)
+    mine = harness.measure(evaluation, folder, ("tuned",), f"{arm}-{harness.STEM}")
     against_base = {name: {"base": theirs[name]["base"], **arms} for name, arms in mine.items()}
     gain = {name: {"base": arms["tuned"], "tuned": theirs[name]["tuned"]} for name, arms in mine.items()}
-    gains = [over(figure) for figure in harness.figures(gain).values()]
-    return named(harness.figures(against_base)) | {figure.metric: figure for figure in gains}
+    gains = [over(figure, arm) for figure in harness.figures(gain).values()]
+    return named(harness.figures(against_base), arm) | {figure.metric: figure for figure in gains}
 
 
-def named(figures: Mapping[str, Figure]) -> Figures:
-    """The tuned arm's figures under the second arm's names; the base's own are left out, they stand already."""
+def named(figures: Mapping[str, Figure], arm: str = SFT) -> Figures:
+    """The tuned arm's figures under another arm's name; the base's own are left out, they stand already."""
     found: Figures = {}
     for name, figure in figures.items():
-        if not name.endswith(".base"):
-            metric = f"{name.removesuffix('.tuned')}.sft"
-            found[metric] = replace(figure, metric=metric)
+        if name.endswith(".base") or name.startswith("fresh.base."):
+            continue
+        inside = name.startswith("fresh.tuned.")
+        metric = name.replace(".tuned.", f".{arm}.") if inside else f"{name.removesuffix('.tuned')}.{arm}"
+        found[metric] = replace(figure, metric=metric)
     return found
 
 
-def added(sft: Sequence[Row], dpo: Sequence[Row]) -> Figures:
-    """DPO minus SFT of every series, over held-out pairs and neutral passages."""
+def over_name(arm: str) -> str:
+    return f"dpo_over_{arm}."
+
+
+def added(mine: Sequence[Row], dpo: Sequence[Row], arm: str = SFT) -> Figures:
+    """The run's adapter minus the arm's, of every series, over held-out pairs and neutral passages."""
     found = {}
     for series in SERIES:
-        ours, theirs = ({r["item"]: series.value(r) for r in rows if _counts(r, series)} for rows in (sft, dpo))
+        ours, theirs = ({r["item"]: series.value(r) for r in rows if _counts(r, series)} for rows in (mine, dpo))
         both = [item for item in ours if item in theirs]
         lost = len(ours.keys() ^ theirs.keys())
-        figure = paired(series, [ours[item] for item in both], [theirs[item] for item in both], lost)
+        figure = paired(series, [ours[item] for item in both], [theirs[item] for item in both], lost, arm)
         found[figure.metric] = figure
     return found
 
@@ -103,48 +166,24 @@ def _counts(row: Row, series: Series) -> bool:
     return row["metric"] == series.rows and "skipped" not in row and row.get("split", "heldout") == "heldout"
 
 
-def paired(series: Series, sft: Sequence[float], dpo: Sequence[float], lost: int = 0) -> Figure:
-    """DPO - SFT, bootstrap interval over rows; exact McNemar for yes/no values, else Wilcoxon's signed ranks."""
-    metric = OVER + series.metric
-    if not sft:
+def paired(series: Series, mine: Sequence[float], dpo: Sequence[float], lost: int = 0, arm: str = SFT) -> Figure:
+    """DPO - arm, bootstrap interval over rows; exact McNemar for yes/no values, else Wilcoxon's signed ranks."""
+    metric = over_name(arm) + series.metric
+    if not mine:
         return unmeasured(metric, "no row was scored on both arms", series.judge, lost)
-    deltas = [b - a for a, b in zip(sft, dpo, strict=True)]
+    deltas = [b - a for a, b in zip(mine, dpo, strict=True)]
     low, high = bootstrap_mean(deltas) or (None, None)
     if series.yes_no:
-        p, test = mcnemar_exact([a == 1.0 for a in sft], [b == 1.0 for b in dpo]), "exact McNemar"
+        p, test = mcnemar_exact([a == 1.0 for a in mine], [b == 1.0 for b in dpo]), "exact McNemar"
     else:
         p, test = wilcoxon(deltas), "Wilcoxon signed-rank"
     n = len(deltas)
-    facts = {"sft": sum(sft) / n, "dpo": sum(dpo) / n, "p": p, "test": test}
+    facts = {arm: sum(mine) / n, "dpo": sum(dpo) / n, "p": p, "test": test}
     return Figure(metric, sum(deltas) / n, low, high, n, lost, series.judge, facts=facts)
 
 
-def over(figure: Figure) -> Figure:
-    """A figure computed with SFT in the base's place and DPO as tuned, under the name of what DPO adds."""
+def over(figure: Figure, arm: str = SFT) -> Figure:
+    """A figure computed with an arm in the base's place and DPO as tuned, under the name of what DPO adds."""
     facts = {name: value for name, value in figure.facts.items() if name not in ("base", "tuned", "by_category")}
-    arms = {name: figure.facts[arm] for name, arm in (("sft", "base"), ("dpo", "tuned")) if arm in figure.facts}
-    return replace(figure, metric=OVER + figure.metric, facts={**facts, **arms})
-
-
-def run_arm(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], recipe_folder: Path) -> dict[str, Figure]:
-    """Train and measure what is not there yet; the arm's figures, also in eval/sft.json."""
-    from_sft = context.recipe.dpo.start == "sft"
-    sound = sound_rows(pairs, len(training_pairs)) if from_sft else ()
-    adapter = trained(context, sft_arm(context, training_pairs, sound))
-    figures = _trained(context)
-    if context.recipe.evaluation.enabled:
-        figures |= measure(context, pairs, training_pairs, adapter, recipe_folder)
-    content = {"figures": {name: figure.as_dict() for name, figure in figures.items()}}
-    path = context.run.eval / "sft.json"
-    if not holds(path, json_bytes(content)):
-        path.parent.mkdir(exist_ok=True)
-        write_json_atomic(path, content)
-    return figures
-
-
-def _trained(context: Context) -> dict[str, Figure]:
-    result = training.load_result(context.run.sft_train)
-    if result is None:
-        return {}
-    facts = {"first_loss": result.first_loss, "steps": result.steps, "truncated": result.truncated}
-    return {"sft.last_loss": Figure("sft.last_loss", result.last_loss, n=result.pairs, facts=facts)}
+    arms = {name: figure.facts[of] for name, of in ((arm, "base"), ("dpo", "tuned")) if of in figure.facts}
+    return replace(figure, metric=over_name(arm) + figure.metric, facts={**facts, **arms})

@@ -95,11 +95,11 @@ def verdicts(evaluation: Evaluation, cases: Cases) -> tuple[Rows, Rows]:
     if prompts is None or not cases.judged:
         return [], []
     for part in evaluation.left("critiques.judge", cases.judged, SLICE):
-        with evaluation.base() as scorer:
+        with evaluation.judging() as scorer:
             judged = judge.judge_critiques(scorer, prompts, cases.of(part), cases.pool)
         evaluation.write("critiques.judge", part, judged)
     for part in evaluation.left("revisions.judge", revised, SLICE):
-        with evaluation.base() as scorer:
+        with evaluation.judging() as scorer:
             judged = judge.judge_revisions(scorer, prompts, cases.of(part))
         evaluation.write("revisions.judge", part, judged)
     return evaluation.rows("critiques.judge", cases.judged), evaluation.rows("revisions.judge", revised)

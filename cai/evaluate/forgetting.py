@@ -18,6 +18,7 @@ from cai.engine.foreign import HfModel
 from cai.engine.model import Model
 from cai.metrics.figure import Figure, Scored, finite_rows, indicator, mean, rate, unmeasured, unscored, worst_rows
 from cai.metrics.text import distinct_n, repeats, words
+from cai.metrics.wordings import is_refusal
 from cai.store.jsonl import Row
 
 if TYPE_CHECKING:
@@ -120,8 +121,10 @@ def summarise_kl(rows: Sequence[Row]) -> dict[str, Figure]:
 
 
 def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dict[str, Figure]:
-    """Empty rate, distinct-2, share at the token limit, share with a repeated 8-gram, of one arm's fresh answers."""
-    names = ("empty", "at_limit", "repeats", "distinct_2")
+    """What one arm's fresh answers are like: empty, at the token limit, with a repeated 8-gram, distinct-2, refusals,
+    words.
+    """
+    names = ("empty", "at_limit", "repeats", "distinct_2", "refused", "words")
     if not texts:
         return {f"fresh.{arm}.{n}": unmeasured(f"fresh.{arm}.{n}", "no fresh answer") for n in names}
     figures = [
@@ -129,5 +132,7 @@ def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dic
         rate(f"fresh.{arm}.at_limit", [indicator(flag) for flag in limited]),
         rate(f"fresh.{arm}.repeats", [indicator(repeats(text)) for text in texts]),
         Figure(f"fresh.{arm}.distinct_2", distinct_n(texts), n=len(texts)),
+        rate(f"fresh.{arm}.refused", [indicator(is_refusal(text)) for text in texts]),
+        mean(f"fresh.{arm}.words", [Scored(len(words(text))) for text in texts], judge="deterministic"),
     ]
     return {figure.metric: figure for figure in figures}

@@ -1,17 +1,20 @@
-"""Two ways to answer the same held-out prompts, compared blind by the base: fresh answers, and a judgement a principle.
+"""Two ways to answer the same held-out prompts, compared blind: fresh answers, and a judgement a principle.
 
 Owns the rows `NAME.answers.ARM` (one greedy answer a prompt) and `NAME.judged` (one a prompt and principle, in both
 orders) of a marked log below eval/; which arms, which prompts and what follows from the verdicts is the caller's.
-Invariants: an arm never sees another's answer; the judge is the loaded base with no adapter on; of two equal answers
+Invariants: an arm never sees another's answer; no adapter is on while it is judged; of two equal answers
 nothing is asked, they are a tie under every principle; a judgement that is on disk is never asked again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import orjson
 
 from cai.data import comparisons
 from cai.engine import Request, Sampling
@@ -68,6 +71,23 @@ def chosen(questions: Sequence[Question], limit: int, context: Context) -> list[
     return [by_item[item] for item in sample(list(by_item), size)]
 
 
+def mark(context: Context, arms: Sequence[Arm], principles: Sequence[Principle], judge: Judge | None) -> str:
+    """16 hex of all that an answer or a judgement depends on: another adapter, prompt or principle begins a new log.
+
+    How many prompts are asked is no part of it: more of them go on in the same log.
+    """
+    section = context.recipe.evaluation
+    weights = [arm.adapter / "adapter_model.safetensors" for arm in arms if arm.adapter]
+    parts = [
+        [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
+        [arm.prompt.sha for arm in arms],
+        [section.fresh_max_new_tokens, section.max_text_tokens],
+        [judge.single.sha, judge.pair.sha, *filter(None, [section.judge_model])] if judge else None,
+        [[principle.id, principle.principle] for principle in principles],
+    ]
+    return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:16]
+
+
 def answers(evaluation: Evaluation, name: str, arm: Arm, questions: Sequence[Question]) -> dict[int, Row]:
     """The arm's greedy answer to each prompt, by item; a prompt that leaves no room for one is not among them."""
     metric, by_item = f"{name}.answers.{arm.name}", {question.item: question for question in questions}
@@ -122,7 +142,7 @@ def judged(
         if texts[0] == texts[1]:
             rows: list[Row] = [{"first": 0.0, "second": 0.0, "log_odds": 0.0, "win": 0.5, "same": True} for _ in places]
         else:
-            with evaluation.base() as scorer:
+            with evaluation.judging() as scorer:
                 rows = compared(scorer, evaluation.judge, question.prompt, texts, places)
         known = [{"metric": metric, "item": question.item, "round": place, "principle": p.id} for place, p in
                  enumerate(places)]  # fmt: skip

@@ -16,6 +16,7 @@ from cai.data.pairs import PairSet
 from cai.engine import Request, Sampling
 from cai.evaluate import data_checks, dpo_health, forgetting, judge, kinds, likelihood, preference
 from cai.evaluate.cases import Case
+from cai.evaluate.external import closing, external_of
 from cai.evaluate.scores import Evaluation, Row, fingerprint, load_judge, open_scores
 from cai.metrics.figure import Figure, count, indicator, rate, sample, unmeasured
 from cai.metrics.text import words
@@ -32,9 +33,9 @@ SLICE = 8  # items scored between two writes: what a kill loses
 @contextmanager
 def opened(context: Context, pairs: PairSet, adapter: Path) -> Iterator[Evaluation]:
     """What every measurement takes, on the score log of these pairs and this adapter."""
-    prompts = load_judge(context)
-    with open_scores(context, fingerprint(context, pairs, adapter, prompts)) as log:
-        yield Evaluation(context, log, adapter, prompts)
+    prompts, external = load_judge(context), external_of(context)
+    with closing(external), open_scores(context, fingerprint(context, pairs, adapter, prompts)) as log:
+        yield Evaluation(context, log, adapter, prompts, external)
 
 
 def write(context: Context, figures: Figures) -> None:
@@ -86,8 +87,7 @@ def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: S
     figures["preference.p1"].facts["by_pool"] = preference.by_group(
         rows, {p["item"]: [p["pool"]] for p in pairs.heldout}
     )
-    drawn = {e["item"]: [r["principle_id"] for r in e.get("rounds", ()) if r["principle_id"]] for e in pairs.examples}
-    figures["preference.p1"].facts["by_principle"] = preference.by_group(rows, drawn)
+    figures["preference.p1"].facts["by_principle"] = preference.by_group(rows, pairs.drawn)
     for split in ("train", "heldout"):
         figures |= dpo_health.from_pairs([row for row in rows if row["split"] == split], dpo.beta, split)
     return figures
@@ -114,7 +114,7 @@ def fresh(evaluation: Evaluation, pairs: PairSet) -> tuple[dict[int, Pair], list
     wanted = {pair["item"]: pair for pair in sample_rows(one_a_prompt(pairs.heldout), evaluation.section.fresh_items)}
     keys = [(item, 0) for item in wanted]
     for part in evaluation.left("preference.fresh", keys, 16):
-        evaluation.write("preference.fresh", part, _answers(evaluation, [wanted[item] for item, _ in part]))
+        evaluation.write("preference.fresh", part, answers(evaluation, [wanted[item] for item, _ in part]))
     return wanted, evaluation.rows("preference.fresh", keys)
 
 
@@ -136,22 +136,25 @@ def p3_figures(evaluation: Evaluation, wanted: Mapping[int, Pair], answers: Sequ
     prompts, texts_of = evaluation.judge, {row["item"]: row for row in answers}
     if prompts is None or not evaluation.judges:
         return preference.summarise_fresh([], evaluation.judge_name)
-    compared = sample([(item, 0) for item in wanted], evaluation.section.fresh_items)
-    for part in evaluation.left("preference.p3", compared, SLICE):
-        with evaluation.base() as scorer:
-            rows = _compare(scorer, prompts, [(wanted[item], texts_of[item]) for item, _ in part])
+    keys = sample([(item, 0) for item in wanted], evaluation.section.fresh_items)
+    for part in evaluation.left("preference.p3", keys, SLICE):
+        with evaluation.judging() as scorer:
+            rows = compared(scorer, prompts, [(wanted[item], texts_of[item]) for item, _ in part])
         evaluation.write("preference.p3", part, rows)
-    return preference.summarise_fresh(evaluation.rows("preference.p3", compared), evaluation.judge_name)
+    return preference.summarise_fresh(evaluation.rows("preference.p3", keys), evaluation.judge_name)
 
 
-def _answers(evaluation: Evaluation, prompts: Sequence[Pair]) -> list[Row]:
-    """Both arms' greedy answers under the policy prompt."""
+BOTH = (("base", False), ("tuned", True))  # arms, and whether the adapter is on
+
+
+def answers(evaluation: Evaluation, prompts: Sequence[Pair], arms: Sequence[tuple[str, bool]] = BOTH) -> list[Row]:
+    """Greedy answers of these arms under the policy prompt."""
     model, policy = evaluation.model(), evaluation.context.prompts["policy"]
     signs = signs_of(policy)
     rows: list[Row] = [
         {"metric": "preference.fresh", "item": p["item"], "round": 0, "prompt": p["prompt"]} for p in prompts
     ]
-    for arm, on in (("base", False), ("tuned", True)):
+    for arm, on in arms:
         with model.adapter(on):
             engine = evaluation.engine()
             for index, pair in enumerate(prompts):
@@ -168,7 +171,8 @@ def _answers(evaluation: Evaluation, prompts: Sequence[Pair]) -> list[Row]:
     return rows
 
 
-def _compare(scorer: likelihood.Scorer, prompts: judge.Judge, both: Sequence[tuple[Pair, Row]]) -> list[Row]:
+def compared(scorer: likelihood.Scorer, prompts: judge.Judge, both: Sequence[tuple[Pair, Row]]) -> list[Row]:
+    """P3's rows: the tuned model's fresh answer against the base's, blind, in both orders."""
     asks = []
     for pair, row in both:
         case = Case(pair["item"], 0, pair["prompt"], row["base"], "", "", row["tuned"], pair["pool"])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cai.engine import Request, Sampling, Score
 from cai.engine.asks import score
+from cai.engine.model import Model
 from cai.evaluate import forgetting, judge, preference
 from cai.evaluate.cases import Case
 from cai.evaluate.scores import Evaluation, Key
@@ -22,6 +23,7 @@ from cai.metrics.figure import Figure, indicator, rate, sample
 from cai.metrics.text import words
 from cai.recipe.ends import cut, signs_of
 from cai.recipe.prompts import FewShotExample, Prompt
+from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
 
@@ -33,25 +35,33 @@ SLICE = 8  # prompts answered, or comparisons judged, between two writes
 SHOWN = 6  # pairs in the few-shot arm's transcript: as many as the chain's own prompts show
 
 
-def prompt_of(evaluation: Evaluation, arm: str, training_pairs: Sequence[Pair]) -> Prompt:
-    """The policy's prompt with what this arm puts before it."""
-    policy = evaluation.context.prompts["policy"]
+def prompt_of(context: Context, arm: str, training_pairs: Sequence[Pair], tokens: int = 0) -> Prompt:
+    """The policy's prompt with what this arm puts before it; `tokens` of answers follow."""
+    policy = context.prompts["policy"]
     if arm == "few_shot":
-        places = sorted(sample(range(len(training_pairs)), SHOWN))
-        shown = [FewShotExample(training_pairs[place]["prompt"], training_pairs[place]["chosen"]) for place in places]
-        return replace(policy, examples=tuple(_fitting(evaluation, shown)), _prefixes={})
+        return replace(
+            policy, examples=tuple(_fitting(context.model(), shown_of(training_pairs), tokens)), _prefixes={}
+        )
     if arm == "constitution":
-        rules = "\n".join(f"- {p.principle.strip()}" for p in evaluation.context.constitution.principles)
-        asked = f"An assistant answers. Its answers keep to these rules:\n{rules}"
+        asked = f"An assistant answers. Its answers keep to these rules:\n{rules_of(context)}"
         return replace(policy, preamble="\n\n".join(filter(None, (policy.preamble, asked))), _prefixes={})
     return policy
 
 
-def _fitting(evaluation: Evaluation, shown: Sequence[FewShotExample]) -> list[FewShotExample]:
-    """As many of them, in their order, as leave half of the context to the prompt and its answer."""
-    left, kept = evaluation.model().max_seq_length // 2, []
+def rules_of(context: Context) -> str:
+    return "\n".join(f"- {p.principle.strip()}" for p in context.constitution.principles)
+
+
+def shown_of(training_pairs: Sequence[Pair]) -> list[FewShotExample]:
+    places = sorted(sample(range(len(training_pairs)), SHOWN))
+    return [FewShotExample(training_pairs[place]["prompt"], training_pairs[place]["chosen"]) for place in places]
+
+
+def _fitting(model: Model, shown: Sequence[FewShotExample], tokens: int) -> list[FewShotExample]:
+    """As many of them, in their order, as leave half of the context, and so many tokens, to prompt and answers."""
+    left, kept = min(model.max_seq_length // 2, model.max_seq_length - tokens), []
     for example in shown:
-        left -= len(evaluation.model().tokenizer.encode(f"{example.user}\n\n{example.assistant}\n\n"))
+        left -= len(model.tokenizer.encode(f"{example.user}\n\n{example.assistant}\n\n"))
         if left < 0:
             break
         kept.append(example)
@@ -70,7 +80,7 @@ def measure(
         if arm == "best_of_n":
             rows = _best(evaluation, asked)
         else:
-            rows = _greedy(evaluation, prompt_of(evaluation, arm, training_pairs), asked)
+            rows = _greedy(evaluation, prompt_of(evaluation.context, arm, training_pairs), asked)
         keyed = [{"metric": f"prompted.{name}", "item": pair["item"], "round": 0} for pair in asked]
         answers = [key | row for key, row in zip(keyed, rows, strict=True)]
         evaluation.write(f"prompted.{name}", part, answers)
@@ -79,16 +89,21 @@ def measure(
     figures = forgetting.degeneration(list(texts.values()), [row["finish"] == "length" for row in rows], arm)
     ended = rate(f"fresh.{arm}.stops", [indicator(row["finish"] == "eos") for row in rows])
     figures[ended.metric] = ended
-    answered = [(row["item"], 0) for row in rows] if evaluation.judge else []
-    for part in evaluation.left(f"prompted.{name}.judged", answered, SLICE):
-        both = [(wanted[item], tuned[item], texts[item]) for item, _ in part]
-        judged = [{"metric": f"prompted.{name}.judged", **row} for row in _compared(evaluation, both)]
-        evaluation.write(f"prompted.{name}.judged", part, judged)
-    judged_rows = evaluation.rows(f"prompted.{name}.judged", answered)
-    for figure in preference.summarise_fresh(judged_rows, evaluation.judge_name).values():
-        metric = figure.metric.replace("preference.p3", f"preference.over.{arm}")
-        figures[metric] = replace(figure, metric=metric)
-    return figures
+    both = {item: (wanted[item], tuned[item], text) for item, text in texts.items()} if evaluation.judge else {}
+    return figures | against(evaluation, f"prompted.{name}.judged", arm, both)
+
+
+def against(evaluation: Evaluation, metric: str, arm: str, both: Mapping[int, tuple[Pair, str, str]]) -> Figures:
+    """How often the judge prefers the tuned model's answer to an arm's. `both`: item -> (pair, tuned, arm's answer)."""
+    keys = [(item, 0) for item in both]
+    for part in evaluation.left(metric, keys, SLICE):
+        rows = [{"metric": metric, **row} for row in compared(evaluation, [both[item] for item, _ in part])]
+        evaluation.write(metric, part, rows)
+    found: Figures = {}
+    for figure in preference.summarise_fresh(evaluation.rows(metric, keys), evaluation.judge_name).values():
+        name = figure.metric.replace("preference.p3", f"preference.over.{arm}")
+        found[name] = replace(figure, metric=name)
+    return found
 
 
 def _greedy(evaluation: Evaluation, prompt: Prompt, asked: Sequence[Pair]) -> list[Row]:
@@ -103,14 +118,27 @@ def _best(evaluation: Evaluation, asked: Sequence[Pair]) -> list[Row]:
     drawn = Sampling(evaluation.context.recipe.sampling.answers.temperature, evaluation.section.fresh_max_new_tokens)
     candidates = _drawn(evaluation, policy, asked, drawn, count)
     fits = [place for place, rows in enumerate(candidates) if "text" in rows[0]]
-    both = [(asked[i], row["text"], candidates[i][0]["text"]) for i in fits for row in candidates[i][1:]]
-    odds = [row["log_odds"] for row in _compared(evaluation, both)]
     best = [rows[0] for rows in candidates]
-    for place, rows in enumerate(candidates[i] for i in fits):
-        mine = odds[place * (count - 1) : (place + 1) * (count - 1)]
-        ahead = [0.0, *(-math.inf if value is None else value for value in mine)]
-        best[fits[place]] = rows[ahead.index(max(ahead))]
+    texts = [[row["text"] for row in candidates[place]] for place in fits]
+    for place, at in zip(fits, chosen(evaluation, [asked[place]["prompt"] for place in fits], texts), strict=True):
+        best[place] = candidates[place][at]
     return best
+
+
+def chosen(evaluation: Evaluation, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[int]:
+    """Which of each prompt's answers the judge likes most beside the first; an unscored one is not chosen."""
+    both = [(text, row[0], other) for text, row in zip(prompts, candidates, strict=True) for other in row[1:]]
+    asked = [(_asked(place, text), other, first) for place, (text, first, other) in enumerate(both)]
+    odds = iter([row["log_odds"] for row in compared(evaluation, asked)] if asked else [])
+    found = []
+    for row in candidates:
+        ahead = [0.0, *(-math.inf if value is None else value for _, value in zip(row[1:], odds, strict=False))]
+        found.append(ahead.index(max(ahead)))
+    return found
+
+
+def _asked(item: int, prompt: str) -> Pair:
+    return Pair(item=item, prompt=prompt, chosen="", rejected="", pool="", split="")
 
 
 def _drawn(
@@ -139,10 +167,10 @@ def _drawn(
     return found
 
 
-def _compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]]) -> list[Row]:
-    """(pair, ours, theirs) -> how the base judges `ours` against `theirs`, blind, in both orders."""
+def compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]]) -> list[Row]:
+    """(pair, ours, theirs) -> how the judge takes `ours` against `theirs`, blind, in both orders."""
     assert evaluation.judge is not None
-    with evaluation.base() as scorer:
+    with evaluation.judging() as scorer:
         asks = []
         for place, (pair, ours, theirs) in enumerate(both):
             case = Case(pair["item"], 0, pair["prompt"], theirs, "", "", ours, pair["pool"])

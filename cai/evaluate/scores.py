@@ -20,6 +20,7 @@ from cai.engine import Engine, never
 from cai.engine.asks import Scorer
 from cai.engine.model import Model
 from cai.evaluate.cases import MIN_QUOTE_MATCH
+from cai.evaluate.external import External
 from cai.evaluate.judge import JUDGE_FIELDS, Judge
 from cai.recipe.prompts import load_prompt
 from cai.recipe.settings import LoraSection
@@ -50,6 +51,7 @@ class Evaluation:
     log: RecordLog
     adapter: Path
     judge: Judge | None
+    external: External | None = None  # a judge of another family; None: the base judges
     lora: LoraSection | None = None  # of an adapter that another recipe trained; None: the run's own
     _model: Model | None = field(default=None, repr=False)
 
@@ -64,11 +66,15 @@ class Evaluation:
 
     @property
     def judge_name(self) -> str:
+        if self.external is not None:
+            return self.external.shown
         facts = self.context.run.manifest.get("model") or {}
         return f"{facts.get('model', self.context.recipe.model.name)}, adapter off"
 
     def model(self) -> Model:
         """The loaded model with this run's adapter on it, ready to score."""
+        if self.external is not None:
+            self.external.close()
         model = self.context.model()
         if model is not self._model or model.attached != self.adapter:
             model.attach(self.adapter, self.lora or self.context.recipe.lora)
@@ -87,6 +93,15 @@ class Evaluation:
         """Scoring by the base model: the adapter is off, the trained policy never judges itself."""
         with self.model().adapter(False):
             yield self.scorer()
+
+    @contextmanager
+    def judging(self) -> Iterator[Scorer]:
+        """Scoring by whoever judges: the base, or the recipe's judge of another family."""
+        if self.external is not None:
+            yield self.external.scorer()
+            return
+        with self.base() as scorer:
+            yield scorer
 
     def left(self, metric: str, keys: Sequence[Key], chunk: int) -> Iterator[list[Key]]:
         """The fixed slices of `keys` that miss a row of this metric; the caller gives the rows of each to `write`."""
@@ -129,6 +144,8 @@ def load_judge(context: Context) -> Judge | None:
 def fingerprint(context: Context, pairs: PairSet, adapter: Path, judge: Judge | None) -> str:
     """16 hex of everything a stored score depends on: settings, judge prompts, texts, adapter."""
     settings = context.recipe.evaluation.model_dump(mode="json") | NO_TASKS | CONSTANTS
+    if not settings["judge_model"]:  # a key that came later: the scores of runs made before still count
+        del settings["judge_model"]
     texts = [[e["instruction"], e["initial_answer"], e["rounds"]] for e in every_example(pairs)]
     weights = adapter / "adapter_model.safetensors"
     parts = [

@@ -10,10 +10,13 @@ import difflib
 import re
 from collections.abc import Iterable
 
+BESIDE = ("sft", "from_base", "few_shot", "constitution", "best_of_n")  # arms beside base and tuned
+OVER = re.compile(rf"^dpo_over_({'|'.join(BESIDE)})\.")  # what the tuned model has over one of them, row by row
+
 _CONTROLLED = ("gates", "csi", "specific", "meaningful")
 _CRITIC = ("recall", "false_alarms", "flaw_gone", "checkable.found", "checkable.gone", "broken")
 _DPO = ("loss", "loss_fall", "margin", "chosen_fall")
-_ANSWERS = ("empty", "repeated", "cut", "refused")
+_ANSWERS = ("empty", "repeated", "cut", "stops", "refused")
 _OF_KINDS = ("pairs.yield", "labels.margin", "preference.p1", "preference.p1.train")  # pairs.kind = "both"
 
 NAMES = (
@@ -34,12 +37,15 @@ NAMES = (
     *(f"revisions.{name}{kind}" for name in ("cri", "responsive", "addresses") for kind in ("", ".shuffled")),
     *(f"preference.{name}" for name in ("p1", "p1.train", "p1.permuted", "p2.before", "p2.after", "p2.gain")),
     *(f"preference.{name}" for name in ("p3", "p3.length_controlled", "length_only", "refusal_only", "surface")),
+    *(f"{name}.agreement" for name in ("critiques.j1", "critiques.j2", "revisions.j3", "revisions.improves")),
+    "preference.p3.agreement",
     *(f"preference.over.{{x}}{tail}" for tail in ("", ".length_controlled")),
     *(f"dpo.{name}" for name in ("first_loss_error", "logged_fall", "grad_norm_max", "finite", "truncated")),
     *(f"dpo.{name}{split}" for name in _DPO for split in ("", ".heldout")),
     *(f"dpo.{name}.seed_{{x}}" for name in ("last_loss", "heldout_accuracy", "heldout_margin")),
     *(f"forgetting.{name}" for name in ("nll_delta", "nll_base", "kl", "{x}_delta")),
     *(f"fresh.{{x}}.{name}" for name in ("empty", "at_limit", "repeats", "distinct_2", "stops", "same_as_base")),
+    *(f"fresh.{{x}}.{name}" for name in ("refused", "words")),
     *(f"harmbench.{name}" for name in ("asr.{x}", "asr_drop", "asr_drop.{x}", "p", "improvement")),
     *(f"xstest.{name}" for name in ("over_refusal.{x}", "over_refusal_rise", "partial_refusal.{x}")),
     *(f"xstest.{name}" for name in ("unsafe_refusal.{x}", "unsafe_refusal_rise")),
@@ -51,7 +57,7 @@ NAMES = (
     "guard.chosen_unsafe",
     "contamination.removed",
     "contamination.inputs",
-    "sft.last_loss",
+    *(f"{arm}.last_loss" for arm in ("sft", "from_base")),
 )
 _KNOWN = re.compile("|".join(re.escape(name).replace(r"\{x\}", r"[\w-]+") for name in NAMES))
 
@@ -104,12 +110,14 @@ MEANINGS = (  # beginnings of names -> what the figure says, for the report
     ("guard.", "share of pairs that a guard model dropped, or called unsafe"),
     ("contamination.", "rows of the data, or of its inputs, that stand in a benchmark"),
     ("sft.", "the arm trained on the revisions alone"),
+    ("from_base.", "the arm of DPO without an SFT stage"),
 )
 ENDINGS = (
     (".shuffled", "each text beside another item's answer: should be near 0"),
     (".generic", "one text for all items: should be near 0"),
     (".heldout", "on prompts that were never trained on"),
     (".train", "on the training pairs"),
+    (".agreement", "Cohen's kappa of the judge's verdicts with the base's own, on a sample"),
     (".revision", "of the pairs of a revision and its answer alone"),
     (".sampled", "of the pairs of two sampled answers alone"),
     (".permuted", "with chosen and rejected swapped at random: should be near one half"),
@@ -118,18 +126,29 @@ ENDINGS = (
 
 def meanings(names: Iterable[str]) -> list[tuple[str, str]]:
     """(beginning or ending of a name, what it says) for the figures of a run, the first beginning that fits."""
-    plain = [name.removeprefix("dpo_over_sft.") for name in names]
+    plain = [OVER.sub("", name) for name in names]
     first = {next((begin for begin, _ in MEANINGS if name.startswith(begin)), "") for name in plain}
     ends = [(f"…{end}", text) for end, text in ENDINGS if any(end in name for name in plain)]
     return [(begin + ("…" if begin.endswith(".") else ""), text) for begin, text in MEANINGS if begin in first] + ends
 
 
+def arm_of(name: str) -> str:
+    """The arm beside base and tuned whose figure this is, by the end of its name; "" for theirs."""
+    end = name.rpartition(".")[2]
+    return end if end in BESIDE and not name.startswith("preference.over.") else ""
+
+
+def without_arm(name: str) -> str:
+    arm = arm_of(name)
+    return name.removesuffix(f".{arm}") if arm else name
+
+
 def fault(name: str) -> str:
     """What is wrong with a figure's name and what to write instead; "" if a run can measure it.
 
-    The second arm's figures are `<name>.sft`, or `dpo_over_sft.<name>`; `.tuned` in a name gives way to `.sft`.
+    An arm's figures are `<name>.sft`, or `dpo_over_sft.<name>`; `.tuned` in a name gives way to `.sft`.
     """
-    plain = name.removeprefix("dpo_over_sft.").removesuffix(".sft")
+    plain = without_arm(OVER.sub("", name))
     if _KNOWN.fullmatch(plain) or (plain != name and _KNOWN.fullmatch(f"{plain}.tuned")):
         return ""
     near = difflib.get_close_matches(plain, NAMES, 1, 0.6)

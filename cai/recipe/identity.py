@@ -37,7 +37,8 @@ def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False
     wanted = _DATA_KEYS + (_TRAINING_KEYS if training else ())
     flat = {key: repr(value) for key, value in RETIRED.items()} | flatten(recipe.model_dump(mode="json"))
     keep = {k: v for k, v in flat.items() if any(k == name or k.startswith(name + ".") for name in wanted)}
-    keep.pop("model.backend", None)
+    for name in ("model.backend", "dpo.also_from_base"):  # an arm beside the run's own adapter may come later
+        keep.pop(name, None)
     if not recipe.hygiene.reviews:
         keep.pop("hygiene.reviews", None)
     drop_unset(keep)
@@ -66,6 +67,7 @@ LATER_KEYS = {
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
     "few_shot.rotate": False,
+    "hygiene.without_principles": [],
     **{f"dpo.{name}": DpoSection.model_fields[name].default for name in (*ADDED, "save_minutes", "eval_steps", "keep")},
 }
 

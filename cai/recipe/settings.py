@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Slots = Annotated[int, Field(ge=1, le=500_000)]  # items; the numbers above are the held-out ones (data.slots.HELDOUT)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
+Prompted = Literal["few_shot", "constitution", "best_of_n"]  # arms that nobody trains: the base prompted well
 
 
 class Section(BaseModel):
@@ -189,15 +190,15 @@ class LoraSection(Section):
 
 LossName = Literal["sigmoid", "sft", "ipo", "hinge", "sigmoid_norm", "robust", "apo_zero", "apo_down"]
 NOT_TRAINED = {"save_steps", "save_minutes", "gradient_checkpointing", "first_loss_tolerance", "seeds", "eval_steps",
-               "keep"}  # fmt: skip
+               "keep", "also_from_base"}  # fmt: skip
 ADDED = {"start", "label_smoothing", "ld_alpha", "weight", "soft_labels"}  # as they stand they leave the weights alone
 
 
 class DpoSection(Section):
     """TRL's DPO. Exactly one of `max_steps` (> 0) and `epochs` (> 0) decides the length.
 
-    `start`: the policy, and with it the reference, is the base, or the LoRA of an SFT stage ([sft]) that DPO trains on,
-    or the adapter of the round before ([on_policy]).
+    `start`: the policy, and with it the reference, is the base, or the LoRA of an SFT stage ([sft]) that DPO trains on
+    (then `also_from_base` trains DPO alone beside it), or the adapter of the round before ([on_policy]).
     `label_smoothing`: robust's share of wrong labels. `ld_alpha`: what the tokens beyond the shorter completion count
     (1 = as the others). `weight`, `soft_labels`: what a pair's `margin` (log-odds of its label check) decides.
     `save_minutes`: checkpoints by time (0 = each `save_steps`). `eval_steps`: the loss of held-out pairs each so many
@@ -207,6 +208,7 @@ class DpoSection(Section):
     max_steps: Count = 0
     epochs: Annotated[float, Field(ge=0.0)] = 0.0
     start: Literal["base", "sft", "adapter"] = "base"
+    also_from_base: bool = False
     loss_type: tuple[LossName, ...] = ("sigmoid",)
     loss_weights: tuple[float, ...] = ()
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
@@ -245,6 +247,8 @@ class DpoSection(Section):
             raise ValueError('dpo.label_smoothing above 0 and "robust" in dpo.loss_type need each other')
         if "robust" in self.loss_type and self.soft_labels:
             raise ValueError("dpo.soft_labels says how sure each label is, dpo.label_smoothing one figure for all: one")
+        if self.also_from_base and self.start == "base":
+            raise ValueError('dpo.also_from_base: DPO starts from the base already. It goes with dpo.start = "sft"')
         if self.keep == "best" and not self.eval_steps:
             raise ValueError('dpo.keep = "best" needs a held-out loss to choose by: set dpo.eval_steps above 0')
         return self

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cai.recipe.settings import Count, Fraction, Positive, Section
+from cai.recipe.settings import Count, Fraction, Positive, Prompted, Section
 
 STAND_IN = "stand-in"
 FILES = ("harmbench", "xstest", "mtbench", "mtbench_prompts", "xstest_prompt")
@@ -63,6 +63,7 @@ class BenchmarksSection(Section):
     """Public benchmarks. A path is resolved against the recipe's folder; empty: downloaded once into the cache."""
 
     run: tuple[Benchmark, ...] = Field((), description="measured within the milestone; others by --benchmark")
+    prompted: tuple[Prompted, ...] = Field((), description="the base prompted well answers them too")
     harmbench: str = Field("", description="HarmBench text behaviours, CSV")
     xstest: str = Field("", description="XSTest prompts, CSV")
     mtbench: str = Field("", description="MT-Bench questions, JSON lines")

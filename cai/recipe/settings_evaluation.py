@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_serializer, model_validator
 
 from cai.metrics import names as metrics
-from cai.recipe.settings import Count, Fraction, Positive, Section
+from cai.recipe.settings import Count, Fraction, Positive, Prompted, Section
 from cai.store.jsonl import Row
 
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -47,6 +47,10 @@ class HygieneSection(Section):
     max_pair_similarity: Fraction = Field(default=0.90, description="ROUGE-L of chosen and rejected")
     # people's marks (`--review`): a pair whose critique or revision somebody refused is not trained on
     reviews: bool = False
+    # an experiment: what is lost where nothing is learnt under some principles (`--attribute RUN --without ID`)
+    without_principles: tuple[str, ...] = Field(
+        default=(), description="ids of principles: pairs with a round under one of them are not trained on"
+    )
     max_removed_share: Fraction = Field(
         default=0.5, description="rules over shares stop where they would have left fewer than the rest of the pairs"
     )
@@ -64,6 +68,9 @@ class EvaluationSection(Section):
     enabled: bool = True
     # `report`: judge verdicts are shown, and not part of meaningful / addresses; `require`: they are (exam it first)
     judge: Literal["off", "report", "require"] = "report"
+    judge_model: str = Field(
+        default="", description="a second family judges J1-J4 and P3: hub id or folder; empty: the base itself"
+    )
     likelihood_items: Count = Field(
         default=40, description="items scored with CSI and CRI; 0 = none; above: seeded sample"
     )
@@ -72,7 +79,7 @@ class EvaluationSection(Section):
     fresh_max_new_tokens: Positive = 200
     probes: str = Field(default="", description="file of prompts that base and tuned answer, to be read; empty: none")
     probe_tokens: Positive = Field(default=300, description="longest answer to a probe")
-    prompted: tuple[Literal["few_shot", "constitution", "best_of_n"], ...] = Field(
+    prompted: tuple[Prompted, ...] = Field(
         default=(), description="the base prompted well, against the tuned model on the same fresh prompts"
     )
     best_of: Annotated[int, Field(ge=2, le=64)] = Field(default=4, description="answers drawn for best_of_n")

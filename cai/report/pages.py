@@ -12,7 +12,7 @@ from pathlib import Path
 from cai.data import hygiene
 from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
-from cai.report import before_after, examples, kinds, publication, rounds, tables
+from cai.report import arms_table, before_after, examples, kinds, publication, rounds, tables
 from cai.report.agreement import agreement
 from cai.report.drawing import inline, write_plots
 from cai.report.examples import GLOSSARY, exhibits, rejected_exhibits
@@ -82,6 +82,7 @@ def gather(snapshot: Snapshot) -> Row:
         "added": added(snapshot),
         "kinds": kinds.compared(snapshot.figures),
         "rounds": rounds.compared(snapshot),
+        "arms": arms(snapshot),
         "training": training_rows(snapshot),
         "instructions": _last(snapshot.of_kind("instructions_summary")),
         "attempts": tables.attempts(snapshot),
@@ -210,6 +211,8 @@ def benchmark_rows(figures: Mapping[str, FigureRow]) -> list[Row]:
     """Figures that hold a base and a tuned value, or stand once for each of the two: benchmarks, forgetting, fresh."""
     rows = []
     for name, measured in sorted(figures.items()):
+        if metrics.arm_of(name):  # of an arm beside the two
+            continue
         facts = measured.get("facts") or {}
         base, tuned = facts.get("base"), facts.get("tuned")
         if isinstance(base, int | float) and isinstance(tuned, int | float):
@@ -222,6 +225,12 @@ def benchmark_rows(figures: Mapping[str, FigureRow]) -> list[Row]:
             values = {"base": number(base["value"]), "tuned": number(tuned["value"])}
             rows.append(shown | values | {"value": "", "interval": ""})
     return rows
+
+
+def arms(snapshot: Snapshot) -> Row:
+    """All arms beside each other; empty where there are base and tuned alone."""
+    rows = arms_table.rows(snapshot)
+    return {"head": arms_table.head(snapshot), "rows": rows} if rows else {}
 
 
 def added(snapshot: Snapshot) -> Row:

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cai.metrics.names import BESIDE, without_arm
 from cai.metrics.stats import holm
+from cai.report import arms_table
 from cai.report import tables as views
 from cai.report.snapshot import Snapshot
 from cai.report.table_text import NONE, Table, latex, markdown, without_empty
@@ -48,14 +50,16 @@ IN_WORDS = {  # for the headline
     "critiques.meaningful": "Critiques that pass every check of form",
     "revisions.addresses": "Revisions that pass every check of form",
 }
-ARM_INSIDE = re.compile(r"^(.+)\.(base|tuned)\.(.+)$")  # fresh.base.empty: of an arm, like harmbench.empty.base
+ARM_INSIDE = re.compile(
+    rf"^((?!preference\.over).+)\.(base|tuned|{'|'.join(BESIDE)})\.(.+)$"
+)  # fresh.base.empty: of an arm, like harmbench.empty.base
 COLUMN = {"forgetting.nll_base": "base", "preference.p2.before": "base", "sft.last_loss": "SFT"}  # the others: DPO
 OF_DATA = (
     "critiques.", "revisions.", "pairs.", "guard.", "contamination.", "preference.length_only",
     "preference.refusal_only",
 )  # fmt: skip
 COVERED = {"harmbench.asr", "xstest.over_refusal", "xstest.unsafe_refusal", "mtbench.score"}  # stand in a paired row
-OVER = "dpo_over_sft."  # figures of DPO against the SFT arm
+OVER = "dpo_over_"  # figures of the run's adapter against an arm
 HEADLINE_HEAD = ("measured", "base", "tuned", "value or difference", "95% interval", "n", "p (Holm)")
 HEAD = ("metric", "base", "SFT", "DPO", "difference", "95% interval", "n", "unscored", "p", "p (Holm)", "judge")
 ADDED_HEAD = (
@@ -63,6 +67,7 @@ ADDED_HEAD = (
 )  # fmt: skip
 CATEGORY_HEAD = ("metric", "category", "n", "base", "SFT", "DPO", "judge")
 DATA_HEAD = ("metric", "value", "95% interval", "n", "unscored", "judge")
+GROUP_HEAD = ("of", "which", "prefers the revision")
 GUARD_HEAD = ("of", "which", "pairs", "dropped", "guard")
 CHECK_HEAD = ("used for", "model", "n", "kappa", "95% interval", "sensitivity", "specificity", "verdict")
 FUNNEL_HEAD = ("stage", "rows", "accepted", "rejected", "reasons")
@@ -87,22 +92,50 @@ def tables(snapshot: Snapshot) -> list[Table]:
 
     So is a column that says nothing in any row, such as SFT where that arm was not trained.
     """
-    main = main_rows(snapshot.figures)
-    arms = "Base, SFT and DPO" if any(row[HEAD.index("SFT")] != NONE for row in main) else "Base and DPO"
+    main, dpo = main_rows(snapshot.figures), arms_table.tuned_title(snapshot)
+    arms = f"Base, SFT and {dpo}" if any(row[HEAD.index("SFT")] != NONE for row in main) else f"Base and {dpo}"
     found = [
         Table(
             f"{snapshot.model}, {snapshot.milestone}: what was measured", HEADLINE_HEAD, headline_rows(snapshot.figures)
         ),
-        Table(f"{arms} of {snapshot.model} ({snapshot.milestone})", HEAD, main),
-        Table("What DPO adds to SFT on the revisions", ADDED_HEAD, added_rows(snapshot.figures)),
+        Table("The arms beside each other", arms_table.head(snapshot), arms_table.rows(snapshot)),
+        Table(f"{arms} of {snapshot.model} ({snapshot.milestone})", _headed(HEAD, dpo), main),
+        *added_tables(snapshot.figures, dpo),
         Table("Guards and judges on rows whose answer is known", CHECK_HEAD, check_rows(snapshot.figures)),
-        Table("By category", CATEGORY_HEAD, category_rows(snapshot.figures)),
+        Table("By category", _headed(CATEGORY_HEAD, dpo), category_rows(snapshot.figures)),
+        Table("Held-out pairs on which the tuned model prefers the revision (P1)", GROUP_HEAD, p1_rows(snapshot)),
         Table("The data: critiques, revisions, pairs", DATA_HEAD, data_rows(snapshot.figures)),
         Table("Dropped by the guard", GUARD_HEAD, guard_rows(snapshot.figures)),
         Table("Data funnel", FUNNEL_HEAD, funnel_rows(snapshot)),
         Table("Cost", ("what", "value"), cost_rows(snapshot)),
     ]
     return [without_empty(table) for table in found if table.rows]
+
+
+def _headed(head: tuple[str, ...], dpo: str) -> tuple[str, ...]:
+    """The head with the run's own adapter under its name."""
+    return tuple(name.replace("DPO", dpo) for name in head)
+
+
+ARM_TITLES = {"sft": "SFT on the revisions", "from_base": "DPO from the base", **arms_table.PROMPTED}
+
+
+def added_tables(figures: Mapping[str, FigureRow], dpo: str) -> list[Table]:
+    """What the run's own adapter has over each arm, row by row."""
+    found = []
+    for arm in BESIDE:
+        head = ("metric", "SFT" if arm == "sft" else "arm", dpo, "difference", *ADDED_HEAD[4:])
+        head = _headed(ADDED_HEAD, dpo) if arm == "sft" else head
+        title = f"What {dpo} adds to {ARM_TITLES[arm]}"
+        found.append(Table(title, head, added_rows(figures, arm)))
+    return found
+
+
+def p1_rows(snapshot: Snapshot) -> list[tuple[str, ...]]:
+    """P1 by pool and by principle, as it was counted; nothing where there is one group of each."""
+    facts = (snapshot.figures.get("preference.p1") or FigureRow()).get("facts") or {}
+    groups = [(what, _items(facts, key)) for what, key in (("pool", "by_pool"), ("principle", "by_principle"))]
+    return [(what, name, str(won)) for what, found in groups for name, won in found if len(found) > 1]
 
 
 def headline_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
@@ -126,9 +159,9 @@ def main_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
 
     The SFT arm's figures (`<metric>.sft`) stand in the rows of the metrics they belong to; figures of no arm elsewhere.
     """
-    apart = (OVER, "checks.", *OF_DATA)
+    apart = (OVER, "checks.", "from_base.", *OF_DATA)
     every = {ARM_INSIDE.sub(r"\1.\3.\2", name): figure for name, figure in figures.items()}
-    figures = {k: f for k, f in every.items() if not k.endswith(".sft") and not k.startswith(apart)}
+    figures = {k: f for k, f in every.items() if not _beside(k, every) and not k.startswith(apart)}
     paired = [name for name, figure in figures.items() if _has_arms(figure)]
     order = sorted(paired, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     stems = sorted({name.rpartition(".")[0] for name in figures if name.endswith((".base", ".tuned"))} - COVERED)
@@ -138,16 +171,23 @@ def main_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
     return rows + [_single_row(name, figures[name], every.get(f"{name}.sft", FigureRow())) for name in single]
 
 
-def added_rows(figures: Mapping[str, FigureRow]) -> list[tuple[str, ...]]:
-    """DPO against the SFT arm, paired; Holm over all of them."""
-    found = {name.removeprefix(OVER): figure for name, figure in figures.items() if name.startswith(OVER)}
+def _beside(name: str, figures: Mapping[str, FigureRow]) -> bool:
+    """Whether this is a figure of an arm beside base and tuned that they have, too."""
+    plain = without_arm(name)
+    return plain != name and (name.endswith(".sft") or plain in figures or f"{plain}.tuned" in figures)
+
+
+def added_rows(figures: Mapping[str, FigureRow], arm: str = "sft") -> list[tuple[str, ...]]:
+    """The run's own adapter against an arm, paired; Holm over all of them."""
+    over = f"{OVER}{arm}."
+    found = {name.removeprefix(over): figure for name, figure in figures.items() if name.startswith(over)}
     order = sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     tested = [name for name in order if isinstance((found[name].get("facts") or {}).get("p"), int | float)]
     adjusted = dict(zip(tested, holm([found[name]["facts"]["p"] for name in tested]), strict=True))
     rows: list[tuple[str, ...]] = []
     for name in order:
         figure, facts = found[name], found[name].get("facts") or {}
-        arms = [facts.get(arm) for arm in ("sft", "dpo")]
+        arms = [facts.get(name) for name in (arm, "dpo")]
         difference = None if None in arms else arms[1] - arms[0]  # type: ignore[operator]
         ps = _ps({"p": facts.get("p"), "p_holm": adjusted.get(name)})
         cells = (_cell(arms[0]), _cell(arms[1]), _cell(difference), _interval(*_bounds(figure, difference)))

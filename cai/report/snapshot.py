@@ -88,7 +88,7 @@ class Snapshot:
         """
         applied = _json(self.path / "eval" / "marks.json").get("removed") or []
         refused = {int(row["item"]): str(row["detail"]) for row in applied if isinstance(row, dict)}
-        found = hygiene.clean(self.pairs.train, self.recipe.hygiene, refused)
+        found = hygiene.clean(self.pairs.train, self.recipe.hygiene, refused, self.pairs.drawn)
         listed = _json(self.path / "eval" / "contamination.json").get("removed") or []
         gone = {row.get("item") for row in listed if isinstance(row, dict)}
         return replace(found, kept=[pair for pair in found.kept if pair["item"] not in gone]) if gone else found

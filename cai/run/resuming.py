@@ -18,7 +18,7 @@ from cai.store import files
 from cai.store.jsonl import JsonObject
 
 MORE = ("items", "heldout.items")
-ASIDE = "train", "adapter", "adapter-sft"  # and adapter-seed-*: in this order, for train/ says that there is an adapter
+ASIDE = "train", "adapter", "adapter-sft", "adapter-from-base"  # and adapter-seed-*; train/, which tells of it, first
 
 
 def check(manifest: JsonObject, data: Mapping[str, str], training: Mapping[str, str], path: Path, asked: str) -> None:

@@ -1,6 +1,7 @@
-"""The trainings of a run as data, and the one call that makes their adapters: DPO, its further seeds, SFT.
+"""The trainings of a run as data, and the one call that makes their adapters: DPO, its seeds, SFT, DPO from the base.
 
-Owns which folder, adapter, seed and texts an arm has (train/, train/sft/, train/seed-N/), and eval/seeds.json; training
+Owns which folder, adapter, seed and texts an arm has (train/, train/sft/, train/from_base/, train/seed-N/), and
+eval/seeds.json; training
 itself is `cai.training.train`'s. Invariant: an arm whose result stands on disk loads no model and changes no byte.
 """
 
@@ -37,6 +38,7 @@ class Arm:
     objective: Objective = "dpo"
     start: Arm | None = None
     reference: Path | None = None  # instead of `start`: an adapter that stands already, that of the round before
+    name: str = ""  # of its events and figures; "": the run's own training and its seeds
     inputs: Mapping[str, str] = field(default_factory=dict)  # settled in `folder`; DPO's are the run's own identity
 
 
@@ -90,10 +92,10 @@ def done(arm: Arm) -> bool:
 
 
 def _events(run: Run, arm: Arm) -> Callable[..., None]:
-    """`run.event`, which also says a sign of ill health aloud, and names an SFT arm."""
+    """`run.event`, which also says a sign of ill health aloud, and names an arm beside the run's own training."""
 
     def event(kind: str, **facts: object) -> None:
-        run.event(kind, **({**facts, "arm": "sft"} if arm.objective == "sft" else facts))
+        run.event(kind, **({**facts, "arm": arm.name} if arm.name else facts))
         if kind == "health":
             say(f"{arm.title}: WARNING at step {facts['step']}: {facts['text']}")
 
@@ -120,8 +122,16 @@ def sft_arm(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer
     seed = recipe.dpo.seeds[0]
     return Arm(
         "train sft", rows, run.sft_train, run.sft_adapter, recipe.sft.recipe(recipe.dpo), seed, objective="sft",
-        inputs=sft.inputs(context, pairs, sound, seed),
+        name="sft", inputs=sft.inputs(context, pairs, sound, seed),
     )  # fmt: skip
+
+
+def from_base_arm(context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair]) -> Arm:
+    """DPO alone (train/from_base/, adapter-from-base/) beside DPO from SFT: the run's settings but for the start."""
+    run, dpo = context.run, context.recipe.dpo.model_copy(update={"start": "base", "also_from_base": False})
+    folder, adapter = run.train / "from_base", run.path / "adapter-from-base"
+    watched = heldout if dpo.eval_steps else ()
+    return Arm("train from base", pairs, folder, adapter, dpo, dpo.seeds[0], watched, name="from_base")
 
 
 def seed_arm(

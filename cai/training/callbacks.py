@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from cai import errors
 from cai.errors import CaiError
 from cai.training import health as signs
+from cai.training import ranks
 from cai.training.guards import Guarded
 
 if TYPE_CHECKING:
@@ -64,13 +65,13 @@ class Watch(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        if self.trainer.plan.stopped():
+        if ranks.stopping(self.trainer.plan.stopped, state.global_step + 1):
             self.trainer.stop_here()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         plan = self.trainer.plan
         plan.progress(state.global_step, plan.steps)
-        if state.global_step < plan.steps and plan.stopped():
+        if state.global_step < plan.steps and ranks.stopping(plan.stopped, state.global_step):
             self.stopping = control.should_log = control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer
-from trl.models.utils import _ForwardRedirection
 
 from cai import errors
 from cai.engine.foreign import HfModel
 from cai.errors import CaiError, Stopped
 from cai.recipe.settings import DpoSection, HealthSection
 from cai.store.jsonl import Row
-from cai.training import checkpoints, heldout
+from cai.training import checkpoints, heldout, ranks
 from cai.training.loss import Batch, Forward
 from cai.training.token_rows import PairRow
+from cai.world import world
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,6 +67,7 @@ class TrainingPlan:
     weights: Sequence[float] | None = None
     labels: Sequence[float] | None = None
     heldout: heldout.Heldout | None = None
+    dealt: ranks.Dealt | None = None  # the micro-batches of this process, where there are several
 
 
 class Guarded(Trainer):
@@ -76,6 +77,7 @@ class Guarded(Trainer):
     plan: TrainingPlan
     _metrics: dict[str, Any]  # TRL's, collected for the next log entry
     _loss_sum: torch.Tensor | None = None
+    _no_room = ""  # why this process has no memory left, where there are several
 
     @property
     def hf(self) -> HfModel:
@@ -94,34 +96,63 @@ class Guarded(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         plan = self.plan
+        if plan.dealt is not None:
+            return self.accelerator.prepare(
+                DataLoader(plan.dealt.micro_batches, batch_size=1, shuffle=False, collate_fn=self._own)  # type: ignore[arg-type]
+            )
         return self.accelerator.prepare(
             DataLoader(plan.order, batch_size=plan.micro_batch, shuffle=False, collate_fn=self._collate)  # type: ignore[arg-type]
         )
 
+    def _own(self, micro_batches: Sequence[Sequence[int]]) -> Batch:
+        return self._collate(micro_batches[0]) if micro_batches[0] else {}
+
     def _collate(self, indexes: Sequence[int]) -> Batch:
         return self.plan.collate([self.plan.rows[i] for i in indexes])
 
-    def _through(self, model: torch.nn.Module, method: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
-        """`method(*arguments)` inside the forward pass of `model`, the module that accelerate prepared.
+    def training_step(self, model: torch.nn.Module, inputs: Batch, *rest: object, **more: object) -> torch.Tensor:
+        """Of several processes one that has no micro-batch, or no memory, goes on to the step's end, as the others."""
+        if self.plan.dealt is None:
+            return super().training_step(model, inputs, *rest, **more)
+        nothing = torch.zeros((), device=self.accelerator.device)
+        if not inputs or self._no_room:
+            return nothing
+        try:
+            return super().training_step(model, inputs, *rest, **more)
+        except torch.OutOfMemoryError as error:
+            self._no_room = str(error).splitlines()[0][:200]
+        return nothing
 
-        Around several processes that is DistributedDataParallel, which joins gradients only of what passed through it:
-        called beside it, each process would train on its own pairs alone, without an error.
-        """
-        inner = cast(torch.nn.Module, self.model)
-        return method(*arguments) if model is inner else _ForwardRedirection()(model, inner, method, *arguments)
+    def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """A micro-batch's loss such that the sum over all processes is what one process would have."""
+        dealt = self.plan.dealt
+        return loss if dealt is None else loss * (dealt.each_step / self.plan.accumulation)
 
     def _add_loss(self, loss: torch.Tensor) -> None:
         """Keep the step's loss on the device; it is read once, in `_check_step`."""
         self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        if self.plan.dealt is not None:
+            self._join_step()
         norm = super()._clip_grad_norm(model)
         self._check_step(norm)
         return norm
 
+    def _join_step(self) -> None:
+        """Gradients and loss of all processes; they end here together where the memory of one has ended."""
+        step = f"training step {self.state.global_step + 1}"
+        ranks.no_room_anywhere(self._no_room, f"{step}, whether memory lasts")
+        ranks.add_gradients(self.hf.parameters(), step)
+        if self._loss_sum is None:  # no micro-batch of this step is this process's
+            self._loss_sum = torch.zeros((), device=self.accelerator.device)
+        total = self._loss_sum.float().reshape(1).clone()
+        ranks.add_up(total, step)
+        self._loss_sum = total[0]
+
     def _check_step(self, norm: torch.Tensor) -> None:
         """Before the optimiser moves anything: loss and gradient are finite, and the first loss is what it must be."""
-        accumulated = max(1, self.current_gradient_accumulation_steps)
+        accumulated = max(1, self.plan.accumulation)
         loss, norm_value = torch.stack([self._loss_sum.float() / accumulated, norm.float()]).tolist()  # type: ignore[union-attr]
         self._loss_sum = None
         step = self.state.global_step
@@ -142,7 +173,11 @@ class Guarded(Trainer):
         """One event a step: TRL's averages, read from the device at once."""
         metrics, self._metrics["train"] = dict(self._metrics["train"]), type(self._metrics["train"])(list)
         means = {name: torch.stack(values).mean() for name, values in metrics.items() if values}
-        if means:
+        if self.plan.dealt is not None and "loss" in logs:
+            sums = {name: (float(mean) * len(metrics[name]), len(metrics[name])) for name, mean in means.items()}
+            own = {"loss": (logs["loss"], int(world().first))}  # a sum, not a mean
+            logs |= ranks.means_of_all(own | sums, f"training step {self.state.global_step}, what it showed")
+        elif means:
             logs |= dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
         if "loss" in logs:
             entry = {"step": self.state.global_step, **{k: float(v) for k, v in logs.items()}}
@@ -161,6 +196,8 @@ class Guarded(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         """A stop switch does not cut a save short: its grace period waits (`StopSwitch.hold`)."""
+        if not world().first:
+            return  # all hold the same weights and moments
         with getattr(self.plan.stopped, "hold", nullcontext)():
             self._save_and_seal(model, trial)
 
@@ -193,7 +230,7 @@ class Guarded(Trainer):
         """A graceful stop: leave a sealed checkpoint of the last whole step, then end."""
         step = self.state.global_step
         folder = self.plan.folder / f"{checkpoints.PREFIX}{step}"
-        if step and checkpoints.fault(folder):
+        if step and world().first and checkpoints.fault(folder):
             self._save_checkpoint(cast(torch.nn.Module, self.model), None)
         raise Stopped(f"training stopped after step {step} of {self.plan.steps}; resume to go on.")
 
@@ -204,7 +241,7 @@ def arguments(plan: TrainingPlan, device: torch.device) -> dict[str, Any]:
     return dict(
         output_dir=str(plan.folder),
         per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulation,
+        gradient_accumulation_steps=plan.accumulation if plan.dealt is None else plan.dealt.each_step,
         max_steps=plan.steps,
         learning_rate=dpo.learning_rate,
         lr_scheduler_type=dpo.scheduler,

@@ -7,7 +7,6 @@ reference's place in an attempt and what a failed attempt means. Torch is import
 from __future__ import annotations
 
 import gc
-import os
 import pickle
 import time
 from collections.abc import Callable, Sequence
@@ -22,11 +21,12 @@ from cai.engine.model import Model
 from cai.errors import CaiError, Stopped
 from cai.recipe.settings import DpoSection, HealthSection, LoraSection
 from cai.store.jsonl import JsonObject, Row
-from cai.training import checkpoints, reference_logps
+from cai.training import checkpoints, ranks, reference_logps
 from cai.training.heldout import Heldout
 from cai.training.margins import first_loss, label_probabilities, pair_weights
 from cai.training.scoring import to_device
 from cai.training.token_rows import PairRow, rows_sha, schedule, steps_of
+from cai.world import world
 
 if TYPE_CHECKING:
     from cai.training.sft_trainer import RevisionTrainer
@@ -87,8 +87,7 @@ class Job:
     def __post_init__(self) -> None:
         from cai.training.forward import layout_for
 
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise CaiError("training runs in one process: start it without torchrun (WORLD_SIZE is above 1)")
+        self.home = ranks.one_folder(self.folder)  # where the checkpoints are
         self.layout = layout_for(self.model)
         self.event("layout", name=self.layout.name, why=self.layout.why)
         self.effective = self.dpo.batch_size * self.dpo.gradient_accumulation
@@ -117,7 +116,7 @@ class Job:
 
     def run(self) -> tuple[PairTrainer | RevisionTrainer, BatchShape, int]:
         """Attempts until one ends: (trainer, shape that worked, step resumed from)."""
-        found = checkpoints.newest(self.folder, self.event)
+        found = self._newest()
         resumed_from = found[1]["step"] if found else 0
         shape = self._first_shape(found[1] if found else None)
         while True:
@@ -125,18 +124,26 @@ class Job:
             if trainer is not None:
                 return trainer, shape, resumed_from
             shape = self._next_shape(shape, out_of_memory)  # outside the except block: its traceback pins tensors
-            found = checkpoints.newest(self.folder, self.event)
+            found = self._newest()
+
+    def _newest(self) -> tuple[Path, Row] | None:
+        """The newest sound checkpoint: found by the first process, loaded by all."""
+        found = checkpoints.newest(self.folder, self.event) if world().first else None
+        told = ranks.of_first({"name": found[0].name, "seal": found[1]} if found else {}, "the newest checkpoint")
+        return (self.home / told["name"], told["seal"]) if told else None
 
     def _first_shape(self, sealed: JsonObject | None) -> BatchShape:
-        """The recipe's shape, or the one that the checkpoint was trained with."""
+        """The recipe's shape, or the one that the checkpoint was trained with; enough of them for all processes."""
         if sealed:
-            return BatchShape(sealed["micro_batch"], sealed["accumulation"], sealed["gradient_checkpointing"])
+            shape = BatchShape(sealed["micro_batch"], sealed["accumulation"], sealed["gradient_checkpointing"])
+            return ranks.spread(shape)
         shape = BatchShape(self.dpo.batch_size, self.dpo.gradient_accumulation, self.dpo.gradient_checkpointing == "on")
-        if self.dpo.gradient_checkpointing != "auto":
-            return shape
-        from cai.training.fit import choose_shape
+        if self.dpo.gradient_checkpointing == "auto":
+            from cai.training.fit import choose_shape
 
-        return choose_shape(self.model, self.layout, self.rows, self.order, shape, self.event)
+            chosen = choose_shape(self.model, self.layout, self.rows, self.order, shape, self.event)
+            shape = ranks.agreed_shape(chosen)
+        return ranks.spread(shape)
 
     def _next_shape(self, shape: BatchShape, why: str) -> BatchShape:
         gc.collect()
@@ -192,15 +199,21 @@ class Job:
             dpo=self.dpo, seed=self.seed, folder=self.folder, forward=self.layout.forward,
             collate=self.layout.collate, event=self.event, stopped=self.stopped, progress=self.progress,
             health=self.health, weights=self.weights, labels=self.labels, heldout=self._heldout(shape),
-            first_loss=self.first_loss,
+            first_loss=self.first_loss, dealt=self._dealt(shape),
             tolerance=first_loss_tolerance(self.dpo, refs, self.order[: self.effective if refs else 0], str(hf.dtype)),
             seal_facts={"identity": self.identity, "micro_batch": shape.micro_batch,
-                        "accumulation": shape.accumulation, "gradient_checkpointing": shape.checkpointing},
+                        "accumulation": shape.accumulation, "gradient_checkpointing": shape.checkpointing,
+                        **({"processes": world().size} if world().several else {})},
         )  # fmt: skip
         trainer = self._trainer()(hf, self.model.hf_tokenizer, plan, self.model.device)
         self._begin()  # TRL's constructor casts the adapter of a 4-bit model to bf16
         adapter.require_fp32(hf)
         return trainer
+
+    def _dealt(self, shape: BatchShape) -> ranks.Dealt | None:
+        if not world().several:
+            return None
+        return ranks.Dealt.of(self.order, [row.tokens for row in self.rows], shape.micro_batch, shape.accumulation)
 
     def _trainer(self) -> type[PairTrainer | RevisionTrainer]:
         if self.objective == "sft":

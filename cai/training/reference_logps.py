@@ -20,6 +20,7 @@ import orjson
 from cai import errors
 from cai.errors import CaiError
 from cai.store.files import write_json_atomic
+from cai.training import ranks
 
 NAME = "reference.json"
 HELDOUT = "heldout-reference.json"
@@ -42,6 +43,18 @@ def cached(folder: Path, key: str, name: str = NAME) -> list[Logps] | None:
         return None
 
 
+def first_visits(order: Sequence[int], micro_batch: int) -> list[Sequence[int]]:
+    """The micro-batches of `order` in which some row is visited for the first time."""
+    seen: set[int] = set()
+    groups = []
+    for start in range(0, len(order), micro_batch):
+        group = order[start : start + micro_batch]
+        if not seen.issuperset(group):
+            groups.append(group)
+        seen.update(group)
+    return groups
+
+
 def compute(
     order: Sequence[int],
     rows: int,
@@ -49,15 +62,17 @@ def compute(
     score: Callable[[Sequence[int]], list[Logps]],
     stopped: Callable[[], bool],
 ) -> list[Logps] | None:
-    """Score every row that `order` visits, in the micro-batches of its first visit; None if stopped on the way."""
+    """Score every row that `order` visits, in the micro-batches of its first visit; None if stopped on the way.
+
+    Of several processes each scores every n-th micro-batch, and has all of them.
+    """
+    groups = first_visits(order, micro_batch)
+    scored = ranks.scored_by_all(groups, score, stopped)
+    if scored is None:
+        return None
     found: list[Logps | None] = [None] * rows
-    for start in range(0, len(order), micro_batch):
-        group = order[start : start + micro_batch]
-        if all(found[i] is not None for i in group):
-            continue
-        if stopped():
-            return None
-        for i, logps in zip(group, score(group), strict=True):
+    for number, group in enumerate(groups):
+        for i, logps in zip(group, scored[number], strict=True):
             if found[i] is None:
                 found[i] = logps
     return [entry or (float("nan"), float("nan")) for entry in found]

@@ -45,14 +45,11 @@ class RevisionTrainer(Guarded, SFTTrainer):
     def compute_loss(
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: object = None
     ) -> torch.Tensor:
-        return self._through(model, self._revision_loss, inputs)
-
-    def _revision_loss(self, inputs: Batch) -> torch.Tensor:
         _, logps_N = sequence_logps(self.hf, inputs, self.plan.forward)
         # transformers divides by the micro-batches of the step
-        loss = -logps_N.sum() * (self.current_gradient_accumulation_steps / self._tokens_of_step())
+        loss = -logps_N.sum() * (self.plan.accumulation / self._tokens_of_step())
         self._add_loss(loss.detach())
-        return loss
+        return self._scaled(loss)
 
     def _tokens_of_step(self) -> int:
         """Revision tokens of the effective batch that is being trained on."""

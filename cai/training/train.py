@@ -35,6 +35,7 @@ from cai.training import health as signs
 from cai.training.job import BatchShape, Job, Objective, empty_cache, model_name
 from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
 from cai.training.token_rows import PairRow, PairRows, ignore, never, revisions_only, steps_of, tokenize_pairs
+from cai.world import gather
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -246,7 +247,8 @@ def _learnt(
     }
     _leave_training(model, trainer)
     if learnt["kept_step"]:
-        heldout.restore_best(model.hf, job.folder, learnt["kept_step"])
+        gather(b"", "the best weights")  # the first process has written them
+        heldout.restore_best(model.hf, job.home, learnt["kept_step"])
     _export(model, adapter, job.start)
     return learnt
 

@@ -17,11 +17,12 @@ from trl import DPOConfig, DPOTrainer
 from cai import errors
 from cai.engine.foreign import HfModel, HfTokenizer
 from cai.errors import CaiError
-from cai.training import health, heldout
+from cai.training import health, heldout, ranks
 from cai.training.callbacks import HealthWatch, MakeUp, callbacks_of
 from cai.training.guards import Guarded, TrainingPlan, arguments
 from cai.training.loss import Batch, pair_loss, sequence_logps, shared_lengths
 from cai.training.scoring import to_device
+from cai.world import world
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,9 +58,6 @@ class PairTrainer(Guarded, DPOTrainer):
         return batch
 
     def _compute_loss(self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False) -> torch.Tensor:
-        return self._through(model, self._pair_loss, inputs)
-
-    def _pair_loss(self, inputs: Batch) -> torch.Tensor:
         dpo = self.plan.dpo
         logps_2B, logps_N = sequence_logps(self.hf, inputs, self.plan.forward, dpo.ld_alpha)
         loss = pair_loss(
@@ -75,7 +73,7 @@ class PairTrainer(Guarded, DPOTrainer):
             labels_B=inputs.get("labels_B"),
         )
         self._note(loss.detach(), logps_2B.detach(), inputs["ref_2B"], inputs["lengths_S"])
-        return loss
+        return self._scaled(loss)
 
     def _note(self, loss: torch.Tensor, logps_2B: torch.Tensor, ref_2B: torch.Tensor, lengths_S: list[int]) -> None:
         """Collect metrics as device tensors; they are read once a step, in `log`."""
@@ -118,17 +116,18 @@ class PairTrainer(Guarded, DPOTrainer):
             raise CaiError(f"training step {step}: {', '.join(bad)} of the held-out pairs not finite", errors.QUALITY)
         history.append(entry)
         self.plan.event("heldout", **{name.removeprefix(heldout.PREFIX): value for name, value in entry.items()})
-        if held.keep_best and heldout.best_step(history) == step:
+        if held.keep_best and world().first and heldout.best_step(history) == step:
             heldout.export_best(self.hf, self.plan.folder, step, held.base_name)
 
     def _heldout_entry(self, held: heldout.Heldout) -> dict[str, float] | None:
         """Loss, margin and accuracy of the held-out pairs; None where a stop cuts it short (a resume makes it up)."""
         plan, dpo, size, model = self.plan, self.plan.dpo, self.plan.micro_batch, self.hf
         model.train()  # as the reference was computed
-        sums: list[list[float]] = []
-        for start in range(0, len(held.rows), size):
-            if self.state.global_step < plan.steps and plan.stopped():
-                return None
+        sums: dict[int, list[float]] = {}
+        stopped = False
+        for start in range(size * world().rank, len(held.rows), size * world().size):
+            if stopped := self.state.global_step < plan.steps and plan.stopped():
+                break
             rows, refs = held.rows[start : start + size], held.refs[start : start + size]
             batch = to_device(plan.collate(rows), self.accelerator.device)
             ref_2B = torch.tensor(refs, dtype=torch.float64).float().T.contiguous().to(self.accelerator.device)
@@ -141,8 +140,10 @@ class PairTrainer(Guarded, DPOTrainer):
             scores_2B = (logps_2B - ref_2B).detach()
             margins_B = dpo.beta * (scores_2B[0] - scores_2B[1])
             wins_B = (margins_B > 0).float() + 0.5 * (margins_B == 0).float()
-            sums.append(torch.stack([loss.detach() * len(rows), margins_B.sum(), wins_B.sum()]).tolist())
-        return heldout.entry(self.state.global_step, sums, len(held.rows))
+            sums[start] = torch.stack([loss.detach() * len(rows), margins_B.sum(), wins_B.sum()]).tolist()
+        step = self.state.global_step
+        found = ranks.lists_of_all(sums, stopped, f"training step {step}, held-out pairs")
+        return None if found is None else heldout.entry(step, [found[start] for start in sorted(found)], len(held.rows))
 
     def _check_first_loss(self, loss: float) -> None:
         """Before any step policy and reference are the same model: DPO's loss is log 2, and margins are 0."""

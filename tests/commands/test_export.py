@@ -469,3 +469,39 @@ def test_gguf_needs_the_converter(tmp_path, monkeypatch):
 
 def test_names_of_prequantised_twins_lead_to_the_original():
     assert merge.plain_name("unsloth/Qwen2.5-32B-bnb-4bit") == "unsloth/Qwen2.5-32B"
+
+
+def card_code(card: str) -> str:
+    return card.split("```python\n")[1].split("```")[0]
+
+
+def test_a_card_takes_no_file_from_the_folder_that_the_folder_has_not(path, tmp_path, monkeypatch):
+    """Without a tokenizer at hand the export has neither its files nor generation_config.json: the base's serve."""
+    monkeypatch.setattr(exporting, "asking", lambda snapshot: replace(asking(snapshot), folder=None, eos_id=None))
+    said: list[str] = []
+    to = exporting.export(path, tmp_path / "out", said.append)
+    code = card_code((to / "adapter" / "README.md").read_text())
+    compile(code, "card", "exec")
+    assert 'AutoTokenizer.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")' in code
+    assert "GenerationConfig.from_pretrained" not in code and "chat_template.jinja" in code
+    lines = {line.partition(":")[0]: line for line in "\n".join(said).splitlines()}
+    assert "AutoTokenizer.from_pretrained('HuggingFaceTB/SmolLM2-135M-Instruct')" in lines["tokenizer"]
+    assert "the card's way" in lines["peft"] and "or this" in lines["transformers"]  # which of the two is said
+
+
+def test_a_card_names_the_weights_as_they_were_loaded(path, tmp_path):
+    with_model(path, quantization="float32")
+    to = exporting.export(path, tmp_path / "out", lambda line: None)
+    assert "| base loaded as | float32 |" in (to / "adapter" / "README.md").read_text()
+
+
+def test_an_adapter_of_the_fake_model_claims_nothing_that_could_be_loaded(path, tmp_path):
+    manifest = path / "manifest.json"
+    values = orjson.loads(manifest.read_bytes())
+    values |= {"backend": "fake", "model": {"model": "fake", "backend": "fake"}}
+    manifest.write_bytes(orjson.dumps(values))
+    said: list[str] = []
+    card = (exporting.export(path, tmp_path / "out", said.append) / "adapter" / "README.md").read_text()
+    for word in ("from_pretrained", "vllm serve", "ollama create", "nf4", "a local folder"):
+        assert word not in card and word not in "\n".join(said), word
+    assert "There is nothing to load" in card and "no library loads it" in "\n".join(said)

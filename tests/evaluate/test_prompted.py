@@ -55,11 +55,7 @@ def test_what_each_arm_puts_before_the_prompt(measured_run, monkeypatch):
         class tokenizer:
             encode = staticmethod(list)
 
-    class Bench:
-        class context:
-            class constitution:
-                principles = ()
-
+    class Context:
         model = staticmethod(lambda: Model)
 
     from support.runs import ROOT
@@ -68,21 +64,21 @@ def test_what_each_arm_puts_before_the_prompt(measured_run, monkeypatch):
     from cai.recipe.prompts import load_prompt
 
     policy = load_prompt(ROOT / "prompts" / "policy.yaml")
-    Bench.context.prompts, Bench.context.constitution = (
+    Context.prompts, Context.constitution = (
         {"policy": policy},
         load_constitution(ROOT / "constitution.yaml"),
     )
     pairs = [{"prompt": f"question {i}?", "chosen": f"answer {i} " + "word " * 10} for i in range(20)]
-    shown = prompted.prompt_of(Bench, "few_shot", pairs).examples
+    shown = prompted.prompt_of(Context, "few_shot", pairs).examples
     assert 1 <= len(shown) < prompted.SHOWN  # as many as half of 400 characters hold
     assert all(
         {"prompt": e.user, "chosen": e.assistant} in [{**p, "chosen": p["chosen"]} for p in pairs] for e in shown
     )
     Model.max_seq_length = 100_000
-    assert len(prompted.prompt_of(Bench, "few_shot", pairs).examples) == prompted.SHOWN
-    given = prompted.prompt_of(Bench, "constitution", pairs)
-    assert all(p.principle.strip() in given.preamble for p in Bench.context.constitution.principles)
-    assert prompted.prompt_of(Bench, "best_of_n", pairs) == policy
+    assert len(prompted.prompt_of(Context, "few_shot", pairs).examples) == prompted.SHOWN
+    given = prompted.prompt_of(Context, "constitution", pairs)
+    assert all(p.principle.strip() in given.preamble for p in Context.constitution.principles)
+    assert prompted.prompt_of(Context, "best_of_n", pairs) == policy
 
 
 def test_the_best_of_n_is_the_one_that_the_judge_puts_ahead(monkeypatch):
@@ -93,7 +89,7 @@ def test_the_best_of_n_is_the_one_that_the_judge_puts_ahead(monkeypatch):
     odds = {"second": -1.0, "third": 2.0, "two": -0.5, "3": None}
     monkeypatch.setattr(prompted, "_drawn", lambda *args: candidates)
     monkeypatch.setattr(
-        prompted, "_compared", lambda evaluation, both: [{"log_odds": odds[ours]} for _, ours, _ in both]
+        prompted, "compared", lambda evaluation, both: [{"log_odds": odds[ours]} for _, ours, _ in both]
     )
 
     class Bench:
@@ -108,4 +104,4 @@ def test_the_best_of_n_is_the_one_that_the_judge_puts_ahead(monkeypatch):
                     class answers:
                         temperature = 1.0
 
-    assert [row["text"] for row in prompted._best(Bench, [{}, {}])] == ["third", "one"]
+    assert [row["text"] for row in prompted._best(Bench, [{"prompt": "a?"}, {"prompt": "b?"}])] == ["third", "one"]

@@ -1,65 +1,87 @@
-"""One process of several that train one step together over gloo: tests/training/test_train_ranks.py starts them.
+"""One process of several that train the tiny model together: tests/training/test_train_ranks.py starts them.
 
-`python ranks_child.py FOLDER`, with RANK and WORLD_SIZE in the environment, leaves FOLDER/rank-N.pt: the gradients that
-the optimiser was handed and the adapter after the step; once as the trainer does it ("through") and once with the loss
-called beside the wrapper ("beside"). Built without `Job`, which refuses several processes.
+`python ranks_child.py FOLDER OPTIONS`, with torchrun's variables in the environment, trains in FOLDER/RANK and leaves
+FOLDER/RANK.json: how it ended, the log, and after each step a hash of every trained tensor. OPTIONS is JSON: settings
+of [dpo], and a fault ("nan", "memory", "stop", "kill") with the process and the step where it comes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parents[1])]
 
 import torch  # noqa: E402
 
+from cai import world  # noqa: E402
+from cai.errors import CaiError  # noqa: E402
 from cai.training import adapter  # noqa: E402
-from cai.training.forward import layout_for  # noqa: E402
-from cai.training.guards import TrainingPlan  # noqa: E402
-from cai.training.loss import sequence_logps  # noqa: E402
-from cai.training.token_rows import tokenize_pairs  # noqa: E402
-from cai.training.trainers import PairTrainer  # noqa: E402
-from support.training import LORA, FakePrompt, TinyModel, dpo, make_pairs  # noqa: E402
-
-PAIRS = 4
+from cai.training import loss as losses  # noqa: E402
+from cai.training import sft_trainer, trainers  # noqa: E402
+from support.training import TinyModel, dpo, make_pairs, run_train  # noqa: E402
 
 
-def one_step(folder: Path, world: int, way: str) -> dict[str, dict[str, torch.Tensor]]:
-    model = TinyModel()
-    model.to_lora(LORA)
-    rows = tokenize_pairs(
-        make_pairs(PAIRS), FakePrompt(), format="base", tokenizer=model.tokenizer, max_length=400
-    ).rows
-    adapter.reset(model.hf, 7)
-    layout = layout_for(model)
-    with torch.no_grad():
-        refs = sequence_logps(model.hf, layout.collate(rows), layout.forward)[0].T.tolist()
-    plan = TrainingPlan(
-        rows=rows, refs=[tuple(pair) for pair in refs], order=range(PAIRS), steps=1, micro_batch=1,
-        accumulation=PAIRS // world, checkpointing=False, dpo=dpo(max_steps=1, save_steps=100), seed=7,
-        folder=folder, seal_facts={}, forward=layout.forward, collate=layout.collate,
-        event=lambda *a, **k: None, stopped=lambda: False, progress=lambda *a: None,
+class Fault:
+    """What goes wrong in one process: asked by the loss and by the stop switch."""
+
+    def __init__(self, kind: str, rank: int, step: int) -> None:
+        self.kind, self.rank, self.step, self.steps, self.memory_ended = kind, rank, step, 0, False
+
+    def due(self) -> bool:
+        return world.world().rank == self.rank and self.steps + 1 == self.step
+
+    def in_loss(self, logps: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.due() and torch.is_grad_enabled():
+            if self.kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.kind == "nan":
+                return logps[0] * float("nan"), logps[1]
+            if self.kind == "memory" and not self.memory_ended:
+                self.memory_ended = True
+                raise torch.OutOfMemoryError("injected")
+        return logps
+
+    def stopped(self) -> bool:
+        return self.kind == "stop" and self.due()
+
+
+def main(folder: Path, options: dict) -> dict:
+    model, hashes, events = TinyModel(), [], []
+    fault = Fault(options.get("fault", ""), options.get("rank", 1), options.get("step", 3))
+    real = losses.sequence_logps
+    for module in (trainers, sft_trainer):
+        module.sequence_logps = lambda *a, **k: fault.in_loss(real(*a, **k))
+
+    def event(kind: str, **facts: object) -> None:
+        events.append({"kind": kind, **facts})
+        if kind == "train_step":
+            fault.steps = int(facts["step"])
+            tensors = sorted(adapter.lora_parameters(model.hf))
+            hashes.append([hashlib.sha256(p.detach().numpy().tobytes()).hexdigest()[:16] for _, p in tensors])
+
+    result = run_train(
+        folder, model=model, pairs=make_pairs(options.get("pairs", 12)), event=event, stopped=fault.stopped,
+        config=dpo(**{"max_steps": 6, "gradient_accumulation": 4, **options.get("dpo", {})}),
+        objective=options.get("objective", "dpo"),
     )  # fmt: skip
-    found = {}
-
-    class Trainer(PairTrainer):
-        def _check_step(self, norm):
-            found["grads"] = {name: p.grad.clone() for name, p in adapter.lora_parameters(self.model)}
-
-        def _save_checkpoint(self, model, trial):
-            """Rank 0's, once there are ranks; here nothing is saved."""
-
-        def _through(self, model, method, *arguments):
-            return super()._through(model, method, *arguments) if way == "through" else method(*arguments)
-
-    Trainer(model.hf, model.hf_tokenizer, plan, model.device).train()
-    found["weights"] = {name: p.detach().clone() for name, p in adapter.lora_parameters(model.hf)}
-    return found
+    return {"hashes": hashes, "log": result.log, "heldout_log": result.heldout_log, "kept_step": result.kept_step,
+            "resumed_from": result.resumed_from, "events": [e for e in events if e["kind"] in ("out_of_memory",)]}  # fmt: skip
 
 
 if __name__ == "__main__":
-    rank, out = os.environ["RANK"], Path(sys.argv[1])
-    ways = {way: one_step(out / rank, int(os.environ["WORLD_SIZE"]), way) for way in ("through", "beside")}
-    torch.save(ways, out / f"rank-{rank}.pt")
+    began, out, rank = time.monotonic(), Path(sys.argv[1]), os.environ.get("RANK", "0")
+    world._here = world.of_environment(os.environ)
+    code, found = 0, {}
+    try:
+        world.join()
+        found = main(out / rank, json.loads(sys.argv[2]))
+    except CaiError as error:
+        code, found = error.code, {"error": str(error)}
+    (out / f"{rank}.json").write_text(json.dumps({**found, "code": code, "seconds": time.monotonic() - began}))
+    os._exit(code)

@@ -9,13 +9,10 @@ judgements, appended at once, and the page that follows from it alone.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import orjson
 
 from cai import errors
 from cai.commands import fork as forking
@@ -24,13 +21,13 @@ from cai.commands.experiments.cost import cost_lines
 from cai.commands.experiments.whole_runs import Milestone
 from cai.errors import CaiError
 from cai.evaluate import head_to_head, head_to_head_figures
+from cai.evaluate.external import closing, external_of
 from cai.evaluate.head_to_head import Arm, Question
 from cai.evaluate.head_to_head_figures import Asked
 from cai.evaluate.scores import KEY, Evaluation, load_judge
 from cai.inputs import Inputs, locate, read_inputs
 from cai.recipe import load as recipes
 from cai.recipe.constitution import load_constitution
-from cai.run.context import Context
 from cai.run.lines import near
 from cai.run.loop import open_marked
 from cai.run.manifest import read_manifest
@@ -138,13 +135,13 @@ def measure(found: Sides, args: argparse.Namespace) -> None:
         folder = context.run.eval / NAME
         path = folder / f"{found.b.name}.jsonl"
         judge = load_judge(context)
-        arms = arms_of(found)
-        with open_marked(context, path, mark(context, found, arms, questions), KEY) as log:
-            evaluation = Evaluation(context, log, context.run.adapter, judge)
+        arms, principles = arms_of(found), [asked.principle for asked in found.asked]
+        external, mark = external_of(context), head_to_head.mark(context, arms, principles, judge)
+        with closing(external), open_marked(context, path, mark, KEY) as log:
+            evaluation = Evaluation(context, log, context.run.adapter, judge, external)
             say(f"against: {len(questions)} held-out prompts, {len(found.asked)} principles, A {found.a.name}")
             answered = {arm.name: head_to_head.answers(evaluation, NAME, arm, questions) for arm in arms}
             texts = {name: {item: row["text"] for item, row in rows.items()} for name, rows in answered.items()}
-            principles = [asked.principle for asked in found.asked]
             rows = head_to_head.judged(evaluation, f"{NAME}.judged", questions, texts["b"], texts["a"], principles)
             content = pages.gather(found.a, found.b, found.asked, questions, texts, rows, evaluation.judge_name)
         written = pages.write(folder, found.b.name, content)
@@ -159,23 +156,6 @@ def arms_of(found: Sides) -> list[Arm]:
         Arm("a", found.a / "adapter", a.recipe.lora, a.prompts["policy"]),
         Arm("b", found.b / "adapter", b.recipe.lora, b.prompts["policy"]),
     ]
-
-
-def mark(context: Context, found: Sides, arms: Sequence[Arm], questions: Sequence[Question]) -> str:
-    """16 hex of all that an answer or a judgement depends on: another adapter, prompt or principle begins a new log.
-
-    How many prompts are asked is no part of it: more of them go on in the same log.
-    """
-    section, judge = context.recipe.evaluation, load_judge(context)
-    weights = [arm.adapter / "adapter_model.safetensors" for arm in arms if arm.adapter]
-    parts = [
-        [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
-        [arm.prompt.sha for arm in arms],
-        [section.fresh_max_new_tokens, section.max_text_tokens],
-        [judge.single.sha, judge.pair.sha] if judge else None,
-        [[asked.principle.id, asked.principle.principle] for asked in found.asked],
-    ]
-    return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:16]
 
 
 def dry_run(args: argparse.Namespace, constitution: Path | None) -> int:

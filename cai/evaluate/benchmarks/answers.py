@@ -8,7 +8,7 @@ be asked has a row that says why.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +16,10 @@ from pathlib import Path
 from cai.data.slots import seed_of
 from cai.engine import Request, Sampling
 from cai.engine.model import Model
+from cai.evaluate import prompted
 from cai.evaluate.benchmarks.loaders import Task
-from cai.recipe.prompts import FewShotExample, Rendered, digest
+from cai.evaluate.scores import Evaluation, load_judge
+from cai.recipe.prompts import FewShotExample, Prompt, Rendered, digest
 from cai.run import loop
 from cai.run.context import Context
 from cai.run.loop import open_marked
@@ -31,10 +33,18 @@ ARMS = (BASE, TUNED)
 
 @dataclass(frozen=True)
 class Policy:
-    """The loaded policy with the run's adapter on it, on demand."""
+    """The loaded policy with an adapter on it, on demand. `name`: of an arm beside base and tuned.
+
+    An arm that is prompted, not trained, has `trained` false: then `tuned` is the base, under `prompt`; with `best_of`
+    above 1 the best of so many answers.
+    """
 
     context: Context
     adapter: Path
+    name: str = ""
+    trained: bool = True
+    prompt: Callable[[int], Prompt] | None = None  # max_new_tokens -> the prompt; None: the policy's own
+    best_of: int = 1
 
     @contextmanager
     def arm(self, name: str) -> Iterator[Model]:
@@ -42,8 +52,11 @@ class Policy:
         model = self.context.model()
         model.attach(self.adapter, self.context.recipe.lora)
         model.mode("generate")
-        with model.adapter(name != BASE):
+        with model.adapter(self.trained and name != BASE):
             yield model
+
+    def asked(self, max_new_tokens: int) -> Prompt:
+        return self.prompt(max_new_tokens) if self.prompt else self.context.prompts["policy"]
 
 
 def open_log(context: Context, stem: str, mark: str) -> RecordLog:
@@ -75,9 +88,10 @@ def answer(
         for turn in range(max((len(task.turns) for task in tasks), default=0)):
             keys = [(arm, task.item, turn) for task in tasks if turn < len(task.turns)]
             chunk = 0 if all(log.has(*key) for key in keys) else _chunk(policy, arm)
-            for part in loop.left(policy.context, log, f"{name} {arm} turn {turn + 1}", keys, chunk):
+            for part in loop.left(policy.context, log, f"{name} {policy.name or arm} turn {turn + 1}", keys, chunk):
                 chosen = [by_item[item] for _, item, _ in part]
-                given = _generate(policy, log, name, arm, turn, chosen, max_new_tokens)
+                drawn = _generate(policy, log, name, arm, turn, chosen, max_new_tokens)
+                given = [rows[0] for rows in drawn] if policy.best_of == 1 else _best(policy, log, chosen, turn, drawn)
                 loop.write(policy.context, log, part, given)
             rows += loop.rows_of(log, keys)
     return rows
@@ -92,38 +106,61 @@ def _chunk(policy: Policy, arm: str) -> int:
 
 def _generate(
     policy: Policy, log: RecordLog, name: str, arm: str, turn: int, tasks: Sequence[Task], max_new_tokens: int
-) -> list[Row]:
-    context = policy.context
-    rows: dict[int, Row] = {}
+) -> list[list[Row]]:
+    """Each task's rows, `best_of` of them."""
+    context, count = policy.context, policy.best_of
+    rows: list[list[Row]] = []
     with ExitStack() as stack:
         model = stack.enter_context(policy.arm(arm))
-        engine = model.engine(context.recipe.engine)
-        for task in tasks:
-            rendered = _render(context, model, task, turn, log.get(arm, task.item, 0) if turn else None)
-            row = _row(context, name, arm, turn, task, rendered)
-            rows[task.item] = row
+        engine, prompt = model.engine(context.recipe.engine), policy.asked(max_new_tokens)
+        for place, task in enumerate(tasks):
+            rendered = _render(prompt, model, task, turn, log.get(arm, task.item, 0) if turn else None)
+            rows.append([_row(context, name, arm, turn, task, rendered, k) for k in range(count)])
             if len(rendered.token_ids) + max_new_tokens > model.max_seq_length:
-                row |= {"status": "unscored", "reason": f"prompt_too_long: {len(rendered.token_ids)} tokens"}
+                for row in rows[place]:
+                    row |= {"status": "unscored", "reason": f"prompt_too_long: {len(rendered.token_ids)} tokens"}
                 continue
             eos = tuple(model.tokenizer.eos_ids)
-            sampling = Sampling(task.temperature, max_new_tokens, rendered.stop, eos)
-            engine.submit(Request(task.item, rendered.token_ids, sampling, row["seed"], rendered.prefix_len))
+            heat = task.temperature if count == 1 else context.recipe.sampling.answers.temperature
+            sampling = Sampling(heat, max_new_tokens, rendered.stop, eos)
+            for k, row in enumerate(rows[place]):
+                request = Request(place * count + k, rendered.token_ids, sampling, row["seed"], rendered.prefix_len)
+                engine.submit(request)
         for done in engine.completions(context.stopped):
-            rows[done.id] |= {"text": done.text.strip(), "finish": done.finish, "tokens": len(done.token_ids)}
+            found = {"text": done.text.strip(), "finish": done.finish, "tokens": len(done.token_ids)}
+            rows[done.id // count][done.id % count] |= found
     context.check_stop(f"in {name}")
-    return [rows[task.item] for task in tasks]
+    return rows
 
 
-def _render(context: Context, model: Model, task: Task, turn: int, first: JsonObject | None) -> Rendered:
+def _best(policy: Policy, log: RecordLog, tasks: Sequence[Task], turn: int, drawn: Sequence[list[Row]]) -> list[Row]:
+    """Of each task's answers the one that the run's judge, the base, likes most beside the first."""
+    evaluation = Evaluation(policy.context, log, policy.adapter, load_judge(policy.context))
+    best = [rows[0] for rows in drawn]
+    fits = [place for place, row in enumerate(best) if row["status"] == "ok"]
+    firsts = [log.get(best[place]["arm"], tasks[place].item, 0) for place in fits]
+    asked = [_conversation(tasks[place], turn, first) for place, first in zip(fits, firsts, strict=True)]
+    texts = [[row["text"] for row in drawn[place]] for place in fits]
+    for place, at in zip(fits, prompted.chosen(evaluation, asked, texts), strict=True):
+        tokens = sum(row["tokens"] for row in drawn[place])
+        best[place] = {**drawn[place][at], "draw": at, "draws": policy.best_of, "tokens": tokens}
+    return best
+
+
+def _conversation(task: Task, turn: int, first: JsonObject | None) -> str:
+    """What the judge is told was asked: with what was said before, where this is the second turn."""
+    return task.turns[0] if not turn or first is None else "\n\n".join((task.turns[0], first["text"], task.turns[1]))
+
+
+def _render(policy: Prompt, model: Model, task: Task, turn: int, first: JsonObject | None) -> Rendered:
     """The policy prompt; the second turn stands after the first one and what this arm answered to it."""
-    policy = context.prompts["policy"]
     if turn and first is not None:
         asked = FewShotExample(task.turns[0], first["text"])
         policy = replace(policy, examples=(*policy.examples, asked), _prefixes={})
     return policy.render({"instruction": task.turns[turn]}, format=model.format, tokenizer=model.tokenizer)
 
 
-def _row(context: Context, name: str, arm: str, turn: int, task: Task, rendered: Rendered) -> Row:
+def _row(context: Context, name: str, arm: str, turn: int, task: Task, rendered: Rendered, draw: int) -> Row:
     """`seed` is the same for both arms: where they draw, they draw with the same noise."""
     return {
         "arm": arm,
@@ -135,6 +172,6 @@ def _row(context: Context, name: str, arm: str, turn: int, task: Task, rendered:
         "reason": None,
         "finish": None,
         "tokens": 0,
-        "seed": seed_of(context.recipe.seed, name, task.item, turn),
+        "seed": seed_of(context.recipe.seed, name, task.item, turn, draw),
         "prompt_sha": rendered.sha,
     }

@@ -6,7 +6,7 @@ sha256, judge, whether the judge is proven, limit. Each part lives in its own mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from cai.run.context import Context
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import orjson
 
-from cai.evaluate import arms as second
-from cai.evaluate.benchmarks import answers, check_cases, figures, loaders, sources, verdicts
-from cai.evaluate.benchmarks.answers import ARMS, BASE, TUNED, Policy
-from cai.evaluate.benchmarks.loaders import Loaded, Task
+from cai.evaluate import arms as beside
+from cai.evaluate.benchmarks import answers, check_cases, figures, verdicts
+from cai.evaluate.benchmarks.answers import ARMS, BASE, TUNED
+from cai.evaluate.benchmarks.plans import BenchmarkPlan, all_plans
 from cai.evaluate.benchmarks.verdicts import REGEX, JudgedAnswer
-from cai.metrics.figure import Figure, sample
+from cai.metrics.figure import Figure
+from cai.metrics.names import OVER
 from cai.models import auxiliary, checks
 from cai.models.auxiliary import Auxiliary
 from cai.models.checks import JudgeCheck
@@ -52,50 +52,23 @@ OTHER_CLASSIFIERS = ("val-cls", "multimodal")  # HarmBench's further classifiers
 REMEDY = 'Download it with access to its licence, give a local folder, or write "stand-in" for a trial.'
 
 
-@dataclass
-class BenchmarkPlan:
-    """One benchmark of this measurement, on one adapter. `prompts`: what MT-Bench's or XSTest's judge is asked.
-
-    `prompts_are`: "published", "ours", or what the checksum of the file said of them. `second`: the SFT arm's.
-    """
-
-    name: str
-    loaded: Loaded
-    tasks: list[Task]
-    judge: str
-    prompts: Mapping[str, Mapping[str, str]]
-    prompts_are: str
-    mark: str
-    tokens: int
-    answered: list[Row]
-    second: bool = False
-
-    @property
-    def stem(self) -> str:
-        """Of its record files."""
-        return f"{self.name}.sft" if self.second else self.name
-
-
 def measure_all(context: Context, names: Sequence[str], folder: Path, limit: int = 0) -> Figures:
     """See `cai.evaluate.benchmarks.suite`."""
     section = context.recipe.benchmarks
-    arms = (False, True) if context.recipe.sft.enabled and has_adapter(context.run.sft_adapter) else (False,)
-    plans = [[_plan(context, name, folder, limit or section.limit, second) for second in arms] for name in names]
+    plans = all_plans(context, names, folder, limit or section.limit)
     for name, of_name in zip(names, plans, strict=True):
         if any(_is_left(context, plan) for plan in of_name):
             require_judge(name, section)
-    for index, _ in enumerate(arms):
-        for plan in (of_name[index] for of_name in plans):
-            policy = Policy(context, _adapter(context, plan.second))
+    for of_arm in zip(*plans, strict=True):  # arm by arm: one switch of the adapter each
+        for plan in of_arm:
             with answers.open_log(context, plan.stem, plan.mark) as log:
-                asked = (TUNED,) if plan.second else ARMS
-                plan.answered = answers.answer(policy, log, plan.name, plan.tasks, plan.tokens, asked)
+                plan.answered = answers.answer(plan.policy, log, plan.name, plan.tasks, plan.tokens, plan.asked)
     found: Figures = {}
     for of_name in plans:
         rows, check = _judge(context, of_name)
         found |= _figures(of_name[0], rows[0], check)
-        if len(of_name) > 1:
-            found |= _second_figures(of_name[1], rows[1], rows[0], check)
+        for plan, own in zip(of_name[1:], rows[1:], strict=True):
+            found |= _arm_figures(plan, own, rows[0], check)
     _write(context, found, names)
     return figures.with_holm(found)
 
@@ -111,34 +84,6 @@ def require_judge(name: str, section: BenchmarksSection) -> None:
         )
     if judge != REGEX:
         auxiliary.require(judge, f"benchmarks.{name}_judge", REMEDY)
-
-
-def has_adapter(folder: Path) -> bool:
-    return (folder / "adapter_model.safetensors").is_file()
-
-
-def _adapter(context: Context, second: bool) -> Path:
-    return context.run.sft_adapter if second else context.run.adapter
-
-
-def _plan(context: Context, name: str, folder: Path, limit: int, second: bool) -> BenchmarkPlan:
-    section = context.recipe.benchmarks
-    loaded = loaders.load(sources.obtain(name, section, folder))
-    tasks = sample(loaded.tasks, limit) if limit else list(loaded.tasks)
-    prompts, prompts_are = _prompts(name, section, folder)
-    tokens = section.mtbench_max_new_tokens if name == "mtbench" else section.max_new_tokens
-    mark = answers.fingerprint(context, _adapter(context, second), loaded.facts["sha256"], tokens)
-    return BenchmarkPlan(name, loaded, tasks, section.judge_of(name), prompts, prompts_are, mark, tokens, [], second)
-
-
-def _prompts(name: str, section: BenchmarksSection, folder: Path) -> tuple[Mapping[str, Mapping[str, str]], str]:
-    """What the judge of this benchmark is asked, and where it comes from."""
-    if name == "harmbench":
-        return {}, "published"
-    if name == "xstest" and not section.xstest_prompt:
-        return verdicts.OWN_REFUSAL, "ours"
-    found = sources.obtain(f"{name}_{'prompt' if name == 'xstest' else 'prompts'}", section, folder)
-    return (loaders.refusal_prompt if name == "xstest" else loaders.judge_prompts)(found), found.checked
 
 
 def _judge(context: Context, plans: Sequence[BenchmarkPlan]) -> tuple[list[list[Row]], JudgeCheck | None]:
@@ -175,10 +120,9 @@ def _open_verdicts(context: Context, plan: BenchmarkPlan) -> RecordLog:
 
 def _is_left(context: Context, plan: BenchmarkPlan) -> bool:
     """Whether a verdict is missing: a resume with nothing left needs no judge."""
-    arms = (TUNED,) if plan.second else ARMS
     with _open_verdicts(context, plan) as log:
         return not all(
-            log.has(a, task.item, turn) for a in arms for task in plan.tasks for turn in range(len(task.turns))
+            log.has(a, task.item, turn) for a in plan.asked for task in plan.tasks for turn in range(len(task.turns))
         )
 
 
@@ -241,19 +185,20 @@ def _tell_identical(context: Context, found: Figures, names: Sequence[str]) -> N
             context.run.event("identical_answers", benchmark=name, n=figure.n)
 
 
-def _second_figures(plan: BenchmarkPlan, rows: list[Row], first: list[Row], check: JudgeCheck | None) -> Figures:
-    """The SFT arm against the base, and DPO against the SFT arm. `first`: verdicts of base and DPO."""
-    base, dpo = ([row for row in first if row["arm"] == arm] for arm in (BASE, TUNED))
-    found = second.named(_figures(plan, [*base, *rows], check))
-    swapped = _figures(plan, [*({**row, "arm": BASE} for row in rows), *dpo], check)
-    gains = [second.over(figure) for name, figure in swapped.items() if name in figures.PRIMARY]
+def _arm_figures(plan: BenchmarkPlan, rows: list[Row], first: list[Row], check: JudgeCheck | None) -> Figures:
+    """An arm against the base, and the run's own against the arm. `first`: verdicts of base and tuned."""
+    arm = plan.policy.name
+    base, tuned = ([row for row in first if row["arm"] == of] for of in (BASE, TUNED))
+    found = beside.named(_figures(plan, [*base, *rows], check), arm)
+    swapped = _figures(plan, [*({**row, "arm": BASE} for row in rows), *tuned], check)
+    gains = [beside.over(figure, arm) for name, figure in swapped.items() if name in figures.PRIMARY]
     return found | {figure.metric: figure for figure in gains}
 
 
 def _write(context: Context, found: Figures, names: Sequence[str]) -> None:
     """eval/benchmarks.json: these figures, those of benchmarks measured before, Holm over all primary ones."""
     path = context.run.eval / "benchmarks.json"
-    kept = {k: v for k, v in read(path).items() if k.removeprefix(second.OVER).split(".")[0] not in names}
+    kept = {k: v for k, v in read(path).items() if OVER.sub("", k).split(".")[0] not in names}
     _tell_lost(context, kept, names)
     merged = figures.with_holm({**kept, **found})
     write_json_atomic(path, {"figures": {name: figure.as_dict() for name, figure in sorted(merged.items())}})

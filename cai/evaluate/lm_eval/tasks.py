@@ -37,7 +37,7 @@ VERSION = "0.4.13"
 INSTALL = f"Install it with `make lm-eval` (lm_eval=={VERSION}), or empty evaluation.lm_eval."
 KEY = ("arm", "item", "round")
 ARMS = ("base", "tuned")
-STEM, SECOND_STEM = "lm_eval", "sft-lm_eval"
+STEM = "lm_eval"
 PREFERRED = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "f1", "em")
 ANSWERED_AT_ONCE = 64  # requests between two writes: what a kill loses
 PASSES = 5  # calls of lm_eval for one task and arm: to learn what it asks, for each kind of request, and to score

@@ -1,0 +1,106 @@
+"""How far the base agrees with the judge of another family (`evaluation.judge_model`), on a seeded subset.
+
+Owns the rows `X.base`, the base's own verdicts on texts that the judge read, and the figures `X.agreement`: Cohen's
+kappa of yes and no (log-odds above 0) with a bootstrap interval. Without such a judge it measures nothing. Invariant: a
+verdict that one of the two did not give is unscored and agrees with nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+
+from cai.evaluate import judge, measure
+from cai.evaluate.chain_figures import Cases
+from cai.evaluate.scores import Evaluation
+from cai.metrics.figure import Figure, finite_rows, sample, unmeasured
+from cai.metrics.stats import kappa
+from cai.store.jsonl import Row
+from cai.store.row_types import Pair
+
+Figures = dict[str, Figure]
+AGREEMENT = 40  # verdicts of the base beside the judge's: at a true kappa of 0.6 the interval is about 0.35 to 0.85
+DRAWS = 2000  # bootstrap draws
+SLICE = 8  # texts judged between two writes
+
+
+def of_texts(evaluation: Evaluation, cases: Cases) -> Figures:
+    """J1 and J2 of critiques, J3 and J4 of revisions: the judge's word against the base's."""
+    prompts = evaluation.judge
+    if evaluation.external is None or prompts is None or not cases.judged:
+        return {}
+    subset = sample(cases.judged, AGREEMENT)
+    revised = cases.revised(subset)
+    for part in evaluation.left("critiques.judge.base", subset, SLICE):
+        with evaluation.base() as scorer:
+            rows = judge.judge_critiques(scorer, prompts, cases.of(part), cases.pool, controls=False)
+        evaluation.write("critiques.judge.base", part, [row | {"metric": "critiques.judge.base"} for row in rows])
+    for part in evaluation.left("revisions.judge.base", revised, SLICE):
+        with evaluation.base() as scorer:
+            rows = judge.judge_revisions(scorer, prompts, cases.of(part))
+        evaluation.write("revisions.judge.base", part, [row | {"metric": "revisions.judge.base"} for row in rows])
+    found: Figures = {}
+    for name in ("j1", "j2"):
+        sides = [_flat(evaluation.rows(metric, subset), name) for metric in ("critiques.judge", "critiques.judge.base")]
+        found |= _figure(f"critiques.{name}.agreement", sides, name, evaluation)
+    for metric, name in (("j3", "j3"), ("improves", "j4_log_odds")):
+        sides = [evaluation.rows(of, revised) for of in ("revisions.judge", "revisions.judge.base")]
+        found |= _figure(f"revisions.{metric}.agreement", sides, name, evaluation)
+    return found
+
+
+def of_answers(evaluation: Evaluation, wanted: Mapping[int, Pair], answers: Sequence[Row]) -> Figures:
+    """P3: which fresh answer the judge prefers, against which the base does."""
+    prompts, texts_of = evaluation.judge, {row["item"]: row for row in answers}
+    if evaluation.external is None or prompts is None or not wanted:
+        return {}
+    subset = sample([(item, 0) for item in wanted], AGREEMENT)
+    for part in evaluation.left("preference.p3.base", subset, SLICE):
+        with evaluation.base() as scorer:
+            rows = measure.compared(scorer, prompts, [(wanted[item], texts_of[item]) for item, _ in part])
+        evaluation.write("preference.p3.base", part, [row | {"metric": "preference.p3.base"} for row in rows])
+    sides = [evaluation.rows(metric, subset) for metric in ("preference.p3", "preference.p3.base")]
+    return _figure("preference.p3.agreement", sides, "log_odds", evaluation)
+
+
+def _flat(rows: Sequence[Row], name: str) -> list[Row]:
+    """The verdicts on the real critiques, out of the rows that hold a control beside them."""
+    return [{"item": row["item"], "round": row["round"], name: row["real"][name]} for row in rows]
+
+
+def _figure(metric: str, sides: Sequence[Sequence[Row]], name: str, evaluation: Evaluation) -> Figures:
+    return {metric: agreement(metric, *sides, name, evaluation.judge_name)}
+
+
+def agreement(metric: str, judged: Sequence[Row], base: Sequence[Row], name: str, judge: str) -> Figure:
+    """Kappa of two judges' log-odds under `name`; `facts.raw`: the share on which they agree.
+
+    Not measured where both always say the same one thing: they agree then, and nothing shows that it is by judgement.
+    """
+    theirs = {(row["item"], row["round"]): row[name] for row in finite_rows(base, name)}
+    scored = [row for row in finite_rows(judged, name) if (row["item"], row["round"]) in theirs]
+    both = [(row[name] > 0, theirs[row["item"], row["round"]] > 0) for row in scored]
+    missing, shown = len(base) - len(both), f"{judge} and the base"
+    if not both:
+        return unmeasured(metric, "no verdict of both", shown, missing)
+    value = kappa(*map(list, zip(*both, strict=True)))
+    facts: Row = {"raw": sum(a == b for a, b in both) / len(both)}
+    if value is None:
+        said = Figure(metric, None, n=0, unscored=missing, judge=shown, note="one of the two has one answer for all")
+        said.facts.update(facts)
+        return said
+    low, high = interval(both)
+    return Figure(metric, value, low, high, len(both), missing, shown, facts=facts)
+
+
+def interval(both: Sequence[tuple[bool, bool]], draws: int = DRAWS) -> tuple[float | None, float | None]:
+    """The middle 95% of kappa over resampled prompts; a resample in which kappa is undefined counts as 0."""
+    if len(both) < 2:
+        return None, None
+    dice, found = random.Random(0), []
+    for _ in range(draws):
+        again = dice.choices(both, k=len(both))
+        found.append(kappa([a for a, _ in again], [b for _, b in again]) or 0.0)
+    found.sort()
+    return found[math.floor(0.025 * (draws - 1))], found[math.ceil(0.975 * (draws - 1))]
