@@ -46,7 +46,7 @@ class Point:
 
     def mean(self, name: str) -> float | None:
         found = self.values(name)
-        return sum(found) / len(found) if found else None
+        return round(sum(found) / len(found), 6) if found else None  # as exact as what was measured: ties are ties
 
 
 def figures_of(snapshot: Snapshot) -> dict[str, float]:
