@@ -64,11 +64,12 @@ COMMANDS = (
     "attribute",
     "inverse",
     "next_round",
+    "sweep",
 )
 # flag of a run -> the commands that it may stand beside
 MODES: dict[str, tuple[str, ...]] = {
-    "resume": ("benchmark", "against"),
-    "dry_run": ("fork", "export", "against", "attribute", "inverse", "next_round"),
+    "resume": ("benchmark", "against", "sweep"),
+    "dry_run": ("fork", "export", "against", "attribute", "inverse", "next_round", "sweep"),
     "until": (),
 }
 
@@ -150,6 +151,7 @@ def _experiments(group: argparse._ArgumentGroup) -> None:
     add("--without", type=_named, metavar="ID", help="with --attribute: also trained without its pairs")
     add("--inverse", type=_named, metavar="RUN", help="does the constitution come back out of the run's pairs?")
     add("--next-round", type=_named, metavar="RUN", help="a new run in which RUN's adapter answers, trained on from it")
+    add("--sweep", action="store_true", help="every combination of the values in [sweep], and a frontier")
 
 
 def _checked(args: argparse.Namespace) -> argparse.Namespace:
