@@ -42,6 +42,7 @@ GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed ove
     "to": "export",
     "merged": "export",
     "push": "export",
+    "arm": "export",
     "without": "attribute",
 }
 
@@ -134,6 +135,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
     more.add_argument("--chat", type=_named, metavar="RUN", help="ask base and tuned side by side (or a line on stdin)")
     more.add_argument("--to", type=Path, metavar="FOLDER", help="with --export: where to")
+    more.add_argument(
+        "--arm", default="", metavar="NAME", help="with --export: sft, from-base or seed-N instead of the run's adapter"
+    )
     more.add_argument("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
     more.add_argument(
         "--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)"

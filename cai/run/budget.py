@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 from cai.errors import CaiError, Stopped
 from cai.recipe.load import Recipe
 from cai.recipe.settings import BudgetSection, DpoSection
-from cai.run import lines
+from cai.run import arm_rates, lines
+from cai.run.arm_rates import SHORT
 from cai.run.folder import Run
 from cai.run.rates import Range, Speed, measured_before, table_rates
 from cai.store.jsonl import Row
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
 
 # Only an estimate's margins: what one run's rate says about the next run's. Linear scaling, -30% / +50%.
 LOW, HIGH = 0.7, 1.5
-# Without an earlier run: the share of the token limit that a completion uses, at least and at most.
-SHORT, FULL = 0.25, 1.0
+FULL = 1.0  # of the token limit, what a completion uses at most where no run says better; SHORT at least
 SIDE_BY_SIDE = 8  # rows of what is generated once a run
 TRIES = 1.5  # items tried a slot at the upper end, where no run says better
 
@@ -89,6 +89,8 @@ def estimate(recipe: Recipe, backend: str, root: Path, limit_tokens: int, once_t
     """
     earlier = None if recipe.pairs.file else measured_before(root, recipe, backend)  # one that generated says too much
     found = _from_run(recipe, earlier) if earlier else _divided(_from_table(recipe, backend, limit_tokens))
+    for arm in arm_rates.left(recipe, backend, earlier):
+        found = _with_arm(found, arm)
     if not once_tokens or (earlier and earlier.probed):
         return found
     speed = table_rates(backend).at(SIDE_BY_SIDE)
@@ -114,6 +116,13 @@ def _divided(found: Estimate) -> Estimate:
     generation = Range(found.generation.low / size, found.generation.high)
     source = f"{found.source}; the low end divided by {size} processes"
     return replace(found, generation=generation, training=training, source=source)
+
+
+def _with_arm(found: Estimate, arm: arm_rates.TimedArm) -> Estimate:
+    tokens = Range(found.tokens.low + arm.tokens.low, found.tokens.high + arm.tokens.high)
+    time, more = found.generation, arm.seconds
+    added = Range(time.low + more.low, time.high + more.high) if time and more else time
+    return replace(found, tokens=tokens, generation=added)
 
 
 def slot_count(recipe: Recipe) -> int:

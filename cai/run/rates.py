@@ -87,6 +87,7 @@ class Speed:
     seconds: float
     growing_seconds: float = 0.0
     probed: bool = False  # the probes were answered, which the rest holds
+    labels: frozenset[str] = frozenset()  # of everything that was made or measured
 
     @property
     def rest_seconds(self) -> float:
@@ -147,5 +148,6 @@ def from_events(run_id: str, manifest: JsonObject, events: list[Row]) -> Speed |
         ),
         seconds=spent(e for e in events if e["attempt"] in worked)["seconds"],
         growing_seconds=sum(float(e.get("seconds") or 0) for e in scored),
+        labels=frozenset(str(e.get("stage")) for e in events if e["kind"] == "stage"),
         probed=any(e["kind"] == "stage" and str(e.get("stage")).startswith("probes") for e in events),
     )
