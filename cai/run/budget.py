@@ -25,6 +25,7 @@ from cai.run.folder import Run
 from cai.run.rates import Range, Speed, measured_before, table_rates
 from cai.store.jsonl import Row
 from cai.terminal import duration, printable, usd, usd_fine
+from cai.world import world
 
 if TYPE_CHECKING:
     import argparse
@@ -87,7 +88,7 @@ def estimate(recipe: Recipe, backend: str, root: Path, limit_tokens: int, once_t
     `once_tokens`: at most generated once a run, whatever its items (the probes).
     """
     earlier = None if recipe.pairs.file else measured_before(root, recipe, backend)  # one that generated says too much
-    found = _from_run(recipe, earlier) if earlier else _from_table(recipe, backend, limit_tokens)
+    found = _from_run(recipe, earlier) if earlier else _divided(_from_table(recipe, backend, limit_tokens))
     for arm in arm_rates.left(recipe, backend, earlier):
         found = _with_arm(found, arm)
     if not once_tokens or (earlier and earlier.probed):
@@ -99,6 +100,22 @@ def estimate(recipe: Recipe, backend: str, root: Path, limit_tokens: int, once_t
     rest = found.rest and speed and Range(found.rest.low + more.low / speed, found.rest.high + more.high / speed)
     tokens = Range(found.tokens.low + more.low, found.tokens.high + more.high)
     return replace(found, tokens=tokens, rest=rest or found.rest)
+
+
+def hourly(recipe: Recipe) -> float:
+    """Of all processes: each has a GPU of its own."""
+    return recipe.budget.usd_per_hour * world().size
+
+
+def _divided(found: Estimate) -> Estimate:
+    """For several processes from the rates of one: at best each does its part in its part of the time."""
+    size = world().size
+    if size == 1 or found.generation is None:
+        return found
+    training = found.training and Range(found.training.low / size, found.training.high)
+    generation = Range(found.generation.low / size, found.generation.high)
+    source = f"{found.source}; the low end divided by {size} processes"
+    return replace(found, generation=generation, training=training, source=source)
 
 
 def _with_arm(found: Estimate, arm: arm_rates.TimedArm) -> Estimate:
@@ -140,7 +157,7 @@ def _from_run(recipe: Recipe, run: Speed) -> Estimate:
         training=training,
         rest=Range(rest * LOW, rest * HIGH),
         source=f"run {run.run_id}, {run.slots} items in {duration(run.seconds)}",
-        usd_per_hour=recipe.budget.usd_per_hour,
+        usd_per_hour=hourly(recipe),
     )
 
 
@@ -149,7 +166,7 @@ def _from_table(recipe: Recipe, backend: str, limit_tokens: int) -> Estimate:
     limit = slot_count(recipe) * limit_tokens
     tokens = Range(limit * SHORT, limit * FULL * TRIES)
     if not rates.tokens_per_second:
-        return Estimate(tokens, None, None, None, rates.source, recipe.budget.usd_per_hour)
+        return Estimate(tokens, None, None, None, rates.source, hourly(recipe))
     speed = rates.at(slot_count(recipe))
     pairs = training_pairs_seen(recipe)
     pair = rates.seconds_per_pair
@@ -161,7 +178,7 @@ def _from_table(recipe: Recipe, backend: str, limit_tokens: int) -> Estimate:
         training=training,
         rest=rates.rest,
         source=rates.source,
-        usd_per_hour=recipe.budget.usd_per_hour,
+        usd_per_hour=hourly(recipe),
     )
 
 
@@ -174,7 +191,7 @@ class Budget:
 
     @property
     def limited(self) -> bool:
-        return bool(self.section.max_usd or self.section.max_hours)
+        return world().first and bool(self.section.max_usd or self.section.max_hours)
 
     def over(self) -> bool:
         """Whether a limit is reached. Cheap: asked after every completion."""
