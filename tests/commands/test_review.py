@@ -304,8 +304,11 @@ def test_a_note_stands_beside_its_example_in_the_report_and_a_planted_texts_does
             assert session.mark(session.ticket(task), mark, said if task.case.item in (2, 3) or task.control else " ")
     found = notes(read_story(path).reviews)
     assert [(note.item, note.what, note.mark) for note in found] == [
-        (2, "critique", "meaningful"), (2, "revision", "fixed"), (3, "critique", "can't tell"), (3, "revision", "can't tell"),
-    ]  # fmt: skip
+        (2, "critique", "meaningful"),
+        (2, "revision", "fixed"),
+        (3, "critique", "can't tell"),
+        (3, "revision", "can't tell"),
+    ]
     write_pages(path)
     html, text = (path / "report.html").read_text(), (path / "report.md").read_text()
     for page in (html, text):
