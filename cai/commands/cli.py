@@ -42,6 +42,7 @@ GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed ove
     "to": "export",
     "merged": "export",
     "push": "export",
+    "arm": "export",
     "without": "attribute",
 }
 
@@ -62,12 +63,14 @@ COMMANDS = (
     "chat",
     "against",
     "attribute",
+    "inverse",
     "next_round",
+    "sweep",
 )
 # flag of a run -> the commands that it may stand beside
 MODES: dict[str, tuple[str, ...]] = {
-    "resume": ("benchmark", "against"),
-    "dry_run": ("fork", "export", "against", "attribute", "next_round"),
+    "resume": ("benchmark", "against", "sweep"),
+    "dry_run": ("fork", "export", "against", "attribute", "inverse", "next_round", "sweep"),
     "until": (),
 }
 
@@ -132,6 +135,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
     more.add_argument("--chat", type=_named, metavar="RUN", help="ask base and tuned side by side (or a line on stdin)")
     more.add_argument("--to", type=Path, metavar="FOLDER", help="with --export: where to")
+    more.add_argument(
+        "--arm", default="", metavar="NAME", help="with --export: sft, from-base or seed-N instead of the run's adapter"
+    )
     more.add_argument("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
     more.add_argument(
         "--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)"
@@ -147,7 +153,9 @@ def _experiments(group: argparse._ArgumentGroup) -> None:
     add("--against", type=_named, metavar="OTHER", help="against another constitution (a file) or run, judged blind")
     add("--attribute", type=_named, metavar="RUN", help="what each principle bought and cost, judged blind")
     add("--without", type=_named, metavar="ID", help="with --attribute: also trained without its pairs")
+    add("--inverse", type=_named, metavar="RUN", help="does the constitution come back out of the run's pairs?")
     add("--next-round", type=_named, metavar="RUN", help="a new run in which RUN's adapter answers, trained on from it")
+    add("--sweep", action="store_true", help="every combination of the values in [sweep], and a frontier")
 
 
 def _checked(args: argparse.Namespace) -> argparse.Namespace:

@@ -70,7 +70,8 @@ def _flat(rows: Sequence[Row], name: str) -> list[Row]:
 
 
 def _figure(metric: str, sides: Sequence[Sequence[Row]], name: str, evaluation: Evaluation) -> Figures:
-    return {metric: agreement(metric, *sides, name, evaluation.judge_name)}
+    judged, base = sides
+    return {metric: agreement(metric, judged, base, name, evaluation.judge_name)}
 
 
 def agreement(metric: str, judged: Sequence[Row], base: Sequence[Row], name: str, judge: str) -> Figure:

@@ -11,6 +11,7 @@ from cai.terminal import stage_name
 
 Step = tuple[str, int]  # stage, round; a stage's beginning stands for all that begins with it
 PROMPTED = {"few_shot": "examples", "constitution": "the constitution", "best_of_n": "the best of several answers"}
+ARMS = {"base": "the base", "tuned": "the tuned model", "a": "A", "b": "B", "without": "the fork without"}
 GLOSSES = {
     "load the model": "loading the model",
     "calibration": "where the critic draws its line",
@@ -33,6 +34,10 @@ GLOSSES = {
     "evaluate preference.p3": "measuring: which fresh answer is better",
     **{f"evaluate prompted.{name}": f"measuring: the base, prompted well ({said})" for name, said in PROMPTED.items()},
     **{f"evaluate prompted.{name}.judged": f"measuring: tuned against it ({said})" for name, said in PROMPTED.items()},
+    **{f"evaluate against.answers.{arm}": f"held-out prompts, answered by {said}" for arm, said in ARMS.items()},
+    **{f"evaluate attribution.answers.{arm}": f"held-out prompts, answered by {said}" for arm, said in ARMS.items()},
+    "evaluate against.judged": "which of two answers is better, under each principle",
+    "evaluate attribution.judged": "is tuned better, under each principle",
     "evaluate forgetting.nll": "measuring: loss on neutral text",
     "evaluate forgetting.kl": "measuring: distance from the base",
     "probes, base": "before and after: the base answers",

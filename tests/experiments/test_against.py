@@ -9,11 +9,18 @@ from typing import Any
 
 import orjson
 import pytest
+from support.experiments import forget_end, kill_in, lay_out
 from support.runs import FAKE, PAPERS_WAY, ROOT, read_jsonl
 
 import runner
 from cai import errors
+from cai.evaluate import head_to_head, head_to_head_figures
+from cai.evaluate.head_to_head import Arm, Question
+from cai.evaluate.head_to_head_figures import Texts
+from cai.evaluate.judge import Judge
 from cai.models.fake import FakeEngine
+from cai.recipe.constitution import Constitution, Principle
+from cai.recipe.load import Recipe
 from cai.run.manifest import read_manifest
 
 SMALL = (
@@ -27,19 +34,12 @@ SMALL = (
         "evaluation.critic_items=0",
     ),
 )
-OTHER = "helpful-only.yaml"
+OTHER, OTHER_FILE = "helpful-only.yaml", "docs/examples/constitution-helpful-only.yaml"
 
 
 def command(*more: str, other: str = OTHER) -> int:
     """The command's exit code, in the folder where one stands."""
     return runner.main(["cai.toml", *FAKE, *PAPERS_WAY, *SMALL, "--against", other, *more])
-
-
-def lay_out(folder: Path) -> None:
-    for name in ("cai.toml", "constitution.yaml"):
-        shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "prompts", folder / "prompts")
-    shutil.copy(ROOT / "docs" / "examples" / "constitution-helpful-only.yaml", folder / OTHER)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,6 +64,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the command was given once, from nothing."""
     folder = tmp_path_factory.mktemp("against")
     lay_out(folder)
+    shutil.copy(ROOT / OTHER_FILE, folder / OTHER)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert command() == errors.DONE
@@ -81,6 +82,7 @@ def project(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lay_out(tmp_path)
+    shutil.copy(ROOT / OTHER_FILE, tmp_path / OTHER)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -129,12 +131,7 @@ def test_every_judgement_is_a_record_in_both_orders(project) -> None:
 def test_a_comparison_that_was_killed_goes_on_to_the_same_bytes(project, cut: float) -> None:
     a, b = runs_of(project)
     whole, log = pages(a, b), a / "eval" / "against" / f"{b.name}.jsonl"
-    log.write_bytes(whole["jsonl"][: int(cut * len(whole["jsonl"]))])
-    log.with_suffix(".sum").unlink()
-    with (a / "events.jsonl").open() as events:  # what a kill leaves: the attempt has no end
-        kept = [line for line in events if '"kind":"files"' not in line]
-    (a / "events.jsonl").write_text("".join(kept))
-    (a / "events.sum").unlink()
+    kill_in(log, a, whole["jsonl"][: int(cut * len(whole["jsonl"]))])
     for kind in ("html", "md", "json"):
         log.with_suffix(f".{kind}").unlink()
     assert command() == errors.DONE
@@ -154,9 +151,7 @@ def test_two_runs_that_stand_are_compared_by_name(project) -> None:
     a, b = runs_of(project)
     before = pages(a, b)
     shutil.rmtree(a / "eval" / "against")
-    (a / "events.jsonl").write_bytes(b"\n".join(x for x in (a / "events.jsonl").read_bytes().split(b"\n")
-                                               if b'"kind":"files"' not in x))  # fmt: skip
-    (a / "events.sum").unlink()
+    forget_end(a)
     assert runner.main(["cai.toml", "--resume", str(a), "--against", f"runs/{b.name}"]) == errors.DONE
     assert pages(a, b) == before
 
@@ -181,3 +176,41 @@ def test_what_cannot_be_compared_is_one_line_before_anything_is_made(empty, caps
     said = capsys.readouterr().err
     assert told in said and "Traceback" not in said
     assert not (empty / "runs").exists()
+
+
+def test_another_adapter_principle_length_or_judge_begins_a_new_log_and_more_prompts_do_not(tmp_path: Path) -> None:
+    from cai.recipe.prompts import load_prompt
+    from cai.recipe.settings import LoraSection
+
+    def mark(weights: bytes = b"one", principle: str = "p", **evaluation: Any) -> str:
+        (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+
+        class Context:
+            recipe = Recipe.model_validate({"evaluation": evaluation})
+
+        arm = Arm("a", tmp_path, LoraSection(), load_prompt(ROOT / "prompts" / "policy.yaml"))
+        judge = Judge(load_prompt(ROOT / "prompts" / "judge.yaml"), load_prompt(ROOT / "prompts" / "judge_pair.yaml"))
+        return head_to_head.mark(Context, [arm], [Principle("id", principle, "", "")], judge)  # type: ignore[arg-type]
+
+    others = [mark(b"two"), mark(principle="q"), mark(fresh_max_new_tokens=7), mark(judge_model="x/y")]
+    assert len({mark(), *others}) == 5
+    assert mark() == mark(fresh_items=9)
+
+
+def test_a_principle_of_both_stands_once_and_one_id_with_two_texts_says_whose() -> None:
+    def constitution(*texts: tuple[str, str]) -> Constitution:
+        return Constitution("", "", tuple(Principle(id_, text, "", "") for id_, text in texts))
+
+    one = constitution(("kind", "Be kind."), ("true", "Be true."), ("own", "Only here."))
+    two = constitution(("kind", "Be very kind."), ("verity", "Be true."))
+    found = [(asked.principle.id, asked.whose) for asked in head_to_head_figures.union(one, two)]
+    assert found == [("kind (A)", "A"), ("true", "both"), ("own", "A"), ("kind (B)", "B")]
+
+
+def test_who_refuses_comes_first_of_what_differs_and_equal_answers_are_no_difference() -> None:
+    questions = [Question(item, f"p{item}", "benign", "") for item in range(4)]
+    no = "I'm sorry, but I can't help with that."
+    theirs, ours = {0: "x", 1: "a b", 2: "c d", 3: no}, {0: "x", 1: "e f", 2: "g h", 3: "Sure: here it is."}
+    rows = [{"item": i, "round": 0, "log_odds": odds, "win": 0.5} for i, odds in enumerate((9.0, -0.5, 2.0, 0.1))]
+    found = head_to_head_figures.most_different(questions, rows, Texts(ours, theirs))
+    assert [row["item"] for row in found] == [3, 2, 1]

@@ -9,7 +9,8 @@ from typing import Any
 
 import orjson
 import pytest
-from support.runs import FAKE, PAPERS_WAY, ROOT, read_jsonl
+from support.experiments import kill_in, lay_out
+from support.runs import FAKE, PAPERS_WAY, read_jsonl
 
 import runner
 from cai import errors
@@ -56,9 +57,7 @@ def told_apart() -> Iterator[None]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run, and one principle of its training pairs tried without."""
     folder = tmp_path_factory.mktemp("attribute")
-    for name in ("cai.toml", "constitution.yaml"):
-        shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "prompts", folder / "prompts")
+    lay_out(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert runner.main(["cai.toml", *FAKE, *PAPERS_WAY, *SMALL]) == errors.DONE
@@ -126,11 +125,7 @@ def test_an_attribution_that_was_killed_goes_on_to_the_same_bytes(project, log: 
     run = run_of(project)
     before, folder = written(run), run / "eval" / "attribution"
     (path,) = folder.glob(f"{log}*.jsonl")
-    path.write_bytes(before[path.name][: int(cut * len(before[path.name]))])
-    path.with_suffix(".sum").unlink()
-    events = [x for x in (run / "events.jsonl").read_bytes().splitlines(keepends=True) if b'"kind":"files"' not in x]
-    (run / "events.jsonl").write_bytes(b"".join(events))  # what a kill leaves: the attempt has no end
-    (run / "events.sum").unlink()
+    kill_in(path, run, before[path.name][: int(cut * len(before[path.name]))])
     for kind in ("html", "md", "json"):
         (folder / f"principles.{kind}").unlink()
     assert runner.main(["cai.toml", "--attribute", str(run)]) == errors.DONE

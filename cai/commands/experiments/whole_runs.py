@@ -35,7 +35,7 @@ def plain(args: argparse.Namespace, **changed: object) -> argparse.Namespace:
     """The arguments of a run alone, without the experiment's own flags; `--limit` counts prompts there, not items."""
     found = copy.copy(args)
     cleared = {"against": None, "attribute": None, "without": None, "inverse": None, "dry_run": False, "limit": 0}
-    cleared |= {"next_round": None, "sweep": None}
+    cleared |= {"next_round": None, "sweep": False}
     for name, value in {**cleared, **changed}.items():
         setattr(found, name, value)
     return found
