@@ -97,6 +97,14 @@ def test_killed_anywhere_one_or_three_processes_go_on_to_the_bytes_of_one(
         assert verify.sound(verify.verify(resumed.run))
 
 
+def test_the_first_process_alone_says_that_a_gate_failed(project: Path) -> None:
+    """torchrun ends the others at the first code that is not 0: while the report is being written."""
+    made = Project(project)
+    codes = together(made, 2, "--milestone", "m1", "--set", "gates.enforce=true", "--set", "items=4")
+    assert codes == [errors.GATE, errors.DONE]
+    assert (made.run / "report.html").exists() and [e["code"] for e in events(made.run, "end")] == [errors.DONE]
+
+
 def test_sigterm_to_torchrun_ends_all_with_75_and_a_resume_goes_on(project: Path) -> None:
     made = Project(project, sets=("model.backend=fake", "model.name=fake:slow"))
     process = torchrun(made, *PAIRS)
