@@ -37,7 +37,9 @@ def _fresh(recipe: Recipe) -> Iterator[ArmCost]:
     prompts = min(section.fresh_items, recipe.heldout.items) if section.enabled else 0
     if not prompts:
         return
-    asked = [(f"evaluate prompted.{arm}", arm) for arm in section.prompted if section.judge != "off"]
+    asked: list[tuple[str, str]] = [
+        (f"evaluate prompted.{arm}", arm) for arm in section.prompted if section.judge != "off"
+    ]
     asked += [(f"evaluate over.{arm}", arm) for arm in _trained(recipe)]  # by the judging: the answers' label is base's
     for label, arm in asked:
         answers = prompts * _drawn(recipe, arm)

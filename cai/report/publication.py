@@ -124,8 +124,8 @@ def added_tables(figures: Mapping[str, FigureRow], dpo: str) -> list[Table]:
     """What the run's own adapter has over each arm, row by row."""
     found = []
     for arm in BESIDE:
-        head = ("metric", "SFT" if arm == "sft" else "arm", dpo, "difference", *ADDED_HEAD[4:])
-        head = _headed(ADDED_HEAD, dpo) if arm == "sft" else head
+        other = ("metric", "arm", dpo, "difference", *ADDED_HEAD[4:])
+        head = _headed(ADDED_HEAD, dpo) if arm == "sft" else other
         title = f"What {dpo} adds to {ARM_TITLES[arm]}"
         found.append(Table(title, head, added_rows(figures, arm)))
     return found
