@@ -138,6 +138,7 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
         say(line)
     tried, reasons = len(pairs.kept) + len(pairs.rejects), ", ".join(f"{why} {n}" for why, n in pairs.reasons.items())
     lost = f"; {len(pairs.rejects)} of {tried} tries made no pair ({reasons})" if pairs.rejects else ""
+    context.run.event("dataset", pairs=len(kept), heldout=len(pairs.heldout), tried=tried, reasons=dict(pairs.reasons))
     say(f"dataset: {len(kept)} training pairs, {len(pairs.heldout)} held out{lost}")
     return kept
 

@@ -28,6 +28,7 @@ from cai.models.policy import load
 from cai.preflight.download import download_line
 from cai.recipe import load as recipes
 from cai.run import lines, replica, resuming, words
+from cai.run.budget import hourly
 from cai.run.context import Context
 from cai.run.folder import Run, Taken, check_identity
 from cai.run.manifest import read_manifest
@@ -38,6 +39,7 @@ from cai.run.tracker import open_tracker
 from cai.store.files import holds, write_atomic
 from cai.store.jsonl import JsonObject, Row
 from cai.terminal import say
+from cai.world import gather
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "accelerate", "datasets")
 
@@ -106,9 +108,10 @@ def _home(inputs: Inputs, root: Path) -> str:
 
 def start_facts(inputs: Inputs, args: argparse.Namespace) -> Row:
     """What an attempt's first event says, and when the program began: reading the inputs counts as well."""
-    price, began = inputs.recipe.budget.usd_per_hour, getattr(args, "began", None)
-    argv = shlex.join(sys.argv[1:])
-    return {"began": began, "usd_per_hour": price, "argv": argv, "python": sys.version.split()[0]}
+    price, began = hourly(inputs.recipe), getattr(args, "began", None)
+    argv, here = shlex.join(sys.argv[1:]), world.world()
+    facts = {"began": began, "usd_per_hour": price, "argv": argv, "python": sys.version.split()[0]}
+    return facts | ({"processes": here.size} if here.several else {})
 
 
 def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
@@ -259,7 +262,8 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
     run = None
     try:
         world.join()
-        with contextlib.ExitStack() as closing, _opened(inputs, args) as (run, home, attempt), run.records() as log:
+        _require_same(inputs)
+        with contextlib.ExitStack() as closing, _opened(inputs, args) as (run, elsewhere), run.records() as log:
             closing.enter_context(_others_needed())
             if world.world().first:
                 replica.lend(run)
@@ -271,7 +275,7 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
             if tracker is not None:
                 run.tell = tracker.tell
                 closing.callback(tracker.close)
-            progress = Progress(run, inputs.recipe.budget.usd_per_hour, whole, _steps(inputs))
+            progress = Progress(run, hourly(inputs.recipe), whole, _steps(inputs))
             yield Context(
                 recipe=inputs.recipe,
                 run=run,
@@ -282,8 +286,7 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
                 stopped=switch,
                 check_stop=switch.check,
                 progress=progress,
-                home=home,
-                home_attempt=attempt,
+                elsewhere=elsewhere,
             )
     except CaiError as error:
         if run is not None and not args.resume and error.code == errors.USAGE:
@@ -297,14 +300,23 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
 
 
 @contextlib.contextmanager
-def _opened(inputs: Inputs, args: argparse.Namespace) -> Iterator[tuple[Run, Path, int]]:
-    """The run, its own folder and attempt; for the further processes of a run, a run on a copy of it."""
+def _opened(inputs: Inputs, args: argparse.Namespace) -> Iterator[tuple[Run, tuple[Path, int] | None]]:
+    """The run; for its further processes a run on a copy of it, and where the run itself is."""
     if world.world().first:
         with open_run(inputs, args) as run:
-            yield run, run.path, run.attempt
+            yield run, None
     else:
         with replica.borrowed(start_facts(inputs, args)) as found:
             yield found
+
+
+def _require_same(inputs: Inputs) -> None:
+    """Each process has the same recipe, and a device of the same kind. Errors: CaiError, before there is a run."""
+    found = [part.decode() for part in gather(inputs.backend.encode(), "which model")]
+    if len(set(found)) > 1:
+        raise CaiError(f"torchrun: the processes would run on {', '.join(found)}: start as many as there are GPUs.")
+    if len(set(gather(repr(sorted(inputs.identity().items())).encode(), "which recipe"))) > 1:
+        raise CaiError("torchrun: the processes read different recipes or input files: every machine needs the same.")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, cast
 
-from cai import errors
 from cai.errors import CaiError, Stopped
 
 if TYPE_CHECKING:
@@ -158,7 +157,7 @@ def gone(doing: str) -> Stopped:
 def gather(data: bytes, doing: str, stopped: Callable[[], bool] | None = None) -> list[bytes]:
     """Every process's bytes, by rank. `doing`: what all of them are at; `stopped` is asked while waiting.
 
-    Errors: Stopped where another process ended or `stopped()` says so; CaiError(BUG) where one is at something else.
+    Errors: Stopped where another process ended, `stopped()` says so, or one is at something else.
     """
     if not _here.several:
         return [data]
@@ -167,7 +166,7 @@ def gather(data: bytes, doing: str, stopped: Callable[[], bool] | None = None) -
     mark = zlib.crc32(doing.encode())
     heads = _all(torch.tensor([len(data), mark], dtype=torch.int64), doing, stopped)
     if len({int(head[1]) for head in heads}) > 1:
-        raise CaiError(f"the processes of this run went apart (this one: {doing}); resume to go on", errors.BUG)
+        raise Stopped(f"the processes of this run went apart (this one: {doing}); resume to go on")
     sizes = [int(head[0]) for head in heads]
     padded = torch.zeros(max(*sizes, 1), dtype=torch.uint8)
     if data:

@@ -36,6 +36,7 @@ EXPERIMENTS = {  # they take whole runs to their end: `command(args, milestone)`
     "attribute": "cai.commands.experiments.attribute",
     "inverse": "cai.commands.experiments.inverse",
     "next_round": "cai.commands.experiments.next_round",
+    "sweep": "cai.commands.experiments.sweep",
 }
 
 ACT_ON_A_RUN = ("review", "chat", "export", "fork", "report")  # and do not name the run by themselves

@@ -27,8 +27,8 @@ from cai.report.snapshot import recipe_of
 from cai.run.manifest import read_manifest
 from cai.terminal import printable
 
-BASE, SFT, TUNED = "base", "sft", "tuned"
-FOLDERS = {SFT: "adapter-sft", TUNED: "adapter"}
+BASE, SFT, FROM_BASE, TUNED = "base", "sft", "from_base", "tuned"
+FOLDERS = {SFT: "adapter-sft", FROM_BASE: "adapter-from-base", TUNED: "adapter"}
 ENDS = {"eos": "ends by itself", "stop": "stopped where it began another turn", "length": "cut at the limit"}
 HELP = (
     "Ask anything. /critique [principle] [arm] criticises the last answer under the run's constitution, /principles "

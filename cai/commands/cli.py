@@ -14,12 +14,16 @@ from cai.recipe.paths import expanded
 
 ABOUT = "Constitutional AI in one process: write, critique and revise answers, train on the pairs with DPO, measure, "
 ABOUT += "report. Without a command below it starts a run of the recipe's milestone, or with --resume goes on with one."
-FIRST = """Constitutional AI in one process: write, critique and revise answers, train on the pairs with DPO, measure, report.
+FIRST = """Constitutional AI in one process: write, critique and revise
+answers, train on the pairs with DPO, measure, report.
 
-  {it} cai.toml --dry-run          check everything, show the prompts and an estimate; starts nothing
-  {it} cai.toml --milestone m0     one item end to end (make m0); m1, m2, m3: 10, 100, 5,000 items
+  {it} cai.toml --dry-run
+      checks everything, shows prompts and an estimate
+  {it} cai.toml --milestone m0
+      one item end to end, as `make m0`; m1, m2, m3: more
 
-After that: --status, --runs, --resume RUN, --report RUN, --chat RUN. All flags: {it} --help. Begin with README.md."""
+After that: --status, --runs, --resume RUN, --report RUN,
+--chat RUN. All flags: --help. Begin with README.md."""
 EPILOG = "Exit codes: 0 done, 1 a bug, 2 usage, 3 drift, 4 locked, 5 corrupt, 6 quality or NaN, 7 a gate failed, "
 EPILOG += "74 input/output, 75 stopped but resumable, 130/143 signals."
 
@@ -38,6 +42,7 @@ GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed ove
     "to": "export",
     "merged": "export",
     "push": "export",
+    "arm": "export",
     "without": "attribute",
 }
 
@@ -60,11 +65,12 @@ COMMANDS = (
     "attribute",
     "inverse",
     "next_round",
+    "sweep",
 )
 # flag of a run -> the commands that it may stand beside
 MODES: dict[str, tuple[str, ...]] = {
-    "resume": ("benchmark", "against"),
-    "dry_run": ("fork", "export", "against", "attribute", "inverse", "next_round"),
+    "resume": ("benchmark", "against", "sweep"),
+    "dry_run": ("fork", "export", "against", "attribute", "inverse", "next_round", "sweep"),
     "until": (),
 }
 
@@ -129,6 +135,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
     more.add_argument("--chat", type=_named, metavar="RUN", help="ask base and tuned side by side (or a line on stdin)")
     more.add_argument("--to", type=Path, metavar="FOLDER", help="with --export: where to")
+    more.add_argument(
+        "--arm", default="", metavar="NAME", help="with --export: sft, from-base or seed-N instead of the run's adapter"
+    )
     more.add_argument("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
     more.add_argument(
         "--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)"
@@ -146,6 +155,7 @@ def _experiments(group: argparse._ArgumentGroup) -> None:
     add("--without", type=_named, metavar="ID", help="with --attribute: also trained without its pairs")
     add("--inverse", type=_named, metavar="RUN", help="does the constitution come back out of the run's pairs?")
     add("--next-round", type=_named, metavar="RUN", help="a new run in which RUN's adapter answers, trained on from it")
+    add("--sweep", action="store_true", help="every combination of the values in [sweep], and a frontier")
 
 
 def _checked(args: argparse.Namespace) -> argparse.Namespace:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 
 from cai import errors
+from cai.commands import dry_run_arms
 from cai.data import chain
 from cai.data.principles import WORDINGS
 from cai.engine.tokenizers import Tokenizer
@@ -86,8 +87,9 @@ def _head(inputs: Inputs) -> list[str]:
         "recipe": f"{source.path}, milestone {recipe.milestone}",
         "model": model,
         **made,
-        "training": f"DPO, {length} of {effective} pair(s), learning rate {recipe.dpo.learning_rate:g}, beta "
-        f"{recipe.dpo.beta:g}, LoRA r={recipe.lora.rank} alpha={recipe.lora.alpha}",
+        "training": f"{'SFT, then ' if recipe.dpo.start == 'sft' else ''}DPO, {length} of {effective} pair(s), "
+        f"learning rate {recipe.dpo.learning_rate:g}, beta {recipe.dpo.beta:g}, LoRA r={recipe.lora.rank} "
+        f"alpha={recipe.lora.alpha}",
         "before/after": _probes(inputs),
         "gates": gates,
         "budget": _budget(recipe),
@@ -232,4 +234,4 @@ def _estimate(inputs: Inputs) -> list[str]:
         lines.append("              the upper end exceeds budget.max_hours: the run would stop there, resumable")
     if recipe.budget.max_usd and found.usd and found.usd.high > recipe.budget.max_usd:
         lines.append("              the upper end exceeds budget.max_usd: the run would stop there, resumable")
-    return lines
+    return [*lines, *dry_run_arms.lines(inputs)]

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from cai import errors
+from cai.commands.export_arm import ADAPTER_FILES, OWN, ExportedArm, arm_named, line_of, names, whole_adapter
 from cai.commands.export_base import Base, base_of, config_values
 from cai.commands.export_card import model_card
 from cai.commands.export_lines import usage
@@ -34,20 +35,18 @@ from cai.commands.push import push, push_plan
 from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.report.snapshot import Snapshot, read_story
-from cai.run import digests
+from cai.run import digests, lines
 from cai.run.events import read_events
 from cai.store.files import io_error, write_atomic, write_json_atomic
-from cai.training import checkpoints
 
 if TYPE_CHECKING:
     from cai.commands.merge import BaseSource
 
 Say = Callable[[str], None]
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no other --to is the remedy
 CONVERTER = "convert_hf_to_gguf.py"
 PART = ".cai-export.part"  # in the target folder: what is not whole yet; the next export there begins again
-OWN = {"adapter", "dataset", "report.html", "merged", "merged.gguf", "Modelfile", PART}
+EXPORTED = {"adapter", "dataset", "report.html", "merged", "merged.gguf", "Modelfile", PART}
 
 
 def command(args: argparse.Namespace) -> int:
@@ -60,7 +59,7 @@ def command(args: argparse.Namespace) -> int:
         return _dry(run, args, say)
     if args.to is None:
         raise CaiError("--export: needs --to FOLDER, an empty or new folder.")
-    folder = export(run, args.to, say, merged=merged)
+    folder = export(run, args.to, say, merged=merged, arm=args.arm)
     if args.push:
         push(folder, args.push, say)
     return errors.DONE
@@ -69,7 +68,7 @@ def command(args: argparse.Namespace) -> int:
 def _dry(run: Path, args: argparse.Namespace, say: Say) -> int:
     """What would be written and pushed: made beside everything, listed and thrown away; the model is not asked."""
     with tempfile.TemporaryDirectory() as beside:
-        folder = export(run, Path(beside) / "export", lambda line: None, probe=False)
+        folder = export(run, Path(beside) / "export", lambda line: None, probe=False, arm=args.arm)
         say("\n".join(push_plan(folder, args.push)))
     if args.merged:
         say("and merged/, the whole weights in bf16, which a dry run does not make")
@@ -80,21 +79,24 @@ def _dry(run: Path, args: argparse.Namespace, say: Say) -> int:
     return errors.DONE
 
 
-def export(run: Path, to: Path, say: Say, *, merged: bool = False, probe: bool = True) -> Path:
+def export(run: Path, to: Path, say: Say, *, merged: bool = False, probe: bool = True, arm: str = OWN) -> Path:
     """Adapter, data set and report of a run in `to`. Errors: CaiError for no adapter, a full folder, a bad merge.
 
-    `probe`: the loaded model is asked whether the exported files prompt it as it was measured.
+    `probe`: the loaded model is asked whether the exported files prompt it as it was measured. `arm`: another trained
+    adapter than the run's own.
     """
     _refuse_damage(run)
-    if not merged and not (run / "adapter").exists() and not (run / "train" / "result.json").exists():
+    untrained = not (run / "adapter").exists() and not (run / "train" / "result.json").exists()
+    if not merged and arm == OWN and untrained:
         return _data_alone(run, to, say)
-    snapshot, adapter = read_story(run), whole_adapter(run)
+    trained = arm_named(run, arm)
+    snapshot, adapter = read_story(run), whole_adapter(trained, run)
     base, found = base_of(snapshot), asking(snapshot)
     _begin(run, adapter, to)
     try:
-        _fill(snapshot, adapter, base, found, to / PART)
+        _fill(snapshot, trained, base, found, to / PART)
         if merged or probe:
-            _ask_model(snapshot, adapter, base, found, to, say, merged)
+            _ask_model(snapshot, trained, base, found, to, say, merged)
         else:
             _publish(to)
     finally:
@@ -109,7 +111,7 @@ def _begin(run: Path, adapter: Path, to: Path) -> None:
         raise CaiError(f"{to}: lies among the runs. Give --to a folder of its own.")
     try:
         there = {path.name for path in to.iterdir()} if to.exists() else set()
-        if there - OWN or not _same_adapter(adapter, to / "adapter"):
+        if there - EXPORTED or not _same_adapter(adapter, to / "adapter"):
             raise CaiError(f"{to}: is not empty, nor an export of this run. Give --to a new folder.")
         to.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.rmtree(to / PART, ignore_errors=True)
@@ -141,6 +143,9 @@ def _data_alone(run: Path, to: Path, say: Say) -> Path:
         shutil.rmtree(to / PART, ignore_errors=True)
     say(f"exported to {to} (the data set alone: the run has no adapter yet)")
     say(f"datasets:      load_dataset({str((to / 'dataset').resolve())!r})")
+    say(f"the adapter:   {lines.resume(run)}, then: {lines.export(run)}")
+    for arm in names(run):
+        say(f"what is there: {line_of(run, arm)}")
     return to
 
 
@@ -152,14 +157,14 @@ def _refuse_damage(run: Path) -> None:
             raise CaiError(f"{run / name}: {why}: resume the run, which writes it again", errors.CORRUPT)
 
 
-def _fill(snapshot: Snapshot, adapter: Path, base: Base, found: Asking, part: Path) -> None:
+def _fill(snapshot: Snapshot, arm: ExportedArm, base: Base, found: Asking, part: Path) -> None:
     run = snapshot.path
     (part / "adapter").mkdir(mode=0o700)
     for name in ADAPTER_FILES:
-        write_atomic(part / "adapter" / name, (adapter / name).read_bytes())
+        write_atomic(part / "adapter" / name, (arm.adapter / name).read_bytes())
     config = _named(part / "adapter" / "adapter_config.json", base)
     write_prompt_files(found, part / "adapter")
-    card = model_card(snapshot, base, found, modules=config.get("target_modules"))
+    card = model_card(snapshot, base, found, arm, modules=config.get("target_modules"))
     write_atomic(part / "adapter" / "README.md", card.encode())
     if (run / "dataset").is_dir():
         write_dataset(run / "dataset", part / "dataset")
@@ -167,11 +172,13 @@ def _fill(snapshot: Snapshot, adapter: Path, base: Base, found: Asking, part: Pa
         write_atomic(part / "report.html", (run / "report.html").read_bytes())
 
 
-def _ask_model(snapshot: Snapshot, adapter: Path, base: Base, found: Asking, to: Path, say: Say, merged: bool) -> None:
+def _ask_model(
+    snapshot: Snapshot, arm: ExportedArm, base: Base, found: Asking, to: Path, say: Say, merged: bool
+) -> None:
     """The probe, then publish; with `merged` the merge too, which appears when it was found to be the adapter's."""
     from cai.commands import probe
 
-    model = _loaded(snapshot, adapter, say, needed=merged)
+    model = _loaded(snapshot, arm.adapter, say, needed=merged)
     if model is None:
         return _publish(to)
     say(probe.through_template(model, snapshot, found, to / PART / "adapter"))
@@ -186,12 +193,12 @@ def _ask_model(snapshot: Snapshot, adapter: Path, base: Base, found: Asking, to:
     del model
     probe.free()
     whole = to / PART / "merged"
-    merge.merge(before, source, adapter, whole, say)
+    merge.merge(before, source, arm.adapter, whole, say)
     write_prompt_files(found, whole)
     if found.format == "base" and found.eos_id is not None:
         config = orjson.loads((whole / "config.json").read_bytes())
         write_json_atomic(whole / "config.json", config | {"eos_token_id": found.eos_id})
-    write_atomic(whole / "README.md", model_card(snapshot, base, found, merged=True).encode())
+    write_atomic(whole / "README.md", model_card(snapshot, base, found, arm, merged=True).encode())
     _publish(to)
     made = to_gguf(to / "merged", to / PART / "merged.gguf", say)
     write_atomic(to / PART / "Modelfile", found.modelfile("./merged.gguf" if made else "./merged").encode())
@@ -241,25 +248,6 @@ def _move(path: Path, place: Path) -> None:
     for inner in sorted(path.iterdir()):
         _move(inner, place / inner.name)
     path.rmdir()
-
-
-def whole_adapter(run: Path) -> Path:
-    """The run's trained adapter. Errors: there is none yet; it is not the one that training wrote."""
-    folder = run / "adapter"
-    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
-    if missing:
-        raise CaiError(f"{folder}: no {missing[0]}: the run has no trained adapter. Resume it first.")
-    try:
-        sums = orjson.loads((run / "train" / "result.json").read_bytes()).get("files", {})
-    except (OSError, ValueError, AttributeError):  # a run of before, or one that lost it: --verify tells
-        sums = {}
-    if sums and (why := checkpoints.differs(folder, sums, content=True)):
-        raise CaiError(
-            f"{folder}: {why}: not the adapter that was trained. Remove the folder and resume the run, which writes it "
-            "again from the last checkpoint.",
-            errors.CORRUPT,
-        )
-    return folder
 
 
 def _named(config: Path, base: Base) -> dict[str, object]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from cai.commands.export_arm import OWN, ExportedArm, arm_named, told
 from cai.commands.export_base import Base
 from cai.commands.export_lines import VLLM_RANKS
 from cai.commands.export_prompt import Asking
@@ -15,28 +17,35 @@ from cai.report.snapshot import Snapshot
 from cai.report.templating import environment
 from cai.store.row_types import FigureRow
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
-def model_card(snapshot: Snapshot, base: Base, asking: Asking, *, modules: object = None, merged: bool = False) -> str:
-    """README.md: front matter with model-index, then the card. `modules`: what adapter_config.json says was trained."""
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type="constitutional-ai-run",
-            dataset_name=snapshot.run_id,
-            metric_type=name,
-            metric_value=round(float(measured["value"] or 0.0), 6),
-            metric_name=f"{name} (n={measured.get('n', 0)}, judge: {measured.get('judge', '')})",
-        )
-        for name, measured in headline_figures(snapshot).items()
-    ]
+def model_card(
+    snapshot: Snapshot,
+    base: Base,
+    asking: Asking,
+    arm: ExportedArm | None = None,
+    *,
+    modules: object = None,
+    merged: bool = False,
+) -> str:
+    """README.md: front matter with model-index, then the card. `modules`: what adapter_config.json says was trained.
+
+    `arm`: the adapter that is exported, by default the run's own. Gates are told of that one alone: they decided on it.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    arm = arm or arm_named(snapshot.path, OWN)
+    measured_here = arm.figures(snapshot) if arm.name else headline_figures(snapshot)
+    results = _results(snapshot, measured_here)
+    made = [] if snapshot.recipe.pairs.file else ["constitutional-ai"]
     data = ModelCardData(
         base_model=base.shared if base.on_hub else None,
         library_name="transformers" if merged else "peft",
         license=LICENSES.get(snapshot.model) or LICENSES.get(base.shared),
         language=None if snapshot.recipe.instructions.file or snapshot.recipe.pairs.file else ["en"],
-        tags=[*([] if snapshot.recipe.pairs.file else ["constitutional-ai"]), "dpo", "trl", "unsloth", "lora", "peft"],
+        tags=[*made, "sft" if arm.name == "sft" else "dpo", "trl", "unsloth", "lora", "peft"],
         model_name=snapshot.run_id,
         eval_results=results or None,
     )
@@ -55,13 +64,32 @@ def model_card(snapshot: Snapshot, base: Base, asking: Asking, *, modules: objec
             vllm_rank=next((size for size in VLLM_RANKS if size >= rank), rank),
             headline=headline(snapshot),
             verdicts=[verdict_row(v) for v in snapshot.verdicts],
-            figures=[{"metric": name, **figure(m)} for name, m in headline_figures(snapshot).items()],
+            figures=[{"metric": name, **figure(m)} for name, m in measured_here.items()],
+            arm=arm,
+            how=told(arm, snapshot),
+            training=arm.result() if arm.name else snapshot.training,
             money=money(snapshot),
             loaded_as=_loaded_as(snapshot),
             train=len(snapshot.cleaned.kept),
         )
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _results(snapshot: Snapshot, figures: Mapping[str, FigureRow]) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="constitutional-ai-run",
+            dataset_name=snapshot.run_id,
+            metric_type=name,
+            metric_value=round(float(measured["value"] or 0.0), 6),
+            metric_name=f"{name} (n={measured.get('n', 0)}, judge: {measured.get('judge', '')})",
+        )
+        for name, measured in figures.items()
+    ]
 
 
 def _loaded_as(snapshot: Snapshot) -> str:

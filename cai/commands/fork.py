@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cai import errors
-from cai.data import chain, on_policy
+from cai.data import chain, marks, on_policy
 from cai.data.marks import REVIEW_KEY
 from cai.data.slots import try_of
 from cai.errors import CaiError
@@ -151,9 +151,9 @@ def fill(plan: ForkPlan, run: Run) -> None:
 
 def _take_marks(plan: ForkPlan, run: Run) -> None:
     """People's marks of texts that stay go along, so that `hygiene.reviews` can train on what was marked."""
-    given = records.read(plan.source / "reviews.jsonl", REVIEW_KEY)
+    given = marks.whole(records.read(plan.source / "reviews.jsonl", REVIEW_KEY))
     texts = {(row["stage"], row["item"], row["round"]) for row in plan.kept}
-    rows = [row for row in given if ("revisions", row["item"], row["round"]) in texts]
+    rows = [row for row in given if ("revisions", row["item"], row.get("round")) in texts]
     if rows:
         log: records.RecordLog[Row] = records.RecordLog.open(run.path / "reviews.jsonl", run.quarantine, key=REVIEW_KEY)
         log.append(rows)

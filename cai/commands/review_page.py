@@ -40,7 +40,7 @@ def serve(
     """
     token = secrets.token_urlsafe(24)
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), _handler(session, token))  # browsers open spare connections
+        server = Server(("127.0.0.1", port), _handler(session, token))
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise CaiError(f"--port {port}: {why}. Give another port above 1023, or leave it out.") from None
@@ -57,6 +57,14 @@ def serve(
         sys.stderr.write("\n")
     finally:
         server.server_close()
+
+
+class Server(ThreadingHTTPServer):
+    """A thread a connection: browsers open spare ones. One that a browser breaks off is nobody's fault."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]  # as the library's own stub names it
 
 
 def ssh_line(port: int, environment: Mapping[str, str]) -> str:

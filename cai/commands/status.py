@@ -79,7 +79,7 @@ def screen(path: Path, now: datetime | None = None, *, text: bool = False) -> st
         ("state", state),
         ("spent", _spent(events, budget, pairs := _pairs(path))),
         *_counts(path / "records.jsonl"),
-        ("pairs", f"{pairs[0]} to train on, {pairs[1]} held out" if pairs else "not written yet"),
+        ("pairs", f"{pairs[0]} to train on, {pairs[1]} held out{_lost(events)}" if pairs else "not written yet"),
         ("training", _training(events)),
         ("loss", sparkline(_losses(events))),
         ("just made", just_made(_rows(path / "records.jsonl")) if text else ""),
@@ -204,6 +204,17 @@ def _pairs(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return train.count(b"\n"), heldout.count(b"\n")
+
+
+def _lost(events: list[Row]) -> str:
+    """What the tries without a pair came to, in the words of the run's own line."""
+    made = next((event for event in reversed(events) if event.get("kind") == "dataset"), {})
+    reasons, tried = made.get("reasons"), made.get("tried")
+    if not isinstance(reasons, dict) or not reasons:
+        return ""
+    said = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+    lost = sum(count for count in reasons.values() if isinstance(count, int))
+    return f"; {lost} of {tried} tries made none ({said})"
 
 
 def _training(events: list[Row]) -> str:

@@ -14,7 +14,17 @@ from cai.store.row_types import Pair
 REVIEW_KEY = ("rater", "key")
 CRITIQUE_MARKS = ("meaningful", "not")
 REVISION_MARKS = ("fixed", "partly", "not")
+WHOLE = {"rater": str, "key": str, "what": str, "mark": str, "item": int}  # what every mark has
 GOOD = {"critique": ("meaningful",), "revision": ("fixed",)}  # "partly" is no fix
+
+
+def whole(reviews: Sequence[Row]) -> list[Row]:
+    """The rows that are marks; what a person's editor or a disk made of others is none."""
+    return [
+        row
+        for row in reviews
+        if all(isinstance(row.get(name), kind) for name, kind in WHOLE.items()) and row["what"] in GOOD
+    ]
 
 
 def refused(reviews: Sequence[Row]) -> dict[int, str]:

@@ -30,6 +30,12 @@ def of_run(context: Context, pairs: PairSet) -> dict[int, str]:
     if "training_identity" in run.manifest and path.is_file():
         return _removed(path)
     reviews = records.read(run.path / "reviews.jsonl", marks.REVIEW_KEY)
+    if odd := len(reviews) - len(marks.whole(reviews)):
+        raise CaiError(
+            f"{run.path}/reviews.jsonl: {odd} of {len(reviews)} lines are no whole marks: what they refuse is unknown. "
+            "Put the file back from a copy, take them out, or go on without: --set hygiene.reviews=false",
+            errors.CORRUPT,
+        )
     mine = {pair["item"] for pair in pairs.train}
     refused = {item: detail for item, detail in marks.refused(reviews).items() if item in mine}
     if mine and len(refused) == len(mine):

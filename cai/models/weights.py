@@ -30,6 +30,12 @@ LIMITS = {  # config.json's numbers: the largest published models are far below
     "num_key_value_heads": 4_096,
     "vocab_size": 16_777_216,
 }
+LIMITS_ANYWHERE = LIMITS | {  # of other families and of nested parts (a vision tower, experts); 0 is "none" there
+    "head_dim": 65_536,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 65_536),
+    **dict.fromkeys(("n_layer", "n_layers", "num_layers", "depth"), 2_000),  # other families, a vision tower
+    **dict.fromkeys(("n_embd", "d_model", "moe_intermediate_size"), 2_097_152),
+}
 MOST_PARAMETERS = 4e12
 UNSTABLE = ("transformers_version", "_name_or_path", "name_or_path")  # of config.json: not what the model is
 LOCAL = "content:"  # how the revision of a local folder begins in the manifest
@@ -42,12 +48,20 @@ def check_folder(folder: Path, key: str) -> list[Path]:
             f"{key}: {folder}: adapter_config.json would load another base than this folder. "
             "Name the base itself, or merge the adapter first (--export --merged)."
         )
+    _refuse_pipes(folder, key)
     config = read_config(folder, key)
     check_config(config, f"{key}: {folder / 'config.json'}")
     files = _weight_files(folder, key)
     for file in files:
         header(file, key)
     return files
+
+
+def _refuse_pipes(folder: Path, key: str) -> None:
+    """Reading a pipe or a device would wait for ever, whichever of a model's twenty files it stands for."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise CaiError(f"{key}: {path}: is a pipe or a device, not a file of a model. Download it again.")
 
 
 def read_config(folder: Path, key: str) -> Row:
@@ -67,13 +81,18 @@ def read_config(folder: Path, key: str) -> Row:
 
 def check_config(config: JsonObject, where: str) -> None:
     """Numbers that no model has would fill the memory before anything else looks at them."""
-    for part in (config, config.get("text_config")):
+    decoder, parts = (config, config.get("text_config")), list[object]([config])
+    while parts:
+        part = parts.pop()
         if not isinstance(part, Mapping):
             continue
-        for name, most in LIMITS.items():
-            value = part.get(name)
-            if value is not None and not (isinstance(value, int) and 0 < value <= most):
-                raise CaiError(f"{where}: {name} is {str(value)[:40]}, expected 1 to {most:,}. Download it again.")
+        parts += part.values()
+        for name, most in LIMITS_ANYWHERE.items():
+            value, least = part.get(name), int(name in LIMITS and any(part is own for own in decoder))
+            if value is not None and not (isinstance(value, int) and least <= value <= most):
+                raise CaiError(
+                    f"{where}: {name} is {str(value)[:40]}, expected {least} to {most:,}. Download it again."
+                )
         if parameters(part) > MOST_PARAMETERS:
             raise CaiError(f"{where}: describes a model of {parameters(part):.0e} parameters. Download it again.")
 

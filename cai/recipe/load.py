@@ -45,6 +45,7 @@ from cai.recipe.settings import (
 from cai.recipe.settings_benchmarks import BenchmarksSection, ChecksSection, GuardSection
 from cai.recipe.settings_evaluation import EvaluationSection, GatesSection, HygieneSection
 from cai.recipe.settings_rounds import OnPolicySection
+from cai.recipe.settings_sweep import SweepSection
 from cai.recipe.writing import remedy
 from cai.store.jsonl import JsonObject, Row
 from cai.store.reading import Missing, read_once
@@ -86,6 +87,7 @@ class Recipe(Section):
     checks: ChecksSection = ChecksSection()
     gates: GatesSection = GatesSection()
     on_policy: OnPolicySection = OnPolicySection()
+    sweep: SweepSection = SweepSection()
     report: ReportSection = ReportSection()
     budget: BudgetSection = BudgetSection()
 

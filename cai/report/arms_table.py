@@ -47,6 +47,11 @@ OTHER = {  # where base and tuned have a figure of another name
 TASK = re.compile(r"forgetting\.([\w-]+)_delta")
 
 
+def names_of(arm: str) -> list[str]:
+    """The figures of an arm beside base and tuned that stand in its column."""
+    return [_name(name, arm) for _, name in ROWS if arm]
+
+
 def tuned_title(snapshot: Snapshot) -> str:
     """What the run's own adapter is: with an SFT stage it is both."""
     return "SFT+DPO" if snapshot.recipe.dpo.start == "sft" else "DPO"
@@ -93,12 +98,16 @@ def _row(figures: Figures, title: str, name: str, arms: Sequence[str]) -> tuple[
 
 def _found(figures: Figures, row: tuple[str, str], arm: str) -> FigureRow | None:
     """The figure of this arm in this row: under its own name, else, for the tuned one, under the plain name."""
-    name = row[1].format(arm=arm)
-    name = OTHER.get(name, name.replace("preference.p2.", "preference.p2.after.") if "p2" in name else name)
+    name = _name(row[1], arm)
     if arm == "tuned" and name not in figures and not row[1].startswith("preference.over"):
         name = row[1].format(arm="").rstrip(".")
     figure = figures.get(name)
     return figure if figure and figure.get("value") is not None else None
+
+
+def _name(row: str, arm: str) -> str:
+    name = row.format(arm=arm)
+    return OTHER.get(name, name.replace("preference.p2.", "preference.p2.after."))
 
 
 def _cell(figure: FigureRow | None) -> str:

@@ -123,13 +123,36 @@ class Heat:
 
 
 @dataclass(frozen=True)
+class Dot:
+    """A point of a scatter; `name` is its row in a table. `xs`, `ys`: least and most over what it is the mean of."""
+
+    name: str
+    x: float
+    y: float
+    xs: tuple[float, float]
+    ys: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """`frontier`: the places of those dots that no other is ahead of in both, along the line through them."""
+
+    dots: tuple[Dot, ...]
+    frontier: tuple[int, ...]
+    x_label: str
+    y_label: str
+    x_ticks: tuple[float, ...]
+    y_ticks: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Chart:
     """`name`: of its files. `drawn`: what `drawing` makes a picture of."""
 
     name: str
     title: str
     summary: str
-    drawn: LineSeries | Bars | Forest | Steps | Heat
+    drawn: LineSeries | Bars | Forest | Steps | Heat | Scatter
 
 
 def nice(low: float, high: float, wanted: int = 4) -> list[float]:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from cai.report.charts import Bars, Chart, Forest, Gate, Heat, LineSeries, Steps, label
+from cai.report.charts import Bars, Chart, Forest, Gate, Heat, LineSeries, Scatter, Steps, label
+from cai.report.scatter import scatter
 from cai.store.files import holds, write_atomic
 from cai.terminal import printable
 
@@ -128,7 +129,7 @@ def _shown(text: str) -> Markup:
 # --- axes
 
 
-def _axes(figure: Figure, drawn: LineSeries | Bars, height: float) -> Axes:
+def _axes(figure: Figure, drawn: LineSeries | Bars | Scatter, height: float) -> Axes:
     """Axes with labels, ticks and faint lines across, in a frame 440 wide."""
     figure.set_size_inches(440 / 72, height / 72)
     axes = figure.add_axes((64 / 440, 46 / height, 362 / 440, (height - 46 - 34) / height))
@@ -324,6 +325,7 @@ DRAW: dict[type, Callable[[Figure, Any, str], None]] = {
     Forest: _forest,
     Steps: _steps,
     Heat: _heat,
+    Scatter: lambda figure, drawn, form: scatter(_axes(figure, drawn, 300), drawn, SERIES[0], DIM, BACK),
 }
 
 

@@ -14,6 +14,7 @@ from cai.evaluate.advice import to_change
 from cai.report.before_after import Probed
 from cai.report.snapshot import Snapshot
 from cai.store.jsonl import JsonObject, Row
+from cai.store.row_types import FigureRow
 from cai.terminal import duration, number, usd
 
 PHRASES: Mapping[str, tuple[str, str]] = {  # what is said where the gate passed, and where it did not
@@ -142,6 +143,25 @@ def over_prompting(figures: Mapping[str, Mapping[str, Any]]) -> str:
     return f"At equal length the judge prefers the tuned model's answer in {'; '.join(said)}." if said else ""
 
 
+ENDS = 0.9  # of the fresh answers, as the gate of M2 has it where DPO starts from SFT
+
+
+def sft_advised(snapshot: Snapshot) -> str:
+    """An SFT stage for a base model whose tuned answers do not end, with its cost; "" where nothing speaks for it."""
+    figure = snapshot.figures.get("fresh.tuned.stops") or FigureRow()
+    value, recipe = figure.get("value"), snapshot.recipe
+    if recipe.model.format != "base" or recipe.dpo.start == "sft" or value is None or value >= ENDS:
+        return ""
+    seconds = snapshot.training.get("seconds")
+    cost = (
+        f", in about half of the {duration(float(seconds))} that DPO took" if isinstance(seconds, int | float) else ""
+    )
+    return (
+        f"{value:.0%} of the tuned model's {figure['n']} fresh answers end by themselves: DPO alone does not teach a "
+        f"base model to stop. --set dpo.start=sft trains on the revisions first{cost}."
+    )
+
+
 def _told(snapshot: Snapshot, groups: Mapping[str, list[Row]], headline: JsonObject) -> list[str]:
     told = []
     names = {
@@ -155,6 +175,8 @@ def _told(snapshot: Snapshot, groups: Mapping[str, list[Row]], headline: JsonObj
             told.append(f"{name}: {'; '.join(_said(row, 1 if status == 'FAIL' else 0) for row in rows)}.")
     if over := over_prompting(snapshot.figures):
         told.append(over)
+    if advice := sft_advised(snapshot):
+        told.append(advice)
     told += [f"Next: {step}." for step in _next(snapshot, groups)]
     if headline["status"] == "ADVISORY":
         told.append("The gates only advise here: this is not the recipe's own model, which decides.")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from cai.data import hygiene, own_pairs
+from cai.data import hygiene, marks, own_pairs
 from cai.data.kinds import build
 from cai.data.pairs import PairSet, plan_of
 from cai.data.slots import slot_of, slots
@@ -29,7 +29,6 @@ from cai.store.jsonl import Row
 from cai.store.row_types import FigureRow, Record
 from cai.store.rows import ByItem, Latest, Rows
 
-REVIEW = {"rater": str, "key": str, "what": str, "mark": str, "item": int}  # what every mark has
 SCORE_KEY = ("metric", "item", "round")
 
 
@@ -237,8 +236,7 @@ def _scores(path: Path) -> Mapping[tuple[str, int], Row]:
 def _reviews(path: Path, gaps: list[str]) -> Sequence[Row]:
     """The marks; rows that a person spoilt are left out and told."""
     rows = _log(path / "reviews.jsonl", ("rater", "key"))
-    whole = [r for r in rows if all(isinstance(r.get(name), kind) for name, kind in REVIEW.items())]
-    whole = [r for r in whole if r["what"] in ("critique", "revision")]
+    whole = marks.whole(rows)
     if len(whole) < len(rows):
         gaps.append(f"reviews.jsonl: {len(rows) - len(whole)} of {len(rows)} marks, for they are not whole")
     return whole

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Protocol
 from cai.errors import CaiError, Stopped
 from cai.recipe.load import Recipe
 from cai.recipe.settings import BudgetSection, DpoSection
-from cai.run import lines
+from cai.run import arm_rates, lines
+from cai.run.arm_rates import SHORT
 from cai.run.folder import Run
 from cai.run.rates import Range, Speed, measured_before, table_rates
 from cai.store.jsonl import Row
 from cai.terminal import duration, printable, usd, usd_fine
+from cai.world import world
 
 if TYPE_CHECKING:
     import argparse
@@ -32,8 +34,7 @@ if TYPE_CHECKING:
 
 # Only an estimate's margins: what one run's rate says about the next run's. Linear scaling, -30% / +50%.
 LOW, HIGH = 0.7, 1.5
-# Without an earlier run: the share of the token limit that a completion uses, at least and at most.
-SHORT, FULL = 0.25, 1.0
+FULL = 1.0  # of the token limit, what a completion uses at most where no run says better; SHORT at least
 SIDE_BY_SIDE = 8  # rows of what is generated once a run
 TRIES = 1.5  # items tried a slot at the upper end, where no run says better
 
@@ -87,7 +88,9 @@ def estimate(recipe: Recipe, backend: str, root: Path, limit_tokens: int, once_t
     `once_tokens`: at most generated once a run, whatever its items (the probes).
     """
     earlier = None if recipe.pairs.file else measured_before(root, recipe, backend)  # one that generated says too much
-    found = _from_run(recipe, earlier) if earlier else _from_table(recipe, backend, limit_tokens)
+    found = _from_run(recipe, earlier) if earlier else _divided(_from_table(recipe, backend, limit_tokens))
+    for arm in arm_rates.left(recipe, backend, earlier):
+        found = _with_arm(found, arm)
     if not once_tokens or (earlier and earlier.probed):
         return found
     speed = table_rates(backend).at(SIDE_BY_SIDE)
@@ -97,6 +100,29 @@ def estimate(recipe: Recipe, backend: str, root: Path, limit_tokens: int, once_t
     rest = found.rest and speed and Range(found.rest.low + more.low / speed, found.rest.high + more.high / speed)
     tokens = Range(found.tokens.low + more.low, found.tokens.high + more.high)
     return replace(found, tokens=tokens, rest=rest or found.rest)
+
+
+def hourly(recipe: Recipe) -> float:
+    """Of all processes: each has a GPU of its own."""
+    return recipe.budget.usd_per_hour * world().size
+
+
+def _divided(found: Estimate) -> Estimate:
+    """For several processes from the rates of one: at best each does its part in its part of the time."""
+    size = world().size
+    if size == 1 or found.generation is None:
+        return found
+    training = found.training and Range(found.training.low / size, found.training.high)
+    generation = Range(found.generation.low / size, found.generation.high)
+    source = f"{found.source}; the low end divided by {size} processes"
+    return replace(found, generation=generation, training=training, source=source)
+
+
+def _with_arm(found: Estimate, arm: arm_rates.TimedArm) -> Estimate:
+    tokens = Range(found.tokens.low + arm.tokens.low, found.tokens.high + arm.tokens.high)
+    time, more = found.generation, arm.seconds
+    added = Range(time.low + more.low, time.high + more.high) if time and more else time
+    return replace(found, tokens=tokens, generation=added)
 
 
 def slot_count(recipe: Recipe) -> int:
@@ -131,7 +157,7 @@ def _from_run(recipe: Recipe, run: Speed) -> Estimate:
         training=training,
         rest=Range(rest * LOW, rest * HIGH),
         source=f"run {run.run_id}, {run.slots} items in {duration(run.seconds)}",
-        usd_per_hour=recipe.budget.usd_per_hour,
+        usd_per_hour=hourly(recipe),
     )
 
 
@@ -140,7 +166,7 @@ def _from_table(recipe: Recipe, backend: str, limit_tokens: int) -> Estimate:
     limit = slot_count(recipe) * limit_tokens
     tokens = Range(limit * SHORT, limit * FULL * TRIES)
     if not rates.tokens_per_second:
-        return Estimate(tokens, None, None, None, rates.source, recipe.budget.usd_per_hour)
+        return Estimate(tokens, None, None, None, rates.source, hourly(recipe))
     speed = rates.at(slot_count(recipe))
     pairs = training_pairs_seen(recipe)
     pair = rates.seconds_per_pair
@@ -152,7 +178,7 @@ def _from_table(recipe: Recipe, backend: str, limit_tokens: int) -> Estimate:
         training=training,
         rest=rates.rest,
         source=rates.source,
-        usd_per_hour=recipe.budget.usd_per_hour,
+        usd_per_hour=hourly(recipe),
     )
 
 
@@ -165,7 +191,7 @@ class Budget:
 
     @property
     def limited(self) -> bool:
-        return bool(self.section.max_usd or self.section.max_hours)
+        return world().first and bool(self.section.max_usd or self.section.max_hours)
 
     def over(self) -> bool:
         """Whether a limit is reached. Cheap: asked after every completion."""

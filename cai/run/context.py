@@ -39,8 +39,8 @@ class ModelOnCall(Protocol):
 class Context:
     """What the stages share. `model` is a function: the weights are loaded at the first unit that needs them.
 
-    `home`: the run's own folder, which is `run.path` for all but the further processes of a run; `home_attempt`: which
-    attempt of that run this is. `shared`: by log, the step that the processes are sharing.
+    `elsewhere`: the run's own folder, and which attempt of it this is, for a process that works in a copy of it.
+    `shared`: by log, the step that the processes of the run are sharing.
     """
 
     recipe: Recipe
@@ -52,13 +52,13 @@ class Context:
     stopped: Callable[[], bool]
     check_stop: Callable[[str], None]
     progress: Progress
-    home: Path = Path()
-    home_attempt: int = 0
+    elsewhere: tuple[Path, int] | None = None
     shared: dict[Path, Shared] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if not self.home_attempt:
-            self.home, self.home_attempt = self.run.path, self.run.attempt
+    @property
+    def home(self) -> tuple[Path, int]:
+        """The run's own folder, where shards stand, and its attempt's number."""
+        return self.elsewhere or (self.run.path, self.run.attempt)
 
     @property
     def engine(self) -> Engine:

@@ -16,6 +16,7 @@ from cai.run.events import read_events, spent
 from cai.run.manifest import read_manifest
 from cai.run.run_ids import RUN_ID
 from cai.store.jsonl import JsonObject, Row
+from cai.world import world
 
 
 class Range(NamedTuple):
@@ -86,6 +87,7 @@ class Speed:
     seconds: float
     growing_seconds: float = 0.0
     probed: bool = False  # the probes were answered, which the rest holds
+    labels: frozenset[str] = frozenset()  # of everything that was made or measured
 
     @property
     def rest_seconds(self) -> float:
@@ -127,6 +129,8 @@ def from_events(run_id: str, manifest: JsonObject, events: list[Row]) -> Speed |
     worked = {e["attempt"] for e in events if e["kind"] in ("stage", "trained")}
     if len(worked) > 1 or any(e["kind"] in ("trained_anew", "budget_stop") for e in events):
         return None  # a run that was killed or stopped says how long it lay in pieces, not how long a whole one takes
+    if any(e["kind"] == "attempt" and e["attempt"] in worked and e.get("processes", 1) != world().size for e in events):
+        return None
     scored = [e for e in events if e["kind"] == "stage" and str(e.get("stage")).startswith(GROWING)]
     trained = [e for e in events if e["kind"] == "trained" and "arm" not in e]
     rounds = {e.get("round", 0) for e in stages if e.get("stage") != "instructions"}  # whose rounds are tries
@@ -144,5 +148,6 @@ def from_events(run_id: str, manifest: JsonObject, events: list[Row]) -> Speed |
         ),
         seconds=spent(e for e in events if e["attempt"] in worked)["seconds"],
         growing_seconds=sum(float(e.get("seconds") or 0) for e in scored),
+        labels=frozenset(str(e.get("stage")) for e in events if e["kind"] == "stage"),
         probed=any(e["kind"] == "stage" and str(e.get("stage")).startswith("probes") for e in events),
     )

@@ -34,12 +34,12 @@ def lend(run: Run) -> None:
 
 
 @contextmanager
-def borrowed(start: JsonObject) -> Iterator[tuple[Run, Path, int]]:
-    """Any other process: a run on a copy, the real folder, and the attempt's number there."""
+def borrowed(start: JsonObject) -> Iterator[tuple[Run, tuple[Path, int]]]:
+    """Any other process: a run on a copy, the real folder and the attempt's number there."""
     path, attempt = orjson.loads(share(b"", "opening the run"))
     with tempfile.TemporaryDirectory(prefix=f"run-process-{world().rank}-", ignore_cleanup_errors=True) as folder:
         copy = Path(folder) / Path(path).name
         shutil.copytree(path, copy, ignore=shutil.ignore_patterns(*NOT_COPIED))
         gather(b"", "copying the run")
         with Run.open(copy, **start) as run:
-            yield run, Path(path), int(attempt)
+            yield run, (Path(path), int(attempt))

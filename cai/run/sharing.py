@@ -73,7 +73,7 @@ class Shared:
         kept = [orjson.loads(encode(row)) for row in rows]
         if self._shard is None:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            name = f"{self.context.home_attempt:04d}-{world().rank}.jsonl"  # never one of an earlier attempt's
+            name = f"{self.context.home[1]:04d}-{world().rank}.jsonl"  # never one of an earlier attempt's
             self._shard = RecordLog.open(self.folder / name, self.context.run.quarantine, key=self.log.key)
         self._shard.append(kept)
         self._made += kept
@@ -102,7 +102,7 @@ class Shared:
 
 def begin(context: Context, log: RecordLog, label: str, round_: int = 0) -> Shared | None:
     """How this step is shared; None where one process does it, as it always did, and no shard was left of several."""
-    if not world().several and not (context.home / FOLDER).exists():
+    if not world().several and not (context.home[0] / FOLDER).exists():
         return None
     return Shared(context, log, label, round_)
 
@@ -117,10 +117,10 @@ def shards_of(context: Context, log: RecordLog) -> Path:
     name = log.path.relative_to(context.run.path).with_suffix("")
     head = cast("Row | None", log.get("fingerprint", 0, 0))
     mark = f"-{head['of']}" if head is not None else ""
-    return context.home / FOLDER / f"{'.'.join(name.parts)}{mark}"
+    return context.home[0] / FOLDER / f"{'.'.join(name.parts)}{mark}"
 
 
 def clear(context: Context) -> None:
     """At the end of a whole run: every row stands in its log."""
     if world().first:
-        shutil.rmtree(context.home / FOLDER, ignore_errors=True)
+        shutil.rmtree(context.home[0] / FOLDER, ignore_errors=True)

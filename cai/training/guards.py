@@ -110,15 +110,17 @@ class Guarded(Trainer):
     def _collate(self, indexes: Sequence[int]) -> Batch:
         return self.plan.collate([self.plan.rows[i] for i in indexes])
 
-    def training_step(self, model: torch.nn.Module, inputs: Batch, *rest: object, **more: object) -> torch.Tensor:
+    def training_step(
+        self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         """Of several processes one that has no micro-batch, or no memory, goes on to the step's end, as the others."""
         if self.plan.dealt is None:
-            return super().training_step(model, inputs, *rest, **more)
+            return super().training_step(model, inputs, num_items_in_batch)
         nothing = torch.zeros((), device=self.accelerator.device)
         if not inputs or self._no_room:
             return nothing
         try:
-            return super().training_step(model, inputs, *rest, **more)
+            return super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
             self._no_room = str(error).splitlines()[0][:200]
         return nothing

@@ -250,7 +250,7 @@ class Job:
         more = {} if rows is self.rows else {"heldout": rows_sha(rows)}
         key = reference_logps.key_of(identity=self.identity, order=list(order), micro_batch=shape.micro_batch,
                                layout=self.layout.name, checkpointing=shape.checkpointing, **more)  # fmt: skip
-        refs = reference_logps.cached(self.folder, key, name)
+        refs = reference_logps.cached(self.home, key, name)
         if refs is not None:
             return refs
         began = time.monotonic()

@@ -141,3 +141,17 @@ def test_estimate_comes_from_the_latest_run_of_the_same_model(tmp_path):
 def test_what_the_run_would_refuse_the_dry_run_refuses(run_fake, capsys, key: str, wanted: str) -> None:
     assert run_fake("--dry-run", "--set", key)[0] == errors.USAGE
     assert wanted in capsys.readouterr().err
+
+
+def test_every_arm_has_its_cost_and_a_base_model_is_advised_to_begin_with_sft(capsys):
+    asked = ["--set", "model.backend=cuda", "--set", "model.name=nobody/nothing", "--milestone", "m2"]
+    dry_run(inputs(*asked))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "base with pairs shown: 100 fresh answers, at most 60,000 tokens, " in out
+    assert "advised DPO alone does not teach a base model to stop" in out and "--set dpo.start=sft" in out
+    dry_run(inputs(*asked, "--set", "dpo.start=sft", "--set", "dpo.also_from_base=true"))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "SFT, then DPO, 100 steps" in out and "advised" not in out
+    assert "DPO from the base: trained beside SFT+DPO, 1 min 36 s to 2 min 40 s, $0.05 to $0.08" in out
+    dry_run(inputs(*asked, "--set", "model.format=chat"))
+    assert "advised" not in capsys.readouterr().out

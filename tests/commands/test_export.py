@@ -180,6 +180,71 @@ HOSTILE = (
 )
 
 
+def with_arm(path, name, value, **result):
+    """Another trained adapter beside the run's own, with what its training wrote."""
+    from cai.training.checkpoints import sums_of
+
+    folder, training = path / f"adapter-{name}", path / "train" / {"from-base": "from_base"}.get(name, name)
+    shutil.copytree(path / "adapter", folder)
+    save_file({"a.lora_B.weight": np.full((2, 2), value, np.float32)}, folder / "adapter_model.safetensors")
+    training.mkdir()
+    (training / "result.json").write_bytes(orjson.dumps({**result, "files": sums_of(folder)}))
+    return folder
+
+
+def test_another_arm_is_exported_with_its_own_weights_training_and_figures(path, tmp_path):
+    folder = with_arm(path, "sft", 2.0, steps=77, pairs=5, first_loss=3.25, last_loss=1.5)
+    figure = {"metric": "fresh.sft.stops", "value": 0.925, "n": 40, "judge": "deterministic"}
+    (path / "eval" / "sft.json").write_bytes(orjson.dumps({"figures": {"fresh.sft.stops": figure}}))
+    said = []
+    to = exporting.export(path, tmp_path / "sft", said.append, arm="sft")
+    own = exporting.export(path, tmp_path / "own", lambda line: None)
+    weights = "adapter/adapter_model.safetensors"
+    assert (
+        (to / weights).read_bytes()
+        == (folder / "adapter_model.safetensors").read_bytes()
+        != (own / weights).read_bytes()
+    )
+    names = [name for name in files(own / "adapter") if name not in ("README.md", "adapter_model.safetensors")]
+    assert files(to / "adapter") == files(own / "adapter")
+    assert all((to / "adapter" / name).read_bytes() == (own / "adapter" / name).read_bytes() for name in names)
+    card, mine = ((folder / "adapter" / "README.md").read_text() for folder in (to, own))
+    for text in (
+        "supervised fine-tuning on 5 texts",
+        "| steps | 77 |",
+        "3.25, 1.5",
+        "fresh.sft.stops | 0.925",
+        "- sft",
+    ):
+        assert text in card, text
+    assert "revisions.addresses | FAIL" not in card and "the run's own adapter, which is another" in card
+    assert "fresh.sft.stops" not in mine and "revisions.addresses | FAIL" in mine
+    assert any("probe: skipped, no weights in this test" in line for line in said)
+    with pytest.raises(CaiError, match="nor an export of this run"):
+        exporting.export(path, to, lambda line: None)
+
+
+def test_an_arm_that_is_not_there_or_damaged_is_refused_with_the_lines_to_use(path, tmp_path):
+    with pytest.raises(CaiError, match=r"--arm sft: no such adapter in .* Go on: .* --resume "):
+        exporting.export(path, tmp_path / "out", lambda line: None, arm="sft")
+    folder = with_arm(path, "from-base", 3.0)
+    with pytest.raises(CaiError, match=r"There is: .* --export .* --to out --arm from-base"):
+        exporting.export(path, tmp_path / "out", lambda line: None, arm="seed-9")
+    save_file({"a.lora_B.weight": np.full((2, 2), 4.0, np.float32)}, folder / "adapter_model.safetensors")
+    with pytest.raises(CaiError, match="not the adapter that was trained"):
+        exporting.export(path, tmp_path / "out", lambda line: None, arm="from-base")
+
+
+def test_a_run_without_an_adapter_says_which_lines_go_on(path, tmp_path):
+    with_arm(path, "sft", 2.0)
+    shutil.rmtree(path / "adapter")
+    (path / "train" / "result.json").unlink()
+    said = []
+    exporting.export(path, tmp_path / "out", said.append)
+    text = "\n".join(said)
+    assert "the data set alone" in text and "--resume" in text and "--to out --arm sft" in text
+
+
 def test_hostile_text_is_inert_in_both_cards(path, tmp_path, monkeypatch):
     """What a user's constitution, model name, override reason and gate may hold must break no card."""
     gates = orjson.loads((path / "eval" / "gates.json").read_bytes())

@@ -7,7 +7,9 @@ import re
 import shlex
 import signal
 import socket
+import struct
 import threading
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlencode, urlparse
 
 import pytest
@@ -15,8 +17,9 @@ from support.pages import make_run, recipe, records
 from support.runs import read_jsonl
 
 from cai.commands import review
+from cai.commands.review_page import Server
 from cai.data.marks import filter_pairs, refused
-from cai.errors import CaiError
+from cai.errors import CORRUPT, CaiError
 from cai.metrics.stats import kappa
 from cai.recipe.settings import HeldoutSection
 from cai.report.agreement import agreement
@@ -156,6 +159,24 @@ def test_a_form_marks_and_a_second_post_does_not(served):
     assert request(url, "POST", body=body)[0].status == 409
     assert request(url, "POST", body="x" * 20_000)[0].status == 404
     assert len(session.tasks) - len(session.pending) == 1
+
+
+def test_a_browser_that_breaks_off_leaves_no_traceback(served, capfd):
+    """Closed with a reset while the page is written: a BrokenPipeError's traceback stood among the lines on screen."""
+    url, _ = served
+    asked = f"GET {url.path} HTTP/1.0\r\nHost: {url.netloc}\r\n\r\n".encode()
+    for _ in range(20):
+        with socket.create_connection((url.hostname, url.port), timeout=5) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(asked)
+    assert request(url)[0].status == 200
+    assert "Traceback" not in capfd.readouterr().err
+    with Server(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        try:
+            raise ZeroDivisionError("a bug of ours")
+        except ZeroDivisionError:
+            other.handle_error(None, ("127.0.0.1", 1))
+    assert "a bug of ours" in capfd.readouterr().err
 
 
 def test_the_last_mark_can_be_taken_back_until_the_next_one(path):
@@ -304,8 +325,11 @@ def test_a_note_stands_beside_its_example_in_the_report_and_a_planted_texts_does
             assert session.mark(session.ticket(task), mark, said if task.case.item in (2, 3) or task.control else " ")
     found = notes(read_story(path).reviews)
     assert [(note.item, note.what, note.mark) for note in found] == [
-        (2, "critique", "meaningful"), (2, "revision", "fixed"), (3, "critique", "can't tell"), (3, "revision", "can't tell"),
-    ]  # fmt: skip
+        (2, "critique", "meaningful"),
+        (2, "revision", "fixed"),
+        (3, "critique", "can't tell"),
+        (3, "revision", "can't tell"),
+    ]
     write_pages(path)
     html, text = (path / "report.html").read_text(), (path / "report.md").read_text()
     for page in (html, text):
@@ -371,6 +395,29 @@ def test_marks_given_before_training_leave_pairs_out(run_fake, capsys):
     html = (path / "report.html").read_text()
     assert "reviews marked 2, removed 2" in html
     assert {row["rule"] for row in read_story(path).cleaned.removed} == {"reviews"}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        '{"v":1,"rater":"ann","key":"x","item":"0","what":5}',
+        '{"rater":"ann","key":"y"}',
+        '{"rater":"ann","key":"z","what":"tone"}',
+    ],
+)
+def test_a_line_that_is_no_whole_mark_is_one_line_and_never_passed_over(run_fake, capsys, odd):
+    """Which pairs it refuses nobody knows, so nothing is trained on; it was a traceback. A fork leaves it behind."""
+    _, path = run_fake("--milestone", "m1", "--until", "pairs")
+    mark_run(path)
+    (path / "reviews.sum").unlink()
+    with (path / "reviews.jsonl").open("a") as file:
+        file.write(odd + "\n")
+    assert run_fake("--resume", str(path), *MARKS)[0] == CORRUPT
+    said = capsys.readouterr().err
+    assert "reviews.jsonl" in said and "Traceback" not in said and not (path / "adapter").exists()
+    assert run_fake("--report", str(path))[0] == 0
+    assert run_fake("--fork", str(path))[0] == 0
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_marks_do_nothing_unless_asked(run_fake):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import subprocess
 import sys
 import time
@@ -10,7 +12,9 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 import pytest
+from support import rich_run as rich
 from support.pages import REPO, item_rows, make_run, records
+from support.runs import FAKE
 
 from cai.commands.status import just_made, screen, sparkline, watch
 from cai.run.folder import Run
@@ -32,6 +36,19 @@ def test_a_finished_run(tmp_path):
     assert "gate         FAIL         revisions.addresses 0.5 (n=10)" in text
     assert len(text.splitlines()) < 25
     assert max(map(len, text.splitlines())) < 200
+
+
+def test_tries_that_made_no_pair_are_counted_where_the_run_said_them(tmp_path):
+    """A user saw "7 items rejected" once and on no other screen."""
+    lines = ["Why do cats purr when they are stroked?", "word " * 9000, "How do I fix a tap that drips all night?"]
+    folder = rich.project(tmp_path)
+    (folder / "mine.txt").write_text("\n".join(lines))
+    keys = ("--set", "items=3", "--set", "instructions.file=mine.txt", "--set", "evaluation.enabled=false")
+    code, said = rich.go(folder, *FAKE, "--milestone", "m1", "--until", "pairs", *keys)
+    assert code == 0, said
+    told = re.search(r"dataset: .*; (\d+ of \d+) tries made no pair \((.*)\)", said)
+    assert told and "missing_stage 1" in told[2]
+    assert lines_of(rich.latest(folder))["pairs"].endswith(f"; {told[1]} tries made none ({told[2]})")
 
 
 def test_a_run_at_work_and_one_that_was_killed(tmp_path):
@@ -165,12 +182,13 @@ def test_the_command_is_quick_and_needs_no_torch(tmp_path, run):
     path = make_run(tmp_path / "runs")
     (tmp_path / "cai.toml").write_text("[milestones.m0]\n")
     code = "import sys; sys.path.insert(0, sys.argv.pop()); import runner; code = runner.main()\n"
-    code += "assert 'torch' not in sys.modules; sys.exit(code)"
+    code += "assert not {'torch', 'scipy', 'sklearn', 'matplotlib'} & set(sys.modules); sys.exit(code)"
     command = [sys.executable, "-c", code, "cai.toml", "--status", *([run] if run else []), str(REPO)]
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 5.0  # half a second on a quiet machine
+    assert after.ru_utime - before.ru_utime < 3.0  # of the processor, 0.9; with scipy.stats at the top it was 2.5
     assert done.stdout.startswith(f"run          {path.name}: m1")
 
 

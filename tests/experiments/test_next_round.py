@@ -30,10 +30,10 @@ def weight(folder):
     return float(next(iter(safetensors_fp32(folder / on_policy.WEIGHTS).values())).ravel()[0])
 
 
-def test_the_adapter_answers_the_same_instructions_and_dpo_goes_on_from_it_through_a_kill(run_fake, capsys):
+def test_the_adapter_answers_the_same_instructions_and_dpo_goes_on_from_it_through_a_kill(run_paper, capsys):
     """The tuned fake writes "why the" for "how the"; its adapter is one number, to which a training adds its own."""
-    _, one = run_fake(*SMALL)
-    assert run_fake("--next-round", one.name, fake=())[0] == errors.DONE
+    _, one = run_paper(*SMALL)
+    assert run_paper("--next-round", one.name, fake=())[0] == errors.DONE
     two = one.parent / (one.parent / "latest").readlink()
     assert texts(two, "instructions") == texts(one, "instructions")
     assert all("why the" in text for text in texts(two, "answers"))
@@ -53,20 +53,18 @@ def test_the_adapter_answers_the_same_instructions_and_dpo_goes_on_from_it_throu
     cut = whole["records.jsonl"].index(b'"stage":"answers"') + 700
     (two / "records.jsonl").write_bytes(whole["records.jsonl"][:cut])
     (two / "records.sum").unlink()
-    assert run_fake("--resume", two.name, fake=())[0] == errors.DONE
+    assert run_paper("--resume", two.name, fake=())[0] == errors.DONE
     assert {name: (two / name).read_bytes() for name in NAMES} == whole
 
     capsys.readouterr()
-    assert run_fake("--next-round", two.name, fake=())[0] == errors.QUALITY  # the fake's P3 is what it was
+    assert run_paper("--next-round", two.name, fake=())[0] == errors.QUALITY  # the fake's P3 is what it was
     assert f"round 2 adds nothing: {P3}" in capsys.readouterr().err
-    run_fake("--fork", two.name, "--set", "dpo.beta=0.3", fake=())
+    run_paper("--fork", two.name, "--set", "dpo.beta=0.3", fake=())
     fork = one.parent / (one.parent / "latest").readlink()
-    assert run_fake("--resume", fork.name, fake=())[0] == errors.DONE
     assert texts(fork, "answers") == texts(two, "answers") and read_manifest(fork / "manifest.json")["rounds"]
     (fork / on_policy.FOLDER / on_policy.WEIGHTS).write_bytes(b"another")
-    shutil.rmtree(fork / "train")
     on_policy._sha.cache_clear()
-    assert run_fake("--resume", fork.name, fake=())[0] == errors.CORRUPT
+    assert run_paper("--resume", fork.name, fake=())[0] == errors.CORRUPT
     assert "adapter-start" in capsys.readouterr().err
 
 

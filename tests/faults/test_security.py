@@ -52,7 +52,7 @@ def test_f28_hostile_text_in_every_field(project: Path, model: str) -> None:
     (project / "constitution.yaml").write_text(yaml.safe_dump(constitution))
     made = Project(project, ("model.backend=fake", f"model.name={model}", "instructions.file=given.jsonl"))
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = made.go("--milestone", "m1")
+    done = made.go("--milestone", "m1", alone=True)
     now = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.code == (errors.DONE if model == "fake" else errors.QUALITY), done.said
     seconds = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime  # of the processor: the machine is shared

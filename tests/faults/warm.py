@@ -1,7 +1,8 @@
 """A runner that has imported what takes long (unsloth, TRL: eight seconds of processor time) and forks for every run.
 
-Run as a program it reads [folder, output file, *arguments] a line from stdin, and says the child's pid and then its
+Run as a program it reads {folder, out, err, environment, argv} a line from stdin, and says the child's pid and then its
 exit code. The child is a process of its own, with its own weights: SIGKILL and SIGTERM reach it as they reach a runner.
+With LIGHT in the environment what a run of the fake model imports is there, and no torch: four of its seven seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from select import select
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -38,10 +40,13 @@ class Warm:
             raise subprocess.TimeoutExpired("warm runner", seconds)
         return self.server.stdout.readline().decode()
 
-    def start(self, folder: Path, argv: list[str]) -> Warm:
+    def start(self, folder: Path, argv: list[str], err: Path | None = None) -> Warm:
+        """A run in `folder`; what it says goes to `folder`/output, its stderr to `err` if that is another file."""
         assert self.server.stdin
         self.output = folder / "output"
-        self.server.stdin.write(json.dumps([str(folder), str(self.output), *argv]).encode() + b"\n")
+        asked = {"folder": str(folder), "out": str(self.output), "err": str(err or self.output), "argv": argv}
+        asked |= {"environment": {**os.environ, "HF_HUB_OFFLINE": "1", **self.env}}
+        self.server.stdin.write(json.dumps(asked).encode() + b"\n")
         self.returncode, self.pid = None, int(self._line(60))
         return self
 
@@ -71,38 +76,69 @@ def serve() -> None:
     sys.path.insert(0, str(ROOT))
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries print at import is no answer
-    import cai.models.policy
+    (_light if os.environ.get("LIGHT") else _whole)()
+    os.write(answers, b"ready\n")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.close(answers)
+            _run(asked)
+        os.write(answers, f"{pid}\n".encode())
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.write(answers, f"{code}\n".encode())
+
+
+def _run(asked: dict[str, Any]) -> NoReturn:
+    """What a runner does that was started with these words, in this process."""
     import runner
+
+    os.chdir(asked["folder"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.argv = [str(ROOT / "runner.py"), *asked["argv"]]
+    code = 1
+    try:
+        code = runner.main(asked["argv"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _whole() -> None:
+    import cai.models.policy
 
     cai.models.policy.prepare_environment()
     with cai.models.policy.quiet():
         import unsloth  # noqa: F401, I001  (first: it patches the others)
         import cai.training.trainers
-
     if os.environ.get("NOISE"):
         sys.path.insert(0, str(ROOT / "bench"))
         import noise
 
         noise.accept()
-    os.write(answers, b"ready\n")
-    for line in sys.stdin:
-        folder, output, *argv = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            os.setsid()
-            os.chdir(folder)
-            os.close(answers)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(written, 1)
-            os.dup2(written, 2)
-            sys.argv = ["runner.py", *argv]
-            code = runner.main(argv)
-            sys.stdout.flush()
-            os._exit(code)
-        os.write(answers, f"{pid}\n".encode())
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        os.write(answers, f"{code}\n".encode())
+
+
+def _light() -> None:
+    import importlib
+
+    for name in ("cai.pipeline", "cai.data.collect", "cai.evaluate.measure", "cai.report.pages", "cai.commands.fork",
+                 "cai.commands.verify", "cai.run.budget", "scipy.stats", "sklearn.metrics", "matplotlib.figure",
+                 "matplotlib.backends.backend_svg", "runner"):  # fmt: skip
+        importlib.import_module(name)
+    from cai.report import pages
+    from cai.report.templating import environment
+
+    pages.inline = lambda *_, **__: "<svg></svg>"  # a second and a half of each report, and no fault test reads them
+
+    for name in environment().list_templates(extensions=["j2"]):
+        environment().get_template(name)
+    assert "torch" not in sys.modules, "a fake run needs no torch, and a fork of threads would be none"
 
 
 if __name__ == "__main__":

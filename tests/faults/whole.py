@@ -1,7 +1,12 @@
-"""Whole runs in child processes, for tests that kill, starve or confuse them. No test stands here."""
+"""Whole runs in child processes, for tests that kill, starve or confuse them. No test stands here.
+
+A run that asks for nothing special of its process is forked from one that has imported everything (`warm`): the same
+program in a process of its own, four of seven seconds cheaper. `alone=True` starts an interpreter.
+"""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import signal
@@ -9,9 +14,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import orjson
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FAKE = ("model.backend=fake", "model.name=fake")
@@ -58,15 +65,44 @@ class Project:
             self.command(*argv, sets=sets), cwd=self.folder, text=True, env=environment, **{**defaults, **options}
         )  # type: ignore[call-overload]
 
-    def go(self, *argv: str, sets: tuple[str, ...] = (), timeout: float = 300, **options: object) -> Done:
+    def go(
+        self, *argv: str, sets: tuple[str, ...] = (), timeout: float = 300, alone: bool = False, **options: object
+    ) -> Done:
         """Start a runner and wait for its end."""
         began = time.monotonic()
+        if not (alone or options or self.env):
+            return self._forked(argv, sets, timeout)
         process = self.start(*argv, sets=sets, **options)
         out, err = process.communicate(timeout=timeout)
         return Done(process.returncode, out or "", err or "", time.monotonic() - began)
 
+    def fork(self, *argv: str, sets: tuple[str, ...] = ()) -> Warm:
+        """A runner that was forked: to wait for, or to kill. What it says goes to `output` and `errors`."""
+        err = self.folder / "errors"
+        for path in (self.folder / "output", err):
+            path.unlink(missing_ok=True)
+        return light().start(self.folder, self.command(*argv, sets=sets)[2:], err)
+
+    def _forked(self, argv: tuple[str, ...], sets: tuple[str, ...], timeout: float) -> Done:
+        began, err, process = time.monotonic(), self.folder / "errors", self.fork(*argv, sets=sets)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait(60)
+            raise
+        said = [path.read_text(errors="replace") for path in (self.folder / "output", err)]
+        return Done(code, said[0], said[1], time.monotonic() - began)
+
     def resume(self, *argv: str, **options: object) -> Done:
         return self.go("--resume", "runs/latest", *argv, **options)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1)
+def light() -> Warm:
+    server = Warm({"LIGHT": "1"})
+    atexit.register(server.close)
+    return server
 
 
 def digest(run: Path, names: tuple[str, ...] = COMPARED) -> dict[str, str]:
@@ -91,8 +127,3 @@ def wait_for(process: subprocess.Popen[str], ready: object, seconds: float = 60)
 def events(run: Path, kind: str) -> list[dict[str, object]]:
     rows = [orjson.loads(line) for line in (run / "events.jsonl").read_bytes().split(b"\n")[:-1]]
     return [row for row in rows if row["kind"] == kind]
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()

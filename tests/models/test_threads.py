@@ -1,4 +1,4 @@
-"""How a CPU is used: threads that sleep while they wait, no more of them than a quota lets run, and a line about both."""
+"""How a CPU is used: threads that sleep while they wait, no more of them than a quota lets run, lines about both."""
 
 from __future__ import annotations
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +84,10 @@ def test_a_download_that_broke_off_is_one_line(tmp_path, length):
         (json.dumps(CONFIG | {"num_hidden_layers": 10**6}), "num_hidden_layers is 1000000"),
         (json.dumps(CONFIG | {"hidden_size": "huge"}), "hidden_size is huge"),
         (json.dumps({"text_config": CONFIG | {"vocab_size": -1}}), "vocab_size is -1"),
+        (json.dumps(CONFIG | {"head_dim": 10**12}), "head_dim is 1000000000000"),
+        (json.dumps(CONFIG | {"num_experts": 10**9}), "num_experts is"),
+        (json.dumps(CONFIG | {"vision_config": {"depth": 10**9}}), "depth is"),
+        (json.dumps(CONFIG | {"audio": {"tower": {"n_layer": -5}}}), "n_layer is -5"),
         (json.dumps(CONFIG | {"num_hidden_layers": 2000, "hidden_size": 262144, "intermediate_size": 2**21}), "e+15"),
     ],
 )
@@ -87,6 +95,45 @@ def test_an_absurd_config_is_refused_before_memory_is_taken(tmp_path, content, s
     folder = model(tmp_path / "m")
     (folder / "config.json").write_text(content)
     assert said in refused(folder)
+
+
+def test_a_dense_model_says_that_it_has_no_experts(tmp_path):
+    """0 and null are how published configs say "none" of what they have not."""
+    folder = model(tmp_path / "m")
+    none = {"num_experts": 0, "head_dim": None, "vision_config": {"num_hidden_layers": 0, "vocab_size": 0}}
+    (folder / "config.json").write_text(json.dumps(CONFIG | none))
+    assert weights.check_folder(folder, "model.name")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_a_pipe_or_a_device_among_a_models_files_is_named_and_never_waited_for(tmp_path, name):
+    """config.json as a pipe hung for ever: the reader waits for a writer. Neighbours of the same kind."""
+    for kind in ("pipe", "device"):
+        folder = model(tmp_path / kind)
+        (folder / name).unlink(missing_ok=True)
+        if kind == "pipe":
+            os.mkfifo(folder / name)
+        else:
+            (folder / name).symlink_to("/dev/zero")
+        with pytest.raises(CaiError) as caught, in_time(5):
+            weights.check_folder(folder, "model.name")
+        assert f"{name}: is a pipe or a device" in str(caught.value)
+
+
+@contextmanager
+def in_time(seconds: int) -> Iterator[None]:
+    """A read that waits for ever ends the test, not the suite."""
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError(f"nothing came within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_folder_is_known_by_its_content_not_by_its_name(tmp_path, monkeypatch):

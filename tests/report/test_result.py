@@ -259,3 +259,18 @@ def test_the_sentence_says_ahead_behind_and_undecided():
     assert "which decides nothing) against the base that is given the principles" in said
     assert "which is less) against the best of several" in said
     assert over_prompting({}) == ""
+
+
+def test_an_sft_stage_is_advised_where_a_base_models_answers_do_not_end():
+    from types import SimpleNamespace
+
+    from cai.report.result import sft_advised
+
+    def told(value, form="base", start="base"):
+        recipe = SimpleNamespace(model=SimpleNamespace(format=form), dpo=SimpleNamespace(start=start))
+        figures = {"fresh.tuned.stops": {"value": value, "n": 40}}
+        return sft_advised(SimpleNamespace(figures=figures, recipe=recipe, training={"seconds": 600.0}))
+
+    assert "25% of the tuned model's 40 fresh answers end by themselves" in told(0.25)
+    assert "--set dpo.start=sft" in told(0.25) and "about half of the 10 min" in told(0.25)
+    assert told(0.95) == told(None) == told(0.25, form="chat") == told(0.25, start="sft") == ""

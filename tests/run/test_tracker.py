@@ -148,7 +148,7 @@ def test_a_resume_may_change_it(tmp_path, stand_in):
 def test_mlflow_goes_on_with_the_run_that_it_knows_and_keeps_it_in_the_run_folder(
     tmp_path, stand_in, monkeypatch, database
 ):
-    """MLflow 3.17 refuses a store of files unless told, and a run's facts may be given once; tried with the real one."""
+    """MLflow 3.17 refuses a store of files unless told, and a run's facts may be given once."""
     find = importlib.util.find_spec
     there = object() if database else None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: there if name == "sqlalchemy" else find(name))

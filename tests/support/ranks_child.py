@@ -1,8 +1,8 @@
-"""One process of several that train the tiny model together: tests/training/test_train_ranks.py starts them.
+"""Processes that train the tiny model together, forked from one that has the imports (tests/training/test_train_ranks).
 
-`python ranks_child.py FOLDER OPTIONS`, with torchrun's variables in the environment, trains in FOLDER/RANK and leaves
-FOLDER/RANK.json: how it ended, the log, and after each step a hash of every trained tensor. OPTIONS is JSON: settings
-of [dpo], and a fault ("nan", "memory", "stop", "kill") with the process and the step where it comes.
+`python ranks_child.py FOLDER PROCESSES OPTIONS`: each trains in FOLDER/RANK and leaves FOLDER/RANK.json: how it ended,
+the log, and after each step a hash of every trained tensor. OPTIONS is JSON: settings of [dpo], and a fault ("nan",
+"memory", "stop", "kill") with the process and the step where it comes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import sys
-import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parents[1])]
@@ -21,9 +21,12 @@ import torch  # noqa: E402
 
 from cai import world  # noqa: E402
 from cai.errors import CaiError  # noqa: E402
-from cai.training import adapter  # noqa: E402
+from cai.training import (  # noqa: E402
+    adapter,
+    sft_trainer,
+    trainers,
+)
 from cai.training import loss as losses  # noqa: E402
-from cai.training import sft_trainer, trainers  # noqa: E402
 from support.training import TinyModel, dpo, make_pairs, run_train  # noqa: E402
 
 
@@ -65,23 +68,51 @@ def main(folder: Path, options: dict) -> dict:
             tensors = sorted(adapter.lora_parameters(model.hf))
             hashes.append([hashlib.sha256(p.detach().numpy().tobytes()).hexdigest()[:16] for _, p in tensors])
 
-    result = run_train(
+    try:
+        result = trained(folder, options, model, event, fault)
+    finally:
+        for module in (trainers, sft_trainer):
+            module.sequence_logps = real
+    facts = {name: getattr(result, name) for name in ("log", "heldout_log", "kept_step", "resumed_from")}
+    return {**facts, "hashes": hashes, "smaller": sum(e["kind"] == "out_of_memory" for e in events)}
+
+
+def trained(folder: Path, options: dict, model: TinyModel, event, fault: Fault):
+    return run_train(
         folder, model=model, pairs=make_pairs(options.get("pairs", 12)), event=event, stopped=fault.stopped,
         config=dpo(**{"max_steps": 6, "gradient_accumulation": 4, **options.get("dpo", {})}),
         objective=options.get("objective", "dpo"),
     )  # fmt: skip
-    return {"hashes": hashes, "log": result.log, "heldout_log": result.heldout_log, "kept_step": result.kept_step,
-            "resumed_from": result.resumed_from, "events": [e for e in events if e["kind"] in ("out_of_memory",)]}  # fmt: skip
+
+
+def one(out: Path, options: dict) -> int:
+    """A process, from meeting the others to its end."""
+    rank, found, code = world.world().rank, {}, 0
+    try:
+        world.join()
+        found = main(out / str(rank), options)
+    except CaiError as error:
+        code, found = error.code, {"error": str(error)}
+    except RuntimeError as error:
+        code, found = 1, {"error": repr(error)}
+    (out / f"{rank}.json").write_text(json.dumps({**found, "code": code}))
+    return code
+
+
+def start(out: Path, processes: int, options: dict) -> list[int]:
+    """Exit codes by rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    children = []
+    for rank in range(processes):
+        if child := os.fork():
+            children.append(child)
+            continue
+        world._here = world.World(rank, processes, rank)
+        os._exit(one(out, options))
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 if __name__ == "__main__":
-    began, out, rank = time.monotonic(), Path(sys.argv[1]), os.environ.get("RANK", "0")
-    world._here = world.of_environment(os.environ)
-    code, found = 0, {}
-    try:
-        world.join()
-        found = main(out / rank, json.loads(sys.argv[2]))
-    except CaiError as error:
-        code, found = error.code, {"error": str(error)}
-    (out / f"{rank}.json").write_text(json.dumps({**found, "code": code, "seconds": time.monotonic() - began}))
-    os._exit(code)
+    print(json.dumps(start(Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]))))

@@ -42,7 +42,7 @@ def plain(args: argparse.Namespace, **changed: object) -> argparse.Namespace:
     found = copy.copy(args)
     found.began = time.monotonic()
     cleared = {"against": None, "attribute": None, "without": None, "inverse": None, "dry_run": False, "limit": 0}
-    cleared |= {"next_round": None, "sweep": None}
+    cleared |= {"next_round": None, "sweep": False}
     for name, value in {**cleared, **changed}.items():
         setattr(found, name, value)
     return found

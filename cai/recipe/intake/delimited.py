@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from cai.recipe.intake.entries import CONTEXT, CONVERSATION, PAIR, REQUEST, normal
 from cai.recipe.intake.jsontext import Broken, Entry
-from cai.recipe.intake.plain import LINE_END
+from cai.recipe.intake.plain import LINE_END, TERMINATED
 from cai.store.reading import MOST_BYTES
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -24,6 +24,7 @@ ONE_WORD = re.compile(r"\s*[\w.-]+\s*")
 WORD = re.compile(r"[\w#%./ ()\[\]:*&+'-]{1,40}")
 RULE = re.compile(r":?-{2,}:?")  # a cell of the line below a Markdown table's header
 COMMENT_LINES = re.compile(r"(?:[ \t]*(?:(?:#|//)[^\r\n]*)?(?:\r\n|\n|\r))+")
+MARK = re.compile(r"[-*+•‣◦–·▪o]|\(?(?:\d{1,6}|[A-Za-z])[.)]")
 GAPS = re.compile(r"[ \u00a0]{2,}")
 LONGEST_HEADER = 20_000  # characters: a longer first line is no header
 LINES_ABOVE = 10  # a header is looked for below as many lines
@@ -135,24 +136,65 @@ def _refuse_below(text: str, key: str) -> None:
 def _refuse_unnamed(text: str) -> None:
     """`Broken` for lines that are a table's: as many cells in each, and a header, quoted cells or numbers in front."""
     for delimiter in DELIMITERS:
-        rows = _sample(text, delimiter)
-        if len(rows) < 2 or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
+        rows = _filled(_sample(text, delimiter))
+        if len(rows) < 2 or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1 or _is_marked_list(rows):
             continue
         named = all(WORD.fullmatch(cell) and len(cell.split()) <= 3 for cell in rows[0])
-        tight = not any(cell.startswith(" ") for row in rows for cell in row[1:])
-        headed = named and not any(cell.startswith(" ") for cell in rows[0])
-        numbered = all(row[0].strip().isdigit() for row in rows[tight:])  # a header may stand above the numbers
-        bare = re.sub(r"\([^()\r\n]*\)|\[[^\[\]\r\n]*\]", "", text)  # f(a,b) is code in a sentence; 3,5 a number
-        tight = tight and not re.search(rf"\d{re.escape(delimiter)}\d", text) and len(bare.split(delimiter)) > len(rows)
-        tight = tight and all(cell.strip() for row in rows for cell in row)
+        spaced = all(cell.startswith(" ") for row in rows for cell in row[1:])
+        tight = _is_tight(text, rows, delimiter)
+        headed = named and not any(cell.startswith(" ") for cell in rows[0]) and not _goes_on(rows[0])
         quoted = re.search(rf'(?:^|{re.escape(delimiter)})"', text, re.MULTILINE) is not None
-        if headed or numbered or quoted or tight or delimiter == "\t":
+        quoted = quoted and not (spaced and f'{delimiter} "' not in text)  # '"Carpe diem", what does it mean?'
+        if headed or quoted or tight or delimiter == "\t" or _is_numbered(rows, tight, spaced):
             shown = ", ".join(cell.strip() for cell in rows[0])[:80]
             raise Broken(
                 1,
                 f"a table (cells: {shown}) in which no column is called instruction, prompt or question: name the one "
                 "that holds the requests, --set instructions.key=COLUMN, and give a header line if there is none",
             )
+
+
+def _filled(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Without the columns that are empty in every row: tabs in front of lines or behind them part nothing."""
+    if len({len(row) for row in rows}) != 1:
+        return [list(row) for row in rows]
+    kept = [place for place in range(len(rows[0])) if any(row[place].strip() for row in rows)]
+    return [[row[place] for place in kept] for row in rows]
+
+
+def _is_marked_list(rows: Sequence[Sequence[str]]) -> bool:
+    """A list as word processors copy it: its mark, a tab, the text."""
+    return len(rows[0]) == 2 and all(MARK.fullmatch(row[0].strip()) for row in rows)
+
+
+def _is_tight(text: str, rows: Sequence[Sequence[str]], delimiter: str) -> bool:
+    """Nothing stands behind a delimiter as in a sentence; f(a,b) is code, 3,5 a number, and a clause may go on."""
+    if any(cell.startswith(" ") for row in rows for cell in row[1:]) or not all(c.strip() for row in rows for c in row):
+        return False
+    bare = re.sub(r"\([^()\r\n]*\)|\[[^\[\]\r\n]*\]", "", text)
+    if re.search(rf"\d{re.escape(delimiter)}\d", text) or len(bare.split(delimiter)) <= len(rows):
+        return False
+    return not all(map(_goes_on, rows)) or len({row[0] for row in rows}) < len(rows)
+
+
+def _goes_on(cells: Sequence[str]) -> bool:
+    """One sentence on both sides of each delimiter: "What does a|b match?"."""
+    opens = len(cells[0].split()) >= (3 if len(cells) == 2 else 2) and cells[0][:1].isupper()
+    within = not any(map(TERMINATED.search, cells[:-1])) and all(cell[:1].islower() for cell in cells[1:])
+    return opens and within and len(cells[-1].split()) >= 2 and TERMINATED.search(cells[-1]) is not None
+
+
+def _is_numbered(rows: Sequence[Sequence[str]], tight: bool, spaced: bool) -> bool:
+    """Numbers in front of every row, where they count rows: neither years nor sequences to go on with."""
+    below = rows[tight:]  # a header may stand above the numbers
+    if not all(row[0].strip().isdigit() for row in below):
+        return False
+    if all(
+        len(row) > 2 and row[-1].strip()[:1].isdigit() and all(c.strip().isdigit() for c in row[:-1]) for row in below
+    ):
+        return False  # "2, 4, 8, 16: what comes next?"
+    first = int(below[0][0])
+    return not spaced or (first in (0, 1) and [int(row[0]) for row in below] == [*range(first, first + len(below))])
 
 
 def _sample(text: str, delimiter: str) -> list[list[str]]:

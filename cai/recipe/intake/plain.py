@@ -39,16 +39,16 @@ REFUSED = (  # a line that is part of something else, what it is
     (re.compile(r"<\|?/?\w+\|?>"), "a tag or a chat token"),
     (re.compile(rf"(?:{ROLES})\s*:\s"), "a turn of a transcript"),
     (re.compile(rf"(?:-\s+)?(?:{FORM})\s*:(?:\s|$)"), "a key of YAML or of a form"),
-    (re.compile(r"[\]}),]|'.*',$|\".*\",$|.*\":\s*[\"\[{\d]"), "a part of JSON or of code"),
+    (re.compile(r"[\]}),]|'.*',$|\".*\",$|[\"{\[].*\":\s*[\"\[{\d]"), "a part of JSON or of code"),
     (
         re.compile(r"(?:export\s+)?(?:const|let|var)\s+\w+\s*=|\w+\s*=\s*[\[{(]\s*(?:$|[\"'].*[\"'],?\s*[\]})];?$)"),
         "code",
     ),
-    (re.compile(r".*(?:\"\"\"|''')"), "a quoted block of code"),
+    (re.compile(r"(?![A-Z][^=(]*\?$).*(?:\"\"\"|''')"), "a quoted block of code"),
     (re.compile(r"\[{1,2}[A-Za-z][\w.-]*\]{1,2}$"), "a section of a TOML or INI file"),
     (re.compile(r"\\(?:begin|end|item|documentclass|usepackage|section)\b"), "LaTeX"),
     (re.compile(r"(?:\d\d:)?\d\d:\d\d[,.]\d{3}\s*-->"), "a subtitle's time"),
-    (re.compile(r"(?:INSERT INTO\s.*\bVALUES\b|CREATE TABLE\s.*\()", re.I), "a database's dump"),
+    (re.compile(r"(?!.*\?$)(?:INSERT INTO\s.*\bVALUES\b|CREATE TABLE\s.*\()", re.I), "a database's dump"),
     (re.compile(r">\s"), "a quoted line of Markdown or mail"),
 )
 ANY_REFUSED = re.compile("|".join(f"(?:{pattern.pattern})" for pattern, _ in REFUSED[1:]))  # nearly every line has none
@@ -58,6 +58,7 @@ COLUMN = re.compile(
     re.IGNORECASE,
 )
 TERMINATED = re.compile(r"[.?!…。？！؟।॥][\"'”’»)\]]*$")
+ASKED = re.compile(r"[?？؟][\"'”’»)\]]*$")
 HANGING = re.compile(
     r"(?:\b(?:a|an|the|of|and|or|to|for|with|about|in|on|at|by|from|that|which|my|your|his|her|its|our|their|is|are)|,)$"
 )
@@ -196,6 +197,9 @@ def _paragraphs(blocks: Sequence[Sequence[tuple[int, str]]], found: Plain) -> No
     """Blocks parted by blank lines, some over several lines: joined where each line plainly goes on with the last."""
     for block in blocks:
         texts = [line for _, line in block]
+        if len(block) > 1 and all(ASKED.search(text) for text in texts):  # questions in groups
+            found.entries += [Entry(number, text) for number, text in block]
+            continue
         plain = all(_continues(before, line) for before, line in pairwise(texts))
         if len(block) > 1 and (not plain or texts[0][:1].islower()):
             raise Broken(
@@ -214,7 +218,9 @@ def _refuse_wrapped(lines: Sequence[tuple[int, str]]) -> None:
     begins = [lines[0][1], *(line for (_, before), (_, line) in pairs if TERMINATED.search(before))]
     if sum(line[:1].islower() for line in begins) * 2 > len(begins):
         return
+    longest = max(len(line) for _, line in lines)
     for (_, before), (number, line) in pairs:
-        hangs = len(before) >= WRAP_WIDTH or HANGING.search(before) or JOINING.match(line)
+        full = len(before) + 1 + len(line.split(" ", 1)[0]) > longest  # one word more would not have gone into it
+        hangs = (len(before) >= WRAP_WIDTH and full) or HANGING.search(before) or JOINING.match(line)
         if hangs and _continues(before, line):
             raise Broken(number, f"reads as the rest of the line before ({line[:40]!r}): {ONE_A_LINE}")

@@ -1,0 +1,88 @@
+"""Several processes of one run, forked from one that has the imports: `python ranks_run.py OPTIONS ARGUMENTS...`.
+
+OPTIONS is JSON: `processes`, and where one of them (`rank`, -1 for all) is killed with SIGKILL: `point` and how often
+it is passed before (`after`). Prints the exit codes as JSON, by rank; a signal is a negative one. ARGUMENTS are
+runner.py's.
+
+Points: "put": rows are in the process's shard; "unmerged": all of its slices are; "merging": the first slice of a step
+is in the log, others are not; "merged": all are, and the shards still there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch.distributed  # noqa: F401  (once for all of them)
+
+import runner
+from cai import pipeline  # noqa: F401
+from cai.data import collect  # noqa: F401
+from cai.run import sharing
+
+
+def kills(point: str, after: int) -> None:
+    """Make this process end at the point."""
+    passed = [0]
+
+    def here() -> None:
+        passed[0] += 1
+        if passed[0] > after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    put, settled, remove = sharing.Shared.put, sharing.Shared.settled, shutil.rmtree
+
+    def killing_put(self: Any, rows: Any) -> None:
+        put(self, rows)
+        here()
+
+    def killing_settled(self: Any, slices: Any) -> Iterator[Any]:
+        if point == "unmerged":
+            here()
+        for number, rows in enumerate(settled(self, slices)):
+            if point == "merging" and number == 1:
+                here()
+            yield rows
+
+    def killing_rmtree(path: Any, *rest: Any, **more: Any) -> None:
+        if sharing.FOLDER in str(path):
+            here()
+        remove(path, *rest, **more)
+
+    patches: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+        "put": (sharing.Shared, "put", killing_put),
+        "unmerged": (sharing.Shared, "settled", killing_settled),
+        "merging": (sharing.Shared, "settled", killing_settled),
+        "merged": (sharing.shutil, "rmtree", killing_rmtree),
+    }
+    setattr(*patches[point])
+
+
+def main(options: dict[str, Any], arguments: list[str]) -> list[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    size, children = int(options["processes"]), []
+    for rank in range(size):
+        if child := os.fork():
+            children.append(child)
+            continue
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_PORT": port}
+        if options.get("point") and options["rank"] in (-1, rank):
+            kills(options["point"], int(options.get("after", 0)))
+        os._exit(runner.main(arguments))
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+if __name__ == "__main__":
+    codes = main(json.loads(sys.argv[1]), sys.argv[2:])
+    print(f"\n{json.dumps(codes)}")
