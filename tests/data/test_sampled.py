@@ -170,3 +170,13 @@ def test_a_run_of_before_forks_whole_though_it_knows_nothing_of_the_new_stages(r
     manifest["stages"] = {name: keys for name, keys in then.items() if keys}
     (run / "manifest.json").write_bytes(orjson.dumps(manifest))
     assert not plan_fork(run, manifest["identity"], then).changed
+
+
+def test_a_prompt_with_both_kinds_of_pairs_is_asked_once():
+    both = [{"item": 3}, {"item": slots.sampled_item(3)}, {"item": slots.sampled_item(4)}]
+    assert [pair["item"] for pair in kinds.one_a_prompt(both)] == [3, slots.sampled_item(4)]
+
+
+def test_progress_counts_comparisons_where_nothing_is_revised():
+    assert chain.whole_items(rows(1.0, -1.0), 1, "sampled") == {0}
+    assert chain.whole_items(rows(1.0, -1.0), 1) == set()

@@ -55,7 +55,8 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
             failed[one] = str(error).splitlines()[0]
             say(printable(f"sweep: {failed[one]}"))
     points = _points(found, runs, failed)
-    stand_in = any(sweep.COMPLIANCE in of for point in points for of in point.figures) and not _benchmarked(runs)
+    shown = any({sweep.COMPLIANCE, sweep.OVER_REFUSAL} & of.keys() for point in points for of in point.figures)
+    stand_in = shown and not _benchmarked(runs)
     page = sweep.write(runs_root(inputs.source, inputs.recipe) / f"sweep-{_name(base, found)}", points, stand_in)
     for line in sweep.lines(points):
         say(printable(line))
