@@ -295,8 +295,8 @@ def session(inputs: Inputs, args: argparse.Namespace) -> Iterator[Context]:
             raise Stopped(f"{error}: {lines.resume(run.path)}") from error
         raise
     finally:
+        world.leave(failed=sys.exc_info()[0] is not None)
         switch.uninstall()
-        world.leave()
 
 
 @contextlib.contextmanager

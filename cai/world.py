@@ -17,6 +17,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, cast
@@ -31,6 +32,8 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK
 LONGEST = timedelta(days=2)  # between two exchanges; a process that dies is seen at once, by its closed connection
 POLL_SECONDS = 0.005
 ENDED = "another process of this run ended"
+END = "the end"
+LINGER_SECONDS = 20.0  # torchrun ends the others when one has ended: the first one is to close its run before that
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,16 @@ def join() -> None:
         os.environ.pop(name, None)
 
 
-def leave() -> None:
-    """Close the connections, so that processes which wait for this one end now."""
+def leave(failed: bool) -> None:
+    """Close the connections, so that processes which wait for this one end now.
+
+    A further process that failed waits for the first one's end, for a while: it has more to write.
+    """
     global _groups
+    if failed and _groups is not None and not _here.first:
+        deadline = time.monotonic() + LINGER_SECONDS
+        with suppress(Stopped):
+            gather(b"", END, lambda: time.monotonic() > deadline)
     _groups = None
 
 
@@ -165,7 +175,10 @@ def gather(data: bytes, doing: str, stopped: Callable[[], bool] | None = None) -
 
     mark = zlib.crc32(doing.encode())
     heads = _all(torch.tensor([len(data), mark], dtype=torch.int64), doing, stopped)
-    if len({int(head[1]) for head in heads}) > 1:
+    marks = {int(head[1]) for head in heads}
+    if zlib.crc32(END.encode()) in marks:
+        raise gone(doing)
+    if len(marks) > 1:
         raise Stopped(f"the processes of this run went apart (this one: {doing}); resume to go on")
     sizes = [int(head[0]) for head in heads]
     padded = torch.zeros(max(*sizes, 1), dtype=torch.uint8)

@@ -89,16 +89,24 @@ def _drawn(evaluation: Evaluation, prompt: Prompt, texts: Sequence[str], part: S
             range(len(texts))]  # fmt: skip
 
 
-def distinct(rows: Sequence[Row], prefill: str) -> list[str]:
-    """The proposals without those that say nothing behind the prefill, and without near-duplicates; first ones stay."""
+def distinct(rows: Sequence[Row], prompt: Prompt) -> tuple[list[str], int]:
+    """The proposals that say something, near-duplicates once; and how many copied the rule of one of the examples.
+
+    A copy says nothing of the pairs: a model of 135M parameters gave the last example's rule for pairs of any kind.
+    """
     kept: list[str] = []
+    copied = 0
     for row in rows:
         text = row["text"]
-        if len(text.removeprefix(prefill).split()) < 2:
-            continue
-        if all(fuzz.token_sort_ratio(text.lower(), other.lower()) < ALIKE for other in kept):
+        if any(_alike(text, example.assistant) for example in prompt.examples):
+            copied += 1
+        elif len(text.removeprefix(prompt.prefill).split()) >= 2 and not any(_alike(text, other) for other in kept):
             kept.append(text)
-    return kept
+    return kept, copied
+
+
+def _alike(one: str, other: str) -> bool:
+    return fuzz.token_sort_ratio(one.lower(), other.lower()) >= ALIKE
 
 
 # --- do two texts state the same rule?

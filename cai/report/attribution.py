@@ -75,7 +75,7 @@ def lines(content: JsonObject) -> list[str]:
     found.append(f"  wins {cell(overall['wins'])}; at equal length {cell(overall['controlled'])}")
     for row in ranked[:3] + ranked[max(3, len(ranked) - 2) :]:
         odds = cell(row["log_odds"], percents=False)
-        found.append(f"  {row['id']}: {odds} nats, wins {cell(row['wins'])}, {row['pairs']} pairs: {row['verdict']}")
+        found.append(f"  {row['id']}: {odds} nats, wins {cell(row['wins'])}, {row['verdict']} (pairs: {row['pairs']})")
     for one in content["without"]:
         others = f"the other principles {cell(one['others'], percents=False)} ({one['others_verdict']})"
         for row in one["own"]:

@@ -55,7 +55,8 @@ def write(folder: Path, content: JsonObject) -> Path:
 def lines(content: JsonObject) -> list[str]:
     """The result on the screen, with its control and the bar's own error."""
     labels, swapped = content["arms"]["labels"], content["arms"]["swapped"]
-    found = [f"{len(labels['rules'])} rules from {content['pairs']} pairs:"]
+    copied = f" ({labels['copied']} more copied one of the prompt's examples)" if labels["copied"] else ""
+    found = [f"rules from {content['pairs']} pairs: {len(labels['rules'])}{copied}"]
     found.append(f"  recovered of the principles that pairs were about: {cell(labels['recovered'])}; "
                  f"with swapped labels {cell(swapped['recovered'])}")  # fmt: skip
     found.append(

@@ -28,11 +28,15 @@ class Note:
 def notes(reviews: Sequence[Row]) -> list[Note]:
     """Every note on a real text, by item, critique before revision, then by rater."""
     found = [
-        Note(int(row["item"]), row["what"], row["rater"], SAID.get(row["mark"], row["mark"]), row["note"].strip())
+        Note(int(row["item"]), str(row["what"]), str(row["rater"]), _said(str(row["mark"])), str(row["note"]).strip())
         for row in reviews
         if not row.get("control") and isinstance(row.get("note"), str) and row["note"].strip()
     ]
     return sorted(found, key=lambda note: (note.item, note.what, note.rater))
+
+
+def _said(mark: str) -> str:
+    return SAID.get(mark, mark)
 
 
 def by_item(found: Sequence[Note]) -> dict[int, list[Note]]:

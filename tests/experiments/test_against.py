@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from support.runs import FAKE, PAPERS_WAY, ROOT, read_jsonl
 
 import runner
 from cai import errors
+from cai.commands.experiments import whole_runs
 from cai.evaluate import head_to_head, head_to_head_figures
 from cai.evaluate.head_to_head import Arm, Question
 from cai.evaluate.head_to_head_figures import Texts
@@ -214,3 +216,10 @@ def test_who_refuses_comes_first_of_what_differs_and_equal_answers_are_no_differ
     rows = [{"item": i, "round": 0, "log_odds": odds, "win": 0.5} for i, odds in enumerate((9.0, -0.5, 2.0, 0.1))]
     found = head_to_head_figures.most_different(questions, rows, Texts(ours, theirs))
     assert [row["item"] for row in found] == [3, 2, 1]
+
+
+def test_the_time_that_the_first_run_took_is_not_counted_as_the_forks() -> None:
+    """One process makes both: an attempt counts from `began`, and the program's own is before everything."""
+    args = argparse.Namespace(began=-1e9, limit=3, against="other.yaml", without=None)
+    own = whole_runs.plain(args, resume="runs/a")
+    assert own.began > args.began == -1e9 and (own.limit, own.against, own.resume) == (0, None, "runs/a")

@@ -139,7 +139,14 @@ def test_proposals_that_say_nothing_or_the_same_are_left_out() -> None:
     rows = [
         {"text": t} for t in ("An answer", "An answer is", "An answer is kind to all.", "An answer is kind to all!")
     ]
-    assert inverse.distinct(rows, "An answer") == ["An answer is kind to all."]
+    prompt = load_prompt(ROOT / "prompts" / "inverse.yaml", inverse.FIELDS)
+    assert inverse.distinct(rows, prompt) == (["An answer is kind to all."], 0)
+
+
+def test_a_rule_that_is_copied_from_an_example_says_nothing_of_the_pairs() -> None:
+    prompt = load_prompt(ROOT / "prompts" / "inverse.yaml", inverse.FIELDS)
+    rows = [{"text": prompt.examples[-1].assistant}, {"text": prompt.examples[0].assistant.upper()}]
+    assert inverse.distinct(rows, prompt) == ([], 2)
 
 
 def test_swapped_labels_swap_the_texts_that_are_shown_and_nothing_else() -> None:

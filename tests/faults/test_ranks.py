@@ -70,7 +70,8 @@ def is_that_of(run: Path, other: Path) -> None:
     assert digest(run, ENDS) == digest(other, ENDS)
     keys = Counter((row["stage"], row["item"], row["round"]) for row in read(run / "records.jsonl"))
     assert set(keys.values()) == {1}
-    assert not (run / "shards").exists() or not list((run / "shards").rglob("*.jsonl"))
+    for shard in (run / "shards").rglob("*.jsonl"):  # killed behind the merge: it goes at the end of the whole run
+        assert {(row["stage"], row["item"], row["round"]) for row in read(shard)} <= set(keys)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,14 @@ def test_killed_anywhere_one_or_three_processes_go_on_to_the_bytes_of_one(
         assert read(resumed.run / "records.jsonl")[: len(committed)] == committed
         is_that_of(resumed.run, alone.run)
         assert verify.sound(verify.verify(resumed.run))
+
+
+def test_the_first_process_alone_says_that_a_gate_failed(project: Path) -> None:
+    """torchrun ends the others at the first code that is not 0: while the report is being written."""
+    made = Project(project)
+    codes = together(made, 2, "--milestone", "m1", "--set", "gates.enforce=true", "--set", "items=4")
+    assert codes == [errors.GATE, errors.DONE]
+    assert (made.run / "report.html").exists() and [e["code"] for e in events(made.run, "end")] == [errors.DONE]
 
 
 def test_sigterm_to_torchrun_ends_all_with_75_and_a_resume_goes_on(project: Path) -> None:

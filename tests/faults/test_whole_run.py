@@ -152,13 +152,15 @@ def test_f15_both_remedies_do_what_they_say(made: Project) -> None:
     first = made.run
     done = made.go("--resume", first.name, sets=("sampling.answers.temperature=0.5",))
     assert done.code == errors.DRIFT
-    as_it_was, forked = (shlex.split(line.partition("python runner.py ")[2]) for line in done.err.splitlines()[-2:])
+    as_it_was, forked = (shlex.split(line.partition("runner.py ")[2]) for line in done.err.splitlines()[-2:])
+    assert as_it_was[1] == "--resume" and "--fork" in forked, done.err
     for words in (as_it_was, forked):
         command = [sys.executable, str(ROOT / "runner.py"), *words]
         ran = subprocess.run(command, cwd=made.folder, capture_output=True, text=True, timeout=120)
         assert ran.returncode == 0, ran.stderr
     assert made.run != first and "temperature = 0.5" in (made.run / "recipe.resolved.toml").read_text()
-    assert {row["stage"] for row in read(made.run / "records.jsonl")} == {"instructions"}
+    stages = {row["stage"] for row in read(made.run / "records.jsonl")}
+    assert stages == {"instructions", "calibration"}, "what no answer's temperature made"
     assert 'milestone = "m1"' in (made.run / "recipe.resolved.toml").read_text()
 
 

@@ -40,7 +40,7 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
     """Propose, match, judge; then the page. Killed anywhere, the same command goes on."""
     run = locate(args, args.inverse)
     inputs, story = whole_runs.inputs_of(run, args), read_story(run)
-    pairs = [pair for pair in story.cleaned.kept]
+    pairs = list(story.cleaned.kept)
     if not whole_runs.finished(run):
         raise CaiError(f"--inverse: {run}: it is not finished. Resume it first.")
     if len(inputs.constitution.principles) < 2:
@@ -87,10 +87,11 @@ def measure(
         above, sensitivity = inverse.bar(inverse.matched(evaluation, "inverse.calibration", requests, principles))
         arms = {}
         for arm, name in ((inverse.LABELS, "labels"), (inverse.SWAPPED, "swapped")):
-            rules = inverse.distinct([row for row in proposed if row["round"] == arm], prompt.prefill)
+            rules, copied = inverse.distinct([row for row in proposed if row["round"] == arm], prompt)
             first = arm * (1 + len(pairs))  # the rules of both arms have numbers of their own
             values = inverse.matched(evaluation, "inverse.match", rules, principles, first)
-            arms[name] = inverse.summary(rules, values, above, principles, sorted(about) or [p.id for p in principles])
+            wanted = sorted(about) or [p.id for p in principles]
+            arms[name] = inverse.summary(rules, values, above, principles, wanted) | {"copied": copied}
         rules = [one["rule"] for one in arms["labels"]["rules"]]
         explained = inverse.explained(evaluation, rules, tried) if judge is not None else []
         for one, figure in zip(arms["labels"]["rules"], explained, strict=False):

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,8 +35,12 @@ FORKED_FROM = "forked_from"  # in the manifest, from before the first row: whose
 
 
 def plain(args: argparse.Namespace, **changed: object) -> argparse.Namespace:
-    """The arguments of a run alone, without the experiment's own flags; `--limit` counts prompts there, not items."""
+    """The arguments of a run alone, without the experiment's own flags; `--limit` counts prompts there, not items.
+
+    Its time begins now: what another run of this process took is not this one's.
+    """
     found = copy.copy(args)
+    found.began = time.monotonic()
     cleared = {"against": None, "attribute": None, "without": None, "inverse": None, "dry_run": False, "limit": 0}
     cleared |= {"next_round": None, "sweep": False}
     for name, value in {**cleared, **changed}.items():
@@ -52,8 +59,16 @@ def finish(run: Path, args: argparse.Namespace, milestone: Milestone) -> None:
         return
     own = plain(args, recipe=run / "recipe.toml", resume=str(run), milestone="", set=[], fork=None)
     code = milestone(read_inputs(own), own)
+    free_memory()
     if code not in (errors.DONE, errors.GATE):
         raise CaiError(f"{run}: ended with exit code {code}; see above", code)
+
+
+def free_memory() -> None:
+    """Before the next run loads its own: weights of a run that ended stay on the device while a cycle holds them."""
+    gc.collect()
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()  # does nothing where there is no GPU
 
 
 def inputs_of(run: Path, args: argparse.Namespace) -> Inputs:
