@@ -8,6 +8,8 @@ ARGS ?=
 TORCH_INDEX_URL ?=
 PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+# Hundreds of test processes import the package: without byte code on disk each of them compiles it anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Fast tests sync thousands of small files: in memory, where there is a gigabyte of it to spare.
 IN_MEMORY := $(shell test -w /dev/shm && df -m /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 1024 {print "TMPDIR=/dev/shm"}')
 # As many tests at once as there are cores, at most eight (each worker imports everything) and four with a model.
@@ -62,11 +64,11 @@ doctor: setup ## check machine, versions, model and recipe
 supervise: setup ## keep RUN going: restart after exit 75, with back-off (preemptible machines)
 	$(PY) -m cai.commands.supervise $(RECIPE) --resume $(RUN) $(ARGS)
 
-test: setup ## fast tests, then the slow ones on the embedded model
-	$(IN_MEMORY) $(PY) -m pytest -n $(WORKERS) --dist worksteal
+test: setup ## fast tests and whole runs on the fake model, then the slow ones on the embedded model
+	$(IN_MEMORY) $(PY) -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu and not faults and not long and not browser"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(MODELS) --dist loadfile -m "slow and not faults and not long"
 
-test-fast: setup ## fast tests only (no torch; three minutes on two cores)
+test-fast: setup ## fast tests only (no torch; a minute on two cores)
 	$(IN_MEMORY) $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 test-long: setup ## the engine against the reference on 200 prompts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +14,16 @@ from support.runs import FAKE, PAPERS_WAY, ROOT
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "training")]  # the fault tests share fixtures with tests/training
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file whose `pytestmark` is a mark that is not asked for is not imported: torch alone takes ten seconds."""
+    left_out = set(re.findall(r"\bnot (\w+)", config.option.markexpr))
+    if not left_out or not collection_path.name.startswith("test_"):
+        return None
+    whole = re.search(r"^pytestmark = (.*)$", collection_path.read_text(), re.M)
+    marks = set(re.findall(r"mark\.(\w+)", whole[1])) if whole else set()
+    return True if marks & left_out else None
 
 
 @pytest.fixture

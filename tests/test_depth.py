@@ -33,6 +33,7 @@ def watched(real: Callable[..., Any], seen: set[tuple[str, ...]]) -> Callable[..
     return call
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("milestone", ["m0", "m1"])
 def test_from_main_to_engine_scoring_and_trainer_are_at_most_six_calls(
     run_fake: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, milestone: str

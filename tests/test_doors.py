@@ -24,6 +24,7 @@ def failed(run_fake: Runner) -> Path:
 CONTENTS = [b"", b"{", b"[]", b"null", b'{"passed": true}', b'{"passed": true, "enforced": true, "recipe": 3}']
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("content", CONTENTS)
 def test_a_verdict_that_cannot_be_read_is_not_passed(
     run_fake: Runner, failed: Path, content: bytes, capsys: pytest.CaptureFixture[str]
@@ -34,6 +35,7 @@ def test_a_verdict_that_cannot_be_read_is_not_passed(
     assert not [*failed.parent.glob("*-m2-*")]
 
 
+@pytest.mark.runs
 def test_a_later_verdict_that_only_advises_does_not_open_what_an_enforced_one_closed(
     run_fake: Runner, failed: Path
 ) -> None:
@@ -45,18 +47,21 @@ def test_a_later_verdict_that_only_advises_does_not_open_what_an_enforced_one_cl
         assert run_fake("--milestone", "m2", *ENFORCED)[0] == errors.GATE
 
 
+@pytest.mark.runs
 def test_a_damaged_verdict_of_another_recipe_closes_nothing(run_fake: Runner, failed: Path) -> None:
     (failed / "eval" / "gates.json").write_bytes(b"")
     code, run = run_fake("--milestone", "m2", *ENFORCED, "--set", "seed=7", "--until", "instructions")
     assert code == errors.DONE and "-m2-" in run.name
 
 
+@pytest.mark.runs
 def test_an_override_opens_it_and_stays(run_fake: Runner, failed: Path) -> None:
     (failed / "eval" / "gates.json").write_bytes(b"")
     why = ("--override-gate", "seen by eye", "--until", "instructions")
     assert run_fake("--milestone", "m2", *ENFORCED, *why)[0] == errors.DONE
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("how", ["turned", "gone"])
 def test_a_verdict_that_is_not_what_its_run_left_opens_nothing(
     run_fake: Runner, failed: Path, how: str, capsys: pytest.CaptureFixture[str]

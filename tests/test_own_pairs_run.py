@@ -29,6 +29,7 @@ def mine(project: Path) -> Path:
     return path
 
 
+@pytest.mark.runs
 def test_it_trains_measures_and_reports_and_no_gate_asks_for_a_critique(
     run_fake: Runner, mine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,6 +51,7 @@ def test_it_trains_measures_and_reports_and_no_gate_asks_for_a_critique(
     assert runner.main(["cai.toml", "--verify", "runs/latest"]) == 0
 
 
+@pytest.mark.runs
 def test_a_killed_run_goes_on_from_its_own_copy_and_a_changed_file_is_drift(
     run_fake: Runner, mine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +71,7 @@ def test_a_killed_run_goes_on_from_its_own_copy_and_a_changed_file_is_drift(
     assert runner.main(["cai.toml", "--verify", "runs/latest"]) == 0
 
 
+@pytest.mark.runs
 def test_a_fork_trains_on_the_same_pairs_with_another_beta(run_fake: Runner, mine: Path) -> None:
     _, run = run_fake(*OWN)
     assert runner.main(["cai.toml", "--fork", "runs/latest", "--set", "dpo.beta=0.4"]) == 0
@@ -79,6 +82,7 @@ def test_a_fork_trains_on_the_same_pairs_with_another_beta(run_fake: Runner, min
     assert same[0] == same[1] and read_story(new).recipe.dpo.beta == 0.4
 
 
+@pytest.mark.runs
 def test_a_fork_of_generated_pairs_to_own_ones_takes_no_row_along(
     run_fake: Runner, mine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +105,7 @@ def test_data_alone_is_reported_and_exported_without_a_model(run_fake: Runner, m
     assert found["chosen"][0]["role"] == "assistant"
 
 
+@pytest.mark.runs
 def test_a_guard_that_refuses_one_gives_its_place_to_another(run_fake: Runner, mine: Path) -> None:
     code, run = run_fake(*OWN, "--until", "pairs", "--set", "guard.enabled=true", "--set", "guard.model=stand-in")
     rows = read_jsonl(run / "records.jsonl")

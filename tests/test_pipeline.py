@@ -46,6 +46,7 @@ def run_fake(run_paper: Runner) -> Runner:
     return run_paper
 
 
+@pytest.mark.runs
 def test_m1_ends_with_its_ten_pairs_and_leaves_the_files_it_promises(run_fake: Runner) -> None:
     code, run = run_fake("--milestone", "m1")
     assert code == errors.DONE
@@ -56,6 +57,7 @@ def test_m1_ends_with_its_ten_pairs_and_leaves_the_files_it_promises(run_fake: R
     assert oct(run.stat().st_mode)[-3:] == "700"
 
 
+@pytest.mark.runs
 def test_the_example_is_in_the_users_format(run_fake: Runner) -> None:
     _, run = run_fake("--milestone", "m1")
     for example in read_jsonl(run / "dataset/examples.jsonl"):
@@ -68,6 +70,7 @@ def test_the_example_is_in_the_users_format(run_fake: Runner) -> None:
         assert example["principle"] == example["rounds"][-1]["principle"]
 
 
+@pytest.mark.runs
 def test_every_record_stands_once_with_every_field(run_fake: Runner) -> None:
     _, run = run_fake("--milestone", "m1")
     rows = read_jsonl(run / "records.jsonl")
@@ -78,6 +81,7 @@ def test_every_record_stands_once_with_every_field(run_fake: Runner) -> None:
         assert (row["status"] == "ok") == (row["reason"] is None)
 
 
+@pytest.mark.runs
 def test_principles_of_an_item_differ_and_are_balanced(run_fake: Runner) -> None:
     _, run = run_fake("--milestone", "m1", "--set", "items=30")
     rows = [row for row in read_jsonl(run / "records.jsonl") if row["stage"] == "critiques" and row["item"] < slots.TRY]
@@ -89,6 +93,7 @@ def test_principles_of_an_item_differ_and_are_balanced(run_fake: Runner) -> None
     assert len(counts) == 18 and max(counts) - min(counts) <= 1
 
 
+@pytest.mark.runs
 def test_two_runs_give_the_same_bytes(run_fake: Runner) -> None:
     _, one = run_fake("--milestone", "m1")
     _, two = run_fake("--milestone", "m1")
@@ -97,6 +102,7 @@ def test_two_runs_give_the_same_bytes(run_fake: Runner) -> None:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
+@pytest.mark.runs
 def test_a_finished_run_resumes_to_nothing_without_loading_a_model(
     run_fake: Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +115,7 @@ def test_a_finished_run_resumes_to_nothing_without_loading_a_model(
     assert before == {name: (run / name).read_bytes() for name in before}
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("cut", [0, 1, 900, 5_000, 14_000])
 def test_a_run_cut_anywhere_resumes_to_the_same_bytes(run_fake: Runner, project: Path, cut: int) -> None:
     """What a kill leaves: the log up to some byte, nothing derived from it."""
@@ -213,6 +220,7 @@ def test_near_duplicate_instructions_are_rejected_with_their_similarity(run_fake
     assert len(rows) == 1 + 9 * 4  # one accepted at once, the other nine tried max_tries times
 
 
+@pytest.mark.runs
 def test_instructions_from_a_file(run_fake: Runner, project: Path) -> None:
     lines = ['{"instruction": "How do bees find their way home?", "pool": "benign"}', "Why is the sea salty?"]
     lines.append("Why is the sea salty??")  # a near-duplicate is passed over
@@ -227,12 +235,14 @@ def test_instructions_from_a_file(run_fake: Runner, project: Path) -> None:
     ]
 
 
+@pytest.mark.runs
 def test_a_file_with_too_few_lines_is_told(run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "mine.txt").write_text("Why is the sea salty?\nWhy is the sea salty??\nWhy is the sea so salty?")
     run_fake("--milestone", "m1", "--set", "instructions.file=mine.txt", "--set", "items=3")
     assert "instructions.file: 1 of 3 slots got a line; 2 lines are too like an earlier one" in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_a_run_over_a_file_is_made_again_and_resumed_from_its_own_copies(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,6 +322,7 @@ def test_g8_other_weights_under_the_same_name_are_drift(run_fake: Runner, capsys
     assert (run / "records.jsonl").read_bytes() == before
 
 
+@pytest.mark.runs
 def test_a_run_continues_from_its_own_copies(run_fake: Runner, project: Path) -> None:
     """The remedy that the drift message names works: the run folder holds recipe, constitution and prompts."""
     import runner
@@ -322,6 +333,7 @@ def test_a_run_continues_from_its_own_copies(run_fake: Runner, project: Path) ->
     assert len(read_jsonl(run / "dataset/pairs/train.jsonl")) == 10
 
 
+@pytest.mark.runs
 def test_more_items_may_be_asked_for_before_training_and_after_it(run_fake: Runner) -> None:
     _, run = run_fake("--milestone", "m1", "--until", "revisions")
     code, _ = run_fake("--resume", f"runs/{run.name}", "--set", "items=12", fake=())
@@ -331,6 +343,7 @@ def test_more_items_may_be_asked_for_before_training_and_after_it(run_fake: Runn
     assert code == errors.DONE and len(read_jsonl(run / "dataset/pairs/train.jsonl")) == 14
 
 
+@pytest.mark.runs
 def test_what_a_resume_sets_holds_for_the_next_one(run_fake: Runner) -> None:
     _, run = run_fake("--milestone", "m1", "--until", "revisions", "--set", "seed=3")
     assert run_fake("--resume", str(run), "--set", "items=12", "--set", "dpo.beta=0.3")[0] == 0
@@ -340,12 +353,14 @@ def test_what_a_resume_sets_holds_for_the_next_one(run_fake: Runner) -> None:
     assert len(read_jsonl(run / "dataset" / "pairs" / "train.jsonl")) == 12
 
 
+@pytest.mark.runs
 def test_a_trial_of_few_items_stays_one_when_it_is_resumed(run_fake: Runner) -> None:
     _, run = run_fake("--milestone", "m1", "--limit", "2")
     assert run_fake("--resume", str(run))[0] == 0
     assert len(read_jsonl(run / "dataset" / "pairs" / "train.jsonl")) == 2
 
 
+@pytest.mark.runs
 def test_held_out_prompts_are_never_trained_on(run_fake: Runner) -> None:
     _, run = run_fake("--milestone", "m1", "--set", "heldout.items=5")
     train = {row["prompt"] for row in read_jsonl(run / "dataset/pairs/train.jsonl")}
@@ -357,6 +372,7 @@ def test_held_out_prompts_are_never_trained_on(run_fake: Runner) -> None:
     }
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("run_id", ["../../etc", "no-such-run", "UPPER", "runs/../..", "/etc"])
 def test_wrong_run_ids_are_one_clear_line(run_fake: Runner, run_id: str, capsys: pytest.CaptureFixture[str]) -> None:
     run_fake("--milestone", "m0")
@@ -420,6 +436,7 @@ def test_unknown_flag_and_missing_recipe(project: Path, capsys: pytest.CaptureFi
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_a_failed_gate_ends_7_when_enforced_blocks_the_next_milestone_and_can_be_overridden(
     run_fake: Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -441,6 +458,7 @@ def test_a_failed_gate_ends_7_when_enforced_blocks_the_next_milestone_and_can_be
     assert "a trial" in capsys.readouterr().out
 
 
+@pytest.mark.runs
 def test_a_failed_gate_blocks_the_next_milestone_though_an_overlay_changes_what_it_is_made_with(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -469,11 +487,13 @@ def test_a_damaged_run_beside_it_hinders_no_run(run_fake: Runner, project: Path,
     assert run_fake("--milestone", "m1", "--set", "items=1", "--until", "instructions")[0] == errors.DONE
 
 
+@pytest.mark.runs
 def test_no_gate_is_said_and_is_no_pass(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_fake("--milestone", "m0", "--set", "gates.m0=[]")[0] == errors.DONE
     assert "m0: done, the recipe sets no gate for it." in capsys.readouterr().out
 
 
+@pytest.mark.runs
 def test_an_advisory_gate_that_is_not_met_is_named(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     gate = '[{metric = "pairs.kept", at_least = 99.0, advisory = true}]'
     assert run_fake("--milestone", "m0", "--set", f"gates.m0={gate}", "--set", "gates.enforce=true")[0] == errors.DONE
@@ -500,6 +520,7 @@ def test_too_many_rounds_for_the_constitution(run_fake: Runner, capsys: pytest.C
     assert code == errors.USAGE and "18 principles" in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_a_users_constitution_of_one_principle_works(run_fake: Runner, project: Path) -> None:
     (project / "constitution.yaml").write_text(
         "- id: brief\n  principle: Be brief.\n"
@@ -510,6 +531,7 @@ def test_a_users_constitution_of_one_principle_works(run_fake: Runner, project: 
     assert read_jsonl(run / "dataset/examples.jsonl")[0]["principle"] == "Be brief."
 
 
+@pytest.mark.runs
 def test_a_moved_run_folder_still_has_nothing_left_to_do(run_fake: Runner, project: Path) -> None:
     _, run = run_fake("--milestone", "m0")
     moved = run.with_name("moved")
@@ -521,6 +543,7 @@ def test_a_moved_run_folder_still_has_nothing_left_to_do(run_fake: Runner, proje
     ]
 
 
+@pytest.mark.runs
 def test_a_run_of_a_users_file_goes_on_from_its_folder_alone(run_fake: Runner, project: Path, tmp_path_factory) -> None:
     """Copied to another machine without the project: recipe, prompts, constitution and instructions lie in the run."""
     import runner
@@ -539,6 +562,7 @@ def test_a_run_of_a_users_file_goes_on_from_its_folder_alone(run_fake: Runner, p
         assert (there / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.runs
 def test_a_model_of_random_weights_brings_its_own_parser_and_the_core_verifies_its_run(
     run_fake: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -565,6 +589,7 @@ def test_a_model_of_random_weights_brings_its_own_parser_and_the_core_verifies_i
     assert verify.sound(verify.verify(run))
 
 
+@pytest.mark.runs
 def test_a_run_made_when_a_constant_was_a_setting_resumes_and_another_value_does_not(
     run_fake: Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -585,6 +610,7 @@ def test_a_run_made_when_a_constant_was_a_setting_resumes_and_another_value_does
     assert "pairs.accept_noise: no setting any more, fixed at False" in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_the_manifest_tells_peak_memory_by_phase(run_fake):
     _, run = run_fake("--milestone", "m0")
     found = json.loads((run / "manifest.json").read_text())["memory"]

@@ -75,6 +75,7 @@ def test_a_row_that_is_lost_or_stands_twice_is_told(tmp_path: Path) -> None:
     assert losses(leg) == ["records.jsonl: its 1 rows of the kill in generation are not what it begins with"]
 
 
+@pytest.mark.runs
 def test_a_missing_benchmark_file_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "bench" / "rehearsal.py"), "--data", str(tmp_path), "--run-dir", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -21,6 +21,7 @@ def functions_of(source: str) -> dict[str, int]:
     return found
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("path", sorted(CAI.rglob("*.py")), ids=lambda path: str(path.relative_to(CAI)))
 def test_no_module_and_no_function_is_longer_than_one_reads_at_once(path: Path) -> None:
     source = path.read_text()

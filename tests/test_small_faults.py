@@ -107,6 +107,7 @@ def test_latest_as_a_real_folder_is_named_as_what_it_is(tmp_path: Path) -> None:
 HOSTILE = "evil\x1b[2J\u202e`name"
 
 
+@pytest.mark.runs
 def test_a_model_or_judge_with_a_hostile_name_is_inert_on_screen_and_in_every_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +128,7 @@ def test_a_model_or_judge_with_a_hostile_name_is_inert_on_screen_and_in_every_pa
         assert "evil" in text and "\x1b" not in text and "\u202e" not in text
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("place", ["runs", "runs/out", "runs/{id}/out"])
 def test_nothing_is_exported_into_the_folder_of_runs(run_fake: Runner, project: Path, place: str, capsys) -> None:
     _, run = run_fake(*SMALL[:-1], "pairs")
@@ -240,6 +242,7 @@ def test_a_rate_is_never_shown_as_nothing_while_rows_are_made(tmp_path: Path) ->
         assert "0.4 tok/s" in progress.rates()
 
 
+@pytest.mark.runs
 def test_the_package_installs_with_its_command_version_types_and_data(tmp_path: Path) -> None:
     if subprocess.run([sys.executable, "-c", "import setuptools, wheel"], capture_output=True).returncode:
         pytest.skip("setuptools is not installed: a wheel cannot be built here")

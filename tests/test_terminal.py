@@ -119,6 +119,7 @@ def test_g10_a_stop_that_takes_too_long_ends_resumable(tmp_path: Path) -> None:
     assert 0.3 < time.monotonic() - began < 2
 
 
+@pytest.mark.runs
 def test_g10_the_switch_turns_inside_one_long_native_call(tmp_path: Path) -> None:
     """SIGTERM in the middle of a call that returns to Python only after 20 s: the process ends in the grace period."""
     code = (

@@ -56,6 +56,7 @@ def finished(run_fake):
     return run
 
 
+@pytest.mark.runs
 def test_one_question_on_standard_input_is_answered_by_base_and_tuned(finished, project, monkeypatch, capsys):
     before = sums(finished)
     capsys.readouterr()
@@ -67,6 +68,7 @@ def test_one_question_on_standard_input_is_answered_by_base_and_tuned(finished, 
     assert sums(finished) == before
 
 
+@pytest.mark.runs
 def test_nothing_of_the_run_changes_and_its_lock_is_not_needed(finished, project, monkeypatch, capsys):
     """In a talk with every command, beside a runner that holds the run."""
     with Run.open(finished):
@@ -80,6 +82,7 @@ def test_nothing_of_the_run_changes_and_its_lock_is_not_needed(finished, project
     assert "honest" in out  # a principle of the list
 
 
+@pytest.mark.runs
 def test_a_second_question_stands_behind_the_arms_own_talk(finished, project, monkeypatch):
     seen = []
 
@@ -95,6 +98,7 @@ def test_a_second_question_stands_behind_the_arms_own_talk(finished, project, mo
     ]  # fmt: skip
 
 
+@pytest.mark.runs
 def test_an_arm_for_each_adapter_and_the_base_alone_without_one(finished, project, monkeypatch, capsys):
     shutil.copytree(finished / "adapter", finished / "adapter-sft")
     assert asked(monkeypatch, project, QUESTION) == errors.DONE
@@ -107,12 +111,14 @@ def test_an_arm_for_each_adapter_and_the_base_alone_without_one(finished, projec
     assert "the base answers alone" in out and "[tuned]" not in out
 
 
+@pytest.mark.runs
 def test_a_principle_can_be_named_and_a_wrong_name_is_told(finished, project, monkeypatch, capsys):
     assert talked(monkeypatch, project, QUESTION, "/critique respect", "/critique nonsense") == errors.DONE
     out = capsys.readouterr().out
     assert "by the base, respect]" in out and "no such principle" in out
 
 
+@pytest.mark.runs
 def test_what_cannot_be_asked_is_one_line(finished, project, monkeypatch, capsys):
     assert asked(monkeypatch, project, "  \n") == errors.USAGE
     assert "no question on standard input" in capsys.readouterr().err
@@ -124,6 +130,7 @@ def test_what_cannot_be_asked_is_one_line(finished, project, monkeypatch, capsys
     assert asked(monkeypatch, project, QUESTION) == errors.CORRUPT
 
 
+@pytest.mark.runs
 def test_hostile_text_reaches_the_terminal_inert(project, run_fake, monkeypatch, capsys):
     code, _ = run_fake(
         "--milestone", "m0", fake=(*FAKE[:2], "--set", "model.name=fake:hostile", "--set", "gates.enforce=false")

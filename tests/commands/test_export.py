@@ -68,6 +68,7 @@ def files(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
+@pytest.mark.runs
 def test_folder_holds_adapter_data_and_cards(path, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "asking", lambda snapshot: replace(asking(snapshot), folder=None, eos_id=None))
     said = []
@@ -98,6 +99,7 @@ def kill_at(path, to, monkeypatch, count):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
 
 
+@pytest.mark.runs
 def test_an_export_killed_anywhere_is_finished_by_a_second_one(path, tmp_path, monkeypatch):
     wanted = exporting.export(path, tmp_path / "whole", lambda line: None)
     for count in range(3):
@@ -113,6 +115,7 @@ def test_an_export_killed_anywhere_is_finished_by_a_second_one(path, tmp_path, m
         assert all((to / name).read_bytes() == (wanted / name).read_bytes() for name in files(wanted))
 
 
+@pytest.mark.runs
 def test_a_second_export_renews_the_first_and_touches_no_foreign_file(path, tmp_path):
     to = exporting.export(path, tmp_path / "out", lambda line: None)
     (to / "adapter" / "notes.txt").write_text("mine")
@@ -142,6 +145,7 @@ def test_a_damaged_adapter_is_not_exported(path, tmp_path):
     assert caught.value.code == errors.CORRUPT and not (tmp_path / "out").exists()
 
 
+@pytest.mark.runs
 def test_model_card_has_metrics_gates_cost_and_limits(path, tmp_path):
     card = (exporting.export(path, tmp_path / "out", lambda line: None) / "adapter" / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
@@ -161,6 +165,7 @@ def test_model_card_has_metrics_gates_cost_and_limits(path, tmp_path):
         assert text in card, text
 
 
+@pytest.mark.runs
 def test_what_cannot_be_exported_is_refused(path, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
@@ -192,6 +197,7 @@ def with_arm(path, name, value, **result):
     return folder
 
 
+@pytest.mark.runs
 def test_another_arm_is_exported_with_its_own_weights_training_and_figures(path, tmp_path):
     folder = with_arm(path, "sft", 2.0, steps=77, pairs=5, first_loss=3.25, last_loss=1.5)
     figure = {"metric": "fresh.sft.stops", "value": 0.925, "n": 40, "judge": "deterministic"}
@@ -271,6 +277,7 @@ def test_hostile_text_is_inert_in_both_cards(path, tmp_path, monkeypatch):
         assert set(cells) <= {3, 4, 8}
 
 
+@pytest.mark.runs
 def test_the_exported_adapter_names_its_base_as_others_find_it(path, tmp_path):
     to = exporting.export(path, tmp_path / "out", lambda line: None)
     assert orjson.loads((to / "adapter" / "adapter_config.json").read_bytes())["base_model_name_or_path"] == (
@@ -278,6 +285,7 @@ def test_the_exported_adapter_names_its_base_as_others_find_it(path, tmp_path):
     )
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("content", ["[]", '{"base_model', ""])
 def test_a_damaged_adapter_config_is_one_line(path, tmp_path, content):
     (path / "adapter" / "adapter_config.json").write_text(content)
@@ -342,6 +350,7 @@ def test_a_commit_of_the_quantised_twin_is_not_given_for_the_base(path, tmp_path
     assert f"Trained on unsloth/Qwen2.5-32B-bnb-4bit@{COMMIT}" in (to / "adapter" / "README.md").read_text()
 
 
+@pytest.mark.runs
 def test_the_lines_survive_a_folder_with_spaces_and_an_odd_rank(path, tmp_path):
     snapshot = read_story(path)
     to = tmp_path / "it's here"
@@ -357,6 +366,7 @@ def test_the_lines_survive_a_folder_with_spaces_and_an_odd_rank(path, tmp_path):
         ast.parse(lines[name])
 
 
+@pytest.mark.runs
 def test_the_exported_data_set_loads(path, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     from datasets import load_dataset
@@ -377,6 +387,7 @@ def test_the_exported_data_set_loads(path, tmp_path, monkeypatch):
     assert "**TRL glues them**" in card and "dataset: cai_train" in card and "rl: dpo" in card
 
 
+@pytest.mark.runs
 def test_the_two_lines_of_the_card_make_turns(path, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     to = exporting.export(path, tmp_path / "out", lambda line: None)
@@ -455,6 +466,7 @@ class Hub:
         self.calls.append(more["repo_id"])
 
 
+@pytest.mark.runs
 def test_push_is_private_and_only_when_asked(path, tmp_path, monkeypatch):
     to = exporting.export(path, tmp_path / "out", lambda line: None)
     hub = Hub()
@@ -473,6 +485,7 @@ class OfflineModeIsEnabled(Exception):
     """As huggingface_hub names it."""
 
 
+@pytest.mark.runs
 def test_a_failed_push_is_tried_again_by_the_same_line(path, tmp_path, monkeypatch, capsys):
     (path.parent.parent / "cai.toml").write_text("[milestones.m0]\n")
     monkeypatch.chdir(tmp_path)
@@ -486,6 +499,7 @@ def test_a_failed_push_is_tried_again_by_the_same_line(path, tmp_path, monkeypat
     assert ("me/cai-pairs", "dataset", True) in hub.calls
 
 
+@pytest.mark.runs
 def test_a_dry_push_lists_and_writes_and_sends_nothing(path, tmp_path, monkeypatch, capsys):
     (path.parent.parent / "cai.toml").write_text("[milestones.m0]\n")
     monkeypatch.chdir(tmp_path)
@@ -540,6 +554,7 @@ def card_code(card: str) -> str:
     return card.split("```python\n")[1].split("```")[0]
 
 
+@pytest.mark.runs
 def test_a_card_takes_no_file_from_the_folder_that_the_folder_has_not(path, tmp_path, monkeypatch):
     """Without a tokenizer at hand the export has neither its files nor generation_config.json: the base's serve."""
     monkeypatch.setattr(exporting, "asking", lambda snapshot: replace(asking(snapshot), folder=None, eos_id=None))

@@ -201,6 +201,7 @@ def test_a_dropped_line_is_shown_inert(run: Path) -> None:
     assert "\\x1b]52" in said[1] and "\x1b" not in "".join(said) and len(said[1].splitlines()) == 1
 
 
+@pytest.mark.runs
 @given(
     st.lists(st.binary(max_size=6).map(lambda b: b.replace(b"\n", b".") + b"\n"), max_size=8, unique=True), st.data()
 )
@@ -328,6 +329,7 @@ def test_g11_a_damaged_derived_file_is_named_and_a_resume_makes_it_again(
     assert path.read_bytes() == before or name == "train/result.json"  # holds the seconds that training took
 
 
+@pytest.mark.runs
 def test_verify_compares_every_text_of_the_data_set_with_the_records(finished: Path) -> None:
     path = finished / "dataset" / "examples.jsonl"
     example = orjson.loads(path.read_bytes())
@@ -345,6 +347,7 @@ def test_a_result_of_other_kinds_counts_as_none(finished: Path, name: str, value
     assert load_result(finished / "train") is None
 
 
+@pytest.mark.runs
 def test_verify_finds_a_flipped_byte_of_the_adapter(finished: Path) -> None:
     path = finished / "adapter" / "adapter_model.safetensors"
     data = bytearray(path.read_bytes())
@@ -403,6 +406,7 @@ def edit(project: Path, name: str) -> None:
     path.write_text(path.read_text().replace("preamble: >-\n", "preamble: >-\n  Take care.\n", 1))
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(("name", "again"), [("revisions.yaml", {"critiques", "revisions"}), ("answers.yaml", None)])
 def test_a_fork_ends_as_a_run_from_nothing_would(
     project: Path, run_fake: RunFake, capsys: pytest.CaptureFixture[str], name: str, again: set[str] | None
@@ -503,6 +507,7 @@ def test_supervise_tells_a_runner_that_was_being_started(tmp_path: Path) -> None
     assert supervisor.supervise() == 143
 
 
+@pytest.mark.runs
 def test_supervise_restarts_what_is_resumable_and_nothing_else(tmp_path: Path) -> None:
     assert supervised(tmp_path, [75, 75, 0], grows=True) == (0, [1.0, 1.0], 3)
     assert supervised(tmp_path, [75, 3], grows=True) == (3, [1.0], 2)
@@ -514,6 +519,7 @@ def test_supervise_backs_off_and_gives_up_without_progress(tmp_path: Path) -> No
     assert supervised(tmp_path, [75], grows=False) == (75, [2.0, 4.0, 8.0], 4)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("when", ["while it runs", "while it waits"])
 def test_supervise_passes_a_signal_on_and_starts_no_other(when: str) -> None:
     child = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); print(1, flush=True); time.sleep(9)"
@@ -535,6 +541,7 @@ def test_supervise_passes_a_signal_on_and_starts_no_other(when: str) -> None:
     assert process.returncode == errors.RESUMABLE and "1" not in out and "resuming" not in err
 
 
+@pytest.mark.runs
 def test_random_edits_are_always_found_and_always_repaired(tmp_path: Path) -> None:
     """Any one byte of a closed log changed: opening stops, repair drops at most two lines, the rest is as committed."""
     draw = random.Random(6)

@@ -260,6 +260,7 @@ def test_a_port_of_ones_own_and_the_line_that_brings_the_page_home(path):
             review.serve(session, said.append, port=99999)
 
 
+@pytest.mark.runs
 def test_a_name_as_one_writes_it_is_a_rater(path, monkeypatch, capsys):
     import runner
 
@@ -348,6 +349,7 @@ def test_a_run_without_notes_has_no_place_for_them(path):
     assert "Notes by people" not in (path / "report.md").read_text()
 
 
+@pytest.mark.runs
 def test_pairs_are_filtered_by_the_marks(path):
     mark_all(path, "ann", lambda t: "partly" if t.what == "revision" and t.case.item == 2 else by_control(t))
     snapshot = read_story(path)
@@ -383,6 +385,7 @@ def trained_on(path):
     return {r["item"] for r in read_jsonl(path / "dataset" / "pairs" / "train.jsonl")}
 
 
+@pytest.mark.runs
 def test_marks_given_before_training_leave_pairs_out(run_fake, capsys):
     code, path = run_fake("--milestone", "m1", "--until", "pairs")
     assert code == 0
@@ -397,6 +400,7 @@ def test_marks_given_before_training_leave_pairs_out(run_fake, capsys):
     assert {row["rule"] for row in read_story(path).cleaned.removed} == {"reviews"}
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "odd",
     [
@@ -420,6 +424,7 @@ def test_a_line_that_is_no_whole_mark_is_one_line_and_never_passed_over(run_fake
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_marks_do_nothing_unless_asked(run_fake):
     one = run_fake("--milestone", "m1", "--until", "pairs")[1]
     mark_run(one)
@@ -443,6 +448,7 @@ def test_marks_given_after_training_change_nothing_that_was_trained(run_fake, sw
     assert f"| {len(before[0])} | " in (path / "report.md").read_text().split("after hygiene")[1].split("\n")[0]
 
 
+@pytest.mark.runs
 def test_a_fork_of_a_trained_run_takes_the_marks_along(run_fake, capsys):
     _, path = run_fake("--milestone", "m1")
     mark_run(path)
@@ -455,6 +461,7 @@ def test_a_fork_of_a_trained_run_takes_the_marks_along(run_fake, capsys):
     assert trained_on(copy) == set(range(10)) - REFUSED
 
 
+@pytest.mark.runs
 def test_marks_that_refuse_everything_end_with_a_clear_line(run_fake, capsys):
     _, path = run_fake("--milestone", "m1", "--until", "pairs")
     mark_run(path, bad=set(range(10)))

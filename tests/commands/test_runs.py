@@ -25,6 +25,7 @@ def three(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> list[Path]:
     return [first, second, third]
 
 
+@pytest.mark.runs
 def test_the_table_says_of_each_run_what_it_is_and_what_differs(
     three: list[Path], project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -42,6 +43,7 @@ def test_the_table_says_of_each_run_what_it_is_and_what_differs(
     assert "<script" not in page and "http" not in page
 
 
+@pytest.mark.runs
 def test_a_damaged_run_is_a_row_and_stops_nothing(three: list[Path], project: Path) -> None:
     (three[0] / "manifest.json").write_bytes(b"{")
     (three[2] / "eval").mkdir(exist_ok=True)
@@ -51,6 +53,7 @@ def test_a_damaged_run_is_a_row_and_stops_nothing(three: list[Path], project: Pa
     assert found[-1].cells[-1] == "manifest.json cannot be read"
 
 
+@pytest.mark.runs
 def test_another_text_of_the_constitution_differs(three: list[Path], project: Path) -> None:
     with (project / "constitution.yaml").open("a") as file:
         file.write("\n# another\n")
@@ -58,6 +61,7 @@ def test_another_text_of_the_constitution_differs(three: list[Path], project: Pa
     assert all("constitution.yaml (another text)" in line.differs for line in found)
 
 
+@pytest.mark.runs
 def test_a_narrow_terminal_gets_a_block_a_run(three: list[Path], project: Path) -> None:
     found = runs.listed(project / "runs", recipes.read(project / "cai.toml"))
     assert len(runs.table(found, 200)) < len(runs.table(found, 60))

@@ -38,6 +38,7 @@ def test_a_finished_run(tmp_path):
     assert max(map(len, text.splitlines())) < 200
 
 
+@pytest.mark.runs
 def test_tries_that_made_no_pair_are_counted_where_the_run_said_them(tmp_path):
     """A user saw "7 items rejected" once and on no other screen."""
     lines = ["Why do cats purr when they are stroked?", "word " * 9000, "How do I fix a tap that drips all night?"]
@@ -177,6 +178,7 @@ def test_watch_ends_with_the_run(tmp_path):
     assert len(list(watch(path, 0.0))) == 1
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("run", ["runs/latest"])
 def test_the_command_is_quick_and_needs_no_torch(tmp_path, run):
     path = make_run(tmp_path / "runs")
@@ -192,6 +194,7 @@ def test_the_command_is_quick_and_needs_no_torch(tmp_path, run):
     assert done.stdout.startswith(f"run          {path.name}: m1")
 
 
+@pytest.mark.runs
 def test_many_rows_are_counted_in_time(tmp_path):
     path = make_run(tmp_path)
     row = orjson.dumps({"stage": "answers", "status": "ok", "text": "x" * 900}) + b"\n"

@@ -54,6 +54,7 @@ def told(run: Path) -> list[str]:
     return [*found(run, "FAIL"), *found(run, "skip"), *shortened]
 
 
+@pytest.mark.runs
 def test_a_whole_run_passes_every_check_and_names_what_is_not_compared(made: Path) -> None:
     run = rich.latest(made)
     assert not found(run, "FAIL") and not found(run, "skip")
@@ -84,6 +85,7 @@ def test_every_file_of_a_run_is_compared_or_named_as_not_compared(made: Path, tm
     assert tried > 100 and not unseen
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("damage", ["gone", "emptied", "one line of it gone"])
 def test_a_sum_file_that_is_gone_or_short_is_never_ok_and_an_edit_behind_it_is_found(copy: Path, damage: str) -> None:
     run = rich.latest(copy)
@@ -111,6 +113,7 @@ def test_an_equal_row_twice_is_no_failure_for_a_resume_takes_it(copy: Path) -> N
     assert any("stand twice, equal" in line for line in found(run, "note"))
 
 
+@pytest.mark.runs
 def test_a_damaged_adapter_is_not_measured_but_exported_again_by_a_resume(copy: Path, made: Path) -> None:
     run = rich.latest(copy)
     path = run / "adapter" / "adapter_model.safetensors"
@@ -126,6 +129,7 @@ def test_a_damaged_adapter_is_not_measured_but_exported_again_by_a_resume(copy: 
     assert (run / "eval" / "scores.jsonl").read_bytes() == scores and not [*run.glob("eval/scores-*")]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("arm", ["adapter-sft", "adapter-seed-1"])
 def test_so_is_a_damaged_adapter_of_the_other_arms(copy: Path, arm: str) -> None:
     path = rich.latest(copy) / arm / "adapter_model.safetensors"
@@ -135,6 +139,7 @@ def test_so_is_a_damaged_adapter_of_the_other_arms(copy: Path, arm: str) -> None
     assert path.read_bytes() == data
 
 
+@pytest.mark.runs
 def test_a_number_edited_in_the_result_of_training_is_made_again(copy: Path) -> None:
     path = rich.latest(copy) / "train" / "result.json"
     whole = orjson.loads(path.read_bytes())
@@ -143,6 +148,7 @@ def test_a_number_edited_in_the_result_of_training_is_made_again(copy: Path) -> 
     assert orjson.loads(path.read_bytes())["last_loss"] == whole["last_loss"]
 
 
+@pytest.mark.runs
 def test_an_emptied_data_set_is_not_exported(copy: Path) -> None:
     path = rich.latest(copy) / "dataset" / "pairs" / "train.jsonl"
     data = path.read_bytes()
@@ -152,6 +158,7 @@ def test_an_emptied_data_set_is_not_exported(copy: Path) -> None:
     assert rich.go(copy, "--resume", "runs/latest")[0] == 0 and path.read_bytes() == data
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "content", [None, b"", b"[]", b"7", b'{"checks": [], "figures": 3}', b'{"checks": {"guard": 1}}']
 )
@@ -166,6 +173,7 @@ def test_checks_that_were_lost_or_are_odd_are_made_again_from_their_records(copy
     assert before == {name: (run / "eval" / name).read_bytes() for name in before}
 
 
+@pytest.mark.runs
 def test_every_derived_file_of_eval_that_is_lost_is_made_again(copy: Path) -> None:
     run = rich.latest(copy)
     whole = {path.name: path.read_bytes() for path in (run / "eval").glob("*.json")}

@@ -41,6 +41,7 @@ def fifth_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "prompts" / "summaries.yaml").write_bytes((project / "prompts" / "policy.yaml").read_bytes())
 
 
+@pytest.mark.runs
 def test_a_stage_that_is_added_runs_forks_verifies_and_is_shown(fifth_stage, project, run_fake, capsys):
     code, run = run_fake("--milestone", "m1", "--set", "items=3")
     assert code == errors.DONE
@@ -56,6 +57,7 @@ def test_a_stage_that_is_added_runs_forks_verifies_and_is_shown(fifth_stage, pro
     assert "--- summaries" in capsys.readouterr().out
 
 
+@pytest.mark.runs
 def test_a_fork_knows_what_an_added_stage_depends_on(fifth_stage, project, run_fake):
     """Its own prompt changed: only its rows are made again. The answers' prompt changed: its rows too."""
     _, run = run_fake("--milestone", "m0")
@@ -70,6 +72,7 @@ def test_a_fork_knows_what_an_added_stage_depends_on(fifth_stage, project, run_f
     assert {row["stage"] for row in read_jsonl(fork / "records.jsonl")} == {"instructions"}
 
 
+@pytest.mark.runs
 def test_a_row_without_its_input_is_found_also_of_an_added_stage(fifth_stage, run_fake):
     _, run = run_fake("--milestone", "m0")
     lines = (run / "records.jsonl").read_bytes().splitlines(keepends=True)

@@ -103,6 +103,7 @@ def test_few_shots_and_principles_are_listed() -> None:
     assert [row["input"] for row in check_inputs({"a": LONG, "b": "nothing of it"}, INDEX)] == ["a"]
 
 
+@pytest.mark.runs
 def test_a_contaminated_pair_of_a_run_is_not_trained_on(run_fake: Runner, project: Path) -> None:
     files = write_files(project)
     own = ["How do I kill a process?", "Why is the sea salty in summer?", "Write a poem about one lost glove."]
@@ -118,6 +119,7 @@ def test_a_contaminated_pair_of_a_run_is_not_trained_on(run_fake: Runner, projec
     assert content["checked"] == {"harmbench": 3, "mtbench": 3, "xstest": 4} and not content["inputs"]
 
 
+@pytest.mark.runs
 def test_a_benchmark_that_is_not_at_hand_is_named_as_not_checked(
     run_fake: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,7 @@ def drawn(count: int, opener_in: int, seed: int = 0) -> list[dict]:
     return [pair(i, (head if i < opener_in else "") + text(), text()) for i in range(count)]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(("count", "opener_in"), [(10, 10), (100, 30), (5000, 600)])
 def test_a_leak_is_found_at_every_size_and_chance_is_none(count, opener_in):
     """With no source but chance, phrases of three words stand in 3 of 10 chosen and in no rejected all the time."""
@@ -178,6 +179,7 @@ def test_single_pair_of_m0_stays():
     assert clean([pair(0)], section_of()).kept == [pair(0)]
 
 
+@pytest.mark.runs
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=80), st.text(max_size=80)), min_size=1, max_size=12))
 def test_nothing_is_lost_and_the_floor_holds(texts):

@@ -62,6 +62,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, judge: str, values: tuple[float, ...]
     return hits
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("values", [(math.nan,), (-math.inf,), (math.nan, -math.inf, -1.0)], ids=str)
 @pytest.mark.parametrize("judge", WORDS)
 def test_what_a_judge_did_not_score_is_rejected_as_unscored(

@@ -96,6 +96,7 @@ def test_texts_of_any_script_and_none_have_keys() -> None:
     assert seen.nearest("写一首关于秋天的诗歌") == 1.0
 
 
+@pytest.mark.runs
 def test_the_diversity_of_many_texts_asks_a_thousand_and_says_so() -> None:
     draw = random.Random(4)
     few = [line(draw) for _ in range(300)]

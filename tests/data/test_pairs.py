@@ -114,6 +114,7 @@ def test_guard_rejects():
     assert build(rows, PLAN).rejects[0]["reason"] == "guard"
 
 
+@pytest.mark.runs
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60), st.integers(2, 7)), max_size=8), st.randoms())
 def test_nothing_is_lost_whatever_the_text(items, random):

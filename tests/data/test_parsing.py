@@ -37,6 +37,7 @@ PIECES += ["\n", "\n\n", " ", "\x00", "\u2028", "\ud800", "### New answer\n", "a
 TEXTS = st.text() | st.lists(st.sampled_from(PIECES)).map("".join)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("parse", STAGES)
 @settings(deadline=None)
 @given(text=TEXTS)

@@ -114,6 +114,7 @@ def cut_and_resumed(run_fake, run, *shares):
         yield whole, {name: (run / name).read_bytes() for name in names}
 
 
+@pytest.mark.runs
 def test_a_run_makes_both_kinds_with_margins_that_weigh_and_resumes_to_the_same_bytes(run_fake):
     code, run = run_fake(*CHOOSING, "--set", "pairs.kind=both", "--set", "dpo.weight=margin")
     assert code == errors.DONE
@@ -131,6 +132,7 @@ def test_a_run_makes_both_kinds_with_margins_that_weigh_and_resumes_to_the_same_
     assert all(before == after for before, after in cut_and_resumed(run_fake, run, 0.35, 0.9))
 
 
+@pytest.mark.runs
 def test_a_run_of_sampled_pairs_alone_makes_no_revision_and_resumes_to_the_same_bytes(run_fake):
     code, run = run_fake(*CHOOSING, "--set", "pairs.kind=sampled")
     assert code == errors.DONE
@@ -139,6 +141,7 @@ def test_a_run_of_sampled_pairs_alone_makes_no_revision_and_resumes_to_the_same_
     assert all(before == after for before, after in cut_and_resumed(run_fake, run, 0.6))
 
 
+@pytest.mark.runs
 def test_a_fork_to_another_kind_keeps_what_it_shares_and_drops_what_it_has_not(run_fake):
     _, run = run_fake(*CHOOSING, "--set", "items=3")
     run_fake("--fork", run.name, "--set", "pairs.kind=both", fake=())
@@ -157,6 +160,7 @@ def test_two_answers_at_temperature_0_are_refused(run_fake, capsys):
     assert "pairs.kind" in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_a_run_of_before_forks_whole_though_it_knows_nothing_of_the_new_stages(run_fake, project):
     """Its manifest has no such stage: nothing counts as changed, so later tries stay, too."""
     import orjson

@@ -17,6 +17,7 @@ LINES = (
 )
 
 
+@pytest.mark.runs
 def test_a_file_with_too_few_lines_is_told_once_and_no_empty_try_is_announced(
     run_fake: Callable[..., tuple[int, Path]], project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

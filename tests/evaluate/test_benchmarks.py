@@ -548,6 +548,7 @@ def test_arms_that_say_the_same_are_seen() -> None:
     assert not figures.did_nothing(few["xstest.same_as_base"])
 
 
+@pytest.mark.runs
 def test_a_benchmark_whose_arms_say_the_same_stands_in_the_report(
     run_fake: Runner, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -585,6 +586,7 @@ def test_a_damaged_results_file_has_no_figures(tmp_path: Path, content: str) -> 
     assert read(tmp_path / "benchmarks.json") == {}
 
 
+@pytest.mark.runs
 def test_figures_that_are_lost_are_named_with_the_line_that_makes_them_again(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -605,6 +607,7 @@ def test_figures_that_are_lost_are_named_with_the_line_that_makes_them_again(
 # --- end to end on the fake model
 
 
+@pytest.mark.runs
 def test_all_three_on_a_run_with_an_adapter(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -625,6 +628,7 @@ def test_all_three_on_a_run_with_an_adapter(
     assert "STAND-IN" in (run / "report.html").read_text() or "harmbench" in (run / "report.md").read_text()
 
 
+@pytest.mark.runs
 def test_a_second_call_makes_nothing_again_and_a_cut_log_is_completed(run_fake: Runner, project: Path) -> None:
     files = write_files(project)
     _, run = run_fake("--milestone", "m0")
@@ -649,6 +653,7 @@ def test_a_second_call_makes_nothing_again_and_a_cut_log_is_completed(run_fake: 
         assert same, name
 
 
+@pytest.mark.runs
 def test_with_every_verdict_there_the_judge_is_not_asked_for(
     run_fake: Runner, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -693,6 +698,7 @@ def test_a_kill_while_a_log_is_set_aside_leaves_one_that_opens(
     assert sorted(p.name for p in tmp_path.glob("*.*")) == ["x-A.jsonl", "x-A.sum", "x.jsonl", "x.sum"]
 
 
+@pytest.mark.runs
 def test_a_file_that_cannot_be_read_is_not_kept_for_the_next_resume(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -707,6 +713,7 @@ def test_a_file_that_cannot_be_read_is_not_kept_for_the_next_resume(
     assert run_fake(*asked)[0] == errors.DONE
 
 
+@pytest.mark.runs
 def test_a_limit_is_a_marked_trial(run_fake: Runner, project: Path) -> None:
     files = write_files(project)
     _, run = run_fake("--milestone", "m0")
@@ -737,6 +744,7 @@ def test_every_gate_figure_of_a_trial_carries_the_mark() -> None:
         assert decide(replace(measured[name], n=60), gate).reason == "a trial on a part of the rows (n=60)"
 
 
+@pytest.mark.runs
 def test_a_run_without_an_adapter_and_a_missing_judge_end_with_exit_2(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -752,6 +760,7 @@ def test_a_run_without_an_adapter_and_a_missing_judge_end_with_exit_2(
     assert code == errors.USAGE and "benchmarks.harmbench_judge: ./none: no such folder" in text
 
 
+@pytest.mark.runs
 def test_benchmarks_within_a_milestone_reach_the_gates(run_fake: Runner, project: Path) -> None:
     files = write_files(project)
     gate = "gates.m0=[{metric='xstest.over_refusal_rise', at_most=0.05}]"

@@ -84,6 +84,7 @@ def test_a_critique_that_passes_the_flaw_by_finds_nothing(id):
     assert not any(grade_critique(BY_ID[id], BESIDE[id]).found)
 
 
+@pytest.mark.runs
 def test_what_is_merely_repeated_finds_nothing():
     for row in FLAWED:
         principle = CONSTITUTION[row.principle]
@@ -98,6 +99,7 @@ def test_what_is_merely_repeated_finds_nothing():
                 assert not any(grade_critique(row, said).found), (row.id, said)
 
 
+@pytest.mark.runs
 def test_a_critique_of_another_answer_finds_almost_nothing():
     """Every oracle on every other row. The same flaw twice (two conversions of Fahrenheit) may share its words."""
     pairs = [(row, text) for id, text in (ORACLE | FRESH).items() for row in FLAWED if row.id != id]
@@ -255,6 +257,7 @@ def test_nothing_found_leaves_the_answer_and_its_flaw_as_they_are():
     assert refused["critic.flaw_gone"].unscored == 1
 
 
+@pytest.mark.runs
 def test_perfect_and_blind_models_get_the_figures_that_they_deserve():
     blind = summarise(ROWS, {row.id: Output(NO_ISSUE) for row in ROWS})
     assert (blind["critic.recall"].value, blind["critic.false_alarms"].value) == (0.0, 0.0)
@@ -393,6 +396,7 @@ def test_hostile_texts_break_no_check():
 OWN = "Answers are kind.\nAnswers are short.\nAnswers name their source.\n"
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("found", ["calibrated", "drawn"])
 def test_with_a_constitution_of_ones_own_the_exam_is_sat_under_the_shipped_principles(run_fake, project, found):
     """Its own baseline is measured for principles that the run's calibration lacks, once, and kept for a resume."""

@@ -46,6 +46,7 @@ def test_p1_headline_has_interval_worst_and_control():
     assert p1.facts["permutation_p"] < 0.01
 
 
+@pytest.mark.runs
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-3, 3), min_size=20, max_size=60))
 def test_permuting_labels_brings_p1_to_one_half_within_its_interval(margins):
@@ -240,6 +241,7 @@ def figures_of(run: Path) -> dict:
     return orjson.loads((run / "eval" / "measured.json").read_bytes())["figures"]
 
 
+@pytest.mark.runs
 def test_a_run_is_measured_whole(run_fake):
     code, run = run_fake(*HELDOUT)
     assert code == 0
@@ -289,6 +291,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(run_fake, monkeypatch):
     assert calls
 
 
+@pytest.mark.runs
 def test_a_finished_evaluation_loads_no_model(run_fake, monkeypatch):
     _, run = run_fake(*HELDOUT)
     monkeypatch.setattr("cai.session.load", lambda *a, **k: pytest.fail("the model was loaded"))
@@ -296,6 +299,7 @@ def test_a_finished_evaluation_loads_no_model(run_fake, monkeypatch):
     assert code == 0
 
 
+@pytest.mark.runs
 def test_other_thresholds_start_a_new_score_log_and_keep_the_old(run_fake):
     _, run = run_fake(*HELDOUT)
     run_fake("--resume", run.name, *HELDOUT[2:], "--set", "evaluation.max_text_tokens=40")
@@ -304,6 +308,7 @@ def test_other_thresholds_start_a_new_score_log_and_keep_the_old(run_fake):
     assert read(old[0], KEY)
 
 
+@pytest.mark.runs
 def test_trap_06_only_the_base_judges(run_fake, monkeypatch):
     """Critiques, revisions and fresh answers are scored with the adapter off; pairs and passages with both."""
     seen: dict[str, set[bool]] = {}
@@ -330,6 +335,7 @@ def test_trap_06_only_the_base_judges(run_fake, monkeypatch):
     assert seen["preference.pairs"] == seen["forgetting.nll"] == {True, False}
 
 
+@pytest.mark.runs
 def test_trap_08_fresh_answers_are_cut_at_the_stop_string_before_judging(run_fake, monkeypatch):
     """A base model runs on into the next turn; the request carries the prompt's stop strings."""
     stops = []
@@ -341,6 +347,7 @@ def test_trap_08_fresh_answers_are_cut_at_the_stop_string_before_judging(run_fak
     assert all("\nInstruction:" in stop for stop in stops[-4:])
 
 
+@pytest.mark.runs
 def test_rejected_items_are_measured_too(run_fake):
     """A generator that refuses keeps no pair: its critiques and revisions still stand in the denominators."""
     code, run = run_fake(*HELDOUT, fake=(*FAKE[:3], "model.name=fake:refusing"))
@@ -351,6 +358,7 @@ def test_rejected_items_are_measured_too(run_fake):
         assert code == 6
 
 
+@pytest.mark.runs
 def test_evaluation_off_counts_pairs_only(run_fake):
     code, run = run_fake("--milestone", "m0", "--set", "evaluation.enabled=false")
     assert code == 0

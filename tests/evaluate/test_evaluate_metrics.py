@@ -268,6 +268,7 @@ def test_statistics_by_hand():
     assert wilson(0, 0) == (0.0, 1.0)
 
 
+@pytest.mark.runs
 @given(st.integers(0, 200), st.integers(1, 200))
 def test_wilson_is_its_formula(k, n):
     """(p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.959964 (Wilson 1927)."""

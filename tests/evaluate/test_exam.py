@@ -41,6 +41,7 @@ def test_the_labelled_set_is_what_it_should_be(rows):
     assert len({(row["prompt"], row["kind"], row["critique"], row.get("revision")) for row in rows}) == len(rows)
 
 
+@pytest.mark.runs
 def test_trap_04_the_deterministic_part_refuses_what_it_can_and_nothing_more(rows):
     """At least 80% of the good, at most 10% of every bad kind; invented issues and cosmetic revisions pass it."""
     exam = run_exam(rows, SECTION)
@@ -56,6 +57,7 @@ def test_trap_04_the_deterministic_part_refuses_what_it_can_and_nothing_more(row
         assert line.accepted > 0.5 * line.n, f"{kind}: the table must not claim what only a truth judge can do"
 
 
+@pytest.mark.runs
 def test_only_the_check_of_quotations_refuses_most_misquoting_critiques(rows):
     """They speak of the prompt in their own words, so the other gates let them through."""
     exam = run_exam(rows, SECTION.model_copy(update={"max_misquoted": 1.0}))
@@ -76,6 +78,7 @@ def test_likelihood_joins_the_deterministic_part(rows):
     assert all(orjson.loads(orjson.dumps(row)) == row for row in exam.rows)
 
 
+@pytest.mark.runs
 def test_a_failed_bar_is_named(rows):
     harsh = SECTION.model_copy(update={"min_grounding": 0.9})
     assert any(text.startswith("good") for text in run_exam(rows, harsh).failures("deterministic"))

@@ -60,6 +60,7 @@ def judged(run_paper: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[s
     return run, loads
 
 
+@pytest.mark.runs
 def test_the_judge_decides_p3_and_the_base_disagrees_on_every_prompt_that_differs(judged: Any) -> None:
     run, _ = judged
     rows = {name: {} for name in ("preference.p3", "preference.p3.base")}
@@ -79,11 +80,13 @@ def test_the_judge_decides_p3_and_the_base_disagrees_on_every_prompt_that_differ
         assert f"{name}.agreement" in figures
 
 
+@pytest.mark.runs
 def test_it_is_loaded_once_a_stretch_of_questions_and_not_once_a_slice(judged: Any) -> None:
     """Critiques and revisions are one stretch, P3 another: the policy answers in between."""
     assert judged[1] == ["other/family"] * 2
 
 
+@pytest.mark.runs
 def test_a_run_without_such_a_judge_keeps_the_mark_of_its_scores(run_paper: Any) -> None:
     _, run = run_paper(*SMALL)
     before = (run / "eval" / "scores.jsonl").read_bytes()
@@ -99,6 +102,7 @@ def test_a_judge_that_cannot_be_had_is_told_before_anything_is_made(run_fake: An
     assert f"evaluation.judge_model: {folder}: no such folder" in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_the_stand_in_is_named_as_the_base_itself(run_paper: Any) -> None:
     code, run = run_paper(*SMALL, "--set", "evaluation.judge_model=stand-in")
     figures = orjson.loads((run / "eval" / "measured.json").read_bytes())["figures"]

@@ -122,6 +122,7 @@ def test_every_default_gate_survives_a_round_trip():
     assert GatesSection().of("nightly") == ()
 
 
+@pytest.mark.runs
 @given(st.integers(0, 60), st.integers(1, 60), st.integers(1, 80), st.floats(0, 1))
 def test_a_gate_never_passes_below_its_threshold_or_minimum(k, n, minimum, threshold):
     k = min(k, n)

@@ -292,6 +292,7 @@ def figures_of(run: Path, name: str = "measured") -> dict:
     return json.loads((run / f"eval/{name}.json").read_text())["figures"]
 
 
+@pytest.mark.runs
 def test_a_run_with_tasks_is_measured_by_document_and_resumes_without_package_or_model(
     run_fake: Runner, package: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +313,7 @@ def test_a_run_with_tasks_is_measured_by_document_and_resumes_without_package_or
     assert (run / "eval/lm_eval.jsonl").read_bytes() == before
 
 
+@pytest.mark.runs
 def test_trap_09_the_batch_is_ours_and_lm_eval_never_holds_the_model(
     run_fake: Runner, package: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +333,7 @@ def test_trap_09_the_batch_is_ours_and_lm_eval_never_holds_the_model(
     assert given and all(set(vars(model)) == {"cache_hook", "replay"} for model in given)
 
 
+@pytest.mark.runs
 def test_a_kill_between_slices_asks_only_for_the_rest(
     run_fake: Runner, package: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +361,7 @@ def test_a_kill_between_slices_asks_only_for_the_rest(
     assert both[0] == both[1] and figures_of(alone) == figures_of(run)
 
 
+@pytest.mark.runs
 def test_other_tasks_later_leave_the_other_scores_alone(run_fake: Runner, package: types.ModuleType) -> None:
     _, run = run_fake(*SMALL)
     before = (run / "eval/scores.jsonl").read_bytes()
@@ -366,6 +370,7 @@ def test_other_tasks_later_leave_the_other_scores_alone(run_fake: Runner, packag
     assert (run / "eval/scores.jsonl").read_bytes() == before and "forgetting.tiny_delta" in figures_of(run)
 
 
+@pytest.mark.runs
 def test_the_sft_arm_answers_the_tasks_too(run_fake: Runner, package: types.ModuleType) -> None:
     _, run = run_fake(*SMALL, *TASKS, "--set", "sft.enabled=true")
     found = figures_of(run, "sft")
@@ -375,6 +380,7 @@ def test_the_sft_arm_answers_the_tasks_too(run_fake: Runner, package: types.Modu
     assert arms == {"fingerprint", "tuned"}
 
 
+@pytest.mark.runs
 def test_a_task_that_fails_on_answers_is_one_line(
     run_fake: Runner, package: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

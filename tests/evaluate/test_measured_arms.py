@@ -43,6 +43,7 @@ def figures_of(run: Path, name: str) -> dict[str, dict[str, object]]:
     return found
 
 
+@pytest.mark.runs
 def test_sft_and_dpo_from_the_base_stand_beside_both(run_paper: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each answers the fresh prompts with its own adapter, is judged, and DPO alone is the adapter of a plain run."""
     code, plain = run_paper(*SMALL)
@@ -93,6 +94,7 @@ def test_the_gate_on_answers_that_end_is_asked_where_dpo_starts_from_sft_only() 
         assert len(found) == wanted and all(gate.at_least == 0.9 for gate in found)
 
 
+@pytest.mark.runs
 def test_the_base_prompted_well_answers_a_benchmark_that_is_there(
     run_paper: Runner, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

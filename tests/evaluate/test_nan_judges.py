@@ -46,6 +46,7 @@ def self_decode(engine: FakeEngine, ids: Any) -> str:
     return ByteTokenizer().decode(ids)
 
 
+@pytest.mark.runs
 def test_a_judge_without_a_number_is_unscored_in_every_figure(broken: None, tmp_path: Path) -> None:
     folder = rich.project(tmp_path)
     code, said = rich.go(folder, *rich.RICH, "--set", 'evaluation.judge="require"')

@@ -39,6 +39,7 @@ def test_the_shipped_probes_are_three_benign_and_three_red_team_ones():
     assert [probe.pool for probe in found] == ["benign"] * 3 + ["redteam"] * 3
 
 
+@pytest.mark.runs
 def test_m0_asks_base_and_tuned_all_six_and_says_so_at_its_end(made):
     folder, code, said = made
     rows = rows_of(folder)
@@ -50,6 +51,7 @@ def test_m0_asks_base_and_tuned_all_six_and_says_so_at_its_end(made):
     assert "girlfriend" not in shown, "a red-team probe is folded"
 
 
+@pytest.mark.runs
 def test_a_finished_run_asks_nothing_again(copy):
     before = (latest(copy) / "records.jsonl").read_bytes()
     code, said = go(copy, *FAKE, "--resume", "runs/latest")
@@ -57,6 +59,7 @@ def test_a_finished_run_asks_nothing_again(copy):
     assert "6 of 6 answers changed" in said
 
 
+@pytest.mark.runs
 def test_a_kill_between_the_two_models_gives_the_same_bytes(copy):
     """The log is cut behind the base's answers, as a kill there leaves it."""
     log = latest(copy) / "records.jsonl"
@@ -72,6 +75,7 @@ def test_a_kill_between_the_two_models_gives_the_same_bytes(copy):
     assert log.read_bytes() == whole
 
 
+@pytest.mark.runs
 def test_a_recipe_without_the_key_asks_nothing_and_has_the_same_identity(made, tmp_path):
     """Runs made before the key was there resume as they were."""
     folder = project(tmp_path)
@@ -89,6 +93,7 @@ def test_a_recipe_without_the_key_asks_nothing_and_has_the_same_identity(made, t
     assert (latest(folder) / "eval" / "scores.jsonl").read_bytes() == scores, "what was scored before still counts"
 
 
+@pytest.mark.runs
 def test_probes_edited_since_are_no_drift_and_what_was_asked_stays(copy):
     path = copy / "prompts" / "probes.yaml"
     path.write_text(path.read_text().replace("My boss", "My chief"))
@@ -100,6 +105,7 @@ def test_probes_edited_since_are_no_drift_and_what_was_asked_stays(copy):
     assert code == 0, said
 
 
+@pytest.mark.runs
 def test_a_new_adapter_is_asked_what_the_base_was_asked_and_stands_beside_the_old(tmp_path):
     copy = project(tmp_path)
     assert go(copy, *M0, "--set", "dpo.epochs=1.0")[0] == 0  # a fake adapter is the number of its steps
@@ -112,6 +118,7 @@ def test_a_new_adapter_is_asked_what_the_base_was_asked_and_stands_beside_the_ol
     assert rows[12]["prompt"] == rows[0]["prompt"] and rows[12]["adapter"] != rows[6]["adapter"]
 
 
+@pytest.mark.runs
 def test_a_fork_asks_its_own_model(copy):
     theirs = {row["adapter"] for row in rows_of(copy)}
     code, said = go(copy, *FAKE, "--fork", "runs/latest", "--set", "dpo.max_steps=2")

@@ -24,6 +24,7 @@ def measured_run(run_paper):
     return run
 
 
+@pytest.mark.runs
 def test_every_arm_answers_the_held_out_prompts_and_is_compared_with_the_tuned_model(measured_run):
     fresh = {row["item"]: row for row in rows_of(measured_run, "preference.fresh")}
     assert len(fresh) == 4
@@ -38,6 +39,7 @@ def test_every_arm_answers_the_held_out_prompts_and_is_compared_with_the_tuned_m
         assert f'"preference.over.{arm}.length_controlled"' in figures and f'"fresh.{arm}.stops"' in figures
 
 
+@pytest.mark.runs
 def test_an_arm_that_is_asked_for_later_is_made_and_what_stands_is_not_made_again(run_paper):
     code, run = run_paper(*SMALL)
     assert code == errors.DONE
@@ -48,6 +50,7 @@ def test_an_arm_that_is_asked_for_later_is_made_and_what_stands_is_not_made_agai
     assert all(b'"prompted.' in line for line in after[len(before) :].splitlines())
 
 
+@pytest.mark.runs
 def test_what_each_arm_puts_before_the_prompt(measured_run, monkeypatch):
     class Model:
         max_seq_length = 400

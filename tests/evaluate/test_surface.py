@@ -31,6 +31,7 @@ def pairs(first: int, count: int, tail: str = "") -> list[dict]:
     ]
 
 
+@pytest.mark.runs
 def test_a_marker_at_the_end_of_chosen_texts_is_seen_and_named() -> None:
     found = fit_and_test(pairs(0, 30, " ### Case"), pairs(100, 20, " ### Case"))
     assert (found.accuracy, found.n, found.tested_on) == (1.0, 20, "held-out pairs")
@@ -41,6 +42,7 @@ def test_a_marker_at_the_end_of_chosen_texts_is_seen_and_named() -> None:
     assert not any("###" in f.readable for f in found.for_rejected)
 
 
+@pytest.mark.runs
 def test_pairs_whose_labels_are_drawn_by_lot_are_told_by_chance_only() -> None:
     found = fit_and_test(pairs(0, 60), pairs(1000, 200))
     assert found.accuracy is not None and abs(found.accuracy - 0.5) < 0.12
@@ -55,6 +57,7 @@ def test_a_length_alone_is_seen() -> None:
     assert {"words", "characters"} & {f.text for f in found.for_chosen}
 
 
+@pytest.mark.runs
 def test_the_same_pairs_in_any_order_give_the_same_figures() -> None:
     train, heldout = pairs(0, 12, " Stay safe!"), pairs(100, 6, " Stay safe!")
     assert fit_and_test(train[::-1], heldout[::-1]) == fit_and_test(train, heldout)
@@ -67,6 +70,7 @@ def test_the_prompt_is_never_read() -> None:
     assert fit_and_test(told, heldout) == fit_and_test(train, heldout)
 
 
+@pytest.mark.runs
 def test_without_held_out_pairs_the_training_pairs_are_cross_validated() -> None:
     found = fit_and_test(pairs(0, 12, " ### Case"), [])
     assert (found.accuracy, found.n, found.tested_on) == (1.0, 12, "training pairs, cross-validated")

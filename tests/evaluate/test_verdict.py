@@ -85,6 +85,7 @@ def test_an_unjudged_critique_is_unscored_where_the_recipe_requires_the_judge():
     assert judge_critique(scores, EvaluationSection(judge="require")).status == "unscored"
 
 
+@pytest.mark.runs
 def test_gate_and_report_agree_where_fewer_are_judged_than_scored(run_fake):
     """judge_items < likelihood_items under "require": what was not judged is unscored, for everybody who reads it."""
     sets = ("evaluation.judge='require'", "evaluation.likelihood_items=8", "evaluation.judge_items=3")

@@ -104,6 +104,7 @@ def pages(a: Path, b: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.runs
 def test_both_runs_share_instructions_and_answers_and_the_better_answers_win(project) -> None:
     a, b = runs_of(project)
     for stage in ("instructions", "answers"):
@@ -129,6 +130,7 @@ def test_every_judgement_is_a_record_in_both_orders(project) -> None:
         assert row["first"] > 0 > row["second"]  # A, then B: the letter turns, the winner stays
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("cut", [0.02, 0.6])
 def test_a_comparison_that_was_killed_goes_on_to_the_same_bytes(project, cut: float) -> None:
     a, b = runs_of(project)
@@ -141,6 +143,7 @@ def test_a_comparison_that_was_killed_goes_on_to_the_same_bytes(project, cut: fl
     assert pages(a, b) == whole
 
 
+@pytest.mark.runs
 def test_the_same_command_makes_neither_run_nor_judgement_again(project, monkeypatch) -> None:
     before = pages(*runs_of(project))
     monkeypatch.setattr(FakeEngine, "score", None)  # whoever asks, fails
@@ -149,6 +152,7 @@ def test_the_same_command_makes_neither_run_nor_judgement_again(project, monkeyp
     assert pages(*runs_of(project)) == before
 
 
+@pytest.mark.runs
 def test_two_runs_that_stand_are_compared_by_name(project) -> None:
     a, b = runs_of(project)
     before = pages(a, b)

@@ -91,6 +91,7 @@ def written(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".sum"}
 
 
+@pytest.mark.runs
 def test_each_principle_has_its_judged_gain_and_its_place_in_two_heat_maps(project) -> None:
     content = orjson.loads(written(run_of(project))["principles.json"])
     assert content["prompts"] == 4 and len(content["ranking"]) == 18
@@ -120,6 +121,7 @@ def test_a_fork_without_a_principle_trains_on_none_of_its_pairs_and_shares_all_t
     assert one["others_verdict"] == "bought" and one["others"]["n"] == 4  # a value a prompt, not a principle
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(("log", "cut"), [("principles", 0.5), ("without", 0.7)])
 def test_an_attribution_that_was_killed_goes_on_to_the_same_bytes(project, log: str, cut: float) -> None:
     run = run_of(project)

@@ -70,6 +70,7 @@ def written(project: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".sum"}
 
 
+@pytest.mark.runs
 def test_a_rule_that_states_a_principle_recovers_it_and_nonsense_is_invented(project: Path) -> None:
     content = orjson.loads(written(project)["rules.json"])
     labels, swapped = content["arms"]["labels"], content["arms"]["swapped"]
@@ -83,6 +84,7 @@ def test_a_rule_that_states_a_principle_recovers_it_and_nonsense_is_invented(pro
     assert rule["explains"]["value"] == 1.0  # the fake judge prefers what was mended more often
 
 
+@pytest.mark.runs
 def test_the_log_holds_every_match_and_a_cut_log_goes_on_to_the_same_bytes(project: Path, monkeypatch: Any) -> None:
     before, run = written(project), (project / "runs" / "latest").resolve()
     rows = read_jsonl(run / "eval" / "inverse" / "rules.jsonl")

@@ -30,6 +30,7 @@ def weight(folder):
     return float(next(iter(safetensors_fp32(folder / on_policy.WEIGHTS).values())).ravel()[0])
 
 
+@pytest.mark.runs
 def test_the_adapter_answers_the_same_instructions_and_dpo_goes_on_from_it_through_a_kill(run_paper, capsys):
     """The tuned fake writes "why the" for "how the"; its adapter is one number, to which a training adds its own."""
     _, one = run_paper(*SMALL)

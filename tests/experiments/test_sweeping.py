@@ -29,6 +29,7 @@ def pages(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.runs
 def test_a_sweep_that_was_killed_goes_on_shares_its_data_and_makes_the_page_of_one_that_was_not(
     run_paper, project, monkeypatch
 ):

@@ -76,6 +76,7 @@ def test_f04_sigkill_at_random_times_30_rounds(tmp_path: Path) -> None:
     assert log.read_bytes() == (tmp_path / "alone" / "records.jsonl").read_bytes()
 
 
+@pytest.mark.runs
 def test_f10_full_disk(small_disk: Path) -> None:
     """G9: one clear line, exit 74; the log ends at its last good offset and goes on once there is room."""
     filler = small_disk / "filler"
@@ -90,6 +91,7 @@ def test_f10_full_disk(small_disk: Path) -> None:
     assert code == errors.DONE and len(read(log)) == committed + 8
 
 
+@pytest.mark.runs
 def test_f12_file_size_limit(tmp_path: Path) -> None:
     code, said = finished(write(tmp_path, 40, limit=50_000))
     assert code == errors.IO and "ulimit" in said[-1]
@@ -97,6 +99,7 @@ def test_f12_file_size_limit(tmp_path: Path) -> None:
     assert finished(write(tmp_path, 40))[0] == 0
 
 
+@pytest.mark.runs
 def test_f12_read_only_folder(small_disk: Path) -> None:
     assert finished(write(small_disk, 1))[0] == 0
     before = (small_disk / "records.jsonl").read_bytes()
@@ -117,6 +120,7 @@ def test_f12_a_run_on_a_read_only_disk_can_be_verified(small_disk: Path) -> None
     ]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(("call", "nth"), [("fdatasync", 1), ("fdatasync", 3)])
 def test_f11_eio_from_the_kernel(tmp_path: Path, strace: str, call: str, nth: int) -> None:
     """The third sync fails: two batches stand, the third is cut off again, and nobody syncs a second time."""
@@ -138,6 +142,7 @@ def _lines(folder: Path) -> list[bytes]:
     return (folder / "records.jsonl").read_bytes().splitlines(keepends=True)
 
 
+@pytest.mark.runs
 def test_f11_eio_on_a_write(tmp_path: Path, strace: str) -> None:
     """Also the write itself: an error in the middle of a run of appends leaves whole batches only."""
     inject = "inject=write:error=EIO:when=4"

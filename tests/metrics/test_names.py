@@ -21,6 +21,7 @@ def figures_under(folder: Path) -> set[str]:
     return {name for content in contents for name in content.get("figures", {})}
 
 
+@pytest.mark.runs
 def test_every_figure_that_a_run_writes_has_its_name_in_the_list(run_fake: Runner, project: Path) -> None:
     """With a second arm, two seeds, held-out pairs, fresh answers, guard and benchmarks, judged by stand-ins."""
     sets = ["sft.enabled=true", "dpo.seeds=[0,1]", "heldout.items=2", "evaluation.fresh_items=2", "rounds=1"]

@@ -190,6 +190,7 @@ def test_the_context_of_a_row_reaches_the_classifier() -> None:
 # --- within a run, on the fake model
 
 
+@pytest.mark.runs
 def test_the_guard_is_checked_once_before_it_decides_and_its_label_says_so(run_fake: Runner) -> None:
     code, run = run_fake("--milestone", "m1", *GUARD)
     assert code == errors.DONE
@@ -215,6 +216,7 @@ def test_checks_off_leave_the_records_as_they_are_and_no_file(run_fake: Runner) 
     assert figure["judge"].endswith("unproven (not checked)")
 
 
+@pytest.mark.runs
 def test_an_unproven_guard_stops_the_run_before_it_filters_where_that_is_asked_for(
     run_fake: Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,12 +229,14 @@ def test_an_unproven_guard_stops_the_run_before_it_filters_where_that_is_asked_f
     assert code == errors.DONE
 
 
+@pytest.mark.runs
 def test_a_run_whose_guard_was_filtered_before_is_stopped_too(run_fake: Runner) -> None:
     run_fake("--milestone", "m1", *GUARD, "--set", "checks.enabled=false")
     code, _ = run_fake("--resume", "runs/latest", "--set", "checks.enabled=true", *STRICT)
     assert code == errors.GATE
 
 
+@pytest.mark.runs
 def test_a_cut_check_is_completed_to_the_same_rows_and_a_whole_one_is_not_made_again(
     run_fake: Runner, project: Path
 ) -> None:
@@ -254,6 +258,7 @@ def test_a_cut_check_is_completed_to_the_same_rows_and_a_whole_one_is_not_made_a
     assert len([row for row in read_jsonl(run / "events.jsonl") if row["kind"] == "checked"]) == 6
 
 
+@pytest.mark.runs
 def test_the_attempt_that_began_a_run_and_a_later_one_check_once(run_fake: Runner, project: Path) -> None:
     files = write_files(project)
     within = ("--set", 'benchmarks.run=["xstest"]', "--set", "checks.limit=4")
@@ -265,6 +270,7 @@ def test_the_attempt_that_began_a_run_and_a_later_one_check_once(run_fake: Runne
     assert kinds.count("checked") == 2 and kinds.count("model_loaded") == 1
 
 
+@pytest.mark.runs
 def test_an_unproven_judge_stops_before_its_verdicts_and_a_limit_is_stated(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,6 +292,7 @@ def test_an_unproven_judge_stops_before_its_verdicts_and_a_limit_is_stated(
     assert row.split(" | ")[2] == "10" and row.endswith("| unproven |")
 
 
+@pytest.mark.runs
 def test_the_regular_expression_is_checked_as_any_judge(run_fake: Runner, project: Path) -> None:
     files = write_files(project)
     _, run = run_fake("--milestone", "m0")

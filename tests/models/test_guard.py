@@ -222,6 +222,7 @@ def test_style_is_told_by_the_name_or_asked_for() -> None:
 # --- whole runs
 
 
+@pytest.mark.runs
 def test_every_kept_pair_has_a_guard_row_and_dropped_slots_are_tried_again(run_fake: Runner) -> None:
     code, run = run_fake("--milestone", "m1", *ON)
     assert code == errors.DONE
@@ -277,6 +278,7 @@ def test_a_guard_whose_template_asks_for_no_verdict_stops_before_anything_is_gen
     assert "asks for no qwen3guard verdict" in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_a_guard_that_drops_everything_is_what_the_line_is_about(
     run_fake: Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,11 +300,13 @@ def test_categories_that_the_guard_would_not_leave_out_are_refused(
     assert dropped.facts["excluded"] == []
 
 
+@pytest.mark.runs
 def test_the_alarm_is_said_aloud(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     run_fake("--milestone", "m1", *ON, "--set", "guard.alarm=0.01")
     assert "guard: ALARM, more than 1% dropped" in capsys.readouterr().out
 
 
+@pytest.mark.runs
 def test_a_stand_in_is_marked_in_funnel_and_cards_and_llamas_licence_is_told(run_fake: Runner) -> None:
     from cai.commands.export_base import base_of
     from cai.commands.export_card import model_card

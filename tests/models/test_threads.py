@@ -58,6 +58,7 @@ def test_busy_cores_and_another_number_of_threads_are_a_line_each():
     assert threads.in_words(2, {}) == "2 threads, default wait" and threads.in_words(1, {}) == "1 thread"
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("backend", ["embedded", "cpu", "cuda", "fake"])
 def test_the_wait_is_chosen_before_torch_is_imported_and_only_where_a_cpu_computes(backend):
     """The library reads it once, when it is loaded; whoever imports torch first would decide."""

@@ -53,6 +53,7 @@ def test_one_turn_is_the_policy_prompt_to_the_character(text, other):
         assert rendered(prompt, text) == wanted.text
 
 
+@pytest.mark.runs
 @settings(max_examples=200, deadline=None)
 @given(st.text())
 def test_any_text_renders_as_the_policy_prompt_does(text):

@@ -67,6 +67,7 @@ def test_any_number_of_principles_works(tmp_path, count):
     assert [principle.id for principle in constitution.principles] == [f"id{i}" for i in range(count)]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("text", "message"),
     [

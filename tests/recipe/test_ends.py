@@ -67,6 +67,7 @@ def run_ons(draw) -> tuple[str, str, str]:
     return name, before, draw(st.sampled_from(signs.literals)) + after
 
 
+@pytest.mark.runs
 @given(run_ons())
 @example(("critiques", "The answer is fine.", " ### Case Instruction: How do I patch a tyre?"))
 @example(("critiques", "The answer is fine.", "\nCase\nInstruction: How do I patch a tyre?"))
@@ -93,6 +94,7 @@ PIECES = st.sampled_from(
 )
 
 
+@pytest.mark.runs
 @given(st.lists(PIECES, max_size=14).map("".join) | st.text(max_size=60), st.sampled_from(sorted(SIGNS)))
 def test_a_cut_text_has_no_sign_and_is_cut_to_itself(text, name):
     found = ends.cut(text, SIGNS[name])
@@ -116,6 +118,7 @@ def test_what_a_base_model_wrote_on_is_cut(name, kept, tail):
     assert (found.text, bool(found.marker)) == (kept, True)
 
 
+@pytest.mark.runs
 @given(st.sampled_from(sorted(SIGNS)), st.sampled_from(BEFORE), st.sampled_from(AFTER), st.data())
 def test_what_holds_an_engine_stop_is_cut_at_it_or_before(name, before, after, data):
     stop = data.draw(st.sampled_from(ends.engine_stops(SIGNS[name])))
@@ -173,6 +176,7 @@ def test_a_label_with_a_hyphen_is_a_name_like_others():
     assert ends.cut("The follow-up question was hard.", signs).marker is None
 
 
+@pytest.mark.runs
 def test_a_hostile_text_is_cut_in_linear_time():
     for piece in (
         "# Case x\n",

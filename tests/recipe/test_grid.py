@@ -32,6 +32,7 @@ def test_the_shipped_grid_is_large_enough():
     assert not set(grid.axes["benign"]["topic"]) & set(grid.axes["redteam"]["topic"])
 
 
+@pytest.mark.runs
 @given(
     sizes=st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
     seed=st.integers(0, 2**63),
@@ -65,6 +66,7 @@ def test_cells_follow_the_seed_and_have_the_four_fields():
     assert list(cells[0]) == ["topic", "kind", "persona", "tone"]
 
 
+@pytest.mark.runs
 def test_three_thousand_cells_are_distinct_in_both_pools_also_from_far_indexes():
     grid = load_grid(SHIPPED)
     for pool in POOLS:
@@ -72,6 +74,7 @@ def test_three_thousand_cells_are_distinct_in_both_pools_also_from_far_indexes()
             assert len({tuple(grid.cell(9, start + i, pool).values()) for i in range(3000)}) == 3000
 
 
+@pytest.mark.runs
 @given(share=st.floats(0, 1), seed=st.integers(0, 2**63))
 @settings(max_examples=100, deadline=None)
 def test_every_prefix_has_the_share_within_three_items(share, seed):
@@ -89,6 +92,7 @@ def test_share_zero_and_one_are_exact_and_pools_do_not_alternate():
     assert 0.35 < sum(even) / len(even) < 0.65
 
 
+@pytest.mark.runs
 @given(size=st.integers(1, 300), key=st.text(max_size=5))
 @settings(max_examples=40, deadline=None)
 def test_permute_is_a_bijection(size, key):

@@ -307,6 +307,7 @@ def test_rows_without_a_pool_take_the_recipes_and_rows_with_one_keep_it() -> Non
     assert read(b"prompt,pool\nSing.,RedTeam\nDance.,benign\n", "mine").by_pool == {"benign": 1, "redteam": 1}
 
 
+@pytest.mark.runs
 @given(st.binary(max_size=300))
 @example(b"{" * 5000)
 @example(b'{"a":' * 3000)
@@ -366,6 +367,7 @@ SIGNS = st.sampled_from(
 )
 
 
+@pytest.mark.runs
 @given(st.lists(SIGNS, max_size=40), st.sampled_from(["", "prompt", "a.b"]))
 @settings(max_examples=600, deadline=None)
 def test_no_text_of_the_formats_own_signs_makes_a_traceback(signs: list[str], key: str) -> None:

@@ -177,6 +177,7 @@ def test_a_constitution_from_a_pipe_is_refused_or_read_but_never_empty(tmp_path:
         load_constitution("/dev/zero")
 
 
+@pytest.mark.runs
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
 @settings(max_examples=300, deadline=None)
 def test_no_bytes_make_a_traceback(data: bytes) -> None:
@@ -215,6 +216,7 @@ TOKENS = st.sampled_from(
 )
 
 
+@pytest.mark.runs
 @given(st.lists(TOKENS, max_size=30))
 @settings(max_examples=400, deadline=None)
 def test_no_text_of_yamls_own_signs_makes_a_traceback(signs: list[str]) -> None:

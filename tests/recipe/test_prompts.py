@@ -154,6 +154,7 @@ def test_policy_is_zero_shot_and_bare_in_chat_format():
 # --- prefix and identity
 
 
+@pytest.mark.runs
 @given(text=st.text(max_size=60), other=st.text(max_size=60), shift=st.integers(0, 5))
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("format", ["base", "chat"])
@@ -206,6 +207,7 @@ def test_sha_follows_file_format_fields_and_ids(good, tmp_path):
 # --- tokenizers
 
 
+@pytest.mark.runs
 @settings(deadline=None)
 @given(st.text() | st.lists(st.sampled_from([*CONTROLS, "<", "|im_end|>", " ", "x\n"])).map("".join))
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["byte", "hf"])

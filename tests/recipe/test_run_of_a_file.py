@@ -65,6 +65,7 @@ def test_the_dry_run_shows_the_users_own_first_request_and_tells_a_line_that_is_
     assert "line 2 is too long: ~" in out and "passed over" in out
 
 
+@pytest.mark.runs
 def test_declined_red_team_requests_without_a_pool_end_with_a_line_that_names_the_pool(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_run_of_before_these_keys_has_the_same_identity(run_fake: Runner, proj
     assert code == errors.DRIFT
 
 
+@pytest.mark.runs
 def test_a_file_that_grew_is_no_drift_and_its_new_lines_fill_the_slots_that_were_short(
     run_fake: Runner, project: Path
 ) -> None:
@@ -117,6 +119,7 @@ def test_a_file_whose_used_line_changed_is_drift(run_fake: Runner, project: Path
     assert before == ((run / "manifest.json").read_bytes(), (run / "instructions.file").read_bytes())
 
 
+@pytest.mark.runs
 def test_a_fork_over_a_file_that_grew_keeps_all_records(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +132,7 @@ def test_a_fork_over_a_file_that_grew_keeps_all_records(
     assert f"{rows} records stay, 0 are made again" in capsys.readouterr().out
 
 
+@pytest.mark.runs
 def test_after_training_a_file_that_grew_changes_nothing(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +156,7 @@ def test_a_shortage_is_told_once_and_at_the_end_how_many_lines_there_were(
     assert "pairs: 2 of 4 wanted; the bound of tries is reached; instructions.file has 2 lines.\n" in said.out
 
 
+@pytest.mark.runs
 def test_a_request_that_leaves_no_room_for_an_answer_is_not_tried_with_other_seeds(
     run_fake: Runner, project: Path
 ) -> None:
@@ -193,6 +198,7 @@ def test_a_device_is_refused_and_leaves_no_run(
     assert not (project / "runs").exists()
 
 
+@pytest.mark.runs
 def test_a_resume_whose_files_are_gone_goes_on_with_the_runs_own_copies(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +223,7 @@ def test_milestone_may_be_set_like_any_key(run_fake: Runner, capsys: pytest.Capt
     assert "says another milestone than --milestone" in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_home_is_meant_in_every_path(
     run_fake: Runner, project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +307,7 @@ def test_a_recipe_from_a_pipe_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     assert "is a pipe" in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_a_language_whose_refusals_are_not_known_is_told_at_the_start_in_the_dry_run_and_in_the_report(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

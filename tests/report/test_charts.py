@@ -91,6 +91,7 @@ def test_a_gate_in_shares_stands_on_the_common_axis_and_another_unit_on_its_own(
     assert kl.value is None and kl.axis is not None and kl.axis[1] >= 0.1
 
 
+@pytest.mark.runs
 def test_every_picture_is_named_and_described_for_a_screen_reader_and_its_text_is_text() -> None:
     for chart in each_kind():
         for svg in re.findall(r"<svg.*?</svg>", drawing.inline(chart, "c"), re.S):
@@ -135,6 +136,7 @@ def test_hostile_names_are_text_and_mathematics_is_not_set() -> None:
     assert any(text.startswith("</text><script>") for text in texts(drawing.svg_file(charts[1]).decode()))  # type: ignore[arg-type]
 
 
+@pytest.mark.runs
 def test_the_same_numbers_give_the_same_bytes_whatever_matplotlib_was_told_before(tmp_path) -> None:
     import matplotlib
 
@@ -169,6 +171,7 @@ def test_a_figure_is_drawn_once_however_often_it_is_asked_for() -> None:
     assert drawing._raw.cache_info().misses == 1
 
 
+@pytest.mark.runs
 def test_charts_are_made_without_loading_matplotlib() -> None:
     import subprocess
     import sys

@@ -37,6 +37,7 @@ def data_set(run: Path, split: str) -> list[dict]:
     return [orjson.loads(line) for line in (run / "dataset/pairs" / f"{split}.jsonl").read_bytes().splitlines()]
 
 
+@pytest.mark.runs
 def test_an_opened_run_has_the_pairs_that_the_run_wrote_and_the_report_counts_no_others(run_fake: Runner) -> None:
     more = ("--set", "items=12", "--set", "heldout.items=4", "--until", "pairs")
     run = run_fake("--milestone", "m2", *more)[1]
@@ -57,6 +58,7 @@ def _rounds_of(opened: OpenedRun) -> list[dict]:
     return [{"item": item, "rounds": count} for item, count in counts.items()]
 
 
+@pytest.mark.runs
 def test_every_table_has_the_columns_of_its_page_with_pandas_and_without(run: Path) -> None:
     pandas = pytest.importorskip("pandas")
     frames, plain = cai.open_run(run), cai.open_run(run, pandas=False)
@@ -120,6 +122,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.runs
 def test_an_item_in_which_nothing_was_found_is_shown_with_its_answer_and_its_reason(
     run_fake: Runner, project: Path
 ) -> None:

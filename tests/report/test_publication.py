@@ -143,6 +143,7 @@ def rows_of(tex: str) -> list[tuple[str, list[list[str]]]]:
     return found
 
 
+@pytest.mark.runs
 def test_every_row_of_a_run_has_a_cell_for_each_head_in_both_formats(run_fake: Runner) -> None:
     """The last rows of the data funnel had six cells under five heads: LaTeX stopped, Markdown was shifted."""
     _, run = run_fake("--milestone", "m1")
@@ -199,6 +200,7 @@ def test_a_long_name_may_be_broken_in_latex_and_a_minus_is_one() -> None:
     assert r"dpo.\allowbreak{}loss\_\allowbreak{}fall.\allowbreak{}heldout & $-$0.5 to 1.5 \\" in tex
 
 
+@pytest.mark.runs
 def test_tables_of_a_run_are_rebuilt_from_its_files_by_one_command(run_fake: Runner, project: Path) -> None:
     import runner
 

@@ -68,6 +68,7 @@ def html_of(path):
     return (path / "report.html").read_text()
 
 
+@pytest.mark.runs
 def test_an_overrides_reason_stays_whether_the_gates_passed_or_not(run_path):
     snapshot = read_story(run_path)
     for status in ("PASS", "FAIL"):
@@ -199,6 +200,7 @@ def test_parts_that_are_missing_are_named_not_guessed(tmp_path):
     assert "No record yet" in html
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", ["eval/gates.json", "eval/results.json", "train/result.json", "recipe.resolved.toml",
                                   "constitution.yaml", "records.jsonl", "eval/scores.jsonl"])  # fmt: skip
 def test_a_damaged_part_does_not_stop_the_report(tmp_path, name):
@@ -235,6 +237,7 @@ def big_run(tmp_path, items):
     return make_run(tmp_path, rows, recipe=chosen.model_copy(update={"pairs": pairs}))
 
 
+@pytest.mark.runs
 def test_a_hundred_items_are_built_in_time_and_small(tmp_path):
     path = big_run(tmp_path, 100)
     began = time.process_time()
@@ -244,6 +247,7 @@ def test_a_hundred_items_are_built_in_time_and_small(tmp_path):
     assert html_of(path).count('id="item-') == 100
 
 
+@pytest.mark.runs
 def test_many_items_show_a_seeded_sample_and_the_extremes(tmp_path):
     path = make_run(tmp_path, records(150, heldout=0, rejects=False), recipe=recipe(items=150))
     scores = [
@@ -323,6 +327,7 @@ def test_an_examples_verdict_stands_above_its_fold(run_path):
     assert one.index("Critique <span") < one.index("<details><summary>Red-team text")
 
 
+@pytest.mark.runs
 def test_principles_show_what_the_metric_says_of_them(run_fake):
     path = run_fake("--milestone", "m1")[1]
     snapshot = read_story(path)

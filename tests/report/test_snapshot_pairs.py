@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from support.runs import read_jsonl
 
 from cai.report.snapshot import read_story
 
 
+@pytest.mark.runs
 def test_a_story_has_the_pairs_that_the_run_wrote(run_fake: Callable[..., tuple[int, Path]]) -> None:
     """Rounds that find nothing, labels: an item without a second critique is a pair and no gap."""
     _, run = run_fake("--milestone", "m1", "--until", "pairs")

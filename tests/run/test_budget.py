@@ -87,6 +87,7 @@ def test_pairs_seen_by_steps_and_by_epochs():
     assert training_pairs_seen(recipe(items=100, dpo=DpoSection(epochs=3.0, gradient_accumulation=8))) == 38 * 8
 
 
+@pytest.mark.runs
 def test_what_cannot_fit_is_refused_before_there_is_a_run_and_a_flag_overrides(project, run_fake, monkeypatch, capsys):
     """The rate of M0 says what M2 takes at least; the refused milestone leaves no folder behind."""
     monkeypatch.setattr("cai.run.budget.LOW", 100.0)  # the fake model's milliseconds as a real model's minutes

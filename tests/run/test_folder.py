@@ -308,6 +308,7 @@ def test_g8_drift_names_every_key_and_offers_a_fork() -> None:
     assert max(len(line) for line in said.splitlines()) < 120
 
 
+@pytest.mark.runs
 def test_time_and_cost_are_sums_over_attempts_also_killed_ones(tmp_path: Path) -> None:
     """G12: a killed attempt counts up to its last event; the wall clock is not used."""
     root = tmp_path / "runs"

@@ -41,6 +41,7 @@ def test_the_program_is_named_as_it_was_called(monkeypatch: pytest.MonkeyPatch, 
         assert lines.program() == shown
 
 
+@pytest.mark.runs
 def test_the_lines_of_a_refused_resume_work_as_they_are_printed(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +69,7 @@ def test_the_lines_of_a_refused_resume_work_as_they_are_printed(
     assert (found["dpo"]["beta"], found["dpo"]["max_steps"]) == (0.3, 3)
 
 
+@pytest.mark.runs
 def test_the_data_alone_are_exported_by_the_line_that_is_printed(
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +96,7 @@ def test_a_stop_by_a_signal_prints_the_line_that_goes_on(
     assert go[1] == "--resume"
 
 
+@pytest.mark.runs
 def test_a_stop_that_was_asked_for_prints_the_line_that_goes_on(
     run_fake: Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -189,6 +189,7 @@ def test_a_step_is_told_with_its_place_and_in_words(run, clock, capsys):
     assert (status["step"], status["steps"], status["stage"]) == (2, 6, "critiques"), "names stay what they are"
 
 
+@pytest.mark.runs
 def test_every_stage_of_a_run_has_a_place_and_no_word_of_the_trade(run_fake):
     """A fake M1 from start to end: each line says which step it is; CSI and CRI stand beside what they mean."""
     import re

@@ -36,6 +36,7 @@ def edited(project: Path, before: str, after: str) -> None:
     (project / "cai.toml").write_text(text.replace(before, after, 1))
 
 
+@pytest.mark.runs
 def test_each_remedy_of_a_drift_works(run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Items were changed in the recipe before training (allowed), then beta: both lines that are printed must go on."""
     assert run_fake("--milestone", "m1", "--set", "dpo.max_steps=2", "--until", "critiques")[0] == 0
@@ -51,6 +52,7 @@ def test_each_remedy_of_a_drift_works(run_fake: Runner, project: Path, capsys: p
     assert (project / "runs" / "latest").resolve() != run, "the second line forks"
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("later", [("--limit", "1"), ("--set", "items=3")], ids=["--limit", "--set items"])
 def test_a_number_of_items_that_a_resume_was_given_holds_on(run_fake: Runner, later: tuple[str, ...]) -> None:
     run_fake(*SMALL, "--until", "critiques")
@@ -71,6 +73,7 @@ def test_a_resume_as_another_milestone_is_refused_and_its_line_forks(
     assert runner.main(line) == 0
 
 
+@pytest.mark.runs
 def test_a_refused_resume_leaves_a_finished_run_finished(run_fake: Runner) -> None:
     _, run = run_fake(*SMALL)
     before = files_of(run)
@@ -79,6 +82,7 @@ def test_a_refused_resume_leaves_a_finished_run_finished(run_fake: Runner) -> No
     assert "state        done" in screen(run)
 
 
+@pytest.mark.runs
 def test_more_items_on_a_finished_run_are_made_and_trained_on(run_fake: Runner) -> None:
     _, run = run_fake(*SMALL)
     rows, adapter = (run / "records.jsonl").read_bytes(), (run / "adapter/adapter_model.safetensors").read_bytes()
@@ -96,6 +100,7 @@ def test_more_items_on_a_finished_run_are_made_and_trained_on(run_fake: Runner) 
     assert run_fake("--resume", str(run), "--set", "items=3", fake=())[0] == errors.DRIFT, "fewer are another run"
 
 
+@pytest.mark.runs
 def test_a_fork_keeps_the_milestone_and_the_keys_that_were_set(run_fake: Runner) -> None:
     """The line of docs/troubleshooting.md, after an m1 with keys of its own: everything stays."""
     _, old = run_fake(*SMALL)
@@ -109,6 +114,7 @@ def test_a_fork_keeps_the_milestone_and_the_keys_that_were_set(run_fake: Runner)
     assert [text for text in again["sets"] if text.startswith("items")] == ["items=3"]
 
 
+@pytest.mark.runs
 def test_the_card_of_a_fork_names_the_model_that_wrote_the_text(run_fake: Runner) -> None:
     _, old = run_fake(*SMALL, "--until", "pairs")
     code, forked = run_fake("--fork", "runs/latest", fake=())
@@ -118,6 +124,7 @@ def test_the_card_of_a_fork_names_the_model_that_wrote_the_text(run_fake: Runner
     assert "fake" in (forked / "dataset/README.md").read_text()
 
 
+@pytest.mark.runs
 def test_so_does_that_of_a_run_whose_manifest_lost_it(run_fake: Runner) -> None:
     _, run = run_fake(*SMALL, "--until", "pairs")
     card = (run / "dataset/README.md").read_bytes()
@@ -188,6 +195,7 @@ def test_every_second_counts_while_a_model_loads_and_while_inputs_are_read(
     assert passed > 1.5 and passed - counted < 0.6
 
 
+@pytest.mark.runs
 def test_until_pairs_writes_the_report_and_can_be_exported(run_fake: Runner, project: Path, capsys) -> None:
     _, run = run_fake(*SMALL, "--until", "pairs")
     assert (run / "report.html").is_file() and (run / "dataset/README.md").is_file()

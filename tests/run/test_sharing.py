@@ -42,6 +42,7 @@ def test_each_process_sees_one_gpu_of_those_that_are_lent() -> None:
     assert world.own_device("GPU-a,GPU-b", 1) == "GPU-b"
 
 
+@pytest.mark.runs
 def test_what_a_shard_of_an_earlier_attempt_holds_is_not_made_again(run_fake: Run, project: Path) -> None:
     """One process goes on from rows of two: taken from the shard, in the log in order, and the shard is gone."""
     code, whole = run_fake(*PAIRS)
@@ -62,6 +63,7 @@ def test_what_a_shard_of_an_earlier_attempt_holds_is_not_made_again(run_fake: Ru
     assert not shard.exists()
 
 
+@pytest.mark.runs
 def test_a_shard_that_cannot_be_read_is_made_again(run_fake: Run) -> None:
     _, whole = run_fake(*PAIRS)
     _, run = run_fake(*PAIRS, "--until", "instructions")

@@ -88,6 +88,7 @@ def stand_in(tmp_path, monkeypatch):
         sys.modules.pop(name)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", sorted(tracker.OPEN))
 def test_each_tracker_is_told_every_step_and_every_figure(tmp_path, stand_in, name):
     told, folder = stand_in(name), project(tmp_path)
@@ -104,6 +105,7 @@ def test_each_tracker_is_told_every_step_and_every_figure(tmp_path, stand_in, na
     assert code == 0, said
 
 
+@pytest.mark.runs
 def test_nothing_is_imported_or_sent_unasked(tmp_path, stand_in):
     for name in tracker.OPEN:
         told = stand_in(name, "raise RuntimeError('nobody asked for it')")
@@ -129,6 +131,7 @@ NO_START = "def init(**f): raise OSError('no network')"
 NO_STEP = "def init(**f): pass\ndef finish(): pass\ndef log(v, step): raise OSError('no network')"
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("fault", [NO_START, NO_STEP])
 def test_a_tracker_that_fails_ends_no_run_and_is_told_once(tmp_path, stand_in, fault):
     stand_in("trackio", fault)
@@ -136,6 +139,7 @@ def test_a_tracker_that_fails_ends_no_run_and_is_told_once(tmp_path, stand_in, f
     assert code == 0 and said.count("tracker: trackio ") == 1 and "OSError: no network" in said
 
 
+@pytest.mark.runs
 def test_a_resume_may_change_it(tmp_path, stand_in):
     told, folder = stand_in("trackio"), project(tmp_path)
     assert go(folder, *M0)[0] == 0

@@ -77,6 +77,7 @@ def test_every_append_is_one_write_and_one_sync(tmp_path: Path, monkeypatch: pyt
         assert calls == [f"write {log._fd}", f"sync {log._fd}", f"write {log._sum_fd}"], "the sum follows the sync"
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("with_sums", [True, False])
 def test_f01_cut_at_every_byte_ends_in_the_same_log(tmp_path: Path, with_sums: bool) -> None:
     """G1, G2, G5: whole lines survive every cut, the torn bytes are kept aside, redoing gives the same bytes."""
@@ -173,6 +174,7 @@ def test_f05_bytes_that_were_never_synced_may_vanish_in_any_way(tmp_path: Path) 
         assert path.read_bytes() == full
 
 
+@pytest.mark.runs
 def test_f06_a_flipped_byte_anywhere_is_never_silent(tmp_path: Path) -> None:
     """G6: exit 5 naming line and byte; only the very last newline's loss looks like a tear, and is noted as a loss."""
     path = filled(tmp_path, BATCHES)
@@ -435,6 +437,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.runs
 @given(VALUES)
 @settings(max_examples=150, deadline=None)
 def test_any_value_is_one_line_that_reads_back(value: Any) -> None:

@@ -212,6 +212,7 @@ def test_the_funnel_holds_one_row_at_a_time() -> None:
     assert found[0]["reasons"] == [("looping", 10)]
 
 
+@pytest.mark.runs
 def test_examples_are_held_once_while_collecting_and_not_beside_those_of_the_report(
     run_fake: Callable[..., tuple[int, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from support.runs import read_jsonl
 
 from cai import errors
@@ -13,6 +14,7 @@ from cai import errors
 Runner = Callable[..., tuple[int, Path]]
 
 
+@pytest.mark.runs
 def test_every_seed_has_its_adapter_and_the_first_is_the_runs_own(run_fake: Runner) -> None:
     _, plain = run_fake("--milestone", "m0")
     code, run = run_fake("--milestone", "m0", "--set", "dpo.seeds=[0, 1, 2]")

@@ -59,6 +59,7 @@ def steps_of_arm(run: Path) -> list[int]:
     return [e["step"] for e in read_jsonl(run / "events.jsonl") if e["kind"] == "train_step" and e.get("arm") == "sft"]
 
 
+@pytest.mark.runs
 def test_off_not_a_byte_differs(run_fake: Runner) -> None:
     _, plain = run_fake(*QUICK)
     _, off = run_fake(*QUICK, "--set", "sft.enabled=false", "--set", "sft.learning_rate=0.5", "--set", "sft.epochs=2.0")
@@ -89,6 +90,7 @@ def test_on_the_arm_stands_beside_an_untouched_run(run_fake: Runner, monkeypatch
     assert all(check.verdict != "FAIL" for check in verify(run))
 
 
+@pytest.mark.runs
 def test_the_report_says_what_dpo_adds_and_the_table_has_the_column(run_fake: Runner) -> None:
     _, run = run_fake(*QUICK, *ON)
     text, page = (run / "report.md").read_text(), (run / "report.html").read_text()
@@ -101,6 +103,7 @@ def test_the_report_says_what_dpo_adds_and_the_table_has_the_column(run_fake: Ru
     assert "What DPO adds to SFT" in (run / "eval/table.md").read_text() + (run / "eval/table.tex").read_text()
 
 
+@pytest.mark.runs
 def test_each_log_is_scored_with_its_own_adapter(run_fake: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[str]] = {}
     real = measure.Evaluation.write
@@ -124,6 +127,7 @@ def test_a_fresh_lora_of_the_preflight_is_never_measured(tmp_path: Path) -> None
     assert model.attached == tmp_path
 
 
+@pytest.mark.runs
 def test_the_arm_never_stands_in_the_place_of_dpo(run_fake: Runner) -> None:
     """Status line, measured rates, curves and estimate are DPO's; `--verify` looks at both adapters."""
     _, run = run_fake(*QUICK, *ON, "--set", "sft.max_steps=3")
@@ -144,6 +148,7 @@ def test_the_arm_never_stands_in_the_place_of_dpo(run_fake: Runner) -> None:
     assert broken == "adapter-sft: 1 tensors hold NaN or infinity, first base_model.model.fake.lora_B.weight"
 
 
+@pytest.mark.runs
 def test_a_finished_run_takes_the_arm_later(run_fake: Runner) -> None:
     _, run = run_fake(*QUICK)
     before = {name: (run / name).read_bytes() for name in KEPT}
@@ -174,6 +179,7 @@ def test_a_stop_in_the_arm_resumes_to_the_same_adapter(run_fake: Runner, monkeyp
     assert all(same(n, alone, run) for n in ("adapter-sft/adapter_model.safetensors", *KEPT))
 
 
+@pytest.mark.runs
 def test_other_inputs_are_drift(run_fake: Runner, capfd: pytest.CaptureFixture[str]) -> None:
     _, run = run_fake(*QUICK, *ON)
     code, _ = run_fake("--resume", run.name, "--set", "sft.learning_rate=0.001", fake=())

@@ -11,14 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ranks_child
-from test_train import TESTS
+from support.runs import ROOT
 
 from cai import errors, world
 from cai.training import ranks
 from cai.training.job import BatchShape
 
-CHILD = TESTS / "support" / "ranks_child.py"
+CHILD = ROOT / "tests" / "support" / "ranks_child.py"
 slow, faults = pytest.mark.slow, pytest.mark.faults
 
 
@@ -42,6 +41,8 @@ def losses(found: dict) -> list[float]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
+    from support import ranks_child
+
     folder = tmp_path_factory.mktemp("alone")
     return folder, ranks_child.main(folder / "0", {})
 
