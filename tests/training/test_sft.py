@@ -79,7 +79,7 @@ def test_on_the_arm_stands_beside_an_untouched_run(run_fake: Runner, monkeypatch
     assert (run / "adapter-sft/adapter_model.safetensors").is_file() and (run / "train/sft/result.json").is_file()
     figures = json.loads((run / "eval/sft.json").read_text())["figures"]
     assert {f"{name}.sft" for name in second.KEPT} <= set(figures)
-    assert {second.OVER + series.metric for series in second.SERIES} <= set(figures)
+    assert {f"dpo_over_sft.{series.metric}" for series in second.SERIES} <= set(figures)
     assert figures["dpo_over_sft.preference.p1"]["n"] == figures["preference.p1.sft"]["n"] == 4
     assert figures["dpo_over_sft.forgetting.nll_delta"]["facts"]["test"] == "Wilcoxon signed-rank"
     assert steps_of_arm(run) == list(range(1, 11))

@@ -104,7 +104,7 @@ def test_another_stage_is_another_training(tmp_path):
 
 
 def test_a_start_that_the_recipe_does_not_name_and_one_that_is_missing(tmp_path):
-    with pytest.raises(CaiError, match=r'dpo\.start = "sft", but no SFT adapter'):
+    with pytest.raises(CaiError, match=r'dpo\.start = "sft", but no adapter was handed'):
         run_train(tmp_path, config=FROM_SFT)
     with pytest.raises(CaiError, match=r'dpo\.start = "base", but training was handed'):
         run_train(tmp_path, start=tmp_path / "adapter-sft")
