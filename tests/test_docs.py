@@ -233,7 +233,7 @@ def _ctrl_c(*_args, **_more):
 def run_command(command: str) -> int:
     """A command as the page has it, in the clone; `make` through what it would do."""
     words = shlex.split(command.replace("<id>", "latest").replace("<other>", "latest"))
-    if words[0] in ELSEWHERE or "model.backend=cpu" in words:  # a model of the hub: tests/models/test_loading.py
+    if words[0] in ELSEWHERE or {"model.backend=cpu", "model.backend=embedded"} & set(words):  # a real model: minutes
         return 0
     if "--version" in words:
         return subprocess.run([sys.executable, str(REPO / "runner.py"), "--version"]).returncode
