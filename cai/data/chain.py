@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cai.data import labels, parsing, principles, sampled, slots
 from cai.data.comparisons import PAIR_FIELDS
+from cai.data.known_labels import LABEL_BAR
 from cai.data.parsing import Parsed, Unparsed
 from cai.data.rounds import _render_answer, _render_critique, _render_label, _render_relevance, _render_revision
 from cai.data.stage import Inputs, Stage, Unit
@@ -63,7 +64,8 @@ def _text_and_principle(round_: int) -> Inputs:
 
 
 def _revised(round_: int) -> Inputs:
-    return (("revisions", 1), ("relevance", 0))  # of any round: what they depend on is the same
+    # of any round: what they depend on is the same
+    return (("revisions", 1), ("relevance", 0), (LABEL_BAR.name, 0))
 
 
 def _relevant(recipe: Recipe) -> bool:
@@ -219,7 +221,7 @@ COMPARISONS = Stage(
     sampled.render_comparison,
     score=sampled.compare,
     needs=lambda round_: (("answers", 0), (sampled.SECOND, 0)),
-    reads=lambda round_: (("relevance", 0),),
+    reads=lambda round_: (("relevance", 0), (LABEL_BAR.name, 0)),
     keys=("rounds", "principles"),
     files=("constitution.yaml",),
     fields=PAIR_FIELDS,
@@ -231,6 +233,7 @@ CHAIN: tuple[Stage, ...] = (
     ANSWERS,
     SECOND_ANSWERS,
     CALIBRATION,
+    LABEL_BAR,
     RELEVANCE,
     CRITIQUES,
     REVISIONS,

@@ -1,8 +1,11 @@
 """Is the chosen text better than the rejected one? The check of every label before it becomes a pair.
 
 Owns the row of stage `labels` and the rule that reads it. Two tests by the model that wrote the texts, adapter off:
-- the blind comparison under each principle that was used, in both orders (`comparisons`); their mean is the `margin`;
-- the principles' scores before and after: those that were used must have fallen, the others must not have risen.
+- the blind comparison under each principle that was used, in both orders (`comparisons`): half the difference of the
+  orders is the `margin`, in which a liking for a letter cancels. It must be above the bar of `known_labels`;
+- without such a bar both orders must agree, and of the principles' scores before and after those that were used must
+  have fallen, the others must not have risen. (Over known revisions the margin parts better from no better with an AUC
+  of 0.82 to 0.87, the fall with 0.71, both together no better than the margin alone: a model of 1.5B.)
 The judge is the writer, so this is a floor and no proof: `evaluate` measures with other questions.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cai.data import principles
+from cai.data import known_labels, principles
 from cai.data.comparisons import comparison_asks, orders
 from cai.data.stage import Unit
 from cai.engine import Score
@@ -26,8 +29,8 @@ RISE = (
 
 
 def check(context: Context, units: Sequence[Unit]) -> list[Row]:
-    """One row a unit: `margin`, `first` and `second` (log-odds by order), `used`, `fallen` and `risen` (nats)."""
-    scorer = principles.scorer_of(context)
+    """One row a unit: `margin`, `first`, `second` (log-odds by order), `used`, and `bar` or `fallen`, `risen` (nats)."""
+    scorer, bar = principles.scorer_of(context), known_labels.bar_of(context)
     asks: list[Ask] = []
     for unit in units:
         for id_ in unit.extra["used"]:
@@ -37,7 +40,8 @@ def check(context: Context, units: Sequence[Unit]) -> list[Row]:
     scores = score(scorer, asks)
     after = {}
     # the chosen texts, where the rejected ones have scores to compare with
-    if again := {(u.item,): (u.fields["instruction"], u.fields["chosen"]) for u in units if u.extra["before"]}:
+    with_scores = [unit for unit in units if unit.extra["before"] and bar is None]
+    if again := {(u.item,): (u.fields["instruction"], u.fields["chosen"]) for u in with_scores}:
         every = context.constitution.principles
         found = score(scorer, principles.question_asks(context, scorer, again, every))
         raw = principles.raw_scores(found, again, every)
@@ -45,7 +49,7 @@ def check(context: Context, units: Sequence[Unit]) -> list[Row]:
     rows = []
     for unit in units:
         row = verdict(scores, unit) | _change(unit, after.get(unit.item))
-        rows.append(rounded(row) | {"used": list(unit.extra["used"])})
+        rows.append(with_bar(rounded(row), bar) | {"used": list(unit.extra["used"])})
     return rows
 
 
@@ -54,6 +58,18 @@ def verdict(scores: Mapping[Name, Score], unit: Unit) -> dict[str, float]:
     both = [orders(scores, (unit.item, id_)) for id_ in unit.extra["used"]]
     first, second = (_mean(side) for side in zip(*both, strict=True))
     return {"first": first, "second": second, "margin": (first - second) / 2}
+
+
+def with_bar(row: Row, bar: float | None) -> Row:
+    """The row with the bar that its margin has to pass; without numbers where no bar could be drawn."""
+    if bar is None:
+        return row
+    return row | {"bar": bar} if math.isfinite(bar) else {"first": None, "second": None, "margin": None}
+
+
+def bar_in(row: Record) -> Row:
+    """The bar as it stands in a row, if any."""
+    return {"bar": row["bar"]} if "bar" in row else {}
 
 
 def rounded(row: Mapping[str, float]) -> Row:
@@ -89,6 +105,9 @@ def fault(row: Record) -> str:
     first, second = row.get("first"), row.get("second")
     if first is None or second is None:
         return "unscored: a likelihood is not finite"
+    if (bar := row.get("bar")) is not None:
+        margin = row["margin"] if row["margin"] is not None else math.nan
+        return "" if margin > bar else f"no clear margin: {margin:.2f}, the bar is {bar:.2f}"
     if not first > 0 > second:
         where = "both orders" if first <= 0 <= second else "one order"
         return f"the original is preferred in {where}: {row['margin']:.2f}"

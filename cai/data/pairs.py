@@ -239,7 +239,7 @@ def _example(chain: Chain, plan: PairPlan) -> Example:
 
 
 NOTHING: Round = {"principle_id": None, "principle": "", "critique": "", "revised_answer": ""}  # no round criticised
-LABEL_KEYS = ("first", "second", "fallen", "risen", "used")
+LABEL_KEYS = ("first", "second", "fallen", "risen", "bar", "used")
 
 
 def _label(row: Record) -> Row:

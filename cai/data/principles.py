@@ -254,12 +254,13 @@ def _unscored(context: Context, unit: Unit, scores: Mapping[str, float | None]) 
 def most_broken(context: Context, unit: Unit, scores: Mapping[str, float | None]) -> list[Principle]:
     """The `principles.top` most broken of those that fit and that no earlier round was about, the most broken first.
 
-    Where the critic is calibrated it decides whether one is broken at all; else a score above `principles.threshold`.
+    Whether one is broken at all the calibrated critic decides, or the comparison afterwards; where a critique is drawn,
+    a score above `principles.threshold`.
     """
     section = context.recipe.principles
     rows = (context.ok("relevance", unit.item, r) for r in range(unit.round))
     used = {row["principle"] for row in rows if row is not None}
-    least = -math.inf if calibrated(context) else section.threshold
+    least = section.threshold if context.recipe.critiques.found == "drawn" else -math.inf
     fits = [p for p in fitting(context.constitution, unit.extra["pool"]) if p.id not in used]
     broken = [(value, p) for p in fits if (value := scores.get(p.id)) is not None and value > least]
     return [p for _, p in sorted(broken, key=lambda entry: (-entry[0], entry[1].id))[: section.top]]

@@ -100,8 +100,8 @@ def _render_critique(context: Context, item: int, round_: int) -> Unit | None:
 
 
 def opening(recipe: Recipe) -> str:
-    """How a critique begins: with a quotation, where it is decided already that there is something to criticise."""
-    return '"' if recipe.critiques.found == "calibrated" else ""
+    """How a critique begins: with a quotation, where whether there is something to criticise is decided elsewhere."""
+    return "" if recipe.critiques.found == "drawn" else '"'
 
 
 def _render_revision(context: Context, item: int, round_: int) -> Unit | None:

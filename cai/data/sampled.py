@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cai.data import labels, principles, slots
+from cai.data import known_labels, labels, principles, slots
 from cai.data.comparisons import comparison_asks
 from cai.data.rounds import instruction_of, shift_of
 from cai.data.stage import Unit
@@ -72,16 +72,22 @@ def compare(context: Context, units: Sequence[Unit]) -> list[Row]:
             both = (unit.fields["first"], unit.fields["second"])
             asks += comparison_asks(scorer, context.prompts["judge_pair"], (unit.item, id_), *texts, *both)
     scores = score(scorer, asks)
-    return [labels.rounded(labels.verdict(scores, unit)) | {"used": list(unit.extra["used"])} for unit in units]
+    bar = known_labels.bar_of(context)
+    rows = {unit.item: labels.with_bar(labels.rounded(labels.verdict(scores, unit)), bar) for unit in units}
+    return [rows[unit.item] | {"used": list(unit.extra["used"])} for unit in units]
 
 
 def undecided(row: Record, config: PairsSection) -> str:
-    """Why neither answer is the better one, or "". With `pairs.label` "judge" both orders must prefer the same one."""
+    """Why neither answer is the better one, or "". With `pairs.label` "judge" the margin must pass the bar,
+    or without one both orders must prefer the same answer.
+    """
     first, second, margin = row.get("first"), row.get("second"), row.get("margin")
     if first is None or second is None or margin is None:
         return "unscored: a likelihood is not finite"
     if margin == 0:
         return "neither is preferred"
+    if config.label == "judge" and (bar := row.get("bar")) is not None:
+        return "" if abs(margin) > bar else f"no clear margin: {margin:.2f}, the bar is {bar:.2f}"
     if config.label == "judge" and not (first > 0 > second or first < 0 < second):
         return f"each order prefers another one: {margin:.2f}"
     return ""
@@ -118,6 +124,6 @@ def example_of(instruction: Record, answers: tuple[Record, Record], row: Record,
             "ran_to_limit": limited,
         },
         "margin": margin,
-        "label": {"first": first, "second": second, "used": used},
+        "label": {"first": first, "second": second} | labels.bar_in(row) | {"used": used},
         "kind": KIND,
     }

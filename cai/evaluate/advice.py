@@ -17,9 +17,13 @@ ADVICE = (  # beginnings of names -> what to change, the first that fits
     ("data.copied", "fewer shown examples for that stage (few_shot.*), or the chat form (model.format)"),
     ("data.nothing_found", 'critiques.no_issue = "keep" makes no pair of them; critiques.found = "calibrated" decides'),
     ("labels.better", "read pairs with the lowest margin; a larger model, or the critique prompt's examples"),
+    ("labels.known", "the model cannot compare two answers: a larger one, or the chat form (model.format)"),
     ("labels.", 'pairs.label = "judge" leaves out what is not found better'),
     ("critic.recall", "a larger model, principles that name the flaw, or few_shot.critiques; make exam tries it alone"),
-    ("critic.false_alarms", "a higher bar: a lower critiques.false_alarms"),
+    (
+        "critic.false_alarms",
+        'a higher bar: pairs.false_labels lower where critiques.found = "compared", else critiques.false_alarms',
+    ),
     ("critiques.", "read these critiques: do they name what this answer says? prompts/critiques.yaml, principles.top"),
     ("revisions.", "read these revisions beside their critiques; prompts/revisions.yaml, sampling.revisions"),
     (

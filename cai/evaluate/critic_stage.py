@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from cai.data import chain, principles, rounds
+from cai.data import chain, known_labels, principles, rounds
+from cai.data.comparisons import comparison_asks, pair_log_odds
 from cai.data.stage import Stage, Unit
 from cai.data.stage_loop import draw
 from cai.engine.asks import score
@@ -71,7 +72,11 @@ def measure(context: Context) -> dict[str, Figure]:
         said |= {i: NOTHING for i in asked if i not in doubted}
         faulted = {i: text for i, text in said.items() if not finds_nothing(text)}
         revisions = texts(chain.REVISIONS, {i: _revision(context, i, asked[i], text) for i, text in faulted.items()})
-    revised = {row["item"]: row["text"] for row in revisions if row["status"] == "ok"}
+        revised = {row["item"]: row["text"] for row in revisions if row["status"] == "ok"}
+        if context.recipe.critiques.found == "compared":  # a critique whose revision is no better is not acted on
+            better = _better(context, log, asked, revised)
+            said |= {i: NOTHING for i in faulted if i not in better}
+            revised = {i: revised[i] for i in better}
     outputs = {unit.id: Output(said.get(i), revised.get(i)) for i, unit in asked.items()}
     rows: Sequence[ExamRow] = [row for row in everything if row.id in outputs]
     return critic_exam.summarise(rows, outputs, judge=f"program, texts of {context.recipe.model.name}{under}")
@@ -108,6 +113,29 @@ def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.E
         loop.write(context, log, part, rows)
     found = loop.rows_of(log, keys)
     return {row["item"] for row in found if row["evidence"] is not None and row["evidence"] > bar.value}
+
+
+def _better(
+    context: Context, log: RecordLog, asked: Mapping[int, critic_exam.ExamUnit], revised: Mapping[int, str]
+) -> set[int]:
+    """The rows whose revision the comparison prefers by more than its bar, as in a run."""
+    bar = known_labels.bar_of(context)
+    keys = [("critic.margin", i, 0) for i in revised]
+    for part in loop.left(context, log, "critic's exam: is the revision better", keys, AT_ONCE_CPU):
+        with context.model().adapter(False):
+            scorer, asks = principles.scorer_of(context), []
+            for _, i, _ in part:
+                texts = (asked[i].instruction, asked[i].principle.principle, revised[i], asked[i].answer)
+                asks += comparison_asks(scorer, context.prompts["judge_pair"], (i,), *texts)
+            scores = score(scorer, asks)
+            margins = {i: pair_log_odds(scores, (i,)) for _, i, _ in part}
+        rows: list[Row] = [
+            {"metric": "critic.margin", "item": i, "round": 0, "margin": round(m, 4) if math.isfinite(m) else None}
+            for i, m in margins.items()
+        ]
+        loop.write(context, log, part, rows)
+    found = {row["item"]: row["margin"] for row in loop.rows_of(log, keys)}
+    return {i for i, margin in found.items() if margin is not None and bar is not None and margin > bar}
 
 
 def _baseline(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.ExamUnit]) -> dict[str, float]:
@@ -154,5 +182,6 @@ def _mark(context: Context) -> str:
         recipe.few_shot.model_dump_json().encode(),
         recipe.critiques.model_dump_json().encode(),
         recipe.principles.model_dump_json().encode(),
+        *((f"{recipe.pairs.label}/{recipe.pairs.false_labels}".encode(),) if recipe.pairs.false_labels else ()),
     ]
     return hashlib.sha256(b"\n".join(parts)).hexdigest()[:16]

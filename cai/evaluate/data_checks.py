@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cai.data import labels
 from cai.data.pairs import PairSet
 from cai.data.stage import shown_runs
-from cai.metrics.figure import Figure, Outcome, Scored, count, indicator, mean, rate, unmeasured
+from cai.metrics.figure import Figure, Outcome, Scored, Unscored, count, indicator, mean, rate, unmeasured
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Constitution
 from cai.recipe.copies import copied
@@ -95,7 +95,7 @@ def _labels(rows: Iterable[Record]) -> list[Figure]:
     if not checked:
         return []
     scored = [row for row in checked if _orders(row)]
-    lost = [row for row in scored if (both := _orders(row)) and both[0] <= 0 <= both[1]]
+    lost = [row for row in scored if _loses(row)]
     worst = tuple(
         {"item": row["item"], "margin": row["margin"], "used": row["used"]}
         for row in sorted(scored, key=lambda row: row["margin"] or 0.0)[:3]
@@ -113,6 +113,31 @@ def _labels(rows: Iterable[Record]) -> list[Figure]:
     for figure in found:
         figure.facts["unscored"] = unscored
     return found
+
+
+def _loses(row: Record) -> bool:
+    """The original is preferred as clearly as a revision has to be: by more than the bar, or in both orders."""
+    if (bar := row.get("bar")) is not None:
+        return (row["margin"] or 0.0) < -bar
+    both = _orders(row)
+    return both is not None and both[0] <= 0 <= both[1]
+
+
+def labels_known(rows: Iterable[Record], bar: float | None) -> Figures:
+    """What the bar does to known revisions that had no part in setting it; nothing where there is no bar."""
+    known = [row for row in rows if row["status"] == "ok" and row["use"] == "exam"] if bar is not None else []
+    found = {}
+    for name, kind in (("labels.known.better", "better"), ("labels.known.worse", "no better")):
+        margins = [row["margin"] for row in known if row["known"] == kind]
+        if outcomes := [_passes(margin, bar) for margin in margins]:
+            found[name] = rate(name, outcomes, judge="the policy itself, adapter off", facts={"bar": bar})
+    return found
+
+
+def _passes(margin: float | None, bar: float | None) -> Outcome:
+    if margin is None or bar is None or not math.isfinite(bar):
+        return Unscored("a likelihood is not finite")
+    return indicator(margin > bar)
 
 
 def _orders(row: Record) -> tuple[float, float] | None:

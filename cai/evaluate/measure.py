@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
+from cai.data import known_labels
 from cai.data.kinds import one_a_prompt
 from cai.data.pairs import PairSet
 from cai.engine import Request, Sampling
@@ -60,7 +61,8 @@ def of_data(context: Context, pairs: PairSet) -> Figures:
     if context.recipe.pairs.file:  # pairs of the user's own have no critique, and their texts need not be ours
         return counted
     counted |= kinds.of_data(pairs, context.recipe.pairs.kinds)
-    return counted | data_checks.measure(pairs, context.log.rows, context.prompts, context.constitution)
+    counted |= data_checks.measure(pairs, context.log.rows, context.prompts, context.constitution)
+    return counted | data_checks.labels_known(known_labels.rows_of(context), known_labels.bar_of(context))
 
 
 def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: Sequence[Pair]) -> Figures:

@@ -58,6 +58,7 @@ LATER_KEYS = {
     "critiques.no_issue": "revise",
     "critiques.found": "drawn",
     "pairs.label": "always",
+    "pairs.false_labels": 0.0,
     "pairs.file": "",
     "pairs.kind": "revision",
     **{

@@ -98,6 +98,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _compared_by_something(self) -> Recipe:
+        if self.critiques.found == "compared" and self.pairs.revised and self.pairs.label != "judge":
+            raise ValueError(
+                'critiques.found: "compared" leaves it to the label whether a critique was right, and pairs.label is '
+                f'"{self.pairs.label}". Set pairs.label = "judge", or critiques.found = "drawn"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _answers_differ(self) -> Recipe:
         if "sampled" in self.pairs.kinds and not self.pairs.file and self.sampling.answers.temperature == 0:
             kind = self.pairs.kind

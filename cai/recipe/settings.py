@@ -95,13 +95,14 @@ class PrinciplesSection(Section):
 class CritiquesSection(Section):
     """`transcript`: "joint" draws a revision behind its critique (prompts/reviews.yaml), "separate" by its own prompt.
 
-    `found`: "calibrated" decides by likelihood whether there is something to criticise, at a bar that `false_alarms` of
-    sound answers pass, and lets the critique begin with a quotation; "drawn" leaves it to what is drawn.
+    `found`: "compared" criticises every answer, from a quotation on, and lets the comparison of the revision with its
+    original decide whether that was right (`pairs.label`); "calibrated" decides by likelihood beforehand, at a bar that
+    `false_alarms` of sound answers pass; "drawn" leaves it to what is drawn.
     `no_issue`: where a critique finds nothing, "keep" leaves the text as it is, "revise" goes on all the same.
     """
 
     transcript: Literal["separate", "joint"] = "separate"
-    found: Literal["calibrated", "drawn"] = "drawn"
+    found: Literal["compared", "calibrated", "drawn"] = "drawn"
     false_alarms: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     no_issue: Literal["keep", "revise"] = "revise"
 
@@ -145,13 +146,16 @@ class PairsSection(Section):
     `file`: pairs of your own (prompt, chosen, rejected); then nothing is generated and the rest says nothing.
     `redraws`: a refused completion, with new seeds; `retries`: a refused pair, the same instruction again;
     `replacements`: then a fresh instruction. `label`: "judge" refuses a pair whose chosen text the model itself does
-    not find better (`not_better`), "always" takes the revision for the better one. `kind`: "sampled" pairs are two
-    answers to one instruction, ordered by the model's own comparison; "both" makes either kind of each instruction.
+    not find better (`not_better`), "always" takes the revision for the better one. `false_labels`: better means by a
+    margin that so many of the revisions pass that are known to be no better; 0: both orders must prefer it. `kind`:
+    "sampled" pairs are two answers to one instruction, ordered by the model's own comparison; "both" makes either kind
+    of each instruction.
     """
 
     file: str = ""
     kind: Literal["revision", "sampled", "both"] = "revision"
     label: Literal["judge", "always"] = "always"
+    false_labels: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     redraws: Count = 2
     retries: Count = 1
     replacements: Count = 2

@@ -28,6 +28,7 @@ IN_WORDS = {
     "data.copied": "Texts that copy the prompts' examples",
     "data.nothing_found": "Pairs of which nothing was found",
     "labels.better": "Revisions judged better",
+    "labels.known.better": "Known improvements that it sees",
     "critic.recall": "Planted flaws that the critic finds",
     "critic.false_alarms": "Sound answers that it blames",
     "critiques.meaningful": "Critiques pass every check",

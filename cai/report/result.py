@@ -27,6 +27,7 @@ PHRASES: Mapping[str, tuple[str, str]] = {  # what is said where the gate passed
         "most revisions are better than their originals",
         "revisions are not better than their originals",
     ),
+    "labels.known.better": ("it sees known improvements", "it does not see known improvements"),
     "critic.recall": ("the critic finds planted flaws", "the critic misses too many planted flaws"),
     "critic.false_alarms": ("the critic leaves sound answers alone", "the critic blames too many sound answers"),
     "critiques.meaningful": ("critiques pass the checks of form", "critiques do not pass the checks of form"),

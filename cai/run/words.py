@@ -15,6 +15,7 @@ ARMS = {"base": "the base", "tuned": "the tuned model", "a": "A", "b": "B", "wit
 GLOSSES = {
     "load the model": "loading the model",
     "calibration": "where the critic draws its line",
+    "label_bar": "where the comparison draws its line",
     "relevance": "which principle is broken",
     "labels": "is the revision better",
     "second_answers": "a second answer",

@@ -68,6 +68,9 @@ class Record(TypedDict):
     fallen: NotRequired[float | None]
     risen: NotRequired[float | None]
     used: NotRequired[list[str]]
+    known: NotRequired[str]
+    use: NotRequired[str]
+    kind: NotRequired[str]
     # guard
     guard: NotRequired[str]
     chosen_unsafe: NotRequired[float | None]

@@ -85,7 +85,7 @@ def test_what_a_row_depends_on_is_what_its_stage_says():
     before = {"instructions", "answers", "calibration", "relevance"}
     assert chain.upstream("critiques", 0) == before | {"critiques"}
     assert chain.upstream("critiques", 1) == before | {"critiques", "revisions"}
-    assert chain.upstream("labels", 0) == before | {"critiques", "revisions", "labels"}
+    assert chain.upstream("labels", 0) == before | {"critiques", "revisions", "label_bar", "labels"}
     assert chain.upstream("guard", 0) == set(chain.names())
     assert chain.upstream("no such stage", 0) == frozenset()
 
@@ -96,6 +96,7 @@ def test_rounds_stand_between_what_stands_once():
         ("instructions", 0),
         ("answers", 0),
         ("calibration", 0),
+        ("label_bar", 0),
         ("relevance", 0),
         ("critiques", 0),
         ("revisions", 0),
