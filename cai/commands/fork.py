@@ -151,7 +151,7 @@ def fill(plan: ForkPlan, run: Run) -> None:
 
 def _take_marks(plan: ForkPlan, run: Run) -> None:
     """People's marks of texts that stay go along, so that `hygiene.reviews` can train on what was marked."""
-    given = marks.whole(records.read(plan.source / "reviews.jsonl", REVIEW_KEY))
+    given = marks.of_texts(marks.whole(records.read(plan.source / "reviews.jsonl", REVIEW_KEY)))
     texts = {(row["stage"], row["item"], row["round"]) for row in plan.kept}
     rows = [row for row in given if ("revisions", row["item"], row.get("round")) in texts]
     if rows:
