@@ -8,6 +8,7 @@ what an arm is; nothing that the page shows names an arm; of two equal answers n
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,13 +78,18 @@ def compared(snapshot: Snapshot, fresh: Fresh, named: str = "") -> list[tuple[st
         raise CaiError(f"--arms: {unknown[0]}: gave no fresh answer in this run. It has: {', '.join(there)}")
     if len(asked) == 1:
         raise CaiError(f"--arms: {named}: is one arm, and two are compared. This run has: {', '.join(there)}")
-    if asked:
-        pairs = [ordered(*two) for two in itertools.combinations(asked, 2)]
-    else:
-        pairs = [ordered(TUNED, arm) for arm in there if arm != TUNED]
+    pairs = [ordered(*two) for two in itertools.combinations(asked, 2)] if asked else of_all(fresh)
     if all(fresh.alike(*pair) == len(fresh.both(*pair)) for pair in pairs):
         raise CaiError(f"{snapshot.path}: {told(pairs)}: all answers are alike, letter by letter: nothing to compare.")
     return pairs
+
+
+def of_all(fresh: Fresh) -> list[tuple[str, str]]:
+    """Tuned against every other arm; where it gave no answer, every two that did."""
+    there = fresh.arms
+    if TUNED in there:
+        return [ordered(TUNED, arm) for arm in there if arm != TUNED]
+    return [ordered(*two) for two in itertools.combinations(there, 2)]
 
 
 def told(pairs: Sequence[tuple[str, str]]) -> str:
@@ -92,17 +98,25 @@ def told(pairs: Sequence[tuple[str, str]]) -> str:
 
 def tasks(snapshot: Snapshot, fresh: Fresh, pairs: Sequence[tuple[str, str]], rater: str) -> list[BlindTask]:
     """At most `MOST` in all, the same ones for every rater, in an order and on sides of the rater's own."""
-    found: dict[str, BlindTask] = {}
+    found = {task.key: task for task in sided(snapshot, fresh, pairs, rater, max(1, MOST // len(pairs)))}
+    return [found[key] for key in shuffled(list(found), 0, (snapshot.run_id, rater, ANSWERS))]
+
+
+def sided(
+    snapshot: Snapshot, fresh: Fresh, pairs: Sequence[tuple[str, str]], who: str, most: int = sys.maxsize
+) -> list[BlindTask]:
+    """`most` prompts of each pair whose answers differ, on sides that are drawn for `who`."""
+    found = []
     for first, second in pairs:
         one, two = fresh.texts[first], fresh.texts[second]
         differ = [item for item in fresh.both(first, second) if one[item] != two[item]]
-        for item in sample(differ, max(1, MOST // len(pairs))):
+        for item in sample(differ, most):
             key = fresh.key(first, second, item)
             left, right = Side(first, one[item]), Side(second, two[item])
-            if seeded_index(2, (snapshot.run_id, rater, key)):
+            if seeded_index(2, (snapshot.run_id, who, key)):
                 left, right = right, left
-            found[key] = BlindTask(item, fresh.prompts[item], left, right, key)
-    return [found[key] for key in shuffled(list(found), 0, (snapshot.run_id, rater, ANSWERS))]
+            found.append(BlindTask(item, fresh.prompts[item], left, right, key))
+    return found
 
 
 def opening(fresh: Fresh, pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import pytest
 from support.pages import item_rows, make_run, probe_rows, recipe, records
 
-from cai.commands import review
+from cai.commands import review, review_blind
 from cai.recipe.settings import HeldoutSection
 from cai.report.pages import write_pages
 from cai.report.snapshot import read_story
@@ -79,6 +79,7 @@ def pages(tmp_path_factory) -> dict[str, str]:
     full = make_run(folder / "full", [*rows, *probe_rows()], recipe=recipe(items=8, heldout=HeldoutSection(items=1)))
     empty = make_run(folder / "empty", [])
     forms = review_pages(full, note="it quotes nothing " + "unbroken" * 60)
+    forms |= blind_pages(full, hostile)
     for path in (full, empty):
         write_pages(path)
     return {"full": (full / "report.html").read_text(), "empty": (empty / "report.html").read_text(), **forms}
@@ -105,7 +106,28 @@ def review_pages(path: Path, note: str) -> dict[str, str]:
     return found
 
 
-REVIEW = ["form", "form-long", "form-again", "form-revision", "form-done"]
+def blind_pages(path: Path, hostile: str) -> dict[str, str]:
+    """The form with two answers beside each other: hostile and empty ones, and short ones after a mark."""
+    rows = [
+        {"metric": "preference.fresh", "item": item, "round": 0, "prompt": prompt, "base": base, "tuned": tuned}
+        for item, prompt, base, tuned in ((0, hostile, hostile * 3, ""), (1, "Why?", "Because.", "It depends. " * 30))
+    ]
+    rows += [
+        {"metric": "preference.p3", "item": item, "round": 0, "j4": float(item), "log_odds": 0.1} for item in (0, 1)
+    ]
+    (path / "eval" / "scores.jsonl").write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    found = {}
+    for rater in ("ann", "ben"):
+        with review_blind.reading(read_story(path), rater) as session:
+            while session.pending:
+                long = "unbroken" in session.pending[0].prompt
+                found["blind-long" if long else "blind"] = review.page(session, nonce="x")
+                side = "left" if long else "right"
+                assert session.mark(session.ticket(session.pending[0]), side, "a note " + "unbroken" * 60)
+    return found
+
+
+REVIEW = ["blind", "blind-long", "form", "form-long", "form-again", "form-revision", "form-done"]
 
 
 @pytest.mark.parametrize("name", ["full", "empty", *REVIEW])
