@@ -28,6 +28,16 @@ def wilson(successes: float, n: int) -> Interval:
     return (float(low), float(high))
 
 
+def difference(before: tuple[float, Interval], now: tuple[float, Interval]) -> Interval:
+    """Interval of `now - before` from each one's value and interval, whatever made them (MOVER, Zou and Donner 2008).
+
+    As for independent samples: where both are of the same prompts it is as a rule wider than a paired one would be.
+    """
+    (old, (old_low, old_high)), (new, (new_low, new_high)) = before, now
+    gain = new - old
+    return (gain - math.hypot(new - new_low, old_high - old), gain + math.hypot(new_high - new, old - old_low))
+
+
 def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Two-sided exact p that two paired yes/no series have the same rate: a binomial test over the discordant pairs."""
     from scipy import stats
