@@ -27,11 +27,12 @@ Wins = dict[int, float]  # item -> 1 the first one's answer is better in both or
 
 @dataclass
 class Fresh:
-    """`texts`: arm -> item -> answer. `verdicts`: (first, second) -> the judge's."""
+    """`texts`: arm -> item -> answer. Of (first, second): `verdicts`, the judge's, and `odds`, nats for the first."""
 
     prompts: dict[int, str] = field(default_factory=dict)
     texts: dict[str, dict[int, str]] = field(default_factory=dict)
     verdicts: dict[tuple[str, str], Wins] = field(default_factory=dict)
+    odds: dict[tuple[str, str], Wins] = field(default_factory=dict)
 
     @property
     def arms(self) -> list[str]:
@@ -51,6 +52,12 @@ class Fresh:
         """The judge's verdicts on these two, whichever way they were asked."""
         turned = {item: 1.0 - win for item, win in self.verdicts.get((second, first), {}).items()}
         return {**turned, **self.verdicts.get((first, second), {})}
+
+    def leaning(self, first: str, second: str) -> Wins:
+        """Which way the judge's log-odds lean, in which a liking for a place cancels: 1 the first, 0 the second."""
+        turned = {item: -odds for item, odds in self.odds.get((second, first), {}).items()}
+        known = {**turned, **self.odds.get((first, second), {})}
+        return {item: float(odds > 0) for item, odds in known.items() if odds}
 
     def key(self, first: str, second: str, item: int) -> str:
         """The name of a mark on these two texts: of other texts it is another one."""
@@ -140,6 +147,8 @@ def _experiment(found: Fresh, path: Path, asked: Iterable[Row]) -> None:
 
 def _verdicts(found: Fresh, pair: tuple[str, str], rows: Iterable[Row], name: str) -> None:
     """Verdicts that stand already are kept: they were given on the texts that are shown."""
-    given = {int(row["item"]): float(row[name]) for row in rows if isinstance(row.get(name), int | float)}
-    if given:
-        found.verdicts[pair] = {**given, **found.verdicts.get(pair, {})}
+    rows = list(rows)
+    for of, key in ((found.verdicts, name), (found.odds, "log_odds")):
+        given = {int(row["item"]): float(row[key]) for row in rows if isinstance(row.get(key), int | float)}
+        if given:
+            of[pair] = {**given, **of.get(pair, {})}

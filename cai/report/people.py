@@ -2,7 +2,7 @@
 
 Owns those figures; which answers a run has is `fresh`'s, the marks' words are `cai.data.marks`'s. Pure. Invariants: a
 mark counts only for the texts that still stand; a vote is told from the first arm's side, 1, 0.5 or 0, and so is the
-judge's (better in both orders, or neither).
+judge's (better in both orders, or neither). No kappa where one of two has one answer for all: it would be 0 of itself.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _won(fresh: Fresh, standing: Sequence[Row], pair: Pair, rater: str, votes: V
 def _agreements(fresh: Fresh, pair: Pair, votes: dict[tuple[Pair, str], Votes]) -> list[Row]:
     """The judge and each rater, then each two raters, on the prompts that both decided."""
     raters = sorted(rater for of, rater in votes if of == pair)
-    judge = fresh.judged(*pair)
-    rows = [_agreed(f"judge and {rater}", pair, judge, votes[pair, rater]) for rater in raters]
+    judge, leaning = fresh.judged(*pair), fresh.leaning(*pair)
+    rows = [_agreed(f"judge and {rater}", pair, judge, votes[pair, rater], leaning) for rater in raters]
     rows += [
         _agreed(f"{one} and {two}", pair, votes[pair, one], votes[pair, two])
         for one, two in itertools.combinations(raters, 2)
@@ -89,11 +89,16 @@ def _agreements(fresh: Fresh, pair: Pair, votes: dict[tuple[Pair, str], Votes]) 
     return [row for row in rows if row["n"]]
 
 
-def _agreed(who: str, pair: Pair, first: Votes, second: Votes) -> Row:
-    """Cohen's kappa over better, equal and worse; `decided`: of the prompts on which both took a side."""
+def _agreed(who: str, pair: Pair, first: Votes, second: Votes, sides: Votes | None = None) -> Row:
+    """Cohen's kappa over better, equal and worse. `decided`: of the prompts on which both took a side, how often the
+    same; `sides`: those of the first, where they say more than its votes (the judge's log-odds)."""
     both = [(first[item], second[item]) for item in sorted(first.keys() & second.keys())]
-    sided = [a == b for a, b in both if 0.5 not in (a, b)]
-    value = kappa_of([a for a, _ in both], [b for _, b in both]) if both else None
+    taken = first if sides is None else sides
+    sided = [
+        taken[item] == second[item] for item in taken.keys() & second.keys() if 0.5 not in (taken[item], second[item])
+    ]
+    ones, twos = [a for a, _ in both], [b for _, b in both]
+    value = kappa_of(ones, twos) if len(set(ones)) > 1 and len(set(twos)) > 1 else None
     low, high = kappa_interval(both, kappa_of) if value is not None else (None, None)
     raw = sum(a == b for a, b in both) / len(both) if both else None
     return {"who": who, "what": told(pair), "n": len(both), "raw": raw, "kappa": value, "low": low, "high": high,

@@ -19,7 +19,7 @@ from cai.recipe.settings import HeldoutSection
 from cai.report.fresh import read_fresh
 from cai.report.notes import notes
 from cai.report.pages import write_pages
-from cai.report.people import people
+from cai.report.people import agreed, people
 from cai.report.snapshot import read_story
 
 ITEMS = range(500_000, 500_008)
@@ -247,13 +247,26 @@ def test_people_and_judge_by_hand(path):
     assert (two["n"], two["skipped"], two["better"], two["sided"]) == (6, 1, 3, 4)
     rows = {row["who"]: row for row in found["agreement"]}
     assert list(rows) == ["judge and ann", "judge and ben", "ann and ben"]
-    assert (rows["judge and ann"]["n"], rows["judge and ann"]["decided"]) == (7, (5, 6))
+    assert (rows["judge and ann"]["n"], rows["judge and ann"]["decided"]) == (7, (5, 6))  # 500_000 is the one
     assert rows["judge and ann"]["raw"] == pytest.approx(6 / 7)
     # ann 4 1 2, judge 3 1 3 of 7: by chance (12 + 1 + 6) / 49; kappa (42 - 19) / (49 - 19)
     assert rows["judge and ann"]["kappa"] == pytest.approx(23 / 30)
     # on six ann 4 1 1, ben 3 2 1: by chance 15 / 36, agreed 5 / 6; kappa (30 - 15) / (36 - 15)
     assert rows["ann and ben"]["n"] == 6 and rows["ann and ben"]["kappa"] == pytest.approx(15 / 21)
     assert rows["ann and ben"]["low"] <= 15 / 21 <= rows["ann and ben"]["high"]
+
+
+def test_a_judge_that_calls_all_equal_has_no_kappa_and_its_side_is_its_log_odds(path):
+    """Six of seven marks take a side; the log-odds lean to tuned on all but one of these six, on which ann did not."""
+    fill(path)
+    rows = read_jsonl(path / "eval" / "scores.jsonl")
+    leaning = {item: 0.2 for item in ITEMS} | {500_005: -0.1, 500_004: -0.3}
+    rows += [{**p3(item, 0.5), "log_odds": odds} for item, odds in leaning.items()]
+    write_rows(path / "eval" / "scores.jsonl", rows)
+    mark_by(path, "ann", lambda task: "equal" if task.item == 500_004 else "tuned")
+    (row,) = people(read_story(path))["agreement"]
+    assert (row["n"], row["kappa"], row["low"], row["decided"]) == (7, None, None, (5, 6))
+    assert "kappa" not in agreed(row) and agreed(row).endswith("where both took a side 5 of 6")
 
 
 def test_the_report_and_the_screen_have_it_and_without_marks_neither(path, monkeypatch):
