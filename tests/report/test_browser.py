@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from support.experiment_pages import experiment_pages
 from support.pages import item_rows, make_run, probe_rows, recipe, records
 
 from cai.commands import review, review_blind
@@ -85,6 +86,12 @@ def pages(tmp_path_factory) -> dict[str, str]:
     return {"full": (full / "report.html").read_text(), "empty": (empty / "report.html").read_text(), **forms}
 
 
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory) -> dict[str, str]:
+    """The pages of the experiments, with much on them and with next to nothing."""
+    return experiment_pages(tmp_path_factory.mktemp("experiments"))
+
+
 def review_pages(path: Path, note: str) -> dict[str, str]:
     """The form as it is first seen, at the longest text, after a mark that was refused, of a revision, and the end.
 
@@ -142,6 +149,23 @@ def test_axe_finds_no_fault_and_nothing_runs_off_the_side(pages, tmp_path, name,
         for scrolls, told in found["regions"]:
             assert scrolls == told, "what scrolls says so, and nothing else does"
         assert name != "full" or width != 400 or any(scrolls for scrolls, _ in found["regions"])
+
+
+EXPERIMENTS = ["against", "attribution", "inverse", "sweep", "rounds"]
+EXPERIMENTS += ["against-few", "attribution-few", "inverse-none", "sweep-one"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_no_fault_on_the_page_of_an_experiment(experiments, tmp_path, name, width, dark):
+    """Folded texts are opened. What scrolls sideways says so; on a phone only heat maps and the report's tables do."""
+    assert POLICY in experiments[name]
+    found = look(experiments[name], tmp_path, width, dark, True)
+    assert found["checked"] > 10 and found["faults"] == [] and found["wide"] == 0
+    assert all(scrolls == told for scrolls, told in found["regions"])
+    if width == 400 and not name.startswith(("attribution", "rounds")):
+        assert not any(scrolls for scrolls, _ in found["regions"])
 
 
 def test_examples_are_found_by_principle_pool_and_verdict(pages, tmp_path):
