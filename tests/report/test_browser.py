@@ -204,11 +204,23 @@ document.body.innerHTML = "<pre>" + encodeURIComponent(JSON.stringify({sent, foc
 """
 
 
-def test_keys_mark_undo_and_note_and_do_nothing_within_a_note(tmp_path):
+def form_of(path: Path, blind: bool) -> str:
+    """The form with a mark before it, so that there is one to take back."""
+    reading = review_blind.reading if blind else review.reviewing
+    with reading(read_story(path), "ann") as session:
+        session.mark(session.ticket(session.pending[0]), "skip")
+        return review.page(session, nonce="x")
+
+
+@pytest.mark.parametrize(("blind", "second", "third"), [(False, "not", "skip"), (True, "right", "equal")])
+def test_keys_mark_undo_and_note_and_do_nothing_within_a_note(tmp_path, blind, second, third):
     path = make_run(tmp_path, records(10, heldout=0, rejects=False), recipe=recipe(items=10))
-    with review.reviewing(read_story(path), "ann") as session:
-        session.mark(session.ticket(session.pending[0]), "skip")  # so that there is one to take back
-        form = review.page(session, nonce="x")
+    rows = [
+        {"metric": "preference.fresh", "item": n, "round": 0, "prompt": "Why?", "base": f"{n}.", "tuned": f"It is {n}."}
+        for n in range(3)
+    ]
+    (path / "eval" / "scores.jsonl").write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    form = form_of(path, blind)
     outer = tmp_path / "form.html"
     outer.write_text(form.replace("</body>", f"<script>{PRESS}</script></body>"))
     command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
@@ -219,4 +231,4 @@ def test_keys_mark_undo_and_note_and_do_nothing_within_a_note(tmp_path):
         timeout=60,
     )
     found = json.loads(unquote(done.stdout.split("<pre>")[1].split("</pre>")[0]))
-    assert found == {"sent": ["mark not", "mark skip", "undo"], "focused": "note"}
+    assert found == {"sent": [f"mark {second}", f"mark {third}", "undo"], "focused": "note"}
