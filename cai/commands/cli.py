@@ -38,11 +38,14 @@ GOES_WITH = {  # flag -> the command it belongs to; alone it would be passed ove
     "write": "repair",
     "rater": "review",
     "terminal": "review",
+    "blind": "review",
+    "arms": "blind",
     "port": "review",
     "to": "export",
     "merged": "export",
     "push": "export",
     "arm": "export",
+    "form": "export",
     "without": "attribute",
 }
 
@@ -124,27 +127,43 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     more.add_argument("--write", action="store_true", help="with --repair: drop it")
     more.add_argument("--fork", type=_named, metavar="RUN", help="a new run that reuses what is unchanged of RUN")
     more.add_argument("--report", type=_named, metavar="RUN", help="write report.html and report.md of a run again")
-    more.add_argument("--review", type=_named, metavar="RUN", help="mark critiques and revisions by hand")
-    more.add_argument("--rater", default="", help="with --review: who marks")
-    more.add_argument("--terminal", action="store_true", help="with --review: a form in the terminal, not a page")
-    more.add_argument(
-        "--port", type=int, default=0, metavar="N", help="with --review: the page's port (default: a free one)"
-    )
+    _review(more)
     more.add_argument("--exam", type=Path, metavar="FILE", help="the metrics' own exam on a labelled JSON-lines file")
     more.add_argument("--benchmark", type=_named, metavar="LIST", help="harmbench,xstest,mtbench on a run's adapter")
-    more.add_argument("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
     more.add_argument("--chat", type=_named, metavar="RUN", help="ask base and tuned side by side (or a line on stdin)")
-    more.add_argument("--to", type=Path, metavar="FOLDER", help="with --export: where to")
-    more.add_argument(
-        "--arm", default="", metavar="NAME", help="with --export: sft, from-base or seed-N instead of the run's adapter"
-    )
-    more.add_argument("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
-    more.add_argument(
-        "--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)"
-    )
+    _export(more)
     _experiments(parser.add_argument_group("experiments"))
     add("--version", action="version", version=f"constitutional-ai {__version__}")
     return _checked(parser.parse_args(argv))
+
+
+def _review(group: argparse._ArgumentGroup) -> None:
+    """Marks by hand."""
+    add = group.add_argument
+    add("--review", type=_named, metavar="RUN", help="mark critiques and revisions by hand")
+    add("--rater", default="", help="with --review: who marks")
+    add("--blind", action="store_true", help="with --review: compare fresh answers, not told which model gave which")
+    add("--arms", default="", metavar="LIST", help="with --blind: base,tuned,sft (default: tuned against each other)")
+    add("--terminal", action="store_true", help="with --review: a form in the terminal, not a page")
+    add("--port", type=int, default=0, metavar="N", help="with --review: the page's port (default: a free one)")
+
+
+def _export(group: argparse._ArgumentGroup) -> None:
+    """What others load."""
+    add = group.add_argument
+    add("--export", type=_named, metavar="RUN", help="adapter and data set with their cards")
+    add("--to", type=Path, metavar="FOLDER", help="with --export: where to")
+    add(
+        "--arm", default="", metavar="NAME", help="with --export: sft, from-base or seed-N instead of the run's adapter"
+    )
+    add("--merged", action="store_true", help="with --export: also the merged bf16 weights, checked")
+    add("--push", metavar="REPO", default="", help="with --export: also to this hub repository (--dry-run: only list)")
+    add(
+        "--form",
+        choices=("argilla",),
+        default="",
+        help="with --export: texts for people to mark, as Argilla loads them",
+    )
 
 
 def _experiments(group: argparse._ArgumentGroup) -> None:
@@ -165,7 +184,7 @@ def _checked(args: argparse.Namespace) -> argparse.Namespace:
     _milestone_of_sets(args)
     _one_command(args)
     for name, command in GOES_WITH.items():
-        if getattr(args, name) and getattr(args, command) in (None, ""):
+        if getattr(args, name) and getattr(args, command) in (None, "", False):
             if name == "watch" and args.status == "":
                 continue  # --status alone means the latest run
             raise CaiError(f"runner.py: --{name}: goes with --{command}, which is missing. Add it, or leave this out.")

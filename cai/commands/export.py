@@ -55,6 +55,8 @@ def command(args: argparse.Namespace) -> int:
     from cai.terminal import say
 
     run, merged = locate(args, args.export), bool(getattr(args, "merged", False))
+    if args.form:
+        return _to_mark(run, args, say)
     if args.dry_run:
         return _dry(run, args, say)
     if args.to is None:
@@ -62,6 +64,18 @@ def command(args: argparse.Namespace) -> int:
     folder = export(run, args.to, say, merged=merged, arm=args.arm)
     if args.push:
         push(folder, args.push, say)
+    return errors.DONE
+
+
+def _to_mark(run: Path, args: argparse.Namespace, say: Say) -> int:
+    """Texts for an annotation tool instead of a model for a server."""
+    from cai.commands import export_argilla
+
+    export_argilla.refuse(args)
+    if args.to is None and not args.dry_run:
+        raise CaiError("--export: needs --to FOLDER, an empty or new folder.")
+    _refuse_damage(run)
+    export_argilla.export(read_story(run), None if args.dry_run else args.to, say)
     return errors.DONE
 
 

@@ -19,7 +19,7 @@ from cai.data.marks import REVIEW_KEY
 from cai.data.slots import try_of
 from cai.errors import CaiError
 from cai.recipe.intake.input_files import PAIRS
-from cai.run.events import read_events
+from cai.run.events import lineage, read_events
 from cai.run.folder import Run
 from cai.run.manifest import read_manifest
 from cai.store import records
@@ -33,6 +33,17 @@ BATCH_KEY = "engine.batch_size"
 
 
 @dataclass(frozen=True)
+class Rate:
+    """Seconds a generated token, or a row of a stage that only scores."""
+
+    per_token: float
+    per_row: float
+
+    def seconds(self, rows: int, tokens: int) -> float:
+        return tokens * self.per_token + rows * self.per_row
+
+
+@dataclass(frozen=True)
 class ForkPlan:
     """`kept` rows in file order, `again` rows that must be made anew; `changed`: stage -> what changed for it."""
 
@@ -40,7 +51,7 @@ class ForkPlan:
     kept: list[Record]
     again: list[Record]
     changed: dict[str, list[str]]
-    seconds_per_token: dict[str, float]
+    rates: dict[str, Rate]
     model: Row = field(default_factory=dict)  # what wrote the kept rows
     rebatched: bool = False  # engine.batch_size is another one now
 
@@ -70,7 +81,7 @@ def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) 
     again = [row for row in rows if id(row) not in names]
     model = dict(manifest.get("model", {})) if kept else {}
     rebatched = manifest["identity"].get(BATCH_KEY) != identity.get(BATCH_KEY)
-    return ForkPlan(source, kept, again, differs, _speeds(source), model, rebatched)
+    return ForkPlan(source, kept, again, differs, _rates(source), model, rebatched)
 
 
 def verified_rows(path: Path) -> list[Record]:
@@ -104,15 +115,17 @@ def stays(row: Record, differs: JsonObject) -> bool:
     return not any(name in differs for name in chain.upstream(stage, round_))
 
 
-def _speeds(source: Path) -> dict[str, float]:
-    """Seconds a generated token took, by stage, from the source's events."""
-    seconds: dict[str, float] = {}
-    tokens: dict[str, int] = {}
-    for event in read_events(source / "events.jsonl"):
-        if event.get("kind") == "stage":
-            seconds[event["stage"]] = seconds.get(event["stage"], 0.0) + float(event.get("seconds") or 0.0)
-            tokens[event["stage"]] = tokens.get(event["stage"], 0) + int(event.get("tokens") or 0)
-    return {stage: seconds[stage] / count for stage, count in tokens.items() if count}
+def _rates(source: Path) -> dict[str, Rate]:
+    """What a stage took in the source, or where that took its rows over, in the run that made them."""
+    found: dict[str, Rate] = {}
+    for run in lineage(source):
+        events = [event for event in read_events(run / "events.jsonl") if event.get("kind") == "stage"]
+        for stage in {str(event.get("stage")) for event in events} - found.keys():
+            of = [event for event in events if event.get("stage") == stage]
+            seconds, tokens, items = (sum(float(e.get(key) or 0) for e in of) for key in ("seconds", "tokens", "items"))
+            if tokens or items:
+                found[stage] = Rate(seconds / tokens if tokens else 0.0, 0.0 if tokens else seconds / items)
+    return found
 
 
 def describe(plan: ForkPlan, usd_per_hour: float = 0.0) -> list[str]:
@@ -122,16 +135,18 @@ def describe(plan: ForkPlan, usd_per_hour: float = 0.0) -> list[str]:
         lines.append(f"  changed for {stage}: {', '.join(keys)}")
     if plan.rebatched and plan.kept:
         lines.append(f"  {BATCH_KEY} changed: what stays was drawn in batches of the old size")
-    total = 0.0
+    total, unknown = 0.0, False
     for stage in chain.names():
         rows = [row for row in plan.again if row["stage"] == stage]
         if rows:
-            tokens = sum(int(row.get("tokens") or 0) for row in rows)
-            seconds = tokens * plan.seconds_per_token.get(stage, 0.0)
-            total += seconds
-            lines.append(f"  {stage}: {len(rows)} again, about {tokens} tokens, {seconds:.0f} s")
+            tokens, rate = sum(int(row.get("tokens") or 0) for row in rows), plan.rates.get(stage)
+            seconds = rate.seconds(len(rows), tokens) if rate else 0.0
+            total, unknown = total + seconds, unknown or rate is None
+            took = f"{seconds:.0f} s" if rate else "its time was not measured"
+            lines.append(f"  {stage}: {len(rows)} again, about {tokens} tokens, {took}")
     money = f", ${total / 3600 * usd_per_hour:.2f}" if usd_per_hour else ""
-    lines.append(f"  together about {total:.0f} s{money} of generation, then training and evaluation")
+    least = "at least" if unknown else "about"
+    lines.append(f"  together {least} {total:.0f} s{money} of generation, then training and evaluation")
     return lines
 
 
@@ -151,7 +166,7 @@ def fill(plan: ForkPlan, run: Run) -> None:
 
 def _take_marks(plan: ForkPlan, run: Run) -> None:
     """People's marks of texts that stay go along, so that `hygiene.reviews` can train on what was marked."""
-    given = marks.whole(records.read(plan.source / "reviews.jsonl", REVIEW_KEY))
+    given = marks.of_texts(marks.whole(records.read(plan.source / "reviews.jsonl", REVIEW_KEY)))
     texts = {(row["stage"], row["item"], row["round"]) for row in plan.kept}
     rows = [row for row in given if ("revisions", row["item"], row.get("round")) in texts]
     if rows:

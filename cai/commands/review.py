@@ -1,7 +1,7 @@
-"""`--review RUN`: a person marks critiques and revisions, blind, on a local page or in the terminal.
+"""`--review RUN`: a person marks critiques and revisions, or with --blind fresh answers, on a page or in the terminal.
 
-Owns the command, the terminal form and what follows a review; `review_session` owns the queue, `review_page` the page,
-`marks` what the marks mean.
+Owns the command, the terminal form and what follows a review; `review_session` owns the queue, `review_blind` which
+answers stand beside each other, `review_page` the page, `marks` what the marks mean.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import argparse
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cai import errors
 from cai.commands.review_page import page, serve
-from cai.commands.review_session import MARKS, QUESTIONS, ReviewTask, Session, name_of, reviewing, tasks
+from cai.commands.review_session import MARKS, QUESTIONS, ReviewTask, Session, Task, name_of, reviewing, tasks
 from cai.data.dataset import lines, pair_row, write_if_changed
-from cai.data.marks import filter_pairs
+from cai.data.marks import filter_pairs, of_texts
+from cai.report import people
 from cai.report.agreement import agreement
 from cai.report.snapshot import Snapshot, read_story
 from cai.run.lines import command as runner_line
 from cai.run.lines import near
-from cai.terminal import duration, number, percent, printable
+from cai.terminal import duration, printable
 
 __all__ = ["ReviewTask", "Session", "ask", "command", "finish", "page", "reviewing", "serve", "tasks"]
 
@@ -34,13 +35,24 @@ def command(args: argparse.Namespace) -> int:
 
     path, rater = locate(args, args.review), name_of(args.rater or "me")
     snapshot = read_story(path)
-    with reviewing(snapshot, rater) as session, suppress(KeyboardInterrupt), ended_by_signals():
+    with _asked(args, snapshot, rater, say) as session, suppress(KeyboardInterrupt), ended_by_signals():
         if args.terminal:
             ask(session, input, say)
         else:
             serve(session, say, port=args.port)
     finish(path, say)
     return errors.DONE
+
+
+def _asked(
+    args: argparse.Namespace, snapshot: Snapshot, rater: str, say: Callable[[str], None]
+) -> AbstractContextManager[Session]:
+    """What is marked: the texts that pairs are made of, or with --blind two fresh answers beside each other."""
+    if not args.blind:
+        return reviewing(snapshot, rater)
+    from cai.commands import review_blind
+
+    return review_blind.reading(snapshot, rater, args.arms, say)
 
 
 @contextmanager
@@ -64,9 +76,10 @@ def finish(path: Path, say: Callable[[str], None]) -> None:
 
     snapshot = read_story(path)
     for row in agreement(snapshot):
-        kappa = "" if row["kappa"] is None else f", kappa {number(row['kappa'], 2)}"
-        say(printable(f"{row['who']}, {row['what']}: n={row['n']}, {percent(row['raw'])}{kappa}"))
-    if snapshot.reviews:
+        say(printable(f"{row['who']}, {row['what']}: {people.agreed(row)}"))
+    for line in people.lines(people.people(snapshot)):
+        say(line)
+    if of_texts(snapshot.reviews):
         kept = [pair_row(pair) for pair in filter_pairs(snapshot.cleaned.kept, snapshot.reviews)]
         write_if_changed(path / "dataset" / "reviewed.jsonl", lines(kept))
         total = len(snapshot.cleaned.kept)
@@ -89,18 +102,15 @@ def ask(session: Session, read: Callable[[str], str], say: Callable[[str], None]
     say("Some texts may be harmful or offensive. Enter alone stops; u takes the last mark back.")
     while session.pending:
         task, place = session.pending[0], len(session.tasks) - len(session.pending) + 1
-        case = task.case
-        parts = [("Instruction", case.instruction), ("Principle", case.principle), ("Answer", case.answer)]
-        parts += [("Critique", case.critique)] + ([("Revision", case.revision)] if task.what == "revision" else [])
         to_go = session.seconds_to_go
         left = f", about {duration(to_go)} to go" if to_go else ""
         say(f"\n--- {place} of {len(session.tasks)}, {task.what}{left}")
-        say("\n".join(printable(f"{name}: {text}") for name, text in parts))
+        say("\n".join(printable(f"{part.name}: {part.text}") for part in task.parts()))
         if not _answered(session, task, read):
             return
 
 
-def _answered(session: Session, task: ReviewTask, read: Callable[[str], str]) -> bool:
+def _answered(session: Session, task: Task, read: Callable[[str], str]) -> bool:
     """Ask until a mark is given or taken back; False where the person leaves. By number or by first letter."""
     marks = (*MARKS[task.what], "skip")
     keys = {mark[0]: mark for mark in marks} | {str(number): mark for number, mark in enumerate(marks, 1)}

@@ -17,9 +17,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
 
-from cai.commands.review_session import MARKS, QUESTIONS, Session
+from cai.commands.review_session import LABELS, MARKS, QUESTIONS, Part, Session
 from cai.errors import CaiError
-from cai.report.diff import cut, quotations
+from cai.report.diff import Segment, cut
 from cai.report.templating import environment
 from cai.terminal import duration
 
@@ -153,13 +153,16 @@ def _handler(session: Session, token: str) -> type[BaseHTTPRequestHandler]:
 def page(session: Session, alert: str = "", nonce: str = "") -> str:
     pending, to_go = session.pending, session.seconds_to_go
     task = pending[0] if pending else None
-    quoted = quotations(task.case.critique, task.case.answer)[1] if task else ()
+    parts = task.parts() if task else []
+    alone = len(parts) - (task.beside if task else 0)
     return (
         environment()
         .get_template("review.html.j2")
         .render(
             task=task,
-            answer=cut(task.case.answer, (), quoted) if task else (),
+            parts=list(map(_shown, parts[:alone])),
+            beside=list(map(_shown, parts[alone:])),
+            labels=LABELS,
             ticket=session.ticket(task) if task else "",
             question=QUESTIONS[task.what] if task else "",
             marks=MARKS[task.what] if task else (),
@@ -172,3 +175,8 @@ def page(session: Session, alert: str = "", nonce: str = "") -> str:
             nonce=nonce,
         )
     )
+
+
+def _shown(part: Part) -> tuple[str, list[Segment]]:
+    """A heading and its text, cut where a quotation begins and ends."""
+    return part.name, cut(part.text, (), part.quoted)

@@ -1,9 +1,9 @@
 """The queue of a review: which texts a rater is asked about, in which order, and the rows that marks become.
 
-Owns the tasks (seeded a rater, controls mixed in), what is pending, the last mark and its way back; `marks` owns what
-the marks mean, `review_page` and `review` ask for them. Invariant: one row a rater and text, appended through the run's
-own kind of log. The last mark is held until the next one or the end of the review, so that it can be taken back; a kill
-in between loses that one.
+Owns what is pending, the last mark and its way back, and the tasks of critiques and revisions (seeded a rater, controls
+mixed in); `marks` owns what the marks mean, `review_page` and `review` ask for them, `review_blind` the fresh answers.
+Invariant: one row a rater and text, appended through the run's own kind of log. The last mark is held until the next
+one or the end of the review, so that it can be taken back; a kill in between loses that one.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ import secrets
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 
 from cai import errors
-from cai.data.marks import CRITIQUE_MARKS, REVIEW_KEY, REVISION_MARKS
+from cai.data.marks import ANSWER_MARKS, ANSWERS, CRITIQUE_MARKS, REVIEW_KEY, REVISION_MARKS
 from cai.errors import CaiError
 from cai.evaluate.cases import GENERIC_CRITIQUE, Case, from_examples, others
 from cai.metrics.figure import sample, shuffled
+from cai.report.diff import quotations
 from cai.report.snapshot import Snapshot
 from cai.store.jsonl import Row, clean
 from cai.store.records import RecordLog
@@ -34,11 +37,35 @@ MOST = 100  # examples a rater is asked about: above, a seeded sample, the same 
 LONGEST_NOTE = 2_000  # characters
 PACE = 3, 12  # marks from which a time to go is told, and the last ones that it is told by
 CONTROL_EVERY = 5  # one planted text for every so many real ones
-MARKS = {"critique": CRITIQUE_MARKS, "revision": REVISION_MARKS}
+MARKS = {"critique": CRITIQUE_MARKS, "revision": REVISION_MARKS, ANSWERS: ANSWER_MARKS}
+LABELS = {"left": "left better", "right": "right better", "equal": "about equal"}  # what a mark is called, if otherwise
 QUESTIONS = {
     "critique": "Does the critique name a real problem of this answer, so that one could act on it?",
     "revision": "Does the revision fix the problem that the critique names?",
+    ANSWERS: "Which answer to the instruction is better?",
 }
+
+
+@dataclass(frozen=True)
+class Part:
+    """A text of a task with its heading. `quoted`: stretches of it to mark."""
+
+    name: str
+    text: str
+    quoted: Sequence[tuple[int, int]] = ()
+
+
+class Task(Protocol):
+    """What a rater is asked about. `beside`: so many parts, the last ones, stand side by side."""
+
+    @property
+    def what(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def beside(self) -> int: ...
+    def facts(self) -> Row: ...
+    def parts(self) -> list[Part]: ...
 
 
 @dataclass(frozen=True)
@@ -48,26 +75,37 @@ class ReviewTask:
     what: str
     case: Case
     control: str = ""
+    beside: int = 0
 
     @property
     def key(self) -> str:
         return f"{self.what}/{self.case.item}/{self.case.round}/{self.control or 'real'}"
 
+    def facts(self) -> Row:
+        return {"item": self.case.item, "round": self.case.round, "control": self.control}
+
+    def parts(self) -> list[Part]:
+        case = self.case
+        found = [Part("Instruction", case.instruction)]
+        found.append(Part("Answer", case.answer, quotations(case.critique, case.answer)[1]))
+        found += [Part("Principle", case.principle), Part("Critique", case.critique)]
+        return [*found, Part("Revision", case.revision)] if self.what == "revision" else found
+
 
 class Session:
     """A rater's queue over an open log: what is pending follows from the rows, so it can be left and taken up."""
 
-    def __init__(self, snapshot: Snapshot, rater: str, log: RecordLog) -> None:
+    def __init__(self, tasks: Sequence[Task], rater: str, log: RecordLog) -> None:
         self.rater, self.log = rater, log
         self._salt = secrets.token_bytes(16)
-        self.tasks = tasks(snapshot, rater)
+        self.tasks = list(tasks)
         self._held: Row | None = None  # the last mark, which can be taken back
         self._seconds: list[float] = []  # between marks
         self._since = time.monotonic()
         self._one_at_a_time = threading.Lock()  # the page answers each connection in a thread of its own
 
     @property
-    def pending(self) -> list[ReviewTask]:
+    def pending(self) -> list[Task]:
         held = self._held["key"] if self._held else None
         return [task for task in self.tasks if task.key != held and self.log.get(self.rater, task.key) is None]
 
@@ -75,8 +113,8 @@ class Session:
     def can_undo(self) -> bool:
         return self._held is not None
 
-    def ticket(self, task: ReviewTask) -> str:
-        """The task's name on a form: its key would tell a control."""
+    def ticket(self, task: Task) -> str:
+        """The task's name on a form: its key would tell a control, or an arm."""
         return hmac.new(self._salt, task.key.encode(), "sha256").hexdigest()[:20]
 
     def mark(self, ticket: str, mark: str, note: str = "") -> bool:
@@ -87,8 +125,9 @@ class Session:
                 return False
             self._write()
             task, words = found[0], clean(note).strip()[:LONGEST_NOTE]
-            row = {"v": 1, "rater": self.rater, "key": task.key, "item": task.case.item, "round": task.case.round}
-            row |= {"what": task.what, "mark": mark, "control": task.control}
+            facts = task.facts()
+            row = {"v": 1, "rater": self.rater, "key": task.key, "item": facts.pop("item"), "round": facts.pop("round")}
+            row |= {"what": task.what, "mark": mark, **facts}
             self._held = row | ({"note": words} if words else {})
             self._seconds.append(time.monotonic() - self._since)
             self._since = time.monotonic()
@@ -128,26 +167,38 @@ def name_of(rater: str) -> str:
     return plain if RATER.fullmatch(plain) else rater
 
 
-@contextmanager
-def reviewing(snapshot: Snapshot, rater: str) -> Iterator[Session]:
-    """The open session. Errors: CaiError for a bad name, a run without examples, or while another review is open."""
+def check_rater(rater: str) -> None:
+    """Error: a name that cannot stand in the log, with one that could."""
     if not RATER.fullmatch(rater):
         plain = re.sub(r"[^a-z0-9._-]+", "-", rater.lower()).strip("-._")[:40]
         like = f"--rater {plain}" if RATER.fullmatch(plain) else "--rater ann"
         raise CaiError(
             f"--rater {rater!r}: a name is up to 40 of a-z, 0-9, '.', '_' and '-', without spaces. Write: {like}"
         )
+
+
+@contextmanager
+def reviewing(snapshot: Snapshot, rater: str) -> Iterator[Session]:
+    """The open session. Errors: CaiError for a bad name, a run without examples, or while another review is open."""
+    check_rater(rater)
     if not snapshot.pairs.examples:
         raise CaiError(f"{snapshot.path}: has no example to mark yet. Finish the run first.")
     if snapshot.recipe.pairs.file:
         raise CaiError(f"{snapshot.path}: its pairs were given (pairs.file): there is no critique or revision to mark.")
-    lock = FileLock(str(snapshot.path / ".reviews.lock"))
+    with opened(snapshot.path, rater, tasks(snapshot, rater)) as session:
+        yield session
+
+
+@contextmanager
+def opened(path: Path, rater: str, asked: Sequence[Task]) -> Iterator[Session]:
+    """A session over these tasks and the run's log of marks. Error: CaiError(LOCKED) while another one is open."""
+    lock = FileLock(str(path / ".reviews.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise CaiError(f"{snapshot.path}: another review of it is open. Close that one first.", errors.LOCKED) from None
-    log: RecordLog[Row] = RecordLog.open(snapshot.path / "reviews.jsonl", snapshot.path / "quarantine", key=REVIEW_KEY)
-    session = Session(snapshot, rater, log)
+        raise CaiError(f"{path}: another review of it is open. Close that one first.", errors.LOCKED) from None
+    log: RecordLog[Row] = RecordLog.open(path / "reviews.jsonl", path / "quarantine", key=REVIEW_KEY)
+    session = Session(asked, rater, log)
     try:
         yield session
     finally:

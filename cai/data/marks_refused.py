@@ -36,6 +36,7 @@ def of_run(context: Context, pairs: PairSet) -> dict[int, str]:
             "Put the file back from a copy, take them out, or go on without: --set hygiene.reviews=false",
             errors.CORRUPT,
         )
+    reviews = marks.of_texts(reviews)
     mine = {pair["item"] for pair in pairs.train}
     refused = {item: detail for item, detail in marks.refused(reviews).items() if item in mine}
     if mine and len(refused) == len(mine):

@@ -7,21 +7,18 @@ verdict that one of the two did not give is unscored and agrees with nothing.
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Mapping, Sequence
 
 from cai.evaluate import judge, measure
 from cai.evaluate.chain_figures import Cases
 from cai.evaluate.scores import Evaluation
 from cai.metrics.figure import Figure, finite_rows, sample, unmeasured
-from cai.metrics.stats import kappa
+from cai.metrics.stats import kappa, kappa_interval
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
 
 Figures = dict[str, Figure]
 AGREEMENT = 40  # verdicts of the base beside the judge's: at a true kappa of 0.6 the interval is about 0.35 to 0.85
-DRAWS = 2000  # bootstrap draws
 SLICE = 8  # texts judged between two writes
 
 
@@ -91,17 +88,5 @@ def agreement(metric: str, judged: Sequence[Row], base: Sequence[Row], name: str
         said = Figure(metric, None, n=0, unscored=missing, judge=shown, note="one of the two has one answer for all")
         said.facts.update(facts)
         return said
-    low, high = interval(both)
+    low, high = kappa_interval(both, kappa)
     return Figure(metric, value, low, high, len(both), missing, shown, facts=facts)
-
-
-def interval(both: Sequence[tuple[bool, bool]], draws: int = DRAWS) -> tuple[float | None, float | None]:
-    """The middle 95% of kappa over resampled prompts; a resample in which kappa is undefined counts as 0."""
-    if len(both) < 2:
-        return None, None
-    dice, found = random.Random(0), []
-    for _ in range(draws):
-        again = dice.choices(both, k=len(both))
-        found.append(kappa([a for a, _ in again], [b for _, b in again]) or 0.0)
-    found.sort()
-    return found[math.floor(0.025 * (draws - 1))], found[math.ceil(0.975 * (draws - 1))]

@@ -18,8 +18,9 @@ class OnPolicySection(Section):
     """`round` above 1: the adapter of run `parent` (sha256 `adapter`) writes the answers, and DPO starts from it.
 
     `critic`: who writes critiques and revisions, the frozen base or the adapter that wrote the answers.
-    `metric`, `min_gain`: a round adds nothing where this figure is not above the round before's by more than that; then
-    no further round begins. `metric` = "": the rule is off.
+    `metric`, `min_gain`: a round adds nothing unless this figure is above the round before's by more than that, with
+    the whole 95% interval of the gain where the figure has one; of such a run no further round begins. `metric` = "":
+    the rule is off.
     """
 
     round: Positive = 1

@@ -117,15 +117,15 @@ def _pair(row: JsonObject) -> Row:
     }
 
 
-def cell(figure: JsonObject, *, percents: bool = True) -> str:
-    """`62% [48, 75]`, or the number with its interval; why where nothing was measured."""
+def cell(figure: JsonObject, *, percents: bool = True, unit: str = "") -> str:
+    """`62% [48, 75]`, or the number with its interval and `unit`; why where nothing was measured."""
     if figure["value"] is None:
         return "not measured"
     shown = percent if percents else number
     low, high = figure["low"], figure["high"]
     interval = "" if low is None or high is None else f" [{shown(low)}, {shown(high)}]"
     missing = f", {figure['unscored']} unscored" if figure["unscored"] else ""
-    return f"{shown(figure['value'])}{interval}{missing}"
+    return f"{shown(figure['value'])}{interval}{unit}{missing}"
 
 
 def lines(content: JsonObject) -> list[str]:
@@ -146,6 +146,6 @@ def lines(content: JsonObject) -> list[str]:
     ranked = [row for row in content["principles"] if row["log_odds"]["value"] is not None]
     ranked.sort(key=lambda row: -abs(row["log_odds"]["value"]))
     for row in ranked[:3]:
-        odds = cell(row["log_odds"], percents=False)
-        found.append(f"  under {row['id']} ({row['whose']}): B wins {cell(row['wins'])}, {odds} nats for B")
+        odds = cell(row["log_odds"], percents=False, unit=" nats for B")
+        found.append(f"  under {row['id']} ({row['whose']}): B wins {cell(row['wins'])}, {odds}")
     return found

@@ -1,6 +1,7 @@
 """How far the metric and people agree on critiques and revisions, and people with each other. Pure.
 
-Owns the agreement figures; the marks' vocabulary is `cai.data.marks`'s, asking for them `cai.commands.review`'s.
+Owns these agreement figures; those of fresh answers are `people`'s, the marks' vocabulary is `cai.data.marks`'s, asking
+for them `cai.commands.review`'s.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 from cai.data.marks import GOOD
 from cai.evaluate import critiques, revisions
-from cai.metrics.stats import kappa
+from cai.metrics.stats import kappa, kappa_interval
 from cai.report.snapshot import Snapshot
 from cai.store.jsonl import Row
 
@@ -53,8 +54,10 @@ def _compare(one: str, two: str, what: str, first: dict[int, bool], second: dict
     items = sorted(first.keys() & second.keys())
     a, b = [first[i] for i in items], [second[i] for i in items]
     raw = sum(x == y for x, y in zip(a, b, strict=True)) / len(items) if items else None
-    return {"who": f"{one} and {two}", "what": what, "n": len(items), "raw": raw, "kappa": kappa(a, b),
-            "yes": (sum(a), sum(b))}  # fmt: skip
+    value = kappa(a, b)
+    low, high = (None, None) if value is None else kappa_interval(list(zip(a, b, strict=True)), kappa)
+    return {"who": f"{one} and {two}", "what": what, "n": len(items), "raw": raw, "kappa": value, "low": low,
+            "high": high, "yes": (sum(a), sum(b))}  # fmt: skip
 
 
 def controls(reviews: Sequence[Row], rater: str, what: str) -> Row | None:
@@ -64,4 +67,4 @@ def controls(reviews: Sequence[Row], rater: str, what: str) -> Row | None:
         return None
     right = sum(r["mark"] not in GOOD[what] for r in mine)
     return {"who": f"{rater}, controls called bad", "what": what, "n": len(mine), "raw": right / len(mine),
-            "kappa": None, "yes": (right, len(mine))}  # fmt: skip
+            "kappa": None, "low": None, "high": None, "yes": (right, len(mine))}  # fmt: skip

@@ -74,11 +74,11 @@ def lines(content: JsonObject) -> list[str]:
     found = [f"tuned over base on {content['prompts']} held-out prompts ({content['same']} answered alike):"]
     found.append(f"  wins {cell(overall['wins'])}; at equal length {cell(overall['controlled'])}")
     for row in ranked[:3] + ranked[max(3, len(ranked) - 2) :]:
-        odds = cell(row["log_odds"], percents=False)
-        found.append(f"  {row['id']}: {odds} nats, wins {cell(row['wins'])}, {row['verdict']} (pairs: {row['pairs']})")
+        odds = cell(row["log_odds"], percents=False, unit=" nats")
+        found.append(f"  {row['id']}: {odds}, wins {cell(row['wins'])}, {row['verdict']} (pairs: {row['pairs']})")
     for one in content["without"]:
         others = f"the other principles {cell(one['others'], percents=False)} ({one['others_verdict']})"
         for row in one["own"]:
-            odds = cell(row["log_odds"], percents=False)
-            found.append(f"  with the pairs of {row['id']} over without: {odds} nats ({row['verdict']}); {others}")
+            odds = cell(row["log_odds"], percents=False, unit=" nats")
+            found.append(f"  with the pairs of {row['id']} over without: {odds} ({row['verdict']}); {others}")
     return found

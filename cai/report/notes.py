@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cai.store.jsonl import Row
 
-SAID = {"skip": "can't tell"}  # marks that the form words otherwise than the log
+SAID = {"skip": "can't tell", "equal": "about equal"}  # marks that the form words otherwise than the log
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,17 @@ class Note:
 def notes(reviews: Sequence[Row]) -> list[Note]:
     """Every note on a real text, by item, critique before revision, then by rater."""
     found = [
-        Note(int(row["item"]), str(row["what"]), str(row["rater"]), _said(str(row["mark"])), str(row["note"]).strip())
+        Note(int(row["item"]), str(row["what"]), str(row["rater"]), _said(row), str(row["note"]).strip())
         for row in reviews
         if not row.get("control") and isinstance(row.get("note"), str) and row["note"].strip()
     ]
     return sorted(found, key=lambda note: (note.item, note.what, note.rater))
 
 
-def _said(mark: str) -> str:
-    return SAID.get(mark, mark)
+def _said(row: Row) -> str:
+    """The mark in words; of two answers the arm that was found better, not the side that it stood on."""
+    mark = str(row["mark"])
+    return f"{row[mark]} better" if mark in ("left", "right") else SAID.get(mark, mark)
 
 
 def by_item(found: Sequence[Note]) -> dict[int, list[Note]]:

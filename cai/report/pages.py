@@ -12,7 +12,7 @@ from pathlib import Path
 from cai.data import hygiene
 from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
-from cai.report import arms_table, before_after, examples, kinds, publication, rounds, tables
+from cai.report import arms_table, before_after, examples, kinds, people, publication, rounds, tables
 from cai.report.agreement import agreement
 from cai.report.drawing import inline, write_plots
 from cai.report.examples import GLOSSARY, exhibits, rejected_exhibits
@@ -91,11 +91,18 @@ def gather(snapshot: Snapshot) -> Row:
         "repairs": tables.repairs(snapshot),
         "money": money(snapshot),
         "reviews": agreement(snapshot),
+        **_people(snapshot),
         "notes": notes(snapshot.reviews),
         "command": tables.command_line(snapshot),
         "plan": identity_rows(snapshot),
         "has": has,
     }
+
+
+def _people(snapshot: Snapshot) -> Row:
+    """What people said of fresh answers, as tables and as lines."""
+    found = people.people(snapshot)
+    return {"people": found, "people_lines": people.lines(found)}
 
 
 def has(rows: Sequence[Row], column: str) -> bool:

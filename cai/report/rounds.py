@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from cai.metrics.stats import Interval, difference
 from cai.recipe.settings_rounds import OnPolicySection
 from cai.report.snapshot import Snapshot
 from cai.store.jsonl import JsonObject, Row
@@ -58,7 +59,8 @@ def verdict(rounds: Sequence[JsonObject], section: OnPolicySection) -> tuple[boo
     """Whether a further round may begin, and why. After round one it may: there is nothing to compare with yet."""
     if len(rounds) < 2 or not section.metric:
         return True, ""
-    before, now = (of["figures"].get(section.metric, {}).get("value") for of in rounds[-2:])
+    figures = [of["figures"].get(section.metric) or {} for of in rounds[-2:]]
+    before, now = (figure.get("value") for figure in figures)
     last = rounds[-1]["round"]
     if before is None or now is None:
         which = last if now is None else last - 1
@@ -66,11 +68,21 @@ def verdict(rounds: Sequence[JsonObject], section: OnPolicySection) -> tuple[boo
             False,
             f"{section.metric} was not measured in round {which}: it is open whether round {last} adds anything",
         )
-    gain = now - before
-    adds = gain > section.min_gain
+    interval = _gain_interval(*figures)
+    adds = (interval[0] if interval else now - before) > section.min_gain
     said = "adds" if adds else "adds nothing"
-    rule = f"{number(before)} to {number(now)}, a gain of {number(gain)}; more than {section.min_gain:g} is wanted"
+    between = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
+    wanted = f"{'a lower end above' if interval else 'more than'} {section.min_gain:g} is wanted"
+    rule = f"{number(before)} to {number(now)}, a gain of {number(now - before)}{between}; {wanted}"
     return adds, f"round {last} {said}: {section.metric} {rule}"
+
+
+def _gain_interval(before: JsonObject, now: JsonObject) -> Interval | None:
+    """95% interval of the gain from those of the two figures; None where one of them has none."""
+    if any(figure.get(end) is None for figure in (before, now) for end in ("low", "high")):
+        return None
+    old, new = ((figure["value"], (figure["low"], figure["high"])) for figure in (before, now))
+    return difference(old, new)
 
 
 def lines(snapshot: Snapshot) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import orjson
 
+from cai.run.run_ids import RUN_ID
 from cai.store.jsonl import Row
 
 EVENT = {"attempt": int, "kind": str, "s": int | float}  # what every event has
@@ -39,3 +40,15 @@ def read_events(path: Path) -> list[Row]:
             if isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in EVENT.items()):
                 rows.append(row)
     return rows
+
+
+def lineage(run: Path) -> Iterator[Path]:
+    """A run, then the one whose rows it took over as a fork, and so on, as far as these still stand beside it."""
+    seen: set[str] = set()
+    while run.is_dir() and run.name not in seen:
+        seen.add(run.name)
+        yield run
+        forked = [str(e.get("source")) for e in read_events(run / "events.jsonl") if e.get("kind") == "forked"]
+        if not forked or not RUN_ID.fullmatch(forked[0]):
+            return
+        run = run.parent / forked[0]

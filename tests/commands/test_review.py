@@ -309,6 +309,7 @@ def test_agreement_of_metric_and_people_and_controls(path):
     rows = {(r["who"], r["what"]): r for r in agreement(read_story(path))}
     both = rows["ann and ben", "critique"]
     assert (both["n"], both["raw"]) == (10, 0.9)
+    assert both["kappa"] == both["low"] == both["high"] == 0.0  # ann calls all good: no chance is corrected for
     assert rows["ann, controls called bad", "critique"]["raw"] == 1.0
     assert ("metric and ann", "critique") not in rows  # nothing was scored in this run
     write_pages(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+from support.experiments import kill_in
 from support.runs import read_jsonl
 
 from cai import errors
@@ -84,6 +85,41 @@ def test_the_judge_decides_p3_and_the_base_disagrees_on_every_prompt_that_differ
 def test_it_is_loaded_once_a_stretch_of_questions_and_not_once_a_slice(judged: Any) -> None:
     """Critiques and revisions are one stretch, P3 another: the policy answers in between."""
     assert judged[1] == ["other/family"] * 2
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize(
+    ("killed_in", "stretches"),
+    [("critiques.judge", 2), ("preference.p3", 1), ("preference.p3.base", 0)],
+)
+def test_a_run_that_was_killed_while_it_was_judged_goes_on_to_the_same_bytes(
+    judged: Any, run_paper: Any, killed_in: str, stretches: int
+) -> None:
+    """The judge is loaded again for what is missing alone: not at all where only the base's own verdicts are."""
+    run, loads = judged
+    names = [f"eval/{name}" for name in ("scores.jsonl", "measured.json", "gates.json")]
+    whole = {name: (run / name).read_bytes() for name in names}
+    begun = whole["eval/scores.jsonl"].index(f'"metric":"{killed_in}",'.encode())
+    kill_in(run / "eval" / "scores.jsonl", run, whole["eval/scores.jsonl"][: begun + 40])
+    for name in names[1:]:
+        (run / name).unlink()
+    loads.clear()
+    assert run_paper("--resume", run.name, fake=())[0] == errors.DONE
+    assert {name: (run / name).read_bytes() for name in names} == whole
+    assert loads == ["other/family"] * stretches
+
+
+@pytest.mark.runs
+def test_another_judge_begins_a_log_of_its_own_and_the_old_one_is_set_aside(judged: Any, run_paper: Any) -> None:
+    run, loads = judged
+    before = (run / "eval" / "scores.jsonl").read_bytes()
+    loads.clear()
+    assert run_paper("--resume", run.name, "--set", "evaluation.judge_model=third/one", fake=())[0] == errors.DONE
+    assert loads == ["third/one"] * 2
+    (aside,) = [path for path in (run / "eval").glob("scores-*.jsonl")]
+    assert aside.read_bytes() == before != (run / "eval" / "scores.jsonl").read_bytes()
+    figures = orjson.loads((run / "eval" / "measured.json").read_bytes())["figures"]
+    assert figures["preference.p3"]["judge"] == "third/one"
 
 
 @pytest.mark.runs

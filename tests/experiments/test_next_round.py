@@ -12,6 +12,7 @@ from cai import errors
 from cai.commands.tensors import safetensors_fp32
 from cai.commands.verify import verify
 from cai.data import on_policy
+from cai.metrics.stats import difference
 from cai.recipe.settings_rounds import OnPolicySection
 from cai.report.rounds import verdict
 from cai.run.manifest import read_manifest
@@ -95,6 +96,35 @@ def rounds(*values):
 def test_the_rule_compares_the_last_two_rounds_and_open_is_not_passed(values, changes, may, said):
     found = verdict(rounds(*values), OnPolicySection(**changes))
     assert found[0] is may and said in found[1] and bool(found[1]) is bool(said)
+
+
+def with_interval(*figures):
+    found = [{P3: dict(zip(("value", "low", "high"), figure, strict=True))} for figure in figures]
+    return [{"round": n, "run": f"r{n}", "figures": of} for n, of in enumerate(found, 1)]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "min_gain", "may", "said"),
+    [
+        # gain 0.1; lower end 0.1 - sqrt(0.08^2 + 0.06^2) = 0.0, upper 0.1 + sqrt(0.06^2 + 0.08^2) = 0.2
+        ((0.5, 0.42, 0.56), (0.6, 0.52, 0.66), 0.0, False, "adds nothing"),
+        ((0.5, 0.42, 0.56), (0.61, 0.53, 0.67), 0.0, True, "adds:"),
+        ((0.5, 0.42, 0.56), (0.61, 0.53, 0.67), 0.05, False, "adds nothing"),
+        ((0.5, 0.42, 0.56), (0.5, 0.42, 0.56), 0.0, False, "adds nothing"),
+        ((0.5, 0.42, 0.56), (0.9, None, None), 0.0, True, "adds:"),
+        ((0.5, 0.0945, 0.905), (1.0, 0.342, 1.0), 0.0, False, "adds nothing"),
+    ],
+)
+def test_where_the_figure_has_an_interval_the_whole_gain_must_be_above_the_bar(before, now, min_gain, may, said):
+    found = verdict(with_interval(before, now), OnPolicySection(min_gain=min_gain))
+    assert found[0] is may and said in found[1]
+    assert ("a lower end above" in found[1]) is (now[1] is not None)
+
+
+def test_the_interval_of_a_gain_by_hand():
+    low, high = difference((0.5, (0.42, 0.56)), (0.6, (0.52, 0.66)))
+    assert (low, high) == (pytest.approx(0.0, abs=1e-12), pytest.approx(0.2))
+    assert difference((1.0, (1.0, 1.0)), (3.0, (3.0, 3.0))) == (2.0, 2.0)
 
 
 def test_a_run_without_an_adapter_has_no_next_round(run_fake, capsys):

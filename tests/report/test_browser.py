@@ -15,9 +15,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from support.experiment_pages import experiment_pages
 from support.pages import item_rows, make_run, probe_rows, recipe, records
 
-from cai.commands import review
+from cai.commands import review, review_blind
 from cai.recipe.settings import HeldoutSection
 from cai.report.pages import write_pages
 from cai.report.snapshot import read_story
@@ -79,9 +80,16 @@ def pages(tmp_path_factory) -> dict[str, str]:
     full = make_run(folder / "full", [*rows, *probe_rows()], recipe=recipe(items=8, heldout=HeldoutSection(items=1)))
     empty = make_run(folder / "empty", [])
     forms = review_pages(full, note="it quotes nothing " + "unbroken" * 60)
+    forms |= blind_pages(full, hostile)
     for path in (full, empty):
         write_pages(path)
     return {"full": (full / "report.html").read_text(), "empty": (empty / "report.html").read_text(), **forms}
+
+
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory) -> dict[str, str]:
+    """The pages of the experiments, with much on them and with next to nothing."""
+    return experiment_pages(tmp_path_factory.mktemp("experiments"))
 
 
 def review_pages(path: Path, note: str) -> dict[str, str]:
@@ -105,7 +113,28 @@ def review_pages(path: Path, note: str) -> dict[str, str]:
     return found
 
 
-REVIEW = ["form", "form-long", "form-again", "form-revision", "form-done"]
+def blind_pages(path: Path, hostile: str) -> dict[str, str]:
+    """The form with two answers beside each other: hostile and empty ones, and short ones after a mark."""
+    rows = [
+        {"metric": "preference.fresh", "item": item, "round": 0, "prompt": prompt, "base": base, "tuned": tuned}
+        for item, prompt, base, tuned in ((0, hostile, hostile * 3, ""), (1, "Why?", "Because.", "It depends. " * 30))
+    ]
+    rows += [
+        {"metric": "preference.p3", "item": item, "round": 0, "j4": float(item), "log_odds": 0.1} for item in (0, 1)
+    ]
+    (path / "eval" / "scores.jsonl").write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    found = {}
+    for rater in ("ann", "ben"):
+        with review_blind.reading(read_story(path), rater) as session:
+            while session.pending:
+                long = "unbroken" in session.pending[0].prompt
+                found["blind-long" if long else "blind"] = review.page(session, nonce="x")
+                side = "left" if long else "right"
+                assert session.mark(session.ticket(session.pending[0]), side, "a note " + "unbroken" * 60)
+    return found
+
+
+REVIEW = ["blind", "blind-long", "form", "form-long", "form-again", "form-revision", "form-done"]
 
 
 @pytest.mark.parametrize("name", ["full", "empty", *REVIEW])
@@ -120,6 +149,23 @@ def test_axe_finds_no_fault_and_nothing_runs_off_the_side(pages, tmp_path, name,
         for scrolls, told in found["regions"]:
             assert scrolls == told, "what scrolls says so, and nothing else does"
         assert name != "full" or width != 400 or any(scrolls for scrolls, _ in found["regions"])
+
+
+EXPERIMENTS = ["against", "attribution", "inverse", "sweep", "rounds"]
+EXPERIMENTS += ["against-few", "attribution-few", "inverse-none", "sweep-one"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_no_fault_on_the_page_of_an_experiment(experiments, tmp_path, name, width, dark):
+    """Folded texts are opened. What scrolls sideways says so; on a phone only heat maps and the report's tables do."""
+    assert POLICY in experiments[name]
+    found = look(experiments[name], tmp_path, width, dark, True)
+    assert found["checked"] > 10 and found["faults"] == [] and found["wide"] == 0
+    assert all(scrolls == told for scrolls, told in found["regions"])
+    if width == 400 and not name.startswith(("attribution", "rounds")):
+        assert not any(scrolls for scrolls, _ in found["regions"])
 
 
 def test_examples_are_found_by_principle_pool_and_verdict(pages, tmp_path):
@@ -158,11 +204,23 @@ document.body.innerHTML = "<pre>" + encodeURIComponent(JSON.stringify({sent, foc
 """
 
 
-def test_keys_mark_undo_and_note_and_do_nothing_within_a_note(tmp_path):
+def form_of(path: Path, blind: bool) -> str:
+    """The form with a mark before it, so that there is one to take back."""
+    reading = review_blind.reading if blind else review.reviewing
+    with reading(read_story(path), "ann") as session:
+        session.mark(session.ticket(session.pending[0]), "skip")
+        return review.page(session, nonce="x")
+
+
+@pytest.mark.parametrize(("blind", "second", "third"), [(False, "not", "skip"), (True, "right", "equal")])
+def test_keys_mark_undo_and_note_and_do_nothing_within_a_note(tmp_path, blind, second, third):
     path = make_run(tmp_path, records(10, heldout=0, rejects=False), recipe=recipe(items=10))
-    with review.reviewing(read_story(path), "ann") as session:
-        session.mark(session.ticket(session.pending[0]), "skip")  # so that there is one to take back
-        form = review.page(session, nonce="x")
+    rows = [
+        {"metric": "preference.fresh", "item": n, "round": 0, "prompt": "Why?", "base": f"{n}.", "tuned": f"It is {n}."}
+        for n in range(3)
+    ]
+    (path / "eval" / "scores.jsonl").write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    form = form_of(path, blind)
     outer = tmp_path / "form.html"
     outer.write_text(form.replace("</body>", f"<script>{PRESS}</script></body>"))
     command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
@@ -173,4 +231,4 @@ def test_keys_mark_undo_and_note_and_do_nothing_within_a_note(tmp_path):
         timeout=60,
     )
     found = json.loads(unquote(done.stdout.split("<pre>")[1].split("</pre>")[0]))
-    assert found == {"sent": ["mark not", "mark skip", "undo"], "focused": "note"}
+    assert found == {"sent": [f"mark {second}", f"mark {third}", "undo"], "focused": "note"}
