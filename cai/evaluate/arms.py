@@ -111,7 +111,7 @@ def _answered(context: Context, pairs: PairSet, arm: str, adapter: Path, theirs:
     log = open_marked(context, context.run.eval / f"{arm}-answers.jsonl", mark, KEY)
     try:
         evaluation = Evaluation(context, log, adapter, prompts)
-        for part in evaluation.left("preference.fresh", keys, 2 * whole.SLICE):
+        for part in evaluation.left("preference.fresh", keys, evaluation.together(2 * whole.SLICE, len(keys))):
             rows = whole.answers(evaluation, [wanted[item] for item, _ in part], (("tuned", True),))
             known = [{name: given[row["item"]][name] for name in BASE_TEXT} for row in rows]
             evaluation.write("preference.fresh", part, [row | base for row, base in zip(rows, known, strict=True)])

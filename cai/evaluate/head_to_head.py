@@ -93,7 +93,7 @@ def answers(evaluation: Evaluation, name: str, arm: Arm, questions: Sequence[Que
     metric, by_item = f"{name}.answers.{arm.name}", {question.item: question for question in questions}
     keys: list[Key] = [(item, 0) for item in by_item]
     armed = replace(evaluation, adapter=arm.adapter or evaluation.adapter, lora=arm.lora)
-    for part in armed.left(metric, keys, ANSWERS_SLICE):
+    for part in armed.left(metric, keys, armed.together(ANSWERS_SLICE, len(keys))):
         asked = [by_item[item] for item, _ in part]
         rows = _answered(armed, arm, asked)
         known: list[Row] = [{"metric": metric, "item": q.item, "round": 0} for q in asked]

@@ -113,7 +113,7 @@ def fresh(evaluation: Evaluation, pairs: PairSet) -> tuple[dict[int, Pair], list
     """Held-out pairs by item, and the greedy answers of base and tuned to their prompts."""
     wanted = {pair["item"]: pair for pair in sample_rows(one_a_prompt(pairs.heldout), evaluation.section.fresh_items)}
     keys = [(item, 0) for item in wanted]
-    for part in evaluation.left("preference.fresh", keys, 16):
+    for part in evaluation.left("preference.fresh", keys, evaluation.together(16, len(keys))):
         evaluation.write("preference.fresh", part, answers(evaluation, [wanted[item] for item, _ in part]))
     return wanted, evaluation.rows("preference.fresh", keys)
 

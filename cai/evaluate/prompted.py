@@ -75,7 +75,7 @@ def measure(
     tuned = {row["item"]: row["tuned"] for row in fresh}
     keys: list[Key] = [(item, 0) for item in wanted if item in tuned]
     name = f"{arm}_{evaluation.section.best_of}" if arm == "best_of_n" else arm
-    for part in evaluation.left(f"prompted.{name}", keys, SLICE):
+    for part in evaluation.left(f"prompted.{name}", keys, evaluation.together(SLICE, len(keys))):
         asked = [wanted[item] for item, _ in part]
         if arm == "best_of_n":
             rows = _best(evaluation, asked)
