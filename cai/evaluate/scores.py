@@ -31,11 +31,9 @@ from cai.run.loop import open_marked
 from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 from cai.store.row_types import Example
-from cai.world import world
 
 Key = tuple[int, int]
 KEY = ("metric", "item", "round")
-DRAWN_AT_ONCE = 256  # texts between two writes on a GPU: what a kill loses is half a minute's drawing
 SHIPPED_PROMPTS = Path(__file__).parent.parent.parent / "prompts"
 # they change no row that is stored: the arms of `prompted` have rows of their own, named by `best_of`
 DISPLAY_KEYS = {"exam_sensitivity", "judge", "enabled", "lm_eval_include", "prompted", "best_of"}
@@ -110,13 +108,6 @@ class Evaluation:
         named = [(metric, *key) for key in keys]
         for part in loop.left(self.context, self.log, f"evaluate {metric}", named, chunk):
             yield [(item, round_) for _, item, round_ in part]
-
-    def together(self, few: int, count: int) -> int:
-        """How many of `count` texts are drawn between two writes: `few` where bytes hang on the rows side by side (a
-        CPU); on a GPU a process's whole share, up to a full engine: a step of 16 rows takes what one of 128 does."""
-        if self.context.run.manifest.get("backend") != "cuda":
-            return few
-        return max(few, min(DRAWN_AT_ONCE, -(-count // world().size)))
 
     def write(self, metric: str, part: Iterable[Key], rows: Iterable[Row]) -> None:
         loop.write(self.context, self.log, [(metric, *key) for key in part], rows)
