@@ -6,6 +6,12 @@ and how far the trajectories lie apart. JSON names the machine.
 
     python bench/make_model.py 32b /dev/shm/random-32b
     python bench/dpo.py /dev/shm/random-32b --out dpo.json
+
+In place of a folder, "made:SHAPE/LAYERS" (bench/families.py) makes the weights on the card, without a file and without
+Unsloth; for ours alone. `--saving` saves as the recipe does, at the end (and each `dpo.save_minutes`, here 10), and
+says what a save takes and what share of ten minutes it would be with all of the shape's layers.
+
+    python bench/dpo.py made:llama31-32b/16 --variants ours --saving --out dpo-llama31.json
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 VARIANTS = ("trl", "unsloth", "ours")
 RANK, ALPHA, BETA, SEED = 32, 64, 0.1, 11
+SAVE_MINUTES = 10.0
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -48,6 +55,7 @@ def settings(options: argparse.Namespace) -> Any:
     return DpoSection(
         max_steps=options.steps, batch_size=options.pairs, gradient_accumulation=options.accumulation, beta=BETA,
         learning_rate=options.learning_rate, warmup_ratio=0.0, scheduler="constant", save_steps=10_000,
+        save_minutes=SAVE_MINUTES if options.saving else 0.0,
         first_loss_tolerance=5.0, gradient_checkpointing=options.checkpointing,
     )  # fmt: skip
 
@@ -74,6 +82,15 @@ class Clock:
         self.losses.append(loss)
         self.margins.append(margin)
 
+    def saved(self, notes: list[dict[str, Any]], layers: int, name: str) -> dict[str, float]:
+        """Seconds from the last step to its sealed checkpoint, and its share of the time between two at full depth.
+
+        A checkpoint is the adapter and its moments: its size goes with the layers, as the time of a step does.
+        """
+        taken = self.began + next(note["at"] for note in reversed(notes) if note["kind"] == "checkpoint") - self.last
+        depth = (full_layers(name) or layers) / layers
+        return {"save_seconds": taken, "saving_share": taken * depth / (60.0 * SAVE_MINUTES), "depth_factor": depth}
+
     def result(self) -> dict[str, Any]:
         import torch
 
@@ -99,9 +116,11 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     from cai.training.job import Job
 
     section = ModelSection(name=options.model, format="base", quantization=options.quantization)
-    model = load(section, "embedded" if options.cpu else "cuda")
-    if options.cpu:
-        model = cpu_model(options.model, model)
+    if options.model.startswith("made:"):
+        model = made_model(options.model)
+    else:
+        model = load(section, "embedded" if options.cpu else "cuda")
+        model = cpu_model(options.model, model) if options.cpu else model
     model.to_lora(LoraSection(rank=RANK, alpha=ALPHA), SEED)
     model.mode("train")
     cap(options)
@@ -121,9 +140,40 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         if options.profile:
             profile_step(job, options)
         clock.began = clock.last = time.monotonic()
-        no_saving()
+        if not options.saving:
+            no_saving()
         _, shape, _ = job.run()
-    return clock.result() | {"events": notes, "checkpointing": shape.checkpointing, "order": job.order}
+        saved = clock.saved(notes, model.hf.config.num_hidden_layers, options.model) if options.saving else {}
+    facts = {"layout": job.layout.name, "layers": model.hf.config.num_hidden_layers, **saved}
+    return clock.result() | {"events": notes, "checkpointing": shape.checkpointing, "order": job.order, **facts}
+
+
+def full_layers(name: str) -> int:
+    """The layers of the shape that a made model is of; what is loaded is whole."""
+    from families import SHAPES
+
+    if not name.startswith("made:"):
+        return 0
+    return int(SHAPES[name.removeprefix("made:").partition("/")[0]][1]["num_hidden_layers"])
+
+
+def made_model(text: str) -> Any:
+    """Random weights behind the pipeline's own model, as plain transformers and PEFT have them. Rows are token ids."""
+    import torch
+    from families import made
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from cai.engine.tokenizers import HFTokenizer
+    from cai.models.policy import LoadedModel
+
+    shape, _, layers = text.removeprefix("made:").partition("/")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hf = made(shape, device, int(layers or 0))
+    words = Tokenizer(models.WordLevel({"<end>": 0}, unk_token="<end>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>")
+    own = HFTokenizer(tokenizer, eos_ids=(0,))
+    return LoadedModel(hf, tokenizer, own, "base", "cpu", text, torch.device(device), 4096)
 
 
 def no_saving() -> None:
@@ -277,6 +327,10 @@ def spread(results: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def show(results: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
     print(f"\n{options.model}: {options.tokens} tokens a pair, {options.pairs} x {options.accumulation} pairs a step")
+    for r in results.values():
+        if "save_seconds" in r:
+            share = f"{r['saving_share']:.2%} of {SAVE_MINUTES:g} minutes at full depth"
+            print(f"a save took {r['save_seconds']:.2f} s at {r['layers']} layers: {share}")
     print(
         "| variant | s/pair | first step s | peak GiB allocated / reserved | losses |\n| --- | --- | --- | --- | --- |"
     )
@@ -323,6 +377,7 @@ def main() -> None:
     parser.add_argument("--quantization", choices=("nf4", "bf16"), default="nf4")
     parser.add_argument("--cap-gb", type=float, default=80.0, help="memory cap of the process, 0 for none")
     parser.add_argument("--timeout", type=float, default=300)
+    parser.add_argument("--saving", action="store_true", help="checkpoints as the recipe asks for, timed")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--cpu", action="store_true", help="dry run with a tiny bf16 checkpoint")
     parser.add_argument("--out", type=Path)

@@ -10,11 +10,17 @@ Groups of backends run in processes of their own (Unsloth rewrites transformers 
     vllm       on the same NF4 checkpoint; vllm-bf16 on the one of --bf16-model; an error line where not installed
     unsloth    unsloth (Unsloth generate, static batches)  native  native-bnb/-fused/-bf16/-fp8/-int8 (linears)
 `@80` behind a name caps the process's memory to 80 GB. `:N` takes N requests of each stage (default --per-stage);
-`:N/a+b` only of the stages a and b.
+`:N/a+b` only of the stages a and b. `--mix`: what a run really asks for, six rotations of the instructions' examples
+and 8% of answers, critiques and revisions drawn again; only the last draw of a request is useful.
+
+In place of a folder, "made:SHAPE/LAYERS" makes random weights of a shape of bench/families.py on the card, without a
+file and without Unsloth: "made:qwen2-32b/16" has a quarter of the layers. With a quarter of the memory (`@20`) what is
+copied to bf16 and held as keys keeps its share, and ratios of ways of computing hold, but for the head.
 
     python bench/make_model.py 32b /dev/shm/random-32b
     python bench/generate.py /dev/shm/random-32b --run hf1:1 unsloth:128 native native@80 --out generate.json
     python bench/generate.py embedded --per-stage 10 --scale 0.25 --run static native
+    python bench/generate.py made:qwen2-32b/16 --mix --per-stage 768 --steps --run native@25 native-int8@25
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,11 +42,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from decode_step import ceilings, profile_steps, roofline, step_times
-from shapes import STAGES, stage_requests
+from shapes import STAGES, StageShape, stage_requests
 
 from cai.engine import Request, Sampling
 
-CAP_BYTES = 80e9
+GIGABYTE = 1e9
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Wanted:
     """One run: `name[@80][:N[/stages]]`."""
 
     name: str
-    capped: bool
+    cap_gb: float  # 0: the whole card
     count: int
     stages: tuple[str, ...]
 
@@ -58,7 +64,7 @@ class Wanted:
         count, _, stages = tail.partition("/")
         name, _, cap = head.partition("@")
         chosen = tuple(stages.split("+")) if stages else tuple(stage.name for stage in STAGES)
-        return cls(name, bool(cap), int(count) if count else per_stage, chosen)
+        return cls(name, float(cap or 0), int(count) if count else per_stage, chosen)
 
     @property
     def group(self) -> str:
@@ -114,6 +120,16 @@ def load_nothing(folder: str) -> Weights:
     return Weights(SimpleNamespace(config=AutoConfig.from_pretrained(folder), folder=folder), PlainTokenizer(), "cuda")
 
 
+def load_made(text: str) -> Weights:
+    """Random weights of a shape, made where they are used."""
+    import torch
+    from families import made
+
+    shape, _, layers = text.removeprefix("made:").partition("/")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Weights(made(shape, device, int(layers or 0)), PlainTokenizer(), device)
+
+
 LOADERS = {"stock": load_stock, "unsloth": load_real, "vllm": load_nothing, "vllm-bf16": load_nothing}
 
 
@@ -129,7 +145,7 @@ def engine_for(wanted: Wanted, weights: Weights, batch_size: int) -> Any:
         from vllm_engine import VllmEngine
 
         total = torch.cuda.get_device_properties(0).total_memory
-        return VllmEngine(weights.hf.folder, min(0.92, CAP_BYTES / total) if wanted.capped else 0.92)
+        return VllmEngine(weights.hf.folder, min(0.92, wanted.cap_gb * GIGABYTE / total) if wanted.cap_gb else 0.92)
     if wanted.name == "hf1":
         return make_engine("reference", weights)
     if wanted.name in ("hf", "unsloth", "static"):
@@ -138,40 +154,51 @@ def engine_for(wanted: Wanted, weights: Weights, batch_size: int) -> Any:
     return make_engine("native", weights, linears=linears, batch_size=0)
 
 
-def run_stage(engine: Any, requests: list[Request]) -> tuple[int, float]:
-    """(drawn tokens, seconds)."""
+def run_stage(engine: Any, requests: list[Request], stage: StageShape | None = None) -> tuple[int, float, int]:
+    """(useful tokens, seconds, draws that a refusal followed); `stage`: whose completions are drawn again."""
     began = time.monotonic()
+    of, number = {request.id: request for request in requests}, dict.fromkeys((r.id for r in requests), 0)
     for request in requests:
         engine.submit(request)
-    drawn = {done.id: len(done.token_ids) for done in engine.completions()}
+    drawn = {}
+    for done in engine.completions():
+        if stage is not None and stage.again(done.id, number[done.id]):
+            number[done.id] += 1
+            engine.submit(replace(of[done.id], seed=of[done.id].seed ^ number[done.id], first=True))
+        else:
+            drawn[done.id] = len(done.token_ids)
     seconds = time.monotonic() - began
     assert drawn == {request.id: request.sampling.max_new_tokens for request in requests}
-    return sum(drawn.values()), seconds
+    return sum(drawn.values()), seconds, sum(number.values())
 
 
 def measure(wanted: Wanted, weights: Weights, options: argparse.Namespace) -> dict[str, Any]:
     """One backend over its stages."""
     cuda = weights.device == "cuda"
     if cuda:
-        reset_memory(wanted.capped)
+        reset_memory(wanted.cap_gb)
     began = time.monotonic()
     engine = engine_for(wanted, weights, options.batch_size)
     vocab = weights.hf.config.vocab_size
-    list(warm_up(engine, vocab))
+    wide = options.mix and wanted.name.startswith("native")  # graphs of every number of rows are captured in the set-up
+    list(warm_up(engine, vocab, engine.stats.batch_size if wide else 4))
     set_up = time.monotonic() - began
-    row: dict[str, Any] = {"backend": wanted.name + "@80GB" * wanted.capped, "requests": 0, "stages": {}}
-    row |= {"prompt_tokens": 0, "set_up_s": round(set_up, 1), "batch": engine.stats.batch_size}
+    shown = wanted.name + (f"@{wanted.cap_gb:g}GB" if wanted.cap_gb else "")
+    row: dict[str, Any] = {"backend": shown, "requests": 0, "stages": {}, "prompt_tokens": 0}
+    row |= {"set_up_s": round(set_up, 1), "batch": engine.stats.batch_size}
     tokens, seconds, computed = 0, 0.0, engine.stats.prompt_tokens_computed
     for stage in STAGES:
         if stage.name not in wanted.stages:
             continue
-        requests = stage_requests(stage, wanted.count, vocab, options.scale)
+        rotations, refused = (stage.rotations, stage) if options.mix else (1, None)
+        requests = stage_requests(stage, wanted.count, vocab, options.scale, rotations)
         before = engine.stats.prompt_tokens_computed
-        drawn, spent = run_stage(engine, requests)
+        drawn, spent, redraws = run_stage(engine, requests, refused)
         row["requests"] += len(requests)
         row["prompt_tokens"] += sum(len(request.token_ids) for request in requests)
         prefill = engine.stats.prompt_tokens_computed - before
         row["stages"][stage.name] = {"tokens": drawn, "seconds": round(spent, 2), "prompt_tokens_computed": prefill}
+        row["stages"][stage.name] |= {"tokens_per_s": round(drawn / spent, 1), "redraws": redraws}
         tokens, seconds = tokens + drawn, seconds + spent
         print(f"# {row['backend']} {stage.name}: {drawn} tokens, {spent:.1f} s = {drawn / spent:.0f}/s", flush=True)
     row |= {"tokens": tokens, "seconds": round(seconds, 2), "tokens_per_s": round(tokens / seconds, 1)}
@@ -192,7 +219,7 @@ def measure(wanted: Wanted, weights: Weights, options: argparse.Namespace) -> di
     return row
 
 
-def reset_memory(capped: bool) -> None:
+def reset_memory(cap_gb: float) -> None:
     import gc
 
     import torch
@@ -200,14 +227,15 @@ def reset_memory(capped: bool) -> None:
     gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, CAP_BYTES / total) if capped else 1.0)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gb * GIGABYTE / total) if cap_gb else 1.0)
     torch.cuda.reset_peak_memory_stats()
 
 
-def warm_up(engine: Any, vocab: int) -> Any:
+def warm_up(engine: Any, vocab: int, rows: int = 4) -> Any:
     """A few tokens, so that compilation and first launches are set-up."""
-    for item in range(4):
-        engine.submit(Request(item, tuple(range(10, 60 + item)), Sampling(0.7, 4), seed=item, prefix_len=20))
+    for item in range(rows):
+        ids = tuple(range(10, 60 + item % 4))
+        engine.submit(Request(item, ids, Sampling(0.7, 4 + item // 16), seed=item, prefix_len=20))
     yield from engine.completions()
 
 
@@ -215,9 +243,10 @@ def run_group(options: argparse.Namespace) -> None:
     """One process: load once, run its backends, write the rows."""
     wanted = [Wanted.parse(text, options.per_stage) for text in options.run]
     group = wanted[0].group
-    weights = LOADERS[group](options.bf16_model if group == "vllm-bf16" else options.model)
+    load = load_made if options.model.startswith("made:") else LOADERS[group]
+    weights = load(options.bf16_model if group == "vllm-bf16" else options.model)
     result: dict[str, Any] = {"rows": []}
-    if weights.device == "cuda" and group == "unsloth":
+    if weights.device == "cuda" and group == "unsloth" and options.steps:
         result["ceilings"] = ceilings()
         config = weights.hf.config
         result["roofline_ms"] = {rows: round(roofline(config, rows, result["ceilings"]), 2) for rows in options.steps}
@@ -274,6 +303,7 @@ def main() -> None:
     parser.add_argument("--per-stage", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=0, help="of the static backends (0 = from free memory)")
     parser.add_argument("--scale", type=float, default=1.0, help="of all lengths, for small machines")
+    parser.add_argument("--mix", action="store_true", help="rotated prefixes and redraws")
     parser.add_argument("--steps", type=int, nargs="*", default=[16, 64, 256])
     parser.add_argument("--out", default="generate.json")
     parser.add_argument("--group", action="store_true", help=argparse.SUPPRESS)
@@ -282,8 +312,9 @@ def main() -> None:
         return run_group(options)
     result: dict[str, Any] = {
         **machine(),
-        "model": Path(options.model).name,
+        "model": options.model if options.model.startswith("made:") else Path(options.model).name,
         "per_stage": options.per_stage,
+        "mix": options.mix,
         "rows": [],
     }
 
@@ -298,7 +329,7 @@ def main() -> None:
         with tempfile.NamedTemporaryFile(suffix=".json") as part:
             shared = ["--per-stage", str(options.per_stage), "--batch-size", str(options.batch_size)]
             shared += ["--scale", str(options.scale), "--steps", *map(str, options.steps), "--out", part.name]
-            shared += ["--bf16-model", options.bf16_model]
+            shared += ["--bf16-model", options.bf16_model, *(["--mix"] if options.mix else [])]
             subprocess.run([sys.executable, __file__, options.model, "--group", *shared, "--run", *runs], check=False)
             text = Path(part.name).read_text()
         found = (

@@ -2,26 +2,31 @@
 
 Owns batching, resume, redraws and what is written; what is asked and what a completion becomes is `stage`'s.
 Invariants: a batch is a fixed slice of units, recomputed whole when only part of it is on disk; rows on disk are
-compared, never rewritten.
+compared, never rewritten. A streaming engine on a GPU has no batches: it is fed as rows finish, order of examples by
+order of examples, and what is finished out of turn is kept (`released`).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
 from cai.data import on_policy
+from cai.data.released import Released
 from cai.data.stage import Accept, Draw, Stage, Unit, asked, first_draw, judged, measured
 from cai.engine import Completion, Request
 from cai.run import loop, sharing
 from cai.run.context import Context
 from cai.store.row_types import Record
 from cai.store.rows import Key
+from cai.world import world
 
 SCORED_AT_ONCE = 64  # units scored between two writes: what a kill loses
 SCORED_AT_ONCE_CPU = 4
-STREAM_WINDOW = 4  # a streaming engine holds this many batches: what a kill loses at most
+STREAM_WINDOW = 4  # a streaming engine holds this many batches of rows that are not finished
+KEPT_AT_ONCE = 64  # finished rows of a streaming engine between two writes: what a kill loses of them at most
 
 
 def pending(context: Context, stage: Stage, items: Iterable[int], round_: int) -> list[int]:
@@ -62,24 +67,29 @@ def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int 
 
 def _drawn(context: Context, stage: Stage, units: Sequence[Unit], todo: set[int], round_: int, accept: Accept) -> None:
     """The text of these units, of which `todo` have no row yet."""
-    cuda = context.model().backend == "cuda"
     size = sharing.agreed(max(context.engine.stats.batch_size, 1), f"in {stage.name}")
-    streams = context.engine.streams
+    batch_size = size * (2 if context.engine.streams else 1)
     done = len(units) - len(todo)
     context.progress.begin(stage.name, round_, total=len(units), done=done, together=size, per_round=stage.per_round)
-    if shared := sharing.begin(context, context.log, stage.name, round_):
-        _run_shared(context, stage, units, todo, size * (2 if streams else 1), shared, accept)
-    elif streams and cuda:
-        waiting = [unit for unit in units if unit.item in todo]
-        for rows in _stream(context, stage, waiting, size * STREAM_WINDOW):
-            _commit(context, accept(rows))
-    else:
-        size *= 2 if streams else 1  # on a CPU a resume must give the same bytes, so the same rows run together
-        for start in range(0, len(units), size):
-            batch = units[start : start + size]
+    if streaming(context) and not world().several:
+        released = Released(context, stage, [unit for unit in units if unit.item in todo], round_)
+        _commit(context, accept(released.take([])))  # what an earlier attempt kept
+        for rows in _stream(context, stage, released.missing, size * STREAM_WINDOW):
+            _commit(context, accept(released.take(rows)))
+        released.end()
+    elif shared := sharing.begin(context, context.log, stage.name, round_):
+        _run_shared(context, stage, units, todo, batch_size, shared, accept)
+    else:  # a resume must give the same bytes, so the same rows run together
+        for start in range(0, len(units), batch_size):
+            batch = units[start : start + batch_size]
             if any(unit.item in todo for unit in batch):
                 _commit(context, accept(draw(context, stage, batch)))
     context.progress.end(context.engine.stats)
+
+
+def streaming(context: Context) -> bool:
+    """Whether rows come and go one by one: not on a CPU, where a row's bytes hang on the rows beside it."""
+    return context.engine.streams and context.model().backend == "cuda"
 
 
 def _run_shared(
@@ -96,8 +106,7 @@ def _run_shared(
     def keys(batch: Sequence[Unit]) -> list[Key]:
         return [(stage.name, unit.item, unit.round) for unit in batch]
 
-    streaming = context.engine.streams and context.model().backend == "cuda"
-    if streaming:  # a row's draw does not hang on the rows beside it: what a shard holds is not drawn again
+    if streaming(context):  # a row's draw does not hang on the rows beside it: what a shard holds is not drawn again
         waiting = [unit for unit in units if unit.item in todo]
         fresh = [unit for unit, key in zip(waiting, keys(waiting), strict=True) if key not in shared.spare]
         batches = [fresh[start : start + size] for start in range(0, len(fresh), size)]
@@ -132,46 +141,43 @@ def draw(context: Context, stage: Stage, units: Sequence[Unit]) -> list[Record]:
 
 
 def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) -> Iterator[list[Record]]:
-    """Feed the engine as rows finish; release rows in unit order, so the log's order does not depend on timing."""
+    """Feed the engine as rows finish, `window` unfinished ones at most; finished rows in any order, some at a time.
+
+    Rows that run together share their prefix: units go by the order of their examples, so that the engine runs empty
+    once an order and not once an order and window.
+    """
+    prompt = context.prompts[stage.prompt]
+    waiting = deque(sorted(units, key=lambda unit: prompt.order(unit.shift)))
     rows: dict[int, Record] = {}
     draws: dict[int, Draw] = {}
-    submitted = released = 0
 
-    def fed() -> list[Request]:
-        nonlocal submitted
-        requests = []
-        while submitted < len(units) and submitted - released < window:
-            unit = units[submitted]
-            draws[unit.item] = first_draw(context, stage, unit)
-            request = asked(context, draws[unit.item])
-            submitted += 1
+    def feed() -> None:
+        while waiting and len(draws) < window:
+            first = first_draw(context, stage, waiting.popleft())
+            request = asked(context, first)
             if isinstance(request, Request):
-                requests.append(request)
+                draws[first.unit.item] = first
+                context.engine.submit(request)
             else:
-                rows[unit.item] = request
-        return requests
+                rows[first.unit.item] = request
 
-    def ready() -> list[Record]:
-        nonlocal released
-        first = released
-        while released < len(units) and units[released].item in rows:
-            released += 1
-        for unit in units[first:released]:
-            draws.pop(unit.item, None)
-        return [rows.pop(unit.item) for unit in units[first:released]]
+    def finished() -> list[Record]:
+        found = list(rows.values())
+        rows.clear()
+        return found
 
-    while released < len(units):
-        for request in fed():
-            context.engine.submit(request)
+    while waiting or draws:
+        feed()
         for completion in context.engine.completions(context.stopped):
             if (again := _taken(context, draws, rows, completion)) is not None:
-                context.engine.submit(again)
-            if units[released].item in rows:
-                yield ready()
-                for request in fed():
-                    context.engine.submit(request)
-        if batch := ready():
-            yield batch
+                context.engine.submit(replace(again, first=True))
+            else:
+                del draws[completion.id]
+            if len(rows) >= KEPT_AT_ONCE:
+                yield finished()
+            feed()
+        if rows:
+            yield finished()
         context.check_stop(f"in {stage.name}")
 
 

@@ -21,6 +21,7 @@ from cai.evaluate.preference import POLICY, implicit, normalised, win
 from cai.evaluate.scores import KEY, Evaluation, fingerprint, load_judge
 from cai.metrics.figure import Figure, unmeasured
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact, wilcoxon
+from cai.run import loop
 from cai.run.context import Context
 from cai.run.loop import open_marked
 from cai.store import records
@@ -111,7 +112,7 @@ def _answered(context: Context, pairs: PairSet, arm: str, adapter: Path, theirs:
     log = open_marked(context, context.run.eval / f"{arm}-answers.jsonl", mark, KEY)
     try:
         evaluation = Evaluation(context, log, adapter, prompts)
-        for part in evaluation.left("preference.fresh", keys, 2 * whole.SLICE):
+        for part in evaluation.left("preference.fresh", keys, loop.together(context, 2 * whole.SLICE, len(keys))):
             rows = whole.answers(evaluation, [wanted[item] for item, _ in part], (("tuned", True),))
             known = [{name: given[row["item"]][name] for name in BASE_TEXT} for row in rows]
             evaluation.write("preference.fresh", part, [row | base for row, base in zip(rows, known, strict=True)])

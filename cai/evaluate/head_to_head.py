@@ -26,6 +26,7 @@ from cai.recipe.constitution import Principle
 from cai.recipe.ends import cut, signs_of
 from cai.recipe.prompts import Prompt
 from cai.recipe.settings import LoraSection
+from cai.run import loop
 from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Record
@@ -93,7 +94,7 @@ def answers(evaluation: Evaluation, name: str, arm: Arm, questions: Sequence[Que
     metric, by_item = f"{name}.answers.{arm.name}", {question.item: question for question in questions}
     keys: list[Key] = [(item, 0) for item in by_item]
     armed = replace(evaluation, adapter=arm.adapter or evaluation.adapter, lora=arm.lora)
-    for part in armed.left(metric, keys, ANSWERS_SLICE):
+    for part in armed.left(metric, keys, loop.together(armed.context, ANSWERS_SLICE, len(keys))):
         asked = [by_item[item] for item, _ in part]
         rows = _answered(armed, arm, asked)
         known: list[Row] = [{"metric": metric, "item": q.item, "round": 0} for q in asked]

@@ -22,6 +22,7 @@ from cai.evaluate.scores import Evaluation, Row, fingerprint, load_judge, open_s
 from cai.metrics.figure import Figure, count, indicator, rate, sample, unmeasured
 from cai.metrics.text import words
 from cai.recipe.ends import cut, signs_of
+from cai.run import loop
 from cai.run.context import Context
 from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.row_types import Pair, PairScore
@@ -115,7 +116,7 @@ def fresh(evaluation: Evaluation, pairs: PairSet) -> tuple[dict[int, Pair], list
     """Held-out pairs by item, and the greedy answers of base and tuned to their prompts."""
     wanted = {pair["item"]: pair for pair in sample_rows(one_a_prompt(pairs.heldout), evaluation.section.fresh_items)}
     keys = [(item, 0) for item in wanted]
-    for part in evaluation.left("preference.fresh", keys, 16):
+    for part in evaluation.left("preference.fresh", keys, loop.together(evaluation.context, 16, len(keys))):
         evaluation.write("preference.fresh", part, answers(evaluation, [wanted[item] for item, _ in part]))
     return wanted, evaluation.rows("preference.fresh", keys)
 

@@ -23,6 +23,7 @@ from cai.metrics.figure import Figure, indicator, rate, sample
 from cai.metrics.text import words
 from cai.recipe.ends import cut, signs_of
 from cai.recipe.prompts import FewShotExample, Prompt
+from cai.run import loop
 from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
@@ -75,7 +76,7 @@ def measure(
     tuned = {row["item"]: row["tuned"] for row in fresh}
     keys: list[Key] = [(item, 0) for item in wanted if item in tuned]
     name = f"{arm}_{evaluation.section.best_of}" if arm == "best_of_n" else arm
-    for part in evaluation.left(f"prompted.{name}", keys, SLICE):
+    for part in evaluation.left(f"prompted.{name}", keys, loop.together(evaluation.context, SLICE, len(keys))):
         asked = [wanted[item] for item, _ in part]
         if arm == "best_of_n":
             rows = _best(evaluation, asked)

@@ -85,7 +85,7 @@ class Prompt:
         head, tail = split_at_placeholder(self.final)
         tail = substitute(tail, fields)
         more = (substitute(self.reply, fields), substitute(self.follow_up, fields)) if self.follow_up else ()
-        order = shift % len(self.examples) if self.examples else 0
+        order = self.order(shift)
         pieces = (
             self._chat_pieces(head, tail, order, more, tokenizer)
             if format == "chat"
@@ -100,6 +100,10 @@ class Prompt:
         text = clean(prefix_text + "".join(piece.text for piece in rest))
         sha = digest(self.sha.encode(), format.encode(), text.encode(), struct.pack(f"<{len(token_ids)}I", *token_ids))
         return Rendered(token_ids, text, len(prefix_ids), self._stops(format), sha)
+
+    def order(self, shift: int) -> int:
+        """Which example stands first; prompts of one order begin with the same tokens."""
+        return shift % len(self.examples) if self.examples else 0
 
     def _check_fields(self, fields: Mapping[str, str]) -> None:
         if set(fields) != self.fields:

@@ -21,6 +21,9 @@ from cai.run.context import Context
 from cai.store.jsonl import Row, nulled
 from cai.store.records import RecordLog
 from cai.store.rows import Key, R
+from cai.world import world
+
+DRAWN_AT_ONCE = 256  # what a kill loses is the drawing of so many texts: half a minute, of a judge's explanations two
 
 
 def left(
@@ -65,6 +68,16 @@ def _shared(
         fresh = [cast(R, row) for row in rows]
         log.append(fresh)
         context.progress.committed([{"status": row.get("status", "ok")} for row in fresh])
+
+
+def together(context: Context, few: int, count: int) -> int:
+    """How many of `count` texts are drawn between two writes: `few` where bytes hang on the rows side by side (a CPU).
+
+    On a GPU a process's whole share, up to DRAWN_AT_ONCE: a decode step of 16 rows takes what one of 128 does.
+    """
+    if context.run.manifest.get("backend") != "cuda":
+        return few
+    return max(few, min(DRAWN_AT_ONCE, -(-count // world().size)))
 
 
 def write(context: Context, log: RecordLog[R], part: Iterable[Key], rows: Iterable[R]) -> None:

@@ -2,6 +2,7 @@
 
 Owns who computes which slice, the shards and the merge: each process appends what it made to a log of its own below
 `shards/` of the run folder, and when all slices are made every process has all rows, in slice order, for its own log.
+One process has a shard, too, where rows are finished out of order (`cai.data.released`), for those that wait.
 Whoever computes (`cai.run.loop`, `cai.data.stage_loop`) writes nothing else meanwhile. Invariants: the slices are those
 of one process, so its bytes are; which process made a row leaves no trace; a row is in the log or in a shard from the
 moment it was appended to either, whoever is killed, and a shard goes only when its rows stand in the log; the number of
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -71,12 +73,23 @@ class Shared:
     def put(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Keep rows that this process made: on disk when this returns."""
         kept = [orjson.loads(encode(row)) for row in rows]
+        if not kept:
+            return
         if self._shard is None:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             name = f"{self.context.home[1]:04d}-{world().rank}.jsonl"  # never one of an earlier attempt's
             self._shard = RecordLog.open(self.folder / name, self.context.run.quarantine, key=self.log.key)
         self._shard.append(kept)
         self._made += kept
+
+    def done(self) -> None:
+        """Alone: every row stands in the log, and the shards go."""
+        if self._shard is not None:
+            self._shard.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in self.folder.parents[:2]:
+            with suppress(OSError):  # another step's shards are in it
+                folder.rmdir()
 
     def settled(self, slices: Sequence[Sequence[Key]]) -> Iterator[list[Row]]:
         """The rows of each slice, in order, made by any process; the shards go when the caller has taken them all."""

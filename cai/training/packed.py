@@ -20,6 +20,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from cai.engine.foreign import HfConfig, HfModel, HfModule
 from cai.training.adapter import NAME
 from cai.training.attention import attend
+from cai.training.frozen import Frozen
 from cai.training.kernels import rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward
 from cai.training.loss import Batch, base_of
 
@@ -40,16 +41,11 @@ class Projection:
     scale: float
     a: torch.Tensor
     b: torch.Tensor
+    frozen: Frozen
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
         """weight_OI. A dequantised one lives in a scratch buffer until the next call."""
-        weight = self.base.weight
-        state = getattr(weight, "quant_state", None)
-        if state is None:
-            return weight
-        from unsloth.kernels.utils import fast_dequantize
-
-        return fast_dequantize(weight, state, use_global_buffer=True)
+        return self.frozen.weight(self.base, dtype)
 
 
 def refusal(hf: HfModel) -> str | None:
@@ -92,6 +88,7 @@ class PackedForward:
     def __init__(self) -> None:
         self.checkpoint_layers = 0  # how many layers, from the first, are recomputed in the backward pass
         self._copies: dict[torch.nn.Parameter, torch.Tensor] = {}
+        self._frozen = Frozen()
 
     def __call__(self, hf: HfModel, batch: Batch) -> torch.Tensor:
         base = base_of(hf)
@@ -116,7 +113,7 @@ class PackedForward:
             if parameter.dtype != dtype and getattr(self._copies.get(parameter), "dtype", None) != dtype:
                 self._copies[parameter] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
         a, b = (self._copies.get(p, p) if p.dtype != dtype else p.detach() for p in trained)
-        return Projection(module.get_base_layer(), module.scaling[NAME], a, b), trained
+        return Projection(module.get_base_layer(), module.scaling[NAME], a, b, self._frozen), trained
 
     def _refresh(self) -> None:
         if self._copies:

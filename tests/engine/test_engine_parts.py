@@ -169,6 +169,38 @@ def test_groups_by_prefix_run_one_after_another_and_a_lone_prefix_is_not_set_up(
     assert [r.tokens for r in s.admit()] == [41]
 
 
+def rows_of_prefixes(s, each, limit=100):
+    """`each` rows of three prefixes of 20, 30 and 40 tokens."""
+    for i in range(3 * each):
+        s.add(row(i, tokens=60, prefix=20 + 10 * (i % 3), new=limit))
+
+
+def test_few_rows_of_several_prefixes_run_together_without_one():
+    """A run for each of three prefixes is two runs of 100 steps more: 2,000 tokens of 10 a step, against 90 an item."""
+    s = scheduler(rows=64, prefill=10_000)
+    s.tokens_a_step = 10
+    rows_of_prefixes(s, 5)
+    assert s.choose_prefix() == ()
+    assert [r.tokens for r in s.admit()] == [60] * 15
+    again = row(99, tokens=60, prefix=30)
+    s.add(again, first=True)  # a redraw: its prefix waits for no run of its own
+    assert [r.row for r in s.admit()] == [again]
+    for running in list(s.active.values()):
+        s.release(running)
+    rows_of_prefixes(s, 30)  # the next stage has many of them
+    assert s.choose_prefix() == tuple(range(20))
+    assert {len(prefix) for prefix in s.waiting} == {20, 30, 40}
+
+
+@pytest.mark.parametrize("other", [{"tokens_a_step": 0}, {"tokens_a_step": 10, "lone_prefixes": True}])
+def test_on_a_cpu_and_where_draws_are_rounded_every_prefix_has_its_run(other):
+    s = scheduler(rows=64)
+    for name, value in other.items():
+        setattr(s, name, value)
+    rows_of_prefixes(s, 5)
+    assert s.choose_prefix() == tuple(range(20))
+
+
 def test_growth_preempts_the_row_that_has_drawn_least():
     s = scheduler(blocks=12, rows=2)
     s.add(row(0, tokens=10, new=12))

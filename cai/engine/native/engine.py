@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 MAX_LEN = 4096  # where neither model nor loader says
 CPU_ROWS, GPU_ROWS = 16, 512
 CPU_PREFILL_TOKENS, GPU_PREFILL_TOKENS, SMALL_GPU_PREFILL_TOKENS = 1024, 4096, 1024
+# Prompt tokens computed in the time of a step of few rows, 16-bit products over memory: an H200 173 of 32B shapes (with
+# the whole card; under 80 GB 270); a smaller model has both smaller alike
+GPU_TOKENS_A_STEP = 150
 GPU_ROW_TOKENS = 1024  # own tokens a row is expected to need at most, for the size of the cache
 
 
@@ -96,7 +99,9 @@ class NativeEngine:
             prefill_tokens = CPU_PREFILL_TOKENS
         self.prefix = Prefix.empty(self.shape, min(1024, self.max_len), self.device)
         self.state = RowState(rows, self.cache.blocks_for(self.max_len) + 1, self.max_len, self.device)
-        self.scheduler, self.dirty = Scheduler(self.cache, rows, prefill_tokens, bool(self.shared.rounding)), False
+        few = GPU_TOKENS_A_STEP if self.gpu else 0  # a CPU's bytes hang on the rows beside a row
+        self.scheduler = Scheduler(self.cache, rows, prefill_tokens, bool(self.shared.rounding), few)
+        self.dirty = False
         self.stats.extra["kv_tokens"] = self.cache.blocks * self.cache.block_tokens
         if self.gpu:
             from cai.engine.native.graphs import Graphs

@@ -54,14 +54,19 @@ class Scheduler:
     max_rows: int
     prefill_tokens: int  # the most prompt tokens computed at a time (a single longer row is allowed)
     lone_prefixes: bool = False  # also what a single row has is set up: where a row's own tokens are computed otherwise
+    tokens_a_step: int = 0  # prompt tokens computed in the time of a decode step of few rows; 0: only lone rows join
     waiting: OrderedDict[tuple[int, ...], deque[Row]] = field(default_factory=OrderedDict)
     active: dict[int, Running] = field(default_factory=dict)
     prefix: tuple[int, ...] = ()
+    joined: set[tuple[int, ...]] = field(default_factory=set)  # prefixes whose rows run without one
     preemptions: int = 0
 
     def add(self, row: Row, first: bool = False) -> None:
         """Queue a row under the prefix it shares."""
-        group = self.waiting.setdefault(shared_prefix(row), deque())
+        if self.idle:
+            self.joined.clear()
+        prefix = shared_prefix(row)
+        group = self.waiting.setdefault(() if prefix in self.joined else prefix, deque())
         group.appendleft(row) if first else group.append(row)
 
     @property
@@ -77,14 +82,25 @@ class Scheduler:
         """The prefix to run next: the current one while rows wait for it or run, else the longest-waiting group's.
 
         A prefix that a single row has is not set up (but see `lone_prefixes`); that row joins those without a prefix.
+        So do all where they are so few that computing their prefixes again takes less than running group after group.
         """
         if self.active or self.prefix in self.waiting:
             return self.prefix
         lone = [prefix for prefix, group in self.waiting.items() if prefix and len(group) == 1]
-        for prefix in () if self.lone_prefixes else lone:
+        few = [] if self.lone_prefixes else self._few()
+        self.joined = set(few)
+        for prefix in () if self.lone_prefixes else few or lone:
             self.waiting.setdefault((), deque()).extend(self.waiting.pop(prefix))
         self.prefix = next(iter(self.waiting), self.prefix)
         return self.prefix
+
+    def _few(self) -> list[tuple[int, ...]]:
+        """All prefixes that wait, where computing them anew for every row takes less than a run for each of them."""
+        groups = {prefix: group for prefix, group in self.waiting.items() if prefix}
+        again = sum(len(prefix) * len(group) for prefix, group in groups.items())
+        # of a group one row comes near its limit; together all run as long as one group does
+        steps = sorted(max(row.request.sampling.max_new_tokens for row in group) for group in groups.values())
+        return list(groups) if again < self.tokens_a_step * sum(steps[:-1]) else []
 
     def own_tokens(self, row: Row) -> int:
         return len(row.request.token_ids) - len(self.prefix) + len(row.ids)

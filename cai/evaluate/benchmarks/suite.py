@@ -105,7 +105,8 @@ def _judge(context: Context, plans: Sequence[BenchmarkPlan]) -> tuple[list[list[
         check = checks.measure(context, check_log, plan.name, JUDGE_NAMES.get(name, name), said)
         found: list[list[Row]] = []
         for each, log, of in zip(plans, logs, cases, strict=True):
-            for part in loop.left(context, log, f"judge {each.stem}", list(of), JUDGED_AT_ONCE):
+            size = loop.together(context, JUDGED_AT_ONCE, len(of))
+            for part in loop.left(context, log, f"judge {each.stem}", list(of), size):
                 rows = _verdict_rows(context, each, judge, [of[key] for key in part], tokens)
                 loop.write(context, log, part, rows)
             found.append(loop.rows_of(log, of))
