@@ -85,7 +85,7 @@ def _samples(recipe: Recipe) -> bool:
 
 
 def _sound_answers(context: Context, items: Sequence[int]) -> Sequence[int]:
-    return range(len(principles.sound_answers(context)))
+    return range(len(principles.calibration_answers(context)))
 
 
 INSTRUCTIONS = Stage(

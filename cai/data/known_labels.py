@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 from cai.data import principles
 from cai.data.comparisons import PAIR_FIELDS, comparison_asks, pair_log_odds
@@ -24,14 +23,13 @@ from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Record
 
-CASES = Path(__file__).parent / "cases" / "label_cases.jsonl"
 LEAST = 10  # known non-improvements with a finite margin, below which no bar is drawn
 
 
 @lru_cache(maxsize=1)
 def cases() -> tuple[Row, ...]:
     """The shipped cases: instruction, principle, answer, revision, `better`, `kind`, and `use`: "bar" or "exam"."""
-    return tuple(json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines())
+    return tuple(json.loads(line) for line in principles.CASES.read_text(encoding="utf-8").splitlines())
 
 
 def barred(recipe: Recipe) -> bool:
@@ -48,17 +46,22 @@ def _unit(context: Context, item: int, round_: int) -> Unit | None:
 
 
 def compare(context: Context, units: Sequence[Unit]) -> list[Row]:
-    """One row a case: the `margin` of its revision over its answer, in nats of log-odds; null where there is none."""
+    """One row a case: the `margin` of its revision over its answer, in nats, null where there is none.
+
+    It is the mean of two comparisons, under the case's principle and under none, as a pair's label.
+    """
     scorer, prompt = principles.scorer_of(context), context.prompts["judge_pair"]
     asks: list[Ask] = []
     for unit in units:
         case = cases()[unit.item]
-        texts = (case["instruction"], case["principle"], case["revision"], case["answer"])
-        asks += comparison_asks(scorer, prompt, (unit.item,), *texts)
+        for place, principle in enumerate((case["principle"], "")):
+            texts = (case["instruction"], principle, case["revision"], case["answer"])
+            asks += comparison_asks(scorer, prompt, (unit.item, place), *texts)
     scores = score(scorer, asks)
     rows: list[Row] = []
     for unit in units:
-        case, margin = cases()[unit.item], pair_log_odds(scores, (unit.item,))
+        case = cases()[unit.item]
+        margin = (pair_log_odds(scores, (unit.item, 0)) + pair_log_odds(scores, (unit.item, 1))) / 2
         rows.append(
             {
                 "margin": round(margin, 4) if math.isfinite(margin) else None,

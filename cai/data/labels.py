@@ -29,18 +29,18 @@ RISE = (
 
 
 def check(context: Context, units: Sequence[Unit]) -> list[Row]:
-    """One row a unit: `margin`, `first`, `second` (log-odds by order), `used`, and `bar` or `fallen`, `risen` (nats)."""
+    """One row a unit: `margin`, `first`, `second` (log-odds by order), `used`; `bar`, or `fallen`, `risen` (nats)."""
     scorer, bar = principles.scorer_of(context), known_labels.bar_of(context)
     asks: list[Ask] = []
     for unit in units:
-        for id_ in unit.extra["used"]:
-            principle = context.constitution[id_].principle
-            texts = (unit.fields["instruction"], principle, unit.fields["chosen"], unit.fields["rejected"])
-            asks += comparison_asks(scorer, context.prompts["judge_pair"], (unit.item, id_), *texts)
+        texts = unit.fields["chosen"], unit.fields["rejected"]
+        for id_, principle in under(context, unit, bar):
+            asked = (unit.fields["instruction"], principle, *texts)
+            asks += comparison_asks(scorer, context.prompts["judge_pair"], (unit.item, id_), *asked)
     scores = score(scorer, asks)
     after = {}
     # the chosen texts, where the rejected ones have scores to compare with
-    with_scores = [unit for unit in units if unit.extra["before"] and bar is None]
+    with_scores = [unit for unit in units if unit.extra["before"] and bar is None and not principles.by_critic(context)]
     if again := {(u.item,): (u.fields["instruction"], u.fields["chosen"]) for u in with_scores}:
         every = context.constitution.principles
         found = score(scorer, principles.question_asks(context, scorer, again, every))
@@ -48,15 +48,33 @@ def check(context: Context, units: Sequence[Unit]) -> list[Row]:
         after = {item: principles.centred(context, of) for (item,), of in raw.items()}
     rows = []
     for unit in units:
-        row = verdict(scores, unit) | _change(unit, after.get(unit.item))
+        row = verdict(scores, unit, bar) | _change(unit, after.get(unit.item))
         rows.append(with_bar(rounded(row), bar) | {"used": list(unit.extra["used"])})
     return rows
 
 
-def verdict(scores: Mapping[Name, Score], unit: Unit) -> dict[str, float]:
-    """Mean log-odds of either order over the unit's principles, and the margin: a liking for a letter cancels in it."""
+GENERAL = ""  # stands for no principle in particular: an answer is helpful, honest and harmless
+
+
+def under(context: Context, unit: Unit, bar: float | None) -> list[tuple[str, str]]:
+    """(id, text) of what two texts are compared under: the principles used and, where there is a bar, none as well.
+
+    Under a principle that has nothing to do with the request, whatever speaks of it is the better text.
+    """
+    used = [(id_, context.constitution[id_].principle) for id_ in unit.extra["used"]]
+    return used if bar is None else [*used, (GENERAL, "")]
+
+
+def verdict(scores: Mapping[Name, Score], unit: Unit, bar: float | None) -> dict[str, float]:
+    """Mean log-odds of either order over the unit's principles, and the margin: a liking for a letter cancels in it.
+
+    Where there is a bar the comparison under no principle counts as much as all others together.
+    """
     both = [orders(scores, (unit.item, id_)) for id_ in unit.extra["used"]]
     first, second = (_mean(side) for side in zip(*both, strict=True))
+    if bar is not None:
+        general = orders(scores, (unit.item, GENERAL))
+        first, second = _mean((first, general[0])), _mean((second, general[1]))
     return {"first": first, "second": second, "margin": (first - second) / 2}
 
 

@@ -6,6 +6,8 @@ done with a drawn principle (`chain`). Legend: all scores in nats of log-odds th
   raw        = (d(breaks it?) - d(keeps to it?)) / 2       cancels a liking for one of the words
   score      = raw - mean of raw over sound answers        cancels a liking for finding that principle broken
   critic     = log p(not "No") - log p("No")               of the critique's first word: would it find something?
+  by critic: score = (critic - its mean for that principle) / its spread for it, over known answers. Of 75 answers with
+           planted flaws it has the right principle among the highest three in 43% (chance 20%, rule check 11%; 1.5B)
   evidence   = score / its spread + (critic - its mean) / its spread, over sound answers
 The sound answers are those that the prompt files show as examples: fixed, so a draw depends on nothing but its item.
 """
@@ -17,6 +19,10 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import orjson
 
 from cai.data.stage import Unit
 from cai.engine import Score
@@ -26,6 +32,7 @@ from cai.recipe.prompts import Prompt
 from cai.run.context import Context
 from cai.store.jsonl import Row
 
+CASES = Path(__file__).parent / "cases" / "label_cases.jsonl"
 FIELDS = frozenset({"instruction", "answer", "question"})
 WORDINGS = ("Does this answer break the rule: {}", "Does this answer keep to the rule: {}")
 CRITIC_PRINCIPLES = 4  # of each sound answer, under which the critic's odds are calibrated
@@ -116,8 +123,24 @@ def baseline(context: Context) -> dict[str, float]:
     }
 
 
+def by_critic(context: Context) -> bool:
+    return context.recipe.principles.by == "critic"
+
+
+@lru_cache(maxsize=1)
+def known_answers() -> tuple[tuple[str, str], ...]:
+    """(instruction, answer) of the shipped cases, each once: 26 ordinary answers with faults of many kinds."""
+    rows = map(orjson.loads, CASES.read_bytes().splitlines())
+    return tuple(dict.fromkeys((row["instruction"], row["answer"]) for row in rows))
+
+
+def calibration_answers(context: Context) -> Sequence[tuple[str, str]]:
+    """The answers over which scores are set to rights: known ones for the critic, sound ones for the rule check."""
+    return known_answers() if by_critic(context) else sound_answers(context)
+
+
 def calibration_unit(context: Context, item: int, round_: int) -> Unit | None:
-    answers = sound_answers(context)
+    answers = calibration_answers(context)
     if item >= len(answers):
         return None
     return Unit(item, 0, dict(zip(("instruction", "answer"), answers[item], strict=True)))
@@ -127,6 +150,9 @@ def calibrate(context: Context, units: Sequence[Unit]) -> list[Row]:
     """The raw scores of each sound answer and, where the critic is calibrated, its odds under some principles."""
     answers: dict[Name, tuple[str, str]] = {(u.item,): (u.fields["instruction"], u.fields["answer"]) for u in units}
     scorer, every = scorer_of(context), context.constitution.principles
+    if by_critic(context):
+        odds = _every_odds(context, scorer, answers)
+        return [{"scores": rounded({p.id: odds[unit.item, p.id] for p in every})} for unit in units]
     found = raw_scores(score(scorer, question_asks(context, scorer, answers, every)), answers, every)
     rows: list[Row] = [{"scores": rounded(found[unit.item,])} for unit in units]
     if not calibrated(context):
@@ -170,6 +196,44 @@ def critic_asks(context: Context, scorer: Scorer, asked: Mapping[Name, tuple[str
 def critic_odds(scores: Mapping[Name, Score]) -> dict[Name, float]:
     """Log-odds that the critique begins otherwise than with "No issue", of what `critic_asks` asked."""
     return {name: -_odds(found.total) if math.isfinite(found.total) else math.nan for name, found in scores.items()}
+
+
+def _every_odds(context: Context, scorer: Scorer, answers: Mapping[Name, tuple[str, str]]) -> dict[Name, float]:
+    """{(*name, principle id): the critic's odds} under every principle; what the requests share is computed once."""
+    asked = {(*name, p.id): (*texts, p) for name, texts in answers.items() for p in context.constitution.principles}
+    asks = critic_asks(context, scorer, asked)
+    shared: dict[Name, tuple[int, ...]] = {}
+    for ask in asks:  # the request stands last
+        known = shared.get(ask.name[:-1])
+        shared[ask.name[:-1]] = ask.context if known is None else known[: _common(known, ask.context)]
+    wider = [replace(ask, shared=min(len(shared[ask.name[:-1]]), len(ask.context) - 1)) for ask in asks]
+    return critic_odds(score(scorer, wider))
+
+
+def spreads(context: Context) -> dict[str, tuple[float, float]]:
+    """Principle id -> mean and spread of the critic's odds over the known answers, from stage `calibration`."""
+    rows = context.log.by_stage("calibration")
+    found = {}
+    for principle in context.constitution.principles:
+        values = [value for row in rows if (value := row["scores"].get(principle.id)) is not None]
+        if len(values) > 1:
+            found[principle.id] = statistics.fmean(values), statistics.pstdev(values) or 1.0
+    return found
+
+
+def scores_of(context: Context, answers: Mapping[Name, tuple[str, str]]) -> dict[Name, dict[str, float | None]]:
+    """How much each answer breaks each principle, after stage `calibration`; None where there is no number."""
+    scorer, every = scorer_of(context), context.constitution.principles
+    if not by_critic(context):
+        found = raw_scores(score(scorer, question_asks(context, scorer, answers, every)), answers, every)
+        return {name: centred(context, found[name]) for name in answers}
+    odds, of = _every_odds(context, scorer, answers), spreads(context)
+    return {
+        name: rounded(
+            {p.id: (odds[*name, p.id] - of[p.id][0]) / of[p.id][1] if p.id in of else math.nan for p in every}
+        )
+        for name in answers
+    }
 
 
 @dataclass(frozen=True)
@@ -222,14 +286,13 @@ def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
 def relevance(context: Context, units: Sequence[Unit]) -> list[Row]:
     """Each unit's scores and the principle that its round is about; None where no principle is broken."""
     answers: dict[Name, tuple[str, str]] = {(u.item,): (u.fields["instruction"], u.fields["answer"]) for u in units}
-    scorer, every = scorer_of(context), context.constitution.principles
-    found = raw_scores(score(scorer, question_asks(context, scorer, answers, every)), answers, every)
-    scores = {unit.item: centred(context, found[unit.item,]) for unit in units}
+    found = scores_of(context, answers)
+    scores = {unit.item: found[unit.item,] for unit in units}
     most = {unit.item: most_broken(context, unit, scores[unit.item]) for unit in units}
     unscored = {unit.item: _unscored(context, unit, scores[unit.item]) for unit in units}
     rows: list[Row] = [{"scores": scores[unit.item], "pool": unit.extra["pool"]} for unit in units]
     if calibrated(context):
-        bar = bar_of(context)
+        bar, scorer = bar_of(context), scorer_of(context)
         asked = {(i, p.id): (*answers[i,], p) for i, some in most.items() for p in some}
         odds = critic_odds(score(scorer, critic_asks(context, scorer, asked)))
         for unit, row in zip(units, rows, strict=True):
@@ -254,13 +317,12 @@ def _unscored(context: Context, unit: Unit, scores: Mapping[str, float | None]) 
 def most_broken(context: Context, unit: Unit, scores: Mapping[str, float | None]) -> list[Principle]:
     """The `principles.top` most broken of those that fit and that no earlier round was about, the most broken first.
 
-    Whether one is broken at all the calibrated critic decides, or the comparison afterwards; where a critique is drawn,
-    a score above `principles.threshold`.
+    Where the critic is calibrated it decides whether one is broken at all; else a score above `principles.threshold`.
     """
     section = context.recipe.principles
     rows = (context.ok("relevance", unit.item, r) for r in range(unit.round))
     used = {row["principle"] for row in rows if row is not None}
-    least = section.threshold if context.recipe.critiques.found == "drawn" else -math.inf
+    least = -math.inf if calibrated(context) else section.threshold
     fits = [p for p in fitting(context.constitution, unit.extra["pool"]) if p.id not in used]
     broken = [(value, p) for p in fits if (value := scores.get(p.id)) is not None and value > least]
     return [p for _, p in sorted(broken, key=lambda entry: (-entry[0], entry[1].id))[: section.top]]

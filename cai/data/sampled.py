@@ -64,16 +64,15 @@ def principles_of(context: Context, item: int, pool: str) -> list[Principle]:
 
 def compare(context: Context, units: Sequence[Unit]) -> list[Row]:
     """One row a unit: `first`, `second` (log-odds by order, for the first answer), their `margin`, and `used`."""
-    scorer = principles.scorer_of(context)
+    scorer, bar = principles.scorer_of(context), known_labels.bar_of(context)
     asks: list[Ask] = []
     for unit in units:
-        for id_ in unit.extra["used"]:
-            texts = (unit.fields["instruction"], context.constitution[id_].principle)
+        for id_, principle in labels.under(context, unit, bar):
+            texts = (unit.fields["instruction"], principle)
             both = (unit.fields["first"], unit.fields["second"])
             asks += comparison_asks(scorer, context.prompts["judge_pair"], (unit.item, id_), *texts, *both)
     scores = score(scorer, asks)
-    bar = known_labels.bar_of(context)
-    rows = {unit.item: labels.with_bar(labels.rounded(labels.verdict(scores, unit)), bar) for unit in units}
+    rows = {unit.item: labels.with_bar(labels.rounded(labels.verdict(scores, unit, bar)), bar) for unit in units}
     return [rows[unit.item] | {"used": list(unit.extra["used"])} for unit in units]
 
 

@@ -73,7 +73,9 @@ def measure(context: Context) -> dict[str, Figure]:
         faulted = {i: text for i, text in said.items() if not finds_nothing(text)}
         revisions = texts(chain.REVISIONS, {i: _revision(context, i, asked[i], text) for i, text in faulted.items()})
         revised = {row["item"]: row["text"] for row in revisions if row["status"] == "ok"}
-        if context.recipe.critiques.found == "compared":  # a critique whose revision is no better is not acted on
+        if (
+            context.recipe.critiques.found == "compared" and context.recipe.pairs.label == "judge"
+        ):  # a critique whose revision is no better is not acted on
             better = _better(context, log, asked, revised)
             said |= {i: NOTHING for i in faulted if i not in better}
             revised = {i: revised[i] for i in better}
@@ -119,23 +121,24 @@ def _better(
     context: Context, log: RecordLog, asked: Mapping[int, critic_exam.ExamUnit], revised: Mapping[int, str]
 ) -> set[int]:
     """The rows whose revision the comparison prefers by more than its bar, as in a run."""
-    bar = known_labels.bar_of(context)
+    bar = known_labels.bar_of(context) or 0.0
     keys = [("critic.margin", i, 0) for i in revised]
     for part in loop.left(context, log, "critic's exam: is the revision better", keys, AT_ONCE_CPU):
         with context.model().adapter(False):
             scorer, asks = principles.scorer_of(context), []
             for _, i, _ in part:
-                texts = (asked[i].instruction, asked[i].principle.principle, revised[i], asked[i].answer)
-                asks += comparison_asks(scorer, context.prompts["judge_pair"], (i,), *texts)
+                for place, principle in enumerate((asked[i].principle.principle, "")):
+                    texts = (asked[i].instruction, principle, revised[i], asked[i].answer)
+                    asks += comparison_asks(scorer, context.prompts["judge_pair"], (i, place), *texts)
             scores = score(scorer, asks)
-            margins = {i: pair_log_odds(scores, (i,)) for _, i, _ in part}
+            margins = {i: (pair_log_odds(scores, (i, 0)) + pair_log_odds(scores, (i, 1))) / 2 for _, i, _ in part}
         rows: list[Row] = [
             {"metric": "critic.margin", "item": i, "round": 0, "margin": round(m, 4) if math.isfinite(m) else None}
             for i, m in margins.items()
         ]
         loop.write(context, log, part, rows)
     found = {row["item"]: row["margin"] for row in loop.rows_of(log, keys)}
-    return {i for i, margin in found.items() if margin is not None and bar is not None and margin > bar}
+    return {i for i, margin in found.items() if margin is not None and margin > bar}
 
 
 def _baseline(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.ExamUnit]) -> dict[str, float]:

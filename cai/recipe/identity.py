@@ -54,6 +54,7 @@ LATER_KEYS = {
     "instructions.key": "",
     "instructions.pool": "",
     "principles.choice": "uniform",
+    "principles.by": "rule_check",
     "critiques.transcript": "separate",
     "critiques.no_issue": "revise",
     "critiques.found": "drawn",

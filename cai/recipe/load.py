@@ -98,11 +98,11 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _compared_by_something(self) -> Recipe:
-        if self.critiques.found == "compared" and self.pairs.revised and self.pairs.label != "judge":
+    def _one_sign_of_what_is_broken(self) -> Recipe:
+        if self.critiques.found == "calibrated" and self.principles.by == "critic":
             raise ValueError(
-                'critiques.found: "compared" leaves it to the label whether a critique was right, and pairs.label is '
-                f'"{self.pairs.label}". Set pairs.label = "judge", or critiques.found = "drawn"'
+                'critiques.found: "calibrated" adds a sign to the rule check, and principles.by is "critic". '
+                'Set critiques.found = "compared", or principles.by = "rule_check"'
             )
         return self
 

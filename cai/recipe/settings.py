@@ -82,11 +82,14 @@ class FewShotSection(Section):
 class PrinciplesSection(Section):
     """Which principle a round is about.
 
-    `choice`: "relevant" draws among the `top` principles that the answer breaks most (by more than `threshold` nats of
-    log-odds over sound answers), "uniform" deals them by item number. Texts are read up to `max_text_tokens`.
+    `choice`: "relevant" draws among the `top` principles that the answer breaks most (by more than `threshold`),
+    "uniform" deals them by item number. `by`: what says how much. "critic": how sure the critique is to begin with a
+    fault, in spreads over known answers; "rule_check": yes or no to the rule, nats of log-odds over sound answers.
+    Texts are read up to `max_text_tokens`.
     """
 
     choice: Literal["relevant", "uniform"] = "uniform"
+    by: Literal["critic", "rule_check"] = "rule_check"
     top: Positive = 3
     threshold: Annotated[float, Field(ge=-20.0, le=20.0)] = 0.0
     max_text_tokens: Positive = 640
@@ -96,7 +99,7 @@ class CritiquesSection(Section):
     """`transcript`: "joint" draws a revision behind its critique (prompts/reviews.yaml), "separate" by its own prompt.
 
     `found`: "compared" criticises every answer, from a quotation on, and lets the comparison of the revision with its
-    original decide whether that was right (`pairs.label`); "calibrated" decides by likelihood beforehand, at a bar that
+    original decide whether that was right (`pairs.label` "judge"); "calibrated" decides by likelihood beforehand, at a bar that
     `false_alarms` of sound answers pass; "drawn" leaves it to what is drawn.
     `no_issue`: where a critique finds nothing, "keep" leaves the text as it is, "revise" goes on all the same.
     """

@@ -23,17 +23,25 @@ Runner = Callable[..., tuple[int, Path]]
 WORDS = {  # judge -> what it may answer with; the critic is asked for the first token of "No"
     "relevance": ("Yes",),
     "critic": ("N", " N", " "),
+    "critic alone": ("N", " N", " "),
     "labels": ("A", "B"),
     "guard": (),
 }
 KEYS = {
-    "relevance": (),
-    "critic": ("critiques.found=calibrated",),
+    "relevance": ("principles.by=rule_check",),
+    "critic": ("critiques.found=calibrated", "principles.by=rule_check"),
+    "critic alone": (),
     "labels": ('principles.choice="uniform"', 'critiques.no_issue="revise"'),
     "guard": ('principles.choice="uniform"', 'critiques.no_issue="revise"', 'pairs.label="always"',
               "guard.enabled=true", 'guard.model="stand-in"', "checks.enabled=false"),
 }  # fmt: skip
-STAGE = {"relevance": "relevance", "critic": "relevance", "labels": "labels", "guard": "guard"}
+STAGE = {
+    "relevance": "relevance",
+    "critic": "relevance",
+    "critic alone": "relevance",
+    "labels": "labels",
+    "guard": "guard",
+}
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, judge: str, values: tuple[float, ...]) -> list[int]:
@@ -83,7 +91,7 @@ def test_what_a_judge_did_not_score_is_rejected_as_unscored(
         kept = run / "dataset" / "pairs" / "train.jsonl"
         assert not kept.exists() or not kept.read_bytes()
     for row in rows:
-        if judge in ("relevance", "critic"):
+        if STAGE[judge] == "relevance":
             blind = any(value is None for value in {**row["scores"], **(row.get("evidence") or {})}.values())
             assert not (row["status"] == "ok" and row["principle"] is None and blind), "nothing broken, and not looked"
             assert row["status"] == "ok" or row["reason"].startswith("unscored: ")

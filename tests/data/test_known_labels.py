@@ -1,0 +1,150 @@
+"""A label's bar: which margins of known revisions set it, what it lets pass, and what is compared under what."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support.runs import read_jsonl
+
+from cai import errors
+from cai.data import known_labels, labels, principles
+from cai.data.sampled import undecided
+from cai.data.stage import Unit
+from cai.engine import Score
+from cai.recipe.constitution import Principle
+from cai.recipe.settings import PairsSection
+
+
+def context(margins, share=0.2, label="judge"):
+    rows = [
+        {"stage": "label_bar", "item": i, "status": "ok", "use": use, "known": known, "margin": margin}
+        for i, (use, known, margin) in enumerate(margins)
+    ]
+    recipe = SimpleNamespace(pairs=PairsSection(label=label, false_labels=share))
+    return SimpleNamespace(recipe=recipe, log=SimpleNamespace(by_stage=lambda name: rows))
+
+
+WORSE = [("bar", "no better", i / 10) for i in range(-4, 6)]  # -0.4 to 0.5, ten of them
+
+
+def test_the_bar_is_the_margin_that_so_many_known_non_improvements_pass():
+    bar = known_labels.bar_of(context(WORSE))
+    assert bar == 0.3 and sum(margin > bar for _, _, margin in WORSE) == 2  # a fifth of ten
+    others = [("exam", "no better", 9.0), ("bar", "better", 9.0)]  # half is kept for measuring; the good set no bar
+    assert known_labels.bar_of(context(WORSE + others)) == bar
+    assert known_labels.bar_of(context(WORSE, share=0.5)) == 0.0
+    assert known_labels.bar_of(context(WORSE, share=0.9)) == 0.0, "worse than the original is never better"
+
+
+def test_no_bar_where_none_is_asked_for_and_nothing_passes_where_none_could_be_drawn():
+    assert known_labels.bar_of(context(WORSE, share=0.0)) is None
+    assert known_labels.bar_of(context(WORSE, label="always")) is None
+    blind = [(use, known, None) for use, known, _ in WORSE]
+    assert known_labels.bar_of(context(blind)) == math.inf
+    row = labels.with_bar({"first": 1.0, "second": -1.0, "margin": 1.0}, math.inf)
+    assert labels.fault(row).startswith("unscored")
+
+
+def test_a_liking_for_a_letter_decides_nothing_where_there_is_a_bar():
+    leaning = {"first": 1.4, "second": 0.8, "margin": 0.3, "used": ["p"]}  # A either way, and more so for the revision
+    assert labels.fault(leaning).startswith("the original is preferred in one order")
+    assert labels.fault(leaning | {"bar": 0.2}) == ""
+    assert labels.fault(leaning | {"bar": 0.3}) == "no clear margin: 0.30, the bar is 0.30"
+    both = {"first": 0.1, "second": -0.1, "margin": 0.1, "used": ["p"], "fallen": 1.0, "risen": 0.0}
+    assert labels.fault(both) == "" and labels.fault(both | {"bar": 0.2})
+
+
+def test_of_two_sampled_answers_either_may_be_clearly_better():
+    config = PairsSection(label="judge", false_labels=0.2)
+    row = {"first": 0.2, "second": 0.8, "margin": -0.3}
+    assert undecided(row | {"bar": 0.2}, config) == "" and undecided(row | {"bar": 0.4}, config)
+    assert undecided(row, config).startswith("each order prefers another one")
+
+
+def scores_for(margins):
+    """Scores from which `orders` reads these (first, second) for each name."""
+    found = {}
+    for name, sides in margins.items():
+        for order, odds in enumerate(sides):
+            found[(*name, "j4", order, "A")] = Score(0, (odds,))
+            found[(*name, "j4", order, "B")] = Score(0, (0.0,))
+    return found
+
+
+def test_a_principle_that_has_nothing_to_do_with_the_request_does_not_decide_alone():
+    unit = Unit(3, 0, {}, extra={"used": ("care",), "before": {}})
+    found = scores_for({(3, "care"): (1.0, -1.0), (3, ""): (-0.8, 0.8)})
+    assert labels.verdict(found, unit, None)["margin"] == 1.0
+    assert labels.verdict(found, unit, 0.3)["margin"] == pytest.approx(0.1)
+    ours = SimpleNamespace(constitution={"care": SimpleNamespace(principle="An answer cares.")})
+    assert labels.under(ours, unit, None) == [("care", "An answer cares.")]
+    assert labels.under(ours, unit, 0.3) == [("care", "An answer cares."), ("", "")]
+
+
+def test_the_cases_are_whole_and_halved_alike():
+    cases = known_labels.cases()
+    assert len({case["id"] for case in cases}) == len(cases)
+    for use in ("bar", "exam"):
+        half = [case for case in cases if case["use"] == use]
+        assert sum(case["better"] for case in half) == 13
+        assert {case["kind"] for case in half if not case["better"]} >= {
+            "cosmetic",
+            "disclaimer",
+            "refusal",
+            "misplaced",
+        }
+        assert {case["pool"] for case in half} == {"benign", "redteam"}
+        assert sum(not case["better"] for case in half) >= 5 * known_labels.LEAST
+    texts = {use: {c["answer"] for c in cases if c["use"] == use} for use in ("bar", "exam")}
+    assert not texts["bar"] & texts["exam"], "no answer sets the bar and measures it"
+
+
+def test_the_critics_sign_is_read_in_spreads_over_known_answers(monkeypatch):
+    two = (Principle("loud", "", "", ""), Principle("calm", "", "", ""))
+    rows = [{"scores": {"loud": 4.0 + s, "calm": -3.0 + s / 10}} for s in (-1.0, 1.0)]
+    ours = SimpleNamespace(
+        recipe=SimpleNamespace(principles=SimpleNamespace(by="critic")),
+        constitution=SimpleNamespace(principles=two),
+        log=SimpleNamespace(by_stage=lambda name: rows),
+    )
+    monkeypatch.setattr(principles, "scorer_of", lambda context: None)
+    odds = {(7, "loud"): 4.5, (7, "calm"): -2.7}
+    monkeypatch.setattr(principles, "_every_odds", lambda context, scorer, answers: odds)
+    found = principles.scores_of(ours, {(7,): ("q", "a")})[7,]
+    assert found == {"loud": 0.5, "calm": 3.0}, "the likelier word is not the more broken principle"
+    odds[7, "calm"] = math.nan
+    assert principles.scores_of(ours, {(7,): ("q", "a")})[7,]["calm"] is None
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (("critiques.found=calibrated", "principles.by=critic"), 'principles.by = "rule_check"'),
+        (("pairs.false_labels=1",), "pairs.false_labels"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_told(run_fake, capsys, sets, says):
+    code, _ = run_fake("--dry-run", *(word for one in sets for word in ("--set", one)))
+    said = capsys.readouterr().err
+    assert code == errors.USAGE and says in said and "Traceback" not in said
+
+
+@pytest.mark.runs
+def test_a_run_draws_its_bar_before_its_labels_and_measures_it(run_fake):
+    sets = ("--set", "items=4", "--set", "evaluation.critic_items=12")
+    code, run = run_fake("--milestone", "m1", *sets)
+    assert code == errors.DONE
+    rows = read_jsonl(run / "records.jsonl")
+    stages = [row["stage"] for row in rows]
+    assert stages.count("label_bar") == len(known_labels.cases())
+    assert stages.index("label_bar") < stages.index("labels")
+    assert all("bar" in row and "fallen" not in row for row in rows if row["stage"] == "labels")
+    figures = json.loads((run / "eval" / "measured.json").read_bytes())["figures"]
+    assert figures["labels.known.better"]["n"] == 13 and figures["labels.known.worse"]["n"] > 50
+    margins = {r["item"]: r["margin"] for r in read_jsonl(Path(run) / "eval" / "critic.jsonl") if "margin" in r}
+    assert margins, "the exam asks whether each revision is better"
+    assert figures["critic.recall"]["n"] + figures["critic.false_alarms"]["n"] == 12
