@@ -119,8 +119,10 @@ def _run_shared(
         batches = [batch for batch in batches if any(unit.item in todo for unit in batch)]
         for number in shared.mine([keys(batch) for batch in batches]):
             shared.put(draw(context, stage, batches[number]))
+    place = {key: number for number, key in enumerate(keys(units))}
     for found in shared.settled([keys(batch) for batch in batches]):
-        _commit(context, accept(cast(list[Record], found)))
+        rows = sorted(cast(list[Record], found), key=lambda row: place[row["stage"], row["item"], row["round"]])
+        _commit(context, accept(rows))
 
 
 def draw(context: Context, stage: Stage, units: Sequence[Unit]) -> list[Record]:

@@ -69,6 +69,18 @@ def test_a_streamed_run_has_the_records_of_fixed_slices_and_leaves_no_shard(whol
     assert not (run / sharing.FOLDER).exists()
 
 
+@pytest.mark.runs
+def test_rows_that_several_processes_streamed_go_into_the_log_in_order(
+    whole: bytes, streams: None, run_fake: Run, monkeypatch: pytest.MonkeyPatch
+):
+    """Through the shards of several processes, of which there is one."""
+    monkeypatch.setattr(stage_loop, "world", lambda: SimpleNamespace(several=True))
+    monkeypatch.setattr(sharing, "begin", sharing.Shared)
+    code, run = run_fake(*PAIRS)
+    assert code == errors.DONE
+    assert (run / "records.jsonl").read_bytes() == whole
+
+
 def killed(argv: list[str], trace: Path, after: int) -> int:
     """A run in a process of its own that is killed when it has passed `after` points: a row made, kept or committed."""
     if child := os.fork():
