@@ -99,8 +99,8 @@ class CritiquesSection(Section):
     """`transcript`: "joint" draws a revision behind its critique (prompts/reviews.yaml), "separate" by its own prompt.
 
     `found`: "compared" criticises every answer, from a quotation on, and lets the comparison of the revision with its
-    original decide whether that was right (`pairs.label` "judge"); "calibrated" decides by likelihood beforehand, at a bar that
-    `false_alarms` of sound answers pass; "drawn" leaves it to what is drawn.
+    original decide whether that was right (`pairs.label` "judge"); "calibrated" decides by likelihood beforehand, at a
+    bar that `false_alarms` of sound answers pass; "drawn" leaves it to what is drawn.
     `no_issue`: where a critique finds nothing, "keep" leaves the text as it is, "revise" goes on all the same.
     """
 
