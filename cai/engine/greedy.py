@@ -1,7 +1,8 @@
 """Settings under which `transformers.generate` is plain greedy decoding, written out. Pure data, no import.
 
 What a GenerationConfig leaves out, `generate` takes from the base's own generation_config.json (transformers 5.17,
-`_prepare_generation_config`): with Qwen2.5's repetition_penalty every greedy draw was another text than the model's.
+`_prepare_generation_config`), which for chat models may hold a repetition_penalty (Qwen2.5-Coder-32B-Instruct: 1.05):
+greedy draws are then other texts than the model's (tests/engine/test_greedy_settings.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns the rows `preference.start` of eval/scores.jsonl and how they stand in for the base's log-probabilities. The
 implicit reward is beta * log(policy / reference) (Rafailov et al. 2023). Taken against the base it would hold what SFT
-did, too: where every held-out text became 0.6 nats a token less likely, the longer one lost.
+did, too: where every held-out text became 0.6 nats a token less likely, longer ones lost more.
 """
 
 from __future__ import annotations

@@ -67,7 +67,6 @@ def test_the_stage_scores_the_pairs_once_and_a_cut_log_goes_on(run_paper, monkey
     rows = [r for r in read_jsonl(run / "eval/scores.jsonl") if r.get("metric") == started.METRIC]
     pairs = [r for r in read_jsonl(run / "eval/scores.jsonl") if r.get("metric") == "preference.pairs"]
     assert seen == {"adapter-sft"} and {r["item"] for r in rows} == {r["item"] for r in pairs}
-    assert {r["item"]: r["chosen"] for r in rows} != {r["item"]: r["chosen"] for r in pairs}
     figures = json.loads((run / "eval/measured.json").read_text())["figures"]
     assert figures["preference.p1"]["judge"] == started.JUDGE == figures["dpo.margin.heldout"]["judge"]
     assert Path(run / "eval/sft.json").is_file()
