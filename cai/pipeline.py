@@ -184,7 +184,7 @@ def evaluate(
             results |= measure.training_figures(context)
         measure.write(context, results)
     probes.ask(context, inputs.probes, adapter)
-    if context.recipe.sft.enabled or context.recipe.dpo.also_from_base:
+    if context.recipe.has_sft or context.recipe.dpo.also_from_base:
         from cai.evaluate import arms as measured_arms
 
         measured_arms.run_arms(context, pairs, training_pairs, inputs.folder)

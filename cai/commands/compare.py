@@ -203,7 +203,9 @@ def _margin(of: Side, item: int) -> float | None:
     row = of.snapshot.scores.get(("preference.pairs", item), {})
     if "ref_chosen" not in row:
         return None
-    return float((row["chosen"] - row["ref_chosen"]) - (row["rejected"] - row["ref_rejected"]))
+    start = of.snapshot.scores.get(("preference.start", item), {})  # the SFT stage, where DPO went on from one
+    chosen, rejected = start.get("chosen", row["ref_chosen"]), start.get("rejected", row["ref_rejected"])
+    return float((row["chosen"] - chosen) - (row["rejected"] - rejected))
 
 
 def _reward_margin(of: Side, item: int) -> float | None:

@@ -15,6 +15,7 @@ import orjson
 
 from cai import errors
 from cai.engine.foreign import HfTokenizer
+from cai.engine.greedy import NEUTRAL
 from cai.errors import CaiError
 from cai.models.policy import eos_token
 from cai.models.tokenizer_file import TokenizerFile, folder_at_hand
@@ -132,6 +133,6 @@ def _changed(found: Asking, name: str, data: bytes) -> bytes:
 
 
 def generation_values(found: Asking) -> Row:
-    """generation_config.json as the policy was measured: greedy, to the end token or a stop string."""
-    values = {"do_sample": False, "eos_token_id": found.eos_id, "pad_token_id": found.eos_id}
+    """generation_config.json as the policy was measured: greedy, no penalty, to the end token or a stop string."""
+    values: Row = {**NEUTRAL, "eos_token_id": found.eos_id, "pad_token_id": found.eos_id}
     return values | ({"stop_strings": list(found.stops)} if found.stops else {})

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from cai.commands.probe import free
 from cai.engine.foreign import HfModel
+from cai.engine.greedy import NEUTRAL
 from cai.engine.model import Model
 from cai.errors import QUALITY, CaiError
 
@@ -165,7 +166,7 @@ def greedy(hf: HfModel, prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
 
     row = torch.tensor([prompt_ids], device=hf.device)
     never = causal_lm(hf).config.vocab_size  # no end token: a fixed number of tokens
-    config = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=never, pad_token_id=0)
+    config = GenerationConfig(**NEUTRAL, max_new_tokens=NEW_TOKENS, eos_token_id=never, pad_token_id=0)
     with torch.no_grad():
         made = hf.generate(input_ids=row, attention_mask=torch.ones_like(row), generation_config=config)
     return tuple(made[0, len(prompt_ids) :].tolist())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cai.engine import Finish, Request, Sampling
+from cai.engine.greedy import NEUTRAL
 from cai.engine.model import Model
 from cai.engine.stopping import UNDECIDED, Pieces, Row
 from cai.recipe.prompts import Rendered
@@ -82,7 +83,7 @@ def _streamed(model: Model, row: Row, shown: Shown) -> Completion:
     # An id that is never drawn: `generate` would fill a missing end token from the model's config; ours are the row's.
     no_eos = causal_lm(model.hf).config.vocab_size
     longest = row.request.sampling.max_new_tokens
-    config = GenerationConfig(do_sample=False, max_new_tokens=longest, eos_token_id=no_eos, pad_token_id=0)
+    config = GenerationConfig(**NEUTRAL, max_new_tokens=longest, eos_token_id=no_eos, pad_token_id=0)
     with torch.no_grad():
         model.hf.generate(
             input_ids=ids,

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequest
 from cai.engine.foreign import HfConfig, HfModel, HfModule
+from cai.engine.greedy import NEUTRAL
 from cai.engine.sampling import allowed, gumbel_noise, seed_tensor
 from cai.engine.stopping import Pieces, Row
 from cai.errors import RESUMABLE, CaiError
@@ -119,7 +120,7 @@ def generate_slice(
     longest = max(request.sampling.max_new_tokens for request in requests)
     # An id that is never drawn: `generate` would fill a missing eos from the model's config, and ours are `rows.Row`'s.
     no_eos = causal_lm(model).config.get_text_config(decoder=True).vocab_size
-    config = GenerationConfig(do_sample=False, max_new_tokens=longest, eos_token_id=no_eos, pad_token_id=0)
+    config = GenerationConfig(**NEUTRAL, max_new_tokens=longest, eos_token_id=no_eos, pad_token_id=0)
     with torch.no_grad():
         model.generate(
             input_ids=ids_BT,

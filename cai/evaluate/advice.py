@@ -30,12 +30,21 @@ ADVICE = (  # beginnings of names -> what to change, the first that fits
         "preference.p1",
         "more pairs (items), read held-out pairs that it ranks wrongly; a surface control ahead says length",
     ),
-    ("preference.p2", "more steps or a higher dpo.learning_rate; a loss that fell says whether it learned at all"),
+    (
+        "preference.p2",
+        "where the loss over training pairs hardly fell, more steps or a higher dpo.learning_rate; where it fell to "
+        'near nothing, fewer steps or dpo.keep = "best", and more pairs (items)',
+    ),
     ("preference.p3", "read its fresh answers beside the base's in the report; dpo.beta, dpo.epochs, more pairs"),
     ("dpo.first_loss_error", "policy and reference differ at the start: another model or adapter than the reference's"),
     ("dpo.loss_fall", "a higher dpo.learning_rate or more steps (dpo.epochs)"),
     ("dpo.", "read the curves of the report; dpo.learning_rate, dpo.beta"),
     ("forgetting.", "a lower dpo.learning_rate, fewer dpo.epochs, or a higher dpo.beta keep it nearer to the base"),
+    (
+        "fresh.tuned.stops",
+        "see how many of them ran to the limit in a loop: greedy decoding goes round there; revisions that repeat "
+        'themselves teach it, more and other texts help. The others have not learnt to end: dpo.start = "sft"',
+    ),
     ("fresh.", 'dpo.start = "sft" teaches it to end; sampling.answers.max_new_tokens is the limit'),
     ("harmbench.", "more red-team items (instructions.red_team_share), more epochs; read what was followed"),
     ("xstest.", "fewer red-team items (instructions.red_team_share), principles against needless refusal"),

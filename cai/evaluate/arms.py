@@ -60,7 +60,7 @@ def run_arms(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], r
     """Train and measure every arm of the recipe that is not there yet; each one's figures in eval/<arm>.json."""
     recipe = context.recipe
     sound = sound_rows(pairs, len(training_pairs)) if recipe.dpo.start == "sft" else ()
-    arms = [sft_arm(context, training_pairs, sound)] if recipe.sft.enabled else []
+    arms = [sft_arm(context, training_pairs, sound)] if recipe.has_sft else []
     arms += [from_base_arm(context, training_pairs, pairs.heldout)] if recipe.dpo.also_from_base else []
     for arm in arms:
         adapter = trained(context, arm)
@@ -91,7 +91,8 @@ def measure(
     log = open_marked(context, context.run.eval / f"{arm}-scores.jsonl", mark, KEY)
     try:
         evaluation = Evaluation(context, log, adapter, None)
-        found = whole.preference_figures(evaluation, pairs, training_pairs) | whole.forgetting_figures(evaluation)
+        found = whole.preference_figures(evaluation, pairs, training_pairs, own=False)
+        found |= whole.forgetting_figures(evaluation)
         mine = list(log.rows)
         tasks = _tasks(evaluation, arm, folder)
     finally:

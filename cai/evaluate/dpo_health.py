@@ -73,10 +73,11 @@ def chosen_fall(row: PairScore) -> float:
     return (row["ref_chosen"] - row["chosen"]) / row["chosen_tokens"]
 
 
-def from_pairs(rows: Sequence[PairScore], beta: float, split: str = "train") -> dict[str, Figure]:
-    """Eval-mode figures over pairs: the loss before is ln 2 for each, so the fall is paired."""
+def from_pairs(
+    rows: Sequence[PairScore], beta: float, split: str = "train", judge: str = "policy against its base"
+) -> dict[str, Figure]:
+    """Eval-mode figures over pairs: the loss before is ln 2 for each, so the fall is paired. `judge`: the reference."""
     tail = "" if split == "train" else f".{split}"
-    judge = "policy against its base"
     tried, rows = len(rows), finite_rows(rows, *LOGPS)
     missing = unscored(tried - len(rows))
     if not rows:
@@ -115,6 +116,7 @@ def warnings(figures: Mapping[str, Figure], watched: HealthSection) -> list[str]
         health.barely_moved(
             value("dpo.margin.heldout"), value("forgetting.kl"), value("fresh.tuned.same_as_base"), watched
         ),
+        health.learnt_by_heart(value("dpo.margin"), value("dpo.margin.heldout"), watched),
         health.moved_too_far(value("forgetting.kl"), value("dpo.chosen_fall.heldout"), watched),
     )
     return [*(sign.text for sign in seen if sign), *lines]

@@ -17,7 +17,7 @@ from cai.engine.asks import Ask, Scorer, score
 from cai.engine.foreign import HfModel
 from cai.engine.model import Model
 from cai.metrics.figure import Figure, Scored, finite_rows, indicator, mean, rate, unmeasured, unscored, worst_rows
-from cai.metrics.text import distinct_n, repeats, words
+from cai.metrics.text import distinct_n, loops, repeats, words
 from cai.metrics.wordings import is_refusal
 from cai.store.jsonl import Row
 
@@ -121,16 +121,20 @@ def summarise_kl(rows: Sequence[Row]) -> dict[str, Figure]:
 
 
 def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dict[str, Figure]:
-    """What one arm's fresh answers are like: empty, at the token limit, with a repeated 8-gram, distinct-2, refusals,
-    words.
+    """What one arm's fresh answers are like: empty, at the token limit, with a repeated 8-gram, at the limit in a loop,
+    distinct-2, refusals, words.
+
+    A loop is no missing end: greedy decoding goes round before the end token is reached.
     """
-    names = ("empty", "at_limit", "repeats", "distinct_2", "refused", "words")
+    names = ("empty", "at_limit", "repeats", "loops", "distinct_2", "refused", "words")
     if not texts:
         return {f"fresh.{arm}.{n}": unmeasured(f"fresh.{arm}.{n}", "no fresh answer") for n in names}
+    both = list(zip(texts, limited, strict=True))
     figures = [
         rate(f"fresh.{arm}.empty", [indicator(not words(text)) for text in texts]),
         rate(f"fresh.{arm}.at_limit", [indicator(flag) for flag in limited]),
         rate(f"fresh.{arm}.repeats", [indicator(repeats(text)) for text in texts]),
+        rate(f"fresh.{arm}.loops", [indicator(cut and loops(text)) for text, cut in both]),
         Figure(f"fresh.{arm}.distinct_2", distinct_n(texts), n=len(texts)),
         rate(f"fresh.{arm}.refused", [indicator(is_refusal(text)) for text in texts]),
         mean(f"fresh.{arm}.words", [Scored(len(words(text))) for text in texts], judge="deterministic"),

@@ -15,7 +15,7 @@ from cai.data import known_labels
 from cai.data.kinds import one_a_prompt
 from cai.data.pairs import PairSet
 from cai.engine import Request, Sampling
-from cai.evaluate import data_checks, dpo_health, forgetting, judge, kinds, likelihood, preference
+from cai.evaluate import data_checks, dpo_health, forgetting, judge, kinds, likelihood, preference, started
 from cai.evaluate.cases import Case
 from cai.evaluate.external import closing, external_of
 from cai.evaluate.scores import Evaluation, Row, fingerprint, load_judge, open_scores
@@ -66,13 +66,19 @@ def of_data(context: Context, pairs: PairSet) -> Figures:
     return counted | data_checks.labels_known(known_labels.rows_of(context), known_labels.bar_of(context))
 
 
-def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: Sequence[Pair]) -> Figures:
-    """Per-pair log-probs of held-out pairs and of (a sample of) the training pairs, adapter on and off."""
+def preference_figures(
+    evaluation: Evaluation, pairs: PairSet, training_pairs: Sequence[Pair], *, own: bool = True
+) -> Figures:
+    """Per-pair log-probs of held-out pairs and of (a sample of) the training pairs, adapter on and off.
+
+    `own`: of the run's adapter, whose reference is what DPO began from; an arm beside it is held against the base.
+    """
     dpo = evaluation.context.recipe.dpo
     limit = max(len(pairs.heldout), evaluation.section.train_pairs)
     by_item = {pair["item"]: pair for pair in (*sample_rows(training_pairs, limit), *pairs.heldout)}
 
     keys = [(item, 0) for item in by_item]
+    start = started.scored(evaluation, by_item, SLICE) if own else {}
     for part in evaluation.left("preference.pairs", keys, SLICE):
         model = evaluation.model()
         wanted = [by_item[item] for item, _ in part]
@@ -86,13 +92,18 @@ def preference_figures(evaluation: Evaluation, pairs: PairSet, training_pairs: S
         evaluation.write("preference.pairs", part, [*map(dict, rows), *skipped])
     rows = cast(list[PairScore], evaluation.rows("preference.pairs", keys))
     too_long = len(pairs.heldout) - sum(row["split"] == "heldout" for row in rows)
-    figures = preference.summarise(rows, too_long) | kinds.of_preference(rows, evaluation.context.recipe.pairs.kinds)
+    figures = preference.summarise(rows, too_long)
+    if start:
+        rows = started.against(rows, start)
+        figures = started.named(preference.summarise(rows, too_long), figures)
+    figures |= kinds.of_preference(rows, evaluation.context.recipe.pairs.kinds)
     figures["preference.p1"].facts["by_pool"] = preference.by_group(
         rows, {p["item"]: [p["pool"]] for p in pairs.heldout}
     )
     figures["preference.p1"].facts["by_principle"] = preference.by_group(rows, pairs.drawn)
     for split in ("train", "heldout"):
-        figures |= dpo_health.from_pairs([row for row in rows if row["split"] == split], dpo.beta, split)
+        judge = started.JUDGE if start else preference.POLICY
+        figures |= dpo_health.from_pairs([row for row in rows if row["split"] == split], dpo.beta, split, judge)
     return figures
 
 

@@ -35,7 +35,10 @@ NAMES = (
     *(f"critiques.{name}{kind}" for name in ("j1", "j2") for kind in ("", ".shuffled")),
     *(f"revisions.{name}" for name in ("gates", "r1", "r2", "r3", "r4", "r5", "j3", "improves")),
     *(f"revisions.{name}{kind}" for name in ("cri", "responsive", "addresses") for kind in ("", ".shuffled")),
-    *(f"preference.{name}" for name in ("p1", "p1.train", "p1.permuted", "p2.before", "p2.after", "p2.gain")),
+    *(
+        f"preference.{name}"
+        for name in ("p1", "p1.train", "p1.permuted", "p1.over_base", "p2.before", "p2.after", "p2.gain")
+    ),
     *(f"preference.{name}" for name in ("p3", "p3.length_controlled", "length_only", "refusal_only", "surface")),
     *(f"{name}.agreement" for name in ("critiques.j1", "critiques.j2", "revisions.j3", "revisions.improves")),
     "preference.p3.agreement",
@@ -44,8 +47,8 @@ NAMES = (
     *(f"dpo.{name}{split}" for name in _DPO for split in ("", ".heldout")),
     *(f"dpo.{name}.seed_{{x}}" for name in ("last_loss", "heldout_accuracy", "heldout_margin")),
     *(f"forgetting.{name}" for name in ("nll_delta", "nll_base", "kl", "{x}_delta")),
-    *(f"fresh.{{x}}.{name}" for name in ("empty", "at_limit", "repeats", "distinct_2", "stops", "same_as_base")),
-    *(f"fresh.{{x}}.{name}" for name in ("refused", "words")),
+    *(f"fresh.{{x}}.{name}" for name in ("empty", "at_limit", "repeats", "loops", "distinct_2", "stops")),
+    *(f"fresh.{{x}}.{name}" for name in ("same_as_base", "refused", "words")),
     *(f"harmbench.{name}" for name in ("asr.{x}", "asr_drop", "asr_drop.{x}", "p", "improvement")),
     *(f"xstest.{name}" for name in ("over_refusal.{x}", "over_refusal_rise", "partial_refusal.{x}")),
     *(f"xstest.{name}" for name in ("unsafe_refusal.{x}", "unsafe_refusal_rise")),
@@ -104,7 +107,7 @@ MEANINGS = (  # beginnings of names -> what the figure says, for the report
     ("forgetting.nll", "nats a token on neutral text: the base's (base), what the tuned model loses (delta)"),
     ("forgetting.kl", "distance of the tuned model's next words from the base's on neutral text"),
     ("forgetting.", "points lost on a task of lm_eval"),
-    ("fresh.", "fresh answers to held-out prompts: empty, cut at the limit, repeating themselves, variety"),
+    ("fresh.", "fresh answers to held-out prompts: empty, cut at the limit, repeating, ending in a loop, variety"),
     ("harmbench.", "harmful requests that were followed (asr), and how far that fell"),
     ("xstest.", "safe requests that were refused, unsafe ones that were, and the rise"),
     ("mtbench.", "a judge's marks for answers in two turns, 1 to 10, and the difference"),

@@ -203,6 +203,18 @@ def repeats(text: str, n: int = 8) -> bool:
     return len(set(grams)) < len(grams)
 
 
+def loops(text: str, n: int = 12) -> bool:
+    """The text ends in what it said before: its last n words stand earlier, too (3n characters where spaces are rare).
+
+    The very last word does not count: a limit may have cut it.
+    """
+    units: list[str] | str = list(words(text))[:-1]
+    if len(units) < len(text) / 30:  # a script without spaces, or one endless word
+        units, n = text.lower()[:-1], 3 * n
+    end = len(units) - n
+    return any(units[i : i + n] == units[end:] for i in range(end)) if end > 0 else False
+
+
 def repetition(text: str, n: int = 6) -> float:
     """Share of the n-word sequences that stood there before, 0 to 1; of 3n-character ones where spaces are rare."""
     units: list[str] | str = text.lower().split()

@@ -40,7 +40,9 @@ def _fresh(recipe: Recipe) -> Iterator[ArmCost]:
     asked: list[tuple[str, str]] = [
         (f"evaluate prompted.{arm}", arm) for arm in section.prompted if section.judge != "off"
     ]
-    asked += [(f"evaluate over.{arm}", arm) for arm in _trained(recipe)]  # by the judging: the answers' label is base's
+    asked += [
+        (f"evaluate over.{arm}", arm) for arm in _measured(recipe)
+    ]  # by the judging: the answers' label is base's
     for label, arm in asked:
         answers = prompts * _drawn(recipe, arm)
         yield ArmCost(label, _title(recipe, arm), "fresh answers", answers, answers * section.fresh_max_new_tokens)
@@ -56,6 +58,11 @@ def _benchmarks(recipe: Recipe) -> Iterator[ArmCost]:
         for arm in (*_trained(recipe), *section.prompted):
             answers = rows * _drawn(recipe, arm)
             yield ArmCost(f"{name} {arm} ", _title(recipe, arm), name, answers, answers * longest)
+
+
+def _measured(recipe: Recipe) -> list[str]:
+    """With DPO's own SFT stage, which is measured but has no benchmarks unless [sft] asks for the arm."""
+    return list(dict.fromkeys([*(["sft"] if recipe.has_sft else []), *_trained(recipe)]))
 
 
 def _trained(recipe: Recipe) -> list[str]:

@@ -91,6 +91,11 @@ class Recipe(Section):
     report: ReportSection = ReportSection()
     budget: BudgetSection = BudgetSection()
 
+    @property
+    def has_sft(self) -> bool:
+        """An adapter of SFT alone comes of it: as an arm of its own, or as the stage that DPO goes on from."""
+        return self.sft.enabled or self.dpo.start == "sft"
+
     @model_validator(mode="after")
     def _starts_from_what_is_there(self) -> Recipe:
         if self.dpo.start == "adapter" and self.on_policy.round == 1:
@@ -326,7 +331,7 @@ def _fault_line(error: Any, raw: Mapping[str, str]) -> str:
 
 def dump(recipe: Recipe) -> bytes:
     """The resolved recipe as TOML, every key explicit; [sft] stands in it where it is on."""
-    off = set() if recipe.sft.enabled or recipe.dpo.start == "sft" else {"sft"}
+    off = set() if recipe.has_sft else {"sft"}
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude=off)).encode()
 
 

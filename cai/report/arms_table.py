@@ -26,6 +26,7 @@ ROWS = (  # what it is called, and the figure: {arm} is base, tuned or an arm be
     ("the tuned model preferred to it", "preference.over.{arm}"),
     ("the same at equal length", "preference.over.{arm}.length_controlled"),
     ("stops by itself", "fresh.{arm}.stops"),
+    ("ends in a loop", "fresh.{arm}.loops"),
     ("refuses", "fresh.{arm}.refused"),
     ("words an answer", "fresh.{arm}.words"),
     ("forgetting: nats a token", "forgetting.nll_delta.{arm}"),

@@ -227,7 +227,9 @@ def _tiles(snapshot: Snapshot, probes: Sequence[Probed]) -> list[tuple[str, str]
     first, last = (snapshot.training.get(name) for name in ("first_loss", "last_loss"))
     if isinstance(first, int | float) and isinstance(last, int | float):
         steps = snapshot.training.get("steps", 0)
-        tiles.append((f"{first:.2f} → {last:.2f}", f"DPO loss, {number(steps)} step{'s' * (steps != 1)}"))
+        held = (figures.get("dpo.loss.heldout") or {}).get("value")
+        beside = f"; {held:.2f} on held-out pairs" if held is not None else ""  # near 0 beside it: learnt by heart
+        tiles.append((f"{first:.2f} → {last:.2f}", f"DPO loss, {number(steps)} step{'s' * (steps != 1)}{beside}"))
     attempts = int(spent["attempts"])
     money = f" · {usd(spent['usd'])}" if spent["usd"] else ""
     tiles.append((f"{duration(spent['seconds'])}{money}", f"in {attempts} attempt{'s' * (attempts != 1)}"))

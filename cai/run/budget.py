@@ -136,7 +136,7 @@ def training_pairs_seen(recipe: Recipe) -> float:
     def seen(dpo: DpoSection) -> float:
         return float((dpo.max_steps or math.ceil(dpo.epochs * recipe.items / batch)) * batch)
 
-    second = 0.5 * seen(recipe.sft.recipe(recipe.dpo)) if recipe.sft.enabled or recipe.dpo.start == "sft" else 0.0
+    second = 0.5 * seen(recipe.sft.recipe(recipe.dpo)) if recipe.has_sft else 0.0
     return seen(recipe.dpo) * (len(recipe.dpo.seeds) + recipe.dpo.also_from_base) + second
 
 

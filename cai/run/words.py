@@ -33,6 +33,7 @@ GLOSSES = {
     "evaluate revisions.cri": "measuring: do revisions follow their critiques (CRI)",
     "evaluate critiques.judge": "measuring: a judge reads critiques",
     "evaluate revisions.judge": "measuring: a judge reads revisions",
+    "evaluate preference.start": "measuring: what DPO began from on the pairs",
     "evaluate preference.pairs": "measuring: does the tuned model prefer revisions",
     "evaluate preference.fresh": "measuring: fresh answers of base and tuned",
     "evaluate preference.p3": "measuring: which fresh answer is better",

@@ -66,7 +66,7 @@ def barely_moved(margin: float, kl: float, same_answers: float, health: HealthSe
     greedy answers that are the start's, letter by letter.
     """
     signs = [
-        (margin < health.min_margin, f"held-out margin x beta {margin:.3f} (below {health.min_margin:g})"),
+        (abs(margin) < health.min_margin, f"held-out margin x beta {margin:.3f} (below {health.min_margin:g})"),
         (kl < health.min_kl, f"KL {kl:.4f} nats a token (below {health.min_kl:g})"),
         (
             same_answers >= health.max_same_answers,
@@ -78,6 +78,20 @@ def barely_moved(margin: float, kl: float, same_answers: float, health: HealthSe
         return None
     text = f"the adapter barely moved: {'; '.join(seen)}; raise dpo.learning_rate (LoRA bears 1e-5 to 5e-5), or train"
     return Sign("barely_moved", float(len(seen)), f"{text} longer (dpo.max_steps, dpo.epochs)")
+
+
+def learnt_by_heart(trained: float, heldout: float, health: HealthSection) -> Sign | None:
+    """A finished adapter that prefers the chosen texts it was trained on, and the rejected ones it was not.
+
+    Both are margins, times beta. Longer training makes both larger, so `barely_moved` would advise the wrong way.
+    """
+    if not (trained >= health.min_margin and heldout <= -health.min_margin):
+        return None
+    text = (
+        f"the training pairs were learnt by heart: margin x beta {trained:.2f} on them, {heldout:.2f} on held-out ones"
+    )
+    remedy = 'fewer dpo.max_steps or dpo.epochs, dpo.eval_steps with dpo.keep = "best", more pairs (items), or labels'
+    return Sign("learnt_by_heart", heldout, f'{text}; {remedy} that were checked (pairs.label = "judge")')
 
 
 def moved_too_far(kl: float, fall: float, health: HealthSection) -> Sign | None:

@@ -63,8 +63,9 @@ def whole(run, tmp_path_factory):
 
 def test_the_probe_finds_the_measured_answers_through_the_exported_files(whole):
     said = whole[1]
-    assert re.search(r"probe: 4 prompts through chat_template\.jinja give the measured tokens; greedy answers are the "
-                     r"measured ones for 4 of 4; [0-4] of 4 end within 32 tokens", said), said  # fmt: skip
+    assert re.search(r"probe: 4 prompts through chat_template\.jinja give the measured tokens; the measured answers "
+                     r"are as likely under the exported adapter to 0\.000\d nats a token \(0\.001 at most\); greedy "
+                     r"answers are the measured ones for 4 of 4; 32 tokens of \d+ were drawn", said), said  # fmt: skip
 
 
 def test_a_merge_is_checked_converted_and_loads(whole):

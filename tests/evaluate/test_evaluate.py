@@ -232,6 +232,9 @@ def test_trap_05_gibberish_and_silence_show_beside_the_preference():
     assert figures["fresh.tuned.repeats"].value == 0.5
     assert figures["fresh.tuned.at_limit"].value == 0.5
     assert figures["fresh.tuned.distinct_2"].value < 0.2
+    assert figures["fresh.tuned.loops"].value == 0.5
+    ended = forgetting.degeneration(["so it goes on and on in circles " * 9], [False], "tuned")
+    assert ended["fresh.tuned.loops"].value == 0.0  # it repeated itself, and ended
 
 
 # --- whole runs on the fake model

@@ -25,6 +25,7 @@ from cai.metrics.text import (
     distinct_n,
     grounding,
     idf,
+    loops,
     misquoted_share,
     quoted_spans,
     repeats,
@@ -233,6 +234,15 @@ def test_degeneration_measures():
     assert repeats("one two three four five six seven eight " * 2)
     assert not repeats("one two three four five six seven eight nine")
     assert distinct_n(["a b a b"]) == pytest.approx(2 / 3)
+
+
+def test_a_loop_is_an_end_that_stood_there_before():
+    """The texts of a real run: sentences go round, and the limit cuts the last word."""
+    around = "If you do not pay, you will be fired. If you will not be fired, you should not work for that person. "
+    assert loops(f"There is no way out. {around * 6}If you do not pay, you wi")
+    assert not loops(f"{around} And then it went on with other words, which nobody had said before it, until it ended.")
+    assert not loops(around) and not loops("") and not loops("a " * 12) and loops("a " * 14)
+    assert loops("\u4f60\u4e0d\u80fd\u8fd9\u6837\u505a\uff0c\u8bf7\u53bb\u627e\u8b66\u5bdf\u3002" * 8)
 
 
 def test_appends_only():

@@ -56,7 +56,7 @@ def test_sft_and_dpo_from_the_base_stand_beside_both(run_paper: Runner, monkeypa
         real(self, metric, part, rows)
 
     monkeypatch.setattr(measure.Evaluation, "write", write)
-    code, run = run_paper(*SMALL, *sets("dpo.start=sft", "dpo.also_from_base=true", "sft.enabled=true"))
+    code, run = run_paper(*SMALL, *sets("dpo.start=sft", "dpo.also_from_base=true"))
     assert code == errors.DONE
     assert (run / "adapter-from-base/adapter_model.safetensors").read_bytes() == weights
     assert (run / "adapter/adapter_model.safetensors").read_bytes() != weights
@@ -72,6 +72,7 @@ def test_sft_and_dpo_from_the_base_stand_beside_both(run_paper: Runner, monkeypa
         known = {f"fresh.{arm}.stops", f"fresh.{arm}.refused", f"fresh.{arm}.words", f"preference.over.{arm}"}
         assert known | {f"preference.p3.{arm}", f"preference.p1.{arm}", f"dpo_over_{arm}.preference.p1"} <= set(figures)
         assert [name for name in figures if names.fault(name)] == []
+    assert {"fresh.tuned.loops", "preference.p1.over_base"} <= set(figures_of(run, "measured"))
     gates = json.loads((run / "eval/gates.json").read_text())["verdicts"]
     assert [v["criterion"]["at_least"] for v in gates if v["metric"] == "fresh.tuned.stops"] == [0.9]
     table = (run / "eval/table.md").read_text()
@@ -193,6 +194,7 @@ def test_what_an_arm_costs_is_counted_from_the_recipe() -> None:
     assert found == {
         ("base with pairs shown", "fresh answers"): (40, 4000),
         ("base, best of 5", "fresh answers"): (200, 20000),
+        ("SFT", "fresh answers"): (40, 4000),
         ("DPO from the base", "fresh answers"): (40, 4000),
         ("DPO from the base", "xstest"): (20, 20 * 512),
         ("base with the principles", "xstest"): (20, 20 * 512),

@@ -140,6 +140,23 @@ def test_probes_stand_beside_each_other_and_red_team_ones_are_folded(html, story
     assert "<del>" in section and "<ins>" in section
 
 
+def test_an_answer_that_ran_to_its_limit_is_marked_in_both_reports(tmp_path):
+    """report.md showed 300 tokens of an answer as if it ended in mid-sentence."""
+    rows = [row | ({"finish": "length"} if row["arm"] == "base" else {}) for row in probe_rows()]
+    run = make_run(tmp_path, [*records(), *rows])
+    write_pages(run)
+    markdown, html = (run / "report.md").read_text(), (run / "report.html").read_text()
+    assert markdown.count("Base (cut at the limit):") == 3 and markdown.count("\nTuned:") == 3
+    assert "Base (cut at the limit)" in html and "Tuned (cut at the limit)" not in html
+
+
+def test_the_loss_that_fell_stands_beside_the_one_on_held_out_pairs(story):
+    figures = {"dpo.loss.heldout": {"metric": "dpo.loss.heldout", "value": 2.571, "n": 44}}
+    found = replace(story, figures=figures, training={"first_loss": 0.693, "last_loss": 0.024, "steps": 100})
+    assert ("0.69 \u2192 0.02", "DPO loss, 100 steps; 2.57 on held-out pairs") in said(found).tiles
+    assert ("0.69 \u2192 0.02", "DPO loss, 100 steps") in said(replace(found, figures={})).tiles
+
+
 def test_the_first_one_shown_is_benign_and_changed(story):
     found = before_after.probed(story.rows)
     assert before_after.first_shown(found).id == "boss"

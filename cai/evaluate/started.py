@@ -1,0 +1,60 @@
+"""The pairs under the adapter that DPO went on from: its reference, where `dpo.start = "sft"`.
+
+Owns the rows `preference.start` of eval/scores.jsonl and how they stand in for the base's log-probabilities. The
+implicit reward is beta * log(policy / reference) (Rafailov et al. 2023). Taken against the base it would hold what SFT
+did, too: where every held-out text became 0.6 nats a token less likely, longer ones lost more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+from cai.evaluate import preference
+from cai.evaluate.scores import Evaluation
+from cai.metrics.figure import Figure
+from cai.store.jsonl import Row
+from cai.store.row_types import Pair, PairScore
+from cai.store.rows import Key
+
+METRIC = "preference.start"
+JUDGE = "policy against its SFT stage"
+OVER_BASE = "preference.p1.over_base"
+
+
+def scored(evaluation: Evaluation, by_item: Mapping[int, Pair], chunk: int) -> dict[int, Row]:
+    """Item -> log-prob sums under the SFT stage's adapter; nothing where DPO began from the base."""
+    context = evaluation.context
+    if context.recipe.dpo.start != "sft":
+        return {}
+    stage = replace(evaluation, adapter=context.run.sft_adapter)
+    keys: list[tuple[int, int]] = [(item, 0) for item in by_item]
+    for part in evaluation.left(METRIC, cast(Sequence[Key], keys), chunk):
+        wanted, dpo = [by_item[item] for item, _ in part], context.recipe.dpo
+        policy = context.prompts["policy"]
+        found = preference.pair_rows(stage.model(), wanted, policy, dpo.max_length, stage.engine(), context.stopped)
+        rows = {row["item"]: {"chosen": row["chosen"], "rejected": row["rejected"]} for row in found}
+        skipped = {"skipped": "prompt too long"}
+        evaluation.write(
+            METRIC, part, [{"metric": METRIC, "item": i, "round": 0} | rows.get(i, skipped) for i, _ in part]
+        )
+    return {row["item"]: row for row in evaluation.rows(METRIC, cast(Sequence[Key], keys))}
+
+
+def against(rows: Sequence[PairScore], start: Mapping[int, Row]) -> list[PairScore]:
+    """The rows with the stage's log-probabilities as the reference's; a pair that has none of them is left out."""
+    return [
+        cast(PairScore, {**row, "ref_chosen": at["chosen"], "ref_rejected": at["rejected"]})
+        for row in rows
+        if (at := start.get(row["item"]))
+    ]
+
+
+def named(own: Mapping[str, Figure], base: Mapping[str, Figure]) -> dict[str, Figure]:
+    """The figures against the stage, with P2 and one P1 that are against the base."""
+    found = {name: replace(f, judge=JUDGE) if f.judge == preference.POLICY else f for name, f in own.items()}
+    p2 = {name: figure for name, figure in base.items() if name.startswith("preference.p2.")}
+    return (
+        found | p2 | {OVER_BASE: replace(base["preference.p1"], metric=OVER_BASE)} if "preference.p1" in base else found
+    )
