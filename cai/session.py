@@ -210,10 +210,10 @@ class ModelOnDemand:
 
     def _check_loaded(self, model: Model) -> None:
         """It is the run's model and has the projections to train; today is the day on which the run began."""
-        known = (self.run.manifest.get("model") or {}).get("revision")
-        revision = model.facts.get("revision")
-        if known not in (None, revision, "local"):  # "local": a folder, in runs from before its content was kept
-            check_identity({"revision": str(known)}, {"revision": str(revision)}, str(self.run.path))
+        known = self.run.manifest.get("model") or {}
+        then = {name: str(known[name]) for name in ("revision", "tokenizer") if name in known}
+        if then.get("revision") != "local":  # a folder, in runs from before its content was kept
+            check_identity(then, {name: str(model.facts.get(name)) for name in then}, str(self.run.path))
         if self.inputs.backend != "fake":
             from cai.training.loss import head_of
 
