@@ -5,7 +5,7 @@ answers, critiques, revisions, pairs, reference, DPO, the critic's exam, evaluat
 one thread a process, on gloo. Printed: a line a part, and the seconds; it ends with 1 where a bar is missed: records,
 data set and reference byte-equal, losses and adapter within 1e-6.
 
-    python bench/ranks.py --to FOLDER                       # two processes; a quarter of an hour on two quiet cores
+    python bench/ranks.py --to FOLDER                       # two processes; 25 minutes on two busy cores
     python bench/ranks.py --to FOLDER --compare             # two runs that stand there already
 """
 
