@@ -31,7 +31,7 @@ from cai.run import lines, replica, resuming, words
 from cai.run.budget import hourly
 from cai.run.context import Context
 from cai.run.folder import Run, Taken, check_identity
-from cai.run.manifest import read_manifest
+from cai.run.manifest import read_manifest, refuse_edited
 from cai.run.progress import Progress
 from cai.run.run_ids import new_run_id, resolve_run
 from cai.run.stop import StopSwitch
@@ -78,7 +78,11 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
 
 
 def _check_resume(manifest: JsonObject, inputs: Inputs, args: argparse.Namespace, path: Path) -> None:
-    """Errors: CaiError(DRIFT) with the lines that go on; a fork keeps the run's milestone and --set by itself."""
+    """Errors: CaiError(DRIFT) with the lines that go on; a fork keeps the run's milestone and --set by itself.
+
+    CaiError(CORRUPT) before that, where the manifest is not what the program wrote: it decides what is the same.
+    """
+    refuse_edited(manifest, path / "manifest.json")
     asked, path = shlex.join([str(args.recipe), *lines.set_words(args.set)]), lines.near(path)
     resuming.check_milestone(manifest, path, args.milestone, f"{asked} --milestone {args.milestone}")
     now, training = inputs.identity(then=True), inputs.identity(training=True, then=True)
@@ -206,10 +210,10 @@ class ModelOnDemand:
 
     def _check_loaded(self, model: Model) -> None:
         """It is the run's model and has the projections to train; today is the day on which the run began."""
-        known = (self.run.manifest.get("model") or {}).get("revision")
-        revision = model.facts.get("revision")
-        if known not in (None, revision, "local"):  # "local": a folder, in runs from before its content was kept
-            check_identity({"revision": str(known)}, {"revision": str(revision)}, str(self.run.path))
+        known = self.run.manifest.get("model") or {}
+        then = {name: str(known[name]) for name in ("revision", "tokenizer") if name in known}
+        if then.get("revision") != "local":  # a folder, in runs from before its content was kept
+            check_identity(then, {name: str(model.facts.get(name)) for name in then}, str(self.run.path))
         if self.inputs.backend != "fake":
             from cai.training.loss import head_of
 

@@ -33,7 +33,7 @@ def rehearse(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     sets = [word for key in SETS for word in ("--set", key)]
     command = [sys.executable, str(ROOT / "bench" / "rehearsal.py"), "--data", str(folder), "--run-dir", "out"]
     command += ["--items", "10", "--epochs", "150", *sets, *more]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200)
 
 
 @pytest.mark.faults

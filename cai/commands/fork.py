@@ -21,7 +21,7 @@ from cai.errors import CaiError
 from cai.recipe.intake.input_files import PAIRS
 from cai.run.events import lineage, read_events
 from cai.run.folder import Run
-from cai.run.manifest import read_manifest
+from cai.run.manifest import read_manifest, refuse_edited
 from cai.store import records
 from cai.store.jsonl import JsonObject, Row
 from cai.store.row_types import Record
@@ -59,9 +59,11 @@ class ForkPlan:
 def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) -> ForkPlan:
     """Compare the run's manifest ("identity", "stages") with the recipe as it is now. Reads only.
 
-    Errors: CaiError(CORRUPT) if the source's log is damaged, CaiError(USAGE) if its manifest knows no stages.
+    Errors: CaiError(CORRUPT) if the source's log is damaged or its manifest was edited, CaiError(USAGE) if it knows no
+    stages.
     """
     manifest = read_manifest(source / "manifest.json")
+    refuse_edited(manifest, source / "manifest.json")
     if "stages" not in manifest:
         raise CaiError(f"{source}/manifest.json: names no stages, so nothing can be reused: start anew", errors.USAGE)
     rows = verified_rows(source / "records.jsonl")

@@ -23,7 +23,7 @@ from cai.data import chain
 from cai.data.sampled import KIND as SAMPLED
 from cai.recipe.intake import pairfile
 from cai.run.events import read_events, spent
-from cai.run.manifest import read_manifest
+from cai.run.manifest import edited, read_manifest
 from cai.store.jsonl import Row
 from cai.store.lock import holder
 from cai.store.rows import Key
@@ -66,7 +66,12 @@ Results = Iterator[tuple[str, str]]
 
 def _manifest(run: Path) -> Results:
     manifest = read_manifest(run / "manifest.json")
-    yield "ok", f"schema {manifest['schema']}, {len(manifest.get('identity', {}))} inputs hashed"
+    if parts := edited(manifest):
+        yield "FAIL", f"{', '.join(parts)}: edited since the program wrote it; put it back from a copy"
+    elif "sums" not in manifest:
+        yield "skip", "of a run from before its parts had sums; the next resume that changes it adds them"
+    else:
+        yield "ok", f"schema {manifest['schema']}, {len(manifest.get('identity', {}))} inputs hashed"
 
 
 def _inputs(run: Path) -> Results:

@@ -43,6 +43,36 @@ class Leak:
     p: float
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What rules and figures ask of one pair, read off its texts once: in a report that is most of the time.
+
+    `excess`: words by which chosen is longer. `similarity`: ROUGE-L of both. `evasions`: its kinds of `EVASIONS`.
+    """
+
+    excess: int
+    similarity: float
+    evasions: frozenset[str]
+
+    @classmethod
+    def of(cls, pair: Pair) -> Facts:
+        chosen, rejected = pair["chosen"], pair["rejected"]
+        kinds = frozenset(kind for kind, test in EVASIONS.items() if test(pair))
+        return cls(len(words(chosen)) - len(words(rejected)), rouge_l(chosen, rejected), kinds)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of all pairs before a rule looks: leaks, and the facts of each by item."""
+
+    leaks: Sequence[Leak]
+    facts: Mapping[int, Facts]
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], section: HygieneSection) -> Seen:
+        return cls(find_leaks(pairs, section), {pair["item"]: Facts.of(pair) for pair in pairs})
+
+
 @dataclass(frozen=True)
 class Hygiene:
     """`kept` goes into training; `removed` rows carry item, rule and detail; `facts` are JSON-able counts."""
@@ -64,7 +94,7 @@ def clean(
     `refused`: item -> which mark refused it; those go first where `hygiene.reviews` is on. `drawn`: item -> ids of the
     principles that its rounds were about; those of `hygiene.without_principles` go before all.
     """
-    found_leaks = find_leaks(pairs, section)
+    seen = Seen.of(pairs, section)
     kept, removed, rules = list(pairs), [], {}
     if section.without_principles:
         named = {pair["item"]: _left_out(pair, section, drawn or {}) for pair in pairs}
@@ -80,7 +110,7 @@ def clean(
         removed += [{"item": item, "rule": "reviews", "detail": detail} for item, detail in gone.items()]
         kept = [pair for pair in kept if pair["item"] not in gone]
     for name, rule in RULES.items():
-        marked = rule(kept, section, found_leaks)
+        marked = rule(kept, section, seen)
         idle = _idle(name, len(pairs), section)
         gone = {} if idle else dict(list(marked.items())[: max(0, len(kept) - _floor(name, len(pairs), section))])
         rules[name] = {"active": not idle, "idle": idle, "marked": len(marked), "removed": len(gone)}
@@ -88,9 +118,10 @@ def clean(
         kept = [pair for pair in kept if pair["item"] not in gone]
     assert len(pairs) == len(kept) + len(removed), (len(pairs), len(kept), len(removed))
     facts = {"total": len(pairs), "kept": len(kept), "removed": len(removed), "rules": rules}
-    facts |= {"before": describe(pairs), "after": describe(kept)}
-    facts["leaks"] = [vars_of(leak) for leak in found_leaks[:SHOWN]]
-    return Hygiene(kept, removed, found_leaks, facts)
+    before, after = ([seen.facts[pair["item"]] for pair in some] for some in (pairs, kept))
+    facts |= {"before": described(before), "after": described(after)}
+    facts["leaks"] = [vars_of(leak) for leak in seen.leaks[:SHOWN]]
+    return Hygiene(kept, removed, list(seen.leaks), facts)
 
 
 def _left_out(pair: Pair, section: HygieneSection, drawn: Mapping[int, Collection[str]]) -> str:
@@ -146,28 +177,24 @@ def vars_of(leak: Leak) -> Row:
 
 def describe(pairs: Sequence[Pair]) -> Row:
     """Length, evasion and similarity figures of a set of pairs; shares with n, None where there is no pair."""
-    n = len(pairs)
+    return described([Facts.of(pair) for pair in pairs])
+
+
+def described(facts: Sequence[Facts]) -> Row:
+    """The figures of `describe`. Similarity near 1: DPO lowers the likelihood of both (Razin et al. 2024)."""
+    n = len(facts)
     if not n:
         return {"n": 0}
-    longer = sum(_excess(pair) > 0 for pair in pairs)
-    equal = sum(_excess(pair) == 0 for pair in pairs)
+    longer = sum(of.excess > 0 for of in facts)
+    equal = sum(of.excess == 0 for of in facts)
     share = (longer + 0.5 * equal) / n
     return {
         "n": n,
         "chosen_longer_share": round(share, 4),
         "length_only_accuracy": round(max(share, 1.0 - share), 4),
-        "mean_similarity": round(sum(similarity(pair) for pair in pairs) / n, 4),
-        **{f"{kind}_share": round(sum(map(test, pairs)) / n, 4) for kind, test in EVASIONS.items()},
+        "mean_similarity": round(sum(of.similarity for of in facts) / n, 4),
+        **{f"{kind}_share": round(sum(kind in of.evasions for of in facts) / n, 4) for kind in EVASIONS},
     }
-
-
-def similarity(pair: Pair) -> float:
-    """ROUGE-L of chosen and rejected: near 1, DPO lowers the likelihood of both (Razin et al. 2024)."""
-    return rouge_l(pair["chosen"], pair["rejected"])
-
-
-def _excess(pair: Pair) -> int:
-    return len(words(pair["chosen"])) - len(words(pair["rejected"]))
 
 
 def find_leaks(pairs: Sequence[Pair], section: HygieneSection) -> list[Leak]:
@@ -186,12 +213,12 @@ def find_leaks(pairs: Sequence[Pair], section: HygieneSection) -> list[Leak]:
         texts_with.update(set(words(pair["chosen"])))
     common = {word for word, count in texts_with.items() if count >= least}
     for pair in pairs:
-        chosen.update(entry for entry in phrases(pair["chosen"]) if common.issuperset(entry[1].split(" ")))
+        chosen.update(phrases(pair["chosen"], common))
     often = _without_nested({entry: count for entry, count in chosen.items() if count >= least})
     for pair in pairs:
-        if held := often.keys() & phrases(pair["rejected"]):
+        if held := often.keys() & phrases(pair["rejected"], common):
             rejected.update(held)
-            both.update(held & phrases(pair["chosen"]))
+            both.update(held & phrases(pair["chosen"], common))
     found = []
     for entry, count in often.items():
         lift = (count + 0.5) / (rejected[entry] + 0.5)
@@ -201,14 +228,19 @@ def find_leaks(pairs: Sequence[Pair], section: HygieneSection) -> list[Leak]:
     return found
 
 
-def phrases(text: str) -> set[Entry]:
-    """(place, phrase) of a text, each once."""
-    tokens = words(text)
-    grams = {
-        ("anywhere", " ".join(tokens[i : i + n])) for n in LEAK_SIZES for i in range(len(tokens) - n + 1)
-    }  # fmt: skip
+def phrases(text: str, among: Collection[str] | None = None) -> set[Entry]:
+    """(place, phrase) of a text, each once; of the words of `among` alone, if given."""
+    tokens, grams = words(text), set[Entry]()
+    start = 0
+    for end in range(len(tokens) + 1):
+        if end < len(tokens) and (among is None or tokens[end] in among):
+            continue
+        run = tokens[start:end]  # no phrase reaches beyond a word that is left out
+        start = end + 1
+        grams |= {("anywhere", " ".join(run[i : i + n])) for n in LEAK_SIZES for i in range(len(run) - n + 1)}
     if len(tokens) >= 4:
-        grams |= {("opener", " ".join(tokens[:4])), ("closer", " ".join(tokens[-4:]))}
+        ends = ("opener", tokens[:4]), ("closer", tokens[-4:])
+        grams |= {(place, " ".join(four)) for place, four in ends if among is None or all(w in among for w in four)}
     return grams
 
 
@@ -244,12 +276,12 @@ def _above_quota(
     return {pair["item"]: detail for pair in sorted(marked, key=order)[:count]}
 
 
-def _leak_rule(pairs: Sequence[Pair], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
+def _leak_rule(pairs: Sequence[Pair], section: HygieneSection, seen: Seen) -> dict[int, str]:
     """Leak by leak, the pairs that hold most leaks first: fewer go in all."""
-    wanted = {(leak.place, leak.phrase) for leak in leaks}
+    wanted = {(leak.place, leak.phrase) for leak in seen.leaks}
     held = {pair["item"]: wanted & phrases(pair["chosen"]) for pair in pairs} if wanted else {}
     gone: dict[int, str] = {}
-    for leak in leaks:
+    for leak in seen.leaks:
         left = [pair for pair in pairs if pair["item"] not in gone]
         holders = [pair for pair in left if (leak.place, leak.phrase) in held[pair["item"]]]
         gone |= _above_quota(
@@ -279,29 +311,30 @@ EVASIONS: dict[str, Callable[[Pair], bool]] = {
 }
 
 
-def _evasion_rule(pairs: Sequence[Pair], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
+def _evasion_rule(pairs: Sequence[Pair], section: HygieneSection, seen: Seen) -> dict[int, str]:
     gone: dict[int, str] = {}
-    for kind, test in EVASIONS.items():
+    for kind in EVASIONS:
         left = [pair for pair in pairs if pair["item"] not in gone]
-        quota = getattr(section, f"max_{kind}_share")
-        gone |= _above_quota(left, [pair for pair in left if test(pair)], quota, kind)
+        marked = [pair for pair in left if kind in seen.facts[pair["item"]].evasions]
+        gone |= _above_quota(left, marked, getattr(section, f"max_{kind}_share"), kind)
     return gone
 
 
-def _length_rule(pairs: Sequence[Pair], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
+def _length_rule(pairs: Sequence[Pair], section: HygieneSection, seen: Seen) -> dict[int, str]:
     """The pairs whose chosen text is longer by the most go, until the share is met."""
-    longer = [pair for pair in pairs if _excess(pair) > 0]
+    excess = {pair["item"]: seen.facts[pair["item"]].excess for pair in pairs}
+    longer = [pair for pair in pairs if excess[pair["item"]] > 0]
     count = len(_above_quota(pairs, longer, section.max_longer_share, ""))
-    widest = sorted(longer, key=lambda pair: (-_excess(pair), _order(pair)))[:count]
-    return {pair["item"]: f"chosen longer by {_excess(pair)} words" for pair in widest}
+    widest = sorted(longer, key=lambda pair: (-excess[pair["item"]], _order(pair)))[:count]
+    return {pair["item"]: f"chosen longer by {excess[pair['item']]} words" for pair in widest}
 
 
-def _displacement_rule(pairs: Sequence[Pair], section: HygieneSection, leaks: Sequence[Leak]) -> dict[int, str]:
-    scored = ((pair, similarity(pair)) for pair in pairs)
-    return {pair["item"]: f"ROUGE-L {value:.3f}" for pair, value in scored if value > section.max_pair_similarity}
+def _displacement_rule(pairs: Sequence[Pair], section: HygieneSection, seen: Seen) -> dict[int, str]:
+    scored = ((pair["item"], seen.facts[pair["item"]].similarity) for pair in pairs)
+    return {item: f"ROUGE-L {value:.3f}" for item, value in scored if value > section.max_pair_similarity}
 
 
-Rule = Callable[[Sequence[Pair], HygieneSection, Sequence[Leak]], dict[int, str]]
+Rule = Callable[[Sequence[Pair], HygieneSection, Seen], dict[int, str]]
 RULES: dict[str, Rule] = {
     "displacement": _displacement_rule,
     "leaks": _leak_rule,

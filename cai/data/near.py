@@ -21,6 +21,9 @@ from cai.metrics.scripts import composed, word_of
 COMPARED_CHARACTERS = 2000  # of an instruction; the comparison is quadratic: two lines of 1 MB took 74 s
 EXACT_CHARACTERS = 400_000  # 5,000 requests of 80 characters: 1.6 s for all pairs
 BANDS, ROWS, SHARED = 192, 3, 2  # a candidate shares two bands: 12 are expected at 40% common trigrams, 0.2 at 10%
+MOST = (
+    256  # candidates out of the index, those that share most: of texts of few syllables 16% share two bands by chance
+)
 UNINDEXED = 512  # texts added last, all of them candidates; then, and again at every 32nd part more, they are indexed
 WORD = re.compile(word_of())
 WIDTH = 3  # bytes of a shingle
@@ -125,13 +128,16 @@ class BandIndex:
         return self._bands | (folded * np.uint64(0x94D049BB133111EB) >> np.uint64(8))
 
     def candidates(self, text: str) -> list[int]:
-        """Places of the texts that share keys enough, in rising order, and of all that are not in the array yet."""
+        """Places of the texts that share most keys, in rising order, and of all that are not in the array yet."""
         np, keys = self._np, self.keys(text)
         starts = np.searchsorted(self._keys, keys, "left")
         ends = np.searchsorted(self._keys, keys, "right")
         hits = [self._owners[start:end] for start, end in zip(starts, ends, strict=True) if end > start]
-        owners, shared = np.unique(np.concatenate(hits), return_counts=True) if hits else (np.empty(0), 0)
-        return [*owners[shared >= SHARED].tolist(), *range(self._inside, len(self._texts))]
+        shared = np.bincount(np.concatenate(hits)) if hits else np.empty(0, np.int64)
+        owners = np.flatnonzero(shared >= SHARED)
+        if len(owners) > MOST:
+            owners = np.sort(owners[np.argsort(-shared[owners], kind="stable")[:MOST]])
+        return [*owners.tolist(), *range(self._inside, len(self._texts))]
 
 
 def mean_nearest(ordered: Sequence[str], most: int) -> tuple[float, int]:

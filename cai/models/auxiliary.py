@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import orjson
-
 from cai.engine import Engine, ScoreRequest, memory
 from cai.engine.foreign import HfModel, HfTokenizer
 from cai.engine.model import Model
 from cai.engine.tokenizers import HFTokenizer, Tokenizer, Turn
 from cai.errors import CaiError, Stopped
+from cai.models import weights
 from cai.recipe.prompts import encode_pieces
 from cai.recipe.settings import EngineSection
 from cai.recipe.settings_benchmarks import STAND_IN
@@ -31,6 +30,7 @@ from cai.store.jsonl import Row
 if TYPE_CHECKING:
     import torch
 
+LOADED = "auxiliary_loaded"
 Placement = Literal["auto", "beside", "after"]
 HEADROOM_GIB = 6.0  # what the engine keeps free, and the cache of short prompts, beside the weights
 GPU_ROWS = 64  # rows at a time, for the size of the cache: prompts are long and little is drawn
@@ -58,13 +58,13 @@ def require(name: str, key: str, remedy: str, revision: str = "main") -> None:
     if name == STAND_IN:
         return
     if Path(name).is_dir():
-        if not weight_files(Path(name)):
+        if not weights.weight_files(Path(name)):
             raise CaiError(f"{key}: {name}: no whole model in this folder (config.json, *.safetensors). {remedy}")
         return
     if Path(name).is_absolute() or name.startswith((".", "~")):
         raise CaiError(f"{key}: {name}: no such folder. {remedy}")
     copy = cached_folder(name, revision)
-    if copy and weight_files(copy):
+    if copy and weights.weight_files(copy):
         return
     from huggingface_hub import hf_hub_download
 
@@ -84,23 +84,6 @@ def cached_folder(name: str, revision: str = "main") -> Path | None:
     except HFValidationError:
         return None
     return Path(found).parent if isinstance(found, str) else None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a whole model; none where its config, its weights or one of their parts is missing."""
-    if not (folder / "config.json").is_file():
-        return []
-    for kind in ("safetensors", "bin"):
-        index = next(iter(sorted(folder.glob(f"*.{kind}.index.json"))), None)
-        if index is not None:
-            try:
-                parts = sorted({folder / part for part in orjson.loads(index.read_bytes())["weight_map"].values()})
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a list that was cut or is none
-                return []
-            return parts if all(part.is_file() for part in parts) else []
-        if files := sorted(folder.glob(f"*.{kind}")):
-            return files
-    return []
 
 
 @contextlib.contextmanager
@@ -123,7 +106,8 @@ def loaded(
     with_policy = make_room(context, name, place, revision)
     auxiliary = _load(name, key, revision, context.recipe.engine)
     auxiliary.facts["placement"] = "beside" if with_policy else "after"
-    context.run.event("auxiliary_loaded", **auxiliary.facts)
+    weights.refuse_other(context.run.events(LOADED), auxiliary.facts, key)
+    context.run.event(LOADED, **auxiliary.facts)
     try:
         yield auxiliary
     finally:
@@ -161,7 +145,7 @@ def weights_gib(name: str, revision: str = "main") -> float | None:
     Of a folder, of the hub's local copy, or, before a download, as the hub lists them.
     """
     folder = Path(name) if Path(name).is_dir() else cached_folder(name, revision)
-    if folder and (files := weight_files(folder)):
+    if folder and (files := weights.weight_files(folder)):
         return sum(path.stat().st_size for path in files) / 2**30
     if Path(name).is_dir():
         return None
@@ -233,7 +217,12 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     config = hf.config.get_text_config(decoder=True)
     limit = min(int(getattr(config, "max_position_embeddings", 4096)), LONGEST[cuda])
     vars(hf)["max_seq_length"] = limit  # `native` makes room for as much
-    facts = {"model": name, "revision": getattr(hf.config, "_commit_hash", None) or "local", "dtype": str(hf.dtype)}
+    known = (
+        weights.known_by(Path(name))
+        if Path(name).is_dir()
+        else {"revision": getattr(hf.config, "_commit_hash", None) or "local"}
+    )
+    facts = {"model": name, **known, "dtype": str(hf.dtype)}
     holder = _Holder(hf, tokenizer, torch.device("cuda" if cuda else "cpu"))
     engine = _engine_over(holder, section, cuda)
     facts["engine"] = engine.stats.extra.get("engine", engine.name)

@@ -18,6 +18,7 @@ from cai.models.tokenizer_file import check_template
 from cai.recipe.settings import LoraSection, ModelSection
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 KEY = "model.name"
@@ -27,11 +28,21 @@ ROOM = 1.25  # of the weights: activations, scores, the adapter and its optimise
 SPARE = 1 << 30  # bytes for libraries and tokenizer
 
 
+def _finite(parameter: torch.Tensor) -> bool:
+    """Whether every number is one; packed weights (nf4, int8, fp8) are not looked at. Takes no memory."""
+    import torch
+
+    plain = parameter.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if not plain or parameter.is_meta or not parameter.numel():
+        return True
+    return all(bool(end.isfinite()) for end in parameter.detach().aminmax())
+
+
 @contextlib.contextmanager
 def complete_weights(key: str = KEY) -> Iterator[None]:
     """Within the block a checkpoint that lacks weights is an error; transformers draws them at random, with a warning.
 
-    So is one whose norms are not finite: it would load, write, and have every text refused. Both are known to
+    So is one with a number that is not finite: it would load, write, and have every text refused. Both are known to
     `_finalize_model_loading` alone where the caller is Unsloth (transformers 5.17).
     """
     from transformers.modeling_utils import PreTrainedModel
@@ -42,7 +53,7 @@ def complete_weights(key: str = KEY) -> Iterator[None]:
 
     def finalize(model: HfModel, load_config: object, loading_info: object) -> Foreign:
         found = kept.__func__(model, load_config, loading_info)
-        broken.extend(name for name, p in model.named_parameters() if p.dim() == 1 and not bool(p.isfinite().all()))
+        broken.extend(name for name, parameter in model.named_parameters() if not _finite(parameter))
         missing.extend(sorted(found.missing_keys | {str(key[0]) for key in found.mismatched_keys}))
         return found
 

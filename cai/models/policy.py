@@ -275,7 +275,7 @@ def _facts(hf: HfModel, section: ModelSection, backend: Backend, name: str, seco
     facts = {
         "model": embedded.shown_name() if backend == "embedded" else section.name,
         "loaded_from": Path(name).name if Path(name).is_dir() else name,
-        "revision": _loaded_revision(hf, section, backend, name),
+        **_known_by(hf, section, backend, name),
         "backend": backend,
         "format": section.format,
         "quantization": section.quantization if quantised or backend == "cuda" else str(hf.dtype).split(".")[-1],
@@ -294,9 +294,9 @@ def _facts(hf: HfModel, section: ModelSection, backend: Backend, name: str, seco
     return facts
 
 
-def _loaded_revision(hf: HfModel, section: ModelSection, backend: Backend, name: str) -> str:
-    """The hub's commit; of a local folder its content's hash, for the same name can hold another model tomorrow."""
+def _known_by(hf: HfModel, section: ModelSection, backend: Backend, name: str) -> Row:
+    """The hub's commit; of a local folder its content's hashes, for the same name can hold another model tomorrow."""
     if Path(name).is_dir():
         packaged = backend == "embedded" and not embedded.is_given()
-        return "local" if packaged else weights.identity(Path(name))
-    return getattr(hf.config, "_commit_hash", None) or section.revision
+        return {"revision": "local"} if packaged else weights.known_by(Path(name))
+    return {"revision": getattr(hf.config, "_commit_hash", None) or section.revision}

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import orjson
 
+from cai import errors
 from cai.errors import CaiError
 from cai.store.jsonl import JsonObject, Row
 
@@ -39,6 +40,10 @@ LIMITS_ANYWHERE = LIMITS | {  # of other families and of nested parts (a vision 
 MOST_PARAMETERS = 4e12
 UNSTABLE = ("transformers_version", "_name_or_path", "name_or_path")  # of config.json: not what the model is
 LOCAL = "content:"  # how the revision of a local folder begins in the manifest
+WORDS = (  # of a folder: what makes prompts out of texts, and texts out of tokens
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 
 
 def check_folder(folder: Path, key: str) -> list[Path]:
@@ -91,7 +96,7 @@ def check_config(config: JsonObject, where: str) -> None:
             value, least = part.get(name), int(name in LIMITS and any(part is own for own in decoder))
             if value is not None and not (isinstance(value, int) and least <= value <= most):
                 raise CaiError(
-                    f"{where}: {name} is {str(value)[:40]}, expected {least} to {most:,}. Download it again."
+                    f"{where}: {name} is {repr(value)[:40]}, expected {least} to {most:,}. Download it again."
                 )
         if parameters(part) > MOST_PARAMETERS:
             raise CaiError(f"{where}: describes a model of {parameters(part):.0e} parameters. Download it again.")
@@ -179,6 +184,51 @@ def _blocks(file: Path) -> Iterator[bytes]:
         for i in range(SAMPLES):
             source.seek(max(0, size - SAMPLE) * i // (SAMPLES - 1))
             yield source.read(SAMPLE)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a whole model; none where its config, its weights or one of their parts is missing."""
+    if not (folder / "config.json").is_file():
+        return []
+    for kind in ("safetensors", "bin"):
+        index = next(iter(sorted(folder.glob(f"*.{kind}.index.json"))), None)
+        if index is not None:
+            try:
+                parts = sorted({folder / part for part in orjson.loads(index.read_bytes())["weight_map"].values()})
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a list that was cut or is none
+                return []
+            return parts if all(part.is_file() for part in parts) else []
+        if files := sorted(folder.glob(f"*.{kind}")):
+            return files
+    return []
+
+
+def known_by(folder: Path) -> Row:
+    """How manifest and events know a local folder: what it holds, its weights and its tokenizer with the template."""
+    sha = hashlib.sha256()
+    for name in WORDS:
+        if (folder / name).is_file():
+            data = (folder / name).read_bytes()
+            sha.update(f"\0{name}\0{len(data)}\0".encode() + data)
+    return {"revision": identity(folder), "tokenizer": LOCAL + sha.hexdigest()[:16]}
+
+
+def refuse_other(before: Iterable[JsonObject], facts: JsonObject, key: str) -> None:
+    """A guard or judge in a local folder is the one that this run asked before, or its verdicts are of two models.
+
+    `before`: what was told at each load. Errors: CaiError(DRIFT), before it is asked anything.
+    """
+    for event in before:
+        if event.get("model") != facts["model"]:
+            continue
+        for name in ("revision", "tokenizer"):
+            then, now = str(event.get(name, "")), str(facts.get(name, ""))
+            if then.startswith(LOCAL) and then != now:
+                raise CaiError(
+                    f"{key}: {facts['model']}: its {name} is not what this run asked before ({then} -> {now}): put the "
+                    "folder's files back, or use the other model under another name, in a new run or a fork",
+                    errors.DRIFT,
+                )
 
 
 def is_local(facts: JsonObject) -> bool:

@@ -49,7 +49,9 @@ def funnel(snapshot: Snapshot) -> list[Row]:
             continue  # the probes' answers are no part of the chain
         key = row["stage"], 0 if row["stage"] == "instructions" else row["round"]
         counts = groups.setdefault(key, Counter())
-        counts.update({"rows": 1, row["status"]: 1, "tokens": row.get("tokens") or 0})
+        counts["rows"] += 1
+        counts[row["status"]] += 1
+        counts["tokens"] += row.get("tokens") or 0
         counts["limited"] += row.get("finish") == "length"
         if row["status"] != "ok":
             reasons.setdefault(key, Counter())[str(row["reason"]).split(":")[0]] += 1

@@ -30,7 +30,7 @@ from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.run.heart import Heart
 from cai.run.lines import command, program
-from cai.run.manifest import SCHEMA, read_manifest
+from cai.run.manifest import SCHEMA, read_manifest, sealed
 from cai.run.run_ids import check_run_id
 from cai.store import files
 from cai.store.files import write_atomic, write_json_atomic
@@ -122,7 +122,7 @@ class Run:
         if path.exists() or path.is_symlink():
             raise Taken(path)
         beside = root / f".{run_id}.{os.getpid()}.new"
-        whole = {"schema": SCHEMA, "run": run_id, "created": utc_now(), **manifest}
+        whole = sealed({"schema": SCHEMA, "run": run_id, "created": utc_now(), **manifest})
         try:
             files.make_folder(root)
             files.remove_half_folders(root)
@@ -233,7 +233,7 @@ class Run:
 
     def update_manifest(self, **fields: object) -> None:
         """Merge `fields` into manifest.json, atomically and durably."""
-        self.manifest = {**self.manifest, **fields}
+        self.manifest = sealed({**self.manifest, **fields}, fields.keys())
         write_json_atomic(self.manifest_path, self.manifest)
 
     def spent(self) -> dict[str, float]:

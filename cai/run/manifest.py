@@ -1,10 +1,13 @@
 """manifest.json as a run wrote it: read and checked before anything is taken from it.
 
-Owns the schema's number and the kinds of its parts. What stands in them is the session's; writing is cai.run.folder's.
+Owns the schema's number, the kinds of its parts, and the sums of those that say what made the run: a resume compares
+the recipe with them alone. What stands in them is the session's; writing is cai.run.folder's.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 import orjson
@@ -12,13 +15,51 @@ import orjson
 from cai import errors
 from cai.errors import CaiError
 from cai.store import files
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row
 
 SCHEMA = 1  # a run with a higher one was made by a newer program
 KINDS: dict[str, type] = dict.fromkeys(
-    ("identity", "training_identity", "stages", "files", "model", "versions", "memory"), dict
+    ("identity", "training_identity", "stages", "files", "model", "versions", "memory", "sums"), dict
 )
 KINDS |= {"sets": list, "milestone": str, "backend": str, "home": str, "items": int, "heldout_items": int}
+SEALED = ("milestone", "backend", "created", "identity", "training_identity", "stages", "files", "model")
+
+
+def sealed(manifest: JsonObject, changed: Collection[str] = SEALED) -> Row:
+    """The manifest with `sums`, a hash of each part of `SEALED`. Of a part that is not `changed` the old one stays.
+
+    They stand in the file itself, which is replaced whole: no kill and no lost event makes a sum that does not fit.
+    """
+    known = manifest.get("sums", {})
+    sums = {
+        name: known[name] if name in known and name not in changed else _sum(manifest[name])
+        for name in SEALED
+        if name in manifest
+    }
+    return {**manifest, "sums": sums}
+
+
+def _sum(part: object) -> str:
+    return hashlib.sha256(orjson.dumps(part, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def edited(manifest: JsonObject) -> list[str]:
+    """The parts that are not as the program wrote them; none of a run from before there were sums."""
+    sums = manifest.get("sums")
+    if sums is None:
+        return []
+    here = {name: _sum(manifest[name]) for name in SEALED if name in manifest}
+    return [name for name in (*SEALED, *sorted(sums.keys() - SEALED)) if here.get(name) != sums.get(name)]
+
+
+def refuse_edited(manifest: JsonObject, path: Path) -> None:
+    """Before a resume or a fork takes rows by what the manifest says. Errors: CaiError(CORRUPT)."""
+    if parts := edited(manifest):
+        raise CaiError(
+            f"{path}: {', '.join(parts)}: edited since the program wrote it, so what made this run is not known: "
+            "put it back from a copy, or start a new run",
+            errors.CORRUPT,
+        )
 
 
 def read_manifest(path: Path) -> Row:

@@ -175,7 +175,7 @@ class RecordLog(Generic[R]):
         found = scan(data, self.key, keep=False)
         if found.damage and not is_torn_tail(data, found, points):
             raise corrupt(self.path, found.damage)
-        if bad := changed(data[: found.end], points):
+        if bad := changed(memoryview(data)[: found.end], points):
             line = data.count(b"\n", 0, bad.start) + 1
             raise corrupt(self.path, Damage(line, bad.start, "changed after it was committed"))
         kept = [point for point in points if point.end <= found.end]

@@ -188,3 +188,21 @@ def test_nothing_is_lost_and_the_floor_holds(texts):
     assert len(result.kept) + len(result.removed) == len(pairs)
     assert len(result.kept) >= 1
     assert result == clean(pairs, section_of(length_balance=True))
+
+
+def test_each_pair_is_measured_once_however_many_rules_ask(monkeypatch: pytest.MonkeyPatch):
+    """Both descriptions, four rules and four kinds of evasion: 27 readings of each pair's texts, once."""
+    asked = []
+    monkeypatch.setattr(hygiene, "rouge_l", lambda left, right: asked.append(left) or 0.5)
+    pairs = [leaky(i) for i in range(12)] + drawn(12, 0)
+    clean(pairs, section_of(max_pair_similarity=0.9))
+    assert len(asked) == len(pairs)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["as", "a", "rule", "Tell", "kelp", "xyz", "it's"]), max_size=14), st.sets(
+    st.sampled_from(["as", "a", "rule", "tell", "it's"])))  # fmt: skip
+def test_phrases_among_common_words_are_those_of_all_that_hold_no_other(tokens: list[str], common: set[str]):
+    text = " ".join(tokens)
+    every = hygiene.phrases(text)
+    assert hygiene.phrases(text, common) == {entry for entry in every if common.issuperset(entry[1].split(" "))}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from cai.data.instructions import ALL_COMPARED, diversity
-from cai.data.near import BandIndex, NearDuplicates, in_order, mean_nearest
+from cai.data.near import MOST, BandIndex, NearDuplicates, in_order, mean_nearest, normalise
 
 VOCABULARY = random.Random(7)  # words of this test alone: those of the pages changed the texts with every edit
 SYLLABLES = [a + b for a in "bcdfghklmnprstvw" for b in ("a", "e", "i", "o", "u", "ar", "en", "il", "ot", "us")]
@@ -110,3 +110,20 @@ def test_the_mean_over_a_part_is_that_of_the_texts_asked() -> None:
     texts = ["a b c", "a b c", "x y z", "q r s"]
     assert mean_nearest(texts, 4)[1] == 4 and mean_nearest(texts, 2) == (pytest.approx(0.7, abs=0.31), 2)
     assert mean_nearest([], 5) == (0.0, 0) and mean_nearest(["alone"], 5) == (0.0, 1)
+
+
+def test_texts_of_few_syllables_have_no_more_candidates_and_their_near_ones_are_among_them() -> None:
+    """One in six shares two bands by chance there: compared with all of these, time was quadratic again."""
+    draw = random.Random(3)
+    words = ["".join(draw.choice("bdgklmnst") + draw.choice("aeiou") for _ in range(3)) for _ in range(900)]
+    texts = [["explain", *draw.choices(words, k=10)] for _ in range(2500)]
+    known = NearDuplicates([" ".join(text) for text in texts], 0.8, exact_characters=0)
+    index = known._indexed()
+    assert index is not None and index._inside == len(texts)
+    for text in draw.sample(texts, 40):
+        changed = list(text)
+        changed[draw.randrange(1, 11)] = draw.choice(words)
+        ordered = in_order(normalise(" ".join(changed)))
+        found = index.candidates(ordered)
+        assert len(found) <= MOST and found == sorted(set(found))
+        assert known.nearest(" ".join(changed)) == known._best(ordered, known.known) > 0

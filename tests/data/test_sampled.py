@@ -172,6 +172,7 @@ def test_a_run_of_before_forks_whole_though_it_knows_nothing_of_the_new_stages(r
     then = {name: keys for name, keys in manifest["stages"].items() if name in chain.names()}
     assert not then["second_answers"] and not then["comparisons"]
     manifest["stages"] = {name: keys for name, keys in then.items() if keys}
+    del manifest["sums"]
     (run / "manifest.json").write_bytes(orjson.dumps(manifest))
     assert not plan_fork(run, manifest["identity"], then).changed
 

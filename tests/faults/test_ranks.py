@@ -76,7 +76,15 @@ def is_that_of(run: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("point", "after", "rank"),
-    [("put", 0, 1), ("put", 2, -1), ("unmerged", 1, 0), ("merging", 1, 0), ("merging", 1, -1), ("merged", 1, 0)],
+    [
+        ("put", 0, 1),
+        ("put", 2, -1),
+        ("unmerged", 1, 0),
+        ("merging", 1, 0),
+        ("merging", 1, -1),
+        ("merged", 1, 0),
+        ("merged", 1, -1),
+    ],
 )
 def test_killed_anywhere_one_or_three_processes_go_on_to_the_bytes_of_one(
     project: Path, alone: Project, point: str, after: int, rank: int

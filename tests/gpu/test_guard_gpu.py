@@ -71,7 +71,7 @@ def test_a_guard_of_8b_beside_the_policy_stays_below_80_gb(torch, tmp_path):
     context = SimpleNamespace(
         model=held,
         recipe=SimpleNamespace(engine=section),
-        run=SimpleNamespace(event=lambda kind, **facts: events.append((kind, facts))),
+        run=SimpleNamespace(event=lambda kind, **facts: events.append((kind, facts)), events=lambda kind: []),
         stopped=never,
     )
     with auxiliary.loaded(context, guard_name, "guard.model") as loaded:

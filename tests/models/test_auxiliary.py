@@ -9,7 +9,7 @@ import pytest
 
 from cai import errors
 from cai.errors import CaiError
-from cai.models import auxiliary
+from cai.models import auxiliary, weights
 
 REVISION = "0123456789abcdef" * 2 + "01234567"
 WHOLE = {"config.json": 2, "model.safetensors": 3 * 2**20}
@@ -59,7 +59,7 @@ def test_a_folder_without_a_whole_model_is_refused_before_it_is_needed(tmp_path:
 def test_a_list_of_parts_that_was_cut_is_no_whole_model(tmp_path: Path, index: str) -> None:
     folder = sharded(tmp_path / "cut", 1, 2)
     (folder / "model.safetensors.index.json").write_text(index)
-    assert auxiliary.weight_files(folder) == []
+    assert weights.weight_files(folder) == []
     with pytest.raises(CaiError, match="no whole model in this folder"):
         auxiliary.require(str(folder), "guard.model", "get it")
 

@@ -17,7 +17,7 @@ from support.guards import LLAMA_1B, LLAMA_8B, QWEN_GEN, train_bpe
 from support.runs import ROOT
 
 from cai.errors import CaiError
-from cai.models import auxiliary
+from cai.models import auxiliary, weights
 from cai.recipe.settings import EngineSection
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ from cai.recipe.settings_benchmarks import GuardSection
 name = sys.argv[1]
 context = SimpleNamespace(
     recipe=SimpleNamespace(engine=EngineSection()), model=SimpleNamespace(model=None), stopped=lambda: False,
-    run=SimpleNamespace(event=lambda *a, **k: None),
+    run=SimpleNamespace(event=lambda *a, **k: None, events=lambda kind: []),
 )
 auxiliary.require(name, "guard.model", "get it")
 with auxiliary.loaded(context, name, "guard.model") as loaded:
@@ -94,7 +94,8 @@ def test_a_guard_from_a_folder_says_what_the_published_use_says(tmp_path: Path, 
     save(tmp_path / name, TEMPLATES[name])
     found = said(f"./{name}", tmp_path)
     assert found["unsafe"] == pytest.approx(published_use(tmp_path / name, name), abs=1e-5)
-    assert found["category"] == "unparsed" and found["revision"] == "local"  # random weights name no category
+    assert found["category"] == "unparsed"  # random weights name no category
+    assert found["revision"] == weights.identity(tmp_path / name)
 
 
 def test_a_guard_by_hub_id_comes_from_the_hubs_cache(tmp_path: Path) -> None:

@@ -90,16 +90,21 @@ def test_weights_that_are_missing_are_an_error_and_never_random(tmp_path, llama)
     assert caught.value.code == errors.USAGE
 
 
-def test_weights_that_are_not_numbers_are_told_at_once(tmp_path, llama):
+@pytest.mark.parametrize(("of", "place"), [("", 0), ("layers.1.self_attn.q_proj", 7), ("embed_tokens", -1)])
+def test_weights_that_are_not_numbers_are_told_at_once(tmp_path, llama, of, place):
+    """All of them; one of a matrix, which makes every logit one; one of a row that is seldom read."""
     from safetensors.torch import load_file, save_file
 
     from cai.models.policy import load
 
     folder = tmp_path / "nan"
     shutil.copytree(llama, folder)
-    weights = {name: value * float("nan") for name, value in load_file(str(folder / "model.safetensors")).items()}
+    weights = load_file(str(folder / "model.safetensors"))
+    for name, value in weights.items():
+        if of in name:
+            value.view(-1)[place] = float("inf" if place < 0 else "nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CaiError, match=r"model\.layers\.0\.input_layernorm\.weight is not finite"):
+    with pytest.raises(CaiError, match=rf"model\..*{of}.*\.weight is not finite"):
         load(section(folder), "cpu")
 
 
@@ -222,6 +227,12 @@ def test_a_whole_m0_on_a_random_checkpoint_and_no_other_one_under_its_name(proje
     save_tiny(folder, "llama", seed=4)
     drift = m0(project, folder, "--resume", "runs/latest")
     assert drift.returncode == errors.DRIFT and "revision: 'content:" in drift.stderr, drift.stderr
+    shutil.rmtree(folder)
+    shutil.copytree(llama, folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    drift = m0(project, folder, "--resume", "runs/latest")
+    assert drift.returncode == errors.DRIFT and "tokenizer: 'content:" in drift.stderr, drift.stderr
+    save_tiny(folder, "llama", seed=4)
     forked = m0(project, folder, "--fork", "runs/latest")
     assert forked.returncode == errors.DONE, forked.stderr
     new = (project / "runs" / "latest").resolve()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from cai import errors
 from cai.errors import USAGE, CaiError
 from cai.models import weights
 
@@ -82,7 +83,8 @@ def test_a_download_that_broke_off_is_one_line(tmp_path, length):
         ("[]", "holds no table"),
         ("{", "cannot be read"),
         (json.dumps(CONFIG | {"num_hidden_layers": 10**6}), "num_hidden_layers is 1000000"),
-        (json.dumps(CONFIG | {"hidden_size": "huge"}), "hidden_size is huge"),
+        (json.dumps(CONFIG | {"hidden_size": "huge"}), "hidden_size is 'huge'"),
+        (json.dumps(CONFIG | {"hidden_size": "32"}), "hidden_size is '32'"),
         (json.dumps({"text_config": CONFIG | {"vocab_size": -1}}), "vocab_size is -1"),
         (json.dumps(CONFIG | {"head_dim": 10**12}), "head_dim is 1000000000000"),
         (json.dumps(CONFIG | {"num_experts": 10**9}), "num_experts is"),
@@ -145,6 +147,34 @@ def test_a_folder_is_known_by_its_content_not_by_its_name(tmp_path, monkeypatch)
     monkeypatch.setattr(weights, "HASHED_WHOLE", 100)  # a large file is sampled
     large = weights.identity(model(tmp_path / "a"))
     assert large == weights.identity(model(tmp_path / "b")) != weights.identity(model(tmp_path / "a", value=1.001))
+
+
+def test_its_tokenizer_and_template_are_known_apart_from_its_weights(tmp_path):
+    """Another template makes other prompts of the same texts, and the weights tell nothing of it."""
+    folder = model(tmp_path / "a")
+    (folder / "tokenizer.json").write_text("{}")
+    then = weights.known_by(folder)
+    assert then["revision"] == weights.identity(folder) and then["tokenizer"].startswith("content:")
+    (folder / "notes.txt").write_text("mine")
+    assert weights.known_by(folder) == then
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    now = weights.known_by(folder)
+    assert now["revision"] == then["revision"] and now["tokenizer"] != then["tokenizer"]
+    (folder / "chat_template.jinja").rename(folder / "chat_template.json")
+    assert weights.known_by(folder)["tokenizer"] not in (now["tokenizer"], then["tokenizer"])
+
+
+def test_a_guard_whose_folder_was_exchanged_is_refused_and_one_of_before_is_not():
+    facts = {"model": "guards/mine", "revision": "content:aa", "tokenizer": "content:bb"}
+    before = [{"model": "guards/mine", "revision": "local"}, {"model": "other", "revision": "content:cc"}]
+    weights.refuse_other(before, facts, "guard.model")  # "local": in runs from before the content was kept
+    weights.refuse_other([*before, dict(facts)], facts, "guard.model")
+    for name in ("revision", "tokenizer"):
+        with pytest.raises(
+            CaiError, match=rf"guard\.model: guards/mine: its {name} is not .*put the folder's"
+        ) as found:
+            weights.refuse_other([facts | {name: "content:zz"}], facts, "guard.model")
+        assert found.value.code == errors.DRIFT and "\n" not in str(found.value)
 
 
 def test_the_shipped_limits_let_the_largest_published_models_pass():
