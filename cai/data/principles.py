@@ -150,10 +150,11 @@ def calibrate(context: Context, units: Sequence[Unit]) -> list[Row]:
     """The raw scores of each sound answer and, where the critic is calibrated, its odds under some principles."""
     answers: dict[Name, tuple[str, str]] = {(u.item,): (u.fields["instruction"], u.fields["answer"]) for u in units}
     scorer, every = scorer_of(context), context.constitution.principles
+    scores = score(scorer, every_ask(context, scorer, answers))
     if by_critic(context):
-        odds = _every_odds(context, scorer, answers)
-        return [{"scores": rounded({p.id: odds[unit.item, p.id] for p in every})} for unit in units]
-    found = raw_scores(score(scorer, question_asks(context, scorer, answers, every)), answers, every)
+        signs = critic_odds(scores)
+        return [{"scores": rounded({p.id: signs[unit.item, p.id] for p in every})} for unit in units]
+    found = raw_scores(scores, answers, every)
     rows: list[Row] = [{"scores": rounded(found[unit.item,])} for unit in units]
     if not calibrated(context):
         return rows
@@ -198,16 +199,20 @@ def critic_odds(scores: Mapping[Name, Score]) -> dict[Name, float]:
     return {name: -_odds(found.total) if math.isfinite(found.total) else math.nan for name, found in scores.items()}
 
 
-def _every_odds(context: Context, scorer: Scorer, answers: Mapping[Name, tuple[str, str]]) -> dict[Name, float]:
-    """{(*name, principle id): the critic's odds} under every principle; what the requests share is computed once."""
-    asked = {(*name, p.id): (*texts, p) for name, texts in answers.items() for p in context.constitution.principles}
-    asks = critic_asks(context, scorer, asked)
+def every_ask(context: Context, scorer: Scorer, answers: Mapping[Name, tuple[str, str]]) -> list[Ask]:
+    """What says how much each answer breaks each principle (`principles.by`); `scores_of` reads the scores.
+
+    What the requests about one answer share is computed once: the request stands last in the critic's prompt.
+    """
+    every = context.constitution.principles
+    if not by_critic(context):
+        return question_asks(context, scorer, answers, every)
+    asks = critic_asks(context, scorer, {(*name, p.id): (*texts, p) for name, texts in answers.items() for p in every})
     shared: dict[Name, tuple[int, ...]] = {}
-    for ask in asks:  # the request stands last
+    for ask in asks:
         known = shared.get(ask.name[:-1])
         shared[ask.name[:-1]] = ask.context if known is None else known[: _common(known, ask.context)]
-    wider = [replace(ask, shared=min(len(shared[ask.name[:-1]]), len(ask.context) - 1)) for ask in asks]
-    return critic_odds(score(scorer, wider))
+    return [replace(ask, shared=min(len(shared[ask.name[:-1]]), len(ask.context) - 1)) for ask in asks]
 
 
 def spreads(context: Context) -> dict[str, tuple[float, float]]:
@@ -221,18 +226,20 @@ def spreads(context: Context) -> dict[str, tuple[float, float]]:
     return found
 
 
-def scores_of(context: Context, answers: Mapping[Name, tuple[str, str]]) -> dict[Name, dict[str, float | None]]:
-    """How much each answer breaks each principle, after stage `calibration`; None where there is no number."""
-    scorer, every = scorer_of(context), context.constitution.principles
+def scores_of(
+    context: Context, scores: Mapping[Name, Score], answers: Iterable[Name]
+) -> dict[Name, dict[str, float | None]]:
+    """How much each answer breaks each principle, from what `every_ask` asked and stage `calibration` measured.
+
+    None where there is no number.
+    """
+    every, names = context.constitution.principles, list(answers)
     if not by_critic(context):
-        found = raw_scores(score(scorer, question_asks(context, scorer, answers, every)), answers, every)
-        return {name: centred(context, found[name]) for name in answers}
-    odds, of = _every_odds(context, scorer, answers), spreads(context)
+        return {name: centred(context, raw) for name, raw in raw_scores(scores, names, every).items()}
+    odds, of = critic_odds(scores), spreads(context)
     return {
-        name: rounded(
-            {p.id: (odds[*name, p.id] - of[p.id][0]) / of[p.id][1] if p.id in of else math.nan for p in every}
-        )
-        for name in answers
+        name: rounded({p.id: (odds[*name, p.id] - of[p.id][0]) / of[p.id][1] if p.id in of else math.nan for p in every})
+        for name in names
     }
 
 
@@ -286,13 +293,14 @@ def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
 def relevance(context: Context, units: Sequence[Unit]) -> list[Row]:
     """Each unit's scores and the principle that its round is about; None where no principle is broken."""
     answers: dict[Name, tuple[str, str]] = {(u.item,): (u.fields["instruction"], u.fields["answer"]) for u in units}
-    found = scores_of(context, answers)
+    scorer = scorer_of(context)
+    found = scores_of(context, score(scorer, every_ask(context, scorer, answers)), answers)
     scores = {unit.item: found[unit.item,] for unit in units}
     most = {unit.item: most_broken(context, unit, scores[unit.item]) for unit in units}
     unscored = {unit.item: _unscored(context, unit, scores[unit.item]) for unit in units}
     rows: list[Row] = [{"scores": scores[unit.item], "pool": unit.extra["pool"]} for unit in units]
     if calibrated(context):
-        bar, scorer = bar_of(context), scorer_of(context)
+        bar = bar_of(context)
         asked = {(i, p.id): (*answers[i,], p) for i, some in most.items() for p in some}
         odds = critic_odds(score(scorer, critic_asks(context, scorer, asked)))
         for unit, row in zip(units, rows, strict=True):

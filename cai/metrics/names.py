@@ -25,7 +25,7 @@ NAMES = (
     "data.scaffolding",
     "data.copied",
     "data.nothing_found",
-    *(f"labels.{name}" for name in ("better", "original_wins", "margin")),
+    *(f"labels.{name}" for name in ("better", "original_wins", "margin", "known.better", "known.worse")),
     *(f"{name}.{kind}" for name in _OF_KINDS for kind in ("revision", "sampled")),
     "principles.lift",
     "principles.broken",

@@ -69,7 +69,10 @@ def test_a_fork_knows_what_an_added_stage_depends_on(fifth_stage, project, run_f
     path = project / "prompts" / "answers.yaml"
     path.write_text(path.read_text() + "\n# changed\n")
     _, fork = run_fake("--fork", str(run), "--milestone", "m0")
-    assert {row["stage"] for row in read_jsonl(fork / "records.jsonl")} == {"instructions"}
+    assert {row["stage"] for row in read_jsonl(fork / "records.jsonl")} == {
+        "instructions",
+        "label_bar",
+    }
 
 
 @pytest.mark.runs

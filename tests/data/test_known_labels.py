@@ -111,13 +111,12 @@ def test_the_critics_sign_is_read_in_spreads_over_known_answers(monkeypatch):
         constitution=SimpleNamespace(principles=two),
         log=SimpleNamespace(by_stage=lambda name: rows),
     )
-    monkeypatch.setattr(principles, "scorer_of", lambda context: None)
     odds = {(7, "loud"): 4.5, (7, "calm"): -2.7}
-    monkeypatch.setattr(principles, "_every_odds", lambda context, scorer, answers: odds)
-    found = principles.scores_of(ours, {(7,): ("q", "a")})[7,]
+    monkeypatch.setattr(principles, "critic_odds", lambda scores: odds)
+    found = principles.scores_of(ours, {}, [(7,)])[7,]
     assert found == {"loud": 0.5, "calm": 3.0}, "the likelier word is not the more broken principle"
     odds[7, "calm"] = math.nan
-    assert principles.scores_of(ours, {(7,): ("q", "a")})[7,]["calm"] is None
+    assert principles.scores_of(ours, {}, [(7,)])[7,]["calm"] is None
 
 
 @pytest.mark.parametrize(

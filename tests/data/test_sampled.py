@@ -97,7 +97,7 @@ def test_a_comparison_reads_both_orders_under_each_principle():
     odds = {("p1", 0): 2.0, ("p2", 0): 1.0, ("p1", 1): -1.0, ("p2", 1): 0.0}
     scores = {(7, id_, "j4", order, "A"): Score(0, (value,)) for (id_, order), value in odds.items()}
     scores |= {(7, id_, "j4", order, "B"): Score(0, (0.0,)) for id_, order in odds}
-    found = labels.verdict(scores, Unit(7, 0, {}, extra={"used": ("p1", "p2")}))
+    found = labels.verdict(scores, Unit(7, 0, {}, extra={"used": ("p1", "p2")}), None)
     assert found == {"first": 1.5, "second": -0.5, "margin": 1.0}
 
 
