@@ -238,7 +238,9 @@ def scores_of(
         return {name: centred(context, raw) for name, raw in raw_scores(scores, names, every).items()}
     odds, of = critic_odds(scores), spreads(context)
     return {
-        name: rounded({p.id: (odds[*name, p.id] - of[p.id][0]) / of[p.id][1] if p.id in of else math.nan for p in every})
+        name: rounded(
+            {p.id: (odds[*name, p.id] - of[p.id][0]) / of[p.id][1] if p.id in of else math.nan for p in every}
+        )
         for name in names
     }
 

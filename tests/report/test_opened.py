@@ -10,7 +10,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from support.runs import FAKE
+from support.runs import CALIBRATED, FAKE
 
 import cai
 import runner
@@ -39,7 +39,7 @@ def data_set(run: Path, split: str) -> list[dict]:
 
 @pytest.mark.runs
 def test_an_opened_run_has_the_pairs_that_the_run_wrote_and_the_report_counts_no_others(run_fake: Runner) -> None:
-    more = ("--set", "items=12", "--set", "heldout.items=4", "--until", "pairs")
+    more = ("--set", "items=12", "--set", "heldout.items=4", "--until", "pairs", *CALIBRATED)
     run = run_fake("--milestone", "m2", *more)[1]
     opened = cai.open_run(run, pandas=False)
     for split, used in (("train", True), ("heldout", False)):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.runs import read_jsonl
+from support.runs import CALIBRATED, read_jsonl
 
 from cai.report.snapshot import read_story
 
@@ -14,7 +14,7 @@ from cai.report.snapshot import read_story
 @pytest.mark.runs
 def test_a_story_has_the_pairs_that_the_run_wrote(run_fake: Callable[..., tuple[int, Path]]) -> None:
     """Rounds that find nothing, labels: an item without a second critique is a pair and no gap."""
-    _, run = run_fake("--milestone", "m1", "--until", "pairs", "--set", "principles.by=rule_check")
+    _, run = run_fake("--milestone", "m1", "--until", "pairs", *CALIBRATED)
     written = {row["item"] for row in read_jsonl(run / "dataset" / "pairs" / "train.jsonl")}
     story = read_story(run)
     assert {pair["item"] for pair in story.pairs.kept} == written

@@ -13,6 +13,8 @@ PAPERS_WAY = (  # principles dealt blindly, every critique acted on, every revis
     *("--set", "principles.choice=uniform", "--set", "critiques.found=drawn", "--set", "critiques.no_issue=revise"),
     *("--set", "pairs.label=always"),
 )
+# rounds that find nothing: whether there is something to criticise is decided before a critique is asked for
+CALIBRATED = ("--set", "principles.by=rule_check", "--set", "critiques.found=calibrated")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
