@@ -112,7 +112,11 @@ def killed(argv: list[str], trace: Path, after: int) -> int:
             here()
 
     stage_loop._taken, sharing.Shared.put, RecordLog.append = noted, after_put, after_append  # type: ignore[assignment]
-    os._exit(runner.main(argv))
+    code = 70
+    try:  # whatever happens, the child never goes on with the test session of its parent
+        code = runner.main(argv)
+    finally:
+        os._exit(code)
 
 
 @pytest.mark.runs

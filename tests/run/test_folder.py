@@ -134,8 +134,10 @@ def test_a_kill_while_a_run_is_created_leaves_no_half_run(tmp_path: Path, call: 
         real, calls = getattr(module, name), iter(range(1, 100))
         fatal = lambda *rest: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == nth else real(*rest)  # noqa: E731
         setattr(module, name, fatal)
-        made(root)
-        os._exit(0)
+        try:
+            made(root)
+        finally:
+            os._exit(0)
     _, status = os.waitpid(child, 0)
     seen = [path for path in root.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
     assert os.WIFEXITED(status) == (call == "rename" and nth == 2) == bool(seen)
