@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from cai.data import labels
 from cai.data.chain import label
 from cai.data.item_chain import Chain, chain_of, lacking
-from cai.metrics.text import appends_only, rouge_l, words
+from cai.metrics.text import appends_only, repetition, rouge_l, words
 from cai.metrics.wordings import finds_nothing, has_control_token, is_refusal, leftovers
 from cai.recipe.load import Recipe
 from cai.recipe.settings import PairsSection
 from cai.store.jsonl import Row
 from cai.store.row_types import Example, Flags, Pair, Record, Reject, Round
 from cai.store.rows import Rows
+
+REPEATED = 8  # words in a row; of 104 pairs of a real model's 24 chosen and 8 rejected texts had 2% of them twice
 
 
 @dataclass(frozen=True)
@@ -317,11 +319,20 @@ def _length_ratio(example: Example, config: PairsSection) -> str:
     return "" if low <= ratio <= config.max_length_ratio else f"{ratio:.2f}"
 
 
+def _repeats_itself(example: Example, config: PairsSection) -> str:
+    """The chosen text says more of itself twice than the rejected one: preferred so, a model learns to loop."""
+    revision, answer = (repetition(example[name], REPEATED) for name in ("revised_answer", "initial_answer"))
+    if revision - answer <= config.max_added_repetition:
+        return ""
+    return f"{revision:.2f} of the {REPEATED}-word sequences stood there before, {answer:.2f} in the answer"
+
+
 CHECKS: dict[str, Callable[[Example, PairsSection], str]] = {
     "identical": _identical,
     "near_identical": _near_identical,
     "ran_to_limit": _ran_to_limit,
     "leftovers": _leftovers,
+    "repeats_itself": _repeats_itself,
     "refusal_of_benign": _refusal_of_benign,
     "length_ratio": _length_ratio,
 }

@@ -60,6 +60,7 @@ LATER_KEYS = {
     "critiques.found": "drawn",
     "pairs.label": "always",
     "pairs.false_labels": 0.0,
+    "pairs.max_added_repetition": 1.0,
     "pairs.file": "",
     "pairs.kind": "revision",
     **{

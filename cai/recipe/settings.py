@@ -152,7 +152,7 @@ class PairsSection(Section):
     not find better (`not_better`), "always" takes the revision for the better one. `false_labels`: better means by a
     margin that so many of the revisions pass that are known to be no better; 0: both orders must prefer it. `kind`:
     "sampled" pairs are two answers to one instruction, ordered by the model's own comparison; "both" makes either kind
-    of each instruction.
+    of each instruction. `max_added_repetition`: by how much the share of 8-word sequences that stand twice may grow.
     """
 
     file: str = ""
@@ -168,6 +168,7 @@ class PairsSection(Section):
     max_similarity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     min_length_ratio: Annotated[float, Field(ge=0.0)] = 0.4
     max_length_ratio: Annotated[float, Field(gt=0.0)] = 2.5
+    max_added_repetition: Fraction = 1.0
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -97,6 +97,16 @@ def test_switch_off(switch, change):
     assert not build(item_rows(**change), PLAN, PairsSection(**switch)).rejects
 
 
+def test_a_revision_that_loops_where_its_answer_did_not_is_no_pair():
+    looping = REVISED + " " + REVISED
+    strict = PairsSection(max_added_repetition=0.05, max_length_ratio=9.0)
+    (reject,) = build(item_rows(revised=looping), PLAN, strict).rejects
+    assert reject["reason"] == "repeats_itself" and "0.00 in the answer" in reject["detail"]
+    assert not build(item_rows(revised=looping), PLAN, PairsSection(max_length_ratio=9.0)).rejects
+    both = build(item_rows(answer=ANSWER + " " + ANSWER, revised=looping), PLAN, strict)
+    assert not both.rejects, "what the answer did as much is no fault of the revision"
+
+
 def test_a_short_refusal_of_a_red_team_prompt_is_a_pair():
     pairs = build(item_rows(pool="redteam", revised="I can't help with that."), PLAN)
     assert len(pairs.kept) == 1
