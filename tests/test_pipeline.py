@@ -179,6 +179,8 @@ def test_rejected_pairs_are_retried_then_replaced_and_the_bound_is_kept(
         "model.name=fake:refusing",
         "--set",
         "instructions.red_team_share=0.0",
+        "--set",
+        "pairs.replacements=2",
     )
     code, run = run_fake("--milestone", "m0", fake=fake)
     assert code == errors.QUALITY

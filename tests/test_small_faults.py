@@ -212,6 +212,24 @@ def test_one_ctrl_c_that_reaches_the_process_twice_is_one_stop(monkeypatch: pyte
         switch.uninstall()
 
 
+def test_a_grace_period_does_not_end_a_process_that_took_its_signals_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended whatever the process did a minute later: the rest of a notebook, or of a test session."""
+    import signal
+
+    ended: list[int] = []
+    monkeypatch.setattr("cai.run.stop.os._exit", ended.append)
+    switch = StopSwitch(grace_seconds=0.3).install()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        deadline = time.monotonic() + 5
+        while not switch() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        switch.uninstall()
+    time.sleep(0.8)
+    assert switch.signal_number == signal.SIGINT and not ended
+
+
 def test_a_supervisor_does_not_resume_a_run_whose_budget_is_used_up(tmp_path: Path, capsys) -> None:
     from cai.commands.supervise import Supervisor
 

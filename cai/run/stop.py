@@ -40,6 +40,7 @@ class StopSwitch:
         self._turned = 0.0  # when the first signal came
         self._read_fd = self._write_fd = -1
         self._previous: dict[int, Any] = {}
+        self._over = threading.Event()  # the signals were given back: nobody's process is to end any more
 
     def __call__(self) -> bool:
         return self.signal_number != 0
@@ -54,6 +55,7 @@ class StopSwitch:
         """Take over SIGINT and SIGTERM of this process (main thread only); forked children get the defaults back."""
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._write_fd, False)
+        self._over.clear()
         self._previous = {n: signal.signal(n, _nothing) for n in (signal.SIGINT, signal.SIGTERM)}
         signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=self._forget)
@@ -61,7 +63,8 @@ class StopSwitch:
         return self
 
     def uninstall(self) -> None:
-        """Give the signals back (tests)."""
+        """Give the signals back (tests); a grace period that runs ends nothing any more."""
+        self._over.set()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(-1)
@@ -104,7 +107,8 @@ class StopSwitch:
     def _end_in_time(self) -> None:
         deadline = time.monotonic() + self.grace_seconds
         while time.monotonic() < deadline:
-            time.sleep(0.05)
+            if self._over.wait(0.05):
+                return
             if self._held:
                 deadline = max(deadline, time.monotonic() + AFTER_HOLD_SECONDS)
         with suppress(OSError, ValueError):
