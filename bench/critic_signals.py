@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cai.data import chain, principles, stage_loop  # noqa: E402
+from cai.data import answer_signs, chain, stage_loop  # noqa: E402
 from cai.data.comparisons import PAIR_FIELDS, comparison_asks, orders  # noqa: E402
 from cai.data.stage import Unit  # noqa: E402
 from cai.engine.asks import Ask, Scorer, score  # noqa: E402
@@ -106,11 +106,11 @@ def part_asks(context: Any, row: ExamRow, principle: Any) -> Iterable[Ask]:
 def signals(context: Any, rows: Sequence[ExamRow]) -> list[dict[str, Any]]:
     scorer, every = context.scorer, context.constitution.principles
     answers = {(row.id,): (row.instruction, row.answer) for row in rows}
-    raw = principles.raw_scores(
-        score(scorer, principles.question_asks(context, scorer, answers, every)), answers, every
+    raw = answer_signs.raw_scores(
+        score(scorer, answer_signs.question_asks(context, scorer, answers, every)), answers, every
     )
     critic = {(r.id, p.id): (r.instruction, r.answer, p) for r in rows for p in every}
-    odds = principles.critic_odds(score(scorer, principles.critic_asks(context, scorer, critic)))
+    odds = answer_signs.critic_odds(score(scorer, answer_signs.critic_asks(context, scorer, critic)))
     fewer = {}
     for row in rows:
         parts = parts_of(row.answer)
@@ -119,14 +119,14 @@ def signals(context: Any, rows: Sequence[ExamRow]) -> list[dict[str, Any]]:
     asks = []
     for name, text in fewer.items():
         row = next(r for r in rows if r.id == name[0])
-        asks += principles.question_asks(context, scorer, {name: text}, [context.constitution[row.principle]])
+        asks += answer_signs.question_asks(context, scorer, {name: text}, [context.constitution[row.principle]])
     deleted = score(scorer, asks)
     asked = [ask for row in rows for ask in part_asks(context, row, context.constitution[row.principle])]
     located = score(scorer, asked)
     found = []
     for row in rows:
         of, parts = row.principle, parts_of(row.answer)
-        without = principles.raw_scores(deleted, [(row.id, i) for i in range(len(parts))], [context.constitution[of]])
+        without = answer_signs.raw_scores(deleted, [(row.id, i) for i in range(len(parts))], [context.constitution[of]])
         table = []
         for place, part in enumerate(parts):
             yes, no = (located[row.id, "part", place, side].total for side in (0, 1))
@@ -137,7 +137,7 @@ def signals(context: Any, rows: Sequence[ExamRow]) -> list[dict[str, Any]]:
                 {
                     "part": part,
                     "flawed": any(_points_at(part, f.span) or _points_at(f.span, part) for f in row.flaws),
-                    "asked": principles._raw(yes, no),
+                    "asked": answer_signs._raw(yes, no),
                     "deleted": raw[row.id,][of] - without[row.id, place][of],
                     "quote": quote,
                 }
@@ -257,8 +257,8 @@ def labels(context: Any, limit: int) -> list[dict[str, Any]]:
         answers[n, "before"] = (row["prompt"], row["answer"])
         answers[n, "after"] = (row["prompt"], row["revision"])
     scores = score(scorer, asks)
-    raw = principles.raw_scores(
-        score(scorer, principles.question_asks(context, scorer, answers, every)), answers, every
+    raw = answer_signs.raw_scores(
+        score(scorer, answer_signs.question_asks(context, scorer, answers, every)), answers, every
     )
     ids = {p.principle: p.id for p in every}
     return [

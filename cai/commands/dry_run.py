@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from cai import errors
 from cai.commands import dry_run_arms
 from cai.data import chain
-from cai.data.principles import WORDINGS
+from cai.data.answer_signs import WORDINGS
 from cai.engine.tokenizers import Tokenizer
 from cai.inputs import Inputs, runs_root
 from cai.models import embedded

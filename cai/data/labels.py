@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cai.data import known_labels, principles
+from cai.data import answer_signs, known_labels, principles
 from cai.data.comparisons import comparison_asks, orders
 from cai.data.stage import Unit
 from cai.engine import Score
@@ -43,8 +43,8 @@ def check(context: Context, units: Sequence[Unit]) -> list[Row]:
     with_scores = [unit for unit in units if unit.extra["before"] and bar is None and not principles.by_critic(context)]
     if again := {(u.item,): (u.fields["instruction"], u.fields["chosen"]) for u in with_scores}:
         every = context.constitution.principles
-        found = score(scorer, principles.question_asks(context, scorer, again, every))
-        raw = principles.raw_scores(found, again, every)
+        found = score(scorer, answer_signs.question_asks(context, scorer, again, every))
+        raw = answer_signs.raw_scores(found, again, every)
         after = {item: principles.centred(context, of) for (item,), of in raw.items()}
     rows = []
     for unit in units:

@@ -1,15 +1,12 @@
 """Which principle an answer breaks, read from the model's own likelihood; and the seeded draw among those.
 
-Owns the question's two wordings, how they combine, the calibration on sound answers and the draw. Doesn't own what is
-done with a drawn principle (`chain`). Legend: all scores in nats of log-odds that the answer breaks the principle.
-  d(wording) = log p(Yes) - log(1 - p(Yes))                the shown examples leave nothing but Yes and No
-  raw        = (d(breaks it?) - d(keeps to it?)) / 2       cancels a liking for one of the words
-  score      = raw - mean of raw over sound answers        cancels a liking for finding that principle broken
-  critic     = log p(not "No") - log p("No")               of the critique's first word: would it find something?
+Owns what the two signs (`answer_signs`: raw, critic) are compared with, and the draw. Doesn't own what is done with a
+drawn principle (`chain`). Legend:
+  score      = raw - mean of raw over sound answers, nats  cancels a liking for finding that principle broken
   by critic: score = (critic - its mean for that principle) / its spread for it, over known answers. Of 75 answers with
            planted flaws it has the right principle among the highest three in 43% (chance 20%, rule check 11%; 1.5B)
   evidence   = score / its spread + (critic - its mean) / its spread, over sound answers
-The sound answers are those that the prompt files show as examples: fixed, so a draw depends on nothing but its item.
+The sound answers are those that the prompt files show: fixed, so a draw depends on nothing but its item.
 """
 
 from __future__ import annotations
@@ -24,82 +21,23 @@ from pathlib import Path
 
 import orjson
 
+from cai.data.answer_signs import common, critic_asks, critic_odds, question_asks, raw_scores
 from cai.data.stage import Unit
 from cai.engine import Score
 from cai.engine.asks import Ask, Name, Scorer, score
 from cai.recipe.constitution import Constitution, Principle
-from cai.recipe.prompts import Prompt
 from cai.run.context import Context
 from cai.store.jsonl import Row
 
 CASES = Path(__file__).parent / "cases" / "label_cases.jsonl"
 FIELDS = frozenset({"instruction", "answer", "question"})
-WORDINGS = ("Does this answer break the rule: {}", "Does this answer keep to the rule: {}")
 CRITIC_PRINCIPLES = 4  # of each sound answer, under which the critic's odds are calibrated
-CEILING = 1 - 1e-6  # of p(Yes): beyond it the log-odds are rounding
 
 
 def scorer_of(context: Context) -> Scorer:
     """The base model as a reader: adapter or none, what is loaded now; texts cut to `principles.max_text_tokens`."""
     model, section = context.model(), context.recipe.principles
     return Scorer(context.engine, model.tokenizer, model.format, section.max_text_tokens, stopped=context.stopped)
-
-
-def question_asks(
-    context: Context, scorer: Scorer, answers: Mapping[Name, tuple[str, str]], principles: Sequence[Principle]
-) -> list[Ask]:
-    """Both wordings of every principle's question about (instruction, answer) texts; `raw_scores` reads the scores.
-
-    All questions about one answer share the prompt up to the question; the engine computes that part once.
-    """
-    asks: list[Ask] = []
-    for name, (instruction, answer) in answers.items():
-        texts = scorer.cut(instruction), scorer.cut(answer)
-        asks += _asks(scorer, context.prompts["relevance"], name, *texts, principles)
-    return asks
-
-
-def raw_scores(
-    scores: Mapping[Name, Score], names: Iterable[Name], principles: Sequence[Principle]
-) -> dict[Name, dict[str, float]]:
-    """{name: {principle id: raw}} of what `question_asks` asked; NaN where a likelihood is not finite."""
-    return {
-        name: {p.id: _raw(scores[*name, p.id, 0].total, scores[*name, p.id, 1].total) for p in principles}
-        for name in names
-    }
-
-
-def _asks(
-    scorer: Scorer, prompt: Prompt, name: Name, instruction: str, answer: str, principles: Sequence[Principle]
-) -> Iterable[Ask]:
-    rendered = {}
-    for principle in principles:
-        for side, wording in enumerate(WORDINGS):
-            fields = {"instruction": instruction, "answer": answer, "question": wording.format(principle.principle)}
-            rendered[principle.id, side] = prompt.render(fields, format=scorer.format, tokenizer=scorer.tokenizer)
-    contexts = [found.token_ids for found in rendered.values()]
-    shared = _common(min(contexts), max(contexts))  # what the first and the last in order share, all share
-    for (id_, side), found in rendered.items():
-        lead = "" if found.text[-1:].isspace() else " "
-        yes = tuple(scorer.encode(f"{lead}Yes"))
-        yield Ask((*name, id_, side), found.token_ids, yes, min(shared, len(found.token_ids) - 1))
-
-
-def _common(first: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids both begin with."""
-    return next((i for i, (a, b) in enumerate(zip(first, other, strict=False)) if a != b), min(len(first), len(other)))
-
-
-def _raw(breaks: float, keeps: float) -> float:
-    if not (math.isfinite(breaks) and math.isfinite(keeps)):
-        return math.nan
-    return (_odds(breaks) - _odds(keeps)) / 2
-
-
-def _odds(lp: float) -> float:
-    """log p - log(1 - p) from log p."""
-    lp = min(lp, math.log(CEILING))
-    return lp - math.log1p(-math.exp(lp))
 
 
 # --- calibration
@@ -179,26 +117,6 @@ def calibrated(context: Context) -> bool:
     return context.recipe.critiques.found == "calibrated"
 
 
-def critic_asks(context: Context, scorer: Scorer, asked: Mapping[Name, tuple[str, str, Principle]]) -> list[Ask]:
-    """How the critique of (instruction, answer) under the principle would begin; `critic_odds` reads the scores."""
-    prompt, asks = context.prompts["critiques"], []
-    for name, (instruction, answer, principle) in asked.items():
-        fields = {
-            "instruction": scorer.cut(instruction),
-            "answer": scorer.cut(answer),
-            "critique_request": principle.critique_request,
-        }
-        found = prompt.render(fields, format=scorer.format, tokenizer=scorer.tokenizer)
-        lead = "" if found.text[-1:].isspace() else " "
-        asks.append(Ask(name, found.token_ids, tuple(scorer.encode(f"{lead}No"))[:1], found.prefix_len))
-    return asks
-
-
-def critic_odds(scores: Mapping[Name, Score]) -> dict[Name, float]:
-    """Log-odds that the critique begins otherwise than with "No issue", of what `critic_asks` asked."""
-    return {name: -_odds(found.total) if math.isfinite(found.total) else math.nan for name, found in scores.items()}
-
-
 def every_ask(context: Context, scorer: Scorer, answers: Mapping[Name, tuple[str, str]]) -> list[Ask]:
     """What says how much each answer breaks each principle (`principles.by`); `scores_of` reads the scores.
 
@@ -211,7 +129,7 @@ def every_ask(context: Context, scorer: Scorer, answers: Mapping[Name, tuple[str
     shared: dict[Name, tuple[int, ...]] = {}
     for ask in asks:
         known = shared.get(ask.name[:-1])
-        shared[ask.name[:-1]] = ask.context if known is None else known[: _common(known, ask.context)]
+        shared[ask.name[:-1]] = ask.context if known is None else known[: common(known, ask.context)]
     return [replace(ask, shared=min(len(shared[ask.name[:-1]]), len(ask.context) - 1)) for ask in asks]
 
 
@@ -328,13 +246,17 @@ def most_broken(context: Context, unit: Unit, scores: Mapping[str, float | None]
     """The `principles.top` most broken of those that fit and that no earlier round was about, the most broken first.
 
     Where the critic is calibrated it decides whether one is broken at all; else a score above `principles.threshold`.
+    Where the label decides afterwards, an answer with none above it has a first round all the same, about the highest.
     """
     section = context.recipe.principles
     rows = (context.ok("relevance", unit.item, r) for r in range(unit.round))
     used = {row["principle"] for row in rows if row is not None}
     least = -math.inf if calibrated(context) else section.threshold
     fits = [p for p in fitting(context.constitution, unit.extra["pool"]) if p.id not in used]
-    broken = [(value, p) for p in fits if (value := scores.get(p.id)) is not None and value > least]
+    scored = [(value, p) for p in fits if (value := scores.get(p.id)) is not None]
+    broken = [entry for entry in scored if entry[0] > least]
+    if not broken and unit.round == 0 and context.recipe.critiques.found == "compared":
+        broken = scored[:1] and [max(scored, key=lambda entry: entry[0])]
     return [p for _, p in sorted(broken, key=lambda entry: (-entry[0], entry[1].id))[: section.top]]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from cai.data import chain, known_labels, principles, rounds
+from cai.data import answer_signs, chain, known_labels, principles, rounds
 from cai.data.comparisons import comparison_asks, pair_log_odds
 from cai.data.stage import Stage, Unit
 from cai.data.stage_loop import draw
@@ -105,10 +105,10 @@ def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.E
         rows: list[Row] = []
         with context.model().adapter(False):
             scorer = principles.scorer_of(context)
-            odds = principles.critic_odds(score(scorer, principles.critic_asks(context, scorer, texts)))
+            odds = answer_signs.critic_odds(score(scorer, answer_signs.critic_asks(context, scorer, texts)))
             for (i,), (instruction, answer, of) in texts.items():
-                asks = principles.question_asks(context, scorer, {(i,): (instruction, answer)}, [of])
-                raw = principles.raw_scores(score(scorer, asks), [(i,)], [of])[i,][of.id] - base.get(of.id, math.nan)
+                asks = answer_signs.question_asks(context, scorer, {(i,): (instruction, answer)}, [of])
+                raw = answer_signs.raw_scores(score(scorer, asks), [(i,)], [of])[i,][of.id] - base.get(of.id, math.nan)
                 value = bar.evidence(raw if math.isfinite(raw) else None, odds[i,])
                 evidence = round(value, 4) if math.isfinite(value) else None
                 rows.append({"metric": "critic.evidence", "item": i, "round": 0, "evidence": evidence})
@@ -152,8 +152,8 @@ def _baseline(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.
     for part in loop.left(context, log, "critic's exam: where it draws its line", keys, AT_ONCE_CPU):
         with context.model().adapter(False):
             scorer = principles.scorer_of(context)
-            asks = principles.question_asks(context, scorer, {(i,): answers[i] for _, i, _ in part}, others)
-            raw = principles.raw_scores(score(scorer, asks), [(i,) for _, i, _ in part], others)
+            asks = answer_signs.question_asks(context, scorer, {(i,): answers[i] for _, i, _ in part}, others)
+            raw = answer_signs.raw_scores(score(scorer, asks), [(i,) for _, i, _ in part], others)
         rows = [
             {"metric": "critic.baseline", "item": i, "round": 0, "scores": principles.rounded(raw[i,])}
             for _, i, _ in part

@@ -120,6 +120,25 @@ def test_the_critics_sign_is_read_in_spreads_over_known_answers(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("found", "round_", "drawn"),
+    [("compared", 0, ["loud"]), ("compared", 1, []), ("drawn", 0, []), ("calibrated", 0, ["loud", "calm"])],
+)
+def test_an_answer_that_breaks_nothing_clearly_is_criticised_once_where_the_label_decides(found, round_, drawn):
+    ours = SimpleNamespace(
+        recipe=SimpleNamespace(
+            principles=SimpleNamespace(threshold=0.0, top=3), critiques=SimpleNamespace(found=found)
+        ),
+        constitution=SimpleNamespace(principles=[SimpleNamespace(id=i, pools=()) for i in ("calm", "loud")]),
+        ok=lambda stage, item, r: None,
+    )
+    unit = Unit(0, round_, {}, extra={"pool": "benign"})
+    most = principles.most_broken(ours, unit, {"loud": -0.1, "calm": -0.2})
+    assert [p.id for p in most] == drawn
+    assert [p.id for p in principles.most_broken(ours, unit, {"loud": -0.1, "calm": 0.3})][:1] == ["calm"]
+    assert principles.most_broken(ours, unit, {"loud": None, "calm": None}) == []
+
+
+@pytest.mark.parametrize(
     ("sets", "says"),
     [
         (("critiques.found=calibrated", "principles.by=critic"), 'principles.by = "rule_check"'),

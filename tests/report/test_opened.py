@@ -128,7 +128,9 @@ def test_an_item_in_which_nothing_was_found_is_shown_with_its_answer_and_its_rea
 ) -> None:
     """A constitution of three sentences, of which many answers break none: the report is whole all the same."""
     (project / "constitution.yaml").write_text("An answer admits doubt.\nAn answer gives reasons.\nIt declines harm.\n")
-    code, run = run_fake("--milestone", "m1", "--until", "pairs", "--set", "pairs.replacements=0")  # 20 are shown
+    code, run = run_fake(
+        "--milestone", "m1", "--until", "pairs", "--set", "pairs.replacements=0", *CALIBRATED
+    )  # 20 are shown
     assert code == 0
     rejects = [row for row in cai.open_run(run, pandas=False).snapshot.pairs.rejects if row["reason"] == "no_issue"]
     bare = [row["example"]["initial_answer"] for row in rejects if not row["example"]["rounds"]]
