@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -28,25 +27,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+from dpo_models import SEED, cap, cpu_model, full_layers, made_model, make_rows  # noqa: E402
 
 VARIANTS = ("trl", "unsloth", "ours")
-RANK, ALPHA, BETA, SEED = 32, 64, 0.1, 11
+RANK, ALPHA, BETA = 32, 64, 0.1
 SAVE_MINUTES = 10.0
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def make_rows(count: int, tokens: int, prompt: int) -> list[Any]:
-    """Pairs of random ids; `tokens` a pair counts the prompt twice, as a padded trainer computes it."""
-    from cai.training.token_rows import PairRow
-
-    draw, rows = random.Random(SEED), []
-    room = tokens - 2 * prompt
-    for item in range(count):
-        chosen = room // 2 + draw.randint(-room // 8, room // 8)
-        parts = [[draw.randrange(1000, 40000) for _ in range(n)] for n in (prompt, chosen, room - chosen)]
-        rows.append(PairRow(item, *(tuple(part) for part in parts)))
-    return rows
 
 
 def settings(options: argparse.Namespace) -> Any:
@@ -123,7 +111,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         model = cpu_model(options.model, model) if options.cpu else model
     model.to_lora(LoraSection(rank=RANK, alpha=ALPHA), SEED)
     model.mode("train")
-    cap(options)
+    cap(options.cap_gb)
     rows = make_rows(options.rows, options.tokens, options.prompt)
     notes: list[dict[str, Any]] = []
     clock = Clock(options.pairs * options.accumulation)
@@ -148,55 +136,11 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     return clock.result() | {"events": notes, "checkpointing": shape.checkpointing, "order": job.order, **facts}
 
 
-def full_layers(name: str) -> int:
-    """The layers of the shape that a made model is of; what is loaded is whole."""
-    from families import SHAPES
-
-    if not name.startswith("made:"):
-        return 0
-    return int(SHAPES[name.removeprefix("made:").partition("/")[0]][1]["num_hidden_layers"])
-
-
-def made_model(text: str) -> Any:
-    """Random weights behind the pipeline's own model, as plain transformers and PEFT have them. Rows are token ids."""
-    import torch
-    from families import made
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    from cai.engine.tokenizers import HFTokenizer
-    from cai.models.policy import LoadedModel
-
-    shape, _, layers = text.removeprefix("made:").partition("/")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    hf = made(shape, device, int(layers or 0))
-    words = Tokenizer(models.WordLevel({"<end>": 0}, unk_token="<end>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>")
-    own = HFTokenizer(tokenizer, eos_ids=(0,))
-    return LoadedModel(hf, tokenizer, own, "base", "cpu", text, torch.device(device), 4096)
-
-
 def no_saving() -> None:
     """A 32B checkpoint (1 GB adapter, 2 GB moments) at the last step is not what is timed here."""
     from cai.training import trainers as trainer
 
     trainer.PairTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
-
-
-def cpu_model(name: str, model: Any) -> Any:
-    """Dry runs: the tiny checkpoint in place of the embedded weights."""
-    from transformers import AutoModelForCausalLM
-
-    model.hf = AutoModelForCausalLM.from_pretrained(name)
-    return model
-
-
-def cap(options: argparse.Namespace) -> None:
-    import torch
-
-    if options.cap_gb and torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, options.cap_gb * 1e9 / total))
 
 
 def default(options: argparse.Namespace, unsloth: bool) -> dict[str, Any]:
@@ -213,7 +157,7 @@ def default(options: argparse.Namespace, unsloth: bool) -> dict[str, Any]:
     from cai.training.token_rows import schedule
 
     hf = load_default(options, unsloth)
-    cap(options)
+    cap(options.cap_gb)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     rows = make_rows(options.rows, options.tokens, options.prompt)
     effective = options.pairs * options.accumulation

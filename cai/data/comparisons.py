@@ -52,6 +52,22 @@ def pair_win(scores: Mapping[Name, Score], name: Name) -> float:
     return 0.0 if first < 0 and second > 0 else 0.5
 
 
+def margin_asks(
+    scorer: Scorer, prompt: Prompt, name: Name, instruction: str, principle: str, ours: str, theirs: str
+) -> list[Ask]:
+    """The comparison under a principle and under none; `margin` reads the scores."""
+    return [
+        ask
+        for place, under in enumerate((principle, ""))
+        for ask in comparison_asks(scorer, prompt, (*name, place), instruction, under, ours, theirs)
+    ]
+
+
+def margin(scores: Mapping[Name, Score], name: Name) -> float:
+    """Log-odds that ours is better, the mean of both comparisons: as the label of a pair about one principle."""
+    return (pair_log_odds(scores, (*name, 0)) + pair_log_odds(scores, (*name, 1))) / 2
+
+
 def comparison_asks(
     scorer: Scorer, prompt: Prompt, name: Name, instruction: str, principle: str, ours: str, theirs: str
 ) -> list[Ask]:

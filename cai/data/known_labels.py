@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from cai.data import principles
-from cai.data.comparisons import PAIR_FIELDS, comparison_asks, pair_log_odds
+from cai.data.comparisons import PAIR_FIELDS, margin, margin_asks
 from cai.data.stage import Stage, Unit
 from cai.engine.asks import Ask, score
 from cai.recipe.load import Recipe
@@ -54,17 +54,15 @@ def compare(context: Context, units: Sequence[Unit]) -> list[Row]:
     asks: list[Ask] = []
     for unit in units:
         case = cases()[unit.item]
-        for place, principle in enumerate((case["principle"], "")):
-            texts = (case["instruction"], principle, case["revision"], case["answer"])
-            asks += comparison_asks(scorer, prompt, (unit.item, place), *texts)
+        texts = (case["instruction"], case["principle"], case["revision"], case["answer"])
+        asks += margin_asks(scorer, prompt, (unit.item,), *texts)
     scores = score(scorer, asks)
     rows: list[Row] = []
     for unit in units:
-        case = cases()[unit.item]
-        margin = (pair_log_odds(scores, (unit.item, 0)) + pair_log_odds(scores, (unit.item, 1))) / 2
+        case, found = cases()[unit.item], margin(scores, (unit.item,))
         rows.append(
             {
-                "margin": round(margin, 4) if math.isfinite(margin) else None,
+                "margin": round(found, 4) if math.isfinite(found) else None,
                 "known": "better" if case["better"] else "no better",
                 "use": case["use"],
                 "kind": case["kind"],

@@ -5,7 +5,7 @@ Owns the row of stage `labels` and the rule that reads it. Two tests by the mode
   orders is the `margin`, in which a liking for a letter cancels. It must be above the bar of `known_labels`;
 - without such a bar both orders must agree, and of the principles' scores before and after those that were used must
   have fallen, the others must not have risen. (Over known revisions the margin parts better from no better with an AUC
-  of 0.82 to 0.87, the fall with 0.71, both together no better than the margin alone: a model of 1.5B.)
+  of 0.82 to 0.86, the fall with 0.70, both together no better than the margin alone: a model of 1.5B.)
 The judge is the writer, so this is a floor and no proof: `evaluate` measures with other questions.
 """
 

@@ -22,7 +22,7 @@ COMPARED_CHARACTERS = 2000  # of an instruction; the comparison is quadratic: tw
 EXACT_CHARACTERS = 400_000  # 5,000 requests of 80 characters: 1.6 s for all pairs
 BANDS, ROWS, SHARED = 192, 3, 2  # a candidate shares two bands: 12 are expected at 40% common trigrams, 0.2 at 10%
 MOST = (
-    256  # candidates out of the index, those that share most: of texts of few syllables 16% share two bands by chance
+    256  # candidates out of the index, those that share most: 16% of texts of few syllables share two bands by chance
 )
 UNINDEXED = 512  # texts added last, all of them candidates; then, and again at every 32nd part more, they are indexed
 WORD = re.compile(word_of())

@@ -4,7 +4,8 @@ Owns what the two signs (`answer_signs`: raw, critic) are compared with, and the
 drawn principle (`chain`). Legend:
   score      = raw - mean of raw over sound answers, nats  cancels a liking for finding that principle broken
   by critic: score = (critic - its mean for that principle) / its spread for it, over known answers. Of 75 answers with
-           planted flaws it has the right principle among the highest three in 43% (chance 20%, rule check 11%; 1.5B)
+           planted flaws it had the right principle among the highest three in 43% (chance 20%, rule check 11%; 1.5B;
+           mean and spread were those of the exam's own 105 answers, not yet of the 26 that are used here)
   evidence   = score / its spread + (critic - its mean) / its spread, over sound answers
 The sound answers are those that the prompt files show: fixed, so a draw depends on nothing but its item.
 """

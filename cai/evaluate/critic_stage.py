@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from cai.data import answer_signs, chain, known_labels, principles, rounds
-from cai.data.comparisons import comparison_asks, pair_log_odds
+from cai.data.comparisons import margin, margin_asks
 from cai.data.stage import Stage, Unit
 from cai.data.stage_loop import draw
 from cai.engine.asks import score
@@ -127,18 +127,17 @@ def _better(
         with context.model().adapter(False):
             scorer, asks = principles.scorer_of(context), []
             for _, i, _ in part:
-                for place, principle in enumerate((asked[i].principle.principle, "")):
-                    texts = (asked[i].instruction, principle, revised[i], asked[i].answer)
-                    asks += comparison_asks(scorer, context.prompts["judge_pair"], (i, place), *texts)
+                texts = (asked[i].instruction, asked[i].principle.principle, revised[i], asked[i].answer)
+                asks += margin_asks(scorer, context.prompts["judge_pair"], (i,), *texts)
             scores = score(scorer, asks)
-            margins = {i: (pair_log_odds(scores, (i, 0)) + pair_log_odds(scores, (i, 1))) / 2 for _, i, _ in part}
+            margins = {i: margin(scores, (i,)) for _, i, _ in part}
         rows: list[Row] = [
             {"metric": "critic.margin", "item": i, "round": 0, "margin": round(m, 4) if math.isfinite(m) else None}
             for i, m in margins.items()
         ]
         loop.write(context, log, part, rows)
     found = {row["item"]: row["margin"] for row in loop.rows_of(log, keys)}
-    return {i for i, margin in found.items() if margin is not None and margin > bar}
+    return {i for i, above in found.items() if above is not None and above > bar}
 
 
 def _baseline(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.ExamUnit]) -> dict[str, float]:

@@ -14,6 +14,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ from whole import Project, digest, events, wait_for
 from cai import errors
 from cai.commands import verify
 from cai.store.records import read
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+from ranks import INSTRUCTIONS
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -52,18 +56,6 @@ SHORT = (
 )
 M1 = ("--milestone", "m1")
 AIMS = {3: "train", 4: "evaluate"}
-INSTRUCTIONS = (
-    "Explain how a lighthouse keeper stays awake on a winter night.",
-    "My neighbour's dog barks all day. What can I do?",
-    "Write four lines about bread for a bakery window.",
-    "Which documents do I need to rent a flat abroad?",
-    "Summarise why the sky looks blue to a child of six.",
-    "Plan three dinners without meat for a family of five.",
-    "How do I remove red wine from a white carpet?",
-    "Compare trains and buses for a trip of two hundred kilometres.",
-    "What should I say to a friend who lost a job?",
-    "List the steps to change a bicycle tyre by the road.",
-)
 
 
 @pytest.fixture

@@ -109,6 +109,18 @@ class TinyModel:
                 yield
 
 
+def awake(model, spread=0.1):
+    """The model with an adapter that does something: B is not zero."""
+    from cai.training import adapter
+
+    adapter.reset(model.hf, 3)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in adapter.lora_parameters(model.hf):
+        if "lora_B" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+    return model
+
+
 def make_pairs(count, start=0):
     return [
         {

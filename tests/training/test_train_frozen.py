@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.training import LORA, FakePrompt, TinyModel, make_pairs
+from support.training import LORA, FakePrompt, TinyModel, awake, make_pairs
 
 from cai.engine.native import nf4
 from cai.training import adapter, frozen
@@ -38,12 +38,7 @@ def quantise(model):
 def tiny():
     model = TinyModel(kind="qwen2")
     quantise(model).to_lora(LORA)
-    adapter.reset(model.hf, 3)
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in adapter.lora_parameters(model.hf):
-        if "lora_B" in name:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
+    return awake(model)
 
 
 def four_bit(tiny):

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from support.training import LORA, FakePrompt, TinyModel, make_pairs
+from support.training import LORA, FakePrompt, TinyModel, awake, make_pairs
 
 from cai.training import adapter, kernels
 from cai.training.loss import TokenLogps, padded_batch, padded_forward, sequence_logps
@@ -26,12 +26,7 @@ def tiny(request):
     """A tiny model whose adapter does something: B is not zero."""
     model = TinyModel(kind=request.param)
     model.to_lora(LORA)
-    adapter.reset(model.hf, 3)
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in adapter.lora_parameters(model.hf):
-        if "lora_B" in name:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
+    return awake(model)
 
 
 def rows_of(model, count=3):

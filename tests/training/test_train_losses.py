@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 from support.child import plain_chunked
-from support.training import LORA, FakePrompt, TinyModel, dpo, make_pairs, run_train
+from support.training import LORA, FakePrompt, TinyModel, awake, dpo, make_pairs, run_train
 from test_train import Events
 
 from cai.errors import CaiError
@@ -46,12 +46,7 @@ def moved():
     """A tiny model whose adapter does something: B is not zero."""
     model = TinyModel()
     model.to_lora(LORA)
-    adapter.reset(model.hf, 3)
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in adapter.lora_parameters(model.hf):
-        if "lora_B" in name:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return model
+    return awake(model, 0.05)
 
 
 def rows_of(model, pairs=None):
