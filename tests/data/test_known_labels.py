@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.runs import read_jsonl
+from support.runs import ROOT, read_jsonl
 
 from cai import errors
 from cai.data import known_labels, labels, principles
@@ -16,6 +16,8 @@ from cai.data.sampled import undecided
 from cai.data.stage import Unit
 from cai.engine import Score
 from cai.recipe.constitution import Principle
+from cai.recipe.identity import identity
+from cai.recipe.load import read, resolve
 from cai.recipe.settings import PairsSection
 
 
@@ -166,3 +168,24 @@ def test_a_run_draws_its_bar_before_its_labels_and_measures_it(run_fake):
     margins = {r["item"]: r["margin"] for r in read_jsonl(Path(run) / "eval" / "critic.jsonl") if "margin" in r}
     assert margins, "the exam asks whether each revision is better"
     assert figures["critic.recall"]["n"] + figures["critic.false_alarms"]["n"] == 12
+
+
+@pytest.mark.runs
+def test_in_the_exam_a_critique_whose_revision_is_no_better_found_nothing(run_fake, monkeypatch):
+    monkeypatch.setattr("cai.evaluate.critic_stage._better", lambda *_: set())
+    code, run = run_fake("--milestone", "m1", "--set", "items=4", "--set", "evaluation.critic_items=12")
+    assert code == errors.DONE
+    figures = json.loads((run / "eval" / "measured.json").read_bytes())["figures"]
+    for name in ("critic.recall", "critic.false_alarms", "critic.flaw_gone"):
+        assert figures[name]["value"] == 0 and figures[name]["n"] > 0, name
+
+
+def test_a_recipe_of_before_has_the_identity_of_before():
+    sets = ['pairs.label="judge"', 'principles.choice="relevant"', 'critiques.found="calibrated"']
+    before = {"pairs.false_labels": 0.0, "principles.by": "rule_check", "pairs.max_added_repetition": 1.0}
+    old = resolve(
+        read(ROOT / "cai.toml"), sets=[*sets, *(f"{key}={json.dumps(value)}" for key, value in before.items())]
+    )
+    assert not set(before) & set(identity(old, {}))
+    new = resolve(read(ROOT / "cai.toml"))
+    assert set(before) <= set(identity(new, {}))
