@@ -9,7 +9,9 @@ very bytes unless items were added: those stand behind the rows that were kept. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +27,9 @@ from cai.run.manifest import read_manifest, refuse_edited
 from cai.store import records
 from cai.store.jsonl import JsonObject, Row
 from cai.store.row_types import Record
-from cai.store.scan import changed, read_points
+from cai.store.rows import Lines, Rows, keys_of, of_stages
+from cai.store.scan import Damage
+from cai.store.walk import CHANGED, CUT_OFF
 
 Identity = Mapping[str, str]
 BATCH = 256
@@ -48,8 +52,8 @@ class ForkPlan:
     """`kept` rows in file order, `again` rows that must be made anew; `changed`: stage -> what changed for it."""
 
     source: Path
-    kept: list[Record]
-    again: list[Record]
+    kept: Sequence[Record]
+    again: Sequence[Record]
     changed: dict[str, list[str]]
     rates: dict[str, Rate]
     model: Row = field(default_factory=dict)  # what wrote the kept rows
@@ -77,25 +81,24 @@ def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) 
     files = "pairs.file", f"sha256({PAIRS})"  # other pairs of one's own, or none any more: no row is theirs
     if named := [key for key in files if manifest["identity"].get(key) != identity.get(key)]:
         differs.setdefault("instructions", []).extend(named)
-    first_tries_only = bool(differs)
-    kept = [row for row in rows if stays(row, differs) and not (first_tries_only and try_of(row["item"]))]
-    names = {id(row) for row in kept}
-    again = [row for row in rows if id(row) not in names]
+    kept, again = parted(rows, differs, first_tries_only=bool(differs))
     model = dict(manifest.get("model", {})) if kept else {}
     rebatched = manifest["identity"].get(BATCH_KEY) != identity.get(BATCH_KEY)
     return ForkPlan(source, kept, again, differs, _rates(source), model, rebatched)
 
 
-def verified_rows(path: Path) -> list[Record]:
-    """The rows of a log after checking its hashes; a torn tail is passed over."""
-    points = read_points(path.with_suffix(".sum"))
-    records.refuse_missing(path, points)
-    rows: list[Record] = list(records.look(path))
-    data = path.read_bytes() if path.exists() else b""
-    whole = data[: data.rfind(b"\n") + 1]
-    if bad := changed(whole, points):
-        line = data.count(b"\n", 0, bad.start) + 1
-        raise records.corrupt(path, records.Damage(line, bad.start, "changed after it was committed"))
+def verified_rows(path: Path) -> Rows[Record]:
+    """The rows of a log after checking its hashes, left on disk; a torn tail is passed over."""
+    records.refuse_missing(path)
+    found = records.walked(path, path.with_suffix(".sum"))
+    if found is None:
+        return Rows(Lines(path))
+    rows: Rows[Record] = records.rows_of(found)
+    tail, changed = found.damage, found.changed
+    if changed is None and tail and tail.offset < found.committed and tail.reason != CUT_OFF:
+        changed = Damage(tail.line, tail.offset, CHANGED)
+    if changed:
+        raise records.corrupt(path, changed)
     return rows
 
 
@@ -109,9 +112,19 @@ def _different(then: Identity, now: Identity) -> list[str]:
     return sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
 
 
-def stays(row: Record, differs: JsonObject) -> bool:
-    """Whether nothing before or in this row's stage changed."""
-    stage, round_ = row["stage"], int(row["round"])
+def parted(rows: Rows[Record], differs: JsonObject, *, first_tries_only: bool) -> tuple[Rows[Record], Rows[Record]]:
+    """The rows that stay and the others, in file order; told by their keys, none of them is read."""
+    parts, fates = (array("L"), array("L")), dict[tuple[str, int], bool]()
+    for number, (stage, item, round_) in enumerate(rows.each_key()):
+        if (fate := fates.get((stage, round_))) is None:
+            fate = fates[stage, round_] = stays(stage, round_, differs)
+        parts[not fate or (first_tries_only and bool(try_of(item)))].append(number)
+    kept, again = (Rows[Record](rows.lines, numbers) for numbers in parts)
+    return kept, again
+
+
+def stays(stage: str, round_: int, differs: JsonObject) -> bool:
+    """Whether nothing before or in this stage changed."""
     if stage not in chain.names() or chain.CHAIN[0].name in differs:
         return False
     return not any(name in differs for name in chain.upstream(stage, round_))
@@ -139,13 +152,13 @@ def describe(plan: ForkPlan, usd_per_hour: float = 0.0) -> list[str]:
         lines.append(f"  {BATCH_KEY} changed: what stays was drawn in batches of the old size")
     total, unknown = 0.0, False
     for stage in chain.names():
-        rows = [row for row in plan.again if row["stage"] == stage]
-        if rows:
-            tokens, rate = sum(int(row.get("tokens") or 0) for row in rows), plan.rates.get(stage)
-            seconds = rate.seconds(len(rows), tokens) if rate else 0.0
+        each = [int(row.get("tokens") or 0) for row in of_stages(plan.again, (stage,))]
+        if each:
+            tokens, rate = sum(each), plan.rates.get(stage)
+            seconds = rate.seconds(len(each), tokens) if rate else 0.0
             total, unknown = total + seconds, unknown or rate is None
             took = f"{seconds:.0f} s" if rate else "its time was not measured"
-            lines.append(f"  {stage}: {len(rows)} again, about {tokens} tokens, {took}")
+            lines.append(f"  {stage}: {len(each)} again, about {tokens} tokens, {took}")
     money = f", ${total / 3600 * usd_per_hour:.2f}" if usd_per_hour else ""
     least = "at least" if unknown else "about"
     lines.append(f"  together {least} {total:.0f} s{money} of generation, then training and evaluation")
@@ -162,14 +175,15 @@ def fill(plan: ForkPlan, run: Run) -> None:
     _take_marks(plan, run)
     _take_model(plan, run)
     _take_round(plan, run)
-    made = {stage: sum(row["stage"] == stage for row in plan.again) for stage in chain.names()}
+    counts = Counter(key[0] for key in keys_of(plan.again))
+    made = {stage: counts[stage] for stage in chain.names()}
     run.event("forked", source=plan.source.name, kept=len(plan.kept), again=made, changed=plan.changed)
 
 
 def _take_marks(plan: ForkPlan, run: Run) -> None:
     """People's marks of texts that stay go along, so that `hygiene.reviews` can train on what was marked."""
     given = marks.of_texts(marks.whole(records.read(plan.source / "reviews.jsonl", REVIEW_KEY)))
-    texts = {(row["stage"], row["item"], row["round"]) for row in plan.kept}
+    texts = {key for key in keys_of(plan.kept) if key[0] == "revisions"} if given else set()
     rows = [row for row in given if ("revisions", row["item"], row.get("round")) in texts]
     if rows:
         log: records.RecordLog[Row] = records.RecordLog.open(run.path / "reviews.jsonl", run.quarantine, key=REVIEW_KEY)

@@ -15,19 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import orjson
 from filelock import FileLock, Timeout
 
-from cai.commands import verify_files, verify_training
+from cai.commands import verify_dataset, verify_files, verify_training
 from cai.data import chain
-from cai.data.sampled import KIND as SAMPLED
-from cai.recipe.intake import pairfile
 from cai.run.events import read_events, spent
 from cai.run.manifest import edited, read_manifest
 from cai.store.jsonl import Row
 from cai.store.lock import holder
-from cai.store.rows import Key
-from cai.store.scan import scan
+from cai.store.rows import Key, Lines
+from cai.store.scan import RECORD_KEY, key_of, readable
 from cai.terminal import printable
 
 Verdict = Literal["ok", "FAIL", "note", "skip"]
@@ -36,7 +33,7 @@ ROW_FIELDS = (
     ("status", str), ("reason", str | None), ("finish", str | None), ("tokens", int), ("seed", int),
     ("prompt_sha", str),
 )  # fmt: skip
-EXAMPLE_KEYS = ("instruction", "initial_answer", "principle", "critique", "revised_answer", "preference_pair")
+PART = 1 << 20
 SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "CREDENTIAL")
 
 
@@ -98,35 +95,46 @@ def _folder(run: Path) -> Results:
         yield "FAIL", f"symbolic links: {', '.join(str(path.relative_to(run)) for path in links[:5])}"
 
 
-def _rows(run: Path) -> list[Row]:
+def _rows(run: Path) -> Iterator[Row]:
+    """Every row that can be read, one after another: no check holds them all."""
     path = run / "records.jsonl"
-    return scan(path.read_bytes()).rows if path.exists() else []
+    return (row for _, _, row in readable(path)) if path.exists() else iter(())
 
 
 def _once(run: Path) -> Results:
     """G3."""
-    rows = _rows(run)
-    first: dict[Key, Row] = {}
-    twice, equal = [], 0
-    for row in rows:
-        key = (row["stage"], row["item"], row["round"])
-        if (known := first.setdefault(key, row)) is not row:
-            equal += known == row
-            twice += [key] if known != row else []
+    by_status: Counter[object] = Counter()
+    twice, equal, wrong, bare = list[Key](), 0, 0, 0
+    for row, before in _with_earlier(run / "records.jsonl"):
+        if before is not None:
+            equal += before == row
+            twice += [key_of(row, RECORD_KEY)] if before != row else []
+        by_status[status := row.get("status")] += 1
+        wrong += status not in ("ok", "rejected", "error")
+        bare += status != "ok" and not row.get("reason")
     if twice:
         yield "FAIL", f"{len(twice)} keys stand more than once, first {twice[0]}"
     if equal:
         yield "note", f"{equal} rows stand twice, equal: a resume counts them once, --repair drops the second"
-    by_status = Counter(row.get("status") for row in rows)
-    wrong = [row for row in rows if row.get("status") not in ("ok", "rejected", "error")]
-    bare = [row for row in rows if row.get("status") != "ok" and not row.get("reason")]
     if wrong or bare:
-        yield "FAIL", f"{len(wrong)} rows without a known status, {len(bare)} rejected without a reason"
+        yield "FAIL", f"{wrong} rows without a known status, {bare} rejected without a reason"
     if not twice and not wrong and not bare:
-        yield (
-            "ok",
-            f"{len(rows)} rows: " + ", ".join(f"{count} {status}" for status, count in sorted(by_status.items())),
-        )
+        said = ", ".join(f"{count} {status}" for status, count in sorted(by_status.items()))
+        yield "ok", f"{by_status.total()} rows: {said}"
+
+
+def _with_earlier(path: Path) -> Iterator[tuple[Row, Row | None]]:
+    """Each row and the first one of its key, where that is another line; what was read is left on disk."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        lines, by_key = Lines(path, file.fileno()), dict[Key, int]()
+    for offset, size, row in readable(path):
+        key = key_of(row, RECORD_KEY)
+        before = by_key.get(key)
+        if before is None:
+            by_key[key] = lines.add(key, offset, size)
+        yield row, None if before is None else lines.row(before)
 
 
 def _fields(run: Path) -> Results:
@@ -144,15 +152,17 @@ def _fields(run: Path) -> Results:
 
 def _chain(run: Path) -> Results:
     """Every row's input stands too (its order is not asked: a repair puts rows that were made again at the end)."""
-    rows, accepted = _rows(run), set()
-    for row in rows:
-        if row.get("status") == "ok":
-            accepted.add((row["stage"], row["item"], 0 if row["stage"] == "instructions" else row["round"]))
-    orphans = [row for row in rows if any(needed not in accepted for needed in _inputs_of(row))]
+    accepted = {
+        (row["stage"], row["item"], 0 if row["stage"] == "instructions" else row["round"])
+        for row in _rows(run)
+        if row.get("status") == "ok"
+    }
+    first, orphans = "", 0
+    for row in _rows(run):
+        if any(needed not in accepted for needed in _inputs_of(row)):
+            first, orphans = first or f"{row['stage']} item {row['item']} round {row['round']}", orphans + 1
     if orphans:
-        first = orphans[0]
-        where = f"{first['stage']} item {first['item']} round {first['round']}"
-        yield "FAIL", f"{len(orphans)} rows without the row they were made from, first {where}"
+        yield "FAIL", f"{orphans} rows without the row they were made from, first {first}"
     else:
         yield "ok", "every answer, critique and revision has its input"
 
@@ -186,85 +196,6 @@ def _lock(run: Path) -> Results:
     yield "ok", "free: no runner works on it"
 
 
-def _dataset(run: Path) -> Results:
-    """G11 and the user's format: every example whole, its pair made of it, its texts those of the records."""
-    path = run / "dataset" / "examples.jsonl"
-    trained = (run / "train" / "result.json").exists()
-    if not path.exists():
-        yield ("FAIL", "examples.jsonl is missing; a resume writes it again") if trained else ("skip", "no dataset yet")
-        return
-    texts: dict[str, set[str]] = {}
-    for row in _rows(run):
-        texts.setdefault(row["stage"], set()).add(row["text"])
-    texts |= _own_texts(run)
-    examples, faults = _objects(path)
-    for number, example in enumerate(examples, start=1):
-        if why := _example_fault(example, texts):
-            faults.append(f"line {number}: {why}")
-    for split in ("train", "heldout"):
-        pairs, wrong = _objects(run / "dataset" / "pairs" / f"{split}.jsonl")
-        faults += wrong
-        for number, pair in enumerate(pairs, start=1):
-            if not _of_records(pair, texts):
-                faults.append(f"{split}.jsonl line {number}: not a pair of the records' texts")
-    if faults:
-        yield "FAIL", f"{len(faults)} faults, first: {faults[0]}; a resume writes the data set again"
-    else:
-        yield "ok", f"{len(examples)} examples"
-
-
-def _of_records(pair: Row, texts: dict[str, set[str]]) -> bool:
-    """A revision and an answer, or, of a sampled pair, an answer and the second one in either order."""
-    sides = [pair.get("chosen"), pair.get("rejected")]
-    if pair.get("kind") == SAMPLED:
-        answers = texts.get("answers", set()) | texts.get("second_answers", set())
-        return all(side in answers for side in sides)
-    return sides[0] in texts.get("revisions", ()) and sides[1] in texts["answers"]
-
-
-def _own_texts(run: Path) -> dict[str, set[str]]:
-    """The texts of a run on pairs of the user's own, from its copy of their file; {} of any other run."""
-    if not (run / pairfile.KEY).is_file():
-        return {}
-    rows = pairfile.read((run / pairfile.KEY).read_bytes(), str(run / pairfile.KEY)).rows
-    found = {"answers": {row.rejected for row in rows}, "revisions": {row.chosen for row in rows}}
-    return found | {"critiques": {""}}
-
-
-def _objects(path: Path) -> tuple[list[Row], list[str]]:
-    """The JSON objects of a derived file, and what is wrong with it as a file of JSON lines."""
-    if not path.is_file():
-        return [], [f"{path.name} is missing"]
-    *lines, last = path.read_bytes().split(b"\n")
-    faults = [f"{path.name}: its last line is cut"] if last else []
-    objects = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            value = None
-        if isinstance(value, dict):
-            objects.append(value)
-        else:
-            faults.append(f"{path.name} line {number}: not a JSON object")
-    return objects, faults
-
-
-def _example_fault(example: Row, texts: dict[str, set[str]]) -> str:
-    """Why an example is not what the records say, or ""."""
-    if missing := [key for key in EXAMPLE_KEYS if key not in example]:
-        return f"lacks {', '.join(missing)}"
-    pair = {"chosen": example["revised_answer"], "rejected": example["initial_answer"]}
-    if {key: example["preference_pair"].get(key) for key in pair} != pair:
-        return "the pair is not revised against initial answer"
-    if example.get("kind") == SAMPLED:
-        whole = _of_records({**example["preference_pair"], "kind": SAMPLED}, texts)
-        return "" if whole else "its answers are not in the records"
-    stages = {"answers": "initial_answer", "critiques": "critique", "revisions": "revised_answer"}
-    other = [field for stage, field in stages.items() if example[field] not in texts.get(stage, ())]
-    return f"its {other[0]} is not in the records" if other else ""
-
-
 def _leftovers(run: Path) -> Results:
     names = [str(path.relative_to(run)) for path in run.rglob(".*.new")]
     yield (
@@ -288,13 +219,22 @@ def _secrets(run: Path) -> Results:
         f"{name} in {path.relative_to(run)}"
         for path in run.rglob("*")
         if secrets and path.is_file() and not path.is_symlink()
-        for name, value in secrets.items()
-        if value in path.read_bytes()
+        for name in _found_in(path, secrets)
     ]
     if leaks:
         yield "FAIL", f"secrets of the environment stand in the run: {', '.join(leaks[:5])}"
     else:
         yield "ok", f"none of {len(secrets)} secrets of the environment stands in a file"
+
+
+def _found_in(path: Path, secrets: dict[str, bytes]) -> list[str]:
+    """Names of the secrets whose value stands in the file, which is read in parts that overlap."""
+    found, most, before = set[str](), max(map(len, secrets.values())), b""
+    with path.open("rb") as file:
+        while part := file.read(PART):
+            before = before[-most:] + part
+            found |= {name for name, value in secrets.items() if value in before}
+    return [name for name in secrets if name in found]
 
 
 CHECKS: tuple[tuple[str, Callable[[Path], Results]], ...] = (
@@ -306,7 +246,7 @@ CHECKS: tuple[tuple[str, Callable[[Path], Results]], ...] = (
     ("row format", _fields),
     ("chain complete", _chain),
     ("G7 one writer", _lock),
-    ("G11 dataset", _dataset),
+    ("G11 dataset", verify_dataset.dataset),
     ("checkpoints sealed", verify_training.sealed),
     ("adapter sound", verify_training.adapters),
     ("G11 files as they were left", verify_files.files),

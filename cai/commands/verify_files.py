@@ -12,7 +12,8 @@ from pathlib import Path
 from cai.commands import repair
 from cai.run import digests
 from cai.run.events import read_events
-from cai.store.scan import changed, foreign_lines, is_torn_tail, read_points, scan
+from cai.store import records
+from cai.store.scan import committed, foreign_lines
 
 Results = Iterator[tuple[str, str]]
 SHOWN = 5  # names in a line
@@ -22,32 +23,31 @@ def logs(run: Path) -> Results:
     """G1, G5, G6: each log's lines and hashes."""
     left, _ = digests.left(read_events(run / "events.jsonl"))
     for path, key in repair.logs_of(run):
-        points, sums = read_points(path.with_suffix(".sum")), path.with_suffix(".sum").name
-        if not path.exists():
-            if points:
-                yield "FAIL", f"{path.name}: missing, {points[-1].end} bytes of it were committed"
+        sums, name = path.with_suffix(".sum"), str(path.relative_to(run))
+        found = records.walked(path, sums, key)
+        if found is None:
+            if end := committed(sums):
+                yield "FAIL", f"{path.name}: missing, {end} bytes of it were committed"
             continue
-        data = path.read_bytes()
-        found = scan(data, key, keep=False)
-        if found.damage and not is_torn_tail(data, found, points):
-            yield "FAIL", f"{path.name}: line {found.damage.line}, byte {found.damage.offset}: {found.damage.reason}"
-        elif bad := changed(memoryview(data)[: found.end], points):
-            line = data.count(b"\n", 0, bad.start) + 1
-            yield "FAIL", f"{path.name}: line {line}, byte {bad.start}: changed after it was committed"
-        elif gap := digests.gaps(path, found.end):
-            name = str(path.relative_to(run))
+        torn = found.damage is not None and found.is_torn_tail
+        if wrong := found.damage if not torn and found.damage else found.changed:
+            yield "FAIL", f"{path.name}: line {wrong.line}, byte {wrong.offset}: {wrong.reason}"
+        elif gap := found.end - found.hashed:
             if (entry := left.get(name)) and (why := digests.fault(run, name, entry, log=True)):
-                yield "FAIL", f"{path.name}: {why} after an attempt ended; {sums} has no hash of {gap} bytes"
+                yield "FAIL", f"{path.name}: {why} after an attempt ended; {sums.name} has no hash of {gap} bytes"
             else:
-                yield "skip", f"{path.name}: {gap} of {found.end} bytes cannot be checked: {sums} is gone or short"
+                yield "skip", f"{path.name}: {gap} of {found.end} bytes cannot be checked: {sums.name} is gone or short"
         else:
-            yield "ok", f"{path.name}: {len(found.keys)} lines, {found.end} of {len(data)} bytes hashed and unchanged"
-        if path.with_suffix(".sum").is_file() and (odd := foreign_lines(path.with_suffix(".sum"))):
-            yield "note", f"{sums}: {odd} line(s) that are no hashes are passed over"
-        if found.damage and is_torn_tail(data, found, points):
-            yield "note", f"{path.name}: {len(data) - found.end} torn bytes at the end; the next resume cuts them"
-        if points and points[-1].end > found.end:
-            yield "note", f"{path.name}: {points[-1].end - found.end} committed bytes are missing; a resume redoes them"
+            yield "ok", f"{path.name}: {found.count} lines, {found.end} of {found.size} bytes hashed and unchanged"
+        if sums.is_file() and (odd := foreign_lines(sums)):
+            yield "note", f"{sums.name}: {odd} line(s) that are no hashes are passed over"
+        if torn:
+            yield "note", f"{path.name}: {found.size - found.end} torn bytes at the end; the next resume cuts them"
+        if found.committed > found.end:
+            yield (
+                "note",
+                f"{path.name}: {found.committed - found.end} committed bytes are missing; a resume redoes them",
+            )
 
 
 def files(run: Path) -> Results:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import resource
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -84,8 +85,10 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace `path` by `data`: write beside it, fsync, rename, fsync the folder. The old file survives any failure.
+def write_atomic(path: Path, data: bytes | Iterable[bytes], *, durable: bool = True) -> None:
+    """Replace `path` by `data`, whole or in parts: write beside it, fsync, rename, fsync the folder.
+
+    The old file survives any failure.
 
     `durable=False` leaves out the syncs: after a power cut the file may be the older one. Errors: CaiError(IO).
     """
@@ -93,12 +96,13 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
     try:
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
-            view = memoryview(data)
-            while view:  # Linux caps one write at 2 GiB, so a huge file needs several
-                written = _write(fd, view[: 1 << 30])
-                if written == 0:
-                    raise OSError(errno.ENOSPC, "no byte could be written")
-                view = view[written:]
+            for part in (data,) if isinstance(data, bytes | bytearray | memoryview) else data:
+                view = memoryview(part)
+                while view:  # Linux caps one write at 2 GiB, so a huge file needs several
+                    written = _write(fd, view[: 1 << 30])
+                    if written == 0:
+                        raise OSError(errno.ENOSPC, "no byte could be written")
+                    view = view[written:]
             if durable:
                 _fsync(fd)
         finally:
@@ -162,26 +166,40 @@ def open_append(path: Path) -> int:
     return fd
 
 
-def read_all(fd: int) -> bytes:
-    """The whole file behind a descriptor, from its beginning."""
-    parts, offset = [], 0
-    while part := os.pread(fd, 1 << 24, offset):
-        parts.append(part)
-        offset += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+def parts_of(fd: int, start: int, end: int) -> Iterator[bytes]:
+    """The bytes of a file from `start` to `end`, or to its end, in parts that are bounded."""
+    while start < end and (part := os.pread(fd, min(1 << 20, end - start), start)):
+        yield part
+        start += len(part)
 
 
-def quarantine_bytes(folder: Path, name: str, offset: int, data: bytes) -> Path:
-    """Keep bytes that are about to be cut as `<name>-at-<offset>-<hash>.bin`; the same cut twice is harmless."""
-    digest = hashlib.blake2b(data, digest_size=4).hexdigest()
-    target = folder / f"{name}-at-{offset:012d}-{digest}.bin"
+def joined(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines in parts of a MB or more, so that a log is not written in as many writes as it has lines."""
+    part = bytearray()
+    for line in lines:
+        part += line
+        if len(part) >= 1 << 20:
+            yield bytes(part)
+            part.clear()
+    yield bytes(part)
+
+
+def quarantine(folder: Path, name: str, offset: int, parts: Callable[[], Iterable[bytes]]) -> Path:
+    """Keep bytes that are about to be cut as `<name>-at-<offset>-<hash>.bin`; the same cut twice is harmless.
+
+    `parts`: gives them; called twice, for the hash and for the bytes.
+    """
+    digest = hashlib.blake2b(digest_size=4)
+    for part in parts():
+        digest.update(part)
+    target = folder / f"{name}-at-{offset:012d}-{digest.hexdigest()}.bin"
     try:
         if not folder.is_dir():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             fsync_folder(folder.parent)
     except OSError as error:
         raise io_error(folder, "creating", error) from error
-    write_atomic(target, data)
+    write_atomic(target, parts())
     return target
 
 

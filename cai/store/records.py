@@ -16,6 +16,7 @@ import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Generic, cast
 
@@ -23,23 +24,11 @@ import orjson
 
 from cai import errors
 from cai.errors import CaiError
-from cai.store import clean, files
-from cai.store.jsonl import encode
+from cai.store import files
+from cai.store.jsonl import Row, encode
 from cai.store.rows import Key, Lines, R, Rows
-from cai.store.scan import (
-    RECORD_KEY,
-    Damage,
-    Point,
-    Row,
-    Scan,
-    changed,
-    encode_points,
-    is_torn_tail,
-    key_of,
-    points_of,
-    read_points,
-    scan,
-)
+from cai.store.scan import RECORD_KEY, Damage, committed, encode_points, key_of, points_of, read_points, sum_line
+from cai.store.walk import Walk, walk
 
 
 def read(path: Path, key: tuple[str, ...] = RECORD_KEY) -> list[Row]:
@@ -53,23 +42,31 @@ def read(path: Path, key: tuple[str, ...] = RECORD_KEY) -> list[Row]:
 
 def look(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Sequence[R]:
     """As `read`, with the rows left on disk."""
+    found = walked(path, None, key)
+    return [] if found is None else rows_of(found)
+
+
+def rows_of(found: Walk) -> Rows[R]:
+    """The rows before a torn tail. Errors: CaiError(CORRUPT) for damage that rows follow, a second, different row."""
+    if found.damage and found.followed:
+        raise corrupt(found.lines.path, found.damage)
+    refuse_different(found)
+    return Rows(found.lines)
+
+
+def walked(path: Path, sum_path: Path | None, key: tuple[str, ...] = RECORD_KEY) -> Walk | None:
+    """A whole pass over a log that another process may be writing, compared with `sum_path` if given; None of no log.
+
+    Errors: CaiError(IO).
+    """
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return []
+        return None
     except OSError as error:
         raise files.io_error(path, "reading", error) from error
     try:
-        lines = Lines(path, fd)
-        if clean.rows_of(lines, fd, path.with_suffix(".sum"), key) is not None:
-            return Rows(lines)
-        data = files.read_all(fd)
-        found = scan(data, key, keep=False)
-        if found.damage and found.followed:
-            raise corrupt(path, found.damage)
-        lines = Lines(path, fd)
-        unique(lines, found, data)
-        return Rows(lines)
+        return walk(Lines(path, fd), fd, sum_path, key)
     except OSError as error:
         raise files.io_error(path, "reading", error) from error
     finally:
@@ -85,27 +82,24 @@ def corrupt(path: Path, damage: Damage) -> CaiError:
     )
 
 
-def refuse_missing(path: Path, points: Sequence[Point]) -> None:
+def refuse_missing(path: Path) -> None:
     """CaiError(CORRUPT) for a log that is gone though its sum file says what was committed."""
-    if points and not path.exists():
+    if not path.exists() and (end := committed(path.with_suffix(".sum"))):
         sums = path.with_suffix(".sum").name
         raise CaiError(
-            f"{path}: missing, but {sums} says that {points[-1].end} bytes were committed: put the file back, "
+            f"{path}: missing, but {sums} says that {end} bytes were committed: put the file back, "
             f"or delete {sums} as well to begin again",
             errors.CORRUPT,
         )
 
 
-def unique(lines: Lines, found: Scan, data: bytes) -> dict[Key, int]:
-    """Rows by key in file order, noted in `lines`. An equal duplicate counts once; a different one is CORRUPT."""
-    by_key: dict[Key, int] = {}
-    for name, offset, line in zip(found.keys, found.offsets, found.lines, strict=True):
-        size = data.index(b"\n", offset) - offset
-        if name not in by_key:
-            by_key[name] = lines.add(name, offset, size)
-        elif lines.row(by_key[name]) != orjson.loads(data[offset : offset + size]):
-            raise corrupt(lines.path, Damage(line, offset, f"a second, different row for {name}"))
-    return by_key
+def refuse_different(found: Walk) -> None:
+    """CaiError(CORRUPT) for a row that repeats a key with another value; an equal one counts once."""
+    for number, offset, size in found.repeats:
+        row = found.lines.read(offset, size, number)
+        name = key_of(row, found.key)
+        if found.lines.row(found.by_key[name]) != row:
+            raise corrupt(found.lines.path, Damage(number, offset, f"a second, different row for {name}"))
 
 
 class RecordLog(Generic[R]):
@@ -142,15 +136,15 @@ class RecordLog(Generic[R]):
         """
         new = not path.exists()
         if new:
-            refuse_missing(path, read_points(path.with_suffix(".sum")))
+            refuse_missing(path)
         log: RecordLog[R] = cls(path, key, durable)
         try:
             if new and durable:  # a row that is synced is lost with its file's name
                 files.fsync_folder(path.parent)
-            if not log._load_clean():
-                if not new:
-                    unsure(path)
-                log._load(path.read_bytes(), read_points(log.sum_path), quarantine)
+            found = walk(log._lines, log._fd, log.sum_path, key, late=True)
+            if not (found.whole or new):
+                unsure(path)
+            log._take(found, quarantine)
         except OSError as error:
             log.close()
             raise files.io_error(path, "opening", error) from error
@@ -159,67 +153,48 @@ class RecordLog(Generic[R]):
             raise
         return log
 
-    def _load_clean(self) -> bool:
-        """Whether the log is whole and wholly covered; then it is open, without its bytes ever being in memory."""
-        found = clean.rows_of(self._lines, self._fd, self.sum_path, self.key)
-        if found is None or not found[1] or found[1] != found[2]:
-            self._lines = Lines(self.path, self._fd)
-            return False
-        self._by_key, self._size, self._summed = found
-        for name, number in self._by_key.items():
-            self._by_stage.setdefault(name[0], array("L")).append(number)
-        self._sum_fd = files.open_append(self.sum_path)
-        return True
-
-    def _load(self, data: bytes, points: list[Point], quarantine: Path) -> None:
-        found = scan(data, self.key, keep=False)
-        if found.damage and not is_torn_tail(data, found, points):
+    def _take(self, found: Walk, quarantine: Path) -> None:
+        """What the pass found becomes the log: damage is refused, a torn tail is cut, the sum file catches up."""
+        if found.damage and not found.is_torn_tail:
             raise corrupt(self.path, found.damage)
-        if bad := changed(memoryview(data)[: found.end], points):
-            line = data.count(b"\n", 0, bad.start) + 1
-            raise corrupt(self.path, Damage(line, bad.start, "changed after it was committed"))
-        kept = [point for point in points if point.end <= found.end]
-        if found.damage:  # nothing beyond the tail counts
-            count = len([offset for offset in found.offsets if offset < found.end])
-            del found.keys[count:], found.offsets[count:], found.lines[count:]
-        self._by_key = unique(self._lines, found, data)
+        if found.changed:
+            raise corrupt(self.path, found.changed)
+        refuse_different(found)
+        self._by_key, self._size = found.by_key, found.end
         for name, number in self._by_key.items():
             self._by_stage.setdefault(name[0], array("L")).append(number)
-        self._size = found.end
-        lost = max(0, points[-1].end - found.end) if points else 0
-        if len(data) > found.end or lost:
-            self._cut(data[found.end :], found, lost, quarantine)
-        self._open_sums(points, kept, data)
+        lost = max(0, found.committed - found.end)
+        if found.size > found.end or lost:
+            self._cut(found, lost, quarantine)
+        if not found.covered or lost:  # begun afresh where it leads the log's end (the log was cut)
+            kept = (point for point in read_points(self.sum_path) if point.end <= found.end)
+            files.write_atomic(self.sum_path, encode_points(kept), durable=False)
+        self._sum_fd = files.open_append(self.sum_path)
+        self._summed = found.covered
+        self._sum(found.late)
 
-    def _cut(self, tail: bytes, found: Scan, lost: int, quarantine: Path) -> None:
+    def _cut(self, found: Walk, lost: int, quarantine: Path) -> None:
         """Move the torn tail to quarantine/, then shorten the file. A crash in between repeats the same cut."""
-        kept_at = files.quarantine_bytes(quarantine, self.path.name, found.end, tail) if tail else None
+        kept_at, size = None, found.size - found.end
+        if size:
+            tail = partial(files.parts_of, self._fd, found.end, found.size)
+            kept_at = files.quarantine(quarantine, self.path.name, found.end, tail)
         files._ftruncate(self._fd, found.end)
         files._fsync(self._fd)
         self.healed = {
             "file": self.path.name,
             "offset": found.end,
-            "cut_bytes": len(tail),
+            "cut_bytes": size,
             "committed_bytes_missing": lost,  # > 0: someone shortened the file; the rows are made again
             "reason": found.damage.reason if found.damage else "shorter than its sum file says",
             "quarantine": kept_at.name if kept_at else None,
         }
 
-    def _open_sums(self, points: list[Point], kept: list[Point], data: bytes) -> None:
-        """Continue the sum file; begin it afresh when it leads the log's end (the log was cut)."""
-        if not kept or len(kept) < len(points):
-            files.write_atomic(self.sum_path, encode_points(kept), durable=False)
-        self._sum_fd = files.open_append(self.sum_path)
-        self._summed = kept[-1].end if kept else 0
-        self._sum(data[self._summed : self._size])
-
-    def _sum(self, data: bytes) -> None:
-        """Add the hashes of `data`, the log's newest lines; what could not be written is hashed at the next open."""
-        start = self._size - len(data)
-        if data and start == self._summed:
-            lines = encode_points(points_of(data, start))
+    def _sum(self, sums: bytes | bytearray) -> None:
+        """Add the hashes of the log's newest lines; what could not be written is hashed at the next open."""
+        if sums:
             with suppress(OSError):  # the sum file may lag: losing a point weakens detection, never the log
-                if files._write(self._sum_fd, lines) == len(lines):
+                if files._write(self._sum_fd, b"\n" + sums) == len(sums) + 1:
                     self._summed = self._size
 
     @property
@@ -259,14 +234,15 @@ class RecordLog(Generic[R]):
                 )
         if lines:
             start = self._size
-            self._commit(b"".join(lines))
+            self._commit(lines)
             for name, line in zip(fresh, lines, strict=True):
                 number = self._by_key[name] = self._lines.add(name, start, len(line) - 1)
                 self._by_stage.setdefault(name[0], array("L")).append(number)
                 start += len(line)
 
-    def _commit(self, data: bytes) -> None:
+    def _commit(self, lines: Sequence[bytes]) -> None:
         self._refuse_if_replaced()
+        data = b"".join(lines)
         try:
             files.write_all(self._fd, data)
             if self.durable:
@@ -275,8 +251,9 @@ class RecordLog(Generic[R]):
             self._roll_back()
             self._broken = "an earlier append failed; resume the run to append again"
             raise files.io_error(self.path, "appending", error) from error
-        self._size += len(data)
-        self._sum(data)
+        start, self._size = self._size, self._size + len(data)
+        if start == self._summed:
+            self._sum(b"".join(map(sum_line, points_of(lines, start))))
 
     def _roll_back(self) -> None:
         """Back to the last good offset. A failed sync is not retried: only the next open decides what is on disk."""

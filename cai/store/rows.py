@@ -25,14 +25,18 @@ R = TypeVar("R", bound=Mapping[str, object])  # the kind of a log's rows
 
 
 class Lines:
-    """The lines of one open file: `fd` is duplicated, so rows can be read after the log is closed or replaced."""
+    """The lines of one open file: `fd` is duplicated, so rows can be read after the log is closed or replaced.
 
-    def __init__(self, path: Path, fd: int) -> None:
+    A log that is not there has no `fd` and no lines.
+    """
+
+    def __init__(self, path: Path, fd: int | None = None) -> None:
         self.path = path
         self.keys: list[Key] = []
         self._starts, self._sizes = array("Q"), array("L")
-        self._fd = os.dup(fd)
-        weakref.finalize(self, os.close, self._fd)
+        self._fd = -1 if fd is None else os.dup(fd)
+        if fd is not None:
+            weakref.finalize(self, os.close, self._fd)
 
     def add(self, key: Key, start: int, size: int) -> int:
         """Note a whole line; gives its number. `size`: bytes without the newline."""
@@ -43,13 +47,16 @@ class Lines:
 
     def row(self, number: int) -> Row:
         """Errors: CaiError(IO), and CaiError(CORRUPT) for a line that was whole and is no JSON any more."""
-        start, size = self._starts[number], self._sizes[number]
+        return self.read(self._starts[number], self._sizes[number], number + 1)
+
+    def read(self, start: int, size: int, line: int) -> Row:
+        """The row of `size` bytes at `start`; `line`: its number, from 1. Errors: as `row`."""
         try:
             return orjson.loads(os.pread(self._fd, size, start))
         except OSError as error:
             raise files.io_error(self.path, "reading", error) from error
         except orjson.JSONDecodeError:
-            where = f"{self.path}: line {number + 1}, byte {start}"
+            where = f"{self.path}: line {line}, byte {start}"
             raise CaiError(
                 f"{where}: changed while the run was going; resume to check the log", errors.CORRUPT
             ) from None
@@ -60,6 +67,13 @@ def of_stages(rows: Iterable[R], stages: Collection[str]) -> Iterator[R]:
     if isinstance(rows, Rows):
         return (rows[place] for place, key in enumerate(rows.each_key()) if key[0] in stages)
     return (row for row in rows if row["stage"] in stages)
+
+
+def keys_of(rows: Sequence[Mapping[str, object]]) -> Iterator[Key]:
+    """(stage, item, round) of each record; of a log none is read."""
+    if isinstance(rows, Rows):
+        return rows.each_key()
+    return ((row["stage"], row["item"], row["round"]) for row in rows)
 
 
 class Rows(Sequence[R], Generic[R]):

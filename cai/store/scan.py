@@ -1,8 +1,8 @@
 """Reading the bytes of an append-only log: which lines are rows, where damage begins, what was changed since.
 
 Owns the format on disk: lines that end in the newline byte, and the sum file's points (from, to, hash of the line).
-Pure but for `read_points`; decides what is torn, but cuts and repairs nothing (cai.store.records, cai.commands.repair
-do).
+Reads only, a line at a time; a whole pass is cai.store.walk's, cuts and repairs are cai.store.records' and
+cai.commands.repair's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,9 @@ from cai.store.jsonl import Row
 from cai.store.rows import Key
 
 RECORD_KEY = ("stage", "item", "round")
-SUM_LINE = re.compile(rb"^(\d{1,18}) (\d{1,18}) ([0-9a-f]{16})$", re.MULTILINE)
+SUM_LINE = re.compile(rb"(\d{1,18}) (\d{1,18}) ([0-9a-f]{16})")
+BUFFER = 1 << 20
+ODD = (list, dict)  # no value of a key
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +37,6 @@ class Damage:
     reason: str
 
 
-@dataclass(slots=True)
-class Scan:
-    """What the bytes of a log hold. `end`: offset after the last good line before `damage` (or of the whole file).
-
-    `rows` is empty where only the places were asked for.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    keys: list[Key] = field(default_factory=list)  # of each row
-    offsets: list[int] = field(default_factory=list)  # byte offset of each row
-    lines: list[int] = field(default_factory=list)  # line number of each row
-    end: int = 0
-    damage: Damage | None = None
-    followed: bool = False  # a readable line stands after the damage
-    all_damage: list[Damage] = field(default_factory=list)
-
-
 def parse_line(line: bytes, key: tuple[str, ...]) -> Row | str:
     """The row, or the reason why the line is none."""
     try:
@@ -59,44 +45,24 @@ def parse_line(line: bytes, key: tuple[str, ...]) -> Row | str:
         return "NUL bytes" if b"\0" in line else "not JSON"
     if not isinstance(row, dict):
         return "not a JSON object"
-    missing = [name for name in key if isinstance(row.get(name, []), list | dict)]
-    return f"without {', '.join(missing)}" if missing else row
+    if any(isinstance(row.get(name, []), ODD) for name in key):
+        return f"without {', '.join(name for name in key if isinstance(row.get(name, []), ODD))}"
+    return row
 
 
 def key_of(row: Row, key: tuple[str, ...]) -> Key:
     """A row's key; its words are kept once for all rows."""
-    return tuple(sys.intern(value) if isinstance(value := row[part], str) else value for part in key)
+    return tuple([sys.intern(value) if type(value := row[part]) is str else value for part in key])
 
 
-def lines_of(data: bytes) -> Iterator[tuple[bytes, bool]]:
-    """(line, whole) one after another, split on the newline byte only; the last may lack its newline."""
-    start = 0
-    while start < len(data):
-        end = data.find(b"\n", start)
-        yield data[start : end if end >= 0 else None], end >= 0
-        start = end + 1 if end >= 0 else len(data)
-
-
-def scan(data: bytes, key: tuple[str, ...] = RECORD_KEY, *, keep: bool = True) -> Scan:
-    """Read every line. A last line without newline is torn even if it parses. `keep`: the rows, not only their keys."""
-    found, offset = Scan(), 0
-    for number, (line, whole) in enumerate(lines_of(data), start=1):
-        row = parse_line(line, key) if whole else "cut off before its newline"
-        if isinstance(row, str):
-            found.all_damage.append(Damage(number, offset, row))
-        else:
-            if keep:
-                found.rows.append(row)
-            found.keys.append(key_of(row, key))
-            found.offsets.append(offset)
-            found.lines.append(number)
-            if not found.all_damage:
-                found.end = offset + len(line) + 1
-        offset += len(line) + 1
-    if found.all_damage:
-        found.damage = found.all_damage[0]
-        found.followed = bool(found.offsets) and found.offsets[-1] > found.damage.offset
-    return found
+def readable(path: Path, key: tuple[str, ...] = RECORD_KEY) -> Iterator[tuple[int, int, Row]]:
+    """Every row that can be read, also behind damage, with its place and size; never more than a line in memory."""
+    offset = 0
+    with path.open("rb", BUFFER) as file:
+        for line in file:
+            if line.endswith(b"\n") and not isinstance(row := parse_line(line[:-1], key), str):
+                yield offset, len(line) - 1, row
+            offset += len(line)
 
 
 class Point(NamedTuple):
@@ -111,64 +77,72 @@ def digest_of(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-def points_of(data: bytes, start: int) -> Iterator[Point]:
-    """A point for each line of `data`, which stands at byte `start` of the log."""
-    for line in data.split(b"\n")[:-1]:
-        end = start + len(line) + 1
-        yield Point(start, end, digest_of(line))
+def points_of(lines: Iterable[bytes], start: int = 0) -> Iterator[Point]:
+    """A point for each line, the first of which stands at byte `start` of the log."""
+    for line in lines:
+        end = start + len(line)
+        yield Point(start, end, digest_of(memoryview(line)[:-1]))
         start = end
 
 
-def encode_points(points: Iterable[Point]) -> bytes:
+def sum_line(point: Point) -> bytes:
+    return b"%d %d %s\n" % (point.start, point.end, point.digest.encode())
+
+
+def encode_points(points: Iterable[Point]) -> Iterator[bytes]:
+    """The sum file's bytes, in parts that are bounded."""
     # The leading newline closes a line that a crash tore; the reader passes over the empty one.
-    return b"\n" + b"".join(b"%d %d %s\n" % (point.start, point.end, point.digest.encode()) for point in points)
+    return files.joined(chain([b"\n"], map(sum_line, points)))
 
 
-def read_points(path: Path) -> list[Point]:
+def point_of(line: bytes, last: int) -> Point | None:
+    """The point that a line of the sum file is, if it stands behind byte `last` of the log."""
+    found = SUM_LINE.fullmatch(line.removesuffix(b"\n"))
+    if found is None or not last <= (start := int(found[1])) < (end := int(found[2])):
+        return None
+    return Point(start, end, found[3].decode())
+
+
+def read_points(path: Path) -> Iterator[Point]:
     """The sum file's readable lines in rising order; it is never synced, so torn or NUL lines are passed over."""
+    last = 0
     try:
-        data = path.read_bytes()
+        with path.open("rb", BUFFER) as file:
+            for line in file:
+                if point := point_of(line, last):
+                    last = point.end
+                    yield point
     except FileNotFoundError:
-        return []
+        return
     except OSError as error:
         raise files.io_error(path, "reading", error) from error
-    points: list[Point] = []
-    last = 0
-    for first, behind, digest in SUM_LINE.findall(data):
-        start, end = int(first), int(behind)
-        if last <= start < end:
-            points.append(Point(start, end, digest.decode()))
-            last = end
-    return points
 
 
-def foreign_lines(path: Path) -> int:
-    """Lines of a sum file that are none of its own; what a crash leaves (NULs, the torn last line) counts too."""
-    lines = path.read_bytes().split(b"\n")
-    return sum(bool(line) and not SUM_LINE.fullmatch(line) for line in lines)
+def committed(path: Path) -> int:
+    """How far the sum file says that its log was committed."""
+    return max((point.end for point in read_points(path)), default=0)
 
 
-def changed(data: bytes | memoryview, points: Iterable[Point]) -> Point | None:
-    """The first committed line whose bytes are no longer what was committed.
+def changed(path: Path) -> bool:
+    """Whether a committed line of the log is no longer what was committed.
 
     A line that now ends elsewhere counts as changed; one that is gone with everything behind it does not (a shortened
     log is no edit, and is told apart by its length).
     """
-    view, size, hash_of = memoryview(data), len(data), hashlib.blake2b
-    for point in points:
-        start, end, digest = point
-        if end > size:
-            return point if start < size else None
-        if data[end - 1] != 10 or hash_of(view[start : end - 1], digest_size=8).hexdigest() != digest:
-            return point
-    return None
+    size = path.stat().st_size
+    with path.open("rb", BUFFER) as file:
+        for start, end, digest in read_points(path.with_suffix(".sum")):
+            if end > size:
+                return start < size
+            if file.tell() != start:
+                file.seek(start)
+            line = file.read(end - start)
+            if not line.endswith(b"\n") or digest_of(memoryview(line)[:-1]) != digest:
+                return True
+    return False
 
 
-def is_torn_tail(data: bytes, found: Scan, points: list[Point]) -> bool:
-    """Is the damage what a crash leaves (to be cut), and not what a disk or an editor did?"""
-    assert found.damage is not None
-    if points and points[-1].end <= found.damage.offset:
-        return True  # behind the last committed byte: a batch that was never synced, whatever it holds
-    if found.followed:
-        return False
-    return not data.endswith(b"\n") or not points
+def foreign_lines(path: Path) -> int:
+    """Lines of a sum file that are none of its own; what a crash leaves (NULs, the torn last line) counts too."""
+    with path.open("rb", BUFFER) as file:
+        return sum(line != b"\n" and not SUM_LINE.fullmatch(line.removesuffix(b"\n")) for line in file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,9 @@ from cai.commands.supervise import Supervisor, work_done
 from cai.errors import CaiError
 from cai.run.folder import Run
 from cai.store.records import RecordLog, read
-from cai.store.scan import points_of
+from cai.store.rows import Lines
+from cai.store.scan import RECORD_KEY, encode_points, points_of
+from cai.store.walk import walking
 from cai.training.train import load_result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,7 +155,7 @@ def test_repair_drops_a_row_that_someone_put_in(run: Path) -> None:
     with pytest.raises(CaiError, match="line 4"):
         Run.open(run).records()
     found = repair.plan(path)
-    assert [drop.line for drop in found.drops] == [4] and found.kept.count(b"\n") == len(ROWS)
+    assert [drop.line for drop in found.drops] == [4] and found.stay == len(ROWS)
 
 
 def test_repair_drops_duplicates_but_the_first(run: Path) -> None:
@@ -203,19 +206,23 @@ def test_a_dropped_line_is_shown_inert(run: Path) -> None:
 
 @pytest.mark.runs
 @given(
-    st.lists(st.binary(max_size=6).map(lambda b: b.replace(b"\n", b".") + b"\n"), max_size=8, unique=True), st.data()
+    st.lists(st.binary(max_size=6).map(lambda b: re.sub(b"[\r\n\xef]", b".", b) + b"\n"), max_size=8, unique=True),
+    st.data(),
 )
 @settings(max_examples=200, deadline=None)
-def test_repair_keeps_every_line_that_is_as_committed(lines: list[bytes], data: st.DataObject) -> None:
+def test_repair_keeps_every_line_that_is_as_committed(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], data: st.DataObject
+) -> None:
     """Change some lines in place (not their order): exactly these are told from the others."""
-    points = list(points_of(b"".join(lines), 0))
     touched = data.draw(st.sets(st.integers(0, max(len(lines) - 1, 0)), max_size=3)) if lines else set()
     now = [b"changed %d\n" % i if i in touched else line for i, line in enumerate(lines)]
-    whole = repair.unchanged(b"".join(now), points)
-    offset = 0
-    for index, line in enumerate(now):
-        assert whole(offset) == (index not in touched)
-        offset += len(line)
+    path = tmp_path_factory.mktemp("edited") / "records.jsonl"
+    path.write_bytes(b"".join(now))
+    path.with_suffix(".sum").write_bytes(b"".join(encode_points(points_of(lines))))
+    with path.open("rb") as file:
+        start = walking(Lines(path, file.fileno()), file.fileno(), path.with_suffix(".sum"), RECORD_KEY)
+        with start as found:
+            assert repair.edited(path, found) == bytes(index in touched for index in range(len(now)))
 
 
 # --- verify
@@ -378,7 +385,7 @@ def test_a_fork_keeps_what_nothing_before_it_changed(changed: set[str], kept: se
     stays = {
         stage + (str(round_) if stage in ("critiques", "revisions") else "")
         for stage, round_ in rows
-        if fork.stays(row(stage, 0, round_), differs)
+        if fork.stays(stage, round_, differs)
     }
     assert stays == kept
 
@@ -559,4 +566,5 @@ def test_random_edits_are_always_found_and_always_repaired(tmp_path: Path) -> No
             RecordLog.open(path, tmp_path / "quarantine")
         found = repair.plan(path)
         assert 1 <= len(found.drops) <= 2
-        assert all(line in data.split(b"\n") for line in found.kept.split(b"\n"))
+        kept = [*repair._kept(path, {drop.line for drop in found.drops})]
+        assert found.stay == len(kept) and set(kept) <= set(data.splitlines(True))
