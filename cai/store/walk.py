@@ -73,14 +73,17 @@ class Walk:
         count, offset, covered, hashed, keep = self.count, self.end, self.covered, self.hashed, self._keep_late
         odd = b""
         for line in self._log:
+            if line[-1] != 10:  # a torn tail may be long: it is not parsed
+                odd = line
+                break
             try:
                 name = names(loads(line))
                 if type(name[0]) is str:
                     name = (intern(name[0]), *name[1:])
-                if name in by_key or line[-1] != 10:
+                if name in by_key:
                     odd = line
                     break
-            except (ValueError, KeyError, TypeError):  # whatever it is, the careful way names it
+            except (ValueError, KeyError, TypeError):  # whatever it is, the close look names it
                 odd = line
                 break
             end = offset + len(line)
