@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -206,3 +207,7 @@ def test_phrases_among_common_words_are_those_of_all_that_hold_no_other(tokens: 
     text = " ".join(tokens)
     every = hygiene.phrases(text)
     assert hygiene.phrases(text, common) == {entry for entry in every if common.issuperset(entry[1].split(" "))}
+    met = {two for two in pairwise(hygiene.words(text)) if len(two[0] + two[1]) % 3}
+    assert hygiene.phrases(text, common, met) == {
+        entry for entry in hygiene.phrases(text, common) if met.issuperset(pairwise(entry[1].split(" ")))
+    }
