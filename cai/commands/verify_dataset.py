@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -19,7 +18,7 @@ from cai.store.jsonl import Row
 from cai.store.scan import BUFFER, readable
 
 Results = Iterator[tuple[str, str]]
-Texts = dict[str, set[Any]]  # stage -> marks of its texts
+Texts = dict[str, set[object]]  # stage -> marks of its texts
 EXAMPLE_KEYS = ("instruction", "initial_answer", "principle", "critique", "revised_answer", "preference_pair")
 
 
@@ -63,7 +62,7 @@ def _texts(run: Path) -> Texts:
     return texts
 
 
-def _mark(text: object) -> Any:
+def _mark(text: object) -> object:
     """What stands for a text, so that no text is held: 16 bytes of its hash."""
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() if isinstance(text, str) else text
 
