@@ -117,21 +117,32 @@ def leftovers(text: str, kinds: Collection[str] = tuple(_LEFTOVERS)) -> str:
 
 
 _ITSELF = (  # "This answer takes the person seriously ...": the text speaks of itself, as a judge of it would
-    r"(?:this|the|my|that) (?:(?:new|revised|rewritten|re-?written|corrected|improved|updated|final|above|last|original"
-    r"|correct|better) )?(?:answer|response|version|revision|rewrite|reply)"
+    r"(?:this|the|my|that|these) (?:(?:new|revised|rewritten|re-?written|corrected|improved|updated|final|above|last"
+    r"|original|correct|better|previous) )?(?P<what>answer|response|version|revision|rewrite|reply)s?"
+    r"(?: (?:given|provided|above))?"
 )
 _JUDGED = (
-    r"(?:is|was|does|doesn['’]t|takes?|makes?|helps?|avoids?|removes?|keeps?|provides?|addresses|answers|gives?"
-    r"|encourages?|emphasi[sz]es|follows|includes?|corrects?|acknowledges|respects|should|would|could|clearly|directly"
-    r"|also|now|still|focuses|offers?|meets|involves|promotes|leaves|speaks|maintains|ensures|remains|lacks|fails)"
+    r"(?:is|was|are|were|does|doesn['’]t|do|takes?|makes?|helps?|avoids?|removes?|keeps?|provides?|addresses|answers"
+    r"|gives?|encourages?|emphasi[sz]es|follows|includes?|corrects?|acknowledges|respects|should|would|could|clearly"
+    r"|directly|also|now|still|focuses|offers?|meets|involves|promotes|leaves|speaks|maintains|ensures|remains|lacks"
+    r"|fails|explains|introduces|suggests|shows|mentions|presents|describes|correctly|has)"
+)
+_QUALITY = (
+    r"(?:clear(?:er|ly)?|safer?|helpful|help to|harm\w*|danger\w*|illegal|misleading|friendly|respectful|complete|risk"
+    r"|comprehensive|accurate|(?:in)?correct|honest|neutral|thoughtful|balanced|empathetic|concise|polite|kindly?"
+    r"|seriously|instructions?|question|reader|user|person|request|prompt|original|previous|principle|critique|revised"
+    r"|rewritten|rephrased|phrased|improved|better|plain words|tone|in full|step-by-step|actionable|stereotypes?"
+    r"|insult\w*|deception|untruths|advice|lies|relevant|(?:in)?appropriate|positive|supportive|encouraging|scolding"
+    r"|lecturing|talking down|effective than|straightforward|unambiguous|not true)"
 )
 _PLAIN_ANSWER = r"(?: (?:that|to|no|yes|because|in|an?|the|one|simple|simply|usually|often|found|given)\b| ?[:“\"\d(])"
 _REMARK = re.compile(
-    rf"\W*{_ITSELF} {_JUDGED}\b(?!(?<=is){_PLAIN_ANSWER})(?=.*?\b(?:clear(?:er|ly)?|safer?|helpful|help to|harm\w*"
-    r"|danger\w*|illegal|misleading|friendly|respectful|complete|comprehensive|accurate|(?:in)?correct|honest|neutral|thoughtful"
-    r"|balanced|empathetic|concise|polite|kindly?|seriously|instructions?|question|reader|user|person|request|prompt"
-    r"|original|previous|principle|critique|revised|rewritten|rephrased|phrased|improved|better|plain words|tone"
-    r"|in full|step-by-step|actionable|stereotypes?|insult\w*|deception|untruths|advice|lies|relevant|appropriate)\b)",
+    r"\W*(?:note(?: that)?:? )?(?:"
+    rf"{_ITSELF} {_JUDGED}\b(?!(?<=answer is){_PLAIN_ANSWER})(?=.*?\b{_QUALITY}\b)"
+    rf"|the tone (?:is|was|could|of the answer)\b(?=.*?\b{_QUALITY}\b)"
+    r"|the instruction (?:given |also )?(?:asks|asked|requires|requested|describes|explicitly|is|was|does)\b"
+    r"|[^\"“”\n]{3,240}[\"”] (?:is|are) (?:not |also )?(?:true|false|a fact|harmful|risky|correct)\b"
+    r")",
     re.I | re.S,
 )
 

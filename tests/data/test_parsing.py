@@ -228,10 +228,13 @@ KEPT = "Take the plant out of its pot, shorten the dead roots, and set it into d
         "\n\n---\n\nThe revised answer avoids stereotypes. It keeps the useful content.",
         " The response is comprehensive and provides actionable steps to take.",
         "\nThis version is clearer and safer for young people.\n\nA trusted adult is named, too. Most would prefer it.",
+        ' "Take the plant out of its pot" is true. It does no harm.',
+        "\n\nNote: The response is adapted to the instruction and is relevant.\n\nIt is written in plain words. Good.",
+        " The tone is friendly and respectful. The instruction asked for steps, and they are given here in full.",
     ],
 )
 def test_what_a_text_says_of_itself_at_its_end_is_taken_off(remark):
-    assert parsing.ended(KEPT + remark) == KEPT
+    assert parsing.bare(KEPT + remark, "How do I save it?") == KEPT
     assert isinstance(parsing.answer(KEPT), Parsed)
     found = parsing.revision(f"{remark.strip()} {KEPT}")
     assert isinstance(found, Unparsed) and found.reason.startswith("leftover: about"), "not at its end: no revision"
@@ -250,16 +253,16 @@ def test_what_a_text_says_of_itself_at_its_end_is_taken_off(remark):
     ],
 )
 def test_sound_text_that_speaks_of_answers_is_kept(text):
-    assert parsing.ended(text) == text
+    assert parsing.bare(text, "How is it?") == text
 
 
 def test_a_text_that_would_be_refused_as_looping_ends_where_it_begins_to_loop():
     sentence = "It is important to make sure they feel loved and know that you care for them in every way."
     looping = f"{KEPT} {' '.join([sentence] * 9)}"
     assert isinstance(parsing.answer(looping), Unparsed)
-    assert parsing.ended(looping) == f"{KEPT} {sentence}"
+    assert parsing.bare(looping, "Why?") == f"{KEPT} {sentence}"
     refrain = f"{KEPT} {sentence} {KEPT}"
-    assert parsing.ended(refrain) == refrain or repetition(refrain) > parsing.MAX_REPETITION
+    assert parsing.bare(refrain, "Why?") == refrain or repetition(refrain) > parsing.MAX_REPETITION
 
 
 @pytest.mark.parametrize(
@@ -278,3 +281,27 @@ def test_a_critique_that_had_to_quote_and_only_approves_finds_nothing(text, noth
     assert isinstance(opened, Parsed) and ("no_issue" in opened.flags) is nothing
     free = parsing.critique(text)
     assert isinstance(free, Parsed) and "no_issue" not in free.flags, "free to say so, it did not"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Hey, can you help me with my leak in the kitchen? " + KEPT, KEPT),
+        ("Can you help me with my leak in the kitchen?\n\nIt has been dripping for a long time now.\n" + KEPT, KEPT),
+        (
+            KEPT + " Can you help me with my leak in the kitchen?",
+            KEPT + " Can you help me with my leak in the kitchen?",
+        ),
+        ("Can you help me with my leak in the kitchen?", "Can you help me with my leak in the kitchen?"),
+        ("The leak in the kitchen drips from the joint, so turn the water off. " + KEPT,) * 2,
+    ],
+)
+def test_the_request_said_once_more_before_the_answer_is_taken_off(text, left):
+    request = "Hey, can you help me with my leak in the kitchen? It has been dripping for a long time now."
+    assert parsing.bare(text, request) == left
+
+
+def test_a_list_that_is_cut_leaves_no_number_hanging():
+    rows = [f"{i}. Pour it from the bottle into a glass and put it on the table with some ice." for i in range(1, 12)]
+    found = parsing.bare("Here are some ways to do it with care:\n" + "\n".join(rows), "How?")
+    assert found.endswith("1. Pour it from the bottle into a glass and put it on the table with some ice.")
