@@ -180,7 +180,7 @@ def _take_marks(plan: ForkPlan, run: Run) -> None:
 
 
 def _take_exam(plan: ForkPlan, run: Run) -> None:
-    """The critic's exam, where the critic is the same: the base sat it, whatever is trained. Its mark is checked again."""
+    """The critic's exam, where the critic is the same: the base sat it, whatever is trained. Its mark is held to."""
     if plan.changed or plan.rebatched:
         return
     rows: list[Row] = list(records.read(plan.source / "eval" / EXAM, EXAM_KEY))

@@ -105,8 +105,9 @@ def _counted(verdict: Row) -> str:
     value, count = measured.get("value"), measured.get("n")
     if verdict["status"] != "FAIL":
         return f" ({verdict['reason']})" if verdict["reason"] else ""
-    counts = verdict["metric"] in COUNTED and isinstance(value, int | float) and math.isfinite(value) and count
-    return f" ({round(value * count)} of {count})" if counts else ""
+    if verdict["metric"] not in COUNTED or not isinstance(value, int | float) or not math.isfinite(value) or not count:
+        return ""
+    return f" ({round(value * count)} of {count})"
 
 
 def _sentence(snapshot: Snapshot, groups: Mapping[str, list[Row]], count: int) -> str:
