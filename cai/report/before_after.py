@@ -73,9 +73,13 @@ def probed(rows: Iterable[Record]) -> list[Probed]:
 
 
 def first_shown(found: Sequence[Probed]) -> Probed | None:
-    """The one for the first screen: benign, and changed if any of these is."""
+    """The one for the first screen, from its first difference on: benign, and changed if any of these is."""
     benign = [probe for probe in found if not probe.folded]
-    return next((probe for probe in benign if not probe.same), benign[0] if benign else None)
+    first = next((probe for probe in benign if not probe.same), benign[0] if benign else None)
+    if first is None or first.same:
+        return first
+    before, after = _from_change(first.both.before), _from_change(first.both.after)
+    return replace(first, both=replace(first.both, before=before, after=after))
 
 
 def summary(found: Sequence[Probed]) -> str:

@@ -239,7 +239,7 @@ def _pairs_tile(snapshot: Snapshot) -> tuple[str, str]:
     tries, wanted = kept + len(snapshot.pairs.rejects), recipe.items + recipe.heldout.items
     noun = f"row{'s' * (tries != 1)}" if recipe.pairs.file else "try" if tries == 1 else "tries"
     if kept < wanted and len(recipe.pairs.kinds) == 1:
-        return f"{number(kept)} of {number(wanted)}", f"pairs that were wanted, from {number(tries)} {noun}"
+        return f"{number(kept)} of {number(wanted)}", f"pairs wanted, from {number(tries)} {noun}"
     return number(kept), f"pair{'s' * (kept != 1)} from {number(tries)} {noun}"
 
 

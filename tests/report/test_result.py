@@ -109,7 +109,7 @@ def test_pairs_that_are_missing_are_told_with_what_was_wanted(story):
     rejects = len(story.pairs.rejects)
     assert said(story).tiles[0] == ("4", f"pairs from {4 + rejects} tries")
     more = replace(story, recipe=story.recipe.model_copy(update={"items": 9}))
-    assert said(more).tiles[0] == ("4 of 10", f"pairs that were wanted, from {4 + rejects} tries")
+    assert said(more).tiles[0] == ("4 of 10", f"pairs wanted, from {4 + rejects} tries")
 
 
 def test_where_all_passed_the_telling_ones_are_named_and_the_next_milestone(story):
@@ -228,6 +228,8 @@ def test_a_difference_far_on_in_two_long_answers_is_what_the_last_lines_show():
         row | {"text": head + ("Ask a nurse." if row["arm"] == "base" else "See a doctor.")} for row in probe_rows()
     ]
     text = "\n".join(before_after.lines(before_after.probed(rows)[:1], "report.html"))
+    shown = before_after.first_shown(before_after.probed(rows)).both
+    assert all(side[0].text.startswith("…") and side[1].changed for side in (shown.before, shown.after))
     assert "[-Ask a nurse-]" in text and "{+See a doctor+}" in text and text.count("…") == 2
 
 
