@@ -84,7 +84,12 @@ def measure(context: Context) -> dict[str, Figure]:
             revised = {i: revised[i] for i in better}
     outputs = {unit.id: Output(said.get(i), revised.get(i)) for i, unit in asked.items()}
     rows: Sequence[ExamRow] = [row for row in everything if row.id in outputs]
-    return critic_exam.summarise(rows, outputs, judge=f"program, texts of {context.recipe.model.name}{under}")
+    return critic_exam.summarise(rows, outputs, judge=f"program, texts of {writer(context)}{under}")
+
+
+def writer(context: Context) -> str:
+    """The model that was loaded: without a GPU it is not the recipe's."""
+    return str((context.run.manifest.get("model") or {}).get("model", context.recipe.model.name))
 
 
 def _fields(unit: critic_exam.ExamUnit) -> dict[str, str]:
