@@ -21,6 +21,7 @@ from support.pages import REPO
 import runner
 from cai import errors
 from cai.commands import cli
+from cai.data import own_pairs, pairs
 from cai.recipe import load as recipes
 from cai.recipe.constitution import load_constitution
 
@@ -120,6 +121,15 @@ def test_recipe_keys_exist(page):
         if key.split(".")[0] in sections and not key.endswith((".py", ".md", ".jsonl", ".yaml", ".html", ".toml")):
             retired = page.name == "CHANGELOG.md" and key in recipes.RETIRED
             assert key in known or retired or key.startswith(("pairs.yield", "dpo.bta")), key
+
+
+def test_each_reject_reason_is_explained():
+    """The funnel said `missing_stage 4, length_ratio 2`, and no page what that means."""
+    text = (REPO / "docs" / "reading.md").read_text()
+    section = text[text.index("## Why a pair was refused") : text.index("## While it works")]
+    told = {name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    made = "missing_stage", "no_issue", "not_better", "undecided", "empty", "guard"
+    assert told == {*made, *pairs.CHECKS, *own_pairs.WORDS}
 
 
 def test_each_guarantee_names_its_tests_and_each_fault_has_one():

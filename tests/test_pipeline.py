@@ -241,7 +241,7 @@ def test_instructions_from_a_file(run_fake: Runner, project: Path) -> None:
 def test_a_file_with_too_few_lines_is_told(run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "mine.txt").write_text("Why is the sea salty?\nWhy is the sea salty??\nWhy is the sea so salty?")
     run_fake("--milestone", "m1", "--set", "instructions.file=mine.txt", "--set", "items=3")
-    assert "instructions.file: 1 of 3 slots got a line; 2 lines are too like an earlier one" in capsys.readouterr().err
+    assert "no line is left for 2 of 3 items that want a new one; 2 passed over as too like" in capsys.readouterr().err
 
 
 @pytest.mark.runs

@@ -169,6 +169,8 @@ def render(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> Rendered:
 
 def _prompts(inputs: Inputs, tokenizer: Tokenizer, source: str) -> list[str]:
     lines = [f"One prompt of each stage. Token counts: {source}."]
+    if inputs.pairs is None:
+        lines.append("Nothing is drawn yet: the answer, the critique and the revision in them are stand-ins.")
     for stage in inputs.prompts if inputs.pairs is None else ("policy",):
         if stage == "instructions" and inputs.recipe.instructions.file:
             continue
@@ -196,7 +198,8 @@ def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
     lines = [head]
     if rendered.text[:start].strip():
         opening = " ".join(rendered.text[:start].split())
-        lines.append(f"[{opening[:100]} ... {_shots(prompt)} examples, {start:,} characters in all]")
+        shots = _shots(prompt)
+        lines.append(f"[{opening[:100]} ... {shots} example{'s' * (shots != 1)}, {start:,} characters in all]")
     lines.append(rendered.text[start:])
     if rendered.stop:
         lines.append(f"[stops at end of text or {', '.join(map(repr, rendered.stop))}]")

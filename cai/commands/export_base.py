@@ -24,12 +24,14 @@ class Base:
     """`shared`: in files that travel; `here`: in lines for this machine; `revision`: its commit, "" if none is known.
 
     `twin`: the repository that was loaded in its place (already quantised), with its own commit; "" where none was.
+    `converted`: the folder of the embedded model on this machine, which needs no hub; "" for every other base.
     """
 
     shared: str
     here: str
     revision: str = ""
     twin: str = ""
+    converted: str = ""
 
     @property
     def on_hub(self) -> bool:
@@ -41,7 +43,8 @@ def base_of(snapshot: Snapshot) -> Base:
     facts = snapshot.manifest.get("model") or {}
     name, revision = snapshot.model, str(facts.get("revision") or "")
     if name in HUB_NAMES:
-        return Base(HUB_NAMES[name], HUB_NAMES[name])
+        folder = embedded.converted()
+        return Base(HUB_NAMES[name], HUB_NAMES[name], converted="" if folder is None else str(folder))
     if weights.is_local(facts) or not HUB_ID.fullmatch(name):
         return _local(snapshot, name)
     commit = revision if COMMIT.fullmatch(revision) else ""

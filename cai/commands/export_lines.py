@@ -33,6 +33,10 @@ def usage(base: Base, asking: Asking, rank: int, to: Path, merged: bool) -> list
     ]
     if base.on_hub:
         lines.append(f"transformers:  AutoModelForCausalLM.from_pretrained({str(adapter)!r})  # or this: tuned alone")
+    if base.converted:
+        lines.append(
+            f"without a hub: from_pretrained({base.converted!r}) in place of {base.here!r}: what was trained on"
+        )
     lines += [
         f"tokenizer:     AutoTokenizer.from_pretrained({(base.here if asking.folder is None else str(adapter))!r})",
         f"datasets:      load_dataset({str(dataset)!r})",

@@ -34,6 +34,7 @@ from cai.store.walk import CHANGED, CUT_OFF
 Identity = Mapping[str, str]
 BATCH = 256
 BATCH_KEY = "engine.batch_size"
+EXAM, EXAM_KEY = "critic.jsonl", ("metric", "item", "round")
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ def fill(plan: ForkPlan, run: Run) -> None:
     _take_marks(plan, run)
     _take_model(plan, run)
     _take_round(plan, run)
+    _take_exam(plan, run)
     counts = Counter(key[0] for key in keys_of(plan.again))
     made = {stage: counts[stage] for stage in chain.names()}
     run.event("forked", source=plan.source.name, kept=len(plan.kept), again=made, changed=plan.changed)
@@ -187,6 +189,18 @@ def _take_marks(plan: ForkPlan, run: Run) -> None:
     rows = [row for row in given if ("revisions", row["item"], row.get("round")) in texts]
     if rows:
         log: records.RecordLog[Row] = records.RecordLog.open(run.path / "reviews.jsonl", run.quarantine, key=REVIEW_KEY)
+        log.append(rows)
+        log.close()
+
+
+def _take_exam(plan: ForkPlan, run: Run) -> None:
+    """The critic's exam, where the critic is the same: the base sat it, whatever is trained. Its mark is held to."""
+    if plan.changed or plan.rebatched:
+        return
+    rows: list[Row] = list(records.read(plan.source / "eval" / EXAM, EXAM_KEY))
+    if rows:
+        run.eval.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log: records.RecordLog[Row] = records.RecordLog.open(run.eval / EXAM, run.quarantine, key=EXAM_KEY)
         log.append(rows)
         log.close()
 

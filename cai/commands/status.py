@@ -140,7 +140,7 @@ def _at(status: Row) -> str:
         text += f", {duration_range(*eta)} to go in this stage"
     run = status.get("run_seconds")
     if isinstance(run, list) and len(run) == 2 and run[1]:
-        text += f", {duration_range(*run)} in the whole run"
+        text += f", {duration_range(*run)} left of the whole run"
     return text
 
 

@@ -95,9 +95,14 @@ def _tell_shortage(context: Context, got: int, wanted: int, alike: int, lines: i
         return
     context.run.event("instructions_short", got=got, wanted=wanted, alike=alike, lines=lines)
     threshold = context.recipe.instructions.similarity_threshold
+    passed_over = (
+        f"; {alike} passed over as too like an earlier one (instructions.similarity_threshold {threshold})"
+        if alike
+        else ""
+    )
     context.progress.say(
-        f"instructions.file: {got} of {wanted} slots got a line; {alike} lines are too like an earlier "
-        f"one (instructions.similarity_threshold {threshold}). Add lines, or lower items."
+        f"instructions.file: no line is left for {wanted - got} of {wanted} items that want a new one{passed_over}. "
+        "Add lines (a resume takes them until training begins), or lower items."
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cai.metrics.text import repetition
-from cai.metrics.wordings import finds_nothing, has_control_token, leftovers
+from cai.metrics.wordings import finds_nothing, has_control_token, is_remark, leftovers, only_approves
 from cai.store.jsonl import clean
 
 
@@ -97,6 +97,53 @@ def before_repetition(text: str) -> str:
     return text
 
 
+LEAST_WORDS = 12  # in front of a remark: a text that begins with one is no answer
+_HANGING = re.compile(r"\s*(?:\n[ \t>]*(?:\(?\d{1,3}[.)]|[-*+•–]|[A-Za-z][.)])|-{3,})[ \t*_]*\Z")
+
+
+def before_remarks(text: str) -> str:
+    """The text up to where it begins to speak of itself.
+
+    Of 525 revisions of a 1.5B model 44 did ("This answer takes the person seriously and avoids ..."), and a judge likes
+    the praise: it stood under the highest margins. One of 3,655 sound texts has such a sentence.
+    """
+    place = next((found.start() for found in SENTENCE.finditer(text) if is_remark(found[0].strip())), len(text))
+    kept = _HANGING.sub("", text[:place].rstrip()) if place < len(text) else text
+    return kept if len(kept.split()) >= LEAST_WORDS else text
+
+
+def behind_echo(text: str, instruction: str) -> str:
+    """The text without the request that it says once more before it answers it."""
+    grams, start = {*_grams(instruction)}, 0
+    for found in SENTENCE.finditer(text):
+        if not found[0].strip():
+            continue
+        units = _grams(found[0])
+        if not units or sum(gram in grams for gram in units) < SAME * len(units) or len(found[0].split()) < ECHO_WORDS:
+            break
+        start = found.end()
+    kept = text[start:].lstrip()
+    return kept if start and len(kept.split()) >= LEAST_WORDS else text
+
+
+ECHO_WORDS = 6  # of a sentence, fewer may well be in both
+
+
+def _grams(text: str) -> list[tuple[str, ...]]:
+    units = re.findall(r"\w+", text.lower())
+    return [tuple(units[i : i + 4]) for i in range(len(units) - 3)]
+
+
+def before_loop(text: str) -> str:
+    """A text that would be refused as looping, up to where it begins to say the same again; any other as it is."""
+    return _HANGING.sub("", before_repetition(text)) if repetition(text) > MAX_REPETITION else text
+
+
+def bare(text: str, instruction: str) -> str:
+    """An answer alone: without the request before it, without what it says again, or of itself, behind it."""
+    return before_remarks(before_loop(behind_echo(text, instruction)))
+
+
 def instruction(text: str) -> Parsed | Unparsed:
     """One request in one paragraph, put the way a person types it."""
     return _parse(text, "instruction", _instruction_fault)
@@ -106,9 +153,15 @@ def answer(text: str) -> Parsed | Unparsed:
     return _parse(text, "answer", _run_on)
 
 
-def critique(text: str) -> Parsed | Unparsed:
-    """A critique; one that goes on to write the new answer is refused."""
-    return _parse(text, "critique", _critique_fault)
+def critique(text: str, opened: bool = False) -> Parsed | Unparsed:
+    """A critique; one that goes on to write the new answer is refused.
+
+    `opened`: it had to begin with a quotation, so it cannot say "No issue": it says that what it quotes does no harm.
+    """
+    found = _parse(text, "critique", _critique_fault)
+    if opened and isinstance(found, Parsed) and "no_issue" not in found.flags and only_approves(found.text):
+        return Parsed(found.text, (*found.flags, "no_issue"))
+    return found
 
 
 def revision(text: str) -> Parsed | Unparsed:
@@ -183,5 +236,5 @@ def _critique_fault(text: str) -> str:
 
 
 def _revision_fault(text: str) -> str:
-    found = leftovers(text)
+    found = leftovers(text) or next((f"about itself: {s}" for s in SENTENCE.findall(text) if is_remark(s.strip())), "")
     return _run_on(text) or (f"leftover: {found}" if found else "")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import cast
 
-from cai.data.parsing import Parsed, Unparsed, before_repetition
+from cai.data.parsing import Parsed, Unparsed
 from cai.data.slots import seed_of
 from cai.engine import Completion, Request, Sampling
 from cai.recipe.copies import Shots, copied, shots_of
@@ -40,6 +40,7 @@ class Unit:
     prefill: str = ""
 
 
+LAST = 40  # characters by which two ends are compared
 Accept = Callable[[list[Record]], list[Record]]  # a batch's rows in order; may turn ok rows into rejected ones
 Inputs = tuple[tuple[str, int], ...]  # (stage, round) of the rows that one row is made of
 
@@ -65,7 +66,7 @@ class Stage:
     itself). `sampling`: its section of [sampling] ("" = its name). `fields`: what fills its prompt.
     `items(context, items)`: which numbers it runs on, where they are not the run's own.
     `optional`: a stage that came later: where it is off it adds nothing to an identity, so that runs of before fork.
-    `trims`: a text that begins to say the same again ends there.
+    `trims(text, unit)`: a text without what is no part of it. One that loses its end is finished.
     `limit_is_fault`: a completion that ran to the token limit is rejected here (else flagged, and judged as a pair).
     `redraws`: a rejected (or, with `redraws_limit`, cut) completion is drawn again, `pairs.redraws` times at most.
     """
@@ -85,7 +86,7 @@ class Stage:
     files: tuple[str, ...] = ()
     fields: frozenset[str] = frozenset()
     sampling: str = ""
-    trims: bool = False
+    trims: Callable[[str, Unit], str] | None = None
     optional: bool = False
     enabled: Callable[[Recipe], bool] = always
     items: Callable[[Context, Sequence[int]], Sequence[int]] = lambda context, items: items
@@ -138,8 +139,12 @@ def judged(context: Context, draw: Draw, completion: Completion) -> Record:
     """
     prompt, unit = context.prompts[draw.stage.prompt], draw.unit
     found = cut(unit.prefill + completion.text, signs_of(prompt))
-    if found.marker is None and draw.stage.trims and (kept := before_repetition(found.text)) != found.text:
-        found, completion = replace(found, text=kept), replace(completion, finish="stop")
+    if found.marker is None and draw.stage.trims and (kept := draw.stage.trims(found.text, unit)) != found.text:
+        ended = not found.text.rstrip().endswith(kept[-LAST:])
+        found, completion = (
+            replace(found, text=kept),
+            replace(completion, finish="stop" if ended else completion.finish),
+        )
     if found.marker is not None:
         completion = replace(completion, text=found.text, finish="stop")
     assert draw.stage.parse is not None

@@ -24,7 +24,7 @@ ADVICE = (  # beginnings of names -> what to change, the first that fits
         "critic.false_alarms",
         'a higher bar: pairs.false_labels lower where critiques.found = "compared", else critiques.false_alarms',
     ),
-    ("critiques.", "read these critiques: do they name what this answer says? prompts/critiques.yaml, principles.top"),
+    ("critiques.", "read these critiques: do they name what their answer says? prompts/critiques.yaml, principles.top"),
     ("revisions.", "read these revisions beside their critiques; prompts/revisions.yaml, sampling.revisions"),
     (
         "preference.p1",
@@ -61,7 +61,7 @@ def to_change(metric: str) -> str:
 
 
 def to_read(worst: Sequence[JsonObject]) -> str:
-    """The items of the worst texts with what is wrong there: "item 3 (answers: ### Case), item 7"."""
+    """The items of the worst texts with what is wrong there: "item 3 (answers: ### Case), item 7 (round 2)"."""
     return ", ".join(filter(None, map(_named, worst[:3])))
 
 
@@ -69,7 +69,8 @@ def _named(row: JsonObject) -> str:
     name = next((f"{key} {row[key]}" for key in ("item", "id", "prompt", "text") if row.get(key) not in (None, "")), "")
     if not name:
         return ""
-    what = [str(row[key]) for key in ("stage", "sign", "copied", "margin") if row.get(key) not in (None, "")]
+    what = [f"round {row['round'] + 1}"] if row.get("round") else []  # an item may stand here twice, once a round
+    what += [str(row[key]) for key in ("stage", "sign", "copied", "margin") if row.get(key) not in (None, "")]
     return f"{name[:60]} ({' '.join(' '.join(what).split())[:80]})" if what else name[:60]
 
 

@@ -51,10 +51,26 @@ def folder() -> Path:
             raise CaiError(f"CAI_EMBEDDED: {given}: no such folder. Give the folder of a saved model, or unset it.")
         return given
     source = gguf_file()
-    target = cache_root() / f"{NAME}-{source.stat().st_size:x}-v{VERSION}"
+    target = _target(source)
     if not (target / "config.json").is_file():
         _convert(source, target)
     return target
+
+
+def converted() -> Path | None:
+    """The folder where it was made before; None where it was not, or where another model runs in its place."""
+    if is_given():
+        return None
+    try:
+        source = gguf_file()
+    except CaiError:
+        return None
+    target = _target(source)
+    return target if (target / "config.json").is_file() else None
+
+
+def _target(source: Path) -> Path:
+    return cache_root() / f"{NAME}-{source.stat().st_size:x}-v{VERSION}"
 
 
 def _convert(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cai.evaluate.probes import BASE, STAGE
@@ -17,6 +17,7 @@ from cai.store.row_types import Record
 from cai.store.rows import of_stages
 
 SHOWN = 220  # characters of an answer on the screen: two lines
+LEAD = 40  # of them before the first difference, where that stands too far on to be seen
 WIDTH = 100
 
 
@@ -72,9 +73,13 @@ def probed(rows: Iterable[Record]) -> list[Probed]:
 
 
 def first_shown(found: Sequence[Probed]) -> Probed | None:
-    """The one for the first screen: benign, and changed if any of these is."""
+    """The one for the first screen, from its first difference on: benign, and changed if any of these is."""
     benign = [probe for probe in found if not probe.folded]
-    return next((probe for probe in benign if not probe.same), benign[0] if benign else None)
+    first = next((probe for probe in benign if not probe.same), benign[0] if benign else None)
+    if first is None or first.same:
+        return first
+    before, after = _from_change(first.both.before), _from_change(first.both.after)
+    return replace(first, both=replace(first.both, before=before, after=after))
 
 
 def summary(found: Sequence[Probed]) -> str:
@@ -93,12 +98,20 @@ def lines(found: Sequence[Probed], report: Any) -> list[str]:
         if probe.same:
             told += _indented("both", _short("".join(s.text for s in probe.both.before), SHOWN))
             continue
-        told += _indented("base", _marked(probe.both.before, "[-", "-]"))
-        told += _indented("tuned", _marked(probe.both.after, "{+", "+}"))
+        told += _indented("base", _marked(_from_change(probe.both.before), "[-", "-]"))
+        told += _indented("tuned", _marked(_from_change(probe.both.after), "{+", "+}"))
     if folded := [probe for probe in found if probe.folded]:
         changed, several = sum(not probe.same for probe in folded), "s" * (len(folded) != 1)
         told += ["", f"  {len(folded)} red-team probe{several}, {changed} answered otherwise: folded, read in {report}"]
     return told
+
+
+def _from_change(segments: Sequence[Segment]) -> list[Segment]:
+    """Without most of what stands before the first difference, where that lies in the second half of what is shown."""
+    first, *rest = segments or [Segment("")]
+    if first.changed or len(first.text) <= SHOWN // 2:
+        return list(segments)
+    return [replace(first, text="…" + first.text[-LEAD:].split(" ", 1)[-1]), *rest]
 
 
 def _marked(segments: Sequence[Segment], left: str, right: str) -> str:

@@ -26,7 +26,7 @@ IN_WORDS = {
     "pairs.kept": "Pairs that came through",
     "data.scaffolding": "Texts that run on into the prompt's form",
     "data.copied": "Texts that copy the prompts' examples",
-    "data.nothing_found": "Pairs of which nothing was found",
+    "data.nothing_found": "Pairs without a fault that was found",
     "labels.better": "Revisions judged better",
     "labels.known.better": "Known improvements that it sees",
     "critic.recall": "Planted flaws that the critic finds",
@@ -280,6 +280,7 @@ def _gate(verdict: JsonObject, figures: Mapping[str, FigureRow]) -> Gate:
     every = [v for v in (value, low, high, threshold, *controls) if v is not None]
     status = str(verdict["status"])
     word = STATUS_WORDS.get(status, status.lower())
+    word = "not decided" if status == "UNMEASURED" and value is not None else word  # a figure stands beside it
     word += " (advisory)" if criterion.get("advisory") and status != "PASS" else ""
     interval = "" if low is None or high is None else f" [{number(low, 2)}, {number(high, 2)}]"
     text = "no figure" if value is None else f"{number(value, 2)}{interval}, n={measured.get('n', 0)}"

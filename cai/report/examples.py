@@ -42,6 +42,7 @@ class Judged:
     status: str
     checks: list[ShownCheck]
     why: str
+    word: str = ""  # in place of what the status says
 
     @property
     def said(self) -> str:
@@ -50,7 +51,7 @@ class Judged:
         passed = sum(bool(check.ok) for check in asked)
         of = "form and likelihood" if any(check.name.startswith(("CSI", "CRI")) for check in asked) else "form"
         words = {"nothing": "finds nothing wrong", "unscored": "not scored"}
-        return words.get(self.status) or f"passes {passed} of {len(asked)} checks of {of}"
+        return self.word or words.get(self.status) or f"passes {passed} of {len(asked)} checks of {of}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class ShownRound:
     critique: list[Segment]
     after: list[Segment]
     marked: str = ""
+    stayed: bool = False  # the critique found nothing, so there is no revision
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def exhibit(snapshot: Snapshot, example: Example, reject: str = "", why: str = "
         critique = cut(entry["critique"], (), in_critique)
         quotes = f"{len(in_critique)} of {len(quoted_spans(entry['critique']))}"
         id_, text = str(entry["principle_id"]), str(entry["principle"])
-        rounds.append(ShownRound(number, id_, text, both.before, critique, both.after, how_marked(both)))
+        stayed = not entry.get("found", True)
+        rounds.append(ShownRound(number, id_, text, both.before, critique, both.after, how_marked(both), stayed))
         before = entry["revised_answer"]
     scores = snapshot.scores_by_item.get(item, {})
     return Exhibit(
@@ -154,11 +157,20 @@ def exhibit(snapshot: Snapshot, example: Example, reject: str = "", why: str = "
         rounds=rounds,
         flags=_flags(example["flags"]),
         critique=_with_quotes(judge_critique(scores, section), quotes),
-        revision=judge_revision(scores, section),
+        revision=_unasked(judge_revision(scores, section)) if _untouched(rounds) else judge_revision(scores, section),
         reject=reject,
         why_shown=why,
         extra=_fresh(scores),
     )
+
+
+def _untouched(rounds: Sequence[ShownRound]) -> bool:
+    return bool(rounds) and all(shown.stayed for shown in rounds)
+
+
+def _unasked(judged: Judged) -> Judged:
+    why = "no critique named a problem, so none was written"
+    return replace(judged, status="nothing", checks=[], why=why, word="none")
 
 
 def _given(shown: Exhibit, example: Example) -> Exhibit:
@@ -174,7 +186,8 @@ def _given(shown: Exhibit, example: Example) -> Exhibit:
         none = cut(f"None: two sampled answers, the chosen one by {shown_number(example.get('margin'))} nats.", (), ())
     rounds = [ShownRound(0, name, said, both.before, none, both.after, how_marked(both))]
     critique, revision = (
-        replace(judged, status="nothing", checks=[], why=why) for judged in (shown.critique, shown.revision)
+        replace(judged, status="nothing", checks=[], why=why, word="none")
+        for judged in (shown.critique, shown.revision)
     )
     return replace(shown, rounds=rounds, critique=critique, revision=revision)
 
@@ -211,8 +224,9 @@ def judge_critique(scores: Scores, section: EvaluationSection) -> Judged:
 
 def judge_revision(scores: Scores, section: EvaluationSection) -> Judged:
     verdict = revisions.verdict(scores, section)
-    return shown(verdict, "The last revision",
-                 "the critique named no problem, so there is nothing to address")  # fmt: skip
+    judged = shown(verdict, "The last revision",
+                   "the critique named no problem, so there is nothing to address")  # fmt: skip
+    return replace(judged, word="has nothing to address") if judged.status == "nothing" else judged
 
 
 def shown(verdict: TextVerdict, question: str, nothing: str) -> Judged:

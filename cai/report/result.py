@@ -6,11 +6,12 @@ was checked and no more; a gate that has no phrase here is named by its metric.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cai.evaluate.advice import to_change
+from cai.evaluate.advice import to_change, to_read
 from cai.report.before_after import Probed
 from cai.report.snapshot import Snapshot
 from cai.store.jsonl import JsonObject, Row
@@ -25,13 +26,13 @@ PHRASES: Mapping[str, tuple[str, str]] = {  # what is said where the gate passed
     "data.nothing_found": ("every pair rests on a fault that was found", "pairs were made where nothing was found"),
     "labels.better": (
         "most revisions are better than their originals",
-        "revisions are not better than their originals",
+        "too few revisions are better than their originals",
     ),
     "labels.known.better": ("it sees known improvements", "it does not see known improvements"),
     "critic.recall": ("the critic finds planted flaws", "the critic misses too many planted flaws"),
     "critic.false_alarms": ("the critic leaves sound answers alone", "the critic blames too many sound answers"),
-    "critiques.meaningful": ("critiques pass the checks of form", "critiques do not pass the checks of form"),
-    "revisions.addresses": ("revisions answer their critiques", "revisions do not answer their critiques"),
+    "critiques.meaningful": ("critiques pass the checks of form", "too few critiques pass the checks of form"),
+    "revisions.addresses": ("revisions answer their critiques", "too few revisions answer their critiques"),
     "dpo.first_loss_error": ("the first loss is right (ln 2)", "the first loss is wrong"),
     "dpo.loss_fall": ("the loss falls", "the loss does not fall"),
     "preference.p1": (
@@ -89,8 +90,24 @@ def _groups(verdicts: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _said(verdict: Row, which: int) -> str:
     metric = str(verdict["metric"])
-    default = (f"{metric} is met", f"{metric} is not met")
-    return PHRASES.get(metric, default)[which]
+    passed, missed = PHRASES.get(metric, (f"{metric} is met", f"{metric} is not met"))
+    if which and str(verdict["reason"]).startswith("the control "):  # the value is met, and means nothing
+        return f"{passed}, but hardly more than a control does"
+    return missed if which else passed
+
+
+COUNTED = ("labels.better", "labels.known.better", "critiques.meaningful", "revisions.addresses", "preference.p1")
+
+
+def _counted(verdict: Row) -> str:
+    """` (3 of 14)` of a gate that failed and counts texts, the reason of one that was not decided."""
+    measured = verdict.get("measured") or {}
+    value, count = measured.get("value"), measured.get("n")
+    if verdict["status"] != "FAIL":
+        return f" ({verdict['reason']})" if verdict["reason"] else ""
+    if verdict["metric"] not in COUNTED or not isinstance(value, int | float) or not math.isfinite(value) or not count:
+        return ""
+    return f" ({round(value * count)} of {count})"
 
 
 def _sentence(snapshot: Snapshot, groups: Mapping[str, list[Row]], count: int) -> str:
@@ -163,17 +180,23 @@ def sft_advised(snapshot: Snapshot) -> str:
     )
 
 
+MOST_WARNINGS = 2  # on the first screen; all of them, with what to do, stand below the gates
+
+
 def _told(snapshot: Snapshot, groups: Mapping[str, list[Row]], headline: JsonObject) -> list[str]:
     told = []
     names = {
         "PASS": "Passed",
         "FAIL": "Not passed",
         "UNDERPOWERED": "Too few to tell whether",
-        "UNMEASURED": "Not measured whether",
+        "UNMEASURED": "Not decided whether",
     }
     for status, name in names.items():
         if (rows := groups[status]) and len(snapshot.verdicts) > 1:  # one gate is told by the headline
-            told.append(f"{name}: {'; '.join(_said(row, 1 if status == 'FAIL' else 0) for row in rows)}.")
+            tails = ["" if status == "PASS" else _counted(row) for row in rows]
+            words = (_said(row, int(status == "FAIL")) + tail for row, tail in zip(rows, tails, strict=True))
+            told.append(f"{name}: {'; '.join(words)}.")
+    told += [f"Warning: {warning.split('; ')[0]}." for warning in snapshot.warnings[:MOST_WARNINGS]]
     if over := over_prompting(snapshot.figures):
         told.append(over)
     if advice := sft_advised(snapshot):
@@ -190,12 +213,18 @@ def _next(snapshot: Snapshot, groups: Mapping[str, list[Row]]) -> list[str]:
     """What to do now, a step a line: for at most two gates that failed, else for the first kind of what is open."""
     run = f"{snapshot.path.parent.name}/{snapshot.run_id}"
     if groups["FAIL"]:
-        return list(dict.fromkeys(to_change(str(row["metric"])) for row in _telling_first(groups["FAIL"])[:2]))
+        return list(dict.fromkeys(_change(row) for row in _telling_first(groups["FAIL"])[:2]))
     if groups["UNDERPOWERED"]:
         return [f"more items: python runner.py --resume {run} --set items={2 * snapshot.recipe.items}"]
     if groups["UNMEASURED"]:
         return ["see in the table below what kept it from being measured"]
     return [NEXT.get(snapshot.milestone, "read the examples").format(run=run)]
+
+
+def _change(verdict: Row) -> str:
+    """What to change, and the texts to begin with."""
+    worst = to_read((verdict.get("measured") or {}).get("worst") or ())
+    return to_change(str(verdict["metric"])) + (f". The worst: {worst}" if worst else "")
 
 
 _OWN_FIGURE = (
@@ -204,15 +233,20 @@ _OWN_FIGURE = (
 )  # what a milestone is about; M1's is the second
 
 
+def _pairs_tile(snapshot: Snapshot) -> tuple[str, str]:
+    """How many pairs, of how many that were wanted where some are missing, from how many tries."""
+    recipe, kept = snapshot.recipe, len(snapshot.pairs.kept)
+    tries, wanted = kept + len(snapshot.pairs.rejects), recipe.items + recipe.heldout.items
+    noun = f"row{'s' * (tries != 1)}" if recipe.pairs.file else "try" if tries == 1 else "tries"
+    if kept < wanted and len(recipe.pairs.kinds) == 1:
+        return f"{number(kept)} of {number(wanted)}", f"pairs wanted, from {number(tries)} {noun}"
+    return number(kept), f"pair{'s' * (kept != 1)} from {number(tries)} {noun}"
+
+
 def _tiles(snapshot: Snapshot, probes: Sequence[Probed]) -> list[tuple[str, str]]:
     """(number, what it is): pairs, the milestone's own figure, the loss, time and money, where they are known."""
     pairs, spent, figures = snapshot.pairs, snapshot.spent, snapshot.figures
-    total = len(pairs.kept) + len(pairs.rejects)
-    tiles = (
-        [(number(len(pairs.kept)), f"pair{'s' * (len(pairs.kept) != 1)} from {number(total)} item{'s' * (total != 1)}")]
-        if total
-        else []
-    )
+    tiles = [_pairs_tile(snapshot)] if pairs.kept or pairs.rejects else []
     own = _OWN_FIGURE if snapshot.milestone != "m1" else reversed(_OWN_FIGURE)
     for metric, what in own:
         found = figures.get(metric) or {}

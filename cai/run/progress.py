@@ -212,7 +212,7 @@ class Progress:
     def _to_go(self) -> str:
         eta, run = self.eta_seconds(), self.run_seconds()
         parts = [f"{duration_range(*eta)} to go"] if eta and eta[1] else []
-        parts += [f"{duration_range(*run)} in the whole run"] if run else []
+        parts += [f"{duration_range(*run)} left of the whole run"] if run and run != eta else []
         return "".join(f", {part}" for part in parts)
 
     def run_seconds(self) -> tuple[float, float] | None:

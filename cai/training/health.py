@@ -76,7 +76,7 @@ def barely_moved(margin: float, kl: float, same_answers: float, health: HealthSe
     seen = [text for there, text in signs if there]
     if not seen:
         return None
-    text = f"the adapter barely moved: {'; '.join(seen)}; raise dpo.learning_rate (LoRA bears 1e-5 to 5e-5), or train"
+    text = f"the adapter barely moved: {'; '.join(seen)}; raise dpo.learning_rate where it is below 5e-5, or train"
     return Sign("barely_moved", float(len(seen)), f"{text} longer (dpo.max_steps, dpo.epochs)")
 
 

@@ -554,6 +554,18 @@ def card_code(card: str) -> str:
     return card.split("```python\n")[1].split("```")[0]
 
 
+def test_where_no_hub_is_in_reach_the_embedded_models_folder_is_named(path, tmp_path, monkeypatch):
+    """The printed lines ended in "couldn't connect", though the base lay in the cache."""
+    monkeypatch.setattr("cai.commands.export_base.embedded.converted", lambda: tmp_path / "cached")
+    snapshot = read_story(path)
+    loadable = replace(asking(snapshot), missed="")
+    (line,) = [x for x in usage(base_of(snapshot), loadable, 32, tmp_path, False) if x.startswith("without a hub:")]
+    assert f"from_pretrained({str(tmp_path / 'cached')!r})" in line
+    assert str(tmp_path) not in card_of(path), "no place of this machine travels"
+    monkeypatch.setattr("cai.commands.export_base.embedded.converted", lambda: None)
+    assert not any("without a hub" in x for x in usage(base_of(snapshot), loadable, 32, tmp_path, False))
+
+
 @pytest.mark.runs
 def test_a_card_takes_no_file_from_the_folder_that_the_folder_has_not(path, tmp_path, monkeypatch):
     """Without a tokenizer at hand the export has neither its files nor generation_config.json: the base's serve."""

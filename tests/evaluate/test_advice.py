@@ -43,5 +43,7 @@ def test_a_failed_gate_names_three_worst_texts_and_one_that_lacks_numbers_asks_f
     failed = decide(Figure("data.copied", 5.0, n=9, worst=worst), GateSpec(metric="data.copied", at_most=0.0))
     first, second = advice.lines(failed)
     assert first == "  to read first: item 0, item 1, item 2" and second.startswith("  to change: ")
+    twice = tuple({"item": 3, "round": round_} for round_ in (0, 1))
+    assert advice.to_read(twice) == "item 3, item 3 (round 2)"
     few = decide(Figure("preference.p1", 0.9, n=2), GateSpec(metric="preference.p1", above=0.8, minimum_n=20))
     assert advice.lines(few) == ["  to decide it: more items (items, heldout.items), or a lower minimum_n of this gate"]

@@ -415,3 +415,14 @@ def test_with_a_constitution_of_ones_own_the_exam_is_sat_under_the_shipped_princ
     before = (run / "eval" / "critic.jsonl").read_bytes()
     assert run_fake("--resume", str(run), fake=())[0] == errors.DONE
     assert (run / "eval" / "critic.jsonl").read_bytes() == before
+
+
+def test_the_exams_figures_name_the_model_that_was_loaded_not_the_recipes() -> None:
+    """A report of SmolLM2-135M said "texts of Qwen/Qwen2.5-32B"."""
+    from types import SimpleNamespace
+
+    recipe = SimpleNamespace(model=SimpleNamespace(name="Qwen/Qwen2.5-32B"))
+    context: Any = SimpleNamespace(recipe=recipe, run=SimpleNamespace(manifest={"model": {"model": "SmolLM2-135M"}}))
+    assert critic_stage.writer(context) == "SmolLM2-135M"
+    context.run.manifest = {}
+    assert critic_stage.writer(context) == "Qwen/Qwen2.5-32B"

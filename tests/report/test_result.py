@@ -9,7 +9,7 @@ import pytest
 from support.pages import item_rows, make_run, probe_rows, recipe, records
 
 from cai.report import before_after, examples
-from cai.report.charts import pool_map
+from cai.report.charts import forest, pool_map
 from cai.report.diff import compared, sentences
 from cai.report.pages import gather, headline, page, write_pages
 from cai.report.result import PHRASES, over_prompting, result
@@ -57,8 +57,8 @@ def test_every_shipped_gate_has_its_words():
 
 def test_the_sentence_says_what_passed_and_what_did_not_and_what_next(story):
     found = said(with_verdicts(story, ("critiques.meaningful", "FAIL"), ("dpo.loss_fall", "PASS")))
-    assert found.sentence == "The pipeline works; critiques do not pass the checks of form."
-    assert found.told[:2] == ["Passed: the loss falls.", "Not passed: critiques do not pass the checks of form."]
+    assert found.sentence == "The pipeline works; too few critiques pass the checks of form."
+    assert found.told[:2] == ["Passed: the loss falls.", "Not passed: too few critiques pass the checks of form."]
     assert found.told[2].startswith("Next: read these critiques")
     assert found.tag == "not passed, 1 of 2 gates met"
 
@@ -68,6 +68,48 @@ def test_too_few_is_no_failure_and_asks_for_more_items(story):
     assert found.sentence == "The pipeline works; 1 of 2 gates could not be decided."
     assert "Too few to tell whether: the critic finds planted flaws." in found.told
     assert f"--resume {story.path.parent.name}/{story.run_id} --set items=6" in found.told[-1]
+
+
+def failed(metric, *, reason="the value misses the criterion", status="FAIL", **measured):
+    criterion = {"metric": metric, "at_least": 0.7}
+    return {"metric": metric, "status": status, "reason": reason, "criterion": criterion, "measured": measured}
+
+
+def test_what_failed_has_its_counts_and_its_worst_texts(story):
+    """A 3 of 14 was told as "critiques do not pass", and "read these critiques" named none."""
+    worst = [{"item": 3, "round": 0}, {"item": 3, "round": 1}]
+    rows = [failed("critiques.meaningful", value=3 / 14, n=14, worst=worst), failed("dpo.loss_fall", value=-0.1, n=5)]
+    found = said(replace(story, gates={"milestone": "m1", "enforced": True, "verdicts": rows}))
+    assert "too few critiques pass the checks of form (3 of 14)" in found.told[0] and "fall." in found.told[0]
+    assert next(line for line in found.told if line.startswith("Next")).endswith("The worst: item 3, item 3 (round 2).")
+
+
+def test_a_figure_that_is_no_better_than_its_control_is_not_called_too_low(story):
+    reason = "the control critiques.meaningful.shuffled has 0.8: ahead by 0.1, wanted 0.2"
+    rows = [failed("critiques.meaningful", value=0.9, n=14, reason=reason)]
+    found = said(replace(story, gates={"milestone": "m1", "enforced": True, "verdicts": rows}))
+    assert found.sentence.endswith("critiques pass the checks of form, but hardly more than a control does.")
+
+
+def test_what_was_not_decided_says_why_and_is_not_called_unmeasured_beside_its_figure(story):
+    why = "1 of 3 unscored, more than 10%"
+    rows = [failed("critic.false_alarms", status="UNMEASURED", reason=why, value=0.5, n=2), failed("dpo.loss_fall")]
+    found = said(replace(story, gates={"milestone": "m1", "enforced": True, "verdicts": rows}))
+    assert f"Not decided whether: the critic leaves sound answers alone ({why})." in found.told
+    assert forest("Gates", rows, {}).drawn.gates[0].word == "not decided"
+    assert forest("Gates", [failed("critic.recall", status="UNMEASURED")], {}).drawn.gates[0].word == "not measured"
+
+
+def test_a_warning_stands_on_the_first_screen(story):
+    found = said(replace(story, warnings=["the adapter barely moved: KL 0.0006; raise dpo.learning_rate"]))
+    assert "Warning: the adapter barely moved: KL 0.0006." in found.told
+
+
+def test_pairs_that_are_missing_are_told_with_what_was_wanted(story):
+    rejects = len(story.pairs.rejects)
+    assert said(story).tiles[0] == ("4", f"pairs from {4 + rejects} tries")
+    more = replace(story, recipe=story.recipe.model_copy(update={"items": 9}))
+    assert said(more).tiles[0] == ("4 of 10", f"pairs wanted, from {4 + rejects} tries")
 
 
 def test_where_all_passed_the_telling_ones_are_named_and_the_next_milestone(story):
@@ -177,6 +219,18 @@ def test_the_last_lines_mark_what_changed_and_fold_red_team(story):
     assert "[-sorry, but-]" in text and "{+afraid+}" in text and "both:" in text
     assert "unlock" not in text and "1 red-team probe, 1 answered otherwise: folded, read in report.html" in text
     assert before_after.lines([], "x") == []
+
+
+def test_a_difference_far_on_in_two_long_answers_is_what_the_last_lines_show():
+    """They showed 220 equal characters of both and called them different."""
+    head = "I am here to help with anything that is about medicine, as far as I can. " * 5
+    rows = [
+        row | {"text": head + ("Ask a nurse." if row["arm"] == "base" else "See a doctor.")} for row in probe_rows()
+    ]
+    text = "\n".join(before_after.lines(before_after.probed(rows)[:1], "report.html"))
+    shown = before_after.first_shown(before_after.probed(rows)).both
+    assert all(side[0].text.startswith("…") and side[1].changed for side in (shown.before, shown.after))
+    assert "[-Ask a nurse-]" in text and "{+See a doctor+}" in text and text.count("…") == 2
 
 
 # --- by words, by sentence, not at all
@@ -291,3 +345,17 @@ def test_an_sft_stage_is_advised_where_a_base_models_answers_do_not_end():
     assert "25% of the tuned model's 40 fresh answers end by themselves" in told(0.25)
     assert "--set dpo.start=sft" in told(0.25) and "about half of the 10 min" in told(0.25)
     assert told(0.95) == told(None) == told(0.25, form="chat") == told(0.25, start="sft") == ""
+
+
+def test_where_no_critique_found_anything_no_revision_is_shown(tmp_path):
+    """The unchanged answer stood there as a revision, "passed" or "not scored"."""
+    keep = recipe(items=1, rounds=1, critiques=recipe().critiques.model_copy(update={"no_issue": "keep"}))
+    rows = [
+        one for one in item_rows(0, rounds=1, critique="No issue: all of it is right.") if one["stage"] != "revisions"
+    ]
+    path = make_run(tmp_path, rows, recipe=keep)
+    write_pages(path)
+    markdown, html = (path / "report.md").read_text(), (path / "report.html").read_text()
+    assert "No revision: the critique found nothing, the text stays." in markdown and "\nRevision:" not in markdown
+    assert "None: the critique found nothing, the text stays." in html
+    assert 'Revision <span class="tag nothing">none</span>' in html

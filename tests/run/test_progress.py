@@ -211,7 +211,7 @@ def test_the_whole_run_is_estimated_until_it_is_spent(run, clock, capsys):
     shown.begin("answers", 0, total=4)
     clock[0] += 40.0
     shown.tick()
-    assert "1 min to 4 min 20 s in the whole run" in capsys.readouterr().err
+    assert "1 min to 4 min 20 s left of the whole run" in capsys.readouterr().err
     assert run.read_status()["run_seconds"] == [60.0, 260.0]
     clock[0] += 400.0
     shown.tick()

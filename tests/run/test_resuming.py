@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -203,3 +204,22 @@ def test_until_pairs_writes_the_report_and_can_be_exported(run_fake: Runner, pro
     assert (project / "out/dataset/pairs/train.jsonl").is_file() and not (project / "out/adapter").exists()
     assert "load_dataset" in capsys.readouterr().out
     assert run_fake("--export", "runs/latest", "--to", str(project / "o2"), "--merged", fake=())[0] == errors.USAGE
+
+
+@pytest.mark.runs
+def test_a_fork_of_the_same_critic_does_not_sit_the_exam_again(run_fake: Runner) -> None:
+    """It drew all of it anew for another beta, where "nothing is drawn again" was promised."""
+
+    def exam(run: Path) -> tuple[list[str], list[dict[str, Any]]]:
+        stages = [str(e["stage"]) for e in read_jsonl(run / "events.jsonl") if e["kind"] == "stage"]
+        rows = [row for row in read_jsonl(run / "eval" / "critic.jsonl") if row["metric"].startswith("critic.")]
+        return [stage for stage in stages if stage.startswith("critic's exam")], rows
+
+    few = ("--milestone", "m1", "--set", "items=2", "--set", "evaluation.critic_items=4")
+    _, first = run_fake(*few)
+    run_fake("--fork", str(first), "--set", "dpo.beta=0.3", fake=())
+    _, second = run_fake("--resume", "runs/latest", fake=())
+    assert second != first and exam(first)[0] and exam(second) == ([], exam(first)[1])
+    run_fake("--fork", str(first), "--set", "sampling.critiques.temperature=0.9", fake=())
+    _, third = run_fake("--resume", "runs/latest", fake=())
+    assert third != second and exam(third)[0], "another critic sits it itself"
