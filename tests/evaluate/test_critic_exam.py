@@ -403,6 +403,7 @@ def test_with_a_constitution_of_ones_own_the_exam_is_sat_under_the_shipped_princ
     (project / "own.txt").write_text(OWN)
     sets = ("--set", "constitution=own.txt", "--set", f"critiques.found={found}", "--set", "evaluation.critic_items=8")
     sets += ("--set", "pairs.label=always", "--set", "critiques.false_alarms=0.9", "--set", "principles.by=rule_check")
+    sets += ("--set", "principles.threshold=0.0")
     code, run = run_fake("--milestone", "m1", "--set", "items=4", *sets)
     assert code == errors.DONE
     figures = orjson.loads((run / "eval" / "measured.json").read_bytes())["figures"]
