@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,16 @@ def test_a_good_row_reads_and_a_repeated_missing_or_broken_one_does_not(tmp_path
             read_rows(path)
     with pytest.raises(CaiError, match="cannot read the critic's exam"):
         read_rows(tmp_path / "absent.jsonl")
+
+
+def test_only_the_shipped_rows_are_taken_as_checked(tmp_path):
+    """The digest in the code is of the file that `ROWS` above checked; a file with any other bytes is checked whole."""
+    assert critic_stage.exam_rows() == tuple(ROWS)
+    assert hashlib.sha256(FILE.read_bytes()).hexdigest() == critic_stage.CHECKED
+    path = written(tmp_path / "rows.jsonl", holds=[{"check": "items", "count": 3}])
+    assert read_rows(path, checked=hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(CaiError, match="not true of the answer"):
+        read_rows(path, checked=critic_stage.CHECKED)
 
 
 def test_numbers_are_read_without_list_markers_and_with_thousands():
