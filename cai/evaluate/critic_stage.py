@@ -64,7 +64,8 @@ def measure(context: Context) -> dict[str, Figure]:
             for part in loop.left(context, log, f"critic's exam: {stage.name}", keys, together):
                 with context.model().adapter(False):
                     rows = draw(context, stage, [found[item] for _, item, _ in part])
-                loop.write(context, log, part, [{"metric": f"critic.{stage.name}", **row} for row in rows])
+                named = [{"metric": f"critic.{stage.name}", **row} for row in rows]
+                loop.write(context, log, part, named, counted=True)  # `draw` has, while they were made
             return loop.rows_of(log, keys)
 
         doubted = _doubted(context, log, asked)

@@ -423,6 +423,17 @@ def test_with_a_constitution_of_ones_own_the_exam_is_sat_under_the_shipped_princ
     assert bool(rows) == (found == "calibrated") and all(row["scores"] for row in rows)
     evidence = [r for r in read_jsonl(run / "eval" / "critic.jsonl") if r.get("metric") == "critic.evidence"]
     assert all(row["evidence"] is not None for row in evidence)
+    _each_row_is_counted_once(run)
     before = (run / "eval" / "critic.jsonl").read_bytes()
     assert run_fake("--resume", str(run), fake=())[0] == errors.DONE
     assert (run / "eval" / "critic.jsonl").read_bytes() == before
+
+
+def _each_row_is_counted_once(run: Path) -> None:
+    """The exam's own steps: as many rows and tokens as stand in its log, of draws alone and of draws again."""
+    drawn = [row for row in read_jsonl(run / "eval" / "critic.jsonl") if row.get("stage")]
+    told = {e["stage"]: e for e in read_jsonl(run / "events.jsonl") if e["kind"] == "stage" and "exam" in e["stage"]}
+    for stage in ("critiques", "revisions"):
+        own = [row for row in drawn if row["stage"] == stage]
+        assert told[f"critic's exam: {stage}"]["items"] == len(own)
+        assert told[f"critic's exam: {stage}"]["tokens"] >= sum(row["tokens"] for row in own)
