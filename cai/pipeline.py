@@ -147,7 +147,7 @@ def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[
     """The adapter of these pairs: trained, resumed, or found finished; from the base, or from SFT on the revisions."""
     from cai.training import arms
 
-    arm = arms.dpo_arm(context, pairs, collected.heldout, sound_rows(collected, len(pairs)))
+    arm = arms.dpo_arm(context, pairs, collected.heldout, sound_rows(collected, len(pairs), context.recipe))
     if not arms.done(arm) and "training_identity" not in context.run.manifest:
         context.run.update_manifest(training_identity=inputs.identity(training=True))
     return arms.trained(context, arm)
@@ -193,7 +193,7 @@ def evaluate(
     if len(context.recipe.dpo.seeds) > 1:
         from cai.training import arms
 
-        arms.train_seeds(context, training_pairs, pairs.heldout, sound_rows(pairs, len(training_pairs)))
+        arms.train_seeds(context, training_pairs, pairs.heldout, sound_rows(pairs, len(training_pairs), context.recipe))
     return {**stored_figures(context.run.eval), **results}
 
 

@@ -84,8 +84,8 @@ def _samples(recipe: Recipe) -> bool:
     return sampled.KIND in recipe.pairs.kinds
 
 
-def _sound_answers(context: Context, items: Sequence[int]) -> Sequence[int]:
-    return range(len(principles.calibration_answers(context)))
+def _calibration(context: Context, items: Sequence[int]) -> Sequence[int]:
+    return principles.calibration_items(context)
 
 
 INSTRUCTIONS = Stage(
@@ -112,6 +112,7 @@ ANSWERS = Stage(
     "answers",
     _render_answer,
     _parse(parsing.answer),
+    trims=parsing.ended,
     redraws_limit=True,
     needs=lambda round_: (("instructions", 0),),
     keys=("sampling.answers", "few_shot.answers", "few_shot.rotate", "on_policy.round", "on_policy.adapter"),
@@ -122,6 +123,7 @@ SECOND_ANSWERS = Stage(
     "answers",
     sampled.render_second,
     _parse(parsing.answer),
+    trims=parsing.ended,
     redraws_limit=True,
     needs=lambda round_: (("instructions", 0),),
     keys=("sampling.answers", "few_shot.answers", "few_shot.rotate", "on_policy.round", "on_policy.adapter"),
@@ -135,11 +137,12 @@ CALIBRATION = Stage(
     "relevance",
     principles.calibration_unit,
     score=principles.calibrate,
+    reads=_answer,
     keys=("principles", "critiques", "few_shot"),
     files=("constitution.yaml", "prompts/answers.yaml", "prompts/critiques.yaml", "prompts/reviews.yaml"),
     fields=principles.FIELDS,
     enabled=_relevant,
-    items=_sound_answers,
+    items=_calibration,
 )
 RELEVANCE = Stage(
     "relevance",
@@ -161,8 +164,8 @@ CRITIQUES = Stage(
     "critiques",
     "critiques",
     _render_critique,
-    _parse(parsing.critique),
-    trims=True,
+    lambda text, unit: parsing.critique(text, opened=bool(unit.prefill)),
+    trims=parsing.before_repetition,
     inputs=_texts,
     per_round=True,
     needs=_answer,
@@ -185,6 +188,7 @@ REVISIONS = Stage(
     "revisions",
     _render_revision,
     _parse(parsing.revision),
+    trims=parsing.ended,
     inputs=_texts,
     redraws_limit=True,
     per_round=True,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from cai.data import labels
 from cai.data.chain import label
 from cai.data.item_chain import Chain, chain_of, lacking
+from cai.data.rounds import found_nothing
 from cai.metrics.text import appends_only, repetition, rouge_l, words
 from cai.metrics.wordings import finds_nothing, has_control_token, is_refusal, leftovers
 from cai.recipe.load import Recipe
@@ -177,7 +178,7 @@ def _round_needs(chain: Chain, plan: PairPlan, round_: int) -> list[tuple[str, i
     if plan.relevant and relevance is not None and relevance["principle"] is None:
         return []
     first = [("relevance", round_)] if plan.relevant else []
-    if critique is not None and plan.keeps_text and finds_nothing(critique["text"]):
+    if critique is not None and plan.keeps_text and found_nothing(critique):
         return first
     return [*first, ("critiques", round_), ("revisions", round_)]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cai.metrics.text import repetition
-from cai.metrics.wordings import finds_nothing, has_control_token, leftovers
+from cai.metrics.wordings import finds_nothing, has_control_token, is_remark, leftovers, only_approves
 from cai.store.jsonl import clean
 
 
@@ -97,6 +97,37 @@ def before_repetition(text: str) -> str:
     return text
 
 
+LEAST_WORDS = 12  # in front of a remark: a text that begins with one is no answer
+LAST_SENTENCES = 3
+
+
+def before_remarks(text: str) -> str:
+    """The text without what it says of itself at its end: a paragraph that begins so, or one of the last sentences.
+
+    Of 525 revisions of a 1.5B model 44 ended so ("This answer takes the person seriously and avoids ..."), and a judge
+    likes the praise: it stood under the highest margins.
+    """
+    found = list(SENTENCE.finditer(text))
+    for place, sentence in enumerate(found):
+        opens = "\n" in text[sentence.start() : sentence.end()].rstrip()[: len(sentence[0]) - len(sentence[0].lstrip())]
+        opens = opens or text[: sentence.start()].endswith("\n")
+        if not (opens or place >= len(found) - LAST_SENTENCES) or not is_remark(sentence[0].strip()):
+            continue
+        kept = text[: sentence.start()].rstrip().removesuffix("---").rstrip()
+        return kept if len(kept.split()) >= LEAST_WORDS else text
+    return text
+
+
+def before_loop(text: str) -> str:
+    """A text that would be refused as looping, up to where it begins to say the same again; any other as it is."""
+    return before_repetition(text) if repetition(text) > MAX_REPETITION else text
+
+
+def ended(text: str) -> str:
+    """An answer without what it says again, or of itself, at its end."""
+    return before_remarks(before_loop(text))
+
+
 def instruction(text: str) -> Parsed | Unparsed:
     """One request in one paragraph, put the way a person types it."""
     return _parse(text, "instruction", _instruction_fault)
@@ -106,9 +137,15 @@ def answer(text: str) -> Parsed | Unparsed:
     return _parse(text, "answer", _run_on)
 
 
-def critique(text: str) -> Parsed | Unparsed:
-    """A critique; one that goes on to write the new answer is refused."""
-    return _parse(text, "critique", _critique_fault)
+def critique(text: str, opened: bool = False) -> Parsed | Unparsed:
+    """A critique; one that goes on to write the new answer is refused.
+
+    `opened`: it had to begin with a quotation, so it cannot say "No issue": it says that what it quotes does no harm.
+    """
+    found = _parse(text, "critique", _critique_fault)
+    if opened and isinstance(found, Parsed) and "no_issue" not in found.flags and only_approves(found.text):
+        return Parsed(found.text, (*found.flags, "no_issue"))
+    return found
 
 
 def revision(text: str) -> Parsed | Unparsed:
@@ -183,5 +220,5 @@ def _critique_fault(text: str) -> str:
 
 
 def _revision_fault(text: str) -> str:
-    found = leftovers(text)
+    found = leftovers(text) or next((f"about itself: {s}" for s in SENTENCE.findall(text) if is_remark(s.strip())), "")
     return _run_on(text) or (f"leftover: {found}" if found else "")

@@ -3,9 +3,9 @@
 Owns what the two signs (`answer_signs`: raw, critic) are compared with, and the draw. Doesn't own what is done with a
 drawn principle (`chain`). Legend:
   score      = raw - mean of raw over sound answers, nats  cancels a liking for finding that principle broken
-  by critic: score = (critic - its mean for that principle) / its spread for it, over known answers. Of 75 answers with
-           planted flaws it had the right principle among the highest three in 43% (chance 20%, rule check 11%; 1.5B;
-           mean and spread were those of the exam's own 105 answers, not yet of the 26 that are used here)
+  by critic: score = (critic - its mean for that principle) / its spread for it, over the run's own first answers or
+           over known ones (`principles.over`). Of 75 answers with planted flaws the highest was the right principle in
+           21% over answers like them, in 16% over the known ones, where one principle led in 29 of 75 (chance 6%; 1.5B)
   evidence   = score / its spread + (critic - its mean) / its spread, over sound answers
 The sound answers are those that the prompt files show: fixed, so a draw depends on nothing but its item.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import orjson
 
+from cai.data import rounds
 from cai.data.answer_signs import common, critic_asks, critic_odds, question_asks, raw_scores
 from cai.data.stage import Unit
 from cai.engine import Score
@@ -29,9 +30,12 @@ from cai.engine.asks import Ask, Name, Scorer, score
 from cai.recipe.constitution import Constitution, Principle
 from cai.run.context import Context
 from cai.store.jsonl import Row
+from cai.store.row_types import Record
 
 CASES = Path(__file__).parent / "cases" / "label_cases.jsonl"
 FIELDS = frozenset({"instruction", "answer", "question"})
+OWN, LEAST_OWN = 64, 8  # of the run's first answers: so many are compared with, from so many on
+FIRST_OWN = 1_000  # item of the run's first answer in stage `calibration`; the known ones stand before
 CRITIC_PRINCIPLES = 4  # of each sound answer, under which the critic's odds are calibrated
 
 
@@ -78,8 +82,21 @@ def calibration_answers(context: Context) -> Sequence[tuple[str, str]]:
     return known_answers() if by_critic(context) else sound_answers(context)
 
 
+def calibration_items(context: Context) -> list[int]:
+    """The known answers, then the first try of the run's first training slots: the same in every wave."""
+    section, known = context.recipe.principles, range(len(calibration_answers(context)))
+    own = range(min(OWN, context.recipe.items)) if by_critic(context) and section.over == "run" else ()
+    return [*known, *(FIRST_OWN + slot for slot in own)]
+
+
 def calibration_unit(context: Context, item: int, round_: int) -> Unit | None:
     answers = calibration_answers(context)
+    if item >= FIRST_OWN:
+        slot = item - FIRST_OWN
+        row, answer = rounds.instruction_of(context, slot), context.ok("answers", slot)
+        if row is None or answer is None:
+            return None
+        return Unit(item, 0, {"instruction": row["text"], "answer": answer["text"]})
     if item >= len(answers):
         return None
     return Unit(item, 0, dict(zip(("instruction", "answer"), answers[item], strict=True)))
@@ -135,8 +152,15 @@ def every_ask(context: Context, scorer: Scorer, answers: Mapping[Name, tuple[str
 
 
 def spreads(context: Context) -> dict[str, tuple[float, float]]:
-    """Principle id -> mean and spread of the critic's odds over the known answers, from stage `calibration`."""
-    rows = context.log.by_stage("calibration")
+    """Principle id -> mean and spread of the critic's odds over the run's own answers, from stage `calibration`.
+
+    Over the known answers where the run has too few, or the recipe says so.
+    """
+    known: list[Record] = []
+    own: list[Record] = []
+    for row in context.log.by_stage("calibration"):
+        (own if row["item"] >= FIRST_OWN else known).append(row)
+    rows = own if len(own) >= LEAST_OWN else known
     found = {}
     for principle in context.constitution.principles:
         values = [value for row in rows if (value := row["scores"].get(principle.id)) is not None]

@@ -46,7 +46,7 @@ def _settled(context: Context, item: int, round_: int) -> bool:
         return True
     critique = context.ok("critiques", item, round_)
     if critique is not None:
-        return keeps_text(context.recipe, critique["text"])
+        return keeps_text(context.recipe, critique)
     return untouched(context.ok("relevance", item, round_))
 
 
@@ -55,9 +55,14 @@ def untouched(relevance: Record | None) -> bool:
     return relevance is not None and relevance["principle"] is None
 
 
-def keeps_text(recipe: Recipe, critique: str) -> bool:
+def keeps_text(recipe: Recipe, critique: Record) -> bool:
     """The critique finds nothing, and so the text stays as it is."""
-    return recipe.critiques.no_issue == "keep" and finds_nothing(critique)
+    return recipe.critiques.no_issue == "keep" and found_nothing(critique)
+
+
+def found_nothing(critique: Record) -> bool:
+    """By the flag that it got when it was drawn (one that began with a quotation may only approve), or by its words."""
+    return "no_issue" in critique.get("flags", ()) or finds_nothing(critique["text"])
 
 
 def instruction_of(context: Context, item: int) -> Record | None:
@@ -109,7 +114,7 @@ def _render_revision(context: Context, item: int, round_: int) -> Unit | None:
     critique, principle = context.ok("critiques", item, round_), principle_of(context, item, round_)
     if row is None or text is None or critique is None or principle is None:
         return None
-    if keeps_text(context.recipe, critique["text"]):
+    if keeps_text(context.recipe, critique):
         return None
     fields = {
         "instruction": row["text"],

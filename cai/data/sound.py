@@ -1,20 +1,57 @@
-"""Answers that no principle objects to: what SFT learns beside the revisions."""
+"""What SFT imitates: revisions, and answers that no principle objects to.
+
+With `sft.select = "clean"` no text that repeats itself or was cut: an SFT stage teaches to end, and it teaches a loop
+as well (of 55 revisions that it was shown 15 said eight words twice; all 11 of 44 fresh answers that did not end then
+were loops; a 1.5B model). Beside answers in which nothing was found it then takes benign ones that the label held
+clearly better than their revision: where every answer is criticised, those are what no principle objects to.
+"""
 
 from __future__ import annotations
 
-from cai.data.pairs import PairSet
-from cai.store.row_types import SoundAnswer
+from collections.abc import Sequence
+
+from cai.data.pairs import REPEATED, PairSet
+from cai.metrics.text import repetition
+from cai.recipe.load import Recipe
+from cai.store.row_types import Example, Pair, Reject, SoundAnswer
+
+MAX_REPETITION = 0.02  # share of a text's 8-word sequences that stood in it before
 
 
-def sound_rows(pairs: PairSet, limit: int) -> list[SoundAnswer]:
-    """Answers that no round found anything wrong with, of training items: what SFT may imitate beside the revisions."""
-    found: list[SoundAnswer] = [
-        {
-            "item": reject["item"],
-            "prompt": reject["example"]["instruction"],
-            "chosen": reject["example"]["initial_answer"],
-        }
-        for reject in pairs.rejects
-        if reject["reason"] == "no_issue" and reject["example"]["split"] == "train"
-    ]
-    return found[:limit]
+def sound_rows(pairs: PairSet, limit: int, recipe: Recipe) -> list[SoundAnswer]:
+    """At most `limit` answers of training items that need no revision, in the order of items."""
+    clean = recipe.sft.select == "clean"
+    found: list[SoundAnswer] = []
+    for reject in pairs.rejects:
+        if len(found) == limit:
+            break
+        example = reject.get("example")
+        if example is None or example["split"] != "train" or not _needs_none(reject, example, clean):
+            continue
+        found.append({"item": reject["item"], "prompt": example["instruction"], "chosen": example["initial_answer"]})
+    return found
+
+
+def imitable(pairs: Sequence[Pair], recipe: Recipe) -> list[Pair]:
+    """The pairs whose chosen text an SFT stage is shown; all of them where it would be left with none."""
+    clean = [pair for pair in pairs if not repeats(pair["chosen"])] if recipe.sft.select == "clean" else []
+    return clean or list(pairs)
+
+
+def repeats(text: str) -> bool:
+    return repetition(text, REPEATED) > MAX_REPETITION
+
+
+def _needs_none(reject: Reject, example: Example, clean: bool) -> bool:
+    if reject["reason"] == "no_issue":
+        return not clean or _whole(example)
+    if not clean or reject["reason"] != "not_better" or example["pool"] != "benign":
+        return False
+    margin, bar = example.get("margin"), example["label"].get("bar") if "label" in example else None
+    return margin is not None and bar is not None and margin < -bar and _whole(example)
+
+
+def _whole(example: Example) -> bool:
+    """It ended by itself, says nothing twice and does not decline a benign request."""
+    declines = example["pool"] == "benign" and example["flags"]["answer_refuses"]
+    return not declines and "answers" not in example["flags"]["ran_to_limit"] and not repeats(example["initial_answer"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import cast
 
-from cai.data.parsing import Parsed, Unparsed, before_repetition
+from cai.data.parsing import Parsed, Unparsed
 from cai.data.slots import seed_of
 from cai.engine import Completion, Request, Sampling
 from cai.recipe.copies import Shots, copied, shots_of
@@ -65,7 +65,7 @@ class Stage:
     itself). `sampling`: its section of [sampling] ("" = its name). `fields`: what fills its prompt.
     `items(context, items)`: which numbers it runs on, where they are not the run's own.
     `optional`: a stage that came later: where it is off it adds nothing to an identity, so that runs of before fork.
-    `trims`: a text that begins to say the same again ends there.
+    `trims(text)`: what is left of a text that goes on although it has come to its end; that is then finished.
     `limit_is_fault`: a completion that ran to the token limit is rejected here (else flagged, and judged as a pair).
     `redraws`: a rejected (or, with `redraws_limit`, cut) completion is drawn again, `pairs.redraws` times at most.
     """
@@ -85,7 +85,7 @@ class Stage:
     files: tuple[str, ...] = ()
     fields: frozenset[str] = frozenset()
     sampling: str = ""
-    trims: bool = False
+    trims: Callable[[str], str] | None = None
     optional: bool = False
     enabled: Callable[[Recipe], bool] = always
     items: Callable[[Context, Sequence[int]], Sequence[int]] = lambda context, items: items
@@ -138,7 +138,7 @@ def judged(context: Context, draw: Draw, completion: Completion) -> Record:
     """
     prompt, unit = context.prompts[draw.stage.prompt], draw.unit
     found = cut(unit.prefill + completion.text, signs_of(prompt))
-    if found.marker is None and draw.stage.trims and (kept := before_repetition(found.text)) != found.text:
+    if found.marker is None and draw.stage.trims and (kept := draw.stage.trims(found.text)) != found.text:
         found, completion = replace(found, text=kept), replace(completion, finish="stop")
     if found.marker is not None:
         completion = replace(completion, text=found.text, finish="stop")

@@ -59,7 +59,7 @@ SERIES = (
 def run_arms(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], recipe_folder: Path) -> None:
     """Train and measure every arm of the recipe that is not there yet; each one's figures in eval/<arm>.json."""
     recipe = context.recipe
-    sound = sound_rows(pairs, len(training_pairs)) if recipe.dpo.start == "sft" else ()
+    sound = sound_rows(pairs, len(training_pairs), recipe) if recipe.dpo.start == "sft" else ()
     arms = [sft_arm(context, training_pairs, sound)] if recipe.has_sft else []
     arms += [from_base_arm(context, training_pairs, pairs.heldout)] if recipe.dpo.also_from_base else []
     for arm in arms:

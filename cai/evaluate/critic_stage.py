@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 from cai.data import answer_signs, chain, known_labels, principles, rounds
 from cai.data.comparisons import margin, margin_asks
@@ -29,6 +30,7 @@ from cai.run.context import Context
 from cai.run.loop import open_marked
 from cai.store.jsonl import Row
 from cai.store.records import RecordLog
+from cai.store.row_types import Record
 
 DATA = Path(__file__).parent / "data" / "critic_exam.jsonl"
 CHECKED = "99ae5de31854e06e3b8ddf894159e80be7bde5badfc88fbfe8146f9c2564fe1f"  # of DATA; a test checks its rows
@@ -70,9 +72,10 @@ def measure(context: Context) -> dict[str, Figure]:
 
         doubted = _doubted(context, log, asked)
         critiques = texts(chain.CRITIQUES, {i: _critique(i, u, context) for i, u in asked.items() if i in doubted})
-        said = {row["item"]: row["text"] for row in critiques if row["status"] == "ok"}
-        said |= {i: NOTHING for i in asked if i not in doubted}
-        faulted = {i: text for i, text in said.items() if not finds_nothing(text)}
+        found = {row["item"]: cast(Record, row) for row in critiques if row["status"] == "ok"}
+        faulted = {i: row["text"] for i, row in found.items() if not rounds.found_nothing(row)}
+        said = {i: row["text"] if finds_nothing(row["text"]) else NOTHING for i, row in found.items()}
+        said |= {i: NOTHING for i in asked if i not in doubted} | faulted
         revisions = texts(chain.REVISIONS, {i: _revision(context, i, asked[i], text) for i, text in faulted.items()})
         revised = {row["item"]: row["text"] for row in revisions if row["status"] == "ok"}
         if (

@@ -116,6 +116,31 @@ def leftovers(text: str, kinds: Collection[str] = tuple(_LEFTOVERS)) -> str:
     return ""
 
 
+_ITSELF = (  # "This answer takes the person seriously ...": the text speaks of itself, as a judge of it would
+    r"(?:this|the|my|that) (?:(?:new|revised|rewritten|re-?written|corrected|improved|updated|final|above|last|original"
+    r"|correct|better) )?(?:answer|response|version|revision|rewrite|reply)"
+)
+_JUDGED = (
+    r"(?:is|was|does|doesn['’]t|takes?|makes?|helps?|avoids?|removes?|keeps?|provides?|addresses|answers|gives?"
+    r"|encourages?|emphasi[sz]es|follows|includes?|corrects?|acknowledges|respects|should|would|could|clearly|directly"
+    r"|also|now|still|focuses|offers?|meets|involves|promotes|leaves|speaks|maintains|ensures|remains|lacks|fails)"
+)
+_PLAIN_ANSWER = r"(?: (?:that|to|no|yes|because|in|an?|the|one|simple|simply|usually|often|found|given)\b| ?[:“\"\d(])"
+_REMARK = re.compile(
+    rf"\W*{_ITSELF} {_JUDGED}\b(?!(?<=is){_PLAIN_ANSWER})(?=.*?\b(?:clear(?:er|ly)?|safer?|helpful|help to|harm\w*"
+    r"|danger\w*|illegal|misleading|friendly|respectful|complete|comprehensive|accurate|(?:in)?correct|honest|neutral|thoughtful"
+    r"|balanced|empathetic|concise|polite|kindly?|seriously|instructions?|question|reader|user|person|request|prompt"
+    r"|original|previous|principle|critique|revised|rewritten|rephrased|phrased|improved|better|plain words|tone"
+    r"|in full|step-by-step|actionable|stereotypes?|insult\w*|deception|untruths|advice|lies|relevant|appropriate)\b)",
+    re.I | re.S,
+)
+
+
+def is_remark(sentence: str) -> bool:
+    """It judges the very text that it stands in: what a model adds that was asked to rewrite."""
+    return bool(_REMARK.match(sentence))
+
+
 _NO_BUT = r"(?! (?:with|for)\b[^.;:\n]{0,80}, (?:but|yet|except)\b)"  # "There is no issue with tone, but ..." names one
 _NOTHING = _any_of(
     rf"^\W*no (?:such )?(?:issue|problem|flaw)s?\b(?=\W){_NO_BUT}",
@@ -213,6 +238,7 @@ _CALLS_WRONG = _any_of(
     r"\b(?:too|overly) (?:long|short|brief|general|simple|vague|certain|confident|technical|many|few|much|strict)\b",
     r"\b(?:should|must|ought to|needs? to|needed to) (?:not |also |rather |instead |have |be )*\w+",
     r"\b(?:w|c)ould (?:be|have been) (?:better|more|clearer|helpful|improved)\b",
+    r"\b(?:correct|better|right|good) (?:answer|response) (?:would|should|is|has)\b",
     r"\bcould (?:lead|cause|mislead|harm|hurt|put|encourage|result|leave|make)\b",
     r"\bnot (?:true|right|enough|what|the)\b",
     r"\b(?:does not|doesn['’]t|did not|didn['’]t|do not|never) (?:mention|explain|say|warn|address|answer|give|include|"
@@ -247,6 +273,11 @@ def names_fault(text: str) -> bool:
     return not all(_taken_back(text))
 
 
+def only_approves(text: str) -> bool:
+    """It says of the answer what is right about it, or what it does not do wrong, and names no fault."""
+    return approves(text) and not names_fault(text)
+
+
 def approves(text: str) -> bool:
     """It praises, or says that the answer is right, safe or fair, does what was asked, or lacks a fault."""
     return bool(_PRAISE.search(text) or _APPROVES.search(text) or any(_taken_back(text)))
@@ -261,6 +292,8 @@ def _taken_back(text: str) -> list[bool]:
 
 def _is_taken_back(clause: str, found: re.Match[str]) -> bool:
     before, after = clause[max(0, found.start() - REACH) : found.start()], clause[found.end() : found.end() + REACH]
+    if re.match(r"not (?:true|right|enough)", found.group(), re.IGNORECASE):
+        return False
     if re.match(r"do|did|never|not", found.group(), re.IGNORECASE):  # "does not mention" is a fault by itself
         return bool(_BAD_OBJECT.search(after))
     if re.match(r"\W*(?:none|nobody|nothing|no one)\b", after, re.IGNORECASE) or _REPORTED.search(before):

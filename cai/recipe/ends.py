@@ -38,6 +38,10 @@ _ALONE = re.compile(r"[\]*_]{0,4}[ \t]*[:：.]?[*_]{0,3}[ \t]*#*[ \t]*(?:\r?\n|\
 _COLON = re.compile(r"[\]*_]{0,4}[ \t]*[:：]")
 _GAP = re.compile(r"[ \t]*")
 _LINE_HEAD = re.compile(r"[ \t]*(?:>[ \t]*)*(?:[*_]{1,3})?\[?\Z")
+_QUESTION = re.compile(r"\bQuestion\b[^\n:]{0,10}:")
+_MORE = re.compile(r"[ \t>*_#]*(?:additional|another|new|next|other|further|second|following|more)[ \t]+\Z", re.I)
+_GLUED = re.compile(r"(?<=[.!?…\"”'’)])[*_]+\Z")
+_OWN_REQUEST = re.compile(r"\s*(?:I|I['’]\w+|My|Can|Could|Would|How|What|Why|Please|Tell me)\b")
 _BULLET = re.compile(r"[ \t>]*(?:[-*+•–]|\(?\d{1,3}[.)]|[A-Za-z][.)])[ \t]+[*_]{0,3}\[?\Z")
 _INLINE_NUMBER = re.compile(r"(?:^|[.!?:;][ \t]+)\(?\d{1,2}[.)][ \t]+[*_]{0,3}\Z")
 _SENTENCE_END = re.compile(  # a full stop and what closes behind it, a closing quotation mark, a dash, a symbol
@@ -112,8 +116,9 @@ def _tidied(text: str, *, behind: bool) -> str:
         if last and _HANGING.fullmatch(last):
             text = text[: -len(last)]
         line = text.rfind("\n") + 1
-        if behind and _HEADING_LINE.match(text, line):
+        if behind and (_HEADING_LINE.match(text, line) or _MORE.match(text[line:] + " ")):
             text = text[:line]
+        text = _GLUED.sub("", text) if behind else text
         if text == before:
             return text
 
@@ -191,6 +196,8 @@ def _label_sign(text: str, found: re.Match[str], signs: Signs) -> bool:
         bold = before.endswith(("**", "__"))
         return place.opens_line or bool(_BULLET.match(before)) or capital or bold or place.after_sentence
     own = next((known for known in signs.names if key(known) == key(name)), name)
+    if own in FIXED and _MORE.match(before):
+        return bool(_OWN_REQUEST.match(rest)) or _asks(before, rest, own, signs)
     if found["plural"]:
         return capital and (place.opens_line or place.after_sentence) and _asks(before, rest, own, signs)
     if _BULLET.match(before) or _INLINE_NUMBER.search(before[-20:]):
@@ -200,10 +207,12 @@ def _label_sign(text: str, found: re.Match[str], signs: Signs) -> bool:
     fixed = own in (signs.user, *FIXED)
     if place.opens_line:
         return _line_label(text, place.line_start, found, fixed=fixed)
-    return capital and place.after_sentence and _mid_label(before, rest, fixed=fixed)
+    return (capital or own in FIXED) and place.after_sentence and _mid_label(before, rest, fixed=fixed)
 
 
 def _turn_sign(text: str, found: re.Match[str]) -> bool:
+    if found["asked"]:  # the second of two belongs to a list of them
+        return not _QUESTION.search(text, 0, found.start())
     return found["name"].title() in FIXED or not _in_row(text, text.rfind("\n", 0, found.start("name")) + 1)
 
 

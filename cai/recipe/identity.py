@@ -45,8 +45,8 @@ def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False
     keep |= rounding(recipe)
     if recipe.guard.enabled:
         keep |= {k: v for k, v in flat.items() if k.startswith("guard.")}
-    if training:
-        keep |= flatten(recipe.sft.model_dump(mode="json"), "sft.") if recipe.dpo.start == "sft" else {}
+    if training and recipe.dpo.start == "sft":
+        keep |= {k: v for k, v in flat.items() if k.startswith("sft.") and (k, v) != ("sft.select", repr("all"))}
     return keep | {f"sha256({name})": sha for name, sha in files.items()}
 
 
@@ -55,6 +55,7 @@ LATER_KEYS = {
     "instructions.pool": "",
     "principles.choice": "uniform",
     "principles.by": "rule_check",
+    "principles.over": "known",
     "critiques.transcript": "separate",
     "critiques.no_issue": "revise",
     "critiques.found": "drawn",

@@ -330,8 +330,8 @@ def _fault_line(error: Any, raw: Mapping[str, str]) -> str:
 
 
 def dump(recipe: Recipe) -> bytes:
-    """The resolved recipe as TOML, every key explicit; [sft] stands in it where it is on."""
-    off = set() if recipe.has_sft else {"sft"}
+    """The resolved recipe as TOML, every key explicit; [sft] where it is on or says something of its own."""
+    off = {"sft"} if not recipe.has_sft and recipe.sft == SftSection() else set()
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude=off)).encode()
 
 

@@ -84,12 +84,14 @@ class PrinciplesSection(Section):
 
     `choice`: "relevant" draws among the `top` principles that the answer breaks most (by more than `threshold`),
     "uniform" deals them by item number. `by`: what says how much. "critic": how sure the critique is to begin with a
-    fault, in spreads over known answers; "rule_check": yes or no to the rule, nats of log-odds over sound answers.
+    fault, in spreads; "rule_check": yes or no to the rule, nats of log-odds over sound answers. `over`: whose spreads
+    the critic's are: "run": of the run's own first answers, or with fewer than eight, as "known": of 26 shipped ones.
     Texts are read up to `max_text_tokens`.
     """
 
     choice: Literal["relevant", "uniform"] = "uniform"
     by: Literal["critic", "rule_check"] = "rule_check"
+    over: Literal["run", "known"] = "known"
     top: Positive = 3
     threshold: Annotated[float, Field(ge=-20.0, le=20.0)] = 0.0
     max_text_tokens: Positive = 640
@@ -296,13 +298,15 @@ class SftSection(Section):
     """A second arm: the same LoRA trained from the start on the revisions alone; it says what DPO adds.
 
     With `dpo.start = "sft"` it is DPO's first stage, whether enabled or not. Seed, batch, schedule and `max_length` are
-    [dpo]'s; with `max_steps` and `epochs` at 0 its length is too.
+    [dpo]'s; with `max_steps` and `epochs` at 0 its length is too. `select` = "clean": no text that repeats itself or
+    was cut, and answers that no revision bettered; "all": every revision, and answers in which nothing was found.
     """
 
     enabled: bool = False
     max_steps: Count = 0
     epochs: Annotated[float, Field(ge=0.0)] = 0.0
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4  # LoRA at 33B and 65B: Dettmers et al. 2023, table 9
+    select: Literal["all", "clean"] = "all"
 
     @model_validator(mode="after")
     def _length(self) -> SftSection:

@@ -100,7 +100,8 @@ def _fields(user: str, labels: tuple[str, ...]) -> list[tuple[str, str]]:
 @dataclass(frozen=True, slots=True)
 class Patterns:
     """`own`: the assistant's cue or a role's, at the start of a text; `lone`: a cue's name on a line, without its '#';
-    `phrase`: words of names only, ending as a name does; `label`: a name and its colon; `turn`: a role and its colon.
+    `phrase`: words of names only, ending as a name does; `label`: a name and its colon; `turn`: a role and its
+    colon, or the question of another case behind a sentence.
     """
 
     own: re.Pattern[str]
@@ -127,7 +128,9 @@ def patterns_of(signs: Signs) -> Patterns:
         lone=_lone(signs, any_name),
         phrase=_phrase(signs.names),
         label=re.compile(rf"(?<![^\W_])(?<![^\W_]_)(?<!-)(?P<name>{any_name})(?P<plural>s?){colon}[*_]{{0,3}}", re.I),
-        turn=re.compile(rf"{_LINE_HEAD}(?P<name>{turns}){colon}", re.M),
+        turn=re.compile(
+            rf"{_LINE_HEAD}(?P<name>{turns}){colon}|(?<=[.!?][ \t])(?P<asked>Question){colon}(?=[ \t][A-Z])", re.M
+        ),
     )
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import cast
 
 from cai.data import chain, labels
+from cai.data.rounds import found_nothing
 from cai.evaluate import critiques, revisions
-from cai.metrics.wordings import finds_nothing
 from cai.recipe.settings_benchmarks import STAND_IN
 from cai.report.snapshot import Snapshot
 from cai.run.events import spent
@@ -98,7 +98,7 @@ def by_principle(snapshot: Snapshot) -> list[Row]:
         if row["stage"] == "critiques" and row["status"] == "ok":
             entry = found.setdefault(str(row["principle"]), dict.fromkeys(PRINCIPLE_COUNTS, 0))
             entry["rounds"] += 1
-            entry["nothing"] += finds_nothing(row["text"])
+            entry["nothing"] += found_nothing(row)
     examples = [*snapshot.pairs.examples, *(r["example"] for r in snapshot.pairs.rejects if "example" in r)]
     kept = {example["item"] for example in snapshot.pairs.examples}
     for example in examples:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cai.data import on_policy
+from cai.data.sound import imitable
 from cai.metrics.figure import Figure
 from cai.recipe.settings import DpoSection
 from cai.run.context import Context
@@ -118,11 +119,11 @@ def dpo_arm(context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair], so
 def sft_arm(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer] = ()) -> Arm:
     """SFT on the revisions (train/sft/, adapter-sft/) and on `sound` answers, which no principle objects to."""
     run, recipe = context.run, context.recipe
-    rows = [*pairs, *(TrainingPair(**row, rejected="") for row in sound)]
-    seed = recipe.dpo.seeds[0]
+    shown, seed = imitable(pairs, recipe), recipe.dpo.seeds[0]
+    rows = [*shown, *(TrainingPair(**row, rejected="") for row in sound)]
     return Arm(
         "train sft", rows, run.sft_train, run.sft_adapter, recipe.sft.recipe(recipe.dpo), seed, objective="sft",
-        name="sft", inputs=sft.inputs(context, pairs, sound, seed),
+        name="sft", inputs=sft.inputs(context, shown, sound, seed),
     )  # fmt: skip
 
 
@@ -141,7 +142,8 @@ def seed_arm(
     folder, adapter = places(context.run.path, seed)
     start = None
     if context.recipe.dpo.start == "sft":
-        stage, inputs = adapter.with_name(f"adapter-sft-seed-{seed}"), sft.inputs(context, pairs, sound, seed)
+        stage = adapter.with_name(f"adapter-sft-seed-{seed}")
+        inputs = sft.inputs(context, imitable(pairs, context.recipe), sound, seed)
         start = replace(sft_arm(context, pairs, sound), folder=folder / "sft", adapter=stage, seed=seed, inputs=inputs)
     reference = on_policy.start_of(context) if context.recipe.dpo.start == "adapter" else None
     return Arm(

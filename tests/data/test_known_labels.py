@@ -107,7 +107,7 @@ def test_the_cases_are_whole_and_halved_alike():
 
 def test_the_critics_sign_is_read_in_spreads_over_known_answers(monkeypatch):
     two = (Principle("loud", "", "", ""), Principle("calm", "", "", ""))
-    rows = [{"scores": {"loud": 4.0 + s, "calm": -3.0 + s / 10}} for s in (-1.0, 1.0)]
+    rows = [{"item": 0, "scores": {"loud": 4.0 + s, "calm": -3.0 + s / 10}} for s in (-1.0, 1.0)]
     ours = SimpleNamespace(
         recipe=SimpleNamespace(principles=SimpleNamespace(by="critic")),
         constitution=SimpleNamespace(principles=two),
@@ -189,3 +189,31 @@ def test_a_recipe_of_before_has_the_identity_of_before():
     assert not set(before) & set(identity(old, {}))
     new = resolve(read(ROOT / "cai.toml"))
     assert set(before) <= set(identity(new, {}))
+
+
+def _comparing(over: str, own: int, items: int = 100, known: int = 26) -> SimpleNamespace:
+    """A run whose calibration has `known` shipped answers with odds around 0 and `own` ones around 4."""
+    rows = [{"item": i, "scores": {"loud": float(i % 2)}} for i in range(known)]
+    rows += [{"item": principles.FIRST_OWN + i, "scores": {"loud": 4.0 + i % 2}} for i in range(own)]
+    return SimpleNamespace(
+        recipe=SimpleNamespace(principles=SimpleNamespace(by="critic", over=over), items=items),
+        constitution=SimpleNamespace(principles=(Principle("loud", "", "", ""),)),
+        log=SimpleNamespace(by_stage=lambda name: rows),
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "mean"), [(0, 0.5), (principles.LEAST_OWN - 1, 0.5), (principles.LEAST_OWN, 4.5), (64, 4.5)]
+)
+def test_scores_are_compared_over_the_runs_own_answers_where_it_has_enough(own, mean):
+    found, spread = principles.spreads(_comparing("run", own))["loud"]
+    assert found == pytest.approx(mean, abs=0.1) and spread == pytest.approx(0.5, abs=0.1)
+
+
+def test_own_answers_are_the_first_tries_of_the_first_slots_and_only_where_asked_for():
+    known = len(principles.known_answers())
+    assert principles.calibration_items(_comparing("known", 0)) == list(range(known))
+    assert principles.calibration_items(_comparing("run", 0, items=3))[known:] == [
+        principles.FIRST_OWN + i for i in range(3)
+    ]
+    assert len(principles.calibration_items(_comparing("run", 0, items=5000))) == known + principles.OWN

@@ -214,3 +214,67 @@ def test_repetition_counts_sequences_that_came_before():
     """ "a b c d e f" * 3: 18 words, 13 six-word sequences, 6 of them new: 7 / 13 came before."""
     assert repetition("a b c d e f " * 3) == pytest.approx(7 / 13)
     assert repetition("one two three") == repetition("") == 0.0
+
+
+KEPT = "Take the plant out of its pot, shorten the dead roots, and set it into dry soil for a week before you water it."
+
+
+@pytest.mark.parametrize(
+    "remark",
+    [
+        "\n\nThis answer takes the person seriously, speaks kindly and leaves out every method.",
+        " This answer is friendly and respectful, and it removes the insulting tone from the previous one.",
+        "\n\nThis response is not directly answering the instruction. It gives a more supportive approach.",
+        "\n\n---\n\nThe revised answer avoids stereotypes. It keeps the useful content.",
+        " The response is comprehensive and provides actionable steps to take.",
+        "\nThis version is clearer and safer for young people.\n\nA trusted adult is named, too. Most would prefer it.",
+    ],
+)
+def test_what_a_text_says_of_itself_at_its_end_is_taken_off(remark):
+    assert parsing.ended(KEPT + remark) == KEPT
+    assert isinstance(parsing.answer(KEPT), Parsed)
+    found = parsing.revision(f"{remark.strip()} {KEPT}")
+    assert isinstance(found, Unparsed) and found.reason.startswith("leftover: about"), "not at its end: no revision"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "To convert it, take 32 off and multiply by five ninths, which gives twenty. The answer is 20 degrees.",
+        "Count the months and divide by twelve, as the form says in its second box. The answer is that no tax is due.",
+        "The immune response is directed at the virus. Its harm to the person is small, and it fades within days.",
+        "Keep it short and friendly when you write back to them tomorrow. Your reply should be polite and clear.",
+        "Python 2 is no longer kept up, so new code should not use it. This version of the library needs Python 3.",
+        "The short answer is clear: no. The long one takes the person and the place into account.",
+        "This answer is kind.",
+    ],
+)
+def test_sound_text_that_speaks_of_answers_is_kept(text):
+    assert parsing.ended(text) == text
+
+
+def test_a_text_that_would_be_refused_as_looping_ends_where_it_begins_to_loop():
+    sentence = "It is important to make sure they feel loved and know that you care for them in every way."
+    looping = f"{KEPT} {' '.join([sentence] * 9)}"
+    assert isinstance(parsing.answer(looping), Unparsed)
+    assert parsing.ended(looping) == f"{KEPT} {sentence}"
+    refrain = f"{KEPT} {sentence} {KEPT}"
+    assert parsing.ended(refrain) == refrain or repetition(refrain) > parsing.MAX_REPETITION
+
+
+@pytest.mark.parametrize(
+    ("text", "nothing"),
+    [
+        ('"Pay the claim promptly" is not risky. "Wait for a response" is not risky. Nobody is put in danger.', True),
+        ('"Coffee is often brewed with ground beans" is true. It is a fact, clear and helpful.', True),
+        ('"It is stronger than tea" is neutral and informative. The tone does not insult, mock or lecture.', True),
+        ('"You can take your payment first" is not true, and it would mislead the reader.', False),
+        ('"Nine fifths" is wrong: it should be five ninths.', False),
+        ('"I cannot help" refuses a harmless request. The correct answer would have given the steps.', False),
+    ],
+)
+def test_a_critique_that_had_to_quote_and_only_approves_finds_nothing(text, nothing):
+    opened = parsing.critique(text, opened=True)
+    assert isinstance(opened, Parsed) and ("no_issue" in opened.flags) is nothing
+    free = parsing.critique(text)
+    assert isinstance(free, Parsed) and "no_issue" not in free.flags, "free to say so, it did not"

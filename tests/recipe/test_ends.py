@@ -118,6 +118,39 @@ def test_what_a_base_model_wrote_on_is_cut(name, kept, tail):
     assert (found.text, bool(found.marker)) == (kept, True)
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "_instruction: I want to get rid of a lot of clutter. How can I do it?",
+        "__Instruction: (continue) I need some pencils as well.",
+        " instruction: I want to sing in the choir, where do I begin?",
+        " Question: Can you help me write a function that checks for a palindrome?",
+        "\n\nAdditional Instructions: I want to make a plan for a party. How do I start?",
+        "\n\n**Another instruction:** Tell me how tides work.",
+        "\nNew Instruction: My dog barks at night. What helps?",
+    ],
+)
+def test_the_next_case_in_other_spellings_is_cut_with_what_hangs_before_it(tail):
+    """All but the neighbours were written by a model of 1.5B behind a finished answer: 8 of 1,231."""
+    kept = "The amounts vary. For more, ask the tax office, or read its website."
+    found = ends.cut(kept + tail, SIGNS["answers"])
+    assert (found.text, bool(found.marker)) == (kept, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Bake it for an hour. Additional instructions: keep the leftovers in the fridge and eat them cold.",
+        "FAQ\n\nQuestion: Is it free? Answer it plainly. Question: Is it safe?",
+        "Follow each instruction: it is there for a reason.",
+        "That is the question: Can you wait?",
+        "Additional Instructions: Preheat the oven. Grease the tin. Mix the flour with the butter.",
+    ],
+)
+def test_words_like_those_in_sound_text_are_kept(text):
+    assert ends.cut(text, SIGNS["answers"]).text == text
+
+
 @pytest.mark.runs
 @given(st.sampled_from(sorted(SIGNS)), st.sampled_from(BEFORE), st.sampled_from(AFTER), st.data())
 def test_what_holds_an_engine_stop_is_cut_at_it_or_before(name, before, after, data):
