@@ -112,6 +112,9 @@ def phases(leg: Leg) -> dict[str, Row]:
     return {phase: found[phase] for phase in sorted(found, key=lambda name: (place.get(name, 99), name))}
 
 
+KEYS = {"records.jsonl": "stage", "scores.jsonl": "metric", "critic.jsonl": "metric"}  # others have arms
+
+
 def losses(leg: Leg) -> list[str]:
     """What was committed at a kill and is not at the log's head any more, and what stands twice."""
     faults = []
@@ -121,7 +124,7 @@ def losses(leg: Leg) -> list[str]:
             if hashlib.sha256(data[: head["bytes"]]).hexdigest() != head["sha256"]:
                 faults.append(f"{name}: its {head['rows']} rows of the kill in {kill} are not what it begins with")
     for path in logs_of(leg.run):
-        key = ("stage",) if path.name == "records.jsonl" else ("metric",) if path.name == "scores.jsonl" else ("arm",)
+        key = (KEYS.get(path.name, "arm"),)
         counts = Counter(tuple(row[part] for part in (*key, "item", "round")) for row in read_rows(path))
         twice = [name for name, count in counts.items() if count > 1]
         faults += [f"{path.name}: {len(twice)} keys stand twice, first {twice[0]}"] if twice else []

@@ -69,6 +69,11 @@ def test_a_row_that_is_lost_or_stands_twice_is_told(tmp_path: Path) -> None:
 
     leg = Leg("main", 1, (), tmp_path, {"attempts": [], "kills": {"generation": {"logs": heads(run)}}})
     assert losses(leg) == []
+    (run / "eval").mkdir()
+    exam = run / "eval" / "critic.jsonl"
+    exam.write_bytes(b'{"metric":"critic.critiques","item":1,"round":0}\n')
+    assert losses(leg) == []
+    exam.unlink()
     log.write_bytes(row + row)
     assert losses(leg) == ["records.jsonl: 1 keys stand twice, first ('answers', 1, 0)"]
     log.write_bytes(row.replace(b"1,", b"2,"))

@@ -66,8 +66,10 @@ def find_leaks(pairs: Sequence[Pair], section: HygieneSection) -> list[Leak]:
     found = []
     for entry, count in often.items():
         lift = (count + 0.5) / (rejected[entry] + 0.5)
+        if lift < section.leak_min_lift:
+            continue
         p = min(1.0, len(often) * gained_exact(count - both[entry], rejected[entry] - both[entry]))
-        if lift >= section.leak_min_lift and p <= section.leak_max_p:
+        if p <= section.leak_max_p:
             found.append(Leak(*entry, count, rejected[entry], round(lift, 3), float(f"{p:.3g}")))
     return found
 

@@ -6,6 +6,7 @@ instruction, the answer or a fixed generic critique, and none counts as gone fro
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,24 +25,26 @@ KEYS = ("id", "pool", "length", "principle", "instruction", "answer", "flaws")
 FLAW_KEYS = ("kind", "span", "names")
 
 
-def read_rows(path: Path, constitution: Constitution | None = None) -> list[ExamRow]:
+def read_rows(path: Path, constitution: Constitution | None = None, checked: str = "") -> list[ExamRow]:
     """The labelled rows, each one strictly checked. `constitution`: its requests must not pass for a critique either.
 
+    `checked`: sha256 of a file that was found right as a whole, before: its rows are read only (a second of checks).
     A row: `id, pool, length, principle` (an id of the constitution)`, instruction, answer, flaws`, optional `holds`. A
     flaw: `kind, span, names`, optional `gone`. Errors: CaiError with one line that names file, line and key.
     """
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        data = path.read_bytes()
     except OSError as error:
         raise CaiError(f"{path}: cannot read the critic's exam: {error.strerror}. Give a JSON lines file.") from None
+    known = hashlib.sha256(data).hexdigest() == checked
     rows: dict[str, ExamRow] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
             where = f"{path}: line {number}"
             row = _row(line, where)
             if row.id in rows or any(row.answer == other.answer for other in rows.values()):
                 raise CaiError(f"{where}: id: {row.id!r} or its answer stands twice. Leave one out.")
-            if fault := _fault_of_row(row, constitution):
+            if not known and (fault := _fault_of_row(row, constitution)):
                 raise CaiError(f"{where}: {row.id}: {fault}")
             rows[row.id] = row
     if not rows:

@@ -44,8 +44,10 @@ def mentions(phrase: str, text: str) -> bool:
 
     Case, kinds of apostrophe and thousands commas do not count; a phrase that ends in a digit is a whole number there.
     """
-    parts = [_pattern(part) for part in phrase.split("&")]
-    plain = _plain(text)
+    plain, asked = _plain(text), phrase.split("&")
+    if not all(word in plain for part in asked for word in _plain(part).split()):
+        return False  # most phrases stand in few texts: a pattern is made for those alone
+    parts = [_pattern(part) for part in asked]
     if len(parts) == 1:
         return bool(parts[0].search(plain))
     return any(all(part.search(sentence) for part in parts) for sentence in re.split(r"(?<=[.!?])\s+|\n", plain))

@@ -49,7 +49,7 @@ def card(
 
     `policy`: the prompt that the pairs are trained with; the lines for other trainers name its text.
     """
-    from huggingface_hub import DatasetCard, DatasetCardData  # half a second: only when a card is written
+    from huggingface_hub.repocard_data import DatasetCardData  # the hub's client is half a second and not asked
 
     own = bool(recipe.pairs.file)
     name = str(facts.get("model") or recipe.model.name)
@@ -95,7 +95,7 @@ def card(
             principles=_principles(pairs.examples),
         )
     )
-    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
 def _formats(recipe: Recipe, policy: Prompt | None) -> dict[str, str]:

@@ -50,10 +50,11 @@ SETTINGS: dict[Any, Any] = {
 
 def inline(chart: Chart, id_: str) -> Markup:
     """The chart as SVG for the page; a forest plot twice, wide and for a phone (CSS shows one: .wide, .narrow)."""
-    if isinstance(chart.drawn, Forest):
-        both = (_page_svg(chart, f"{id_}{kind[0]}", kind) for kind in ("wide", "narrow"))
-        return Markup("\n").join(both)
-    return _page_svg(chart, id_, "")
+    return Markup("\n").join(Markup(page_svg(chart, id_, form)) for form in forms(chart))
+
+
+def forms(chart: Chart) -> tuple[str, ...]:
+    return ("wide", "narrow") if isinstance(chart.drawn, Forest) else ("",)
 
 
 def svg_file(chart: Chart) -> bytes:
@@ -98,8 +99,9 @@ def _settings(fonts: dict[Any, Any]) -> Iterator[None]:
 
 
 @lru_cache(maxsize=128)
-def _page_svg(chart: Chart, id_: str, form: str) -> Markup:
+def page_svg(chart: Chart, place: str, form: str) -> str:
     """The clean-up: no prolog, metadata, style sheet, font or foreign id; colours as variables; a name and a text."""
+    id_ = place + form[:1]
     raw = _raw(chart, "svg", form).decode()
     body = raw[raw.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.S)
@@ -118,7 +120,7 @@ def _page_svg(chart: Chart, id_: str, form: str) -> Markup:
     )
     body = re.sub(r"<svg [^>]*>", lambda m: root, body, count=1)
     lines = (line.strip() for line in body.splitlines())
-    return Markup("\n".join(line for line in lines if line))
+    return "\n".join(line for line in lines if line)
 
 
 def _shown(text: str) -> Markup:

@@ -14,7 +14,8 @@ from cai.evaluate.gates import SIGNS
 from cai.metrics import names as metrics
 from cai.report import arms_table, before_after, examples, kinds, people, publication, rounds, tables
 from cai.report.agreement import agreement
-from cai.report.drawing import inline, write_plots
+from cai.report.drawing import inline
+from cai.report.drawn import Standing
 from cai.report.examples import GLOSSARY, exhibits, rejected_exhibits
 from cai.report.notes import by_item, notes
 from cai.report.pictures import charts_of, plots
@@ -39,20 +40,22 @@ def write_report(run: Run) -> None:
 
 
 def write_pages(path: Path) -> None:
+    standing = Standing(path)
     snapshot = read_story(path)  # once: with 5,000 items it is a third of what a run holds
-    content = gather(snapshot)
+    content = gather(snapshot) | {"picture": standing.inline}
     digests.drop_page_sums(path)
     write_atomic(path / "report.html", page(content).encode())
     write_atomic(path / "report.md", markdown(content).encode())
     if snapshot.recipe.milestone not in SMALL:  # a paper shows no milestone of ten items
-        write_plots(path / "eval" / "plots", plots(content))
+        standing.write_plots(path / "eval" / "plots", plots(content))
+    standing.write()
     del content
     publication.write(snapshot)
     digests.write_page_sums(path)
 
 
 def page(content: JsonObject) -> str:
-    return environment().get_template("report.html.j2").render({**content, "picture": inline})
+    return environment().get_template("report.html.j2").render({"picture": inline, **content})
 
 
 def markdown(content: JsonObject) -> str:

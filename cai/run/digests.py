@@ -31,6 +31,7 @@ NOT_COVERED = {  # name in the run folder -> why it needs no digest
     "quarantine": "what was cut from logs, kept for people",
 }
 REPORT_SUMS = "report.sha256"  # the pages' digests, as sha256sum writes them
+PICTURES = "eval/pictures.json"  # what the pages' pictures were drawn from
 PART = 1 << 20
 Entry = list[Any]  # bytes and sha256
 
@@ -53,7 +54,7 @@ def covered_elsewhere(name: str) -> str:
 
 def is_page(name: str) -> bool:
     """Whether `--report` writes this file."""
-    return name in ("report.html", "report.md") or name.startswith(("eval/table.", "eval/plots/"))
+    return name in ("report.html", "report.md", PICTURES) or name.startswith(("eval/table.", "eval/plots/"))
 
 
 def names_of(run: Path) -> list[str]:

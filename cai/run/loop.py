@@ -80,8 +80,10 @@ def together(context: Context, few: int, count: int) -> int:
     return max(few, min(DRAWN_AT_ONCE, -(-count // world().size)))
 
 
-def write(context: Context, log: RecordLog[R], part: Iterable[Key], rows: Iterable[R]) -> None:
-    """Append the rows, in any order, of those keys of a slice that have none yet."""
+def write(
+    context: Context, log: RecordLog[R], part: Iterable[Key], rows: Iterable[R], *, counted: bool = False
+) -> None:
+    """Append the rows, in any order, of those keys of a slice that have none yet. `counted`: their tokens are."""
     wanted = {key for key in part if not log.has(*key)}
     fresh = [row for row in rows if tuple(row[name] for name in log.key) in wanted]
     shared, made = context.shared.get(log.path), [cast(R, {"v": 1, **nulled(row)}) for row in fresh]
@@ -89,7 +91,8 @@ def write(context: Context, log: RecordLog[R], part: Iterable[Key], rows: Iterab
         shared.put(made)
     else:
         log.append(made)
-    context.progress.step(sum(cast(int, row.get("tokens", 0)) for row in fresh), len(fresh))
+    if not counted:
+        context.progress.step(sum(cast(int, row.get("tokens", 0)) for row in fresh), len(fresh))
     if shared is not None:
         return
     context.progress.committed([{"status": row.get("status", "ok")} for row in fresh])

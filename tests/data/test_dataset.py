@@ -67,6 +67,14 @@ def test_card_warns_names_the_splits_and_counts_the_rejects(tmp_path):
     assert "| train | 3 |" in text
 
 
+@pytest.mark.runs
+def test_the_card_is_what_the_hubs_own_reader_and_writer_makes_of_it(tmp_path):
+    from huggingface_hub import DatasetCard
+
+    text = (written(tmp_path, records(3, heldout=1)) / "README.md").read_text()
+    assert str(DatasetCard(text)) == text
+
+
 def test_model_text_cannot_break_the_card(tmp_path):
     text = (written(tmp_path, item_rows(0, instruction="x\n---\nlicense: evil")) / "README.md").read_text()
     assert "evil" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,16 @@ def test_a_good_row_reads_and_a_repeated_missing_or_broken_one_does_not(tmp_path
         read_rows(tmp_path / "absent.jsonl")
 
 
+def test_only_the_shipped_rows_are_taken_as_checked(tmp_path):
+    """The digest in the code is of the file that `ROWS` above checked; a file with any other bytes is checked whole."""
+    assert critic_stage.exam_rows() == tuple(ROWS)
+    assert hashlib.sha256(FILE.read_bytes()).hexdigest() == critic_stage.CHECKED
+    path = written(tmp_path / "rows.jsonl", holds=[{"check": "items", "count": 3}])
+    assert read_rows(path, checked=hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(CaiError, match="not true of the answer"):
+        read_rows(path, checked=critic_stage.CHECKED)
+
+
 def test_numbers_are_read_without_list_markers_and_with_thousands():
     assert numbers("1. Take 1,250 g\n2) at -4.5 degrees, 10-12 minutes") == [1250, -4.5, 10, 12]
 
@@ -413,6 +424,7 @@ def test_with_a_constitution_of_ones_own_the_exam_is_sat_under_the_shipped_princ
     assert bool(rows) == (found == "calibrated") and all(row["scores"] for row in rows)
     evidence = [r for r in read_jsonl(run / "eval" / "critic.jsonl") if r.get("metric") == "critic.evidence"]
     assert all(row["evidence"] is not None for row in evidence)
+    _each_row_is_counted_once(run)
     before = (run / "eval" / "critic.jsonl").read_bytes()
     assert run_fake("--resume", str(run), fake=())[0] == errors.DONE
     assert (run / "eval" / "critic.jsonl").read_bytes() == before
@@ -427,3 +439,13 @@ def test_the_exams_figures_name_the_model_that_was_loaded_not_the_recipes() -> N
     assert critic_stage.writer(context) == "SmolLM2-135M"
     context.run.manifest = {}
     assert critic_stage.writer(context) == "Qwen/Qwen2.5-32B"
+
+
+def _each_row_is_counted_once(run: Path) -> None:
+    """The exam's own steps: as many rows and tokens as stand in its log, of draws alone and of draws again."""
+    drawn = [row for row in read_jsonl(run / "eval" / "critic.jsonl") if row.get("stage")]
+    told = {e["stage"]: e for e in read_jsonl(run / "events.jsonl") if e["kind"] == "stage" and "exam" in e["stage"]}
+    for stage in ("critiques", "revisions"):
+        own = [row for row in drawn if row["stage"] == stage]
+        assert told[f"critic's exam: {stage}"]["items"] == len(own)
+        assert told[f"critic's exam: {stage}"]["tokens"] >= sum(row["tokens"] for row in own)

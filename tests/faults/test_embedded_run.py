@@ -120,7 +120,7 @@ def killed_again_and_again(project: Project, alone: Future[dict[str, str]], roun
     draw, committed = random.Random(seed), 0
     interrupted: list[str] = []
     argv, done = M1, Path("none")
-    with contextlib.closing(Warm(ONE_THREAD)) as runner:
+    with contextlib.closing(Warm(ONE_THREAD | {"CHECKED": "1"})) as runner:
         for number in range(rounds):
             aim = AIMS.get(number % 5)
             loaded = len(events(project.run, "preflight")) if argv != M1 else 0
