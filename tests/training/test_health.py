@@ -82,7 +82,7 @@ def test_an_adapter_that_barely_moved(margin, kl, same, told):
     sign = health.barely_moved(margin, kl, same, HEALTH)
     assert (sign is None) == (not told)
     if sign:
-        assert told in sign.text and "raise dpo.learning_rate" in sign.text and sign.text.count("(") == 3
+        assert told in sign.text and "raise dpo.learning_rate" in sign.text and sign.text.count("(") == 2
 
 
 def test_pairs_that_were_learnt_by_heart():
