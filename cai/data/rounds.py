@@ -81,6 +81,15 @@ def shift_of(recipe: Recipe, item: int) -> int:
     return ROTATIONS[slots.slot_of(item) % len(ROTATIONS)] if recipe.few_shot.rotate else 0
 
 
+def review_shift(recipe: Recipe, item: int) -> int:
+    """The same for critiques and revisions; the first example where one is shown.
+
+    Rotated, a third of the items saw no example but the one that finds nothing, and never found anything.
+    """
+    shown = recipe.few_shot.reviews if recipe.critiques.transcript == "joint" else recipe.few_shot.critiques
+    return shift_of(recipe, item) if shown != 1 else 0
+
+
 def _render_answer(context: Context, item: int, round_: int) -> Unit | None:
     row = instruction_of(context, item)
     return Unit(item, 0, {"instruction": row["text"]}, shift=shift_of(context.recipe, item)) if row else None
@@ -100,7 +109,7 @@ def _render_critique(context: Context, item: int, round_: int) -> Unit | None:
         return None
     fields = {"instruction": row["text"], "answer": text, "critique_request": principle.critique_request}
     return Unit(
-        item, round_, fields, principle.id, shift=shift_of(context.recipe, item), prefill=opening(context.recipe)
+        item, round_, fields, principle.id, shift=review_shift(context.recipe, item), prefill=opening(context.recipe)
     )
 
 
@@ -124,7 +133,7 @@ def _render_revision(context: Context, item: int, round_: int) -> Unit | None:
     }
     if context.recipe.critiques.transcript == "joint":
         fields["critique_request"] = principle.critique_request
-    return Unit(item, round_, fields, principle.id, shift=shift_of(context.recipe, item))
+    return Unit(item, round_, fields, principle.id, shift=review_shift(context.recipe, item))
 
 
 def _render_label(context: Context, item: int, round_: int) -> Unit | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.runs import read_jsonl
 
 from cai import errors
 from cai.commands.verify import verify
-from cai.data import chain
+from cai.data import chain, rounds
 from cai.data.stage import Stage, Unit
 from cai.run.context import Context
 
@@ -110,3 +111,13 @@ def test_rounds_stand_between_what_stands_once():
     ]
     last = replace(FIFTH, per_round=False)
     assert chain.label(last.name, 0) == "summaries" and chain.label("critiques", 1) == "critiques, round 2"
+
+
+@pytest.mark.parametrize(
+    ("shown", "transcript", "orders"), [(1, "separate", {0}), (1, "joint", {0}), (-1, "separate", {0, 2, 4})]
+)
+def test_a_critic_that_is_shown_one_example_is_never_shown_only_the_one_that_finds_nothing(shown, transcript, orders):
+    few = SimpleNamespace(rotate=True, critiques=shown, reviews=shown)
+    recipe = SimpleNamespace(few_shot=few, critiques=SimpleNamespace(transcript=transcript))
+    assert {rounds.review_shift(recipe, item) for item in range(9)} == orders
+    assert {rounds.shift_of(recipe, item) for item in range(9)} == {0, 2, 4}, "a request is asked for in another way"
