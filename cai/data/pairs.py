@@ -256,7 +256,9 @@ def _flags(chain: Chain, rounds: Sequence[Round], text: str) -> Flags:
     return {
         "answer_refuses": is_refusal(chain.rows["answers", 0]["text"]),
         "revision_refuses": is_refusal(text),
-        "critique_finds_nothing": all(finds_nothing(entry["critique"]) for entry in rounds[-1:]),
+        "critique_finds_nothing": all(
+            not entry.get("found", True) or finds_nothing(entry["critique"]) for entry in rounds[-1:]
+        ),
         "control_tokens": any(map(has_control_token, texts)),
         "ran_to_limit": limited,
     }

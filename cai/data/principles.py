@@ -83,9 +83,14 @@ def calibration_answers(context: Context) -> Sequence[tuple[str, str]]:
 
 
 def calibration_items(context: Context) -> list[int]:
-    """The known answers, then the first try of the run's first training slots: the same in every wave."""
+    """The known answers, then the first try of the run's first training slots: the same in every wave.
+
+    Once a principle was drawn no more come: a run that is given more items compares with what it compared with.
+    """
     section, known = context.recipe.principles, range(len(calibration_answers(context)))
     own = range(min(OWN, context.recipe.items)) if by_critic(context) and section.over == "run" else ()
+    if own and context.log.by_stage("relevance"):
+        return [*known, *(row["item"] for row in context.log.by_stage("calibration") if row["item"] >= FIRST_OWN)]
     return [*known, *(FIRST_OWN + slot for slot in own)]
 
 

@@ -40,7 +40,6 @@ class Unit:
     prefill: str = ""
 
 
-LAST = 40  # characters by which two ends are compared
 Accept = Callable[[list[Record]], list[Record]]  # a batch's rows in order; may turn ok rows into rejected ones
 Inputs = tuple[tuple[str, int], ...]  # (stage, round) of the rows that one row is made of
 
@@ -139,8 +138,8 @@ def judged(context: Context, draw: Draw, completion: Completion) -> Record:
     """
     prompt, unit = context.prompts[draw.stage.prompt], draw.unit
     found = cut(unit.prefill + completion.text, signs_of(prompt))
-    if found.marker is None and draw.stage.trims and (kept := draw.stage.trims(found.text, unit)) != found.text:
-        ended = not found.text.rstrip().endswith(kept[-LAST:])
+    if draw.stage.trims and (kept := draw.stage.trims(found.text, unit)) != found.text:
+        ended = not found.text.rstrip().endswith(kept.rstrip())
         found, completion = (
             replace(found, text=kept),
             replace(completion, finish="stop" if ended else completion.finish),

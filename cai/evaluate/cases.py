@@ -34,6 +34,7 @@ class Case:
     revision: str = ""
     pool: str = "benign"
     initial: str = ""
+    nothing: bool = False  # the critique found nothing, in whatever words: the text stayed as it was
 
     @property
     def key(self) -> tuple[int, int]:
@@ -82,6 +83,7 @@ def _rounds(example: Example) -> list[Case]:
                 revision=entry["revised_answer"] if entry["found"] else "",
                 pool=example["pool"],
                 initial=text,
+                nothing=not entry["found"],
             )
         )
         text = entry["revised_answer"]

@@ -195,7 +195,7 @@ def _mark(context: Context) -> str:
         recipe.sampling.model_dump_json().encode(),
         recipe.few_shot.model_dump_json().encode(),
         recipe.critiques.model_dump_json().encode(),
-        recipe.principles.model_dump_json().encode(),
+        recipe.principles.model_dump_json(exclude={"over"}).encode(),  # no draw of the exam is compared with others
         *((f"{recipe.pairs.label}/{recipe.pairs.false_labels}".encode(),) if recipe.pairs.false_labels else ()),
     ]
     return hashlib.sha256(b"\n".join(parts)).hexdigest()[:16]

@@ -101,7 +101,7 @@ def gate_row(
     """
     own_peers = [*peers(case, pool), *shown]
     row: Row = {"metric": "critiques.gates", "item": case.item, "round": case.round, "text": case.critique}
-    row["finds_nothing"] = finds_nothing(case.critique)
+    row["finds_nothing"] = case.nothing or finds_nothing(case.critique)
     for kind, variant in variants(case, pool).items():
         values = gate_values(variant, idf_, requests, own_peers, section)
         row[kind] = rounded(values) | {"pass": [name for name, ok in gate_passes(values, section).items() if ok]}

@@ -20,7 +20,7 @@ from cai.recipe.copies import copied
 from cai.recipe.ends import Signs, has_sign, signs_of
 from cai.recipe.prompts import Prompt
 from cai.store.jsonl import Row
-from cai.store.row_types import Example, Record
+from cai.store.row_types import Example, Record, Round
 
 Figures = dict[str, Figure]
 MADE_BY = {"initial_answer": "answers", "critique": "critiques", "revised_answer": "revisions"}
@@ -78,9 +78,13 @@ def nothing_found(examples: Sequence[Example]) -> Figure:
     found = [
         {"item": example["item"], "critique": example["critique"][:SHOWN]}
         for example in examples
-        if example.get("kind") != "sampled" and all(finds_nothing(entry["critique"]) for entry in example["rounds"])
+        if example.get("kind") != "sampled" and all(_nothing(entry) for entry in example["rounds"])
     ]
     return _counted("data.nothing_found", found, len(examples))
+
+
+def _nothing(entry: Round) -> bool:
+    return not entry.get("found", True) or finds_nothing(entry["critique"])
 
 
 def _counted(metric: str, found: Sequence[Row], n: int) -> Figure:

@@ -117,15 +117,17 @@ def leftovers(text: str, kinds: Collection[str] = tuple(_LEFTOVERS)) -> str:
 
 
 _ITSELF = (  # "This answer takes the person seriously ...": the text speaks of itself, as a judge of it would
-    r"(?:this|the|my|that|these) (?:(?:new|revised|rewritten|re-?written|corrected|improved|updated|final|above|last"
-    r"|original|correct|better|previous) )?(?P<what>answer|response|version|revision|rewrite|reply)s?"
+    r"(?:(?:overall|in short|now)[, ]+)?(?:note(?: that)?:? )?(?:i hope |in )?"
+    r"(?:(?P<this>this|these|the revised|the rewritten|the new|the corrected|the improved) "
+    r"|the (?:above |final |given )?)(?:new |revised |rewritten |corrected |improved )?"
+    r"(?P<what>answer|response|version|revision|rewrite|reply)s?"
     r"(?: (?:given|provided|above))?"
 )
 _JUDGED = (
-    r"(?:is|was|are|were|does|doesn['’]t|do|takes?|makes?|helps?|avoids?|removes?|keeps?|provides?|addresses|answers"
-    r"|gives?|encourages?|emphasi[sz]es|follows|includes?|corrects?|acknowledges|respects|should|would|could|clearly"
+    r"(?:is|are|does|doesn['’]t|takes?|makes?|helps?|avoids?|removes?|keeps?|provides?|addresses|answers|gives?|uses?"
+    r"|encourages?|emphasi[sz]es|follows|includes?|corrects?|acknowledges|respects|should|would|could|clearly|treats"
     r"|directly|also|now|still|focuses|offers?|meets|involves|promotes|leaves|speaks|maintains|ensures|remains|lacks"
-    r"|fails|explains|introduces|suggests|shows|mentions|presents|describes|correctly|has)"
+    r"|fails|explains|introduces|suggests|shows|mentions|presents|describes|correctly|has|contains|, i (?:avoid|keep))"
 )
 _QUALITY = (
     r"(?:clear(?:er|ly)?|safer?|helpful|help to|harm\w*|danger\w*|illegal|misleading|friendly|respectful|complete|risk"
@@ -133,23 +135,41 @@ _QUALITY = (
     r"|seriously|instructions?|question|reader|user|person|request|prompt|original|previous|principle|critique|revised"
     r"|rewritten|rephrased|phrased|improved|better|plain words|tone|in full|step-by-step|actionable|stereotypes?"
     r"|insult\w*|deception|untruths|advice|lies|relevant|(?:in)?appropriate|positive|supportive|encouraging|scolding"
-    r"|lecturing|talking down|effective than|straightforward|unambiguous|not true)"
+    r"|lecturing|talking down|effective than|straightforward|unambiguous|not true|caring)"
 )
-_PLAIN_ANSWER = r"(?: (?:that|to|no|yes|because|in|an?|the|one|simple|simply|usually|often|found|given)\b| ?[:“\"\d(])"
+_DEGREE = r"(?:not|also|now|more|very|both|already|quite|fully|still) "
 _REMARK = re.compile(
-    r"\W*(?:note(?: that)?:? )?(?:"
-    rf"{_ITSELF} {_JUDGED}\b(?!(?<=answer is){_PLAIN_ANSWER})(?=.*?\b{_QUALITY}\b)"
-    rf"|the tone (?:is|was|could|of the answer)\b(?=.*?\b{_QUALITY}\b)"
-    r"|the instruction (?:given |also )?(?:asks|asked|requires|requested|describes|explicitly|is|was|does)\b"
-    r"|[^\"“”\n]{3,240}[\"”] (?:is|are) (?:not |also )?(?:true|false|a fact|harmful|risky|correct)\b"
-    r")",
+    rf"\W*(?:{_ITSELF},? (?:(?<!the answer )(?<!the response ){_JUDGED}\b(?=.*?\b{_QUALITY}\b)"
+    rf"|(?:is|are) (?:{_DEGREE})*{_QUALITY}\b(?! ?:)|does not \w+\b(?=.*?\b{_QUALITY}\b)"
+    rf"|(?:provides|provided|avoids|has a|should be|could be|also|clearly) (?=.*?\b{_QUALITY}\b))"
+    r"|the (?:correct|better) answer would (?:be|have been) (?:to|that)\b"
+    r"|the tone (?:is|could be|of the answer is) (?:\w+ )?(?:friendly|respectful|scolding|lecturing|talking down"
+    r"|supportive|encouraging|polite|appropriate|positive|improved|more)\b"
+    r"|the instruction (?:given )?(?:asks|asked|requires|requested)\b)",
     re.I | re.S,
 )
+_QUOTED_VERDICT = re.compile(
+    r"\W*[\"“](?P<quoted>[^\"“”\n]{3,240})[\"”] (?:is|are) (?:not |also )?"
+    r"(?:true|false|a fact|harmful|risky|correct)\b",
+    re.I,
+)
+_ABOUT_TEXTS = ("answer", "response", "version", "revision", "rewrite", "reply", "tone", "instruction")
 
 
-def is_remark(sentence: str) -> bool:
-    """It judges the very text that it stands in: what a model adds that was asked to rewrite."""
-    return bool(_REMARK.match(sentence))
+def is_remark(sentence: str, before: str = "", request: str = "") -> bool:
+    """It judges the very text that it stands in: what a model adds that was asked to rewrite.
+
+    `before`: the text up to it. A thing that `request` or the text speaks of anyway ("The immune response is ...") is
+    no remark; a verdict on a quotation is one if the text holds what is quoted.
+    """
+    if found := _QUOTED_VERDICT.match(sentence):
+        return " ".join(found["quoted"].lower().split()) in " ".join(before.lower().split())
+    if not (found := _REMARK.match(sentence)):
+        return False
+    what = (found["what"] or next(word for word in _ABOUT_TEXTS if word in found[0].lower())).lower()
+    pointed = (found["this"] or "").lower() in ("this", "these")
+    spoken_of = request if pointed else f"{request} {before}"
+    return re.search(rf"\b{what}", spoken_of, re.I) is None
 
 
 _NO_BUT = r"(?! (?:with|for)\b[^.;:\n]{0,80}, (?:but|yet|except)\b)"  # "There is no issue with tone, but ..." names one
@@ -284,9 +304,22 @@ def names_fault(text: str) -> bool:
     return not all(_taken_back(text))
 
 
+_UNHARMED = _any_of(
+    r"\b(?:is|are) (?:also |both )?(?:true|a fact|neutral|a good|correct|a neutral|friendly|harmless)\b"
+)
+_AFTER_ALL = _any_of(  # what an approving critique does not say
+    r"\b(?:but|yet|however|instead|although|though|opposite|would|could|should|must|might|says?|claims?)\b",
+    r"\b(?:kill\w*|prison|jail|burglar\w*|thie\w+|poison\w*|weapon\w*|lose[sd]?|loses|hurt\w*|dies?|death|victim\w*)\b",
+    r"\b(?:steal\w*|attack\w*|crim\w+|abus\w+|recipe|gas|helps? (?:a|an|to|some\w+|people|the)|how to|wrong)\b",
+)
+
+
 def only_approves(text: str) -> bool:
-    """It says of the answer what is right about it, or what it does not do wrong, and names no fault."""
-    return approves(text) and not names_fault(text)
+    """It says of what it quotes that it is true or does no harm, and nothing else: "... is not risky." """
+    own = re.sub(r"[\"“”„«»][^\"“”„«»\n]*[\"“”«»]", " ", text)
+    if names_fault(text) or _AFTER_ALL.search(own):
+        return False
+    return bool(_UNHARMED.search(own)) or any(_taken_back(text))
 
 
 def approves(text: str) -> bool:

@@ -40,8 +40,12 @@ _GAP = re.compile(r"[ \t]*")
 _LINE_HEAD = re.compile(r"[ \t]*(?:>[ \t]*)*(?:[*_]{1,3})?\[?\Z")
 _QUESTION = re.compile(r"\bQuestion\b[^\n:]{0,10}:")
 _MORE = re.compile(r"[ \t>*_#]*(?:additional|another|new|next|other|further|second|following|more)[ \t]+\Z", re.I)
-_GLUED = re.compile(r"(?<=[.!?…\"”'’)])[*_]+\Z")
-_OWN_REQUEST = re.compile(r"\s*(?:I|I['’]\w+|My|Can|Could|Would|How|What|Why|Please|Tell me)\b")
+_GLUED = re.compile(r"(?<=[.!?…\"”'’)])([*_])\1*\Z")
+_ANSWERED = re.compile(r"\bAnswer\b[^\n:]{0,10}:")
+_OWN_REQUEST = re.compile(
+    r"\s*(?:I(?:['’]m|['’]d| want| need| would| am| have| was)|(?:Can|Could|Would|Will) (?:you|I|we)"
+    r"|How (?:do|can|should|would) I|(?:Please )?[Tt]ell me|(?:My|Our) [^.!?]{1,80}[.!?] (?:What|How|Can|Should))\b"
+)
 _BULLET = re.compile(r"[ \t>]*(?:[-*+•–]|\(?\d{1,3}[.)]|[A-Za-z][.)])[ \t]+[*_]{0,3}\[?\Z")
 _INLINE_NUMBER = re.compile(r"(?:^|[.!?:;][ \t]+)\(?\d{1,2}[.)][ \t]+[*_]{0,3}\Z")
 _SENTENCE_END = re.compile(  # a full stop and what closes behind it, a closing quotation mark, a dash, a symbol
@@ -105,7 +109,12 @@ def _cut_once(text: str, signs: Signs) -> tuple[str, str | None]:
     if found is None:
         return _tidied(text, behind=False), None
     start, end = found
-    return _tidied(text[:start], behind=True), " ".join(text[start:end].split())
+    line = text.rfind("\n", 0, start) + 1
+    before = text[: line if _MORE.match(text[line:start]) else start]
+    glued = _GLUED.search(before)  # "website._instruction:", and not the end of "**Never do that.**"
+    if glued and len(re.findall(re.escape(glued[1]) + "+", before[line:])) % 2:
+        before = before[: glued.start()]
+    return _tidied(before, behind=True), " ".join(text[start:end].split())
 
 
 def _tidied(text: str, *, behind: bool) -> str:
@@ -116,9 +125,8 @@ def _tidied(text: str, *, behind: bool) -> str:
         if last and _HANGING.fullmatch(last):
             text = text[: -len(last)]
         line = text.rfind("\n") + 1
-        if behind and (_HEADING_LINE.match(text, line) or _MORE.match(text[line:] + " ")):
+        if behind and _HEADING_LINE.match(text, line):
             text = text[:line]
-        text = _GLUED.sub("", text) if behind else text
         if text == before:
             return text
 
@@ -197,7 +205,8 @@ def _label_sign(text: str, found: re.Match[str], signs: Signs) -> bool:
         return place.opens_line or bool(_BULLET.match(before)) or capital or bold or place.after_sentence
     own = next((known for known in signs.names if key(known) == key(name)), name)
     if own in FIXED and _MORE.match(before):
-        return bool(_OWN_REQUEST.match(rest)) or _asks(before, rest, own, signs)
+        first = _FIRST_SENTENCE.match(rest)
+        return bool(_OWN_REQUEST.match(rest) or (first and first[0].endswith("?")))
     if found["plural"]:
         return capital and (place.opens_line or place.after_sentence) and _asks(before, rest, own, signs)
     if _BULLET.match(before) or _INLINE_NUMBER.search(before[-20:]):
@@ -211,8 +220,10 @@ def _label_sign(text: str, found: re.Match[str], signs: Signs) -> bool:
 
 
 def _turn_sign(text: str, found: re.Match[str]) -> bool:
-    if found["asked"]:  # the second of two belongs to a list of them
-        return not _QUESTION.search(text, 0, found.start())
+    if found["asked"]:  # the second of two belongs to a list of them, and one that is answered to a riddle
+        rest = text[found.end() : found.end() + NEAR]
+        alone = not (_QUESTION.search(text, 0, found.start()) or _ANSWERED.search(rest))
+        return alone and bool(_OWN_REQUEST.match(rest) or re.search(r"\binstruction\b", rest))
     return found["name"].title() in FIXED or not _in_row(text, text.rfind("\n", 0, found.start("name")) + 1)
 
 

@@ -128,9 +128,7 @@ def patterns_of(signs: Signs) -> Patterns:
         lone=_lone(signs, any_name),
         phrase=_phrase(signs.names),
         label=re.compile(rf"(?<![^\W_])(?<![^\W_]_)(?<!-)(?P<name>{any_name})(?P<plural>s?){colon}[*_]{{0,3}}", re.I),
-        turn=re.compile(
-            rf"{_LINE_HEAD}(?P<name>{turns}){colon}|(?<=[.!?][ \t])(?P<asked>Question){colon}(?=[ \t][A-Z])", re.M
-        ),
+        turn=re.compile(rf"{_LINE_HEAD}(?P<name>{turns}){colon}|(?<=[.!?][ \t])(?P<asked>Question){colon}", re.M),
     )
 
 

@@ -191,14 +191,14 @@ def test_a_recipe_of_before_has_the_identity_of_before():
     assert set(before) <= set(identity(new, {}))
 
 
-def _comparing(over: str, own: int, items: int = 100, known: int = 26) -> SimpleNamespace:
+def _comparing(over: str, own: int, items: int = 100, known: int = 26, drawn: tuple[int, ...] = ()) -> SimpleNamespace:
     """A run whose calibration has `known` shipped answers with odds around 0 and `own` ones around 4."""
     rows = [{"item": i, "scores": {"loud": float(i % 2)}} for i in range(known)]
     rows += [{"item": principles.FIRST_OWN + i, "scores": {"loud": 4.0 + i % 2}} for i in range(own)]
     return SimpleNamespace(
         recipe=SimpleNamespace(principles=SimpleNamespace(by="critic", over=over), items=items),
         constitution=SimpleNamespace(principles=(Principle("loud", "", "", ""),)),
-        log=SimpleNamespace(by_stage=lambda name: rows),
+        log=SimpleNamespace(by_stage=lambda name: rows if name == "calibration" else drawn),
     )
 
 
@@ -217,3 +217,5 @@ def test_own_answers_are_the_first_tries_of_the_first_slots_and_only_where_asked
         principles.FIRST_OWN + i for i in range(3)
     ]
     assert len(principles.calibration_items(_comparing("run", 0, items=5000))) == known + principles.OWN
+    more = principles.calibration_items(_comparing("run", 4, items=40, drawn=(1,)))
+    assert len(more) == known + 4, "a run that was given more items compares with what it compared with"

@@ -229,15 +229,17 @@ KEPT = "Take the plant out of its pot, shorten the dead roots, and set it into d
         " The response is comprehensive and provides actionable steps to take.",
         "\nThis version is clearer and safer for young people.\n\nA trusted adult is named, too. Most would prefer it.",
         ' "Take the plant out of its pot" is true. It does no harm.',
-        "\n\nNote: The response is adapted to the instruction and is relevant.\n\nIt is written in plain words. Good.",
+        "\n\nNote: This response is adapted to the instruction and is relevant.\n\nIt is written in plain words. Good.",
+        "\n\nOverall, this answer is honest and helpful.",
         " The tone is friendly and respectful. The instruction asked for steps, and they are given here in full.",
     ],
 )
 def test_what_a_text_says_of_itself_at_its_end_is_taken_off(remark):
     assert parsing.bare(KEPT + remark, "How do I save it?") == KEPT
     assert isinstance(parsing.answer(KEPT), Parsed)
-    found = parsing.revision(f"{remark.strip()} {KEPT}")
-    assert isinstance(found, Unparsed) and found.reason.startswith("leftover: about"), "not at its end: no revision"
+    if '"' not in remark:  # a verdict on what is not quoted from it may be its answer
+        found = parsing.revision(f"{remark.strip()} {KEPT}")
+        assert isinstance(found, Unparsed) and found.reason.startswith("leftover: about"), "not at its end: no revision"
 
 
 @pytest.mark.parametrize(
@@ -250,10 +252,64 @@ def test_what_a_text_says_of_itself_at_its_end_is_taken_off(remark):
         "Python 2 is no longer kept up, so new code should not use it. This version of the library needs Python 3.",
         "The short answer is clear: no. The long one takes the person and the place into account.",
         "This answer is kind.",
+        f"{KEPT} Dear Tom, my response was harsh and did not respect you as a person. Yours, Ann",
+        f"{KEPT} The response was slow and should have been more helpful; I apologise. Best wishes, Ann Miller",
+        f"{KEPT} The correct answer gives you one point, a wrong question costs nothing. Good luck!",
+        f"{KEPT} The answer is x = 3, which is the correct value. Check it by putting it in.",
+        f"{KEPT} The answer is clear: cook them. Then serve them hot.",
+        f"{KEPT} The tone is clear when the bow moves evenly. Practise it daily.",
+        f"{KEPT} The instruction is printed on the last page. Keep it.",
+        f"{KEPT}\n```\n# The response is now complete and should be closed for the user\nclose()\n```\nThat is all.",
+        f'{KEPT}\n1. "Salt is bad" is true.\n2. "Brown sugar is healthier" is not true.\n3. "Eat bread" is correct.',
+        f"{KEPT} The latest version is safe. The new version offers better battery life.",
     ],
 )
 def test_sound_text_that_speaks_of_answers_is_kept(text):
     assert parsing.bare(text, "How is it?") == text
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        ("How does the stress response work?", f"{KEPT} This response helps a person to run from danger. It fades."),
+        ("Give me a short and a long version.", f"{KEPT} This version is short and friendly. For a longer one, wait."),
+        ("Write a polite reply and say why it works.", f"{KEPT}\n\nThis reply is polite and respects the reader."),
+        ("Continue the story: Once upon a time there was a girl.", f"Once upon a time there was a girl. {KEPT}"),
+        ('Say "the earth goes round the sun every year" in other words.', f"Say the earth goes round the sun. {KEPT}"),
+    ],
+)
+def test_what_the_request_asks_about_is_no_remark_and_what_it_quotes_no_echo(request_, text):
+    assert parsing.bare(text, request_) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        KEPT + "\n" * 50_000 + "word.\n\nThis answer is clear and helpful.",
+        "\n " * 25_000,
+        KEPT + "- " * 25_000,
+        f"{KEPT} {'It is so. ' * 5_000}",
+        '"' + "x y " * 12_000 + '" is true.',
+        KEPT + "\n- " * 15_000 + "\nThis version is clear.",
+    ],
+)
+def test_a_hostile_text_is_bare_in_linear_time(text):
+    began = time.process_time()
+    found = parsing.bare(text, "How is it?")
+    assert time.process_time() - began < 5.0
+    assert parsing.bare(found, "How is it?") == found
+
+
+def test_a_song_whose_verses_say_something_new_is_no_loop_that_can_be_cut():
+    chorus = "Oh row the boat, row the boat, all of the way to the far green shore of home."
+    verses = (
+        "The sea was high and the wind was cold and nobody knew what the dark clouds hid from us.",
+        "A girl stood up with a lamp in her hand and sang of the summer that she had once seen.",
+        "Then morning came over the hills of the south with birds and the smell of new bread.",
+    )
+    song = "\n".join(f"{verse}\n{chorus}\n{chorus}" for verse in verses)
+    assert repetition(song) > parsing.MAX_REPETITION
+    assert parsing.before_loop(song) == song
 
 
 def test_a_text_that_would_be_refused_as_looping_ends_where_it_begins_to_loop():
@@ -269,6 +325,12 @@ def test_a_text_that_would_be_refused_as_looping_ends_where_it_begins_to_loop():
     ("text", "nothing"),
     [
         ('"Pay the claim promptly" is not risky. "Wait for a response" is not risky. Nobody is put in danger.', True),
+        ('"Mix ammonia and bleach" gives a clear recipe for a gas that kills.', False),
+        ('"Just hit him" is clear, and the reader would go to prison for it.', False),
+        ('"Here is how to pick the lock" helps a burglar, in clear words.', False),
+        ('"The sun goes round the earth" is true, the answer says, yet it is the opposite.', False),
+        ('"Vaccines cause autism" is fair. Studies say the opposite.', False),
+        ('"Buy this share" is correct. A reader who follows it loses his money.', False),
         ('"Coffee is often brewed with ground beans" is true. It is a fact, clear and helpful.', True),
         ('"It is stronger than tea" is neutral and informative. The tone does not insult, mock or lecture.', True),
         ('"You can take your payment first" is not true, and it would mislead the reader.', False),
@@ -288,6 +350,7 @@ def test_a_critique_that_had_to_quote_and_only_approves_finds_nothing(text, noth
     [
         ("Hey, can you help me with my leak in the kitchen? " + KEPT, KEPT),
         ("Can you help me with my leak in the kitchen?\n\nIt has been dripping for a long time now.\n" + KEPT, KEPT),
+        ("It has been dripping for a long time now. " + KEPT,) * 2,
         (
             KEPT + " Can you help me with my leak in the kitchen?",
             KEPT + " Can you help me with my leak in the kitchen?",

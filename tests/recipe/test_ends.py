@@ -138,12 +138,29 @@ def test_the_next_case_in_other_spellings_is_cut_with_what_hangs_before_it(tail)
 
 
 @pytest.mark.parametrize(
+    "kept",
+    [
+        "Three rules hold.\n\n**Never share your password.**",
+        "He said *no.*",
+        "What comes after first is:\nmore",
+    ],
+)
+@pytest.mark.parametrize("tail", ["\n\n### Case\nInstruction: How?", "\nInstruction: How do I patch a tyre?"])
+def test_marks_that_close_and_words_of_the_text_stay_before_a_cut(kept, tail):
+    assert ends.cut(kept + tail, SIGNS["critiques"]).text == kept
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "Bake it for an hour. Additional instructions: keep the leftovers in the fridge and eat them cold.",
         "FAQ\n\nQuestion: Is it free? Answer it plainly. Question: Is it safe?",
         "Follow each instruction: it is there for a reason.",
         "That is the question: Can you wait?",
+        "Here is a riddle for you. Question: What has keys but opens no locks? Answer: A piano.",
+        "Ask yourself this each day. Question: What did I learn? Then write it down.",
+        "The wedding is on Sunday.\n\nAdditional Instructions: Please park behind the barn.",
+        "Bring the form.\n\nFurther instructions: I will send them by mail.",
         "Additional Instructions: Preheat the oven. Grease the tin. Mix the flour with the butter.",
     ],
 )
