@@ -59,8 +59,9 @@ def collect(context: Context, grid: Grid, given: Intake | None, until: str = "")
             break
         if attempt and not _nothing_to_try(context, items, lines, pairs):
             context.run.event("wave", attempt=attempt, slots=len(items), reasons=pairs.reasons)
+            why = ", ".join(f"{name} {count}" for name, count in list(pairs.reasons.items())[:3])
             context.progress.say(
-                f"{len(items)} of {len(slots.slots(recipe))} items have no pair yet: "
+                f"{len(items)} of {len(slots.slots(recipe))} items have no pair yet ({why}): "
                 f"try {attempt + 1} of at most {slots.tries(recipe)} for each"
             )
         fresh = _fresh(context, items, pairs)

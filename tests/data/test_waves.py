@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,3 +28,4 @@ def test_a_file_with_too_few_lines_is_told_once_and_no_empty_try_is_announced(
     assert said.count("no line is left for") <= 1
     tried = {row["item"] // 1_000_000 for row in read_jsonl(run / "records.jsonl") if row["stage"] == "answers"}
     assert said.count("have no pair yet") == len(tried - {0})
+    assert len(re.findall(r"have no pair yet \(\w+ \d+", said)) == len(tried - {0}), "and why"
