@@ -106,8 +106,8 @@ _MARK_ALONE = re.compile(r"[ \t>]*(?:\(?\d{1,3}[.)]|[-*+•–]|-{3,})[ \t*_]*\Z
 def before_remarks(text: str, request: str = "") -> str:
     """The text up to where it begins to speak of itself: with a paragraph, "this", or near its end.
 
-    Of 525 revisions of a 1.5B model 44 did ("This answer takes the person seriously and avoids ..."), and a judge likes
-    the praise: it stood under the highest margins. Code and entries of a list are left alone.
+    Of 435 revisions of a 1.5B model 16 did ("This answer takes the person seriously and avoids ..."), and a judge likes
+    the praise: one stood under the highest margin of its run. Code and entries of a list are left alone.
     """
     place = remark(text, request)
     kept = _unhung(text[:place]) if place is not None else text

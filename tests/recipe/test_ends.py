@@ -131,7 +131,7 @@ def test_what_a_base_model_wrote_on_is_cut(name, kept, tail):
     ],
 )
 def test_the_next_case_in_other_spellings_is_cut_with_what_hangs_before_it(tail):
-    """All but the neighbours were written by a model of 1.5B behind a finished answer: 8 of 1,231."""
+    """All but the neighbours were written by a model of 1.5B behind a finished answer: 8 of 1,046."""
     kept = "The amounts vary. For more, ask the tax office, or read its website."
     found = ends.cut(kept + tail, SIGNS["answers"])
     assert (found.text, bool(found.marker)) == (kept, True)
