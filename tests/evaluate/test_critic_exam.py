@@ -449,3 +449,28 @@ def _each_row_is_counted_once(run: Path) -> None:
         own = [row for row in drawn if row["stage"] == stage]
         assert told[f"critic's exam: {stage}"]["items"] == len(own)
         assert told[f"critic's exam: {stage}"]["tokens"] >= sum(row["tokens"] for row in own)
+
+
+def test_whose_spreads_a_principle_is_drawn_by_is_no_part_of_the_exams_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished run of before has no such key: its exam would be set aside and sat again."""
+    from types import SimpleNamespace
+
+    from cai.recipe.settings import PrinciplesSection
+
+    def mark(over: str, **changed: Any) -> str:
+        recipe: Any = SimpleNamespace(seed=0, pairs=SimpleNamespace(label="judge", false_labels=0.0))
+        other = SimpleNamespace(model_dump_json=lambda: "{}")
+        recipe.model, recipe.sampling, recipe.few_shot, recipe.critiques = (
+            SimpleNamespace(name="m"),
+            other,
+            other,
+            other,
+        )
+        recipe.principles = PrinciplesSection(over=over, **changed)
+        prompts = {name: SimpleNamespace(sha="0") for name in ("critiques", "revisions")}
+        context: Any = SimpleNamespace(
+            recipe=recipe, run=SimpleNamespace(manifest={}), prompts=prompts, constitution=SimpleNamespace(sha="0")
+        )
+        return critic_stage._mark(context)
+
+    assert mark("run") == mark("known") != mark("run", max_text_tokens=7)

@@ -90,3 +90,19 @@ def test_a_label_without_a_number_is_unscored_and_neither_better_nor_worse(shipp
 def test_no_pair_at_all_is_unmeasured_and_passes_nothing(shipped):
     found = verdicts(shipped, [])
     assert {v.status for v in found.values()} == {"UNMEASURED"}
+
+
+def test_a_round_that_found_nothing_in_whatever_words_counts_as_one_in_every_figure() -> None:
+    """Its critique says "not risky" and not "no issue": the chain kept the text, and the figures know it by `found`."""
+    from cai.evaluate import cases, critiques
+    from cai.recipe.settings_evaluation import EvaluationSection
+
+    entry = {"principle_id": "p", "principle": "p", "critique": '"Wait for it" is not risky.', "round": 0}
+    kept = {"item": 0, "instruction": "How?", "initial_answer": "Wait for it.", "pool": "benign", "critique": "c"}
+    for found in (False, True):
+        example: dict = kept | {"rounds": [entry | {"revised_answer": "Wait for it.", "found": found}]}
+        (case,) = cases.from_examples([example])
+        assert case.nothing is not found
+        row = critiques.gate_row(case, [], [], EvaluationSection(), critiques.weights([case]))
+        assert row["finds_nothing"] is not found
+        assert data_checks.nothing_found([example]).value == int(not found)

@@ -1,0 +1,48 @@
+"""What is taken off a completion before it is judged: also off one that was cut, and what finish it then has."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cai.data import chain
+from cai.data.stage import Draw, Stage, Unit, judged
+from cai.engine import Completion
+from cai.recipe.prompts import load_prompt
+from tests.conftest import ROOT
+
+KEPT = "Take the plant out of its pot, shorten the dead roots, and set it into dry soil for a week before you water it."
+REMARK = "\n\nThis answer is friendly and respectful, and it avoids the insulting tone."
+LOOP = " It is important to make sure they feel loved and know that you care for them in every way." * 9
+CASE = {"answers": "\n\nInstruction: How do I patch a tyre?", "revisions": "\n\n### Case\nInstruction: How?"}
+FIELDS = {"instruction": "How do I save it?", "answer": "Water it.", "critique": "c", "revision_request": "r"}
+
+
+def row(stage: Stage, text: str, **changed: str) -> Any:
+    names = ("answers", "critiques", "revisions")
+    files = {name: ROOT / "prompts" / f"{name}.yaml" for name in names}
+    prompts = {name: load_prompt(path, chain.fields_of(name), path.read_bytes()) for name, path in files.items()}
+    context: Any = SimpleNamespace(prompts=prompts, recipe=SimpleNamespace(seed=0))
+    rendered: Any = SimpleNamespace(sha="0")
+    fields = {name: FIELDS[name] for name in sorted(stage.fields)} | changed
+    completion = Completion(0, (1,), text, "length")
+    return judged(context, Draw(stage, Unit(0, 0, fields), rendered), completion)
+
+
+@pytest.mark.parametrize("stage", [chain.ANSWERS, chain.REVISIONS], ids=lambda stage: stage.name)
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("more", [REMARK, LOOP])
+def test_a_remark_or_a_loop_comes_off_whether_the_next_case_followed_or_not(stage: Stage, cut: bool, more: str) -> None:
+    found = row(stage, KEPT + more + (CASE[stage.name] if cut else ""))
+    assert (found["status"], found["finish"]) == ("ok", "stop"), found["reason"]
+    assert found["text"].startswith(KEPT) and "This answer" not in found["text"]
+    assert found["text"].count("It is important") == (more == LOOP)
+    assert ("cut_at_marker" in found.get("flags", ())) is cut
+
+
+def test_a_text_that_lost_only_the_request_before_it_still_ran_to_its_limit() -> None:
+    request = "How do I save my old plant in the kitchen?"
+    found = row(chain.ANSWERS, f"{request} {KEPT}", instruction=request)
+    assert (found["text"], found["finish"]) == (KEPT, "length")
