@@ -183,12 +183,20 @@ def test_in_the_exam_a_critique_whose_revision_is_no_better_found_nothing(run_fa
 def test_a_recipe_of_before_has_the_identity_of_before():
     sets = ['pairs.label="judge"', 'principles.choice="relevant"', 'critiques.found="calibrated"']
     before = {"pairs.false_labels": 0.0, "principles.by": "rule_check", "pairs.max_added_repetition": 1.0}
+    before |= {"principles.over": "known"}
     old = resolve(
         read(ROOT / "cai.toml"), sets=[*sets, *(f"{key}={json.dumps(value)}" for key, value in before.items())]
     )
     assert not set(before) & set(identity(old, {}))
     new = resolve(read(ROOT / "cai.toml"))
     assert set(before) <= set(identity(new, {}))
+
+
+@pytest.mark.parametrize(("select", "noted"), [("all", False), ("clean", True)])
+def test_what_an_sft_stage_is_shown_is_noted_where_it_is_not_what_it_was(select, noted):
+    recipe = resolve(read(ROOT / "cai.toml"), sets=['dpo.start="sft"', f'sft.select="{select}"'])
+    assert ("sft.select" in identity(recipe, {}, training=True)) is noted
+    assert "sft.learning_rate" in identity(recipe, {}, training=True)
 
 
 def _comparing(over: str, own: int, items: int = 100, known: int = 26, drawn: tuple[int, ...] = ()) -> SimpleNamespace:
