@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 
 from cai.models import embedded
+from cai.world import world
 
 
 @contextlib.contextmanager
@@ -41,6 +42,7 @@ def quiet() -> Iterator[None]:
 
 def prepare_environment() -> None:
     """Telemetry off, no progress bars of libraries, before any of them is imported."""
+    number = f"-{here.rank}" if (here := world()).several else ""  # Unsloth writes its modules anew at each import
     defaults = {
         "UNSLOTH_DISABLE_STATISTICS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -49,7 +51,7 @@ def prepare_environment() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "UNSLOTH_COMPILE_LOCATION": str(embedded.cache_root() / "unsloth_compiled_cache"),
+        "UNSLOTH_COMPILE_LOCATION": str(embedded.cache_root() / f"unsloth_compiled_cache{number}"),
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     }
     for key, value in defaults.items():
