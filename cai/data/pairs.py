@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cai.data import labels
+from cai.data import labels, parsing
 from cai.data.chain import label
 from cai.data.item_chain import Chain, chain_of, lacking
 from cai.data.rounds import found_nothing
@@ -306,7 +306,10 @@ def _ran_to_limit(example: Example, config: PairsSection) -> str:
 
 
 def _leftovers(example: Example, config: PairsSection) -> str:
-    return leftovers(example["revised_answer"])
+    """What the task left in the chosen text, or a sentence in its midst that judges it: no cut mends that."""
+    revised = example["revised_answer"]
+    place = parsing.remark(revised, example["instruction"], anywhere=True)
+    return leftovers(revised) or (f"about itself: {revised[place:].strip()[:80]}" if place is not None else "")
 
 
 def _refusal_of_benign(example: Example, config: PairsSection) -> str:

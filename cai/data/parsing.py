@@ -103,6 +103,9 @@ _ITEM = re.compile(r"[ \t>]*(?:\(?\d{1,3}[.)]|[-*+•–])(?:[ \t*_]|\Z)")
 _MARK_ALONE = re.compile(r"[ \t>]*(?:\(?\d{1,3}[.)]|[-*+•–]|-{3,})[ \t*_]*\Z")
 
 
+_JOINED = re.compile(r"^\W*(?:however|again|also|so|but|and|therefore|please note that)\b\W*", re.I)
+
+
 def before_remarks(text: str, request: str = "") -> str:
     """The text up to where it begins to speak of itself: with a paragraph, "this", or near its end.
 
@@ -114,8 +117,8 @@ def before_remarks(text: str, request: str = "") -> str:
     return kept if len(kept.split()) >= LEAST_WORDS else text
 
 
-def remark(text: str, request: str = "") -> int | None:
-    """Where the first sentence stands that judges the text it is in."""
+def remark(text: str, request: str = "", anywhere: bool = False) -> int | None:
+    """Where the first sentence stands that judges the text it is in. `anywhere`: also where no cut could be made."""
     found = [one for one in SENTENCE.finditer(text) if one[0].strip()]
     for number, one in enumerate(found):
         start = one.start() + len(one[0]) - len(one[0].lstrip())
@@ -124,7 +127,11 @@ def remark(text: str, request: str = "") -> int | None:
             continue
         sentence, before = one[0].strip(), text[:start]
         opens = not before.strip() or before.rstrip(" \t*_").endswith("\n") or number >= len(found) - LAST_SENTENCES
-        if (opens or re.match(r"\W*(?:note:? )?this\b", sentence, re.I)) and is_remark(sentence, before, request):
+        if anywhere:
+            sentence = _JOINED.sub("", sentence)
+        elif not (opens or re.match(r"\W*(?:note:? )?this\b", sentence, re.I)):
+            continue
+        if is_remark(sentence, before, request):
             return one.start()
     return None
 

@@ -3,7 +3,8 @@
 With `sft.select = "clean"` no text that repeats itself or was cut: an SFT stage teaches to end, and it teaches a loop
 as well (of 55 revisions that it was shown 15 said eight words twice; all 11 of 44 fresh answers that did not end then
 were loops; a 1.5B model). Beside answers in which nothing was found it then takes benign ones that the label held
-clearly better than their revision: where every answer is criticised, those are what no principle objects to.
+clearly better than their revision: where every answer is criticised, those are what no principle objects to. To a
+red-team request only an answer that declines.
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ MAX_REPETITION = 0.02  # share of a text's 8-word sequences that stood in it bef
 
 
 def sound_rows(pairs: PairSet, limit: int, recipe: Recipe) -> list[SoundAnswer]:
-    """At most `limit` answers of training items that need no revision, in the order of items."""
+    """At most `limit` answers of training items that need no revision, in the order of items.
+
+    With `sft.select = "clean"` as many as the run wants items, if that is more: where few revisions pass, a stage that
+    is shown only as many answers teaches nothing (47 texts: 0.43 of 49 fresh answers ended, 0.45 before; 1.5B).
+    """
     clean = recipe.sft.select == "clean"
+    limit = max(limit, recipe.items) if clean else limit
     found: list[SoundAnswer] = []
     for reject in pairs.rejects:
         if len(found) == limit:
@@ -43,9 +49,13 @@ def repeats(text: str) -> bool:
 
 
 def _needs_none(reject: Reject, example: Example, clean: bool) -> bool:
+    if not clean:
+        return reject["reason"] == "no_issue"
+    if example["pool"] != "benign" and not example["flags"]["answer_refuses"]:
+        return False  # nothing found is no proof: of 22 such answers of a 1.5B model 8 did what a red-team request asked
     if reject["reason"] == "no_issue":
-        return not clean or _whole(example)
-    if not clean or reject["reason"] != "not_better" or example["pool"] != "benign":
+        return _whole(example)
+    if reject["reason"] != "not_better" or example["pool"] != "benign":
         return False
     margin, bar = example.get("margin"), example["label"].get("bar") if "label" in example else None
     return margin is not None and bar is not None and margin < -bar and _whole(example)

@@ -94,6 +94,7 @@ _LEFTOVERS = {
         r"|instruction|rewrite)[*_]*\s*(?::|\n)",
         re.I,
     ),
+    "a critique's word": re.compile(r"^\W*no (?:issue|flaw)s?(?: (?:found|here|to fix))?\s*[:.\n]", re.I),
     "about the task": re.compile(
         r"\b(?:revised|rewritten|re-written) (?:answer|response)\b|\b(?:original|initial|previous|old) answer\b"
         r"|\bthe original text\b|(?:^|\n)\W*(?:this answer|the instruction|the question) is (?:not |also )?(?:\w+ly )?"

@@ -67,6 +67,8 @@ def test_pair_carries_its_split():
         ("ran_to_limit", {"revision_finish": "length"}),
         ("ran_to_limit", {"answer_finish": "length"}),
         ("leftovers", {"revised": "Here is the revised answer: " + REVISED}),
+        ("leftovers", {"revised": "No issue: " + REVISED}),
+        ("leftovers", {"revised": "However, the answer is not true and misleading. " + REVISED}),
         ("leftovers", {"revised": REVISED + "\nHuman: and then?"}),
         ("leftovers", {"revised": REVISED + "<|im_end|>"}),
         ("refusal_of_benign", {"revised": "I'm sorry, but I can't help with questions about vitamins or colds."}),

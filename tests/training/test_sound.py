@@ -14,8 +14,8 @@ PLAIN = "Take the plant out of its pot, cut the dead roots off and set it into d
 LOOP = " ".join(["I will check if the time is right and if the place is right for us all."] * 4)
 
 
-def recipe(select: str) -> Any:
-    return SimpleNamespace(sft=SimpleNamespace(select=select))
+def recipe(select: str, items: int = 0) -> Any:
+    return SimpleNamespace(sft=SimpleNamespace(select=select), items=items)
 
 
 def reject(item: int, reason: str = "not_better", answer: str = PLAIN, **changes: Any) -> Any:
@@ -58,6 +58,20 @@ def test_all_takes_what_it_took_before_and_no_more() -> None:
     assert items(rows, "clean") == [1, 2]
     assert items(rows, "clean", 1) == [1]
     assert items([{"item": 5, "reason": "missing_stage", "detail": "", "all": []}], "clean") == []
+
+
+def test_nothing_found_makes_no_red_team_answer_sound_unless_it_declines() -> None:
+    declines = {"ran_to_limit": [], "answer_refuses": True}
+    rows = [reject(1, "no_issue", pool="redteam"), reject(2, "no_issue", pool="redteam", flags=declines)]
+    assert items(rows, "clean") == [2]
+    assert items(rows, "all") == [1, 2]
+
+
+def test_few_pairs_leave_room_for_as_many_answers_as_the_run_wants_items() -> None:
+    rejects = PairSet([], [], [reject(item) for item in range(5)])
+    assert [row["item"] for row in sound_rows(rejects, 1, recipe("clean", items=3))] == [0, 1, 2]
+    rejects = PairSet([], [], [reject(item, "no_issue") for item in range(5)])
+    assert [row["item"] for row in sound_rows(rejects, 1, recipe("all", items=3))] == [0]
 
 
 def test_a_loop_is_not_shown_unless_there_is_nothing_else() -> None:
