@@ -2,11 +2,11 @@
 
 Owns the copy, its bound and the product. Doesn't own which groups have one (`linears`, `decoder`). Invariant: a model
 whose copies would pass MAX_BYTES, or a torch without these products, computes by its own modules.
-Measured on two cores of an EPYC (processor ms, of (3072, 576) thirty times; of the head, (49152, 576)):
+Measured on two busy cores of an EPYC (processor ms, of (3072, 576) thirty times; of the head, (49152, 576)):
 
 | rows | 1 | 4 | 10 | 16 | 32 | 256 |
 | --- | --- | --- | --- | --- | --- | --- |
-| the module, or (W x^T)^T | 16 | 32 | 52-66 | 52 | 71 | 400 |
+| (W x^T)^T, from 32 rows the module | 16 | 32 | 52 | 55 | 72 | 401 |
 | packed | 18 | 24 | 37 | 46 | 65 | 421 |
 | head, (W x^T)^T | 8.5 | 11 | 37 | 34 | 52 | |
 | head, packed | 7.0 | 10 | 16 | 21 | 31 | |
