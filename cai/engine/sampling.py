@@ -109,13 +109,24 @@ def allowed(
 
 
 def pick(
-    logits_BV: torch.Tensor, temperatures_B: torch.Tensor, seeds_B: torch.Tensor, positions_B: torch.Tensor
+    logits_BV: torch.Tensor,
+    temperatures_B: torch.Tensor,
+    seeds_B: torch.Tensor,
+    positions_B: torch.Tensor,
+    forbidden: bool = False,
 ) -> torch.Tensor:
-    """Draw one token id a row (int64, B); rows with temperature 0 take the argmax. `logits_BV` is not changed."""
+    """Draw one token id a row (int64, B); rows with temperature 0 take the argmax. `logits_BV` is not changed.
+
+    `forbidden`: rules have set most logits to -inf.
+    """
     rows, vocab = logits_BV.shape
     if logits_BV.device.type == "cpu" and not bool(temperatures_B.any()):  # on a GPU the question would stall
         return logits_BV.argmax(-1)
     key0_B, key1_B = row_keys(seeds_B, positions_B)
+    if forbidden and logits_BV.device.type == "cpu":  # min_p leaves a handful: only these columns draw
+        allowed_C = (logits_BV > float("-inf")).any(0).nonzero()[:, 0]
+        noise_BC = gumbel_of_bits(hash_BV(key0_B, key1_B, allowed_C)).mul_(temperatures_B.to(torch.float32)[:, None])
+        return allowed_C[noise_BC.add_(logits_BV[:, allowed_C]).argmax(-1)]
     tokens_V = torch.arange(vocab, dtype=torch.int32, device=logits_BV.device)
     elements = CHUNK_ELEMENTS_CPU if logits_BV.device.type == "cpu" else CHUNK_ELEMENTS_GPU
     step = max(1, elements // vocab)

@@ -8,7 +8,7 @@ Axes: T tokens, B rows, N query heads, M key/value heads, G = N / M query heads 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,10 @@ import torch.nn.functional as F
 from cai.engine.native.cache import Prefix
 
 WIDE = 1 << 30  # the window of a layer that sees everything
+KeysValues = tuple[torch.Tensor, torch.Tensor]
 HeadNorms = tuple[torch.Tensor, torch.Tensor, float]  # factors of queries and keys (D, or all heads'), and epsilon
+
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # gives (output, log-sum-exp of its keys)
 
 
 @dataclass(slots=True)
@@ -33,10 +36,13 @@ class Step:
     lens: tuple[int, ...] = ()  # prefill: host copy of the lengths
     longest: int = 0  # decode on a CPU: the largest length
     tiles: torch.Tensor | None = None  # prefill on a GPU: (row, first token, length, start) of each query tile
+    kept: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)  # on a CPU: what all layers read
 
 
 def rms_norm(x_TH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
     """A factor in fp32 is multiplied before the result is rounded, another one after it, as its family does."""
+    if x_TH.dtype == weight_H.dtype == torch.float32:
+        return F.rms_norm(x_TH, weight_H.shape, weight_H, eps)
     x32_TH = x_TH.float()
     x32_TH = x32_TH * torch.rsqrt(x32_TH.square().mean(-1, keepdim=True) + eps)
     return (weight_H * x32_TH.to(torch.promote_types(weight_H.dtype, x_TH.dtype))).to(x_TH.dtype)
@@ -59,11 +65,19 @@ def gelu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return F.gelu(gate, approximate="tanh") * up
 
 
-def rotate(x_TKD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding on halves (the Llama convention); cos and sin are (T, D/2)."""
+def rotate(x_TKD: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding on halves (the Llama convention): cos twice, sin once less than zero and once as it is."""
     a, b = x_TKD.chunk(2, -1)
-    cos, sin = cos_TD[:, None].to(x_TKD.dtype), sin_TD[:, None].to(x_TKD.dtype)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    return torch.cat((b, a), -1).mul_(sin_T1D).add_(x_TKD * cos_T1D)
+
+
+def turns(cos: torch.Tensor, sin: torch.Tensor, step: Step, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cos and sin of a step's positions as `rotate` reads them, once for all layers of one table."""
+    kept, keys = step.kept, (("cos", id(cos)), ("sin", id(cos)))
+    if keys[0] not in kept:
+        cos_T1D, sin_T1D = (table[step.positions_T][:, None].to(dtype) for table in (cos, sin))
+        kept[keys[0]], kept[keys[1]] = torch.cat((cos_T1D, cos_T1D), -1), torch.cat((-sin_T1D, sin_T1D), -1)
+    return kept[keys[0]], kept[keys[1]]
 
 
 def rope_and_store(
@@ -82,10 +96,22 @@ def rope_and_store(
     heads, kv_heads, dim = shape
     if norms is not None:
         q, k = (normed_heads(x, weight, norms[2], dim) for x, weight in zip((q, k), norms[:2], strict=True))
-    cos_TD, sin_TD = cos[step.positions_T], sin[step.positions_T]
-    k_cache[step.blocks_T, :, step.offsets_T] = rotate(k.unflatten(-1, (kv_heads, dim)), cos_TD, sin_TD)
-    v_cache[step.blocks_T, :, step.offsets_T] = v.unflatten(-1, (kv_heads, dim))
-    return rotate(q.unflatten(-1, (heads, dim)), cos_TD, sin_TD)
+    cos_T1D, sin_T1D = turns(cos, sin, step, q.dtype)
+    store(rotate(k.unflatten(-1, (kv_heads, dim)), cos_T1D, sin_T1D), step, k_cache)
+    store(v.unflatten(-1, (kv_heads, dim)), step, v_cache)
+    return rotate(q.unflatten(-1, (heads, dim)), cos_T1D, sin_T1D)
+
+
+def store(x_TMD: torch.Tensor, step: Step, cache: torch.Tensor) -> None:
+    """Keys or values into one layer's cache. The rows of a decode step sit in blocks 1..B (`decode_attention`)."""
+    if step.prefill:
+        cache[step.blocks_T, :, step.offsets_T] = x_TMD
+        return
+    rows, kv_heads, dim = x_TMD.shape
+    place = step.kept.get(("place", dim))
+    if place is None:
+        place = step.kept["place", dim] = step.offsets_T[:, None, None, None].expand(rows, kv_heads, 1, dim)
+    cache[1 : rows + 1].scatter_(2, place, x_TMD[:, :, None])
 
 
 def normed_heads(x_TK: torch.Tensor, weight: torch.Tensor, eps: float, dim: int) -> torch.Tensor:
@@ -104,24 +130,60 @@ def decode_attention(
 ) -> torch.Tensor:
     """One query a row. Blocks are whole rows here; rows sit in blocks 1..B (`engine` keeps them packed)."""
     rows, kv_heads, dim = q_BND.shape[0], k_cache.shape[1], q_BND.shape[2]
-    q_BMGD = q_BND.view(rows, kv_heads, -1, dim) * scale
-    k_BMTD, v_BMTD = k_cache[1 : rows + 1, :, : step.longest], v_cache[1 : rows + 1, :, : step.longest]
-    own_BMGT = q_BMGD @ k_BMTD.transpose(-1, -2)
-    places_T, first_B1 = torch.arange(step.longest), step.lens_B[:, None] - window
-    hidden_BT = (places_T >= step.lens_B[:, None]) | (places_T < first_B1)
-    own_BMGT.masked_fill_(hidden_BT[:, None, None], float("-inf"))
+    own = k_cache[1 : rows + 1, :, : step.longest], v_cache[1 : rows + 1, :, : step.longest]
+    q_BMGD = q_BND.view(rows, kv_heads, -1, dim)
     length = len(step.prefix.token_ids)
+    prefix = step.prefix.keys[layer, :, :length], step.prefix.values[layer, :, :length]
+    attend = fused_parts if q_BND.dtype == torch.float32 and (window == WIDE or not length) else plain_parts
+    return attend(q_BMGD, own, prefix, step, scale, window)
+
+
+def fused_parts(
+    q_BMGD: torch.Tensor, own: KeysValues, prefix: KeysValues, step: Step, scale: float, window: int
+) -> torch.Tensor:
+    """The row's own part and the prefix's in torch's kernel, joined by their log-sum-exps."""
+    rows, kv_heads, _, dim = q_BMGD.shape
+    mask = step.kept.get(("mask", window))
+    if mask is None:
+        mask = torch.zeros(rows, step.longest).masked_fill_(hidden(step, window), float("-inf"))[:, None, None]
+        step.kept["mask", window] = mask
+    own_BMGD, own_lse = flash(q_BMGD, *own, attn_mask=mask, scale=scale)
+    if not prefix[0].shape[1]:
+        return own_BMGD.reshape(rows, -1)
+    q_1MRD = q_BMGD.transpose(0, 1).reshape(1, kv_heads, -1, dim)  # R = B * G: the prefix sees all rows as one product
+    shared_1MRD, shared_lse = flash(q_1MRD, prefix[0][None], prefix[1][None], scale=scale)
+    shared_BMGD = shared_1MRD.view(kv_heads, rows, -1, dim).transpose(0, 1)
+    share_BMG = torch.sigmoid(own_lse - shared_lse.view(kv_heads, rows, -1).transpose(0, 1))
+    return torch.lerp(shared_BMGD, own_BMGD, share_BMG[..., None]).reshape(rows, -1)
+
+
+def hidden(step: Step, window: int) -> torch.Tensor:
+    """(B, longest): places behind a row's end, or before its window; once for all layers."""
+    found = step.kept.get(("hidden", window))
+    if found is None:
+        places_T, lens_B1 = torch.arange(step.longest), step.lens_B[:, None]
+        found = step.kept["hidden", window] = (places_T >= lens_B1) | (places_T < lens_B1 - window)
+    return found
+
+
+def plain_parts(
+    q_BMGD: torch.Tensor, own: KeysValues, prefix: KeysValues, step: Step, scale: float, window: int
+) -> torch.Tensor:
+    """The same with one softmax over both parts, for any type and for windows that reach into the prefix."""
+    rows, kv_heads, _, dim = q_BMGD.shape
+    dtype, length = q_BMGD.dtype, prefix[0].shape[1]
+    q_BMGD = q_BMGD * scale
+    own_BMGT = (q_BMGD @ own[0].transpose(-1, -2)).masked_fill_(hidden(step, window)[:, None, None], float("-inf"))
     if not length:
-        return (own_BMGT.softmax(-1, dtype=torch.float32).to(q_BND.dtype) @ v_BMTD).reshape(rows, -1)
-    pk_MPD, pv_MPD = step.prefix.keys[layer, :, :length], step.prefix.values[layer, :, :length]
-    q_MRD = q_BMGD.transpose(0, 1).reshape(kv_heads, -1, dim)  # R = B * G: the prefix sees all rows as one product
-    shared_BMGP = (q_MRD @ pk_MPD.transpose(-1, -2)).view(kv_heads, rows, -1, length).transpose(0, 1)
+        return (own_BMGT.softmax(-1, dtype=torch.float32).to(dtype) @ own[1]).reshape(rows, -1)
+    q_MRD = q_BMGD.transpose(0, 1).reshape(kv_heads, -1, dim)
+    shared_BMGP = (q_MRD @ prefix[0].transpose(-1, -2)).view(kv_heads, rows, -1, length).transpose(0, 1)
     if window != WIDE:
-        hidden_BP = torch.arange(length) < length + first_B1
+        hidden_BP = torch.arange(length) < length + step.lens_B[:, None] - window
         shared_BMGP = shared_BMGP.masked_fill(hidden_BP[:, None, None], float("-inf"))
-    both = torch.cat((shared_BMGP, own_BMGT), -1).softmax(-1, dtype=torch.float32).to(q_BND.dtype)
-    from_own = both[..., length:] @ v_BMTD
-    from_prefix = both[..., :length].transpose(0, 1).reshape(kv_heads, -1, length) @ pv_MPD
+    both = torch.cat((shared_BMGP, own_BMGT), -1).softmax(-1, dtype=torch.float32).to(dtype)
+    from_own = both[..., length:] @ own[1]
+    from_prefix = both[..., :length].transpose(0, 1).reshape(kv_heads, -1, length) @ prefix[1]
     return (from_own + from_prefix.view(kv_heads, rows, -1, dim).transpose(0, 1)).reshape(rows, -1)
 
 

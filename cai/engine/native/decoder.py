@@ -26,7 +26,8 @@ from cai.engine.native.families import (
     text_parts,
     unsupported,
 )
-from cai.engine.native.linears import linear_of_few_rows
+from cai.engine.native.linears import base_layer, linear_of_few_rows
+from cai.engine.native.packed import PackedLinear, fits, packed
 
 __all__ = ("Decoder", "unsupported")
 
@@ -44,6 +45,15 @@ class Decoder:
         self.scale, self.gated = attention_scale(config), getattr(ops, ACTIVATIONS[activation(config)])
         self.layers = layers_of(config, body, max_len)
         self.dtype, self.device = self.embed.weight.dtype, self.embed.weight.device
+        self.packed_head: PackedLinear | None = None
+
+    def pack(self) -> None:
+        """On a CPU: copies of the weights in its library's layout, where they fit."""
+        groups = [group for layer in self.layers for group in layer.linears.groups]
+        if fits([*(base_layer(module) for group in groups for module in group.modules), base_layer(self.head)]):
+            for group in groups:
+                group.pack()
+            self.packed_head = packed([self.head])
 
     def forward(
         self, ids_T: torch.Tensor, step: Step, cache: KVCache, wanted: torch.Tensor | None = None
@@ -89,4 +99,4 @@ class Decoder:
 
     def logits(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """(T, V) in the model's dtype."""
-        return linear_of_few_rows(self.head, hidden_TH)
+        return linear_of_few_rows(self.head, hidden_TH) if self.packed_head is None else self.packed_head(hidden_TH)

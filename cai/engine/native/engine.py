@@ -84,6 +84,8 @@ class NativeEngine:
 
                 self.ops.rms_norm(self.decoder.norm[None], self.decoder.norm, 1.0)  # no compiler: the error comes here
                 self.stats.extra["linears"] = tuning.choose(self.decoder, linears, self.beside)
+            else:
+                self.decoder.pack()
             self.groups = [group for layer in self.decoder.layers for group in layer.linears.groups]
             self.shared = self.groups[0].shared
             self._allocate()
@@ -275,6 +277,8 @@ class NativeEngine:
         """One id a row, under the engine's rules."""
         drawn_BT = history_BT if self.gpu else history_BT[:, : int(draws_B.max())]
         logits_BV = allowed(self.decoder.logits(hidden_BH), self.rules, temperatures_B, drawn_BT, draws_B)
+        if not self.gpu:
+            return pick(logits_BV, temperatures_B, seeds_B, draws_B, forbidden=self.rules.min_p > 0)
         return getattr(self.ops, "pick", pick)(logits_BV, temperatures_B, seeds_B, draws_B)
 
     def _compact(self) -> None:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from cai.engine.foreign import HfModule
 from cai.engine.native.adapters import adapted, has_more_than_lora, lora_parts
+from cai.engine.native.packed import PackedLinear, packed
 
 if TYPE_CHECKING:
     from cai.engine.native.fp8 import Rounded as Fp8
@@ -74,6 +75,7 @@ class Group:
     nf4: list[Nf4] | None = None
     fp8: Fp8 | None = None  # (sum of O, K)
     int8: Int8 | None = None  # the same
+    packed: PackedLinear | None = None  # on a CPU: the weights in its library's layout
     lora: list[tuple[torch.Tensor, torch.Tensor] | None] | None = None
     by_module: bool = False  # the active adapter is more than two factors: only the modules compute it
 
@@ -82,7 +84,7 @@ class Group:
         way = self.shared.choose(x_TK.shape[0])
         if way in ROUNDED and getattr(self, way) is None:
             way = self.shared.exact(x_TK.shape[0])
-        if way == "module" or self.by_module or (self.nf4 is None and self.copy is None):
+        if self.by_module or (self.packed is None and (way == "module" or (self.nf4 is None and self.copy is None))):
             return [linear_of_few_rows(module, x_TK) for module in self.modules]
         outputs = self.base(x_TK, way)
         for index, pair in enumerate(self.lora or ()):
@@ -92,7 +94,9 @@ class Group:
 
     def base(self, x_TK: torch.Tensor, way: Way) -> list[torch.Tensor]:
         """The outputs without LoRA; "bf16" and "dequant" both take the copy where there is one."""
-        if way == "fused" and self.nf4 is not None:
+        if self.packed is not None:
+            y_TO = self.packed(x_TK)
+        elif way == "fused" and self.nf4 is not None:
             from cai.engine.native.nf4 import fused_linears
 
             y_TO = fused_linears(x_TK, self.nf4, self.bias)
@@ -116,7 +120,12 @@ class Group:
     def drop(self) -> None:
         """Back to the loaded modules; copies are freed."""
         self.shared, self.copy, self.bias, self.nf4, self.lora = Shared(), None, None, None, None
-        self.fp8 = self.int8 = None
+        self.fp8 = self.int8 = self.packed = None
+
+    def pack(self) -> None:
+        """Hold a copy in the layout of the CPU's library, where there is one; merged weights are left as they are."""
+        if not any(getattr(module, "merged", False) for module in self.modules):
+            self.packed = packed([base_layer(module) for module in self.modules])
 
     def follow_adapter(self, dtype: torch.dtype) -> None:
         """Hold the active adapter's factors; what is more than factors is left to the modules."""

@@ -44,8 +44,8 @@ def use_prefix(engine: NativeEngine, token_ids: tuple[int, ...]) -> None:
 
 
 def follow_adapter(engine: NativeEngine, signature: Signature) -> None:
-    """On a GPU the linears hold the adapter's factors; a CPU asks the modules."""
-    if not engine.gpu:
+    """The linears that have copies of the weights hold the adapter's factors; a CPU without them asks the modules."""
+    if not engine.gpu and all(group.packed is None for group in engine.groups):
         engine.attached.signature = signature
         return
     gone = generate.unless_memory_runs_out(lambda: engine.attached.follow(signature, engine.groups))
