@@ -152,7 +152,7 @@ def describe(plan: ForkPlan, usd_per_hour: float = 0.0, whole: str = "") -> list
 
     `whole`: the estimate of the fork, training and evaluation counted.
     """
-    own = len(plan.again) - len(of_stages(plan.again, chain.names()))
+    own = sum(key[0] not in chain.names() for key in keys_of(plan.again))
     beside = f" ({own} of them the tuned model's own: probes, guard)" if own else ""
     lines = [f"fork of {plan.source}: {len(plan.kept)} records stay, {len(plan.again)} are made again{beside}"]
     for stage, keys in plan.changed.items():
