@@ -195,8 +195,8 @@ COLOURS = {  # SGR codes of the words that decide: good, bad, neither
     "not passed": "31",
 }
 WORDS = re.compile(rf"\b({'|'.join(COLOURS)})\b")
-NARROW = 100  # columns below which lines are folded under their label
-LABEL = re.compile(r"(\S[^:]{0,11} {2,}|\s*)(?=\S)")
+NARROW = 100  # columns below which rows with columns are folded, too
+LABEL = re.compile(r"(\s*\S[^:]{0,11} {2,}|\s*)(?=\S)")
 
 
 def painted(text: str, colours: bool) -> str:
@@ -212,11 +212,13 @@ def coloured(stream: Any) -> bool:
 def folded(text: str, columns: int) -> str:
     """Lines that are longer than the terminal continue under their text, not under their label.
 
-    A line with a command stays whole: the terminal breaks it softly, and it can still be copied as one.
+    A line with a command stays whole, and in a wide terminal a row with columns: the terminal breaks it softly, and it
+    can still be copied as one.
     """
     found = []
     for line in text.split("\n"):
-        if len(line) <= columns or columns >= NARROW or "runner.py" in line:
+        table = columns >= NARROW and "  " in line.strip()
+        if len(line) <= columns or table or "runner.py" in line:
             found.append(line)
             continue
         label = LABEL.match(line)

@@ -167,7 +167,8 @@ def table(found: list[Line], columns: int = 0) -> list[str]:
 
 
 def _block(entry: Line) -> list[str]:
-    named = [f"{head} {cell}" for head, cell in zip(HEADS[1:-1], entry.cells[1:-1], strict=True) if cell != "–"]
+    cells = zip(HEADS[1:-1], entry.cells[1:-1], strict=True)
+    named = [cell if head == "$" else f"{head} {cell}" for head, cell in cells if cell != "–"]
     rows = ["verdict    " + entry.cells[-1], "           " + ", ".join(named)]
     rows += [f"differs    {entry.differences}"] if entry.differs else []
     return [f"{entry.run}{' (latest)' if entry.latest else ''}", *(f"  {row}" for row in rows)]

@@ -168,7 +168,7 @@ def _from_run(recipe: Recipe, run: Speed) -> Estimate:
         generation=Range(generation * LOW / gain, generation * HIGH / gain),
         training=training,
         rest=Range(rest * LOW, rest * HIGH),
-        source=f"run {run.run_id}, {run.slots} items in {duration(run.seconds)}",
+        source=f"run {run.run_id}, {run.slots} item{'s' * (run.slots != 1)} in {duration(run.seconds)}",
         usd_per_hour=hourly(recipe),
     )
 
