@@ -229,9 +229,14 @@ def folded(text: str, columns: int) -> str:
     return "\n".join(found)
 
 
+def columns() -> int:
+    """Of the terminal that stdout is; 0 where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
 def say(line: str) -> None:
     """A line on stdout; names of models, judges and files come from others, so none of it acts on a terminal."""
-    print(for_stream(printable(line), sys.stdout), flush=True)
+    print(for_stream(printable(line), sys.stdout, fold=True), flush=True)
 
 
 def for_stream(text: str, stream: Any, *, fold: bool = False) -> str:

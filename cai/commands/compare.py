@@ -8,7 +8,6 @@ over shared prompts, with Holm's correction over the tests shown.
 from __future__ import annotations
 
 import argparse
-import shutil
 import string
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from cai.recipe.settings_evaluation import EvaluationSection
 from cai.report.snapshot import Snapshot, read_story
 from cai.report.tables import phases
 from cai.store.row_types import Example, FigureRow
-from cai.terminal import duration, for_stream, number, printable, usd
+from cai.terminal import columns, duration, for_stream, number, printable, usd
 
 NAMES = string.ascii_uppercase
 FOLDED = 6  # names of equal figures that are shown
@@ -36,8 +35,7 @@ def command(args: argparse.Namespace) -> int:
     from cai.inputs import locate
 
     stories = [read_story(locate(args, name)) for name in args.compare]
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    print(for_stream(printable("\n".join(lines(*stories, columns=columns))), sys.stdout, fold=True))
+    print(for_stream(printable("\n".join(lines(*stories, columns=columns()))), sys.stdout, fold=True))
     return errors.DONE
 
 
