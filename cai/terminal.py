@@ -217,12 +217,13 @@ def folded(text: str, columns: int) -> str:
     """
     found = []
     for line in text.split("\n"):
-        table = columns >= NARROW and "  " in line.strip()
+        label = LABEL.match(line)
+        start = len(label[0]) if label else 0
+        table = columns >= NARROW and "  " in line[start:]
         if len(line) <= columns or table or "runner.py" in line:
             found.append(line)
             continue
-        label = LABEL.match(line)
-        indent = min(len(label[0]) if label else 0, columns // 2)
+        indent = min(start, columns // 2)
         found += textwrap.wrap(
             line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
         )
