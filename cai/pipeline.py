@@ -242,8 +242,8 @@ def report(context: Context, verdicts: Sequence[Verdict]) -> None:
     if found != context.run.manifest.get("memory", {}):
         context.run.update_manifest(memory=found)
     write_report(context.run)
-    found, page = before_after.probed(context.log.by_stage("probes")), lines.near(context.run.report_html)
-    for line in before_after.lines(found, page, columns()):
+    probed, page = before_after.probed(context.log.by_stage("probes")), lines.near(context.run.report_html)
+    for line in before_after.lines(probed, page, columns()):
         say(line)
 
 

@@ -189,7 +189,7 @@ def standing(plan: ForkPlan) -> Standing:
     else:
         then = manifest["identity"]
         kind, rounds = str(then.get("pairs.kind", "")).strip("'"), int(then.get("rounds", 1))
-        slots = len({slot_of(item) for item in chain.whole_items(plan.kept, rounds, kind)})
+        slots = len({slot_of(item) for item in chain.whole_items(map(dict, plan.kept), rounds, kind)})
     return Standing(share, slots, scored=not plan.changed and taken.at_hand(plan.source))
 
 

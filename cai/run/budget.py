@@ -98,9 +98,10 @@ def estimate(
     earlier = None if recipe.pairs.file else measured_before(root, recipe, backend)  # one that generated says too much
     found = _from_run(recipe, earlier) if earlier else _divided(_from_table(recipe, backend, limit_tokens))
     if stands is not None:
-        slots, time, rest = slot_count(recipe), found.generation, found.rest
-        drawn, time = stands.drawing(found.tokens, slots), time and stands.drawing(time, slots)
-        found = replace(found, tokens=drawn, generation=time, rest=rest and stands.rest(rest, earlier, slots))
+        slots = slot_count(recipe)
+        time = stands.drawing(found.generation, slots) if found.generation else None
+        others = stands.rest(found.rest, earlier, slots) if found.rest else None
+        found = replace(found, tokens=stands.drawing(found.tokens, slots), generation=time, rest=others)
     for arm in arm_rates.left(recipe, backend, earlier):
         found = _with_arm(found, arm)
     if not once_tokens or (earlier and earlier.probed):
