@@ -21,7 +21,7 @@ try:
     from cai import errors, world
     from cai.commands import cli
     from cai.errors import CaiError
-    from cai.inputs import Inputs, read_inputs, runs_root
+    from cai.inputs import Inputs, locate, read_inputs, runs_root
     from cai.models import embedded
     from cai.run import lines
     from cai.run.run_ids import RUN_ID
@@ -93,7 +93,7 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
     if args.dry_run:
         from cai.commands.dry_run import dry_run
 
-        return dry_run(inputs)
+        return dry_run(inputs, locate(args, args.resume) if args.resume else None)
     if inputs.pairs is not None and args.until not in ("", "pairs"):
         raise CaiError(f"runner.py: --until {args.until}: pairs.file: nothing is generated. Leave it out, or: pairs.")
     doors.check_milestone_before(inputs)

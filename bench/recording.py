@@ -26,7 +26,7 @@ WIDTH, ROWS = 100, 24  # characters of the shown terminal
 LINE, GLYPH, EDGE = 18, 7.83, 14  # pixels: line height, width of a character at 13 px, margin
 END = 3.0  # seconds that the last screen stays
 KILL_AT = '"stage":"critiques"'  # once a row of this stage is synced
-SUMMED = ("records.jsonl", "adapter/adapter_model.safetensors")
+SUMMED = ("records.jsonl", "adapter/adapter_model.safetensors", "eval/measured.json")
 Line = tuple[float, str]  # seconds since the start, text without its end
 
 
@@ -91,7 +91,7 @@ def record(folder: Path, arguments: list[str], typed: str) -> tuple[list[Line], 
     stopped = latest.resolve()
     resume = ["cai.toml", "--resume", f"runs/{stopped.name}"]
     recorder.run(resume, f"python runner.py --resume runs/{stopped.name}")
-    recorder.show("$ sha256sum runs/*/records.jsonl runs/*/adapter/*.safetensors")
+    recorder.show("$ sha256sum runs/*/records.jsonl runs/*/adapter/*.safetensors runs/*/eval/measured.json")
     same = recorder.sums(whole) == recorder.sums(stopped)
     return recorder.lines, same
 

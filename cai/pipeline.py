@@ -27,12 +27,12 @@ from cai.models import checks
 from cai.recipe.intake.pairfile import PairIntake
 from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
-from cai.run import tracker
+from cai.run import lines, tracker
 from cai.run.context import Context
 from cai.run.folder import Run
 from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.row_types import Pair
-from cai.terminal import printable, say, usd
+from cai.terminal import columns, printable, say, usd
 from cai.world import world
 
 
@@ -242,7 +242,8 @@ def report(context: Context, verdicts: Sequence[Verdict]) -> None:
     if found != context.run.manifest.get("memory", {}):
         context.run.update_manifest(memory=found)
     write_report(context.run)
-    for line in before_after.lines(before_after.probed(context.log.by_stage("probes")), context.run.report_html):
+    probed, page = before_after.probed(context.log.by_stage("probes")), lines.near(context.run.report_html)
+    for line in before_after.lines(probed, page, columns()):
         say(line)
 
 
@@ -272,7 +273,7 @@ def exit_code(context: Context, recipe: Recipe, verdicts: Sequence[Verdict], ove
     elif not passed and override:
         verdict += f" (overridden: {printable(override, one_line=True)})"
     cost = f", {usd(context.run.spent()['usd'])}" if recipe.budget.usd_per_hour else ""
-    say(f"{recipe.milestone}: {verdict}. Report: {context.run.report_html}{cost}")
+    say(f"{recipe.milestone}: {verdict}. Report: {lines.near(context.run.report_html)}{cost}")
     counts = enforced(context) and world().first  # one that says 7 is enough, and torchrun then ends the others
     return errors.GATE if counts and not passed and not override else errors.DONE
 

@@ -195,8 +195,8 @@ COLOURS = {  # SGR codes of the words that decide: good, bad, neither
     "not passed": "31",
 }
 WORDS = re.compile(rf"\b({'|'.join(COLOURS)})\b")
-NARROW = 100  # columns below which lines are folded under their label
-LABEL = re.compile(r"(\S[^:]{0,11} {2,}|\s*)(?=\S)")
+NARROW = 100  # columns below which rows with columns are folded, too
+LABEL = re.compile(r"(\s*\S[^:]{0,11} {2,}|\s*)(?=\S)")
 
 
 def painted(text: str, colours: bool) -> str:
@@ -212,24 +212,32 @@ def coloured(stream: Any) -> bool:
 def folded(text: str, columns: int) -> str:
     """Lines that are longer than the terminal continue under their text, not under their label.
 
-    A line with a command stays whole: the terminal breaks it softly, and it can still be copied as one.
+    A line with a command stays whole, and in a wide terminal a row with columns: the terminal breaks it softly, and it
+    can still be copied as one.
     """
     found = []
     for line in text.split("\n"):
-        if len(line) <= columns or columns >= NARROW or "runner.py" in line:
+        label = LABEL.match(line)
+        start = len(label[0]) if label else 0
+        table = columns >= NARROW and "  " in line[start:]
+        if len(line) <= columns or table or "runner.py" in line:
             found.append(line)
             continue
-        label = LABEL.match(line)
-        indent = min(len(label[0]) if label else 0, columns // 2)
+        indent = min(start, columns // 2)
         found += textwrap.wrap(
             line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
         )
     return "\n".join(found)
 
 
+def columns() -> int:
+    """Of the terminal that stdout is; 0 where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
 def say(line: str) -> None:
     """A line on stdout; names of models, judges and files come from others, so none of it acts on a terminal."""
-    print(for_stream(printable(line), sys.stdout), flush=True)
+    print(for_stream(printable(line), sys.stdout, fold=True), flush=True)
 
 
 def for_stream(text: str, stream: Any, *, fold: bool = False) -> str:

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from cai.data import chain
 from cai.preflight.machine import WORKING_GIB, memory_check, size_of
 from cai.recipe import load as recipes
+from cai.run import budget
+from cai.run.rates import H200
+from cai.terminal import duration, usd
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "cards.md").read_text()
@@ -74,6 +78,35 @@ def test_the_times_are_the_estimates_of_the_dry_run(capsys: pytest.CaptureFixtur
         runner.main([str(ROOT / "cai.toml"), "--dry-run", "--milestone", name, "--set", "model.backend=cuda"])
         found = re.search(r"^ +(.+?) to (.+?), (\$.+?) to (\$.+?) \(rates: table", capsys.readouterr().out, re.M)
         assert found
-        row = next(line for line in PAGE.splitlines() if line.startswith(f"| {name.upper()} |"))
+        part = PAGE[PAGE.index("## Time and money") :].splitlines()
+        row = next(line for line in part if line.startswith(f"| {name.upper()} |"))
         minutes = {"1 min 59 s": "2 min"}.get(found[2], found[2])
         assert f"{found[1]} to {minutes}, {found[3]} to {found[4]}" in row
+
+
+def test_a_24_gb_card_costs_what_the_rates_of_the_table_come_to_by_size_bandwidth_and_flops() -> None:
+    """The page names its factors; each cell is the estimate's own tokens and pairs at the scaled rates."""
+    part = PAGE[PAGE.index("### A 24 GB card") : PAGE.index("## Time and money")]
+    price, sizes = 0.40, (14.8, 32.8)
+    named = {
+        "$0.40 an hour",
+        "1.008 to 4.8 TB/s",
+        "165 to 989",
+        "14.8 to 32.8 billion",
+        "November 2026",
+        "not an offer",
+    }
+    assert all(text in " ".join(part.split()) for text in named)
+    faster, longer = (1.008 / 4.8) * (sizes[1] / sizes[0]), (989 / 165) * (sizes[0] / sizes[1])
+    pair, start = H200.seconds_per_pair, H200.set_up
+    assert pair is not None and start is not None
+    for name in ("m0", "m1", "m2", "m3"):
+        recipe = recipes.resolve(recipes.read(ROOT / "cai.toml"), milestone=name, sets=["model.name=Qwen/Qwen2.5-14B"])
+        tokens = budget.estimate(recipe, "cuda", Path("no-such-folder"), chain.limit_tokens(recipe)).tokens
+        speed, pairs = H200.at(min(budget.slot_count(recipe), 10)) * faster, budget.training_pairs_seen(recipe)
+        found = [t / speed + p * longer * pairs + s for t, p, s in zip(tokens, pair, start, strict=True)]
+        time = " to ".join(map(duration, found))
+        money = " to ".join(usd(seconds / 3600 * price) for seconds in found)
+        assert f"| {name.upper()} | {time} | {money} |" in part
+        if name in ("m2", "m3"):
+            assert f"{name.upper()} {money}" in " ".join((ROOT / "README.md").read_text().split())

@@ -61,7 +61,8 @@ ELSEWHERE = {  # commands of other machines, or that change this one: known, and
     "runpodctl": r"runpodctl stop pod \$RUNPOD_POD_ID",
     "scp": r"scp -P <port> root@<ip>:/workspace/constitutional-ai/runs/latest/report.html \.",
     "pip": r"pip install \.",
-    "docker": r"docker compose run --rm (?:m0|m0-gpu)(?: make m\d)?",
+    "docker": r"docker compose run --rm (?:m0|m0-gpu)(?: --milestone m\d)?",
+    "mkdir": r"mkdir -p runs",
     "source": r"source .venv/bin/activate",
 }
 

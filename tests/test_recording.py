@@ -48,9 +48,13 @@ def test_the_committed_recording_ends_with_equal_sums_and_takes_twenty_seconds()
     text = "".join(row[2] for row in rows)
     sums = re.findall(r"^([0-9a-f]{32})\.\.\.  runs/(\S+?)/(\S+)\r$", text, re.MULTILINE)
     assert [name for _, _, name in sums] == list(recording.SUMMED) * 2
-    first, second = ({name: digest for digest, run, name in sums if run == asked} for asked in (sums[0][1], sums[2][1]))
-    assert first == second and sums[0][1] != sums[2][1]
+    asked = sums[0][1], sums[len(recording.SUMMED)][1]
+    first, second = ({name: digest for digest, run, name in sums if run == one} for one in asked)
+    assert first == second and asked[0] != asked[1]
     assert (ROOT / "docs/img/resume.svg").read_text() == recording.svg(recording.lines_of(CAST.read_text()))
+    assert text.count("critic's exam") > 2 and text.count("measuring: ") > 10 and "--set" not in text, "with evaluation"
+    first, second = (" ".join(part.split()) for part in text.split("$ kill -9", 1))
+    assert "measuring: " in first and "measuring: " in second and "--resume" in second
     assert "$ kill -9" in text and "embedded SmolLM2" in text and rows[-1][0] + recording.END <= 20.5
     assert all((ROOT / "docs/img" / name).stat().st_size < 150_000 for name in ("resume.cast", "resume.svg"))
 

@@ -44,6 +44,16 @@ def test_words_that_only_contain_a_verdict_stay_plain() -> None:
     assert painted("PASSWORD FAILED", True) == "PASSWORD FAILED"
 
 
+def test_a_wide_terminal_breaks_prose_between_words_and_leaves_rows_with_columns() -> None:
+    prose = "65 figures are equal: " + ", ".join(f"critiques.figure{n} 0.{n}" for n in range(12))
+    assert len(lines := folded(prose, 100).split("\n")) > 1 and all(len(line) <= 100 for line in lines)
+    made = "just made    " + "answers, item 39: " + "a word of it " * 12
+    first, *others = folded(made, 100).split("\n")
+    assert first.startswith("just made    answers") and all(line[:13].isspace() and line[13] != " " for line in others)
+    row = "dpo.loss  " + "0.693 [0.68, 0.705] (n=10)  " * 6 + "end"
+    assert folded(row, 100) == row
+
+
 def test_a_narrow_terminal_folds_under_the_text_and_keeps_commands_whole() -> None:
     row = "spent        " + "12 min 5 s in 3 attempts, $0.24, $0.012 a pair; limit $5.00 and 2 h"
     shown = folded(row, 60).split("\n")
@@ -52,4 +62,6 @@ def test_a_narrow_terminal_folds_under_the_text_and_keeps_commands_whole() -> No
     command = "go on        python runner.py runs/20261128-220352-m1-900651/recipe.toml --resume runs/x"
     assert folded(command, 60) == command
     assert folded(row, 120) == row
+    block = "  differs    " + ", ".join(f"some.key={n}" for n in range(9))
+    assert all(line.startswith(" " * 13) for line in folded(block, 60).split("\n")[1:])
     assert printable(folded(row, 60)) == folded(row, 60)

@@ -14,7 +14,7 @@ from pathlib import Path
 from cai import errors
 from cai.commands import cli
 from cai.inputs import Inputs, grown_since, locate, read_inputs
-from cai.run import lines
+from cai.run import budget, lines
 from cai.run.manifest import read_manifest
 from cai.session import create_run
 from cai.terminal import printable, say
@@ -88,7 +88,11 @@ def _fork(args: argparse.Namespace) -> int:
     path, inputs = locate(args, args.fork), read_inputs(args)
     then = grown_since(inputs, path, read_manifest(path / "manifest.json"))
     plan = forking.plan_fork(path, then.identity(then=True), then.stages(then=True))
-    say("\n".join(forking.describe(plan, inputs.recipe.budget.usd_per_hour)))
+    stands = forking.standing(plan)
+    whole = budget.estimate(
+        inputs.recipe, inputs.backend, path.parent, inputs.limit_tokens, inputs.once_tokens, stands
+    ).line
+    say("\n".join(forking.describe(plan, inputs.recipe.budget.usd_per_hour, whole)))
     if inputs.pairs is not None:
         say("  the pairs are those of pairs.file: nothing is generated")
     if args.dry_run:

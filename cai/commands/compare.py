@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cai import errors
+from cai.data import chain
 from cai.evaluate import critiques, revisions
 from cai.evaluate.verdict import Scores, TextVerdict
 from cai.metrics.stats import bootstrap_mean, holm, mcnemar_exact
@@ -23,7 +24,7 @@ from cai.recipe.settings_evaluation import EvaluationSection
 from cai.report.snapshot import Snapshot, read_story
 from cai.report.tables import phases
 from cai.store.row_types import Example, FigureRow
-from cai.terminal import duration, for_stream, number, printable, usd
+from cai.terminal import columns, duration, for_stream, number, printable, usd
 
 NAMES = string.ascii_uppercase
 FOLDED = 6  # names of equal figures that are shown
@@ -34,17 +35,20 @@ def command(args: argparse.Namespace) -> int:
     from cai.inputs import locate
 
     stories = [read_story(locate(args, name)) for name in args.compare]
-    print(for_stream(printable("\n".join(lines(*stories))), sys.stdout, fold=True))
+    print(for_stream(printable("\n".join(lines(*stories, columns=columns()))), sys.stdout, fold=True))
     return errors.DONE
 
 
-def lines(*snapshots: Snapshot) -> list[str]:
-    """The whole screen: which runs, what differs, what both measured alike in one line, paired statistics."""
+def lines(*snapshots: Snapshot, columns: int = 0) -> list[str]:
+    """The whole screen: which runs, what differs, what both measured alike in one line, paired statistics.
+
+    `columns`: where the figures do not stand side by side in so many, they stand under each other.
+    """
     found = [
         f"{name}  {snapshot.run_id}: {snapshot.milestone} on {snapshot.model}"
         for name, snapshot in zip(NAMES, snapshots, strict=False)
     ]
-    found += ["", *_recipe_lines(snapshots), "", *_figure_lines(snapshots), ""]
+    found += ["", *_recipe_lines(snapshots), "", *_figure_lines(snapshots, columns), ""]
     sides = [side(snapshot) for snapshot in snapshots]
     tests = [paired(sides[0], other) for other in sides[1:]]
     adjusted = _holm(tests)
@@ -81,7 +85,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 70 else text[:67] + "..."
 
 
-def _figure_lines(snapshots: Sequence[Snapshot]) -> list[str]:
+def _figure_lines(snapshots: Sequence[Snapshot], columns: int) -> list[str]:
     """What differs, gates first; then what only some measured, and the equal figures, by name alone; then cost."""
     status = [{v["metric"]: v["status"] for v in snapshot.verdicts} for snapshot in snapshots]
     names = [*dict.fromkeys(name for known in status for name in known)]
@@ -103,13 +107,23 @@ def _figure_lines(snapshots: Sequence[Snapshot]) -> list[str]:
     cost = [f"{duration(s.spent['seconds'])}, {usd(s.spent['usd'])}" for s in snapshots]
     rows = [("figure", *NAMES[: len(snapshots)]), *differing]
     rows += [("pairs kept", *kept), ("time, money", *cost), ("tokens/s", *map(_speed, snapshots))]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    found = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    found = _side_by_side(rows, columns)
     if partly:
         found += ["", f"{len(partly)} figures are not in every run: {_listed(partly)}"]
     if equal:
         found += ["", f"{len(equal)} figures are equal: {_listed(equal)}"]
     return found
+
+
+def _side_by_side(rows: Sequence[tuple[str, ...]], columns: int) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    if 0 < columns < sum(widths) + 2 * (len(widths) - 1):
+        return [
+            text
+            for name, *cells in rows[1:]
+            for text in (name, *(f"  {run}  {cell}" for run, cell in zip(rows[0][1:], cells, strict=True)))
+        ]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _listed(rows: Sequence[tuple[str, ...]]) -> str:
@@ -126,7 +140,9 @@ def _cell(measured: FigureRow | None, status: str | None) -> str:
 
 
 def _speed(snapshot: Snapshot) -> str:
-    rows = [row for row in phases(snapshot) if row["tokens"]]
+    rows = [
+        row for row in phases(snapshot) if row["tokens"] and row["phase"] in chain.names()
+    ]  # of a fork, that draws none: –
     seconds = sum(row["seconds"] for row in rows)
     return number(sum(row["tokens"] for row in rows) / seconds) if seconds else "–"
 

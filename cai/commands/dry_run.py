@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from cai import errors
 from cai.commands import dry_run_arms
@@ -23,7 +24,8 @@ from cai.models.tokenizer_file import ByteCounter, modules_at_hand, tokenizer_at
 from cai.preflight.download import download_line
 from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt, Rendered
-from cai.run import budget, tracker
+from cai.run import budget, standing, tracker
+from cai.run.events import read_events, spent
 from cai.terminal import duration, for_stream, number, printable, usd
 
 SAMPLE = {  # stands for text that a stage before would write
@@ -35,8 +37,11 @@ SAMPLE = {  # stands for text that a stage before would write
 SHOWN_CHARACTERS = 1000  # of a user's request that stands for the others
 
 
-def dry_run(inputs: Inputs) -> int:
-    """Print it; gives the exit code. Errors: CaiError for a prompt that leaves no room for its completion."""
+def dry_run(inputs: Inputs, run: Path | None = None) -> int:
+    """Print it; gives the exit code. `run`: the one that would go on.
+
+    Errors: CaiError for a prompt that leaves no room for its completion.
+    """
     if inputs.recipe.evaluation.enabled and inputs.recipe.evaluation.lm_eval:
         from cai.evaluate.lm_eval.tasks import require_package
 
@@ -47,7 +52,7 @@ def dry_run(inputs: Inputs) -> int:
     tokenizer, source = tokenizer_at_hand(inputs.recipe.model, inputs.backend)
     refuse_unknown(inputs.recipe.lora.target_modules, modules_at_hand(inputs.recipe.model, inputs.backend))
     prompts = _prompts(inputs, tokenizer, source)
-    for part in (_head(inputs), _files(inputs, tokenizer), prompts, _estimate(inputs)):
+    for part in (_head(inputs), _files(inputs, tokenizer), prompts, _estimate(inputs, run)):
         if part:  # prompts are shown as they are, the rest as the terminal has room
             print(for_stream(printable("\n".join(part)), sys.stdout, fold=part is not prompts), end="\n\n")
     print("Nothing was loaded and nothing was written. Without --dry-run this starts the run.")
@@ -225,14 +230,18 @@ def counted(tokenizer: Tokenizer, rendered: Rendered) -> tuple[int, int]:
     return (-(-total // 4), prefix // 4) if isinstance(tokenizer, ByteCounter) else (total, prefix)
 
 
-def _estimate(inputs: Inputs) -> list[str]:
-    recipe = inputs.recipe
-    found = budget.estimate(
-        recipe, inputs.backend, runs_root(inputs.source, recipe), inputs.limit_tokens, inputs.once_tokens
-    )
+def _estimate(inputs: Inputs, run: Path | None) -> list[str]:
+    recipe, root = inputs.recipe, runs_root(inputs.source, inputs.recipe)
+    stands = standing.of_run(run) if run else None
+    found = budget.estimate(recipe, inputs.backend, root, inputs.limit_tokens, inputs.once_tokens, stands)
     low, high = (number(int(round(v, -2))) for v in found.tokens)
     lines = [f"estimate      {low} to {high} generated tokens", f"              {found.line}"]
     seconds = found.seconds
+    if stands and stands.share:
+        share = 1 - stands.left(budget.slot_count(recipe))
+        lines.append(f"              without the {share:.0%} of the drawing that was taken over")
+    if run and (gone := spent(read_events(run / "events.jsonl"))["seconds"]) >= 1:
+        lines.append(f"              of that the run has spent {duration(gone)}")
     if recipe.budget.max_hours and seconds and seconds.high > recipe.budget.max_hours * 3600:
         lines.append("              the upper end exceeds budget.max_hours: the run would stop there, resumable")
     if recipe.budget.max_usd and found.usd and found.usd.high > recipe.budget.max_usd:

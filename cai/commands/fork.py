@@ -9,6 +9,7 @@ very bytes unless items were added: those stand behind the rows that were kept. 
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,14 @@ from pathlib import Path
 from cai import errors
 from cai.data import chain, marks, on_policy
 from cai.data.marks import REVIEW_KEY
-from cai.data.slots import try_of
+from cai.data.slots import slot_of, try_of
 from cai.errors import CaiError
+from cai.evaluate import taken
 from cai.recipe.intake.input_files import PAIRS
 from cai.run.events import lineage, read_events
 from cai.run.folder import Run
 from cai.run.manifest import read_manifest, refuse_edited
+from cai.run.standing import Standing
 from cai.store import records
 from cai.store.jsonl import JsonObject, Row
 from cai.store.row_types import Record
@@ -144,9 +147,14 @@ def _rates(source: Path) -> dict[str, Rate]:
     return found
 
 
-def describe(plan: ForkPlan, usd_per_hour: float = 0.0) -> list[str]:
-    """Lines for `--fork --dry-run`: what changed, what stays, what is made again and its cost as the source ran."""
-    lines = [f"fork of {plan.source}: {len(plan.kept)} records stay, {len(plan.again)} are made again"]
+def describe(plan: ForkPlan, usd_per_hour: float = 0.0, whole: str = "") -> list[str]:
+    """Lines for `--fork --dry-run`: what changed, what stays, what is made again and its cost as the source ran.
+
+    `whole`: the estimate of the fork, training and evaluation counted.
+    """
+    own = sum(key[0] not in chain.names() for key in keys_of(plan.again))
+    beside = f" ({own} of them the tuned model's own: probes, guard)" if own else ""
+    lines = [f"fork of {plan.source}: {len(plan.kept)} records stay, {len(plan.again)} are made again{beside}"]
     for stage, keys in plan.changed.items():
         lines.append(f"  changed for {stage}: {', '.join(keys)}")
     if plan.rebatched and plan.kept:
@@ -163,7 +171,37 @@ def describe(plan: ForkPlan, usd_per_hour: float = 0.0) -> list[str]:
     money = f", ${total / 3600 * usd_per_hour:.2f}" if usd_per_hour else ""
     least = "at least" if unknown else "about"
     lines.append(f"  together {least} {total:.0f} s{money} of generation, then training and evaluation")
+    if whole:
+        lines.append(f"  all of it: {whole}")
     return lines
+
+
+def standing(plan: ForkPlan) -> Standing:
+    """How much of the drawing the kept rows are, in time as the source took it, and of how many slots.
+
+    Of a source that was not done with its data: the slots whose chain is whole.
+    """
+    kept, again = (_weights(rows, plan.rates) for rows in (plan.kept, plan.again))
+    share = kept / (kept + again) if kept else 0.0
+    manifest = read_manifest(plan.source / "manifest.json")
+    if (plan.source / "dataset" / "pairs").is_dir():
+        slots = int(manifest.get("items", 0)) + int(manifest.get("heldout_items", 0))
+    else:
+        then = manifest["identity"]
+        kind, rounds = str(then.get("pairs.kind", "")).strip("'"), int(then.get("rounds", 1))
+        slots = len({slot_of(item) for item in chain.whole_items(map(dict, plan.kept), rounds, kind)})
+    return Standing(share, slots, scored=not plan.changed and taken.at_hand(plan.source))
+
+
+def _weights(rows: Sequence[Record], rates: Mapping[str, Rate]) -> float:
+    """Seconds of these rows; where no stage's rate is known, their tokens."""
+    counts, tokens = Counter[str](), Counter[str]()
+    for row in of_stages(rows, chain.names()):
+        counts[row["stage"]] += 1
+        tokens[row["stage"]] += int(row.get("tokens") or 0)
+    if not rates:
+        return float(tokens.total())
+    return math.fsum(rates[name].seconds(counts[name], tokens[name]) for name in counts if name in rates)
 
 
 def fill(plan: ForkPlan, run: Run) -> None:
@@ -177,9 +215,13 @@ def fill(plan: ForkPlan, run: Run) -> None:
     _take_model(plan, run)
     _take_round(plan, run)
     _take_exam(plan, run)
+    if plan.kept:
+        taken.leave(plan.source, run)
     counts = Counter(key[0] for key in keys_of(plan.again))
     made = {stage: counts[stage] for stage in chain.names()}
-    run.event("forked", source=plan.source.name, kept=len(plan.kept), again=made, changed=plan.changed)
+    stands = standing(plan)
+    took = {"share": round(stands.share, 4), "slots": stands.slots, "scored": stands.scored}
+    run.event("forked", source=plan.source.name, kept=len(plan.kept), again=made, changed=plan.changed, **took)
 
 
 def _take_marks(plan: ForkPlan, run: Run) -> None:

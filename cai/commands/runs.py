@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import shutil
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ from cai.run.manifest import read_manifest
 from cai.run.run_ids import RUN_ID
 from cai.store.files import write_atomic
 from cai.store.lock import holder_lives
-from cai.terminal import duration, for_stream, number, printable, usd
+from cai.terminal import columns, duration, for_stream, number, printable, usd
 
 SHOWN = 4  # differences that are named; more are counted
 INDEX = "index.html"
@@ -64,8 +63,7 @@ def command(args: argparse.Namespace) -> int:
     if not found:
         print(f"{near(root)}: no run yet. Start one with make m0.")
         return errors.DONE
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    print(for_stream(printable("\n".join(table(found, columns))), sys.stdout, fold=True))
+    print(for_stream(printable("\n".join(table(found, columns()))), sys.stdout, fold=True))
     try:
         write_atomic(root / INDEX, page(found).encode())
         print(f"the same with links to the reports: {near(root / INDEX)}")
@@ -167,7 +165,8 @@ def table(found: list[Line], columns: int = 0) -> list[str]:
 
 
 def _block(entry: Line) -> list[str]:
-    named = [f"{head} {cell}" for head, cell in zip(HEADS[1:-1], entry.cells[1:-1], strict=True) if cell != "–"]
+    cells = zip(HEADS[1:-1], entry.cells[1:-1], strict=True)
+    named = [cell if head == "$" else f"{head} {cell}" for head, cell in cells if cell != "–"]
     rows = ["verdict    " + entry.cells[-1], "           " + ", ".join(named)]
     rows += [f"differs    {entry.differences}"] if entry.differs else []
     return [f"{entry.run}{' (latest)' if entry.latest else ''}", *(f"  {row}" for row in rows)]

@@ -45,7 +45,8 @@ def command(args: argparse.Namespace) -> int:
         return errors.DONE
     try:
         for text in watch(path):
-            print(f"\x1b[H\x1b[J{text}" if sys.stdout.isatty() else f"{text}\n", flush=True)
+            shown = for_stream(text, sys.stdout, fold=True)
+            print(f"\x1b[H\x1b[J{shown}" if sys.stdout.isatty() else f"{text}\n", flush=True)
             if getattr(sys.stdout, "dead", False):  # its reader or terminal is gone: nobody watches
                 break
     except KeyboardInterrupt:

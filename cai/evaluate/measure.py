@@ -15,7 +15,7 @@ from cai.data import known_labels
 from cai.data.kinds import one_a_prompt
 from cai.data.pairs import PairSet
 from cai.engine import Request, Sampling
-from cai.evaluate import data_checks, dpo_health, forgetting, judge, kinds, likelihood, preference, started
+from cai.evaluate import data_checks, dpo_health, forgetting, judge, kinds, likelihood, preference, started, taken
 from cai.evaluate.cases import Case
 from cai.evaluate.external import closing, external_of
 from cai.evaluate.scores import Evaluation, Row, fingerprint, load_judge, open_scores
@@ -37,6 +37,7 @@ def opened(context: Context, pairs: PairSet, adapter: Path) -> Iterator[Evaluati
     """What every measurement takes, on the score log of these pairs and this adapter."""
     prompts, external = load_judge(context), external_of(context)
     with closing(external), open_scores(context, fingerprint(context, pairs, adapter, prompts)) as log:
+        taken.settle(context, log, taken.mark(context, pairs, prompts))
         yield Evaluation(context, log, adapter, prompts, external)
 
 

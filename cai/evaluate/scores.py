@@ -141,16 +141,26 @@ def load_judge(context: Context) -> Judge | None:
     return None
 
 
-def fingerprint(context: Context, pairs: PairSet, adapter: Path, judge: Judge | None) -> str:
-    """16 hex of everything a stored score depends on: settings, judge prompts, texts, adapter."""
+def settings_of(context: Context) -> Row:
+    """The settings that a stored score depends on."""
     settings = context.recipe.evaluation.model_dump(mode="json") | NO_TASKS | CONSTANTS
     if not settings["judge_model"]:  # a key that came later: the scores of runs made before still count
         del settings["judge_model"]
+    return {name: value for name, value in settings.items() if name not in DISPLAY_KEYS}
+
+
+def of_judge(judge: Judge | None) -> list[str] | None:
+    """The hashes of its prompts."""
+    return [judge.single.sha, judge.pair.sha] if judge else None
+
+
+def fingerprint(context: Context, pairs: PairSet, adapter: Path, judge: Judge | None) -> str:
+    """16 hex of everything a stored score depends on: settings, judge prompts, texts, adapter."""
     texts = [[e["instruction"], e["initial_answer"], e["rounds"]] for e in every_example(pairs)]
     weights = adapter / "adapter_model.safetensors"
     parts = [
-        orjson.dumps({k: v for k, v in settings.items() if k not in DISPLAY_KEYS}, option=orjson.OPT_SORT_KEYS),
-        orjson.dumps([judge.single.sha, judge.pair.sha] if judge else None),
+        orjson.dumps(settings_of(context), option=orjson.OPT_SORT_KEYS),
+        orjson.dumps(of_judge(judge)),
         orjson.dumps(texts),
         hashlib.sha256(weights.read_bytes()).digest() if weights.is_file() else b"none",
     ]

@@ -88,18 +88,22 @@ def summary(found: Sequence[Probed]) -> str:
     return f"{changed} of {len(found)} answers changed" if changed else f"all {len(found)} answers are the same"
 
 
-def lines(found: Sequence[Probed], report: Any) -> list[str]:
-    """The screen's: each benign prompt with both answers, what changed in brackets; of the red-team ones a count."""
+def lines(found: Sequence[Probed], report: Any, columns: int = 0) -> list[str]:
+    """The screen's: each benign prompt with both answers, what changed in brackets; of the red-team ones a count.
+
+    `columns`: of the terminal, 0 of none.
+    """
+    width = min(WIDTH, columns or WIDTH)
     if not found:
         return []
     told = [f"before and after ({summary(found)}; [-left out-], {{+new+}}):"]
     for probe in (probe for probe in found if not probe.folded):
         told += ["", f"  {_short(probe.prompt, SHOWN)}"]
         if probe.same:
-            told += _indented("both", _short("".join(s.text for s in probe.both.before), SHOWN))
+            told += _indented("both", _short("".join(s.text for s in probe.both.before), SHOWN), width)
             continue
-        told += _indented("base", _marked(_from_change(probe.both.before), "[-", "-]"))
-        told += _indented("tuned", _marked(_from_change(probe.both.after), "{+", "+}"))
+        told += _indented("base", _marked(_from_change(probe.both.before), "[-", "-]"), width)
+        told += _indented("tuned", _marked(_from_change(probe.both.after), "{+", "+}"), width)
     if folded := [probe for probe in found if probe.folded]:
         changed, several = sum(not probe.same for probe in folded), "s" * (len(folded) != 1)
         told += ["", f"  {len(folded)} red-team probe{several}, {changed} answered otherwise: folded, read in {report}"]
@@ -135,6 +139,6 @@ def _short(text: str, room: int) -> str:
     return plain if len(plain) <= room else plain[: room - 1].rstrip() + "…"
 
 
-def _indented(name: str, text: str) -> list[str]:
+def _indented(name: str, text: str, width: int) -> list[str]:
     head = f"    {name + ':':<7}"
-    return textwrap.wrap(text or "(nothing)", WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+    return textwrap.wrap(text or "(nothing)", width, initial_indent=head, subsequent_indent=" " * len(head))

@@ -201,7 +201,7 @@ def _told(snapshot: Snapshot, groups: Mapping[str, list[Row]], headline: JsonObj
         told.append(over)
     if advice := sft_advised(snapshot):
         told.append(advice)
-    told += [f"Next: {step}." for step in _next(snapshot, groups)]
+    told += [f"Next: {step}" for step in _next(snapshot, groups)]
     if headline["status"] == "ADVISORY":
         told.append("The gates only advise here: this is not the recipe's own model, which decides.")
     if why := snapshot.gates.get("override"):
@@ -210,15 +210,18 @@ def _told(snapshot: Snapshot, groups: Mapping[str, list[Row]], headline: JsonObj
 
 
 def _next(snapshot: Snapshot, groups: Mapping[str, list[Row]]) -> list[str]:
-    """What to do now, a step a line: for at most two gates that failed, else for the first kind of what is open."""
+    """What to do now, a step a line: for at most two gates that failed, else for the first kind of what is open.
+
+    No full stop stands behind a command: it would be pasted with it.
+    """
     run = f"{snapshot.path.parent.name}/{snapshot.run_id}"
     if groups["FAIL"]:
-        return list(dict.fromkeys(_change(row) for row in _telling_first(groups["FAIL"])[:2]))
+        return list(dict.fromkeys(f"{_change(row)}." for row in _telling_first(groups["FAIL"])[:2]))
     if groups["UNDERPOWERED"]:
         return [f"more items: python runner.py --resume {run} --set items={2 * snapshot.recipe.items}"]
     if groups["UNMEASURED"]:
-        return ["see in the table below what kept it from being measured"]
-    return [NEXT.get(snapshot.milestone, "read the examples").format(run=run)]
+        return ["see in the table below what kept it from being measured."]
+    return [NEXT.get(snapshot.milestone, "read the examples.").format(run=run)]
 
 
 def _change(verdict: Row) -> str:

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Protocol
 from cai.errors import CaiError, Stopped
 from cai.recipe.load import Recipe
 from cai.recipe.settings import BudgetSection, DpoSection
-from cai.run import arm_rates, lines
+from cai.run import arm_rates, lines, standing
 from cai.run.arm_rates import SHORT
 from cai.run.folder import Run
 from cai.run.rates import Range, Speed, measured_before, table_rates
+from cai.run.standing import Standing
 from cai.store.jsonl import Row
 from cai.terminal import duration, printable, usd, usd_fine
 from cai.world import world
@@ -82,13 +83,25 @@ class Estimate:
         return f"{low} to {high}{money} (rates: {self.source}{without})"
 
 
-def estimate(recipe: Recipe, backend: str, root: Path, limit_tokens: int, once_tokens: int = 0) -> Estimate:
+def estimate(
+    recipe: Recipe,
+    backend: str,
+    root: Path,
+    limit_tokens: int,
+    once_tokens: int = 0,
+    stands: Standing | None = None,
+) -> Estimate:
     """Time and money of this milestone from the latest finished run of the same model, else from the table.
 
-    `once_tokens`: at most generated once a run, whatever its items (the probes).
+    `once_tokens`: at most generated once a run, whatever its items (the probes). `stands`: what a fork took over.
     """
     earlier = None if recipe.pairs.file else measured_before(root, recipe, backend)  # one that generated says too much
     found = _from_run(recipe, earlier) if earlier else _divided(_from_table(recipe, backend, limit_tokens))
+    if stands is not None:
+        slots = slot_count(recipe)
+        time = stands.drawing(found.generation, slots) if found.generation else None
+        others = stands.rest(found.rest, earlier, slots) if found.rest else None
+        found = replace(found, tokens=stands.drawing(found.tokens, slots), generation=time, rest=others)
     for arm in arm_rates.left(recipe, backend, earlier):
         found = _with_arm(found, arm)
     if not once_tokens or (earlier and earlier.probed):
@@ -156,7 +169,7 @@ def _from_run(recipe: Recipe, run: Speed) -> Estimate:
         generation=Range(generation * LOW / gain, generation * HIGH / gain),
         training=training,
         rest=Range(rest * LOW, rest * HIGH),
-        source=f"run {run.run_id}, {run.slots} items in {duration(run.seconds)}",
+        source=f"run {run.run_id}, {run.slots} item{'s' * (run.slots != 1)} in {duration(run.seconds)}",
         usd_per_hour=hourly(recipe),
     )
 
@@ -295,8 +308,9 @@ def announce(context: Context, inputs: Planned) -> Estimate:
     recipe, run = inputs.recipe, context.run
     budget = Budget(recipe.budget, run)
     budget.check("before anything was done")
-    found = estimate(recipe, inputs.backend, run.path.parent, inputs.limit_tokens, inputs.once_tokens)
-    if run.attempt == 1:
+    stands, root = standing.of_run(run.path), run.path.parent
+    found = estimate(recipe, inputs.backend, root, inputs.limit_tokens, inputs.once_tokens, stands)
+    if not any(event["kind"] == "estimate" for event in run.events()):  # a fork's first attempt only took rows over
         run.event("estimate", **_event(found))
         if inputs.backend != "fake":
             print(f"estimate: {printable(found.line)}", flush=True)
@@ -332,8 +346,3 @@ def _refuse(recipe: Recipe, found: Estimate) -> None:
             f"{recipe.milestone} does not fit: {'; '.join(faults)} (rates: {found.source}). "
             "Raise the limit, lower items, or start it all the same with --over-budget."
         )
-
-
-def usd_per_pair(spent: dict[str, float], pairs: int) -> float | None:
-    """Dollars over all attempts for one accepted pair; None without a price or a pair."""
-    return spent["usd"] / pairs if pairs and spent["usd"] > 0 else None

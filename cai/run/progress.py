@@ -7,6 +7,7 @@ function that it asks whether to stop.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ Rows = Sequence[JsonObject]
 PLAIN_SECONDS = 30.0
 STATUS_SECONDS = 2.0
 BAR_SECONDS = 1.0
+BESIDE = 28  # characters that a bar wants beside its name: a count and the time
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's own time to go does not know of batches
 
 
@@ -76,7 +78,7 @@ class Progress:
             self._count_whole()
         if sys.stderr.isatty():
             self.bar = tqdm(
-                total=total, initial=done, desc=self.name, bar_format=BAR, dynamic_ncols=True, file=sys.stderr
+                total=total, initial=done, desc=self._short(), bar_format=BAR, dynamic_ncols=True, file=sys.stderr
             )
         self._status(True)
 
@@ -84,6 +86,11 @@ class Progress:
     def name(self) -> str:
         """In words, with its place among the run's steps where that is known."""
         return f"{self.place}{words.in_words(self.stage, self.round, self.per_round)}"
+
+    def _short(self) -> str:
+        """The name, cut where the count of a narrow terminal's bar would have no room beside it."""
+        room = max(shutil.get_terminal_size().columns - BESIDE, len(self.place) + 12)
+        return self.name if len(self.name) <= room else self.name[: room - 1].rstrip() + "…"
 
     @property
     def place(self) -> str:

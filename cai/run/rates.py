@@ -67,6 +67,7 @@ def table_rates(backend: str) -> TableRates:
 
 
 GROWING = ("evaluate critiques", "evaluate revisions", "evaluate preference.pairs")  # labels whose rows are the items'
+OF_BASE = ("evaluate critiques", "evaluate revisions", "critic's exam")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Speed:
     pairs_seen: float
     seconds: float
     growing_seconds: float = 0.0
+    base_seconds: float = 0.0  # the part of the rest that a fork takes along: scores of the base, the critic's exam
     probed: bool = False  # the probes were answered, which the rest holds
     labels: frozenset[str] = frozenset()  # of everything that was made or measured
 
@@ -131,7 +133,6 @@ def from_events(run_id: str, manifest: JsonObject, events: list[Row]) -> Speed |
         return None  # a run that was killed or stopped says how long it lay in pieces, not how long a whole one takes
     if any(e["kind"] == "attempt" and e["attempt"] in worked and e.get("processes", 1) != world().size for e in events):
         return None
-    scored = [e for e in events if e["kind"] == "stage" and str(e.get("stage")).startswith(GROWING)]
     trained = [e for e in events if e["kind"] == "trained" and "arm" not in e]
     rounds = {e.get("round", 0) for e in stages if e.get("stage") != "instructions"}  # whose rounds are tries
     return Speed(
@@ -147,7 +148,13 @@ def from_events(run_id: str, manifest: JsonObject, events: list[Row]) -> Speed |
             for e in trained
         ),
         seconds=spent(e for e in events if e["attempt"] in worked)["seconds"],
-        growing_seconds=sum(float(e.get("seconds") or 0) for e in scored),
+        growing_seconds=_seconds(events, GROWING),
+        base_seconds=_seconds(events, OF_BASE),
         labels=frozenset(str(e.get("stage")) for e in events if e["kind"] == "stage"),
         probed=any(e["kind"] == "stage" and str(e.get("stage")).startswith("probes") for e in events),
     )
+
+
+def _seconds(events: list[Row], labels: tuple[str, ...]) -> float:
+    named = [e for e in events if e["kind"] == "stage" and str(e.get("stage")).startswith(labels)]
+    return sum(float(e.get("seconds") or 0) for e in named)

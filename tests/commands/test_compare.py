@@ -75,6 +75,29 @@ def test_three_runs_stand_side_by_side_and_equal_figures_are_folded(both, tmp_pa
     assert "critiques.meaningful" in folded and not any(line.startswith("critiques.meaningful") for line in text)
 
 
+def test_where_the_figures_have_no_room_side_by_side_they_stand_under_each_other(both):
+    wide, narrow = lines(*both, columns=200), lines(*both, columns=20)
+    assert wide == lines(*both) and len(narrow) > len(wide)
+    place = narrow.index("pairs kept")
+    assert [line.split()[0] for line in narrow[place + 1 : place + 3]] == ["A", "B"]
+
+
+def test_the_pace_is_of_the_chain_and_not_of_the_probes(both):
+    """A fork drew nothing but six short answers: 286,921 tokens/s stood beside 1,735."""
+    probes = {
+        "kind": "stage",
+        "attempt": 1,
+        "s": 1.0,
+        "stage": "probes.base",
+        "items": 6,
+        "tokens": 10**9,
+        "seconds": 1.0,
+    }
+    others = [event for event in both[1].events if event["kind"] != "stage"]
+    row = next(line for line in lines(both[0], replace(both[1], events=[*others, probes])) if "tokens/s" in line)
+    assert row.split()[-1] == "–"
+
+
 def test_a_figure_that_differs_between_two_of_three_is_a_row(both):
     """B measured it nowhere and gated it nowhere: A and C still differ, so it is shown."""
     name, figures = next((n, dict(f)) for n, f in both[0].figures.items() if f.get("value") is not None)

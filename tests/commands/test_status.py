@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import resource
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import orjson
 import pytest
@@ -16,7 +18,7 @@ from support import rich_run as rich
 from support.pages import REPO, item_rows, make_run, records
 from support.runs import FAKE
 
-from cai.commands.status import just_made, screen, sparkline, watch
+from cai.commands.status import command, just_made, screen, sparkline, watch
 from cai.run.folder import Run
 
 
@@ -109,6 +111,27 @@ def test_a_watch_outlasts_a_long_silent_step(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_watch_folds_in_a_narrow_terminal_and_paints(tmp_path, monkeypatch):
+    """Each line that a terminal breaks by itself moves the screen that is drawn over it."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    path = make_run(tmp_path)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *a: os.terminal_size((60, 40)))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("cai.inputs.locate", lambda args, name: path)
+    monkeypatch.setattr("sys.stdout", stream)
+    assert command(SimpleNamespace(status="latest", watch=True)) == 0
+    text = stream.getvalue().removeprefix("\x1b[H\x1b[J")
+    assert "\x1b[32mPASS" in text or "\x1b[31mFAIL" in text
+    lines = [line for line in re.sub(r"\x1b\[\d*m", "", text).split("\n") if "runner.py" not in line]
+    assert max(map(len, lines)) <= 60
+
+
 def test_a_watch_ends_when_nobody_reads_it(tmp_path, monkeypatch):
     (tmp_path / "cai.toml").write_text("[milestones.m0]\n")
     with Run.create(tmp_path / "runs", "20261122-180000-m1-abc123", {}, {"milestone": "m1"}):

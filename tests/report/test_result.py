@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
 
 import pytest
 from support.pages import item_rows, make_run, probe_rows, recipe, records
 
+from cai.commands import cli
 from cai.report import before_after, examples
 from cai.report.charts import forest, pool_map
 from cai.report.diff import compared, sentences
@@ -118,7 +120,14 @@ def test_where_all_passed_the_telling_ones_are_named_and_the_next_milestone(stor
     assert found.sentence == (
         "All 3 gates passed: critiques pass the checks of form and revisions answer their critiques."
     )
-    assert (found.tag, found.told[-1]) == ("passed, 3 of 3 gates met", "Next: make m2.")
+    assert (found.tag, found.told[-1]) == ("passed, 3 of 3 gates met", "Next: make m2")
+
+
+def test_the_command_for_more_items_can_be_pasted_as_it_stands(story):
+    found = said(with_verdicts(story, ("dpo.loss_fall", "PASS"), ("critiques.meaningful", "UNDERPOWERED")))
+    line = next(text for text in found.told if text.startswith("Next: more items: "))
+    words = shlex.split(line.partition("python runner.py ")[2])
+    assert words[-1] == f"items={2 * story.recipe.items}" and cli.parse(words).resume.endswith(story.run_id)
 
 
 def test_a_gate_of_ones_own_is_named_by_its_metric(story):

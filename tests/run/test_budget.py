@@ -14,7 +14,7 @@ from cai.data import chain
 from cai.errors import Stopped
 from cai.recipe.settings import BudgetSection, DpoSection
 from cai.run import budget
-from cai.run.budget import Budget, announce, enforced, training_pairs_seen, usd_per_pair
+from cai.run.budget import Budget, announce, enforced, training_pairs_seen
 from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.run.progress import Progress
@@ -216,12 +216,6 @@ def test_a_stop_by_a_signal_is_not_called_the_budgets(run):
         raise Stopped("stopped by SIGTERM in answers")
     assert not run.events("budget_stop")
     assert not run.report_html.exists()
-
-
-def test_dollars_a_pair():
-    assert usd_per_pair({"usd": 1.0}, 10) == 0.1
-    assert usd_per_pair({"usd": 1.0}, 0) is None
-    assert usd_per_pair({"usd": 0.0}, 3) is None
 
 
 def test_a_limit_in_dollars_needs_a_price(run_fake, capsys):
