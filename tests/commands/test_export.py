@@ -501,7 +501,7 @@ def test_a_failed_push_is_tried_again_by_the_same_line(path, tmp_path, monkeypat
 
 @pytest.mark.parametrize("name", ["no slash", "a/b/c", "https://huggingface.co/me/x", "me/" + "b" * 90, "me/..", "a\0"])
 def test_a_name_that_the_hub_cannot_have_is_refused_before_anything_is_written(name):
-    with pytest.raises(CaiError, match="--push .*Write NAME or OWNER/NAME") as caught:
+    with pytest.raises(CaiError, match=r"--push .*Write NAME or OWNER/NAME") as caught:
         check_name(name)
     assert caught.value.code == errors.USAGE and "\n" not in str(caught.value)
     check_name("me/cai")
