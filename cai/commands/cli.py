@@ -179,6 +179,7 @@ def _experiments(group: argparse._ArgumentGroup) -> None:
 
 def _checked(args: argparse.Namespace) -> argparse.Namespace:
     """The same, paths made whole. Error: flags that contradict each other, or say nothing."""
+    _refuse_odd_names(args)
     _refuse_words(args)
     _paths_at_home(args)
     _milestone_of_sets(args)
@@ -193,6 +194,17 @@ def _checked(args: argparse.Namespace) -> argparse.Namespace:
     if args.limit < 0:
         raise CaiError("runner.py: --limit: must be 0 or more. Leave it out for no limit.")
     return args
+
+
+def _refuse_odd_names(args: argparse.Namespace) -> None:
+    """Paths and runs that no file system can hold: asked for, they would be a fault of the system's."""
+    for name in ("recipe", "to", "exam", *COMMANDS, *MODES):
+        value = getattr(args, name)
+        for text in map(str, value if isinstance(value, list) else [value]):
+            parts = [len(part.encode("utf-8", "surrogateescape")) for part in text.split("/")]
+            if "\0" in text or max(parts) > 255 or sum(parts) + len(parts) > 4096:
+                what = "holds a NUL" if "\0" in text else "is longer than any path"
+                raise CaiError(f"runner.py: --{name.replace('_', '-')}: {text[:40]!r}... {what}. Name what is there.")
 
 
 def _refuse_words(args: argparse.Namespace) -> None:
@@ -217,8 +229,6 @@ def _paths_at_home(args: argparse.Namespace) -> None:
     """`--to=~/x`: a shell expands `~` only at the beginning of a word."""
     for name in ("recipe", "to", "exam"):
         if (path := getattr(args, name)) is not None:
-            if "\0" in str(path):
-                raise CaiError(f"runner.py: --{name}: holds a NUL. Name a path without it.")
             setattr(args, name, Path(expanded(str(path))))
 
 

@@ -31,7 +31,7 @@ from cai.commands.export_card import model_card
 from cai.commands.export_lines import usage
 from cai.commands.export_pairs import write_dataset
 from cai.commands.export_prompt import Asking, asking, write_prompt_files
-from cai.commands.push import push, push_plan
+from cai.commands.push import check_name, push, push_plan
 from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.report.snapshot import Snapshot, read_story
@@ -55,6 +55,8 @@ def command(args: argparse.Namespace) -> int:
     from cai.terminal import say
 
     run, merged = locate(args, args.export), bool(getattr(args, "merged", False))
+    if args.push:
+        check_name(args.push)
     if args.form:
         return _to_mark(run, args, say)
     if args.dry_run:

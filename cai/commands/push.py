@@ -39,6 +39,18 @@ def push(folder: Path, repository: str, say: Say, api: HfApi | None = None) -> N
         say(f"pushed {part} to {name} (private)")
 
 
+def check_name(repository: str) -> None:
+    """Error: a name that the hub cannot have, before anything is written for it."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    for _, _, tail in PARTS:
+        try:
+            validate_repo_id(repository + tail)
+        except HFValidationError as error:
+            why = f"{_line(error)}. Write NAME or OWNER/NAME, as the hub shows it."
+            raise CaiError(f"runner.py: --push {repository[:80]}: {why}") from None
+
+
 def push_plan(folder: Path, repository: str) -> list[str]:
     """One line a repository (or part), then its files with their sizes."""
     lines = []

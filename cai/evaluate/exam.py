@@ -26,6 +26,7 @@ from cai.metrics.stats import wilson
 from cai.metrics.wordings import finds_nothing, is_refusal
 from cai.recipe.settings_evaluation import EvaluationSection
 from cai.store.jsonl import JsonObject, Row
+from cai.store.reading import read_once
 from cai.store.rows import Key
 
 REQUIRED = {"prompt": str, "answer": str, "critique": str, "kind": str, "good": bool}
@@ -97,10 +98,7 @@ class Exam:
 
 def read_exam(path: Path) -> list[Row]:
     """The labelled rows. Errors: CaiError naming file, line and key, also for a row that stands twice."""
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise CaiError(f"{path}: cannot read the labelled set: {error.strerror}. Give a JSON lines file.") from None
+    lines = read_once(path, where=f"{path}: --exam").removeprefix(b"\xef\xbb\xbf").split(b"\n")
     rows: list[Row] = []
     seen: dict[Key, tuple[int, bool]] = {}
     for number, line in enumerate(lines, 1):

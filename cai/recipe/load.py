@@ -281,7 +281,10 @@ def parse_set(text: str) -> Row:
     if not sign or not all(keys) or len(keys) > DEEPEST_KEY:
         raise CaiError(f"--set {text[:80]}: expected KEY=VALUE, for example --set dpo.beta=0.2")
     try:
-        parsed = parse_toml(f"value = {value.strip()}")["value"]
+        table = parse_toml(f"value = {value.strip()}")
+        if len(table) > 1:
+            raise CaiError(f"--set {path.strip()}: more than one line. Give each key a --set of its own.")
+        parsed = table["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
     except ValueError as error:

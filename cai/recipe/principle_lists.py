@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,20 @@ SMALL_WORDS = frozenset(
 SLOTS = "answer|response|reply|completion|output|question|prompt|instruction|request|query|input|conversation|user|" \
         "assistant|human|critique|revision|principle|topic|name|text"  # fmt: skip
 PLACEHOLDER = re.compile(
-    r"\{\{.*?\}\}|\{%.*?%\}|\{[A-Za-z_][\w. ]*\}|\{\d*\}|\$\{\w+\}|\$[A-Za-z_]\w*|%\(\w+\)s|%[sd]\b|<<\w+>>|\[\[\w+\]\]"
+    r"\{\{.*?\}\}|\{%.*?%\}|<%.*?%>|\{[A-Za-z_][\w. ]*(?:![rsa])?(?::[-<>=^+,.\d]\S{0,8})?\}"
+    r"|｛\w+｝|<\|\w+\|>|<[a-z]+(?:_[a-z]+)+>|__[A-Z]+__|\{\d*\}|\$\{\w+\}|\$[A-Za-z_]\w*|%\(\w+\)s|%[sd]\b|<<\w+>>|\[\[\w+\]\]"
     rf"|<(?:the )?(?:{SLOTS})s?>|\[(?:the )?(?:{SLOTS})s?\]"
     rf"|\[[A-Z][A-Z0-9]*(?:[ _][A-Z0-9]+)+\]|\[(?:{SLOTS.upper()})\]"
 )
 FRAME = re.compile(r"^\s*(?:critique|revision)\s*(?:request)?\s*:\s*|\s*\b(?:critique|revision)\s*:\s*$", re.IGNORECASE)
-TOML = re.compile(r"^\s*\[{1,2}[A-Za-z][\w.-]*\]{1,2}\s*$|^\s*[\w.-]+\s*=\s*(?:\[|\"|')", re.MULTILINE)
+TOML = re.compile(
+    r"^\s*\[{1,2}[A-Za-z][\w.-]*\]{1,2}\s*$|^\s*[\w.-]+\s*=\s*(?:[\[{(\"']|\w+\()|^[A-Z][A-Z_]+=\S", re.MULTILINE
+)
+NESTED = re.compile(
+    r"^(\s*)[-*+] +[^\s\"'\[{&*][^\n]*[^\n:\s|>]\n\1\s+[-*+] ", re.MULTILINE
+)  # YAML makes one sentence of it
+NUMBERED = re.compile(r"\A\s*\(?1[.)]\s+\S")  # "1. **Honest**: ..." is a mapping to YAML
+ADDRESS = re.compile(r"\w+://\S+")
 LIKE_YAML = re.compile(
     r"^\s*(?:-\s+)?(?:id|name|title|principles?|constitutions?|critic|critique\w*|revision\w*|edit_request|version)\s*:"
     r"|^\s*[?:]\s|^\s*(?:-\s+)?[&!]|^\s*-\s*[{\[&*-]|^\s*[{\[]|^---|^\s*[\w-]+\s*:\s*[\[{&*|>]",
@@ -89,8 +98,14 @@ def _content(text: str, path: str | Path) -> Any:
         raise CaiError(
             f"{path}: TOML or a program found; write YAML: a list, each entry with the keys {', '.join(KEYS)}"
         )
-    if not LIKE_YAML.search(text) and (rows := _table(text, path)) is not None:
-        return rows
+    if nested := NESTED.search(text):
+        line = text.count("\n", 0, nested.end()) + 1
+        raise CaiError(f"{path}: line {line}: a list within a list; write one principle an entry of one list")
+    if not LIKE_YAML.search(text):
+        if (rows := _table(text, path)) is not None:
+            return rows
+        if NUMBERED.match(text):
+            return _sentences(text, path)
     try:
         content = parse_yaml(text, path)
     except CaiError as error:
@@ -98,12 +113,9 @@ def _content(text: str, path: str | Path) -> Any:
             return rows
         if re.search(r"^ *\t", text, re.MULTILINE):
             raise CaiError(f"{error} (a tab is no indentation in YAML: write spaces)") from None
-        if LIKE_YAML.search(text):
+        if LIKE_YAML.search(text) or not any(sign.isalpha() for sign in text):
             raise
-        sentences = _sentences(text, path)
-        if not all(any(sign.isalpha() for sign in sentence) for sentence in sentences):
-            raise
-        return sentences
+        return _sentences(text, path)
     if isinstance(content, str):
         return _sentences(text, path)
     return content
@@ -140,9 +152,16 @@ def _table(text: str, path: str | Path) -> list[Any] | None:
 
 def _sentences(text: str, path: str | Path) -> list[str]:
     try:
-        return [entry.value for entry in plain.parse(plain.lines_of(text)).entries]
+        entries = plain.parse(plain.lines_of(text)).entries
+        for before, entry in pairwise(entries):
+            if entries[0].value[:1].isupper() and plain.continues(before.value, entry.value):
+                raise Broken(entry.line, f"reads as the rest of the line before: {plain.ONE_A_LINE}")
+        for entry in entries:
+            if ADDRESS.fullmatch(entry.value) or not any(sign.isalpha() for sign in entry.value):
+                raise Broken(entry.line, f"no sentence ({entry.value[:40]!r}): {plain.ONE_A_LINE}")
     except Broken as broken:
         raise CaiError(f"{path}: line {broken.line}: {broken.why.replace('request', 'principle')}") from None
+    return [entry.value for entry in entries]
 
 
 def _rows(content: object) -> tuple[list[Any], list[str]]:
@@ -294,6 +313,8 @@ def _text_faults(value: object) -> list[str]:
     faults = []
     if len(value) > LONGEST_TEXT:
         return [f"has {len(value):,} characters, more than a prompt holds; write at most {LONGEST_TEXT:,}"]
+    if not any(sign.isalpha() for sign in value):
+        faults.append(f"{value.strip()[:40]!r} is no sentence; write the text")
     if placeholder := PLACEHOLDER.search(value):
         faults.append(f"holds the placeholder {placeholder[0][:40]!r}, which nothing fills in; take it out")
     if frame := FRAME.search(value):

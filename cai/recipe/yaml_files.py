@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from functools import lru_cache
@@ -43,6 +44,9 @@ class _FastLoader(_UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  
     """
 
 
+NESTED = re.compile(r"(?:[\[{]\s*(?:[\w\"'-]+\s*:\s*)?){60}|(?:[-?][ \t]+){60}")  # no file of ours needs a tenth of it
+
+
 def _may_nest_deeply(text: str) -> bool:
     """More brackets, dashes or indentation than any file of ours: a cheap bound of the nesting."""
     if text.count("[") + text.count("{") > 400:
@@ -59,6 +63,8 @@ def _parse(text: str) -> Any:
 
 @lru_cache(maxsize=64)  # one command reads a prompt file several times, and its own copy of it
 def _read(text: str) -> Any:
+    if NESTED.search(text):  # the loader in Python takes seconds to see it
+        raise RecursionError
     _refuse_aliases(text)
     return _without_surrogates(_parse(text))
 

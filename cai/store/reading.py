@@ -90,6 +90,4 @@ def _until_end(fd: int, where: str, most: int, deadline: float | None) -> bytes:
 
 
 def _too_large(where: str, most: int) -> CaiError:
-    return CaiError(
-        f"{where}: more than {most >> 20} MB. Give a smaller file: the run takes no more than it has items."
-    )
+    return CaiError(f"{where}: more than {most >> 20} MB. Give a smaller file.")

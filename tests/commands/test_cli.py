@@ -54,6 +54,22 @@ def test_what_belongs_together_stays(argv):
     assert len(cli.commands(cli.parse(argv.split()))) == 1
 
 
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["a" * 300], "--recipe: .*is longer than any path"),
+        (["--resume", "a/" * 3000], "--resume: .*is longer than any path"),
+        (["--compare", "runs/a", "runs/\0"], "--compare: .*holds a NUL"),
+        (["--export", "runs/a", "--to", "é" * 200], "--to: .*is longer than any path"),
+        (["--next-round", "a\0"], "--next-round: .*holds a NUL"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_a_fault_of_usage(argv, why):
+    with pytest.raises(CaiError, match=why) as caught:
+        cli.parse(argv)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
 def test_a_run_is_no_command():
     assert cli.commands(cli.parse(["--resume", "runs/a", "--dry-run"])) == []
 

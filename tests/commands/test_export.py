@@ -30,7 +30,7 @@ from cai.commands.export_card import model_card
 from cai.commands.export_lines import usage
 from cai.commands.export_prompt import asking
 from cai.commands.merge import Probe, check, compare
-from cai.commands.push import push
+from cai.commands.push import check_name, push
 from cai.data.pairs import PairPlan, build
 from cai.errors import CaiError
 from cai.report import cards
@@ -497,6 +497,14 @@ def test_a_failed_push_is_tried_again_by_the_same_line(path, tmp_path, monkeypat
     hub.fault = None
     assert runner.main(line) == errors.DONE
     assert ("me/cai-pairs", "dataset", True) in hub.calls
+
+
+@pytest.mark.parametrize("name", ["no slash", "a/b/c", "https://huggingface.co/me/x", "me/" + "b" * 90, "me/..", "a\0"])
+def test_a_name_that_the_hub_cannot_have_is_refused_before_anything_is_written(name):
+    with pytest.raises(CaiError, match=r"--push .*Write NAME or OWNER/NAME") as caught:
+        check_name(name)
+    assert caught.value.code == errors.USAGE and "\n" not in str(caught.value)
+    check_name("me/cai")
 
 
 @pytest.mark.runs

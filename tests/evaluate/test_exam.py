@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -117,8 +118,16 @@ def test_a_bad_file_is_one_clear_line(tmp_path, content, wanted):
 
 
 def test_a_missing_file_is_one_clear_line(tmp_path):
-    with pytest.raises(CaiError, match="cannot read the labelled set"):
+    with pytest.raises(CaiError, match="--exam: cannot read it"):
         read_exam(tmp_path / "none.jsonl")
+
+
+def test_a_device_and_a_pipe_that_gives_nothing_are_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("cai.store.reading.PIPE_SECONDS", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    for path, why in (("/dev/zero", "is a device"), (tmp_path / "pipe", "a pipe that gives nothing")):
+        with pytest.raises(CaiError, match=why):
+            read_exam(Path(path))
 
 
 def test_a_users_own_small_file_works(tmp_path):

@@ -11,6 +11,7 @@ from support.runs import read_jsonl
 
 from cai import errors
 from cai.commands.experiments.sweep import combinations, of_data, sets_of
+from cai.errors import CaiError
 from cai.recipe.load import Recipe
 from cai.recipe.settings_sweep import SweepSection
 from cai.report import sweep
@@ -118,3 +119,9 @@ def test_without_benchmarks_refusals_in_fresh_answers_stand_in(tuned, compliance
     read = SimpleNamespace(figures={}, scores=scores, pairs=SimpleNamespace(train=[], heldout=heldout))
     found = sweep.figures_of(cast(Snapshot, read))
     assert (found["harmful compliance"], found["over-refusal"]) == (compliance, over)
+
+
+def test_a_sweep_of_more_runs_than_anybody_wants_is_refused_before_they_are_listed():
+    recipe = Recipe.model_validate({"sweep": SweepSection(beta=(0.1, 0.3), seeds=tuple(range(501)))})
+    with pytest.raises(CaiError, match="comes to 1,002 runs, at most 1,000"):
+        combinations(recipe)

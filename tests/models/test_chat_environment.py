@@ -51,15 +51,33 @@ def test_it_is_what_transformers_renders(name):
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% for a in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
         "x" * (chat_environment.MOST_TEMPLATE + 1),
+        "{% set n = namespace(s='xx') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        "{% set n = namespace(s='xx') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+        "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        "{% set n = namespace(s=9) %}{% for i in range(60) %}{% set n.s = n.s * n.s %}{% endfor %}",
+        "{% set r = range(9999)|list %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
+        "{% set r = range(99999)|list %}{% for a in r %}{{ r|map('string')|list|length }}{% endfor %}",
+        "{{ 'x'|center(9999999999) }}",
+        "{{ 'x'.ljust(9999999999) }}",
+        "{{ '{:>9999999999}'.format(1) }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{{ '%9999999999d'|format(1) }}",
+        "{% set a = 'x' * 99999 %}{{ a|replace('x', a) }}",
+        "{% set a = 'x' * 99999 %}{{ a.replace('x', a) }}",
+        "{% set a = 'x' * 9999999 %}{{ ([a] * 999)|join }}",
+        "{% set a = 'x' * 9999999 %}{{ ''.join([a] * 999) }}",
+        "{{ ('a\n' * 99999)|indent(9999999) }}",
+        "{{ messages|tojson(indent=9999999999) }}",
+        "{{ ([[1] * 999999] * 999)|sum(start=[])|length }}",
     ],
-    ids=range(6),
+    ids=range(24),
 )
 def test_a_template_without_bounds_is_refused_at_once(template, tmp_path):
-    began = time.monotonic()
+    began = time.process_time()
     (tmp_path / "chat_template.jinja").write_text(template)
     with pytest.raises(CaiError, match=r"model\.format: the chat template of x: .*the chat template") as caught:
         check_template(ModelSection(name="x", format="chat"), tmp_path)
-    assert time.monotonic() - began < 5 and "\n" not in str(caught.value)
+    assert time.process_time() - began < 5 and "\n" not in str(caught.value)
 
 
 def test_of_named_templates_the_default_one_is_taken(tmp_path):

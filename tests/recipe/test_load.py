@@ -116,6 +116,11 @@ def test_malformed_set(text: str) -> None:
         resolve(read(SHIPPED), milestone="m0", sets=[text])
 
 
+def test_a_second_line_in_a_value_is_refused_and_not_passed_over() -> None:
+    with pytest.raises(CaiError, match=r"--set dpo\.beta: more than one line"):
+        resolve(read(SHIPPED), milestone="m0", sets=["dpo.beta=0.3\nitems = 5"])
+
+
 def test_a_length_of_training_replaces_the_other() -> None:
     recipe = resolve(read(SHIPPED), milestone="m3")
     assert (recipe.dpo.max_steps, recipe.dpo.epochs) == (0, 3.0)

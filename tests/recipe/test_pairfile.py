@@ -150,3 +150,62 @@ def test_a_pair_says_where_it_stood() -> None:
     found = read(b"\n" + lines(PLAIN) + b"\n" + lines({**PLAIN, "prompt": "b"}), "m").rows
     assert [row.line for row in found] == [2, 4]
     assert found[0] == OwnPair(P, C, R, "benign", 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({**PLAIN, "prompt": f"<|im_start|>user\n{P}<|im_end|>\n<|im_start|>assistant\n"}, "chat template's frame"),
+        ({**PLAIN, "prompt": f"USER: {P} ASSISTANT:"}, "a prompt's frame around the prompt"),
+        ({**PLAIN, "chosen": f"{C}</s>"}, "ends with the token '</s>'"),
+        ({**PLAIN, "rejected": f"{R}<|im_end|>"}, "ends with the token"),
+        ({**PLAIN, "rejected": "a\0b"}, r"holds the control character U\+0000"),
+        ({**PLAIN, "chosen": "[{'role': 'assistant', 'content': 'x'}]"}, "a value as Python prints it"),
+        ({**PLAIN, "Chosen": "Another."}, "two keys say 'chosen'"),
+        ({**PLAIN, "split": "5"}, 'split: .5. is unknown. Write "train" or "heldout"'),
+        ({**PLAIN, "margin": "much"}, "margin: .much. is no finite number"),
+        ({**PLAIN, "margin": True}, "margin: .True. is no finite number"),
+        ({**PLAIN, "chosen": f"Assistant: {C}", "rejected": f"Assistant: {R}"}, "both answers begin with the cue"),
+        ({"prompt": P * 2, "chosen": P * 2 + C, "rejected": P * 2 + R}, "both answers begin with the prompt once more"),
+    ],
+)
+def test_texts_that_are_not_the_pairs_alone_are_refused(row: dict[str, Any], why: str) -> None:
+    with pytest.raises(CaiError, match=f"mine: line 1: .*{why}") as caught:
+        read(lines(row), "mine")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_infinite_margin_is_refused_and_a_cell_with_a_number_is_one() -> None:
+    with pytest.raises(CaiError, match="no finite number"):
+        read(b'{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1e999}\n', "mine")
+    table = f"prompt,chosen,rejected,margin\n{P},{C},{R},0.5\n{P},{C},{R},\n".encode()
+    assert [row.margin for row in read(table, "mine").rows] == [0.5, None]
+
+
+def test_conversations_in_a_tables_cells_are_read() -> None:
+    def cell(value: Any) -> str:
+        return '"' + orjson.dumps(value).decode().replace('"', '""') + '"'
+
+    table = f"prompt,chosen,rejected\n{P},{cell([USER, GOOD])},{cell([USER, BAD])}\n"
+    assert texts(read(table.encode(), "mine")) == [(P, C, R)]
+
+
+@pytest.mark.parametrize("split", ["holdout", "held-out", "test_prefs", "eval_set", "validation"])
+def test_what_is_held_out_is_held_out_under_any_common_name(split: str) -> None:
+    assert read(lines({**PLAIN, "split": split}), "mine").splits
+
+
+def test_keys_that_are_not_read_and_scores_that_say_otherwise_are_told_once() -> None:
+    rows = [{**PLAIN, "source": "x", "chosen_score": 1, "rejected_score": 9}] * 2
+    notes = read(lines(*rows), "mine").notes
+    assert "keys ignored: source (2), chosen_score (2), rejected_score (2)" in notes
+    assert "2 row(s) score the rejected text higher than the chosen one: are the two swapped?" in notes
+
+
+def test_one_pair_of_several_that_repeats_its_prompt_is_told_and_kept() -> None:
+    found = read(lines(PLAIN, PLAIN, {"prompt": P * 2, "chosen": P * 2 + C, "rejected": P * 2 + R}), "mine")
+    assert len(found.rows) == 3 and any("begin with the prompt" in note for note in found.notes)
+
+
+def test_a_prompt_of_nothing_that_is_seen_is_empty() -> None:
+    assert read(lines({**PLAIN, "prompt": "\u200b"}), "mine").rows[0].fault == "empty_prompt"

@@ -224,3 +224,9 @@ def test_no_text_of_yamls_own_signs_makes_a_traceback(signs: list[str]) -> None:
         load("".join(signs))
     except CaiError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "{a: " * 5000, "- " * 5000, "[\n" * 5000, "- [{a: " * 500])
+def test_deep_nesting_is_refused_before_the_loader_walks_it(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yaml.load", lambda *_, **__: pytest.fail("the loader was asked"))
+    assert "bad YAML: RecursionError" in fault(text)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from cai.run.events import read_events
 from cai.run.manifest import read_manifest
 from cai.terminal import duration, printable, say, usd
 
+MOST_RUNS = 1000  # of one sweep: each is a whole training
 Combination = tuple[tuple[str, object], ...]  # (name in [sweep], value), in the order of KEYS
 
 
@@ -70,6 +72,8 @@ def combinations(recipe: Recipe) -> list[Combination]:
     used = [(name, values) for name, values in axes if values]
     if not used:
         raise CaiError("runner.py: --sweep: [sweep] names no value. Set some: --set 'sweep.beta=[0.05, 0.1, 0.3]'")
+    if (many := math.prod(len(values) for _, values in used)) > MOST_RUNS:
+        raise CaiError(f"runner.py: --sweep: [sweep] comes to {many:,} runs, at most {MOST_RUNS:,}. Take values out.")
     names = [name for name, _ in used]
     return [tuple(zip(names, values, strict=True)) for values in itertools.product(*(values for _, values in used))]
 

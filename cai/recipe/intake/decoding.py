@@ -42,8 +42,31 @@ SIGNATURES = (  # first bytes, what they are, what to do
     (b"\x80\x05", "a Python pickle", "Write JSON lines."),
     (b"{\\rtf", "an RTF document", "Save it as plain text."),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull."),
+    (b"/annex/objects/", "a git-annex pointer, not the file itself", "Fetch the file: git annex get."),
+    (b"%!PS", "a PostScript file", "Copy the requests into a text file, one a line."),
+    (b"-----BEGIN ", "a key, a certificate or a signed message", "Give the text alone."),
+    (b"!<arch>", "an archive of programs", UNPACK),
+    (b"07070", "a cpio archive", UNPACK),
+    (b"(lp0\n", "a Python pickle", "Write JSON lines."),
+    (b"(dp0\n", "a Python pickle", "Write JSON lines."),
+    (b"404: Not Found", "an answer of a server (404), not the file", "Fetch the file itself, from where it lies now."),
+    (b"Entry not found", "an answer of a server, not the file", "Fetch the file itself, from where it lies now."),
 )
-PAGE = re.compile(rb"\s*(?:<!doctype\s+html|<html|<\?xml|<head|<body)", re.IGNORECASE)
+PAGE = re.compile(rb"\s*(?:<!doctype\s+html|<html|<\?xml|<head|<body|<svg)", re.IGNORECASE)
+SEVEN_BITS = (  # what ASCII bytes are where they spell other text
+    (re.compile(rb"\x1b(?:\$[@AB(]|\([BJI])"), "ISO-2022-JP",
+     "Save it as UTF-8: iconv -f ISO-2022-JP -t UTF-8 FILE > NEW"),
+    (re.compile(rb"~\{[!-~]{2,}~\}"), "HZ (Chinese in 7 bits)", "Save it as UTF-8: iconv -f HZ -t UTF-8 FILE > NEW"),
+    (re.compile(rb"\A(?=[^\r\n]{60})(?=.*?[A-Z])(?=.*?[a-z])(?=.*?[\d+/])[A-Za-z0-9+/=\r\n]+\Z"), "base64",
+     "Decode it: base64 -d FILE > NEW"),
+    (re.compile(rb"=[CDE][0-9A-F]=[89AB][0-9A-F]"), "quoted-printable (a mail's text)", "Save the text, not the mail"),
+)  # fmt: skip
+FIRST_BYTES = 4096  # in which they show
+COLOURS = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")
+LATER_MARK = re.compile("(?<=[\r\n])\ufeff+")  # files with marks, one behind the other: `cat a b`
+TWICE = re.compile(
+    "[\u00c2-\u00f4][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]"
+)
 MARKS = (  # the longer mark first: UTF-32's begins with UTF-16's
     (b"\xff\xfe\x00\x00", "utf-32-le"),
     (b"\x00\x00\xfe\xff", "utf-32-be"),
@@ -71,7 +94,8 @@ def text_of(data: bytes, where: str) -> tuple[str, str]:
     else:
         text, encoding = _unmarked(data, where)
         how += [encoding] if encoding else []
-    text = text.rstrip("\x1a")  # DOS's end of a file
+    text = LATER_MARK.sub("", text.rstrip("\x1a"))  # DOS's end of a file
+    _refuse_twice(text, where)
     if found := CONTROL.search(text):
         line = text.count("\n", 0, found.start()) + 1
         raise CaiError(
@@ -112,10 +136,37 @@ def _refuse_binary(data: bytes, where: str) -> None:
     for first, kind, cure in SIGNATURES:
         if data.startswith(first):
             raise CaiError(f"{where}: {kind}. {cure}")
+    if b"\n%PDF-" in b"\n" + data[:1024].removeprefix(b"\xef\xbb\xbf"):
+        raise CaiError(f"{where}: a PDF. Copy the requests into a text file, one a line.")
+    if data[:FIRST_BYTES].isascii():
+        for signs, kind, cure in SEVEN_BITS:
+            if signs.search(data[:FIRST_BYTES]):
+                raise CaiError(f"{where}: {kind}, not plain text. {cure}.")
     if data[257:262] == b"ustar":
         raise CaiError(f"{where}: a tar archive. {UNPACK}")
     if PAGE.match(data.removeprefix(b"\xef\xbb\xbf")):
         raise CaiError(f"{where}: an HTML or XML page. Download the file itself (the raw link), or write one a line.")
+
+
+def _refuse_twice(text: str, where: str) -> None:
+    """Text that was UTF-8, read as Windows-1252 and saved once more ("TÃ¼r"); colours of a terminal."""
+    if colour := COLOURS.search(text):
+        line = text.count("\n", 0, colour.start()) + 1
+        raise CaiError(f"{where}: line {line}: holds the colours of a terminal (ESC[). Save it without them.")
+    if not TWICE.search(text):
+        return
+    try:
+        meant = text.encode("cp1252").decode("utf-8")
+    except (UnicodeEncodeError, UnicodeDecodeError):
+        return
+    found = TWICE.search(text)
+    place = found.start() if found else 0
+    line = text.count("\n", 0, place) + 1
+    shown = text[max(0, place - 8) : place + 8].strip().splitlines()[0]
+    raise CaiError(
+        f"{where}: line {line}: {shown!r}: UTF-8 that was read as Windows-1252 and saved once more "
+        f"({len(text) - len(meant)} signs too many). Mend it: iconv -f UTF-8 -t WINDOWS-1252 FILE > NEW"
+    )
 
 
 def _marked(data: bytes, encoding: str, where: str) -> str:

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from cai.recipe.intake.entries import CONTEXT, CONVERSATION, PAIR, REQUEST, normal
 from cai.recipe.intake.jsontext import Broken, Entry
-from cai.recipe.intake.plain import LINE_END, TERMINATED
+from cai.recipe.intake.plain import BULLET, LINE_END, TERMINATED
 from cai.store.reading import MOST_BYTES
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -24,8 +24,11 @@ ONE_WORD = re.compile(r"\s*[\w.-]+\s*")
 WORD = re.compile(r"[\w#%./ ()\[\]:*&+'-]{1,40}")
 RULE = re.compile(r":?-{2,}:?")  # a cell of the line below a Markdown table's header
 COMMENT_LINES = re.compile(r"(?:[ \t]*(?:(?:#|//)[^\r\n]*)?(?:\r\n|\n|\r))+")
-MARK = re.compile(r"[-*+•‣◦–·▪o]|\(?(?:\d{1,6}|[A-Za-z])[.)]")
+MARK = re.compile(rf"{BULLET}|o|\(?(?:\d{{1,6}}|[A-Za-z])[.)]")
 GAPS = re.compile(r"[ \u00a0]{2,}")
+OTHER = re.compile(
+    r"\w+([^\w\s\"'.,;|-])\1?\w+(?:\1{1,2}\w+)*|\w+ ([&^~:]) \w+(?: \2 \w+)*(?: \\\\)?"
+)  # id^prompt, id & prompt
 LONGEST_HEADER = 20_000  # characters: a longer first line is no header
 LINES_ABOVE = 10  # a header is looked for below as many lines
 SAMPLE_ROWS = 200
@@ -53,12 +56,14 @@ def parse(text: str, key: str = "") -> CellTable | None:
     bound = csv.field_size_limit(MOST_BYTES)  # of the process; the length of a request is bounded in entries
     try:
         if not header:
+            _refuse_parted_otherwise(text, key)
             _refuse_below(text, key)
             _refuse_unnamed(text)
             return None
         rows = list(_rows(lines, delimiter, header, skipped))
     finally:
         csv.field_size_limit(bound)
+    _refuse_single_quotes(rows)
     return CellTable(f"{NAMES.get(delimiter, 'CSV')} with the columns {', '.join(header)[:120]}", rows)
 
 
@@ -114,8 +119,27 @@ def _rows(text: str, delimiter: str, header: Sequence[str], skipped: int) -> Ite
         ) from None
 
 
+def _refuse_single_quotes(rows: Sequence[Entry]) -> None:
+    """`Broken` for a column whose every cell is in single quotes: csv knows double ones, so they would be text."""
+    for name in rows[0].value if len(rows) > 1 else ():
+        cells = [row.value[name].strip() for row in rows]
+        if all(len(cell) > 2 and cell[0] == cell[-1] == "'" and "'" not in cell[1:-1] for cell in cells):
+            raise Broken(rows[0].line, f"single quotes around every cell of {name!r}. A CSV has double quotes")
+
+
 def _bare(cells: Sequence[str]) -> list[str]:
     return [cell.strip() for cell in cells]
+
+
+def _refuse_parted_otherwise(text: str, key: str) -> None:
+    """`Broken` for a header whose cells another sign parts, if the line below has that sign as well."""
+    lines = [(number, line.strip()) for number, line in enumerate(LINE_END.split(text, LINES_ABOVE), 1) if line.strip()]
+    for (number, line), (_, below) in pairwise(lines[:2]):
+        if (found := OTHER.fullmatch(line)) is None:
+            continue
+        sign = found[1] or found[2]
+        if sign in below and _names_something([cell.strip(" \\") for cell in line.split(sign)], key):
+            raise Broken(number, f"a table whose cells are parted by {sign!r}. Save it as CSV: commas, with a header")
 
 
 def _refuse_below(text: str, key: str) -> None:

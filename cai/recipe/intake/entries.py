@@ -8,6 +8,7 @@ counted, so that they can be named once.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeGuard
 
 from cai.recipe.intake import frames
+from cai.recipe.intake.decoding import CONTROL
 from cai.recipe.intake.jsontext import Broken, Entry
 from cai.store.jsonl import JsonObject, clean
 
@@ -54,7 +56,7 @@ class Tally:
 @lru_cache(maxsize=4096)
 def normal(key: object) -> str:
     """A key without what people vary: case, spaces, dashes, camelCase."""
-    text = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(key).strip())
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", unicodedata.normalize("NFC", str(key)).strip())
     return re.sub(r"[\s-]+", "_", text).lower()
 
 
@@ -63,6 +65,8 @@ def given(entry: Entry, *, key: str, pool: str, tally: Tally) -> Given:
     value, line = entry.value, entry.line
     while isinstance(value, list) and len(value) == 1 and not _is_turn(value[0]):
         value = value[0]
+    if key and not isinstance(value, Mapping):
+        raise Broken(line, f"no object, so it has no key {key!r} (instructions.key). Leave the key out")
     if isinstance(value, str):
         text, own = _of_text(value, line, tally), ""
     elif isinstance(value, list) and value and all(map(_is_turn, value)):
@@ -76,6 +80,8 @@ def given(entry: Entry, *, key: str, pool: str, tally: Tally) -> Given:
     if not frames.visible(text):
         raise Broken(line, 'no text under "instruction". Write {"instruction": "..."}')
     frames.refuse(text, line)
+    if control := CONTROL.search(text):
+        raise Broken(line, f"holds the control character U+{ord(control[0]):04X}. Take it out")
     if len(text) > LONGEST:
         raise Broken(line, f"{len(text):,} characters, more than any model reads. Shorten it, or take the line out")
     tally.pooled += bool(own)
@@ -157,7 +163,11 @@ def _hint(row: Mapping[str, Any]) -> str:
     for name, value in (*row.items(), *inner.items()):
         if isinstance(value, list) and value and all(map(_is_turn, value)):
             return str(name)
-    texts = {str(name): value for name, value in (*row.items(), *inner.items()) if isinstance(value, str)}
+    texts = {
+        str(name): value
+        for name, value in (*row.items(), *inner.items())
+        if isinstance(value, str) and str(name).split(".")[-1] not in (*ROLES, "id", "type")
+    }
     return max(texts, key=lambda name: len(texts[name]), default="KEY")
 
 
@@ -178,14 +188,16 @@ def _dig(row: JsonObject, chosen: str, key: str) -> Any:
 def _as_text(value: object, line: int, key: str, tally: Tally) -> str:
     if isinstance(value, str) and value.strip():
         return _of_text(value, line, tally, turns=normal(key) in CONVERSATION)
+    if _is_turn(value):  # a conversation of one turn, without its list
+        value = [value]
     if isinstance(value, list) and value and all(map(_is_turn, value)):
         return _conversation(value, line, tally)
     if _are_texts(value):
         tally.more_turns += len(value) > 1
         return str(value[0])
     kind = "" if value is None or isinstance(value, str) else f" ({type(value).__name__} found)"
-    if isinstance(value, Mapping) and (texts := [name for name, inner in value.items() if isinstance(inner, str)]):
-        raise Broken(line, f'no text under "{key}"{kind}: say which, --set instructions.key={key}.{texts[0]}')
+    if isinstance(value, Mapping) and (hint := _hint(value)) != "KEY":
+        raise Broken(line, f'no text under "{key}"{kind}: say which, --set instructions.key={key}.{hint[:40]}')
     raise Broken(line, f'no text under "{key}"{kind}. Write {{"instruction": "..."}}')
 
 

@@ -84,7 +84,7 @@ class Reader:
         except json.JSONDecodeError as error:
             raise Broken(self.line_at(max(error.pos, self.at)), self._why(error)) from None
         except RecursionError:
-            raise Broken(line, "nested too deeply") from None
+            raise Broken(line, "nested too deeply. Take the inner lists out") from None
         except ValueError as error:
             raise Broken(line, _first_line(error)) from None
         return Entry(line, value)
@@ -103,7 +103,8 @@ class Reader:
 
 
 def _first_line(error: ValueError) -> str:
-    return str(error).split(";")[0].split("\n")[0]
+    text = str(error).split(";")[0].split("\n")[0]
+    return f"{text}. Write a smaller number" if text.startswith("Exceeds") else text
 
 
 def array(text: str) -> list[Entry] | None:

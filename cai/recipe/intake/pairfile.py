@@ -15,17 +15,22 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cai.errors import CaiError
-from cai.recipe.intake import delimited, jsontext
+from cai.recipe.intake import delimited, frames, jsontext
 from cai.recipe.intake.decoding import text_of
-from cai.recipe.intake.entries import CONTEXT, CONVERSATION, NO_CONTEXT, POOLS, REQUEST, normal
+from cai.recipe.intake.entries import CONTEXT, CONVERSATION, NO_CONTEXT, REQUEST, normal
 from cai.recipe.intake.jsontext import Broken, Entry
+from cai.recipe.intake.pairchecks import glued, heldout, margin, pool_of, refuse_frames, scored_lower
 from cai.store.jsonl import clean
 
 KEY = "pairs.file"
 FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
 ROLES = {"user": "user", "human": "user", "prompter": "user", "system": "system"}
 ROLES |= dict.fromkeys(("assistant", "gpt", "bot", "model", "chatbot", "ai"), "assistant")
-HELDOUT = ("heldout", "held_out", "test", "eval", "validation", "valid", "dev")
+READ = frozenset((*REQUEST, *CONTEXT, *CONVERSATION, "chosen", "rejected", "preference_pair", "output", "pool", "split",
+                  "margin", "system", "history"))  # fmt: skip
+IGNORED, GLUED = "key ", "line "  # of counts: a key that is not read; where both answers begin with what is no answer
+NAMED_KEYS = 8
+ROLE_KEYS = frozenset(("role", "from"))
 SPEAKER = re.compile(r"(?:^|\n)\s*(?:#{2,4} )?(Human|User|Assistant|AI|GPT|Bot)\s*:[ \t]*")
 MOST = 500_000  # pairs: an item is a place in the file, and those above are the held-out ones (data.slots)
 LONGEST = 1_000_000  # characters of a text: more than any model reads
@@ -66,6 +71,9 @@ def read(data: bytes, name: str, *, pool: str = "") -> PairIntake:
     try:
         entries, how = _entries(text.removeprefix("\ufeff"))
         rows = tuple(_pair(entry, pool or "benign", counts) for entry in entries)
+        if counts["glued"] * 2 > len(rows):
+            line, _, sign = next(key for key in counts if key.startswith(GLUED)).removeprefix(GLUED).partition(" ")
+            raise Broken(int(line), f"both answers begin with {sign}. Give the answers alone")
     except Broken as broken:
         raise CaiError(f"{name}: line {broken.line}: {' '.join(broken.why.split()).rstrip('.')}.") from None
     except RecursionError:
@@ -107,10 +115,12 @@ def _pair(entry: Entry, pool: str, counts: Counter[str]) -> OwnPair:
     """The pair of an entry. Errors: Broken."""
     if not isinstance(entry.value, Mapping):
         raise Broken(entry.line, f"{type(entry.value).__name__} where a pair should be. Write {FORM}")
-    names: dict[str, Any] = {normal(name): value for name, value in entry.value.items()}
-    outer = names
+    outer = names = _names(entry.value, entry.line)
     if isinstance(names.get("preference_pair"), Mapping):  # a run's own examples.jsonl
-        names = {normal(name): value for name, value in names["preference_pair"].items()}
+        names = _names(names["preference_pair"], entry.line)
+    else:
+        counts.update(f"{IGNORED}{name}" for name in names if name not in READ)
+        counts["scored_lower"] += scored_lower(names)
     chosen, rejected = _both(names, entry, counts)
     prompt = _prompt(names, entry.line, counts)
     fault = ""
@@ -126,17 +136,31 @@ def _pair(entry: Entry, pool: str, counts: Counter[str]) -> OwnPair:
     }
     if any(len(text) > LONGEST for text in texts.values()):
         raise Broken(entry.line, f"a text of more than {LONGEST:,} characters. Shorten it, or take the line out")
-    fault = fault or next((f"empty_{name}" for name, text in texts.items() if not text), "")
+    fault = fault or next((f"empty_{name}" for name, text in texts.items() if not frames.visible(text)), "")
+    refuse_frames(texts, entry.line)
+    counts["glued"] += (sign := glued(texts)) != ""
+    if sign and counts["glued"] == 1:
+        counts.update({f"{GLUED}{entry.line} {sign}": 1})
     return OwnPair(
         texts["prompt"],
         texts["chosen"],
         texts["rejected"],
-        pool=_pool(outer, entry.line) or pool,
+        pool=pool_of(outer, entry.line) or pool,
         line=entry.line,
-        heldout=_heldout(outer),
-        margin=_margin(outer),
+        heldout=heldout(outer, entry.line),
+        margin=margin(outer, entry.line),
         fault=fault,
     )
+
+
+def _names(row: Mapping[str, Any], line: int) -> dict[str, Any]:
+    """Normal key -> value. Errors: Broken for two keys that say the same."""
+    names: dict[str, Any] = {}
+    for name, value in row.items():
+        if normal(name) in names and normal(name) in READ:
+            raise Broken(line, f"two keys say {normal(name)!r} ({str(name)[:40]!r} is one): keep one")
+        names.setdefault(normal(name), value)
+    return names
 
 
 def _both(names: Mapping[str, Any], entry: Entry, counts: Counter[str]) -> tuple[Any, Any]:
@@ -187,6 +211,8 @@ def _implicit(chosen: Any, rejected: Any, line: int) -> tuple[Turns, Any, Any, s
 def _turns(value: Any, line: int, name: str, alone: str) -> Turns:
     """[(role, text)] of a text, a transcript, a turn or a list of turns. `alone`: the role of a plain text."""
     if isinstance(value, str):
+        value = _decoded(value)
+    if isinstance(value, str):
         return _transcript(value) or [(alone, value)]
     if isinstance(value, Mapping):
         value = [value]
@@ -194,6 +220,18 @@ def _turns(value: Any, line: int, name: str, alone: str) -> Turns:
         return [_turn(turn, line, name) for turn in value]
     kind = "empty" if value in (None, []) else type(value).__name__
     raise Broken(line, f'"{name}" is no text and no list of messages ({kind}). Write {FORM}')
+
+
+def _decoded(text: str) -> Any:
+    """The messages that a table's cell holds as JSON; any other text as it is."""
+    inner = frames.within(text)
+    if (
+        isinstance(inner, list)
+        and inner
+        and all(isinstance(turn, Mapping) and turn.keys() & ROLE_KEYS for turn in inner)
+    ):
+        return inner
+    return text
 
 
 def _turn(turn: Mapping[str, Any], line: int, name: str) -> tuple[str, str]:
@@ -226,6 +264,7 @@ def _transcript(text: str) -> Turns:
 
 def _last(value: Any, prompt: Turns, name: str, line: int, counts: Counter[str]) -> str:
     """The answer: a text, or the last turn of a conversation that begins with the prompt."""
+    value = _decoded(value) if isinstance(value, str) else value
     if isinstance(value, str) and not _transcript(value):
         return value
     turns = value if _are_turns(value) else _turns(value, line, name, "assistant")
@@ -247,29 +286,15 @@ def _clean(text: str) -> str:
     return clean(text).replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
-def _pool(names: Mapping[str, Any], line: int) -> str:
-    value = names.get("pool")
-    if value in (None, ""):
-        return ""
-    word = str(value).strip().lower()
-    if word not in POOLS:
-        raise Broken(line, f'pool: {str(value)[:40]!r} is unknown. Write "benign" or "redteam"')
-    return word
-
-
-def _heldout(names: Mapping[str, Any]) -> bool:
-    return str(names.get("split") or "").strip().lower() in HELDOUT
-
-
-def _margin(names: Mapping[str, Any]) -> float | None:
-    value = names.get("margin")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def _notes(counts: Mapping[str, int]) -> list[str]:
     found = {
         "system": "a system prompt is not read ({} rows): put it into the prompt if it belongs to it",
         "joined": "{} row(s) have an input or context: it is joined to the prompt",
+        "scored_lower": "{} row(s) score the rejected text higher than the chosen one: are the two swapped?",
+        "glued": "{} row(s) whose two answers begin with the prompt or a cue such as 'Assistant:', taken so",
         "outputs": "{} row(s) with two outputs: the first is taken as chosen",
     }
-    return [text.format(counts[name]) for name, text in found.items() if counts.get(name)]
+    notes = [text.format(counts[name]) for name, text in found.items() if counts.get(name)]
+    ignored = [f"{key.removeprefix(IGNORED)[:40]} ({n})" for key, n in counts.items() if key.startswith(IGNORED)]
+    more = f" and {len(ignored) - NAMED_KEYS} more" if len(ignored) > NAMED_KEYS else ""
+    return notes + ([f"keys ignored: {', '.join(ignored[:NAMED_KEYS])}{more}"] if ignored else [])

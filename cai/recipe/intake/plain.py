@@ -22,8 +22,9 @@ ALPACA = re.compile(
 )
 HEADING = re.compile(r"#{1,6}\s+\S")
 COMMENT = re.compile(r"//|<!--.*-->$")
+BULLET = "[-*+•‣◦–—·▪▫■□●○◆◇★☆✓✔✗✘→⇒➔➜➤►▶›⁃∙\uf0a0-\uf0fe]"  # the last: Symbol's, as Word copies them
 ITEM = re.compile(
-    r"(?:[-*+•‣◦–]|\(?(?P<number>\d{1,3})[.)]|(?:Q|Question|Prompt|No\.?)\s?\d{1,5}\s?[.):])\s+"
+    rf"(?:{BULLET}|o(?=\t)|\(?(?P<number>\d{{1,3}})[.)]|(?:Q|Question|Prompt|No\.?)\s?\d{{1,5}}\s?[.):])\s+"
     r"(?:\[[ xX]\]\s+)?(?P<text>\S.*)"
 )
 LATER_ITEM = re.compile(ITEM.pattern.replace(r"\d{1,3}", r"\d{1,6}"))  # the first is no year; item 1,000 may be one
@@ -33,10 +34,15 @@ FORM = "id|instruction|prompt|question|input|output|messages|pool|text"
 REFUSED = (  # a line that is part of something else, what it is
     (ALPACA, "a frame around requests and answers"),
     (re.compile(r"```|~~~"), "a code fence: where the request begins and ends is not plain"),
-    (re.compile(r"(?:[-=*_]\s?){3,}$"), "a rule: whether it parts requests is not plain"),
+    (re.compile(r"(?:[-=*_+]\s*){3,}$|-{4,}.*-{4,}$"), "a rule: whether it parts requests is not plain"),
     (re.compile(r"\|.*\|$"), "a Markdown table: save it as CSV with a header"),
-    (re.compile(r"#[^\s#]|#$|--\s|/\*"), "a comment, or a request?"),
-    (re.compile(r"<\|?/?\w+\|?>"), "a tag or a chat token"),
+    (re.compile(r"#[^\s#]|#$|--\s|/\*|[;%]\s|REM\s"), "a comment, or a request?"),
+    (
+        re.compile(r"<\|?/?\w+(?:\s[^<>]*)?\|?>|<｜[^<>]*｜>|\[/?(?:INST|gMASK|SYSTEM_PROMPT)\]"),
+        "a tag or a chat token",
+    ),
+    (re.compile(r"(?:\+\+\+|---|@@)\s.*"), "a part of a patch"),
+    (re.compile(r".*\\$"), "a line that ends with a backslash"),
     (re.compile(rf"(?:{ROLES})\s*:\s"), "a turn of a transcript"),
     (re.compile(rf"(?:-\s+)?(?:{FORM})\s*:(?:\s|$)"), "a key of YAML or of a form"),
     (re.compile(r"[\]}),]|'.*',$|\".*\",$|[\"{\[].*\":\s*[\"\[{\d]"), "a part of JSON or of code"),
@@ -57,10 +63,15 @@ COLUMN = re.compile(
     r"|quer(?:y|ies)|content",
     re.IGNORECASE,
 )
+GLUED = re.compile(rf"(?:{BULLET}|[・»])(?=[^\W\d_]|[\"“'¿¡])")  # a mark without a space behind it
+HEADING_WORDS = 3
 TERMINATED = re.compile(r"[.?!…。？！؟।॥][\"'”’»)\]]*$")
 ASKED = re.compile(r"[?？؟][\"'”’»)\]]*$")
 HANGING = re.compile(
     r"(?:\b(?:a|an|the|of|and|or|to|for|with|about|in|on|at|by|from|that|which|my|your|his|her|its|our|their|is|are)|,)$"
+)
+ARTICLE = re.compile(  # no request ends so, however the next line begins: "in the" / "Alps", "in der" / "Küche"
+    r"\b(?:the|an|my|your|their|der|den|dem|des|ein|eine[mnrs]?|und|oder|les?|du|des|une?|et|ou|los|las|unas?|y|il|gli|het|een|и|или)$"
 )
 JOINING = re.compile(r"(?:and|or|but|with|of|that|which|who|to|for|from|than|as|so|because|about|its|his|her)\b")
 WRAP_WIDTH = 45  # characters: a line that was wrapped is seldom shorter
@@ -126,6 +137,10 @@ def _of_content(content: Sequence[tuple[int, str]], lines: Sequence[tuple[int, s
     if _is_list(content):
         _list(lines, found)
         return
+    if len(content) > 1 and all(GLUED.match(line.strip()) and not line.rstrip().endswith("*") for _, line in content):
+        found.entries = [Entry(number, line.strip()[1:].strip()) for number, line in content]
+        found.how = "a list, its marks taken off"
+        return
     if (entries := frames.unnumbered(content)) is not None:
         found.entries, found.how = entries, "a numbered list, its numbers taken off"
         return
@@ -135,12 +150,27 @@ def _of_content(content: Sequence[tuple[int, str]], lines: Sequence[tuple[int, s
     for number, line in content:
         if len(content) > 1:
             refuse(number, line)
+    _refuse_headings([(number, line.strip()) for number, line in content])
     blocks = _blocks(lines)
     if len(blocks) > 1 and any(len(block) > 1 for block in blocks):
         _paragraphs(blocks, found)
         return
     _refuse_wrapped([line for block in blocks for line in block])
     found.entries = [Entry(number, line.strip()) for number, line in content]
+
+
+def _refuse_headings(lines: Sequence[tuple[int, str]]) -> None:
+    """`Broken` for "Cooking:" or "COOKING" between requests; not where most lines look so."""
+    cased = [any(sign.islower() for sign in line) for _, line in lines]
+    found = []
+    for number, line in lines:
+        short = len(line.split()) <= HEADING_WORDS and (" " in line or len(line) > 2)
+        loud = line.isupper() and not TERMINATED.search(line) and sum(cased) * 2 >= len(lines)
+        if short and (loud or line.endswith((":", "："))):
+            found.append((number, line))
+    if found and len(found) * 2 <= len(lines):
+        number, line = found[0]
+        raise Broken(number, f"a heading, or a request ({line[:40]!r})? Put '# ' before a heading, or {ONE_A_LINE}")
 
 
 def _key(name: str) -> str:
@@ -169,7 +199,7 @@ def _list(lines: Sequence[tuple[int, str]], found: Plain) -> None:
             found.entries.append(Entry(number, item["text"].strip()))
         elif item:
             raise Broken(number, f"a list within a list: {ONE_A_LINE}")
-        elif indent > base or (not blank and _continues(found.entries[-1].value, line.strip())):
+        elif indent > base or (not blank and continues(found.entries[-1].value, line.strip())):
             last = found.entries[-1]
             found.entries[-1] = Entry(last.line, f"{last.value} {line.strip()}")
             found.joined += 1
@@ -189,7 +219,7 @@ def _blocks(lines: Sequence[tuple[int, str]]) -> list[list[tuple[int, str]]]:
     return [block for block in blocks if block]
 
 
-def _continues(before: str, line: str) -> bool:
+def continues(before: str, line: str) -> bool:
     return line[:1].islower() and not TERMINATED.search(before)
 
 
@@ -200,7 +230,7 @@ def _paragraphs(blocks: Sequence[Sequence[tuple[int, str]]], found: Plain) -> No
         if len(block) > 1 and all(ASKED.search(text) for text in texts):  # questions in groups
             found.entries += [Entry(number, text) for number, text in block]
             continue
-        plain = all(_continues(before, line) for before, line in pairwise(texts))
+        plain = all(continues(before, line) for before, line in pairwise(texts))
         if len(block) > 1 and (not plain or texts[0][:1].islower()):
             raise Broken(
                 block[1][0],
@@ -222,5 +252,5 @@ def _refuse_wrapped(lines: Sequence[tuple[int, str]]) -> None:
     for (_, before), (number, line) in pairs:
         full = len(before) + 1 + len(line.split(" ", 1)[0]) > longest  # one word more would not have gone into it
         hangs = (len(before) >= WRAP_WIDTH and full) or HANGING.search(before) or JOINING.match(line)
-        if hangs and _continues(before, line):
+        if (hangs and continues(before, line)) or ARTICLE.search(before):
             raise Broken(number, f"reads as the rest of the line before ({line[:40]!r}): {ONE_A_LINE}")
