@@ -63,7 +63,7 @@ def _asks(
 
 
 def common(first: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids both begin with. By halves: a pair of prompts shares hundreds, and one by one took a tenth of a run."""
+    """How many ids both begin with. By halves: two prompts share hundreds, one by one took a tenth of a fake run."""
     low, high = 0, min(len(first), len(other))  # the first `low` are equal, not more than `high`
     while low < high:
         middle = (low + high + 1) // 2

@@ -13,8 +13,8 @@ broken. For that the clock goes by its questions (`Ticks`), not by the machine's
 from __future__ import annotations
 
 import contextlib
-import errno
 import datetime
+import errno
 import fcntl
 import gc
 import hashlib
@@ -281,8 +281,8 @@ def state(place: Path) -> str:
 
 
 def trials(template: Path, argv: Sequence[str], todo: Sequence[tuple[int, str]], whole: dict[str, str]) -> list[str]:
-    """What went wrong in these trials, shared by as many workers as there are cores."""
-    workers, pids = os.cpu_count() or 2, []
+    """What went wrong in these trials, shared by the cores; where pytest has shared out the tests, by one."""
+    workers, pids = 1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 2, []
     for worker in range(workers):
         pid = os.fork()
         if pid == 0:

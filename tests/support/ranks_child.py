@@ -1,9 +1,9 @@
 """Processes that train the tiny model together, forked from one that has the imports (tests/training/test_train_ranks).
 
 A line of stdin, JSON of [folder, processes, options], asks for a training: each trains in FOLDER/RANK and leaves
-FOLDER/RANK.json: how it ended, the log, and after each step a hash of every trained tensor. The answer are the exit codes
-by rank as JSON. The options: settings of [dpo], and a fault ("nan", "memory", "stop", "kill") with the process and the
-step where it comes.
+FOLDER/RANK.json: how it ended, the log, and after each step a hash of every trained tensor. Answered with the exit
+codes as JSON, by rank. The options: settings of [dpo], and a fault ("nan", "memory", "stop", "kill") with the process
+and the step where it comes.
 """
 
 from __future__ import annotations

@@ -20,14 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "faults")]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parents[1] / "faults")]
 
-import torch.distributed  # noqa: F401  (once for all of them)
+import torch.distributed  # noqa: E402, F401  (once for all of them)
+import warm  # noqa: E402
 
-import runner
-import warm
-from cai.run import sharing
+import runner  # noqa: E402
+from cai.run import sharing  # noqa: E402
 
 
 def kills(point: str, after: int) -> None:
