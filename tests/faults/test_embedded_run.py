@@ -25,7 +25,6 @@ from whole import Project, digest, events, wait_for
 
 from cai import errors
 from cai.commands import verify
-from cai.data import chain
 from cai.store.records import read
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
@@ -105,7 +104,8 @@ def left_alone(runner: Warm, project: Project) -> tuple[dict[str, str], float]:
     """The digest of the run that nobody kills, and the seconds that it worked."""
     to_the_end(runner, project, *M1)
     found, work = digest(project.run), events(project.run, "end")[-1]["s"] - events(project.run, "preflight")[0]["s"]
-    assert {row["stage"] for row in read(project.run / "records.jsonl")} == set(chain.names())
+    stages = Counter(row["stage"] for row in read(project.run / "records.jsonl"))
+    assert all(stages[name] >= 4 for name in ("instructions", "answers", "critiques", "revisions")), stages
     assert "adapter/adapter_model.safetensors" in found
     return found, work
 
