@@ -82,7 +82,7 @@ test-page: setup ## the report in headless Chromium: contrast, headings, widths 
 	$(PY) -m pytest -m browser tests/report/test_browser.py
 
 test-faults: setup ## inject faults into whole runs
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(MODELS) --dist loadfile -m faults
+	$(IN_MEMORY) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(MODELS) --dist loadgroup --no-loadscope-reorder -m faults
 
 check: setup ## format, lint and types
 	$(VENV)/bin/ruff format --check .

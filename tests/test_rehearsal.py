@@ -23,6 +23,7 @@ SETS = (
     "model.backend=fake", "model.name=fake:slow", "benchmarks.checksum=false", "heldout.items=4",
     "engine.batch_size=4", "dpo.gradient_accumulation=1", "evaluation.neutral_passages=2", "evaluation.kl_passages=1",
     "evaluation.likelihood_items=2", "evaluation.judge_items=1", "evaluation.fresh_items=2", "evaluation.train_pairs=2",
+    "evaluation.critic_items=4",
 )  # fmt: skip
 
 

@@ -63,8 +63,15 @@ def _asks(
 
 
 def common(first: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids both begin with."""
-    return next((i for i, (a, b) in enumerate(zip(first, other, strict=False)) if a != b), min(len(first), len(other)))
+    """How many ids both begin with. By halves: two prompts share hundreds, one by one took a tenth of a fake run."""
+    low, high = 0, min(len(first), len(other))  # the first `low` are equal, not more than `high`
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _raw(breaks: float, keeps: float) -> float:

@@ -13,6 +13,32 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 
+# What runs together on one worker, the dearest first, so that two workers end together: (part of the node id, group).
+GROUPS = (
+    ("test_sweep.py", ""),  # a group a test
+    ("test_embedded_run.py", ""),
+    ("test_ranks.py", "ranks"),
+    ("test_train_kill.py", "train kill"),
+    ("test_whole_run.py", "whole run"),
+    ("test_train_ranks.py", "train ranks"),
+    ("test_rehearsal.py", "rehearsal"),
+    ("test_training_disk.py", "disk"),
+    ("test_security.py", "security"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = f"/{item.nodeid}"
+        found = (number for number, (part, _) in enumerate(GROUPS) if f"/{part}" in name)
+        return next(found, len(GROUPS)) if item.get_closest_marker("faults") else len(GROUPS)
+
+    items.sort(key=place)
+    for item in items:
+        if (number := place(item)) < len(GROUPS):
+            item.add_marker(pytest.mark.xdist_group(GROUPS[number][1] or item.name))
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

@@ -5,13 +5,15 @@ same run makes the same operations in the same order: nothing here depends on th
 
 One run is made and forked at every operation that is to be hit: the child works on a copy of the folder that stands in
 the folder's place, meets the fault and ends, and a process that has everything imported and parsed resumes what it
-left. So the way to the N-th operation is gone once, not once a fault: 1,956 trials of 0.78 s of processor time each
-became 0.35 s each.
+left. So the way to the N-th operation is gone once, not once a fault. What was left byte for byte as by an earlier
+fault is not resumed again: a sync that a kill spares leaves the same files, a disk that is full those of one that is
+broken. For that the clock goes by its questions (`Ticks`), not by the machine's time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import gc
@@ -19,9 +21,11 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +37,7 @@ from cai.recipe import load, yaml_files
 from cai.report import drawing, pages
 from cai.run import folder as run_folder
 from cai.run import progress
-from cai.store import files
+from cai.store import files, lock
 
 SEAMS = ((files, "_write"), (files, "_fsync"), (files, "_fdatasync"), (files, "_ftruncate"), (files, "_replace"),
          (os, "mkdir"), (os, "rename"))  # fmt: skip
@@ -149,8 +153,23 @@ def remembered(real: Callable[..., Any]) -> Callable[..., Any]:
     return parse
 
 
+class Ticks(datetime.datetime):
+    """A clock that goes on by a millisecond whenever it is asked: the same run reads the same times."""
+
+    asked = 0
+
+    @classmethod
+    def seconds(cls) -> float:
+        Ticks.asked += 1
+        return Ticks.asked / 1000
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Ticks:
+        return cls.fromtimestamp(1_800_000_000 + cls.seconds(), tz)
+
+
 def still() -> None:
-    """Nothing that a clock decides: status.json is written when it must be, and no heart beats.
+    """Nothing that a clock decides: status.json is written when it must be, no heart beats, times are counted.
 
     What is not compared costs little: no picture is drawn and no page rendered. In a process of its own.
     """
@@ -158,6 +177,7 @@ def still() -> None:
     pages.page = pages.markdown = lambda content: "a page"
     drawing.inline = lambda *_, **__: "<svg></svg>"
     drawing.svg_file = drawing.pdf_file = lambda *_, **__: b"a picture"
+    time.monotonic, lock.datetime = Ticks.seconds, Ticks
     for module in (run_folder, progress):
         for name in ("STATUS_SECONDS", "HEARTBEAT_SECONDS", "PLAIN_SECONDS"):
             if hasattr(module, name):
@@ -246,9 +266,23 @@ def measured(template: Path, argv: Sequence[str]) -> tuple[list[str], dict[str, 
     return *found[0], said
 
 
+def state(place: Path) -> str:
+    """sha256 of everything that stands there: names (without the number of the process), kinds, modes, bytes, links.
+
+    What was said and how often operations were counted is not part of it.
+    """
+    found = hashlib.sha256()
+    for path in sorted(place.rglob("*")):
+        name = re.sub(r"\.\d+(\.new)?$", r".PID\1", str(path.relative_to(place)))
+        if name not in ("said", "count"):
+            kind = os.readlink(path) if path.is_symlink() else "" if path.is_dir() else path.read_bytes()
+            found.update(repr((name, path.lstat().st_mode, kind)).encode())
+    return found.hexdigest()
+
+
 def trials(template: Path, argv: Sequence[str], todo: Sequence[tuple[int, str]], whole: dict[str, str]) -> list[str]:
-    """What went wrong in these trials, shared by as many workers as there are cores."""
-    workers, pids = os.cpu_count() or 2, []
+    """What went wrong in these trials, shared by the cores; where pytest has shared out the tests, by one."""
+    workers, pids = 1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 2, []
     for worker in range(workers):
         pid = os.fork()
         if pid == 0:
@@ -288,11 +322,11 @@ def worked(template: Path, place: Path, argv: Sequence[str], todo: Sequence[tupl
         branches = Branches(project, faults, place, say, room)
         _end(lambda: run(project, argv, Counter(branches)), project / "said")
     os.close(say)
-    wrong, done = [], 0
+    wrong, done, known = [], 0, dict[str, str]()
     with open(heard) as lines:
         for line in lines:
             at, fault, code = line.split()
-            text = trial(template, place / f"{at}-{fault}", argv, int(code), whole)
+            text = trial(template, place / f"{at}-{fault}", argv, int(code), whole, known)
             wrong += [f"{fault} at {at}: {text}"] if text else []
             done += 1
             os.write(give, b".")
@@ -315,24 +349,37 @@ def warmed(template: Path, place: Path, argv: Sequence[str]) -> None:
     shutil.rmtree(place)
 
 
-def trial(template: Path, place: Path, argv: Sequence[str], code: int, whole: dict[str, str]) -> str:
-    """What went wrong with one fault, whose run ended with `code` and stands in `place`; "" for nothing."""
+def trial(
+    template: Path, place: Path, argv: Sequence[str], code: int, whole: dict[str, str], known: dict[str, str]
+) -> str:
+    """What went wrong with one fault, whose run ended with `code` and stands in `place`; "" for nothing.
+
+    `known`: what stood there -> what went wrong with it, of the trials before.
+    """
     said, run = place / "said", place / "runs" / "latest"
     first = said.read_text(errors="replace")
     if code == 0 or "Traceback" in first:
         wrong = f"exit {code}: {' '.join(first[-300:].split())}" if "Traceback" in first else ""
         wrong = wrong or ("" if digest(run.resolve()) == whole else "ended well with other bytes")
-    elif not run.is_symlink():  # before there was a run: begun anew
+    elif (left := state(place)) in known:
+        wrong = known[left]
+    else:
+        wrong = known[left] = gone_on(template, place, argv, code, whole)
+    shutil.rmtree(place)
+    return wrong
+
+
+def gone_on(template: Path, place: Path, argv: Sequence[str], code: int, whole: dict[str, str]) -> str:
+    """What went wrong when a run that ended with `code` was resumed, or begun anew."""
+    said, run = place / "said", place / "runs" / "latest"
+    if not run.is_symlink():  # before there was a run: begun anew
         shutil.rmtree(place)
         shutil.copytree(template, place)
         code = started(place, argv, Counter(), said)
-        wrong = "" if code == 0 and digest(run.resolve()) == whole else f"begun anew: exit {code}"
-    else:
-        again = resumed(place, said)
-        found = digest(run.resolve())
-        other = [name for name, sha in found.items() if whole.get(name) != sha]
-        lost = sorted(whole.keys() - found.keys())
-        text = " ".join(said.read_text(errors="replace")[-300:].split())
-        wrong = "" if again == 0 and not other and not lost else f"exit {code}, resume {again}: {other}{lost} {text}"
-    shutil.rmtree(place)
-    return wrong
+        return "" if code == 0 and digest(run.resolve()) == whole else f"begun anew: exit {code}"
+    again = resumed(place, said)
+    found = digest(run.resolve())
+    other = [name for name, sha in found.items() if whole.get(name) != sha]
+    lost = sorted(whole.keys() - found.keys())
+    text = " ".join(said.read_text(errors="replace")[-300:].split())
+    return "" if again == 0 and not other and not lost else f"exit {code}, resume {again}: {other}{lost} {text}"

@@ -6,6 +6,7 @@ processes went on. Training's own faults are in tests/training/test_train_ranks.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shlex
@@ -13,7 +14,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
+from select import select
 
 import pytest
 from whole import ROOT, Project, digest, events, wait_for
@@ -30,16 +33,26 @@ CHILD = ROOT / "tests" / "support" / "ranks_run.py"
 GOING_ON = ("--resume", "runs/latest", "--until", "pairs")
 
 
-def together(project: Project, processes: int, *argv: str, timeout: float = 300, **kill: object) -> list[int]:
+@lru_cache(maxsize=1)
+def starter() -> subprocess.Popen[str]:
+    """Forks the processes of every run: the imports are made once."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    server = subprocess.Popen([sys.executable, str(CHILD)], text=True, bufsize=1, env=environment, **pipes)  # type: ignore[call-overload]
+    atexit.register(server.kill)
+    assert server.stdout.readline() == "ready\n"
+    return server
+
+
+def together(project: Project, processes: int, *argv: str, **kill: object) -> list[int]:
     """Exit codes by rank."""
-    options = json.dumps({"processes": processes, **kill})
     arguments = project.command(*argv, sets=SMALL * ("--resume" not in argv))[2:]
-    done = subprocess.run(
-        [sys.executable, str(CHILD), options, *arguments], cwd=project.folder, capture_output=True, text=True,
-        timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1", **project.env},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    asked = {"folder": str(project.folder), "arguments": arguments, "processes": processes, **kill}
+    server = starter()
+    assert server.stdin and server.stdout
+    server.stdin.write(json.dumps(asked) + "\n")
+    assert select([server.stdout], [], [], 300)[0], (project.folder / "said").read_text()[-2000:]
+    return json.loads(server.stdout.readline())
 
 
 def torchrun(project: Project, *argv: str, processes: int = 2, sets: tuple[str, ...] = ()) -> subprocess.Popen[str]:

@@ -2,16 +2,23 @@
 
 Run as a program it reads {folder, out, err, environment, argv} a line from stdin, and says the child's pid and then its
 exit code. The child is a process of its own, with its own weights: SIGKILL and SIGTERM reach it as they reach a runner.
-With LIGHT in the environment what a run of the fake model imports is there, and no torch: four of its seven seconds.
+With TINY a small model with random weights is saved in that folder. In a run's environment NOISE makes a pair of
+whatever the model writes (bench/noise.py), and CHECKED leaves out the check that an earlier run has made.
+With LIGHT in the environment a small run of the fake model was made first, so what a run imports, compiles and parses
+is there, and no torch: four of its seven seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from select import select
@@ -40,12 +47,14 @@ class Warm:
             raise subprocess.TimeoutExpired("warm runner", seconds)
         return self.server.stdout.readline().decode()
 
-    def start(self, folder: Path, argv: list[str], err: Path | None = None) -> Warm:
+    def start(
+        self, folder: Path, argv: list[str], err: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> Warm:
         """A run in `folder`; what it says goes to `folder`/output, its stderr to `err` if that is another file."""
         assert self.server.stdin
         self.output = folder / "output"
         asked = {"folder": str(folder), "out": str(self.output), "err": str(err or self.output), "argv": argv}
-        asked |= {"environment": {**os.environ, "HF_HUB_OFFLINE": "1", **self.env}}
+        asked |= {"environment": {**os.environ, "HF_HUB_OFFLINE": "1", **self.env, **(env or {})}}
         self.server.stdin.write(json.dumps(asked).encode() + b"\n")
         self.returncode, self.pid = None, int(self._line(60))
         return self
@@ -101,6 +110,7 @@ def _run(asked: dict[str, Any]) -> NoReturn:
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.argv = [str(ROOT / "runner.py"), *asked["argv"]]
+    changed()
     code = 1
     try:
         code = runner.main(asked["argv"])
@@ -117,6 +127,15 @@ def _whole() -> None:
     with cai.models.policy.quiet():
         import unsloth  # noqa: F401, I001  (first: it patches the others)
         import cai.training.trainers
+    if tiny := os.environ.get("TINY"):
+        sys.path.insert(0, str(ROOT / "tests"))
+        from support.models import save_tiny
+
+        save_tiny(Path(tiny))
+
+
+def changed() -> None:
+    """What the environment asks to be otherwise in this run."""
     if os.environ.get("NOISE"):
         sys.path.insert(0, str(ROOT / "bench"))
         import noise
@@ -144,7 +163,18 @@ def _light() -> None:
 
     for name in environment().list_templates(extensions=["j2"]):
         environment().get_template(name)
+    run_once()
     assert "torch" not in sys.modules, "a fake run needs no torch, and a fork of threads would be none"
+
+
+def run_once() -> None:
+    """A whole run of one item in this process, in a folder that goes."""
+    import runner
+
+    quiet = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        sets = [f"--set={key}" for key in ("model.backend=fake", "model.name=fake", f'runs="{folder}"')]
+        assert runner.main([str(ROOT / "cai.toml"), "--milestone", "m0", *sets]) == 0
 
 
 if __name__ == "__main__":

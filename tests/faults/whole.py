@@ -21,7 +21,11 @@ import orjson
 from warm import Warm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FAKE = ("model.backend=fake", "model.name=fake")
+FAKE = (
+    "model.backend=fake", "model.name=fake", "evaluation.critic_items=4", "evaluation.fresh_items=2",
+    "evaluation.neutral_passages=4", "evaluation.kl_passages=2", "evaluation.likelihood_items=2",
+    "evaluation.judge_items=2",
+)  # fmt: skip
 COMPARED = ("records.jsonl", "dataset", "adapter")
 
 

@@ -1,8 +1,9 @@
 """Processes that train the tiny model together, forked from one that has the imports (tests/training/test_train_ranks).
 
-`python ranks_child.py FOLDER PROCESSES OPTIONS`: each trains in FOLDER/RANK and leaves FOLDER/RANK.json: how it ended,
-the log, and after each step a hash of every trained tensor. OPTIONS is JSON: settings of [dpo], and a fault ("nan",
-"memory", "stop", "kill") with the process and the step where it comes.
+A line of stdin, JSON of [folder, processes, options], asks for a training: each trains in FOLDER/RANK and leaves
+FOLDER/RANK.json: how it ended, the log, and after each step a hash of every trained tensor. Answered with the exit
+codes as JSON, by rank. The options: settings of [dpo], and a fault ("nan", "memory", "stop", "kill") with the process
+and the step where it comes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cai.training import (  # noqa: E402
     trainers,
 )
 from cai.training import loss as losses  # noqa: E402
-from support.training import TinyModel, dpo, make_pairs, run_train  # noqa: E402
+from support.training import LORA, TinyModel, dpo, make_pairs, run_train  # noqa: E402
 
 
 class Fault:
@@ -114,5 +115,15 @@ def start(out: Path, processes: int, options: dict) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
+def serve() -> None:
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what libraries print is no answer
+    TinyModel().to_lora(LORA)  # imports what it takes
+    os.write(answers, b"ready\n")
+    for line in sys.stdin:
+        out, processes, options = json.loads(line)
+        os.write(answers, json.dumps(start(Path(out), processes, options)).encode() + b"\n")
+
+
 if __name__ == "__main__":
-    print(json.dumps(start(Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]))))
+    serve()

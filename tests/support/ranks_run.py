@@ -1,8 +1,8 @@
-"""Several processes of one run, forked from one that has the imports: `python ranks_run.py OPTIONS ARGUMENTS...`.
+"""Several processes of one run, forked from one that has the imports and has made a small run: `python ranks_run.py`.
 
-OPTIONS is JSON: `processes`, and where one of them (`rank`, -1 for all) is killed with SIGKILL: `point` and how often
-it is passed before (`after`). Prints the exit codes as JSON, by rank; a signal is a negative one. ARGUMENTS are
-runner.py's.
+A line of stdin asks for a run: JSON of `folder`, `arguments` (runner.py's), `processes`, and where one of them (`rank`,
+-1 for all) is killed with SIGKILL: `point` and how often it is passed before (`after`). Answered with the exit codes as
+JSON, by rank; a signal is a negative one. What they say goes to `folder`/said.
 
 Points: "put": rows are in the process's shard; "unmerged": all of its slices are; "merging": the first slice of a step
 is in the log, others are not; "merged": all are, and the shards still there (every process knows, none has gone on).
@@ -20,14 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parents[1] / "faults")]
 
-import torch.distributed  # noqa: F401  (once for all of them)
+import torch.distributed  # noqa: E402, F401  (once for all of them)
+import warm  # noqa: E402
 
-import runner
-from cai import pipeline  # noqa: F401
-from cai.data import collect  # noqa: F401
-from cai.run import sharing
+import runner  # noqa: E402
+from cai.run import sharing  # noqa: E402
 
 
 def kills(point: str, after: int) -> None:
@@ -69,7 +68,11 @@ def kills(point: str, after: int) -> None:
     setattr(*patches[point])
 
 
-def main(options: dict[str, Any], arguments: list[str]) -> list[int]:
+def main(options: dict[str, Any]) -> list[int]:
+    os.chdir(options["folder"])
+    said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    for stream, fd in ((0, os.open(os.devnull, os.O_RDONLY)), (1, said), (2, said)):
+        os.dup2(fd, stream)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -81,10 +84,28 @@ def main(options: dict[str, Any], arguments: list[str]) -> list[int]:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_PORT": port}
         if options.get("point") and options["rank"] in (-1, rank):
             kills(options["point"], int(options.get("after", 0)))
-        os._exit(runner.main(arguments))
+        os._exit(runner.main(options["arguments"]))
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
+def serve() -> None:
+    """Each run from a process of its own, so that none meets what an earlier one left in memory."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    warm.run_once()
+    os.write(answers, b"ready\n")
+    for line in sys.stdin:
+        heard, say = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(heard)
+            os.write(say, json.dumps(main(json.loads(line))).encode())
+            os._exit(0)
+        os.close(say)
+        with open(heard) as codes:
+            os.write(answers, codes.read().encode() + b"\n")
+        os.waitpid(child, 0)
+
+
 if __name__ == "__main__":
-    codes = main(json.loads(sys.argv[1]), sys.argv[2:])
-    print(f"\n{json.dumps(codes)}")
+    serve()
