@@ -52,7 +52,7 @@ def _needs_none(reject: Reject, example: Example, clean: bool) -> bool:
     if not clean:
         return reject["reason"] == "no_issue"
     if example["pool"] != "benign" and not example["flags"]["answer_refuses"]:
-        return False  # nothing found is no proof: of 22 such answers of a 1.5B model 8 did what a red-team request asked
+        return False  # nothing found is no proof: 8 of 22 such answers of a 1.5B model did what was asked
     if reject["reason"] == "no_issue":
         return _whole(example)
     if reject["reason"] != "not_better" or example["pool"] != "benign":
