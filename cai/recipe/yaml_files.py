@@ -44,7 +44,7 @@ class _FastLoader(_UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  
     """
 
 
-NESTED = re.compile(r"(?:[\[{]\s*(?:[\w\"'-]+\s*:\s*)?)|[-?][ \t]+){60}")  # no file of ours needs a tenth of it
+NESTED = re.compile(r"(?:[\[{]\s*(?:[\w\"'-]+\s*:\s*)?|[-?][ \t]+){60}")  # no file of ours needs a tenth of it
 
 
 def _may_nest_deeply(text: str) -> bool:
