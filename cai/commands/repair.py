@@ -163,14 +163,17 @@ def edited(path: Path, found: Walk) -> bytearray:
     first = next(points := found.points(), None)
     if first is None:
         return bytearray()
-    lines = (line[3][:-1] for line in lines_of(path, found.end) if line[3][-1] == 10)
-    digests = array("Q", (int.from_bytes(blake2b(line, digest_size=8).digest()) for line in lines))
-    places, bad = Places(digests), bytearray(len(digests))
+    digests = _digests(path, found.end)
+    places, bad, count = Places(digests), bytearray(len(digests)), len(digests)
     next_line, covered = 0, found.covered  # the first line not judged yet, how far points reach without a gap
     waiting = False  # a point found no line
     for point in chain([first], points):
-        at = places.of(int(point.digest, 16), next_line)
-        if at == len(digests):
+        digest = int(point.digest, 16)
+        if not waiting and next_line < count and digests[next_line] == digest:  # nearly all of them
+            next_line, covered = next_line + 1, point.end
+            continue
+        at = places.of(digest, next_line)
+        if at == count:
             waiting = True
         else:
             if waiting or point.start == covered:  # what lies in between is an edit, or was put there
@@ -180,6 +183,23 @@ def edited(path: Path, found: Walk) -> bytearray:
     if waiting:
         bad[next_line:] = bytes([1]) * (len(bad) - next_line)
     return bad
+
+
+def _digests(path: Path, start: int) -> array[int]:
+    """Of each line from byte `start` on, as `lines_of` gives it, but one that is cut off."""
+    digests = array("Q")
+    if start == 0:  # a byte-order mark may stand there
+        lines = (line[3] for line in lines_of(path) if line[3][-1] == 10)
+        digests.extend(int.from_bytes(blake2b(memoryview(line)[:-1], digest_size=8).digest()) for line in lines)
+        return digests
+    add, blake, number = digests.append, blake2b, int.from_bytes
+    with path.open("rb", BUFFER) as file:
+        file.seek(start)
+        for line in file:
+            if line[-1] == 10:
+                cut = -2 if line[-2:] == b"\r\n" else -1
+                add(number(blake(memoryview(line)[:cut], digest_size=8).digest()))
+    return digests
 
 
 class Places:
