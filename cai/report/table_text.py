@@ -119,14 +119,19 @@ def _environment(table: Table, note: str) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    return " & ".join([_opening(cells[0]), *cells[1:]]) + r" \\"
+
+
+def _opening(text: str) -> str:
+    """What stands behind a line's end: a bracket or a star there would be the end's own argument."""
+    return "{}" + text if text.startswith(("[", "*")) else text
 
 
 def _head(name: str) -> str:
     """A head of several words stands on as many lines, so that it makes no column wider than its figures."""
     if " " not in name:
         return _latex(name)
-    return r"\shortstack{" + r"\\".join(_latex(word) for word in name.split(" ")) + "}"
+    return r"\shortstack{" + r"\\".join(_opening(_latex(word)) for word in name.split(" ")) + "}"
 
 
 def _latex(text: str) -> str:

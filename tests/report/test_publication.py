@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +115,31 @@ def test_latex_holds_no_letter_that_does_not_compile() -> None:
     assert (
         "DPO $-$ SFT" in tex and r"base \textbar{}\textbar{} tuned -- é" in tex and "[U+65E5][U+672C] [U+2264] 1" in tex
     )
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
+def test_what_latex_is_given_compiles_and_fits_its_columns(tmp_path: Path) -> None:
+    hostile = "50% & _x_ \\input{/etc} $1\n\\end{tabular}"
+    names = ("a", hostile, "~^\\{}#", "日本 é – ≤", "[0.1, 0.2]", "* x", "dpo.loss_fall.heldout.of_a_long_name")
+    rows = [(name, "-0.5 to 1.5", "rules", str(number)) for number, name in enumerate(names * 20)]
+    wide = Table("run 100%_#1 & ^~", ("metric", "value [95%]", "judge", "n"), rows)
+    (tmp_path / "table.tex").write_text(publication.latex([wide, Table("two", ("a", "b"), [("x", "y")])]))
+    (tmp_path / "doc.tex").write_text(
+        r"\documentclass[twocolumn]{article}\usepackage{booktabs,tabularx}\begin{document}\input{table}\end{document}"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "doc.tex"], cwd=tmp_path, capture_output=True,
+        encoding="latin-1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    too_wide = [float(points) for points in re.findall(r"Overfull .hbox \(([\d.]+)pt too wide", done.stdout)]
+    assert max(too_wide, default=0.0) < 2
+
+
+@pytest.mark.parametrize("cell", ["[0.1, 0.2]", "* starred", "日"])
+def test_a_bracket_at_the_beginning_of_a_row_is_no_argument_of_the_line_before(cell: str) -> None:
+    tex = publication.latex([Table("t", ("a [b]", "c"), [("x", "y"), (cell, "z")])])
+    assert not re.search(r"\\\\\s*[\[*]", tex)
 
 
 def test_hostile_cells_are_inert_in_both_formats() -> None:
