@@ -222,7 +222,7 @@ def test_prompts_and_draws_are_rounded_scores_and_prefixes_are_not(card, monkeyp
     wanted = [ScoreRequest(i, (*PREFIX, i), (3, 1, 4), len(PREFIX)) for i in range(4)]
     scores = [[score.total for score in each.score(wanted)] for each in (plain, engine)]
     assert scores[1] == pytest.approx(scores[0], rel=1e-4)
-    assert {"fp8", "dequant"} == set(seen)
+    assert {"fp8", "dequant"} == set(seen) - {"module"}  # the plain engine's, whose weights are packed
 
 
 @pytest.mark.parametrize("part", ["prefill", "decode_on_device"])

@@ -85,12 +85,12 @@ def test_a_copy_has_no_lock_no_shards_and_no_checkpoints() -> None:
 def test_two_processes_make_the_records_and_the_data_set_of_one(run_fake: Run, project: Path) -> None:
     _, alone = run_fake(*PAIRS)
     child = ROOT / "tests" / "support" / "ranks_run.py"
-    arguments = [str(project / "cai.toml"), *FAKE, *PAIRS]
+    asked = {"folder": str(project), "arguments": [str(project / "cai.toml"), *FAKE, *PAIRS], "processes": 2}
     done = subprocess.run(
-        [sys.executable, str(child), '{"processes": 2}', *arguments], cwd=project, capture_output=True, text=True,
+        [sys.executable, str(child)], input=json.dumps(asked) + "\n", capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert json.loads(done.stdout.splitlines()[-1]) == [errors.DONE] * 2, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [errors.DONE] * 2, (project / "said").read_text()[-2000:]
     run = (project / "runs" / "latest").resolve()
     assert run != alone
     for name in ("records.jsonl", "records.sum", "dataset/examples.jsonl"):

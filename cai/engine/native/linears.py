@@ -94,7 +94,7 @@ class Group:
 
     def base(self, x_TK: torch.Tensor, way: Way) -> list[torch.Tensor]:
         """The outputs without LoRA; "bf16" and "dequant" both take the copy where there is one."""
-        if self.packed is not None:
+        if self.packed is not None and way not in ROUNDED:
             y_TO = self.packed(x_TK)
         elif way == "fused" and self.nf4 is not None:
             from cai.engine.native.nf4 import fused_linears
