@@ -309,3 +309,24 @@ def test_an_estimate_comes_from_whole_runs_only_and_counts_the_rest(tmp_path: Pa
 
     found = budget.estimate(recipe(), "embedded", tmp_path, 100)
     assert found.rest is not None and "loading and evaluation" not in found.missing
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("can't start new thread"),
+        ImportError("libx.so: failed to map segment from shared object"),
+        MemoryError(),
+    ],
+    ids=["threads", "library", "memory"],
+)
+def test_a_limit_of_the_host_is_one_line(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(runner.cli, "parse", fail)
+    assert runner.main(["cai.toml"]) == errors.IO
+    said = capsys.readouterr().err
+    assert "ulimit" in said and "Traceback" not in said and len(said.splitlines()) == 1
