@@ -63,10 +63,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _markdown(text: str) -> str:
-    text = printable(text, one_line=True).replace("\\", "\\\\")
-    for sign, written in (("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("*", "\\*"), ("[", "\\["), ("_", "\\_")):
-        text = text.replace(sign, written)
-    return text
+    text = printable(text, one_line=True).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\|`*\[_~$]", r"\\\g<0>", text)  # a pair of ~ strikes through, a pair of $ is a formula
 
 
 # --- LaTeX
@@ -119,7 +117,8 @@ def _environment(table: Table, note: str) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    """A row that begins with [ or * would be read as an argument of the line's end, or of the rule, before it."""
+    return ("{}" if cells[0].startswith(("[", "*")) else "") + " & ".join(cells) + r" \\"
 
 
 def _head(name: str) -> str:
