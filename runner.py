@@ -38,6 +38,8 @@ except ModuleNotFoundError as missing:
     )
     raise SystemExit(2) from None
 
+HOST_LIMITS = ("can't start new thread", "failed to map segment")  # how Python and the loader of libraries say it
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; gives the exit code. Every fault of a user is one clear line on stderr."""
@@ -58,13 +60,14 @@ def main(argv: list[str] | None = None) -> int:
         return error.code
     except KeyboardInterrupt:
         return errors.SIGINT
-    except MemoryError:
-        print(
-            "The memory of this machine, or of its limits (ulimit -v), is used up: free some, then resume.",
-            file=sys.stderr,
-        )
-        return errors.IO
     except Exception as error:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in HOST_LIMITS):
+            print(
+                "The memory or the threads of this machine, or of its limits (ulimit -v, -u), are used up: free some, "
+                "then resume.",
+                file=sys.stderr,
+            )
+            return errors.IO
         if isinstance(error, FileNotFoundError) and (gone := part_of_a_run(error.filename)):
             print(printable(f"{gone}: is gone while the run was going: put it back and resume"), file=sys.stderr)
             return errors.IO

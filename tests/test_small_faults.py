@@ -63,13 +63,16 @@ def test_an_idle_connection_and_half_a_form_hold_up_no_other_reader(tmp_path: Pa
             idle, half = socket.create_connection((host, port)), socket.create_connection((host, port))
             token = url.rsplit("/", 2)[1]
             half.sendall(f"POST /{token}/ HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 500\r\n\r\nmark".encode())
-            for length in ("²", "-1", "9" * 30, "x"):
+            for length in ("²", "-1", "9" * 30, "x", "0" * 9 + "10000000"):
                 bad = socket.create_connection((host, port))
                 bad.sendall(
                     f"POST /{token}/ HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {length}\r\n\r\n".encode()
                 )
                 bad.settimeout(5)
-                seen.append(bad.recv(40).split(b" ")[1].decode())
+                try:
+                    seen.append(bad.recv(40).split(b" ")[1].decode())
+                except TimeoutError:
+                    seen.append("waits")
                 bad.close()
             import urllib.request
 
@@ -84,7 +87,7 @@ def test_an_idle_connection_and_half_a_form_hold_up_no_other_reader(tmp_path: Pa
 
     with review.reviewing(read_story(path), "ann") as session:
         review.serve(session, lambda line: None, ready)
-    assert seen == ["404", "404", "404", "404", "200", "soon"]
+    assert seen == ["404", "404", "404", "404", "404", "200", "soon"]
 
 
 def test_a_run_folder_that_a_killed_runner_was_making_is_removed_by_the_next(tmp_path: Path) -> None:
@@ -309,3 +312,24 @@ def test_an_estimate_comes_from_whole_runs_only_and_counts_the_rest(tmp_path: Pa
 
     found = budget.estimate(recipe(), "embedded", tmp_path, 100)
     assert found.rest is not None and "loading and evaluation" not in found.missing
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("can't start new thread"),
+        ImportError("libx.so: failed to map segment from shared object"),
+        MemoryError(),
+    ],
+    ids=["threads", "library", "memory"],
+)
+def test_a_limit_of_the_host_is_one_line(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(runner.cli, "parse", fail)
+    assert runner.main(["cai.toml"]) == errors.IO
+    said = capsys.readouterr().err
+    assert "ulimit" in said and "Traceback" not in said and len(said.splitlines()) == 1

@@ -46,6 +46,7 @@ Say = Callable[[str], None]
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no other --to is the remedy
 CONVERTER = "convert_hf_to_gguf.py"
 PART = ".cai-export.part"  # in the target folder: what is not whole yet; the next export there begins again
+TOLD = ("dataset/", "eval/", "prompts/", "constitution.yaml", "recipe.resolved.toml")
 EXPORTED = {"adapter", "dataset", "report.html", "merged", "merged.gguf", "Modelfile", PART}
 
 
@@ -166,11 +167,16 @@ def _data_alone(run: Path, to: Path, say: Say) -> Path:
 
 
 def _refuse_damage(run: Path) -> None:
-    """What is copied from dataset/ must be what the last attempt left."""
+    """What is copied, and what the cards tell, must be what the last attempt left."""
     left, settled = digests.left(read_events(run / "events.jsonl"))
-    for name, entry in left.items():
-        if name.startswith("dataset/") and (why := digests.fault(run, name, entry) if settled else ""):
+    for name, entry in left.items() if settled else ():
+        if name.startswith(TOLD) and not digests.is_log(name) and (why := digests.fault(run, name, entry)):
             raise CaiError(f"{run / name}: {why}: resume the run, which writes it again", errors.CORRUPT)
+    sha, page = digests.page_sums(run).get("report.html"), run / "report.html"
+    if sha and page.is_file() and digests.digest_of(page) != sha:
+        raise CaiError(
+            f"{page}: is not as it was written; again with: {lines.command('--report', run)}", errors.CORRUPT
+        )
 
 
 def _fill(snapshot: Snapshot, arm: ExportedArm, base: Base, found: Asking, part: Path) -> None:

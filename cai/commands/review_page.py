@@ -118,7 +118,8 @@ def _handler(session: Session, token: str) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "")
-            if not self.allowed() or not (length.isascii() and length.isdigit()) or int(length[:9]) > MOST_BYTES:
+            known = length.isascii() and length.isdigit() and len(length) < 9
+            if not self.allowed() or not known or int(length) > MOST_BYTES:
                 self.send(404, "not here\n", "text/plain")
                 return
             form = parse_qs(self.rfile.read(int(length)).decode("utf-8", "replace"))

@@ -30,7 +30,7 @@ from cai.report.templating import environment
 from cai.run.events import read_events, spent
 from cai.run.lines import near
 from cai.run.manifest import read_manifest
-from cai.run.run_ids import RUN_ID
+from cai.run.run_ids import RUN_ID, refuse_pipes
 from cai.store.files import write_atomic
 from cai.store.lock import holder_lives
 from cai.terminal import columns, duration, for_stream, number, printable, usd
@@ -89,6 +89,10 @@ def line(path: Path, source: Source, latest: str = "") -> Line:
         manifest = read_manifest(path / "manifest.json")
     except CaiError:
         return Line(path.name, (path.name, *("–" for _ in HEADS[2:]), "manifest.json cannot be read"))
+    try:
+        refuse_pipes(path)
+    except CaiError:
+        return Line(path.name, (path.name, *("–" for _ in HEADS[2:]), "a pipe or a device stands for a file"))
     events, figures, gates = read_events(path / "events.jsonl"), _figures(path), _json(path / "eval" / "gates.json")
     cost = spent(events)
     model = str((manifest.get("model") or {}).get("model") or _resolved(path).get("model", {}).get("name", "?"))

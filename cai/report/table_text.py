@@ -63,10 +63,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _markdown(text: str) -> str:
-    text = printable(text, one_line=True).replace("\\", "\\\\")
-    for sign, written in (("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("*", "\\*"), ("[", "\\["), ("_", "\\_")):
-        text = text.replace(sign, written)
-    return text
+    text = printable(text, one_line=True).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\|`*\[_~$]", r"\\\g<0>", text)  # a pair of ~ strikes through, a pair of $ is a formula
 
 
 # --- LaTeX

@@ -30,7 +30,7 @@ def spent(events: Iterable[Row]) -> dict[str, float]:
 def read_events(path: Path) -> list[Row]:
     """Events of a run that may be going: unreadable lines are passed over (events inform, they decide nothing)."""
     try:
-        data = path.read_bytes()
+        data = path.read_bytes() if path.is_file() else b""  # a pipe in its place would be waited for
     except OSError:
         return []
     rows = []

@@ -64,6 +64,8 @@ def refuse_edited(manifest: JsonObject, path: Path) -> None:
 
 def read_manifest(path: Path) -> Row:
     """manifest.json, or CaiError: missing or not whole (CORRUPT), written by a newer program (USAGE)."""
+    if path.is_fifo():
+        raise CaiError(f"{path}: is a pipe: put it back from a copy, or start a new run", errors.CORRUPT)
     try:
         manifest = orjson.loads(path.read_bytes())
     except FileNotFoundError:

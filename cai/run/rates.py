@@ -14,7 +14,7 @@ from cai.errors import CaiError
 from cai.recipe.load import Recipe
 from cai.run.events import read_events, spent
 from cai.run.manifest import read_manifest
-from cai.run.run_ids import RUN_ID
+from cai.run.run_ids import RUN_ID, refuse_pipes
 from cai.store.jsonl import JsonObject, Row
 from cai.world import world
 
@@ -109,6 +109,7 @@ def measured_before(root: Path, recipe: Recipe, backend: str) -> Speed | None:
 def _measured(folder: Path, recipe: Recipe, backend: str) -> Speed | None:
     """None also for a run that is damaged: it is no reason not to start another."""
     try:
+        refuse_pipes(folder)
         manifest = read_manifest(folder / "manifest.json")
         identity = manifest.get("identity", {})
         same = all(

@@ -68,13 +68,13 @@ def resolve_run(argument: str | Path, root: Path) -> Path:
         raise CaiError(f"{path}: is a symbolic link: name the run folder itself", errors.USAGE)
     if not path.is_dir():
         raise CaiError(f"{path}: no such run ({_hint(name, root)})", errors.USAGE)
-    _refuse_pipes(path)
+    refuse_pipes(path)
     return path
 
 
-def _refuse_pipes(run: Path) -> None:
+def refuse_pipes(run: Path) -> None:
     """CaiError(CORRUPT) for a pipe, socket or device in a run folder: reading it would wait for ever."""
-    for path in run.rglob("*"):
+    for path in (Path(folder, name) for folder, _, names in os.walk(run) for name in names):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise CaiError(f"{path}: is a pipe or a device: put the file back, or remove it", errors.CORRUPT)
 

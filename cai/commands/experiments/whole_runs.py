@@ -24,7 +24,7 @@ from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.run.lines import near
 from cai.run.manifest import read_manifest
-from cai.run.run_ids import RUN_ID
+from cai.run.run_ids import RUN_ID, refuse_pipes
 from cai.session import create_run, start_facts
 from cai.store.jsonl import JsonObject
 from cai.terminal import say
@@ -77,13 +77,15 @@ def inputs_of(run: Path, args: argparse.Namespace) -> Inputs:
 
 
 def manifests(root: Path) -> Iterator[tuple[Path, JsonObject]]:
-    """Every run below `root` whose manifest can be read, newest first."""
+    """Every run below `root` that can be read, newest first."""
     for path in sorted(root.glob("*"), reverse=True):
         if RUN_ID.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             try:
-                yield path, read_manifest(path / "manifest.json")
+                refuse_pipes(path)
+                manifest = read_manifest(path / "manifest.json")
             except CaiError:
                 continue
+            yield path, manifest
 
 
 def going_on(inputs: Inputs, forked_from: str | None = None) -> Path | None:
