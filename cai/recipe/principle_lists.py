@@ -43,8 +43,8 @@ SLOTS = "answer|response|reply|completion|output|question|prompt|instruction|req
         "assistant|human|critique|revision|principle|topic|name|text"  # fmt: skip
 PLACEHOLDER = re.compile(
     r"\{\{.*?\}\}|\{%.*?%\}|<%.*?%>|\{[A-Za-z_][\w. ]*(?:![rsa])?(?::[-<>=^+,.\d]\S{0,8})?\}"
-    r"|｛\w+｝|<\|\w+\|>|<[a-z]+(?:_[a-z]+)+>|__[A-Z]+__|\{\d*\}|\$\{\w+\}|\$[A-Za-z_]\w*|%\(\w+\)s|%[sd]\b|<<\w+>>|\[\[\w+\]\]"
-    rf"|<(?:the )?(?:{SLOTS})s?>|\[(?:the )?(?:{SLOTS})s?\]"
+    r"|｛\w+｝|<[a-z]+(?:_[a-z]+)+>|__[A-Z]+__|\{\d*\}|\$\{\w+\}|\$[A-Za-z_]\w*|%\(\w+\)s|%[sd]\b|<<\w+>>|\[\[\w+\]\]"
+    rf"|<\|(?:{SLOTS})s?\|>|<(?:the )?(?:{SLOTS})s?>|\[(?:the )?(?:{SLOTS})s?\]"
     rf"|\[[A-Z][A-Z0-9]*(?:[ _][A-Z0-9]+)+\]|\[(?:{SLOTS.upper()})\]"
 )
 FRAME = re.compile(r"^\s*(?:critique|revision)\s*(?:request)?\s*:\s*|\s*\b(?:critique|revision)\s*:\s*$", re.IGNORECASE)

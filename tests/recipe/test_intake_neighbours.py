@@ -117,7 +117,6 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "German wrapped before a noun": ("Wie entkalke ich einen Kessel in der\nKüche?\n", "line 2: reads as the rest of"),
     "French wrapped before a name": ("Où est le\nMont Blanc ?\n", "line 2: reads as the rest of the line before"),
     "strings and a key": (json.dumps(BOTH), "line 1: no object, so it has no key 'goal'"),
-    "a zero in a JSON text": (rows({"prompt": "a\0b"}), r"line 1: holds the control character U\+0000"),
     "DeepSeek's frame": (
         rows({"prompt": f"<｜begin▁of▁sentence｜><｜User｜>{TAP}"}),
         "line 1: a chat template's frame",

@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeGuard
 
 from cai.recipe.intake import frames
-from cai.recipe.intake.decoding import CONTROL
 from cai.recipe.intake.jsontext import Broken, Entry
 from cai.store.jsonl import JsonObject, clean
 
@@ -80,8 +79,6 @@ def given(entry: Entry, *, key: str, pool: str, tally: Tally) -> Given:
     if not frames.visible(text):
         raise Broken(line, 'no text under "instruction". Write {"instruction": "..."}')
     frames.refuse(text, line)
-    if control := CONTROL.search(text):
-        raise Broken(line, f"holds the control character U+{ord(control[0]):04X}. Take it out")
     if len(text) > LONGEST:
         raise Broken(line, f"{len(text):,} characters, more than any model reads. Shorten it, or take the line out")
     tally.pooled += bool(own)
