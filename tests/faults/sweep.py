@@ -31,6 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 import runner
 from cai.commands import verify
 from cai.recipe import load, yaml_files
@@ -113,6 +115,8 @@ class Branches:
                 self.branch = True
                 os.chdir(self.project)
                 _reopen(aside, self.project)
+                # a lock that was being taken is this process's from here on, as its file is
+                filelock.BaseFileLock._raise_if_inherited = lambda _: None
                 return fault
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             for half in sorted(
