@@ -1,7 +1,7 @@
 """Two GPUs (or more) against one, in one run on one machine: generation, DPO, memory, and whether all hold one model.
 
     python bench/make_model.py 32b /dev/shm/random-32b
-    python bench/ranks_gpu.py /dev/shm/random-32b --to FOLDER                  # all of it; 10 minutes on two H200
+    python bench/ranks_gpu.py /dev/shm/random-32b --to FOLDER                  # all of it; never run on two GPUs yet
     python bench/ranks_gpu.py /dev/shm/random-32b --to FOLDER --only dpo
 
 Generation is a whole run of `runner.py` up to its pairs (bench/noise.py: random weights pass as text), as one process

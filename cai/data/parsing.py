@@ -151,28 +151,32 @@ _KEEPS = re.compile(r"[:\"“”`]|\b(?:repeat|continue|begin|start|correct|proo
 
 def behind_echo(text: str, request: str) -> str:
     """The text without the request that it says once more, from its first sentence on, before it answers it."""
-    first = next((one[0] for one in SENTENCE.finditer(request) if one[0].strip()), "")
-    if _KEEPS.search(request) or not _alike(text[: 2 * len(first) + 20], first):
+    asked = [words for one in SENTENCE.findall(request) if (words := re.findall(r"\w+", one.lower()))]
+    first = next((words for words in asked if len(words) >= ECHO_WORDS), next(iter(asked), []))  # behind a greeting
+    if _KEEPS.search(request) or not _alike(text[: 2 * len(" ".join(first)) + 40], first):
         return text
     grams, start = {*_grams(request)}, 0
     for found in SENTENCE.finditer(text):
-        if not found[0].strip():
+        if not (words := re.findall(r"\w+", found[0].lower())):
             continue
-        units = _grams(found[0])
-        if not units or sum(gram in grams for gram in units) < SAME * len(units) or len(found[0].split()) < ECHO_WORDS:
+        units, again = _grams(found[0]), words in asked
+        long = bool(units) and len(found[0].split()) >= ECHO_WORDS
+        if (long and (again or sum(gram in grams for gram in units) >= SAME * len(units))) or (again and start):
+            start = found.end()
+        elif start or not (again or len(words) <= GREETING):  # one may stand before what is said once more
             break
-        start = found.end()
     kept = text[start:].lstrip()
     return kept if start and len(kept.split()) >= LEAST_WORDS else text
 
 
-def _alike(start: str, first: str) -> bool:
-    """The text begins with that sentence, a greeting more or less."""
-    words, wanted = re.findall(r"\w+", start.lower()), re.findall(r"\w+", first.lower())
+def _alike(start: str, wanted: list[str]) -> bool:
+    """The text begins with these words, a greeting more or less."""
+    words = re.findall(r"\w+", start.lower())
     return any(words[i : i + 5] == wanted[j : j + 5] != [] for i in (0, 1) for j in (0, 1))
 
 
 ECHO_WORDS = 6  # of a sentence, fewer may well be in both
+GREETING = 2  # words at most
 
 
 def _grams(text: str) -> list[tuple[str, ...]]:

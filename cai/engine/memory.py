@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
+MOST_COPIED = 2 * GIB  # bytes of fp32 weights of which a CPU holds a second copy (`native.packed`): 530 million
 
 
 def _cuda() -> object | None:

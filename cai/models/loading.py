@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cai.engine.foreign import Foreign, HfModel, HfTokenizer
+from cai.engine.memory import MOST_COPIED
 from cai.errors import CaiError
 from cai.models import weights
 from cai.models.tokenizer_file import check_template
@@ -177,7 +178,8 @@ def refuse_unknown(names: Sequence[str], known: set[str]) -> None:
 def check_room(section: ModelSection, folder: Path | None, revision: str | None) -> None:
     """Whether the model fits into memory in float32, before a download or a load. Error: exit 2 with both sizes."""
     count = _parameters(section, folder, revision)
-    need, free = count * BYTES * ROOM + SPARE, free_memory()
+    copied = count * BYTES if count * BYTES <= MOST_COPIED else 0.0  # for generation, beside the weights
+    need, free = count * BYTES * ROOM + SPARE + copied, free_memory()
     if count and free and need > free:
         raise CaiError(
             f"{KEY}: {section.name} needs about {need / 1e9:.1f} GB of memory on a CPU ({count / 1e9:.2f} billion "

@@ -368,3 +368,22 @@ def test_a_list_that_is_cut_leaves_no_number_hanging():
     rows = [f"{i}. Pour it from the bottle into a glass and put it on the table with some ice." for i in range(1, 12)]
     found = parsing.bare("Here are some ways to do it with care:\n" + "\n".join(rows), "How?")
     assert found.endswith("1. Pour it from the bottle into a glass and put it on the table with some ice.")
+
+
+@pytest.mark.parametrize(
+    ("request_", "head"),
+    [
+        ("Hey! How do I fix a slow tap in the hall? It drips all night!", "Hey! How do I fix a slow tap in the hall?"),
+        ("Hi! I need to carry money to my sister in a hurry. Can you help?",
+         "Hi! I need to carry money to my sister in a hurry. Can you help?\n\n"),
+        ("How do I fix a slow tap in the kitchen?", "Hey! How do I fix a slow tap in the kitchen?"),
+    ],
+)  # fmt: skip
+def test_a_request_said_once_more_behind_its_greeting_is_taken_off(request_, head):
+    assert parsing.behind_echo(f"{head} {KEPT}", request_) == KEPT
+
+
+@pytest.mark.parametrize("head", ["Hi!", "Hey! Taps drip for many reasons.", "Hi! Can you wait a moment?"])
+def test_a_greeting_alone_is_no_request_said_once_more(head):
+    text = f"{head} {KEPT}"
+    assert parsing.behind_echo(text, "Hi! How do I fix a slow tap in the kitchen? Can you wait a moment?") == text

@@ -20,8 +20,8 @@ def test_texts_and_scores_are_those_of_the_modules(kind, monkeypatch):
     """qwen2 has biases on q, k and v alone."""
     wanted = [ScoreRequest(i, (*PREFIX, i, 5), tuple(range(i, i + 9)), len(PREFIX)) for i in range(4)]
     found = []
-    for limit in (packed.MAX_BYTES, 0):
-        monkeypatch.setattr(packed, "MAX_BYTES", limit)
+    for limit in (packed.MOST_COPIED, 0):
+        monkeypatch.setattr(packed, "MOST_COPIED", limit)
         engine = make_engine("native", Loaded(tiny(kind)), batch_size=4)
         assert all((group.packed is not None) is bool(limit) for group in engine.groups)
         assert (engine.decoder.packed_head is not None) is bool(limit)

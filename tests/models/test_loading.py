@@ -143,6 +143,16 @@ def test_a_model_too_large_for_the_memory_is_told_before_it_is_loaded(llama, mon
         load(section(llama), "cpu")
 
 
+def test_the_copies_of_a_small_model_s_weights_count_and_a_large_one_has_none(tmp_path, monkeypatch):
+    from cai.models import loading
+
+    monkeypatch.setattr(loading, "free_memory", lambda: 1)
+    for millions, gigabytes in ((400, "4.7"), (600, "4.1")):  # 1.25 of the weights and 1.1 GB, and once more 1.6 GB
+        monkeypatch.setattr(loading, "_parameters", lambda *_, count=millions * 1e6: count)
+        with pytest.raises(CaiError, match=f"needs about {gigabytes} GB"):
+            loading.check_room(section(tmp_path), tmp_path, None)
+
+
 def test_the_size_of_a_hub_model_comes_from_its_config_before_the_download(tmp_path, monkeypatch):
     from cai.models import loading
 

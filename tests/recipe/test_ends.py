@@ -192,6 +192,22 @@ def test_a_turn_head_written_again_is_dropped_and_a_new_turn_at_the_start_leaves
     assert ends.cut("### Case\nInstruction:\nAdd 2 and 2.", signs) == ends.Cut("", "### Case")
 
 
+@pytest.mark.parametrize(
+    "heading", ["### Final Answer", "### Final new answer:", "## Summary", "###### **Next steps**"]
+)
+def test_a_heading_with_nothing_under_it_is_no_end_of_a_text(heading):
+    assert ends.cut(f"Ask the clerk first.\n\n{heading}\n", SIGNS["revisions"]) == ends.Cut(
+        "Ask the clerk first.", None
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["## My garden", "```md\n## Title\n### End\n", "Run it:\n\nls\n# the end", "Ask.\n\n## Why\nSo."]
+)
+def test_the_only_line_of_a_text_a_block_of_code_and_a_heading_with_text_stay(text):
+    assert ends.cut(text, SIGNS["revisions"]).text == text.rstrip()
+
+
 def test_signs_are_read_from_the_file_and_not_from_a_list():
     prompt = replace(
         PROMPTS["critiques"],

@@ -1,7 +1,7 @@
 """Copies of fp32 weights in oneDNN's layout: a CPU's products of few rows, and of many.
 
 Owns the copy, its bound and the product. Doesn't own which groups have one (`linears`, `decoder`). Invariant: a model
-whose copies would pass MAX_BYTES, or a torch without these products, computes by its own modules.
+whose copies would pass MOST_COPIED, or a torch without these products, computes by its own modules.
 Measured on two busy cores of an EPYC (processor ms, of (3072, 576) thirty times; of the head, (49152, 576)):
 
 | rows | 1 | 4 | 10 | 16 | 32 | 256 |
@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 
 from cai.engine.foreign import HfModule
+from cai.engine.memory import MOST_COPIED
 
-MAX_BYTES = 2 << 30  # of all copies together, which come on top of the weights: 530 million parameters
 ROWS_HINT = 1024  # oneDNN chooses the layout for so many rows; of 1, 16, 64 and 1,024 no worse at any number of rows
 AGREES_WITHIN = 1e-4  # of the product by torch, relative to its largest
 
@@ -64,4 +64,4 @@ def packed(modules: Sequence[HfModule]) -> PackedLinear | None:
 
 def fits(modules: Sequence[HfModule]) -> bool:
     """Whether copies of all these together stay within the bound."""
-    return sum(m.weight.numel() * m.weight.element_size() for m in modules) <= MAX_BYTES
+    return sum(m.weight.numel() * m.weight.element_size() for m in modules) <= MOST_COPIED
