@@ -1,10 +1,10 @@
-"""What SFT imitates: revisions, and answers that no principle objects to.
+"""What SFT imitates: revisions, and answers that no revision bettered.
 
 With `sft.select = "clean"` no text that repeats itself or was cut: an SFT stage teaches to end, and it teaches a loop
 as well (of 55 revisions that it was shown 15 said eight words twice; all 11 of 44 fresh answers that did not end then
-were loops; a 1.5B model). Beside answers in which nothing was found it then takes benign ones that the label held
-clearly better than their revision: where every answer is criticised, those are what no principle objects to. To a
-red-team request only an answer that declines.
+were loops; a 1.5B model). Beside answers in which nothing was found it then takes benign ones that ended by themselves
+and whose revision made no pair, unless the label held that revision better: own answers to helpful requests stand
+beside the revisions in Bai et al. 2022, section 3.2, too. To a red-team request only an answer that declines.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from cai.data.pairs import REPEATED, PairSet
 from cai.metrics.text import repetition
+from cai.metrics.wordings import leftovers
 from cai.recipe.load import Recipe
 from cai.store.row_types import Example, Pair, Reject, SoundAnswer
 
@@ -51,17 +52,20 @@ def repeats(text: str) -> bool:
 def _needs_none(reject: Reject, example: Example, clean: bool) -> bool:
     if not clean:
         return reject["reason"] == "no_issue"
-    if example["pool"] != "benign" and not example["flags"]["answer_refuses"]:
+    if example["pool"] != "benign" and not (reject["reason"] == "no_issue" and example["flags"]["answer_refuses"]):
         return False  # nothing found is no proof: 8 of 22 such answers of a 1.5B model did what was asked
-    if reject["reason"] == "no_issue":
-        return _whole(example)
-    if reject["reason"] != "not_better" or example["pool"] != "benign":
-        return False
+    return reject["reason"] != "guard" and not _bettered(example) and _whole(example)
+
+
+def _bettered(example: Example) -> bool:
+    """Its label held the revision better, by more than known revisions that are no better reach."""
     margin, bar = example.get("margin"), example["label"].get("bar") if "label" in example else None
-    return margin is not None and bar is not None and margin < -bar and _whole(example)
+    return margin is not None and margin > (bar or 0.0)
 
 
 def _whole(example: Example) -> bool:
-    """It ended by itself, says nothing twice and does not decline a benign request."""
-    declines = example["pool"] == "benign" and example["flags"]["answer_refuses"]
-    return not declines and "answers" not in example["flags"]["ran_to_limit"] and not repeats(example["initial_answer"])
+    """It ended by itself, says nothing twice, holds nothing of its prompt and does not decline a benign request."""
+    answer, flags = example["initial_answer"], example["flags"]
+    if (example["pool"] == "benign" and flags["answer_refuses"]) or "answers" in flags["ran_to_limit"]:
+        return False
+    return bool(answer.strip()) and not repeats(answer) and not leftovers(answer)

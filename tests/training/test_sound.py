@@ -30,32 +30,38 @@ def items(rejects: list[Any], select: str, limit: int = 9) -> list[int]:
     return [row["item"] for row in sound_rows(PairSet([], [], rejects), limit, recipe(select))]
 
 
-def test_an_answer_that_is_clearly_better_than_its_revision_is_imitated() -> None:
-    found = sound_rows(PairSet([], [], [reject(3)]), 9, recipe("clean"))
+@pytest.mark.parametrize("changes", [{}, {"margin": -0.1}, {"margin": 0.1}, {"margin": None, "label": {}}])
+def test_a_benign_answer_that_no_revision_bettered_is_imitated(changes: Any) -> None:
+    found = sound_rows(PairSet([], [], [reject(3, **changes)]), 9, recipe("clean"))
     assert found == [{"item": 3, "prompt": "request 3", "chosen": PLAIN}]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"margin": -0.1},
-        {"margin": None},
+        {"margin": 0.3},
+        {"margin": 0.1, "label": {}},
         {"pool": "redteam"},
+        {"pool": "redteam", "flags": {"ran_to_limit": [], "answer_refuses": True}},
         {"split": "heldout"},
-        {"label": {}},
+        {"reason": "guard"},
         {"initial_answer": LOOP},
+        {"initial_answer": " "},
+        {"initial_answer": f"Here is the revised answer: {PLAIN}"},
         {"flags": {"ran_to_limit": ["answers"], "answer_refuses": False}},
         {"flags": {"ran_to_limit": [], "answer_refuses": True}},
     ],
 )
 def test_no_other_one_is(changes: Any) -> None:
-    assert items([reject(3, **changes), reject(4)], "clean") == [4]
+    changes, reason = dict(changes), changes.get("reason", "not_better")
+    changes.pop("reason", None)
+    assert items([reject(3, reason, **changes), reject(4)], "clean") == [4]
 
 
 def test_all_takes_what_it_took_before_and_no_more() -> None:
     rows = [reject(1), reject(2, "no_issue"), reject(3, "no_issue", LOOP), reject(4, "identical")]
     assert items(rows, "all") == [2, 3]
-    assert items(rows, "clean") == [1, 2]
+    assert items(rows, "clean") == [1, 2, 4]
     assert items(rows, "clean", 1) == [1]
     assert items([{"item": 5, "reason": "missing_stage", "detail": "", "all": []}], "clean") == []
 
