@@ -187,7 +187,9 @@ REVISIONS = Stage(
     "revisions",
     "revisions",
     _render_revision,
-    _parse(parsing.revision),
+    lambda text, unit: parsing.revision(
+        text, unit.fields["critique"], f"{unit.fields['instruction']}\n{unit.fields['answer']}"
+    ),
     trims=lambda text, unit: parsing.bare(text, unit.fields["instruction"]),
     inputs=_texts,
     redraws_limit=True,

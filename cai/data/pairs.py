@@ -309,7 +309,10 @@ def _leftovers(example: Example, config: PairsSection) -> str:
     """What the task left in the chosen text, or a sentence in its midst that judges it: no cut mends that."""
     revised = example["revised_answer"]
     place = parsing.remark(revised, example["instruction"], anywhere=True)
-    return leftovers(revised) or (f"about itself: {revised[place:].strip()[:80]}" if place is not None else "")
+    found = leftovers(revised) or (f"about itself: {revised[place:].strip()[:80]}" if place is not None else "")
+    said = "\n".join(entry["critique"] for entry in example["rounds"])
+    copied = parsing.verdict_of_critique(revised, said, f"{example['instruction']}\n{example['initial_answer']}")
+    return found or (f"of its critique: {copied[:80]}" if copied else "")
 
 
 def _refusal_of_benign(example: Example, config: PairsSection) -> str:

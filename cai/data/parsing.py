@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cai.metrics.text import repetition
+from cai.metrics.text import repetition, words
 from cai.metrics.wordings import finds_nothing, has_control_token, is_remark, leftovers, only_approves
 from cai.store.jsonl import clean
 
@@ -101,6 +101,7 @@ LEAST_WORDS = 12  # in front of a remark: a text that begins with one is no answ
 LAST_SENTENCES = 3
 _ITEM = re.compile(r"[ \t>]*(?:\(?\d{1,3}[.)]|[-*+•–])(?:[ \t*_]|\Z)")
 _MARK_ALONE = re.compile(r"[ \t>]*(?:\(?\d{1,3}[.)]|[-*+•–]|-{3,})[ \t*_]*\Z")
+_HEADING_ALONE = re.compile(r"[ \t]*#{2,6}[ \t]+\S[^\n]*\Z")
 
 
 _JOINED = re.compile(r"^\W*(?:however|again|also|so|but|and|therefore|please note that)\b\W*", re.I)
@@ -137,11 +138,11 @@ def remark(text: str, request: str = "", anywhere: bool = False) -> int | None:
 
 
 def _unhung(text: str) -> str:
-    """Without entries of a list that a cut left empty at the end."""
+    """Without entries of a list, or a heading, that a cut left empty at the end."""
     while True:
         text = text.rstrip()
         line = text.rfind("\n") + 1
-        if not line or not _MARK_ALONE.match(text, line):
+        if not line or not (_MARK_ALONE.match(text, line) or _HEADING_ALONE.match(text, line)):
             return text
         text = text[:line]
 
@@ -222,9 +223,39 @@ def critique(text: str, opened: bool = False) -> Parsed | Unparsed:
     return found
 
 
-def revision(text: str) -> Parsed | Unparsed:
-    """The new answer alone: anything that talks about the task is refused."""
-    return _parse(text, "revision", _revision_fault)
+def revision(text: str, critique: str = "", case: str = "") -> Parsed | Unparsed:
+    """The new answer alone: anything that talks about the task, and a judgement out of its critique, is refused.
+
+    `case`: what the sentences may be from, the request and the answer that is revised.
+    """
+    found = _parse(text, "revision", _revision_fault)
+    if isinstance(found, Parsed) and (copied := verdict_of_critique(found.text, critique, case)):
+        return Unparsed(f"copied_critique: {copied[:80]}")
+    return found
+
+
+def verdict_of_critique(text: str, critique: str, case: str) -> str:
+    """The first sentence that a text has word for word from its critique, not from its case, and that judges; or "".
+
+    Of 1,085 revisions of a 1.5B model 63 had one ("The reader would wrongly rely on this claim"). What a critique says
+    of the matter itself belongs into the new answer.
+    """
+    said, known = (f" {' '.join(words(one))} " for one in (critique, case))
+    for one in SENTENCE.findall(text):
+        own = words(one)
+        same = f" {' '.join(own)} "
+        if len(own) >= ECHO_WORDS and same in said and same not in known and _JUDGES.search(one.strip()):
+            return " ".join(one.split())
+    return ""
+
+
+_JUDGES = re.compile(
+    r"\b(?:answers?|response|readers?|instruction|tone|claim|critique|critic|revision|rewrite|principle|wording"
+    r"|(?:could|should|can|may) stand (?:there|as it is))\b"
+    r"|^\W*[\"“][^\"”]+[\"”],? (?:is|are|was|were|does|do|has|would|could|should|means|puts|makes|gives|tells|evades"
+    r"|exposes|speaks|agrees)\b",
+    re.I,
+)
 
 
 def _parse(text: str, stage: str, fault: Callable[[str], str]) -> Parsed | Unparsed:

@@ -91,7 +91,8 @@ _LEFTOVERS = {
     "label": re.compile(
         r"(?:^|\n)[#*_>\s]*(?:(?:the )?(?:revised|rewritten|new|improved|corrected|updated|original|initial|old|final) "
         r"(?:answer|response|version|text|instruction|revision|rewrite|draft|critique)(?: is)?"
-        r"|(?:revision|critique)(?: request)?|review request|instruction|rewrite)[*_]*\s*(?::|\n|\Z)",
+        r"|(?:revision|critique)(?: request)?|review request|instruction|rewrite)[*_]*\s*(?::|\n|\Z)"
+        r"|(?:^|\n)[ \t]*##[^\n]{0,30}\b(?:new|revised|rewritten|final|original|initial) (?:answer|response)\b",
         re.I,
     ),
     "a critique's word": re.compile(r"^\W*no (?:issue|flaw)s?(?: (?:found|here|to fix))?\s*[:.\n]", re.I),
