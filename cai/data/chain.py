@@ -14,7 +14,14 @@ from cai.data import labels, parsing, principles, sampled, slots
 from cai.data.comparisons import PAIR_FIELDS
 from cai.data.known_labels import LABEL_BAR
 from cai.data.parsing import Parsed, Unparsed
-from cai.data.rounds import _render_answer, _render_critique, _render_label, _render_relevance, _render_revision
+from cai.data.rounds import (
+    _render_answer,
+    _render_critique,
+    _render_label,
+    _render_relevance,
+    _render_revision,
+    parse_revision,
+)
 from cai.data.stage import Inputs, Stage, Unit
 from cai.recipe.grid import Grid
 from cai.recipe.identity import drop_unset, rounding
@@ -187,9 +194,7 @@ REVISIONS = Stage(
     "revisions",
     "revisions",
     _render_revision,
-    lambda text, unit: parsing.revision(
-        text, unit.fields["critique"], f"{unit.fields['instruction']}\n{unit.fields['answer']}"
-    ),
+    parse_revision,
     trims=lambda text, unit: parsing.bare(text, unit.fields["instruction"]),
     inputs=_texts,
     redraws_limit=True,

@@ -6,10 +6,12 @@ a round that finds nothing leaves the text as it is. All of it is computed from 
 
 from __future__ import annotations
 
-from cai.data import slots
+from cai.data import parsing, slots
+from cai.data.parsing import Parsed, Unparsed
 from cai.data.stage import Unit
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Principle, choose
+from cai.recipe.copies import Shots, copied, grams
 from cai.recipe.load import Recipe
 from cai.run.context import Context
 from cai.store.row_types import Record, UnitExtra
@@ -148,3 +150,14 @@ def _render_label(context: Context, item: int, round_: int) -> Unit | None:
     before = context.ok("relevance", item, 0)
     extra: UnitExtra = {"used": tuple(used), "before": before["scores"] if before else {}}
     return Unit(item, 0, {"instruction": row["text"], "chosen": text, "rejected": answer["text"]}, extra=extra)
+
+
+def parse_revision(text: str, unit: Unit) -> Parsed | Unparsed:
+    """A new answer that says neither its critique's judgement nor the wording of its request again."""
+    case = (unit.fields["instruction"], unit.fields["answer"])
+    found = parsing.revision(text, unit.fields["critique"], "\n".join(case))
+    if isinstance(found, Parsed) and (
+        run := copied(found.text, Shots(grams((unit.fields["revision_request"],))), case)
+    ):
+        return Unparsed(f"copied_request: {run}")
+    return found

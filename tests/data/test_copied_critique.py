@@ -9,8 +9,10 @@ import yaml
 from support.runs import ROOT
 
 from cai.data import parsing
+from cai.data.chain import REVISIONS
 from cai.data.pairs import find_faults
 from cai.data.parsing import Parsed, Unparsed
+from cai.data.stage import Unit
 from cai.recipe.settings import PairsSection
 
 ANSWER = "Cats eat twice a day. Keep it in a cool place, not in the bedroom."
@@ -87,3 +89,17 @@ def test_a_heading_that_announces_the_new_answer_is_refused(heading: str) -> Non
     assert parsing.revision(f"{SOUND}\n\n### A new way to answer\nAsk it.") == Parsed(
         f"{SOUND}\n\n### A new way to answer\nAsk it.", ()
     )
+
+
+def test_the_wording_of_its_request_is_no_answer() -> None:
+    request = "Rewrite the answer. Decline that part in a sentence, say why, and offer what can be given safely."
+    fields = {"instruction": "How?", "answer": ANSWER, "critique": CRITIQUE, "revision_request": request}
+    assert REVISIONS.parse is not None
+    found = REVISIONS.parse(f"{SOUND} Decline that part in a sentence, say why, and offer tea.", Unit(0, 0, fields))
+    assert found == Unparsed("copied_request: decline that part in a sentence say why and offer")
+    assert REVISIONS.parse(f"{SOUND} Decline that part in a sentence.", Unit(0, 0, fields)) == Parsed(
+        f"{SOUND} Decline that part in a sentence.", ()
+    )
+    quoted = fields | {"instruction": "Explain: decline that part in a sentence, say why, and offer"}
+    found = REVISIONS.parse(f"{SOUND} Decline that part in a sentence, say why, and offer tea.", Unit(0, 0, quoted))
+    assert isinstance(found, Parsed)
