@@ -41,14 +41,14 @@ WORKING_GIB = 2.5  # CUDA context, dequantisation buffer, logits of one chunk, a
 
 
 def preflight(what: str, checks: Iterator[Check], event: Callable[..., None], say: Callable[[str], None]) -> None:
-    """At the start of a run: warnings on screen, all lines as one event, failures as one CaiError (exit 2)."""
+    """At the start of a run: warnings and what is to be told on screen, all lines as one event, failures as one CaiError (exit 2)."""
     started = time.monotonic()
     found = list(checks)
     seconds = round(time.monotonic() - started, 2)
     seen = {check.name: f"{check.status}: {check.seen}" for check in found}
     event("preflight", phase=f"preflight {what}", seconds=seconds, checks=seen, **memory.peaks())
     for check in found:
-        if check.status == "warn":
+        if check.status == "warn" or check.told:
             say(check.line())
     failed = [check for check in found if check.status == "fail"]
     if failed:

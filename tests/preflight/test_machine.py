@@ -252,6 +252,10 @@ def test_what_8_bit_drawing_changes_is_measured_and_said(monkeypatch, linears, n
     monkeypatch.setattr(scoring, "divergence", lambda engine, ids: seen.append(ids) or (nats, 0.9))
     check = doctor_model.rounding_check(SimpleNamespace(name="native"), [(1, 2), (1, 2, 3)], linears)
     assert (check.status, seen) == (status, [(1, 2, 3)]) and words in check.seen
+    said: list[str] = []
+    if status != "fail":
+        doctor.preflight("model", iter([check]), lambda *a, **k: None, said.append)
+        assert said == [check.line()]  # the price of rounding is on screen, however low
     other = doctor_model.rounding_check(SimpleNamespace(name="static"), [(1, 2)], linears)
     assert (
         other.status == "warn" and f'nothing is rounded: engine.linears = "{linears}"' in other.seen and len(seen) == 1
