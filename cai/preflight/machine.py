@@ -41,7 +41,7 @@ WORKING_GIB = 2.5  # CUDA context, dequantisation buffer, logits of one chunk, a
 
 
 def preflight(what: str, checks: Iterator[Check], event: Callable[..., None], say: Callable[[str], None]) -> None:
-    """At the start of a run: warnings and what is to be told on screen, all lines as one event, failures as one CaiError (exit 2)."""
+    """At the start of a run: what is to be seen on screen, all as one event, failures as one CaiError (exit 2)."""
     started = time.monotonic()
     found = list(checks)
     seconds = round(time.monotonic() - started, 2)

@@ -29,7 +29,7 @@ FAR = 0.1  # nats a token: NF4 moved a 135M model by 0.27 from its own weights, 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, how it stands, what was seen (and the remedy). `told`: on screen when all is well."""
+    """One line: what was looked at, how it stands, what was seen and the remedy. `told`: on screen even when ok."""
 
     name: str
     status: Status
