@@ -171,7 +171,8 @@ def _refuse_damage(run: Path) -> None:
     left, settled = digests.left(read_events(run / "events.jsonl"))
     for name, entry in left.items() if settled else ():
         if name.startswith(TOLD) and not digests.is_log(name) and (why := digests.fault(run, name, entry)):
-            raise CaiError(f"{run / name}: {why}: resume the run, which writes it again", errors.CORRUPT)
+            remedy = "resume the run, which writes it again (what an experiment wrote, its command does)"
+            raise CaiError(f"{run / name}: {why}: {remedy}", errors.CORRUPT)
     sha, page = digests.page_sums(run).get("report.html"), run / "report.html"
     if sha and page.is_file() and digests.digest_of(page) != sha:
         raise CaiError(

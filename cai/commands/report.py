@@ -6,6 +6,8 @@ import argparse
 
 from cai import errors
 from cai.report.pages import write_pages
+from cai.run import digests
+from cai.run.events import read_events
 
 
 def command(args: argparse.Namespace) -> int:
@@ -15,5 +17,7 @@ def command(args: argparse.Namespace) -> int:
 
     path = locate(args, args.report)
     write_pages(path)
+    if edited := digests.told(digests.edited(path, read_events(path / "events.jsonl")), path):
+        say(edited)  # the pages say it too
     say(f"{path / 'report.html'}")
     return errors.DONE

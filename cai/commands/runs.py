@@ -27,6 +27,7 @@ from cai.recipe import load as recipes
 from cai.recipe.load import Source, flatten
 from cai.recipe.paths import expanded
 from cai.report.templating import environment
+from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.run.lines import near
 from cai.run.manifest import read_manifest
@@ -95,6 +96,7 @@ def line(path: Path, source: Source, latest: str = "") -> Line:
         return Line(path.name, (path.name, *("–" for _ in HEADS[2:]), "a pipe or a device stands for a file"))
     events, figures, gates = read_events(path / "events.jsonl"), _figures(path), _json(path / "eval" / "gates.json")
     cost = spent(events)
+    changed = digests.edited(path, events, ("eval/gates.json", "eval/measured.json").__contains__)
     model = str((manifest.get("model") or {}).get("model") or _resolved(path).get("model", {}).get("name", "?"))
     cells = (
         path.name,
@@ -105,7 +107,7 @@ def line(path: Path, source: Source, latest: str = "") -> Line:
         _loss(events),
         duration(cost["seconds"]),
         usd(cost["usd"]) if cost["usd"] else "–",
-        verdict(path, gates, events),
+        verdict(path, gates, events) + (f"; edited since: {', '.join(changed)}" if changed else ""),
     )
     report = (path / "report.html").is_file()
     return Line(path.name, cells, differs(path, manifest, source), report, path.name == latest)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 from cai import errors
 from cai.errors import CaiError
+from cai.run.lines import resume
 from cai.store import files
 from cai.store.jsonl import JsonObject
 from cai.store.scan import changed, read_points
@@ -32,6 +33,7 @@ NOT_COVERED = {  # name in the run folder -> why it needs no digest
 }
 REPORT_SUMS = "report.sha256"  # the pages' digests, as sha256sum writes them
 PICTURES = "eval/pictures.json"  # what the pages' pictures were drawn from
+WRITTEN = ("dataset/", "eval/", "train/")  # folders in which this program alone writes
 PART = 1 << 20
 Entry = list[Any]  # bytes and sha256
 
@@ -115,6 +117,56 @@ def fault(run: Path, name: str, entry: Entry, *, log: bool = False) -> str:
     if have != size:
         return f"has {have} bytes, {size} were left"
     return "" if digest_of(path) == sha else "was changed"
+
+
+def edited(
+    run: Path, events: Iterable[JsonObject], wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, str]:
+    """Name -> how it differs, of the written files that are not as the last attempt left them; none while one goes on.
+
+    A log is no such file: its sum file tells of it.
+    """
+    sums, settled = left(events)
+    names = [name for name in sums if settled and name.startswith(WRITTEN) and not is_log(name) and wanted(name)]
+    return {name: why for name in names if (why := fault(run, name, sums[name]))}
+
+
+def as_edited(run: Path, events: Iterable[JsonObject]) -> dict[str, str]:
+    """Name -> sha256 now, of the edited files that are there."""
+    paths = {name: run / name for name in edited(run, events)}
+    return {name: digest_of(path) for name, path in paths.items() if path.is_file() and not path.is_symlink()}
+
+
+def holds_figures(name: str) -> bool:
+    """Whether a report's figures and verdicts are read from this file."""
+    return name.startswith("eval/") and name.endswith(".json") and name.count("/") == 1 and name != PICTURES
+
+
+def told(odd: Mapping[str, str], run: Path) -> str:
+    """One line for a person that looks at what these files say; "" where there is none."""
+    if not odd:
+        return ""
+    names = ", ".join(f"{name} {why}" for name, why in list(odd.items())[:3]) + (" and more" if len(odd) > 3 else "")
+    return f"since the run ended {names}: what is shown may not be the run's; it is written again by: {resume(run)}"
+
+
+def refuse_edited(run: Path, events: Iterable[JsonObject], wanted: Callable[[str], bool], command: str) -> None:
+    """Where figures decide something. Errors: CaiError(CORRUPT), one line."""
+    for name, why in edited(run, events, wanted).items():
+        raise CaiError(
+            f"{command}: {run / name}: {why} since the run ended, and its figures decide here. "
+            f"Write it again first: {resume(run)}",
+            errors.CORRUPT,
+        )
+
+
+def unmended(before: Mapping[str, Entry], at_start: Mapping[str, str], now: Mapping[str, Entry]) -> dict[str, Entry]:
+    """`now` as an attempt notes it: a file that was edited before it began, and that it left so, keeps its old digest.
+
+    `at_start`: name -> sha256 of such a file when the attempt began. Otherwise every attempt would make edits good.
+    """
+    kept = {name: before[name] for name, sha in at_start.items() if name in now and now[name][1] == sha}
+    return {**now, **kept}
 
 
 def gaps(path: Path, size: int) -> int:

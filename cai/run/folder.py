@@ -92,6 +92,7 @@ class Run:
         self._latest_before = ""  # what runs/latest meant before this run was created
         self._heart = Heart(self._beat, HEARTBEAT_SECONDS)
         self._left: dict[str, list[Any]] = {}  # digests of the files as the attempt before left them
+        self._edited: dict[str, str] = {}  # name -> sha256 of a file that was changed since
 
     # names: the only place that spells them
     records_path = property(lambda self: self.path / "records.jsonl")
@@ -167,6 +168,7 @@ class Run:
         self.attempt = 1 + max((int(row["attempt"]) for row in self._events.rows), default=0)
         self._spent_before = spent(self._events.rows)
         self._left, _ = digests.left(self._events.rows)
+        self._edited = digests.as_edited(self.path, self._events.rows)
         self._usd_per_hour = float(start.get("usd_per_hour") or 0.0)
         self._status = self.read_status()
         self.event("attempt", pid=os.getpid(), host=socket.gethostname(), **facts)
@@ -253,7 +255,8 @@ class Run:
         with suppress(CaiError):
             if self._events is not None:
                 with suppress(OSError):
-                    self.event(digests.EVENT, of=digests.of_run(self.path))
+                    found = digests.of_run(self.path)
+                    self.event(digests.EVENT, of=digests.unmended(self._left, self._edited, found))
                 self.event("end", **end)
                 if self._status_waits:
                     self._write_status()
