@@ -38,6 +38,7 @@ from cai.report.snapshot import Snapshot, read_story
 from cai.run import digests, lines
 from cai.run.events import read_events
 from cai.store.files import io_error, write_atomic, write_json_atomic
+from cai.terminal import word
 
 if TYPE_CHECKING:
     from cai.commands.merge import BaseSource
@@ -158,7 +159,7 @@ def _data_alone(run: Path, to: Path, say: Say) -> Path:
         _publish(to)
     finally:
         shutil.rmtree(to / PART, ignore_errors=True)
-    say(f"exported to {to} (the data set alone: the run has no adapter yet)")
+    say(f"exported to {word(to)} (the data set alone: the run has no adapter yet)")
     say(f"datasets:      load_dataset({str((to / 'dataset').resolve())!r})")
     say(f"the adapter:   {lines.resume(run)}, then: {lines.export(run)}")
     for arm in names(run):

@@ -8,6 +8,7 @@ from cai import errors
 from cai.report.pages import write_pages
 from cai.run import digests
 from cai.run.events import read_events
+from cai.terminal import word
 
 
 def command(args: argparse.Namespace) -> int:
@@ -17,7 +18,7 @@ def command(args: argparse.Namespace) -> int:
 
     path = locate(args, args.report)
     write_pages(path)
-    if edited := digests.told(digests.edited(path, read_events(path / "events.jsonl")), path):
+    if edited := digests.told(digests.edited(path, read_events(path / "events.jsonl"))):
         say(edited)  # the pages say it too
-    say(f"{path / 'report.html'}")
+    say(word(path / "report.html"))
     return errors.DONE

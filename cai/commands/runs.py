@@ -34,7 +34,7 @@ from cai.run.manifest import read_manifest
 from cai.run.run_ids import RUN_ID, refuse_pipes
 from cai.store.files import write_atomic
 from cai.store.lock import holder_lives
-from cai.terminal import columns, duration, for_stream, number, printable, usd
+from cai.terminal import columns, duration, for_stream, number, printable, usd, word
 
 SHOWN = 4  # differences that are named; more are counted
 INDEX = "index.html"
@@ -67,7 +67,7 @@ def command(args: argparse.Namespace) -> int:
     print(for_stream(printable("\n".join(table(found, columns()))), sys.stdout, fold=True))
     try:
         write_atomic(root / INDEX, page(found).encode())
-        print(f"the same with links to the reports: {near(root / INDEX)}")
+        print(f"the same with links to the reports: {word(near(root / INDEX))}")
     except CaiError as error:  # a folder that one may only read is no reason to show nothing
         print(printable(f"not written: {error}"), file=sys.stderr)
     return errors.DONE

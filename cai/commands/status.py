@@ -27,7 +27,7 @@ from cai.run import digests, lines, words
 from cai.run.events import read_events, spent
 from cai.store.jsonl import Row
 from cai.store.lock import holder_died, holder_lives
-from cai.terminal import duration, duration_range, for_stream, number, printable, usd, usd_fine
+from cai.terminal import duration, duration_range, for_stream, number, printable, usd, usd_fine, word
 
 WATCH_SECONDS = 2.0
 BARS, SPARKS = "▁▂▃▄▅▆▇█", 40  # levels and stretches of the loss
@@ -86,8 +86,8 @@ def screen(path: Path, now: datetime | None = None, *, text: bool = False) -> st
         ("loss", sparkline(_losses(events))),
         ("just made", just_made(_rows(path / "records.jsonl")) if text else ""),
         *_gates(_json(path / "eval" / "gates.json")),
-        ("edited", digests.told(digests.edited(path, events, SHOWS.__contains__), path)),
-        ("report", str(shown / "report.html") if (path / "report.html").is_file() else "not written yet"),
+        ("edited", digests.told(digests.edited(path, events, SHOWS.__contains__))),
+        ("report", word(shown / "report.html") if (path / "report.html").is_file() else "not written yet"),
         (
             "go on",
             "" if state == "done" or state.startswith("running") else lines.resume(path),

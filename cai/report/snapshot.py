@@ -133,7 +133,7 @@ def read_story(path: Path) -> Snapshot:
     rows = _records(path, gaps)
     principles = _principles(path, gaps)
     events = read_events(path / "events.jsonl")
-    edited = digests.told(digests.edited(path, events), path)
+    edited = digests.told(digests.edited(path, events))
     figures, warnings = _figures(path / "eval", gaps)
     warnings = [*filter(None, [edited]), *warnings]
     signs = {event["sign"]: event for event in events if event.get("kind") == "health" and "arm" not in event}

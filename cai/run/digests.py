@@ -20,6 +20,7 @@ from cai.run.lines import resume
 from cai.store import files
 from cai.store.jsonl import JsonObject
 from cai.store.scan import changed, read_points
+from cai.terminal import word
 
 EVENT = "files"
 NOT_COVERED = {  # name in the run folder -> why it needs no digest
@@ -142,12 +143,12 @@ def holds_figures(name: str) -> bool:
     return name.startswith("eval/") and name.endswith(".json") and name.count("/") == 1 and name != PICTURES
 
 
-def told(odd: Mapping[str, str], run: Path) -> str:
+def told(odd: Mapping[str, str]) -> str:
     """One line for a person that looks at what these files say; "" where there is none."""
     if not odd:
         return ""
     names = ", ".join(f"{name} {why}" for name, why in list(odd.items())[:3]) + (" and more" if len(odd) > 3 else "")
-    return f"since the run ended {names}: what is shown may not be the run's; it is written again by: {resume(run)}"
+    return f"since the run ended {names}: what is shown may not be the run's. A resume (--resume) writes it again"
 
 
 def refuse_edited(run: Path, events: Iterable[JsonObject], wanted: Callable[[str], bool], command: str) -> None:
@@ -189,7 +190,7 @@ def check_log(run: Path, path: Path, sums: Mapping[str, Entry]) -> None:
         beside = path.with_suffix(".sum").name
         raise CaiError(
             f"{path}: {why} after an attempt ended, and {beside} no longer says where: put both files back from a "
-            f"copy, or begin again with: python runner.py RECIPE --fork {run}",
+            f"copy, or begin again with: python runner.py RECIPE --fork {word(run)}",
             errors.CORRUPT,
         )
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import shlex
 import shutil
 import socket
 import time
@@ -38,6 +37,7 @@ from cai.store.jsonl import JsonObject, Row
 from cai.store.lock import take_lock, utc_now
 from cai.store.records import RecordLog
 from cai.store.row_types import Record
+from cai.terminal import word
 
 __all__ = ["Run", "check_identity", "write_atomic", "write_json_atomic"]
 
@@ -54,8 +54,8 @@ def check_identity(
         return
     lines = [f"{run}: {len(changed)} input{'s' * (len(changed) > 1)} of this run changed since it began:"]
     lines += [f"  {name}: {_show(then.get(name))} -> {_show(now.get(name))}" for name in changed]
-    lines.append(f"  continue as it was: {command(f'{run}/recipe.toml', '--resume', run)}")
-    lines.append(f"  or reuse what is unchanged in a new run: {program()} {recipe} --fork {shlex.quote(run)}")
+    lines.append(f"  continue as it was: {command(Path(run) / 'recipe.toml', '--resume', Path(run))}")
+    lines.append(f"  or reuse what is unchanged in a new run: {program()} {recipe} --fork {word(Path(run))}")
     raise CaiError("\n".join(lines), errors.DRIFT)
 
 

@@ -7,7 +7,9 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 from support.runs import FAKE
 
@@ -70,3 +72,43 @@ def test_a_figure_that_was_changed_is_not_exported(
     assert name in capsys.readouterr().err and not (project / "out").exists()
     (run / name).write_bytes(data)
     assert runner.main(argv) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "argv"),
+    [
+        ("train/result.json", lambda of: of["log"].__setitem__(0, 3), ("--report", "runs/latest")),
+        ("eval/guard.json", lambda of: of["figures"]["guard.dropped"]["facts"].clear(), ("--report", "runs/latest")),
+        ("records.jsonl", lambda of: of.pop("text"), ("--attribute", "runs/latest")),
+        ("events.jsonl", lambda of: of.update(seconds="x", usd_per_hour="y"), ("--fork", "runs/latest", "--dry-run")),
+    ],
+)
+def test_values_of_another_kind_in_an_edited_run_are_its_damage_and_no_bug(
+    name: str, edit: Callable[[Any], object], argv: tuple[str, ...], run_fake: Runner,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """One line with the run, the file and the way on; no reader can foresee every value."""
+    _, run = run_fake("--milestone", "m1", "--set", "items=2", "--set", "heldout.items=2", "--set", "guard.enabled=true",
+                      "--set", 'guard.model="stand-in"', "--set", "pairs.label=always")  # fmt: skip
+    path = run / name
+    rows = [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.suffix == ".jsonl" else []
+    content = rows[-1 if name == "records.jsonl" else 0] if rows else orjson.loads(path.read_bytes())
+    edit(content)
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows) or orjson.dumps(content))
+    path.with_suffix(".sum").unlink(missing_ok=path.suffix != ".jsonl")
+    capsys.readouterr()
+    code = runner.main(["cai.toml", *FAKE, "--milestone", "m1", *argv])
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and code in (0, errors.CORRUPT)
+    assert code == 0 or (path.name in said and run.name in said)
+
+
+def test_a_failure_on_a_sound_run_is_a_bug(run_fake: Runner, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    run_fake("--milestone", "m0")
+
+    def broken(*_: object) -> None:
+        raise TypeError("a fault of ours")
+
+    monkeypatch.setattr("cai.commands.report.write_pages", broken)
+    assert runner.main(["cai.toml", "--report", "runs/latest"]) == errors.BUG
+    assert "Traceback" in capsys.readouterr().err

@@ -34,7 +34,7 @@ from cai.run.manifest import read_manifest
 from cai.session import session
 from cai.store import records
 from cai.store.row_types import Record
-from cai.terminal import printable, say
+from cai.terminal import printable, say, word
 
 NAME = "against"
 NEITHER = "neither a file of principles nor a run"
@@ -146,7 +146,7 @@ def measure(found: Sides, args: argparse.Namespace) -> None:
             content = pages.gather(found.a, found.b, found.asked, questions, texts, rows, evaluation.judge_name)
         written = pages.write(folder, found.b.name, content)
         say(printable("\n".join(pages.lines(content))))
-        say(f"what changed in behaviour: {near(written)}")
+        say(f"what changed in behaviour: {word(near(written))}")
 
 
 def arms_of(found: Sides) -> list[Arm]:

@@ -33,7 +33,7 @@ from cai.run.loop import open_marked
 from cai.session import session
 from cai.store import records
 from cai.store.jsonl import Row
-from cai.terminal import printable, say
+from cai.terminal import printable, say, word
 
 NAME = "attribution"
 
@@ -120,7 +120,7 @@ def measure(
         content = pages.gather(run.name, asked, principles, texts, rows, pairs, left_out, judge)
         written = pages.write(context.run.eval / NAME, content)
         say(printable("\n".join(pages.lines(content))))
-        say(f"what each principle bought and cost: {near(written)}")
+        say(f"what each principle bought and cost: {word(near(written))}")
 
 
 def _compared(
