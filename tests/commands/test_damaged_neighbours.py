@@ -88,8 +88,8 @@ def test_values_of_another_kind_in_an_edited_run_are_its_damage_and_no_bug(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """One line with the run, the file and the way on; no reader can foresee every value."""
-    _, run = run_fake("--milestone", "m1", "--set", "items=2", "--set", "heldout.items=2",
-                      "--set", "guard.enabled=true", "--set", 'guard.model="stand-in"', "--set", "pairs.label=always")  # fmt: skip
+    keys = ("items=2", "heldout.items=2", "guard.enabled=true", 'guard.model="stand-in"', "pairs.label=always")
+    _, run = run_fake("--milestone", "m1", *(part for key in keys for part in ("--set", key)))
     path = run / name
     rows = [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.suffix == ".jsonl" else []
     content = rows[-1 if name == "records.jsonl" else 0] if rows else orjson.loads(path.read_bytes())
