@@ -196,6 +196,7 @@ def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callabl
     name = str(embedded.folder()) if backend == "embedded" else resolve_name(section, say, twins=backend == "cuda")
     loading.check_files(section, backend, name)
     hf, hf_tokenizer = _from_pretrained(section, backend, name)
+    loading.check_vocabulary(hf, hf_tokenizer, section.name)
     torch.manual_seed(seed)
     hf_tokenizer.padding_side = "left"
     shown = embedded.shown_name() if backend == "embedded" else section.name
