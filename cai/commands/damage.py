@@ -16,6 +16,7 @@ from cai.errors import CaiError
 from cai.inputs import locate
 from cai.terminal import printable, word
 
+NO_SUM = "cannot be checked"  # of a log whose sum file is gone: no hash says that it is whole
 NAMING = ("resume", "report", "status", "compare", "repair", "fork", "review", "export", "chat", "against", "attribute",
           "inverse", "next_round")  # fmt: skip
 
@@ -25,7 +26,9 @@ def told(args: argparse.Namespace, error: Exception) -> str:
     from cai.commands import verify
 
     for run in named(args):
-        broken = [check for check in verify.verify(run) if check.verdict == "FAIL"]
+        checks = verify.verify(run)
+        broken = [check for check in checks if check.verdict == "FAIL"]
+        broken = broken or [check for check in checks if check.verdict == "skip" and NO_SUM in check.found]
         if broken:
             at = traceback.extract_tb(error.__traceback__)[-1]
             failed = f"{type(error).__name__} in {Path(at.filename).name}:{at.lineno}"

@@ -122,42 +122,6 @@ def test_a_guard_or_judge_with_missing_weights_is_refused_too(tmp_path, llama):
         auxiliary._load(str(folder), "guard.model", "main", EngineSection())
 
 
-@pytest.mark.parametrize("who", ["policy", "guard"])
-def test_the_tokenizer_of_another_model_is_told_before_the_first_text(tmp_path, llama, who):
-    """An id beyond the embeddings is an IndexError on a CPU and a dead process on a GPU, in the middle of a run."""
-    from cai.models import auxiliary
-    from cai.models.policy import load
-
-    folder = tmp_path / "m"
-    shutil.copytree(llama, folder)
-    content = orjson.loads((folder / "tokenizer.json").read_bytes())
-    vocabulary = content["model"]["vocab"]
-    content["model"]["vocab"] = {token: id_ + (5000 if id_ > 200 else 0) for token, id_ in vocabulary.items()}
-    (folder / "tokenizer.json").write_bytes(orjson.dumps(content))
-    key = "model.name" if who == "policy" else "guard.model"
-    with pytest.raises(CaiError, match=rf"^{key}: .* has the token 5,255, and the model has 261 rows") as caught:
-        if who == "policy":
-            load(section(folder), "cpu")
-        else:
-            auxiliary._load(str(folder), key, "main", EngineSection())
-    assert caught.value.code == errors.USAGE
-    content["model"]["vocab"] = vocabulary
-    content["added_tokens"].append({**content["added_tokens"][0], "id": 900, "content": "<never asked for>"})
-    (folder / "tokenizer.json").write_bytes(orjson.dumps(content))
-    assert load(section(folder), "cpu").tokenizer.encode("plain")
-
-
-@pytest.mark.parametrize("eos", [["x", None], "x", {}, -3.5, None])
-def test_an_end_token_of_a_guard_that_is_no_number_is_the_tokenizer_s(tmp_path, llama, eos):
-    from cai.models import auxiliary
-
-    folder = tmp_path / "m"
-    shutil.copytree(llama, folder)
-    (folder / "generation_config.json").write_bytes(orjson.dumps({"eos_token_id": eos}))
-    loaded = auxiliary._load(str(folder), "guard.model", "main", EngineSection())
-    assert loaded.tokenizer.eos_ids == (258,)
-
-
 def test_what_breaks_inside_a_library_is_one_line(tmp_path, llama):
     from cai.models.policy import load
 
