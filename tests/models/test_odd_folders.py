@@ -1,4 +1,4 @@
-"""Files of a model that loads as such: the tokenizer of another one, odd end tokens, half of an adapter. Needs torch."""
+"""Files of a model that loads: the tokenizer of another one, odd end tokens, half of an adapter. Needs torch."""
 
 from __future__ import annotations
 
