@@ -37,6 +37,7 @@ from cai.errors import CaiError
 from cai.report.snapshot import Snapshot, read_story
 from cai.run import digests, lines
 from cai.run.events import read_events
+from cai.store import records
 from cai.store.files import io_error, write_atomic, write_json_atomic
 from cai.terminal import word
 
@@ -169,6 +170,7 @@ def _data_alone(run: Path, to: Path, say: Say) -> Path:
 
 def _refuse_damage(run: Path) -> None:
     """What is copied, and what the cards tell, must be what the last attempt left."""
+    records.refuse_missing(run / "records.jsonl")
     left, settled = digests.left(read_events(run / "events.jsonl"))
     for name, entry in left.items() if settled else ():
         if name.startswith(TOLD) and not digests.is_log(name) and (why := digests.fault(run, name, entry)):

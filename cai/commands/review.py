@@ -23,6 +23,7 @@ from cai.report.agreement import agreement
 from cai.report.snapshot import Snapshot, read_story
 from cai.run.lines import command as runner_line
 from cai.run.lines import near
+from cai.store.records import refuse_missing
 from cai.terminal import duration, printable, word
 
 __all__ = ["ReviewTask", "Session", "ask", "command", "finish", "page", "reviewing", "serve", "tasks"]
@@ -34,6 +35,7 @@ def command(args: argparse.Namespace) -> int:
     from cai.terminal import say
 
     path, rater = locate(args, args.review), name_of(args.rater or "me")
+    refuse_missing(path / "records.jsonl")
     snapshot = read_story(path)
     with _asked(args, snapshot, rater, say) as session, suppress(KeyboardInterrupt), ended_by_signals():
         if args.terminal:

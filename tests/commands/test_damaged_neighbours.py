@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from support.runs import FAKE
 import runner
 from cai import errors
 from cai.commands.experiments.whole_runs import manifests
+from cai.training.checkpoints import sums_of
 
 Runner = Callable[..., tuple[int, Path]]
 pytestmark = pytest.mark.runs
@@ -112,3 +114,49 @@ def test_a_failure_on_a_sound_run_is_a_bug(run_fake: Runner, monkeypatch: pytest
     monkeypatch.setattr("cai.commands.report.write_pages", broken)
     assert runner.main(["cai.toml", "--report", "runs/latest"]) == errors.BUG
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [("--chat", "runs/latest"), ("--export", "runs/latest", "--to", "out")])
+@pytest.mark.parametrize("sums", ["of the trained one", "taken out"])
+def test_another_adapter_than_the_trained_one_answers_nobody(
+    argv: tuple[str, ...], sums: str, run_fake: Runner, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Nor where the file that says which it was is edited beside it."""
+    _, run = run_fake("--milestone", "m0")
+    weights, result = run / "adapter" / "adapter_model.safetensors", run / "train" / "result.json"
+    held = sums_of(run / "adapter") if sums == "of the trained one" else {}
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    result.write_bytes(orjson.dumps(orjson.loads(result.read_bytes()) | {"files": held}))
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello?\n"))
+    assert runner.main([str(run / "recipe.toml"), *argv]) == errors.CORRUPT
+    said = capsys.readouterr()
+    assert "[tuned]" not in said.out and "that was trained" in said.err and "esume the run" in said.err
+
+
+def test_against_latest_is_the_run_that_was_meant_and_nothing_is_made_for_one_that_cannot_be_read(
+    run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that is made for the comparison becomes runs/latest itself."""
+    keys = ("--milestone", "m1", "--set", "items=2", "--set", "heldout.items=2", "--set", "pairs.label=always")
+    _, other = run_fake(*keys, "--set", "instructions.pool=benign")
+    path = other / "manifest.json"
+    content = orjson.loads(path.read_bytes())
+    path.write_bytes(orjson.dumps(content | {"schema": 99}))
+    capsys.readouterr()
+    code, _ = run_fake(*keys, "--against", "runs/latest")
+    assert code == errors.USAGE and "newer" in capsys.readouterr().err
+    assert [found for found in (project / "runs").glob("2*") if found.is_dir()] == [other]
+    path.write_bytes(orjson.dumps(content))
+    code, _ = run_fake(*keys, "--set", "dpo.beta=0.3", "--against", "runs/latest")
+    assert "is the run itself" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [("--attribute", "runs/latest"), ("--export", "runs/latest", "--to", "out"),
+                                  ("--review", "runs/latest", "--terminal")])  # fmt: skip
+def test_records_that_are_gone_are_told_as_such(argv: tuple[str, ...], run_fake: Runner, capsys: Any) -> None:
+    _, run = run_fake("--milestone", "m0")
+    (run / "records.jsonl").unlink()
+    capsys.readouterr()
+    assert runner.main([str(run / "recipe.toml"), *argv]) == errors.CORRUPT
+    assert "records.jsonl: missing" in capsys.readouterr().err

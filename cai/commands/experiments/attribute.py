@@ -42,6 +42,7 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
     """Judge the tuned model over its base under each principle; train the forks that are asked for; write the page."""
     run = locate(args, args.attribute)
     inputs = whole_runs.inputs_of(run, args)
+    records.refuse_missing(run / "records.jsonl")
     questions = head_to_head.heldout(records.look(run / "records.jsonl"))
     if not whole_runs.finished(run):
         raise CaiError(f"--attribute: {run}: it has no whole adapter and figures. Resume it first.")
