@@ -31,6 +31,7 @@ NOT_COVERED = {  # name in the run folder -> why it needs no digest
     "tracker": "a tracker's own files, decide nothing",
     "shards": "rows of several processes on their way into a log, logs of their own",
     "quarantine": "what was cut from logs, kept for people",
+    "dataset/reviewed.jsonl": "the pairs less what reviews.jsonl refuses, written by each --review",
 }
 REPORT_SUMS = "report.sha256"  # the pages' digests, as sha256sum writes them
 PICTURES = "eval/pictures.json"  # what the pages' pictures were drawn from
@@ -42,7 +43,7 @@ Entry = list[Any]  # bytes and sha256
 def covered_elsewhere(name: str) -> str:
     """What covers this file of a run, where it is not the event; "" where it is the event."""
     parts = PurePath(name).parts
-    if parts[0] in NOT_COVERED:
+    if parts[0] in NOT_COVERED or name in NOT_COVERED:
         return "nothing"
     if name == "events.jsonl" or name.endswith(".sum"):
         return "sums"
@@ -94,7 +95,7 @@ def left(events: Iterable[JsonObject]) -> tuple[dict[str, Entry], bool]:
         newest = max(newest, int(event["attempt"]))
         if event.get("kind") == EVENT and isinstance(event.get("of"), dict):
             sums, attempt = event["of"], int(event["attempt"])
-    whole = {name: entry for name, entry in sums.items() if _is_entry(entry)}
+    whole = {name: entry for name, entry in sums.items() if _is_entry(entry) and name not in NOT_COVERED}
     return whole, attempt == newest
 
 

@@ -82,6 +82,18 @@ def test_an_attempt_that_leaves_an_edit_does_not_make_it_good(
     assert rich.go(project, "--verify", RUN)[0] == 0
 
 
+def test_marks_of_a_second_person_after_an_attempt_are_no_edit(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--review writes dataset/reviewed.jsonl beside the attempts; the one that came between noted its first form."""
+    for rater, mark in (("ann", "1\n"), ("ben", "2\nbad\n")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(mark * 20))
+        assert rich.go(project, "--review", RUN, "--terminal", "--rater", rater)[0] == 0
+        before = (rich.latest(project) / "dataset" / "reviewed.jsonl").read_bytes()
+        assert rich.go(project, *SMALL, "--attribute", RUN)[0] == 0 if rater == "ann" else before == b""
+    assert rich.go(project, "--verify", RUN)[0] == 0
+    assert WORD not in rich.go(project, "--report", RUN)[1]
+    assert rich.go(project, "--export", RUN, "--to", "out")[0] == 0
+
+
 @pytest.mark.parametrize("command", [("--next-round", RUN), ("--benchmark", "xstest", "--resume", RUN)])
 def test_what_decides_by_edited_figures_refuses_before_anything_is_made(
     command: tuple[str, ...], project: Path
