@@ -19,7 +19,7 @@ from pathlib import Path
 
 try:
     from cai import errors, world
-    from cai.commands import cli
+    from cai.commands import cli, damage
     from cai.errors import CaiError
     from cai.inputs import Inputs, locate, read_inputs, runs_root
     from cai.models import embedded
@@ -44,7 +44,7 @@ HOST_LIMITS = ("can't start new thread", "failed to map segment")  # how Python 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; gives the exit code. Every fault of a user is one clear line on stderr."""
     last_through_hangups()
-    began = time.monotonic()
+    began, args = time.monotonic(), None
     try:
         if not (sys.argv[1:] if argv is None else argv):  # a newcomer's first try must not start a run
             say(cli.first_screen(lines.program()))
@@ -74,6 +74,9 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in REMEDIES:
             print(printable(str(io_error(error.filename or "runner.py", "a system call", error))), file=sys.stderr)
             return errors.IO
+        if args is not None and (damaged := damage.told(args, error)):
+            world.tell(for_stream(f"{damaged}\n", sys.stderr))
+            return errors.CORRUPT
         world.tell(traceback.format_exc())
         print("This is a bug in the program; the run folder is intact and can be resumed.", file=sys.stderr)
         return errors.BUG

@@ -32,7 +32,7 @@ from cai.run.context import Context
 from cai.run.folder import Run
 from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.row_types import Pair
-from cai.terminal import columns, printable, say, usd
+from cai.terminal import columns, printable, say, usd, word
 from cai.world import world
 
 
@@ -273,7 +273,7 @@ def exit_code(context: Context, recipe: Recipe, verdicts: Sequence[Verdict], ove
     elif not passed and override:
         verdict += f" (overridden: {printable(override, one_line=True)})"
     cost = f", {usd(context.run.spent()['usd'])}" if recipe.budget.usd_per_hour else ""
-    say(f"{recipe.milestone}: {verdict}. Report: {lines.near(context.run.report_html)}{cost}")
+    say(f"{recipe.milestone}: {verdict}. Report: {word(lines.near(context.run.report_html))}{cost}")
     counts = enforced(context) and world().first  # one that says 7 is enough, and torchrun then ends the others
     return errors.GATE if counts and not passed and not override else errors.DONE
 

@@ -38,7 +38,7 @@ from cai.run.stop import StopSwitch
 from cai.run.tracker import open_tracker
 from cai.store.files import holds, write_atomic
 from cai.store.jsonl import JsonObject, Row
-from cai.terminal import say
+from cai.terminal import say, word
 from cai.world import gather
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "accelerate", "datasets")
@@ -83,7 +83,8 @@ def _check_resume(manifest: JsonObject, inputs: Inputs, args: argparse.Namespace
     CaiError(CORRUPT) before that, where the manifest is not what the program wrote: it decides what is the same.
     """
     refuse_edited(manifest, path / "manifest.json")
-    asked, path = shlex.join([str(args.recipe), *lines.set_words(args.set)]), lines.near(path)
+    asked = " ".join(map(word, (args.recipe, *lines.set_words(args.set))))
+    path = lines.near(path)
     resuming.check_milestone(manifest, path, args.milestone, f"{asked} --milestone {args.milestone}")
     now, training = inputs.identity(then=True), inputs.identity(training=True, then=True)
     resuming.check(manifest, now, training, path, asked)

@@ -7,20 +7,18 @@ the first SIGINT or SIGTERM asks for a stop, the second ends the process at once
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shlex
 import shutil
+import signal
+import string
 import sys
 import textwrap
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
-import io
-import signal
 from contextlib import suppress
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 # C0 without tab and newline, DEL, C1, bidi marks and embeddings and isolates, line and paragraph separator,
 # zero-width and byte-order marks, language tags (invisible text), lone surrogates.
@@ -28,6 +26,7 @@ UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff"
     "\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
+SAFE = frozenset(string.ascii_letters + string.digits + string.punctuation + " ") - set("'\\")  # within $'...'
 
 
 def printable(text: str, *, one_line: bool = False) -> str:
@@ -44,6 +43,21 @@ def _spell(match: re.Match[str]) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def word(text: str | Path) -> str:
+    """One word of a printed command, as a shell reads it back; a path with a dash in front is no flag.
+
+    What a line of this output cannot show, bytes that are no text and letters that its encoding lacks (`LC_ALL=C`), is
+    spelled as `$'caf\\xc3\\xa9'`, which bash, zsh and busybox take for these very bytes.
+    """
+    plain = f"./{text}" if isinstance(text, Path) and str(text).startswith("-") else str(text)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    shown = plain.encode(encoding, "replace").decode(encoding, "replace") == plain
+    if shown and not UNSAFE.search(plain) and "\n" not in plain and "\t" not in plain:
+        return shlex.quote(plain)
+    data = plain.encode("utf-8", "surrogateescape")
+    return f"$'{''.join(chr(byte) if chr(byte) in SAFE else f'{chr(92)}x{byte:02x}' for byte in data)}'"
 
 
 class LastingStream(io.TextIOBase):

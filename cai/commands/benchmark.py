@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from cai import errors
 from cai.errors import CaiError
 from cai.evaluate.benchmarks.suite import check_files, lines, measure_all, parse_names
-
-if TYPE_CHECKING:
-    pass
+from cai.run import digests
+from cai.run.events import read_events
 
 
 def command(args: argparse.Namespace) -> int:
@@ -31,6 +29,7 @@ def command(args: argparse.Namespace) -> int:
     path = locate(args, args.resume)
     if load_result(path / "train") is None:  # none, or not the bytes that were trained
         raise CaiError(f"{path}: it has no whole adapter. Finish it: {resume(path)}")
+    digests.refuse_edited(path, read_events(path / "events.jsonl"), _decides, "--benchmark")
     check_files(names, inputs.recipe.benchmarks, inputs.folder)  # before --set is kept for the next resume
     with session(inputs, args) as context:
         checks.remake(context)
@@ -39,3 +38,9 @@ def command(args: argparse.Namespace) -> int:
         pipeline.decide(context, pipeline.stored_figures(context.run.eval), inputs.override)
         pipeline.report(context, [])
     return errors.DONE
+
+
+def _decides(name: str) -> bool:
+    """Whether the gates are decided again by what stands in this file, and it is not made again before."""
+    made = ("eval/benchmarks.json", "eval/checks.json", "eval/gates.json")
+    return digests.holds_figures(name) and name not in made

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cai import errors
+from cai.commands.export_arm import arm_named, whole_adapter
 from cai.commands.streaming import Drawn, draw
 from cai.data import chain
 from cai.engine import Rules, Sampling
@@ -94,14 +95,18 @@ def open_talk(run: Path, write: Callable[[str], None]) -> Talk:
     if "policy" not in prompts:
         raise CaiError(f"{names['policy']}: missing: put it back from a copy, or start a new run", errors.CORRUPT)
     constitution = load_constitution(run / "constitution.yaml")
-    adapters = {
-        arm: run / name for arm, name in FOLDERS.items() if (run / name / "adapter_model.safetensors").is_file()
-    }
+    there = {arm: name for arm, name in FOLDERS.items() if (run / name / "adapter_model.safetensors").is_file()}
+    adapters = {arm: _whole(run, name) for arm, name in there.items()}
     model: Model = load(recipe.model, manifest["backend"], seed=recipe.seed, say=lambda line: write(f"{line}\n"))
     model.rules = Rules()  # as a server draws: the rules for small models stay in the pipeline
     if not adapters:
         write("no adapter in this run yet: the base answers alone\n")
     return Talk(model, recipe, prompts, constitution, adapters, write)
+
+
+def _whole(run: Path, name: str) -> Path:
+    """The adapter's folder. Error: CaiError(CORRUPT) for another one than was trained: its answers would be shown."""
+    return whole_adapter(arm_named(run, name.removeprefix("adapter").removeprefix("-")), run)
 
 
 def converse(talk: Talk, read: Callable[[str], str]) -> None:

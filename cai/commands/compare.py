@@ -18,6 +18,7 @@ from cai import errors
 from cai.data import chain
 from cai.evaluate import critiques, revisions
 from cai.evaluate.verdict import Scores, TextVerdict
+from cai.metrics.figure import is_finite
 from cai.metrics.stats import bootstrap_mean, holm, mcnemar_exact
 from cai.metrics.text import rouge_l, words
 from cai.recipe.settings_evaluation import EvaluationSection
@@ -48,6 +49,7 @@ def lines(*snapshots: Snapshot, columns: int = 0) -> list[str]:
         f"{name}  {snapshot.run_id}: {snapshot.milestone} on {snapshot.model}"
         for name, snapshot in zip(NAMES, snapshots, strict=False)
     ]
+    found += [f"{name}  {read.edited}" for name, read in zip(NAMES, snapshots, strict=False) if read.edited]
     found += ["", *_recipe_lines(snapshots), "", *_figure_lines(snapshots, columns), ""]
     sides = [side(snapshot) for snapshot in snapshots]
     tests = [paired(sides[0], other) for other in sides[1:]]
@@ -221,7 +223,10 @@ def _margin(of: Side, item: int) -> float | None:
         return None
     start = of.snapshot.scores.get(("preference.start", item), {})  # the SFT stage, where DPO went on from one
     chosen, rejected = start.get("chosen", row["ref_chosen"]), start.get("rejected", row["ref_rejected"])
-    return float((row["chosen"] - chosen) - (row["rejected"] - rejected))
+    sides = (row["chosen"], chosen, row["rejected"], rejected)
+    if not all(map(is_finite, sides)):
+        return None
+    return float((sides[0] - sides[1]) - (sides[2] - sides[3]))
 
 
 def _reward_margin(of: Side, item: int) -> float | None:

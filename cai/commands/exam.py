@@ -12,6 +12,7 @@ from cai.evaluate import judge as judging
 from cai.evaluate.exam import CPU_JUDGE_ROWS, PARTS, read_exam, run_exam
 from cai.evaluate.scores import make_scorer
 from cai.store.files import write_atomic
+from cai.terminal import word
 
 
 def command(args: argparse.Namespace) -> int:
@@ -52,5 +53,5 @@ def command(args: argparse.Namespace) -> int:
     out = runs_root(inputs.source, recipe) / f"exam-{args.exam.stem}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in exam.rows))
-    say(f"scores of every row: {out}")
+    say(f"scores of every row: {word(out)}")
     return DONE

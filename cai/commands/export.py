@@ -37,7 +37,9 @@ from cai.errors import CaiError
 from cai.report.snapshot import Snapshot, read_story
 from cai.run import digests, lines
 from cai.run.events import read_events
+from cai.store import records
 from cai.store.files import io_error, write_atomic, write_json_atomic
+from cai.terminal import word
 
 if TYPE_CHECKING:
     from cai.commands.merge import BaseSource
@@ -158,7 +160,7 @@ def _data_alone(run: Path, to: Path, say: Say) -> Path:
         _publish(to)
     finally:
         shutil.rmtree(to / PART, ignore_errors=True)
-    say(f"exported to {to} (the data set alone: the run has no adapter yet)")
+    say(f"exported to {word(to)} (the data set alone: the run has no adapter yet)")
     say(f"datasets:      load_dataset({str((to / 'dataset').resolve())!r})")
     say(f"the adapter:   {lines.resume(run)}, then: {lines.export(run)}")
     for arm in names(run):
@@ -168,10 +170,12 @@ def _data_alone(run: Path, to: Path, say: Say) -> Path:
 
 def _refuse_damage(run: Path) -> None:
     """What is copied, and what the cards tell, must be what the last attempt left."""
+    records.refuse_missing(run / "records.jsonl")
     left, settled = digests.left(read_events(run / "events.jsonl"))
     for name, entry in left.items() if settled else ():
         if name.startswith(TOLD) and not digests.is_log(name) and (why := digests.fault(run, name, entry)):
-            raise CaiError(f"{run / name}: {why}: resume the run, which writes it again", errors.CORRUPT)
+            remedy = "resume the run, which writes it again (what an experiment wrote, its command does)"
+            raise CaiError(f"{run / name}: {why}: {remedy}", errors.CORRUPT)
     sha, page = digests.page_sums(run).get("report.html"), run / "report.html"
     if sha and page.is_file() and digests.digest_of(page) != sha:
         raise CaiError(

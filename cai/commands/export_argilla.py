@@ -30,7 +30,7 @@ from cai.report.templating import environment
 from cai.store.files import io_error, write_atomic
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
-from cai.terminal import printable
+from cai.terminal import printable, word
 
 FORM = "argilla"
 WRITTEN = {"answers", "pairs", "key.jsonl", "marks.jsonl", "README.md"}
@@ -73,7 +73,7 @@ def export(snapshot: Snapshot, to: Path | None, say: Say) -> None:
         if error.errno in FULL:
             raise io_error(to, "writing", error) from None
         raise CaiError(f"{to}: {error.strerror}. Give --to a new folder in one that you may write.") from None
-    say(f"exported to {to}; the lines that load it into Argilla: {to / 'README.md'}")
+    say(f"exported to {word(to)}; the lines that load it into Argilla: {word(to / 'README.md')}")
 
 
 def gather(snapshot: Snapshot) -> Exported:

@@ -15,7 +15,8 @@ from cai import errors
 from cai.errors import CaiError
 from cai.report import arms_table
 from cai.report.snapshot import Snapshot
-from cai.run import lines
+from cai.run import digests, lines
+from cai.run.events import read_events
 from cai.store.jsonl import JsonObject
 from cai.store.row_types import FigureRow
 from cai.training import checkpoints
@@ -88,6 +89,14 @@ def whole_adapter(arm: ExportedArm, run: Path) -> Path:
         raise CaiError(
             f"{folder}: {why}: not the adapter that was trained. Remove the folder and resume the run, which writes it "
             "again from the last checkpoint.",
+            errors.CORRUPT,
+        )
+    result = arm.training / "result.json"
+    edited = digests.edited(run, read_events(run / "events.jsonl"), {str(result.relative_to(run))}.__contains__)
+    for name, why in edited.items() if result.is_file() else ():  # it names the adapter's sums
+        raise CaiError(
+            f"{run / name}: {why} since the run ended: nothing says that this adapter is the one that was trained. "
+            f"Resume the run, which writes it again: {lines.resume(run)}",
             errors.CORRUPT,
         )
     return folder

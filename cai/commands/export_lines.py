@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from cai.commands.export_base import Base
 from cai.commands.export_prompt import TEMPLATE, Asking
+from cai.terminal import word
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 NO_GGUF = "needs a GGUF: export --merged with llama.cpp's converter (LLAMA_CPP=its folder)"
@@ -17,10 +17,10 @@ def usage(base: Base, asking: Asking, rank: int, to: Path, merged: bool) -> list
     allowed = next((size for size in VLLM_RANKS if size >= rank), rank)
     adapter, dataset, whole = (to.resolve() / name for name in ("adapter", "dataset", "merged"))
     pinned = f", revision={base.revision!r}" if base.revision else ""
-    serve = f"vllm serve {shlex.quote(base.here)}" + (f" --revision {base.revision}" if base.revision else "")
-    serve += f" --enable-lora --max-lora-rank {allowed} --lora-modules {shlex.quote(f'cai={adapter}')}"
+    serve = f"vllm serve {word(base.here)}" + (f" --revision {base.revision}" if base.revision else "")
+    serve += f" --enable-lora --max-lora-rank {allowed} --lora-modules {word(f'cai={adapter}')}"
     loaded = f"AutoModelForCausalLM.from_pretrained({base.here!r}{pinned})"
-    lines = [f"exported to {to}"]
+    lines = [f"exported to {word(to)}"]
     if asking.nothing_to_load:
         return [
             *lines,
@@ -42,9 +42,9 @@ def usage(base: Base, asking: Asking, rank: int, to: Path, merged: bool) -> list
         f"datasets:      load_dataset({str(dataset)!r})",
     ]
     if merged:
-        lines.append(f"merged:        vllm serve {shlex.quote(str(whole))}{_as_trained(asking, whole)}")
+        lines.append(f"merged:        vllm serve {word(whole)}{_as_trained(asking, whole)}")
     if (to / "merged.gguf").is_file():
-        folder = shlex.quote(str(to.resolve()))
+        folder = word(to.resolve())
         lines.append(f"Ollama:        cd {folder} && ollama create cai -f Modelfile && ollama run cai")
     else:
         lines.append(f"Ollama:        {NO_GGUF}")
@@ -56,9 +56,9 @@ def _as_trained(asking: Asking, folder: Path) -> str:
     """vLLM's flags for the format that was trained: the base's own template and end token are others."""
     if asking.format == "chat":
         return ""
-    template = f" --chat-template {shlex.quote(str(folder / TEMPLATE))}"
+    template = f" --chat-template {word(folder / TEMPLATE)}"
     known = asking.eos_id is not None
-    return template + (f" --generation-config {shlex.quote(str(folder))}" if known else "")
+    return template + (f" --generation-config {word(folder)}" if known else "")
 
 
 def _format_line(asking: Asking) -> str:

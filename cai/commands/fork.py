@@ -23,6 +23,7 @@ from cai.data.slots import slot_of, try_of
 from cai.errors import CaiError
 from cai.evaluate import taken
 from cai.recipe.intake.input_files import PAIRS
+from cai.run import digests
 from cai.run.events import lineage, read_events
 from cai.run.folder import Run
 from cai.run.manifest import read_manifest, refuse_edited
@@ -74,6 +75,7 @@ def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) 
     refuse_edited(manifest, source / "manifest.json")
     if "stages" not in manifest:
         raise CaiError(f"{source}/manifest.json: names no stages, so nothing can be reused: start anew", errors.USAGE)
+    digests.check_log(source, source / "records.jsonl", digests.left(read_events(source / "events.jsonl"))[0])
     rows = verified_rows(source / "records.jsonl")
     differs = changed_stages(manifest["stages"], stages)
     for name in ("model.backend",):
@@ -239,8 +241,7 @@ def _take_exam(plan: ForkPlan, run: Run) -> None:
     """The critic's exam, where the critic is the same: the base sat it, whatever is trained. Its mark is held to."""
     if plan.changed or plan.rebatched:
         return
-    rows: list[Row] = list(records.read(plan.source / "eval" / EXAM, EXAM_KEY))
-    if rows:
+    if rows := taken.unchanged(plan.source, EXAM):
         run.eval.mkdir(mode=0o700, parents=True, exist_ok=True)
         log: records.RecordLog[Row] = records.RecordLog.open(run.eval / EXAM, run.quarantine, key=EXAM_KEY)
         log.append(rows)

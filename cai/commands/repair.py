@@ -26,7 +26,7 @@ from cai.store.lock import take_lock
 from cai.store.rows import Lines
 from cai.store.scan import BUFFER, RECORD_KEY, encode_points, key_of, parse_line, points_of
 from cai.store.walk import CHANGED, CUT_OFF, Walk, walking
-from cai.terminal import printable
+from cai.terminal import printable, word
 
 EVENT_KEY = ("attempt", "n")
 SCORE_KEYS = (("metric", "item", "round"), ("arm", "item", "round"))  # of the logs under eval/
@@ -251,9 +251,9 @@ def repair(run: Path, write: bool = False, say: Callable[[str], None] = print) -
             lock.release()
     total = sum(len(each.drops) + each.restored for each in plans)
     if total and not write:
-        say(f"nothing was changed; mend these {total} lines with: python runner.py --repair {run} --write")
+        say(f"nothing was changed; mend these {total} lines with: python runner.py --repair {word(run)} --write")
     elif total:
-        say(f"mended {total} lines (what was dropped is in {run / 'quarantine'}); resume to make dropped rows again")
+        say(f"mended {total} lines (what was dropped: {word(run / 'quarantine')}); resume to make dropped rows again")
     else:
         say("nothing to repair")
     return total

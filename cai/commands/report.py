@@ -6,6 +6,9 @@ import argparse
 
 from cai import errors
 from cai.report.pages import write_pages
+from cai.run import digests
+from cai.run.events import read_events
+from cai.terminal import word
 
 
 def command(args: argparse.Namespace) -> int:
@@ -15,5 +18,7 @@ def command(args: argparse.Namespace) -> int:
 
     path = locate(args, args.report)
     write_pages(path)
-    say(f"{path / 'report.html'}")
+    if edited := digests.told(digests.edited(path, read_events(path / "events.jsonl"))):
+        say(edited)  # the pages say it too
+    say(word(path / "report.html"))
     return errors.DONE

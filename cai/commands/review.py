@@ -23,7 +23,8 @@ from cai.report.agreement import agreement
 from cai.report.snapshot import Snapshot, read_story
 from cai.run.lines import command as runner_line
 from cai.run.lines import near
-from cai.terminal import duration, printable
+from cai.store.records import refuse_missing
+from cai.terminal import duration, printable, word
 
 __all__ = ["ReviewTask", "Session", "ask", "command", "finish", "page", "reviewing", "serve", "tasks"]
 
@@ -34,6 +35,7 @@ def command(args: argparse.Namespace) -> int:
     from cai.terminal import say
 
     path, rater = locate(args, args.review), name_of(args.rater or "me")
+    refuse_missing(path / "records.jsonl")
     snapshot = read_story(path)
     with _asked(args, snapshot, rater, say) as session, suppress(KeyboardInterrupt), ended_by_signals():
         if args.terminal:
@@ -83,7 +85,7 @@ def finish(path: Path, say: Callable[[str], None]) -> None:
         kept = [pair_row(pair) for pair in filter_pairs(snapshot.cleaned.kept, snapshot.reviews)]
         write_if_changed(path / "dataset" / "reviewed.jsonl", lines(kept))
         total = len(snapshot.cleaned.kept)
-        say(f"{len(kept)} of {total} training pairs are not marked as bad: {path}/dataset/reviewed.jsonl")
+        say(f"{len(kept)} of {total} training pairs are not marked as bad: {word(path / 'dataset' / 'reviewed.jsonl')}")
         say(f"to train on these alone: {_train_on_marks(snapshot)}")
     write_pages(path)
 

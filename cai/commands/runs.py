@@ -27,13 +27,14 @@ from cai.recipe import load as recipes
 from cai.recipe.load import Source, flatten
 from cai.recipe.paths import expanded
 from cai.report.templating import environment
+from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.run.lines import near
 from cai.run.manifest import read_manifest
 from cai.run.run_ids import RUN_ID, refuse_pipes
 from cai.store.files import write_atomic
 from cai.store.lock import holder_lives
-from cai.terminal import columns, duration, for_stream, number, printable, usd
+from cai.terminal import columns, duration, for_stream, number, printable, usd, word
 
 SHOWN = 4  # differences that are named; more are counted
 INDEX = "index.html"
@@ -66,7 +67,7 @@ def command(args: argparse.Namespace) -> int:
     print(for_stream(printable("\n".join(table(found, columns()))), sys.stdout, fold=True))
     try:
         write_atomic(root / INDEX, page(found).encode())
-        print(f"the same with links to the reports: {near(root / INDEX)}")
+        print(f"the same with links to the reports: {word(near(root / INDEX))}")
     except CaiError as error:  # a folder that one may only read is no reason to show nothing
         print(printable(f"not written: {error}"), file=sys.stderr)
     return errors.DONE
@@ -95,6 +96,7 @@ def line(path: Path, source: Source, latest: str = "") -> Line:
         return Line(path.name, (path.name, *("–" for _ in HEADS[2:]), "a pipe or a device stands for a file"))
     events, figures, gates = read_events(path / "events.jsonl"), _figures(path), _json(path / "eval" / "gates.json")
     cost = spent(events)
+    changed = digests.edited(path, events, ("eval/gates.json", "eval/measured.json").__contains__)
     model = str((manifest.get("model") or {}).get("model") or _resolved(path).get("model", {}).get("name", "?"))
     cells = (
         path.name,
@@ -105,7 +107,7 @@ def line(path: Path, source: Source, latest: str = "") -> Line:
         _loss(events),
         duration(cost["seconds"]),
         usd(cost["usd"]) if cost["usd"] else "–",
-        verdict(path, gates, events),
+        verdict(path, gates, events) + (f"; edited since: {', '.join(changed)}" if changed else ""),
     )
     report = (path / "report.html").is_file()
     return Line(path.name, cells, differs(path, manifest, source), report, path.name == latest)

@@ -23,14 +23,15 @@ import orjson
 from cai import errors
 from cai.data import chain
 from cai.evaluate.gates import whole_verdicts
-from cai.run import words
+from cai.run import digests, lines, words
 from cai.run.events import read_events, spent
 from cai.store.jsonl import Row
 from cai.store.lock import holder_died, holder_lives
-from cai.terminal import duration, duration_range, for_stream, number, printable, usd, usd_fine
+from cai.terminal import duration, duration_range, for_stream, number, printable, usd, usd_fine, word
 
 WATCH_SECONDS = 2.0
 BARS, SPARKS = "▁▂▃▄▅▆▇█", 40  # levels and stretches of the loss
+SHOWS = ("eval/gates.json", "dataset/pairs/train.jsonl", "dataset/pairs/heldout.jsonl")
 SHOWN = 240  # characters of the text that was made last
 SILENT_SECONDS = 60.0  # an attempt without an end that was silent for longer is called silent, not running
 
@@ -85,12 +86,11 @@ def screen(path: Path, now: datetime | None = None, *, text: bool = False) -> st
         ("loss", sparkline(_losses(events))),
         ("just made", just_made(_rows(path / "records.jsonl")) if text else ""),
         *_gates(_json(path / "eval" / "gates.json")),
-        ("report", str(shown / "report.html") if (path / "report.html").is_file() else "not written yet"),
+        ("edited", digests.told(digests.edited(path, events, SHOWS.__contains__))),
+        ("report", word(shown / "report.html") if (path / "report.html").is_file() else "not written yet"),
         (
             "go on",
-            ""
-            if state == "done" or state.startswith("running")
-            else f"python runner.py {shown / 'recipe.toml'} --resume {shown}",
+            "" if state == "done" or state.startswith("running") else lines.resume(path),
         ),
     ]
     return printable("\n".join(f"{name:<13}{told}" for name, told in rows if told))

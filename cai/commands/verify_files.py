@@ -68,7 +68,7 @@ def files(run: Path) -> Results:
     if unknown:
         yield "note", f"not compared, no attempt left them: {_some(unknown)}"
     yield from _pages(run, [name for name in names if digests.is_page(name)])
-    here = {name.split("/")[0] for name in names}
+    here = {part for name in names for part in (name, name.split("/")[0])}
     bare = [f"{name} ({why})" for name, why in digests.NOT_COVERED.items() if name in here]
     yield "note", f"not compared: {', '.join(bare)}"
 

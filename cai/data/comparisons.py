@@ -43,9 +43,9 @@ def pair_log_odds(scores: Mapping[Name, Score], name: Name) -> float:
 
 
 def pair_win(scores: Mapping[Name, Score], name: Name) -> float:
-    """1 if ours wins in both orders, 0 if it loses in both, else 0.5; NaN, which is no tie, where a score is none."""
+    """1 if ours wins in both orders, 0 if it loses in both, else 0.5; NaN, which is no tie, where one is not finite."""
     first, second = orders(scores, name)
-    if math.isnan(first) or math.isnan(second):
+    if not (math.isfinite(first) and math.isfinite(second)):
         return math.nan
     if first > 0 and second < 0:
         return 1.0

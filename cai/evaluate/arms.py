@@ -16,10 +16,11 @@ from cai.data.pairs import PairSet
 from cai.data.sound import sound_rows
 from cai.evaluate import measure as whole
 from cai.evaluate import prompted
+from cai.evaluate.dpo_health import LOGPS
 from cai.evaluate.lm_eval import tasks as harness
 from cai.evaluate.preference import POLICY, implicit, normalised, win
 from cai.evaluate.scores import KEY, Evaluation, fingerprint, load_judge
-from cai.metrics.figure import Figure, unmeasured
+from cai.metrics.figure import Figure, finite_rows, unmeasured
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact, wilcoxon
 from cai.run import loop
 from cai.run.context import Context
@@ -39,21 +40,27 @@ BASE_TEXT = ("base", "base_finish")
 
 @dataclass(frozen=True)
 class Series:
-    """One value a row, compared between the arms. `rows`: the metric of the score log; `yes_no`: values 0, 0.5, 1."""
+    """One value a row, compared between the arms. `rows`: the metric of the score log; `yes_no`: values 0, 0.5, 1.
+
+    `of`: the numbers of a row that its value is made of; one that is not finite leaves the row unscored.
+    """
 
     metric: str
     rows: str
     value: Callable[[Any], float]  # of a row of that metric
     yes_no: bool
     judge: str
+    of: tuple[str, ...]
 
 
 SERIES = (
-    Series("preference.p1", "preference.pairs", implicit, True, POLICY),
-    Series("preference.p2.after", "preference.pairs", lambda row: win(normalised(row)), True, "the arm's likelihood"),
-    Series("forgetting.nll_delta", "forgetting.nll", lambda row: row["tuned"] - row["base"], False, "against base"),
-    Series("forgetting.kl", "forgetting.kl", lambda row: row["kl"], False, "against base"),
-)
+    Series("preference.p1", "preference.pairs", implicit, True, POLICY, LOGPS),
+    Series("preference.p2.after", "preference.pairs", lambda row: win(normalised(row)), True, "the arm's likelihood",
+           LOGPS),
+    Series("forgetting.nll_delta", "forgetting.nll", lambda row: row["tuned"] - row["base"], False, "against base",
+           ("tuned", "base")),
+    Series("forgetting.kl", "forgetting.kl", lambda row: row["kl"], False, "against base", ("kl",)),
+)  # fmt: skip
 
 
 def run_arms(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], recipe_folder: Path) -> None:
@@ -156,9 +163,10 @@ def added(mine: Sequence[Row], dpo: Sequence[Row], arm: str = SFT) -> Figures:
     """The run's adapter minus the arm's, of every series, over held-out pairs and neutral passages."""
     found = {}
     for series in SERIES:
-        ours, theirs = ({r["item"]: series.value(r) for r in rows if _counts(r, series)} for rows in (mine, dpo))
+        tried = [[row for row in rows if _counts(row, series)] for rows in (mine, dpo)]
+        ours, theirs = ({r["item"]: series.value(r) for r in finite_rows(rows, *series.of)} for rows in tried)
         both = [item for item in ours if item in theirs]
-        lost = len(ours.keys() ^ theirs.keys())
+        lost = len({row["item"] for rows in tried for row in rows}) - len(both)
         figure = paired(series, [ours[item] for item in both], [theirs[item] for item in both], lost, arm)
         found[figure.metric] = figure
     return found

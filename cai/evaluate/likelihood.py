@@ -26,8 +26,9 @@ def _lp(scores: Mapping[Name, Score], name: Name) -> float:
 
 
 def _contrast(own: float, rest: Sequence[float], why: str) -> Outcome:
-    value = own - math.fsum(rest) / len(rest) if rest else math.nan
-    return Scored(round(value, 6)) if math.isfinite(value) else Unscored(why)
+    if not rest or not all(map(math.isfinite, (own, *rest))):  # the sum of two infinities is none, or an error
+        return Unscored(why)
+    return Scored(round(own - math.fsum(rest) / len(rest), 6))
 
 
 def critique_context(scorer: Scorer, case: Case) -> tuple[int, ...]:

@@ -176,10 +176,13 @@ def summarise(rows: Sequence[PairScore], too_long: int = 0) -> dict[str, Figure]
 
 
 def by_group(rows: Sequence[PairScore], groups: Mapping[int, Iterable[str]]) -> Row:
-    """Group (a pool, a principle) -> "won of compared" on held-out pairs; an item may stand in several groups."""
+    """Group (a pool, a principle) -> "won of compared" on held-out pairs; an item may stand in several groups.
+
+    A pair without a finite log-probability is neither won nor lost: it is not compared.
+    """
     won: Counter[str] = Counter()
     compared: Counter[str] = Counter()
-    for row in rows:
+    for row in finite_rows(rows, *LOGPS):
         for group in groups.get(row["item"], ()) if row["split"] == "heldout" else ():
             compared[group] += 1
             won[group] += implicit(row) == 1.0

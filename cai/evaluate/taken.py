@@ -17,7 +17,9 @@ from cai.data.pairs import PairSet
 from cai.errors import CaiError
 from cai.evaluate.judge import Judge
 from cai.evaluate.scores import KEY, every_example, of_judge, settings_of
+from cai.run import digests
 from cai.run.context import Context
+from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.store.jsonl import Row
 from cai.store.records import RecordLog, rows_of, walked
@@ -50,7 +52,7 @@ def mark(context: Context, pairs: PairSet, judge: Judge | None) -> str:
 
 def leave(source: Path, run: Run) -> None:
     """A fork keeps what its source measured of the base; whether it still holds is seen when the fork measures."""
-    rows = _unchanged(source / "eval" / "scores.jsonl")
+    rows = unchanged(source, "scores.jsonl")
     heads = [row for row in rows if row["metric"] == MARK]
     kept = [row for row in rows if row["metric"] in METRICS]
     if heads and kept:
@@ -62,14 +64,14 @@ def leave(source: Path, run: Run) -> None:
 
 def at_hand(source: Path) -> bool:
     """Whether a fork of this run has scores to take."""
-    return any(row["metric"] == MARK for row in _unchanged(source / "eval" / "scores.jsonl"))
+    return any(row["metric"] == MARK for row in unchanged(source, "scores.jsonl"))
 
 
 def settle(context: Context, log: RecordLog[Row], of: str) -> None:
     """Into a score log that was just begun: its mark, and the rows that the fork's source has of the same mark."""
     if len(log.rows) > 1:
         return
-    found = _unchanged(context.run.eval / TAKEN)
+    found = unchanged(context.run.path, TAKEN)
     theirs = next((row["of"] for row in found if row["metric"] == MARK), None)
     wanted = [name for name in METRICS if not (context.recipe.evaluation.judge_model and name in JUDGED)]
     rows = [row for row in found if row["metric"] in wanted] if theirs == of else []
@@ -81,9 +83,14 @@ def settle(context: Context, log: RecordLog[Row], of: str) -> None:
         )
 
 
-def _unchanged(path: Path) -> list[Row]:
-    """The rows of a log whose hashes agree; none of a damaged one: measuring again is no loss of anything but time."""
+def unchanged(run: Path, name: str) -> list[Row]:
+    """The rows of a log in a run's eval/ whose hashes agree; none of a damaged one: to measure again costs but time.
+
+    Where its sum file is gone, the digest decides that an attempt left.
+    """
+    path = run / "eval" / name
     try:
+        digests.check_log(run, path, digests.left(read_events(run / "events.jsonl"))[0])
         found = walked(path, path.with_suffix(".sum"), KEY)
         return [] if found is None or found.changed else list(rows_of(found))
     except CaiError:

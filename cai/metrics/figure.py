@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TypedDict, TypeVar, Unpack, cast
+from typing import TypedDict, TypeGuard, TypeVar, Unpack, cast
 
 from cai.metrics.stats import bootstrap_mean, wilson
 from cai.store.jsonl import Row
@@ -94,11 +94,20 @@ def unscored(count: int, why: str = "a log-probability is not finite") -> list[O
 
 def finite_rows(rows: Sequence[R], *names: str) -> list[R]:
     """The rows whose numbers of these names are finite; what is not stands in a stored row as null."""
-    return [row for row in rows if all(_is_finite(row[name]) for name in names)]
+    return [row for row in rows if all(is_finite(row[name]) for name in names)]
 
 
-def _is_finite(value: object) -> bool:
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether it is a number at all, of a stored row too: null and what was damaged are none."""
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def is_whole(row: Mapping[str, object]) -> bool:
+    """Whether a stored figure has the kinds of `Figure`; what was damaged since has not."""
+    numbers = all(row.get(name) is None or is_finite(row[name]) for name in ("value", "low", "high"))
+    counts = all(isinstance(row.get(name, 0), int) for name in ("n", "unscored"))
+    texts = all(isinstance(row.get(name, ""), str) for name in ("metric", "judge", "note"))
+    return numbers and counts and texts and isinstance(row.get("facts", {}), dict)
 
 
 def as_json(outcome: Outcome) -> float | None:

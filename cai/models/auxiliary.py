@@ -60,6 +60,7 @@ def require(name: str, key: str, remedy: str, revision: str = "main") -> None:
     if Path(name).is_dir():
         if not weights.weight_files(Path(name)):
             raise CaiError(f"{key}: {name}: no whole model in this folder (config.json, *.safetensors). {remedy}")
+        weights.check_folder(Path(name), key)  # now, and not when it is loaded: by then the data are made
         return
     if Path(name).is_absolute() or name.startswith((".", "~")):
         raise CaiError(f"{key}: {name}: no such folder. {remedy}")
@@ -191,12 +192,14 @@ def _no_loading(name: str, key: str, error: Exception) -> CaiError:
 
 
 def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxiliary:
+    if Path(name).is_dir():
+        weights.check_folder(Path(name), key)
     hf_tokenizer = load_tokenizer(name, key, revision)
     import torch
     from transformers import AutoModelForCausalLM
 
     from cai.models.libraries import quiet
-    from cai.models.loading import complete_weights
+    from cai.models.loading import check_vocabulary, complete_weights
 
     cuda, options = torch.cuda.is_available(), _options(name, revision)
     try:
@@ -210,10 +213,11 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
         raise
     except Exception as error:  # of a damaged file transformers, tokenizers and safetensors raise what they like
         raise _no_loading(name, key, error) from None
+    check_vocabulary(hf, hf_tokenizer, name, key)
     hf.eval()
     eos = hf.generation_config.eos_token_id if hf.generation_config else None
-    ids = [eos] if isinstance(eos, int) else list(eos or [hf_tokenizer.eos_token_id])
-    tokenizer = HFTokenizer(hf_tokenizer, eos_ids=[i for i in ids if i is not None])
+    ids = [i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)]  # the file may hold anything
+    tokenizer = HFTokenizer(hf_tokenizer, eos_ids=ids or list(filter(None, [hf_tokenizer.eos_token_id])))
     config = hf.config.get_text_config(decoder=True)
     limit = min(int(getattr(config, "max_position_embeddings", 4096)), LONGEST[cuda])
     vars(hf)["max_seq_length"] = limit  # `native` makes room for as much

@@ -70,6 +70,22 @@ def complete_weights(key: str = KEY) -> Iterator[None]:
         raise CaiError(f"{key}: {broken[0]} is not finite. Download the model again.")
 
 
+def check_vocabulary(hf: HfModel, hf_tokenizer: HfTokenizer, name: str, key: str = KEY) -> None:
+    """Every token that a text can become has a row among the embeddings. Error: the tokenizer of another model.
+
+    A row that is not there is an IndexError on a CPU and a dead process on a GPU. Of added tokens those count that the
+    template writes or that end a text: some models come with others that they never see.
+    """
+    rows, added = int(hf.get_input_embeddings().weight.shape[0]), dict(hf_tokenizer.added_tokens_decoder)
+    template, eos = str(hf_tokenizer.chat_template or ""), hf_tokenizer.eos_token_id
+    seen = {id_ for id_, token in added.items() if id_ == eos or str(token) in template}
+    if beyond := [i for i in hf_tokenizer.get_vocab().values() if i >= rows and (i in seen or i not in added)]:
+        raise CaiError(
+            f"{key}: {name}: its tokenizer has the token {max(beyond):,}, and the model has {rows:,} rows: they are of "
+            "two models. Download both again."
+        )
+
+
 def check_files(section: ModelSection, backend: str, name: str) -> None:
     """Every check that needs no weights. `name`: the folder or hub id to load. Errors: CaiError (exit 2)."""
     folder, revision = (Path(name) if Path(name).is_dir() else None), revision_of(section, name)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cai import errors
 from cai.engine import Engine, Rules
 from cai.engine.foreign import HfModel, HfTokenizer
 from cai.engine.model import Model
@@ -28,7 +29,7 @@ from cai.models import embedded, loading, weights
 from cai.models.libraries import prepare_environment, quiet
 from cai.models.threads import prepare_threads
 from cai.recipe.settings import EngineSection, LoraSection, ModelSection
-from cai.store.jsonl import Row
+from cai.store.jsonl import Row, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -143,14 +144,22 @@ class LoadedModel:
         )
 
     def load_adapter(self, folder: Path, lora: LoraSection, seed: int = 0) -> None:
-        """Put a trained adapter (safetensors) onto the loaded weights."""
+        """Put a trained adapter (safetensors) onto the loaded weights.
+
+        Errors: CaiError where it is not whole, or none of this model's: a matrix that is missing would be an untrained
+        one, and nothing would say so.
+        """
         from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
 
         self.to_lora(lora, seed)
-        result: Any = set_peft_model_state_dict(self.hf, load_file(str(folder / "adapter_model.safetensors")))
-        if getattr(result, "unexpected_keys", None):
-            raise CaiError(f"{folder}: the adapter does not fit this model: {result.unexpected_keys[:3]}")
+        try:
+            result: Any = set_peft_model_state_dict(self.hf, load_file(str(folder / "adapter_model.safetensors")))
+        except Exception as error:  # of a damaged file safetensors and PEFT raise what they like
+            raise CaiError(f"{folder}: the adapter cannot be loaded: {one_line(error)[:300]}", errors.CORRUPT) from None
+        missing = [key for key in getattr(result, "missing_keys", ()) if "lora_" in key]
+        if odd := [*(getattr(result, "unexpected_keys", None) or ()), *missing]:
+            raise CaiError(f"{folder}: the adapter does not fit this model: {', '.join(odd[:3])}", errors.CORRUPT)
         self.attached = folder
 
     def attach(self, folder: Path, lora: LoraSection) -> None:
@@ -196,6 +205,7 @@ def load(section: ModelSection, backend: Backend, *, seed: int = 0, say: Callabl
     name = str(embedded.folder()) if backend == "embedded" else resolve_name(section, say, twins=backend == "cuda")
     loading.check_files(section, backend, name)
     hf, hf_tokenizer = _from_pretrained(section, backend, name)
+    loading.check_vocabulary(hf, hf_tokenizer, section.name)
     torch.manual_seed(seed)
     hf_tokenizer.padding_side = "left"
     shown = embedded.shown_name() if backend == "embedded" else section.name

@@ -30,6 +30,7 @@ LIMITS = {  # config.json's numbers: the largest published models are far below
     "num_attention_heads": 4_096,
     "num_key_value_heads": 4_096,
     "vocab_size": 16_777_216,
+    "max_position_embeddings": 1_000_000_000_000,
 }
 LIMITS_ANYWHERE = LIMITS | {  # of other families and of nested parts (a vision tower, experts); 0 is "none" there
     "head_dim": 65_536,

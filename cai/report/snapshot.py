@@ -19,10 +19,12 @@ from cai.data.pairs import PairSet, plan_of
 from cai.data.slots import slot_of, slots
 from cai.errors import CaiError
 from cai.evaluate.gates import whole_verdicts
+from cai.metrics.figure import is_whole
 from cai.metrics.scripts import language_note
 from cai.recipe import load as recipes
 from cai.recipe.constitution import load_constitution
 from cai.recipe.load import Recipe, Source
+from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.store import records
 from cai.store.jsonl import Row
@@ -50,6 +52,7 @@ class Snapshot:
     events: list[Row]
     reviews: Sequence[Row]
     gaps: list[str] = field(default_factory=list)
+    edited: str = ""  # which files are not as the last attempt left them, in words
 
     @property
     def run_id(self) -> str:
@@ -130,7 +133,9 @@ def read_story(path: Path) -> Snapshot:
     rows = _records(path, gaps)
     principles = _principles(path, gaps)
     events = read_events(path / "events.jsonl")
-    figures, warnings = _figures(path / "eval")
+    edited = digests.told(digests.edited(path, events))
+    figures, warnings = _figures(path / "eval", gaps)
+    warnings = [*filter(None, [edited]), *warnings]
     signs = {event["sign"]: event for event in events if event.get("kind") == "health" and "arm" not in event}
     warnings += [f"While training, seen at step {event['step']}: {event['text']}" for event in signs.values()]
     warnings += _language(rows, recipe)
@@ -159,6 +164,7 @@ def read_story(path: Path) -> Snapshot:
         events=events,
         reviews=_reviews(path, gaps),
         gaps=gaps,
+        edited=edited,
     )
 
 
@@ -209,11 +215,14 @@ def _pairs(
 
 def read_figures(folder: Path) -> dict[str, FigureRow]:
     """Every figure that stands in a run's eval/*.json."""
-    return _figures(folder)[0]
+    return _figures(folder, [])[0]
 
 
-def _figures(folder: Path) -> tuple[dict[str, FigureRow], list[str]]:
-    """Every figure in eval/*.json, and the warnings beside them; gates.json is not one of them."""
+def _figures(folder: Path, gaps: list[str]) -> tuple[dict[str, FigureRow], list[str]]:
+    """Every figure in eval/*.json, and the warnings beside them; gates.json is not one of them.
+
+    One that was damaged is left out, and told.
+    """
     figures: dict[str, FigureRow] = {}
     warnings: list[str] = []
     for path in sorted(folder.glob("*.json")):
@@ -223,7 +232,10 @@ def _figures(folder: Path) -> tuple[dict[str, FigureRow], list[str]]:
         found = content.get("figures", content)
         warnings += [str(w) for w in content.get("warnings", [])] if isinstance(content.get("warnings"), list) else []
         if isinstance(found, dict):
-            figures |= {k: v for k, v in found.items() if isinstance(v, dict) and "metric" in v and "value" in v}
+            named = {k: v for k, v in found.items() if isinstance(v, dict) and "metric" in v and "value" in v}
+            figures |= (whole := {k: v for k, v in named.items() if is_whole(v)})
+            if odd := len(named) - len(whole):
+                gaps.append(f"eval/{path.name}: {odd} of {len(named)} figures, for they are not whole")
     return figures, warnings
 
 

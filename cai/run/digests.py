@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 from cai import errors
 from cai.errors import CaiError
+from cai.run.lines import resume
 from cai.store import files
 from cai.store.jsonl import JsonObject
 from cai.store.scan import changed, read_points
+from cai.terminal import word
 
 EVENT = "files"
 NOT_COVERED = {  # name in the run folder -> why it needs no digest
@@ -29,9 +31,11 @@ NOT_COVERED = {  # name in the run folder -> why it needs no digest
     "tracker": "a tracker's own files, decide nothing",
     "shards": "rows of several processes on their way into a log, logs of their own",
     "quarantine": "what was cut from logs, kept for people",
+    "dataset/reviewed.jsonl": "the pairs less what reviews.jsonl refuses, written by each --review",
 }
 REPORT_SUMS = "report.sha256"  # the pages' digests, as sha256sum writes them
 PICTURES = "eval/pictures.json"  # what the pages' pictures were drawn from
+WRITTEN = ("dataset/", "eval/", "train/")  # folders in which this program alone writes
 PART = 1 << 20
 Entry = list[Any]  # bytes and sha256
 
@@ -39,7 +43,7 @@ Entry = list[Any]  # bytes and sha256
 def covered_elsewhere(name: str) -> str:
     """What covers this file of a run, where it is not the event; "" where it is the event."""
     parts = PurePath(name).parts
-    if parts[0] in NOT_COVERED:
+    if parts[0] in NOT_COVERED or name in NOT_COVERED:
         return "nothing"
     if name == "events.jsonl" or name.endswith(".sum"):
         return "sums"
@@ -91,7 +95,7 @@ def left(events: Iterable[JsonObject]) -> tuple[dict[str, Entry], bool]:
         newest = max(newest, int(event["attempt"]))
         if event.get("kind") == EVENT and isinstance(event.get("of"), dict):
             sums, attempt = event["of"], int(event["attempt"])
-    whole = {name: entry for name, entry in sums.items() if _is_entry(entry)}
+    whole = {name: entry for name, entry in sums.items() if _is_entry(entry) and name not in NOT_COVERED}
     return whole, attempt == newest
 
 
@@ -117,6 +121,56 @@ def fault(run: Path, name: str, entry: Entry, *, log: bool = False) -> str:
     return "" if digest_of(path) == sha else "was changed"
 
 
+def edited(
+    run: Path, events: Iterable[JsonObject], wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, str]:
+    """Name -> how it differs, of the written files that are not as the last attempt left them; none while one goes on.
+
+    A log is no such file: its sum file tells of it.
+    """
+    sums, settled = left(events)
+    names = [name for name in sums if settled and name.startswith(WRITTEN) and not is_log(name) and wanted(name)]
+    return {name: why for name in names if (why := fault(run, name, sums[name]))}
+
+
+def as_edited(run: Path, events: Iterable[JsonObject]) -> dict[str, str]:
+    """Name -> sha256 now, of the edited files that are there."""
+    paths = {name: run / name for name in edited(run, events)}
+    return {name: digest_of(path) for name, path in paths.items() if path.is_file() and not path.is_symlink()}
+
+
+def holds_figures(name: str) -> bool:
+    """Whether a report's figures and verdicts are read from this file."""
+    return name.startswith("eval/") and name.endswith(".json") and name.count("/") == 1 and name != PICTURES
+
+
+def told(odd: Mapping[str, str]) -> str:
+    """One line for a person that looks at what these files say; "" where there is none."""
+    if not odd:
+        return ""
+    names = ", ".join(f"{name} {why}" for name, why in list(odd.items())[:3]) + (" and more" if len(odd) > 3 else "")
+    return f"since the run ended {names}: what is shown may not be the run's. A resume (--resume) writes it again"
+
+
+def refuse_edited(run: Path, events: Iterable[JsonObject], wanted: Callable[[str], bool], command: str) -> None:
+    """Where figures decide something. Errors: CaiError(CORRUPT), one line."""
+    for name, why in edited(run, events, wanted).items():
+        raise CaiError(
+            f"{command}: {run / name}: {why} since the run ended, and its figures decide here. "
+            f"Write it again first: {resume(run)}",
+            errors.CORRUPT,
+        )
+
+
+def unmended(before: Mapping[str, Entry], at_start: Mapping[str, str], now: Mapping[str, Entry]) -> dict[str, Entry]:
+    """`now` as an attempt notes it: a file that was edited before it began, and that it left so, keeps its old digest.
+
+    `at_start`: name -> sha256 of such a file when the attempt began. Otherwise every attempt would make edits good.
+    """
+    kept = {name: before[name] for name, sha in at_start.items() if name in now and now[name][1] == sha}
+    return {**now, **kept}
+
+
 def gaps(path: Path, size: int) -> int:
     """Bytes among the first `size` of a log that its sum file has no hash of."""
     return size - sum(max(0, min(point.end, size) - point.start) for point in read_points(path.with_suffix(".sum")))
@@ -137,7 +191,7 @@ def check_log(run: Path, path: Path, sums: Mapping[str, Entry]) -> None:
         beside = path.with_suffix(".sum").name
         raise CaiError(
             f"{path}: {why} after an attempt ended, and {beside} no longer says where: put both files back from a "
-            f"copy, or begin again with: python runner.py RECIPE --fork {run}",
+            f"copy, or begin again with: python runner.py RECIPE --fork {word(run)}",
             errors.CORRUPT,
         )
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import shlex
 import shutil
 import socket
 import time
@@ -38,6 +37,7 @@ from cai.store.jsonl import JsonObject, Row
 from cai.store.lock import take_lock, utc_now
 from cai.store.records import RecordLog
 from cai.store.row_types import Record
+from cai.terminal import word
 
 __all__ = ["Run", "check_identity", "write_atomic", "write_json_atomic"]
 
@@ -54,8 +54,8 @@ def check_identity(
         return
     lines = [f"{run}: {len(changed)} input{'s' * (len(changed) > 1)} of this run changed since it began:"]
     lines += [f"  {name}: {_show(then.get(name))} -> {_show(now.get(name))}" for name in changed]
-    lines.append(f"  continue as it was: {command(f'{run}/recipe.toml', '--resume', run)}")
-    lines.append(f"  or reuse what is unchanged in a new run: {program()} {recipe} --fork {shlex.quote(run)}")
+    lines.append(f"  continue as it was: {command(Path(run) / 'recipe.toml', '--resume', Path(run))}")
+    lines.append(f"  or reuse what is unchanged in a new run: {program()} {recipe} --fork {word(Path(run))}")
     raise CaiError("\n".join(lines), errors.DRIFT)
 
 
@@ -92,6 +92,7 @@ class Run:
         self._latest_before = ""  # what runs/latest meant before this run was created
         self._heart = Heart(self._beat, HEARTBEAT_SECONDS)
         self._left: dict[str, list[Any]] = {}  # digests of the files as the attempt before left them
+        self._edited: dict[str, str] = {}  # name -> sha256 of a file that was changed since
 
     # names: the only place that spells them
     records_path = property(lambda self: self.path / "records.jsonl")
@@ -167,6 +168,7 @@ class Run:
         self.attempt = 1 + max((int(row["attempt"]) for row in self._events.rows), default=0)
         self._spent_before = spent(self._events.rows)
         self._left, _ = digests.left(self._events.rows)
+        self._edited = digests.as_edited(self.path, self._events.rows)
         self._usd_per_hour = float(start.get("usd_per_hour") or 0.0)
         self._status = self.read_status()
         self.event("attempt", pid=os.getpid(), host=socket.gethostname(), **facts)
@@ -253,7 +255,8 @@ class Run:
         with suppress(CaiError):
             if self._events is not None:
                 with suppress(OSError):
-                    self.event(digests.EVENT, of=digests.of_run(self.path))
+                    found = digests.of_run(self.path)
+                    self.event(digests.EVENT, of=digests.unmended(self._left, self._edited, found))
                 self.event("end", **end)
                 if self._status_waits:
                     self._write_status()

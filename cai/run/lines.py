@@ -6,10 +6,11 @@ Owns their spelling alone. Pure but for the working folder and the name by which
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from cai.terminal import word
 
 
 def near(path: Path) -> Path:
@@ -27,12 +28,12 @@ def program() -> str:
     called = Path(sys.argv[0] or "runner.py")
     if called.name == "cai":
         return "cai"
-    return f"python {shlex.quote(str(near(called)))}" if called.name == "runner.py" else "python runner.py"
+    return f"python {word(near(called))}" if called.name == "runner.py" else "python runner.py"
 
 
 def command(*words: str | Path) -> str:
     """`python runner.py` with these words, quoted for a shell."""
-    return f"{program()} {shlex.join(str(word) for word in words)}"
+    return f"{program()} {' '.join(map(word, words))}"
 
 
 def once(sets: Sequence[str]) -> list[str]:
@@ -41,7 +42,7 @@ def once(sets: Sequence[str]) -> list[str]:
 
 
 def set_words(sets: Sequence[str]) -> list[str]:
-    return [word for text in once(sets) for word in ("--set", text)]
+    return [part for text in once(sets) for part in ("--set", text)]
 
 
 def resume(run: Path, sets: Sequence[str] = ()) -> str:

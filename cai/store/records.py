@@ -29,6 +29,7 @@ from cai.store.jsonl import Row, encode
 from cai.store.rows import Key, Lines, R, Rows
 from cai.store.scan import RECORD_KEY, Damage, committed, encode_points, key_of, points_of, read_points, sum_line
 from cai.store.walk import Walk, walk
+from cai.terminal import word
 
 
 def read(path: Path, key: tuple[str, ...] = RECORD_KEY) -> list[Row]:
@@ -77,7 +78,7 @@ def corrupt(path: Path, damage: Damage) -> CaiError:
     run = next((folder for folder in path.parents if (folder / "manifest.json").exists()), path.parent)
     return CaiError(
         f"{path}: line {damage.line}, byte {damage.offset}: {damage.reason}. See what a repair would drop with: "
-        f"python runner.py --repair {run}",
+        f"python runner.py --repair {word(run)}",
         errors.CORRUPT,
     )
 
@@ -229,7 +230,7 @@ class RecordLog(Generic[R]):
                 raise CaiError(
                     f"{self.path}: {name} was made again with another result: "
                     f"{', '.join(differing(known, stored))} differ. The inputs or the machine changed; "
-                    f"start a fork with: python runner.py RECIPE --fork {self.path.parent}",
+                    f"start a fork with: python runner.py RECIPE --fork {word(self.path.parent)}",
                     errors.CORRUPT,
                 )
         if lines:

@@ -128,6 +128,27 @@ def test_rolling_windows_hold_every_token_once_with_all_context_that_fits(length
     assert row["logp"] == -1.0
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_document_with_a_likelihood_that_is_no_number_is_unscored(bad: float) -> None:
+    """The largest of several NaN is the first answer, which may be the right one: a broken model would be right."""
+    asks = [HarnessRequest("loglikelihood", ("q", "y")), HarnessRequest("loglikelihood_rolling", ("abc",))]
+    rows = replay.answer(model(), Table(lambda c, t: bad, lambda c: "n"), asks)
+    assert [row["logp"] for row in rows] == [None, None]
+    found = Replay(lambda item, number: rows[0]).loglikelihood([request("q", "y")])
+    assert math.isnan(found[0][0])
+    sample = {"filter": "none", "metrics": ["acc"], "acc": 1.0, "doc_id": 0}
+    documents = [
+        sample | {"resps": [[(math.nan, False)], [(-1.0, True)]]},
+        sample | {"doc_id": 1, "resps": [[(-1.0, True)]]},
+    ]
+    scored = harness.document_rows({"tiny": documents})
+    assert [row["score"] for row in scored] == [None, 1.0]
+    base = harness.scores_of([{"arm": "base/tiny/tiny", **row} for row in scored], "tiny", "base")
+    figure = harness.delta("tiny", base, base)
+    assert (figure.n, figure.unscored) == (1, 1)
+    assert harness.delta("tiny", {("tiny", 0): None}, {("tiny", 0): None}).unscored == 1
+
+
 def test_generation_takes_lm_evals_arguments() -> None:
     found = replay.sampling_of(
         model(), {"until": ["\n", ""], "max_gen_toks": 9, "do_sample": False, "temperature": 1.0}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support.runs import PAPERS_WAY, read_jsonl
 
+from cai import errors
 from cai.evaluate import taken
 
 pytestmark = pytest.mark.runs
@@ -116,3 +117,21 @@ def test_a_run_of_before_has_no_mark_and_gives_nothing(run_fake: Runner) -> None
     assert measured(second) == set(taken.METRICS)
     assert run_fake("--resume", str(first), fake=())[0] == 0
     assert log.read_bytes() == before, "a log that was begun before stays as it was"
+
+
+@pytest.mark.parametrize("log", ["eval/scores.jsonl", "eval/critic.jsonl", "records.jsonl"])
+def test_an_edited_log_without_its_sum_file_goes_into_no_fork(
+    log: str, run_fake: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the sum file is gone the digest decides that the attempt left: a fork would vouch for the edit."""
+    _, first = run_fake(*FEW, "--set", "evaluation.critic_items=2")
+    path = first / log
+    path.write_bytes(path.read_bytes().replace(b'"item":0', b'"item":9', 1))
+    path.with_suffix(".sum").unlink()
+    capsys.readouterr()
+    code, run = run_fake("--fork", str(first), "--set", "dpo.beta=0.3", fake=())
+    if log == "records.jsonl":
+        assert code == errors.CORRUPT and "records.jsonl" in capsys.readouterr().err
+        return
+    taken_along = run / "eval" / ("taken.jsonl" if "scores" in log else "critic.jsonl")
+    assert code == 0 and run != first and not taken_along.exists()

@@ -14,6 +14,8 @@ from cai.models import auxiliary, weights
 REVISION = "0123456789abcdef" * 2 + "01234567"
 WHOLE = {"config.json": 2, "model.safetensors": 3 * 2**20}
 
+EMPTY = (2).to_bytes(8, "little") + b"{}"  # a whole safetensors file without a tensor
+
 
 def fill(folder: Path, sizes: dict[str, int]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +54,33 @@ def test_a_folder_without_a_whole_model_is_refused_before_it_is_needed(tmp_path:
             auxiliary.require(str(folder), "guard.model", "get it")
         assert error.value.code == errors.USAGE and "\n" not in str(error.value), name
     for folder in (fill(tmp_path / "whole", WHOLE), sharded(tmp_path / "parts", 1, 2)):
+        (folder / "config.json").write_text("{}")
+        for part in folder.glob("*.safetensors"):
+            part.write_bytes(EMPTY)
         auxiliary.require(str(folder), "guard.model", "get it")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("adapter_config.json", b'{"base_model_name_or_path": "/elsewhere"}', "would load another base"),
+        ("model.safetensors", EMPTY[:5], "no whole safetensors file"),
+        ("config.json", b'{"num_hidden_layers": 0}', "num_hidden_layers is 0"),
+        ("config.json", b'{"max_position_embeddings": -4}', "max_position_embeddings is -4"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "/etc/passwd"}}', "must be safetensors beside it"),
+    ],
+)
+def test_what_the_policy_s_loader_refuses_is_refused_of_a_guard_or_judge_before_a_run(
+    name: str, content: bytes, told: str, tmp_path: Path
+) -> None:
+    """It was found when the model was loaded: of a judge after the data were made and trained on."""
+    folder = fill(tmp_path / "whole", WHOLE)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(EMPTY)
+    (folder / name).write_bytes(content)
+    with pytest.raises(CaiError, match=told) as error:
+        auxiliary.require(str(folder), "evaluation.judge_model", "get it")
+    assert error.value.code == errors.USAGE and str(error.value).startswith("evaluation.judge_model: ")
 
 
 @pytest.mark.parametrize("index", ["", "{", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 3}}'])

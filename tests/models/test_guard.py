@@ -268,8 +268,8 @@ def test_a_guard_whose_template_asks_for_no_verdict_stops_before_anything_is_gen
     run_fake: Runner, project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "Qwen3Guard-copy").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (project / "Qwen3Guard-copy" / name).write_text("{}")
+    for name, head in (("config.json", b""), ("model.safetensors", (2).to_bytes(8, "little"))):
+        (project / "Qwen3Guard-copy" / name).write_bytes(head + b"{}")
     plain = Template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     monkeypatch.setattr("cai.models.auxiliary.load_tokenizer", lambda *_: plain)
     name = ("--set", "guard.enabled=true", "--set", "guard.model=Qwen3Guard-copy")

@@ -87,6 +87,7 @@ def test_a_download_that_broke_off_is_one_line(tmp_path, length):
         (json.dumps(CONFIG | {"hidden_size": "32"}), "hidden_size is '32'"),
         (json.dumps({"text_config": CONFIG | {"vocab_size": -1}}), "vocab_size is -1"),
         (json.dumps(CONFIG | {"head_dim": 10**12}), "head_dim is 1000000000000"),
+        (json.dumps(CONFIG | {"max_position_embeddings": 0}), "max_position_embeddings is 0"),
         (json.dumps(CONFIG | {"num_experts": 10**9}), "num_experts is"),
         (json.dumps(CONFIG | {"vision_config": {"depth": 10**9}}), "depth is"),
         (json.dumps(CONFIG | {"audio": {"tower": {"n_layer": -5}}}), "n_layer is -5"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import runner
 from cai.recipe import load as recipes
 from cai.run import lines
 from cai.run.manifest import read_manifest
+from cai.terminal import UNSAFE, printable, word
 
 Runner = Callable[..., tuple[int, Path]]
 COMMAND = re.compile(r"python runner\.py (.*)")
@@ -105,3 +108,30 @@ def test_a_stop_that_was_asked_for_prints_the_line_that_goes_on(
     assert go == [f"runs/{run.name}/recipe.toml", "--resume", f"runs/{run.name}"]
     assert runner.main(go) == 0
     assert (run / "adapter").is_dir()
+
+
+NAMES = (b"plain", b"a b", b"it's", b"caf\xc3\xa9", b"new\nline", b"\xff\xfe", b"esc\x1b[2J", b"$x`id`!", b"back\\x",
+         b"\xe2\x80\xaergb", b"tab\tx", b"\xc3\xa9a0")  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_printed_path_can_be_pasted_back_whatever_the_terminal_can_show(
+    name: bytes, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under `LC_ALL=C`, where a byte beyond ASCII is no letter; a shell gets the very bytes back."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    monkeypatch.setattr("sys.stdout", out)
+    text = name.decode(encoding if encoding == "ascii" else "utf-8", "surrogateescape")
+    line = printable(lines.command("--export", Path(text) / "run", "--set", f"runs={text}"))
+    out.write(line)
+    out.flush()
+    shown = out.buffer.getvalue().decode(encoding).encode()  # type: ignore[attr-defined]
+    assert b"\n" not in shown and not UNSAFE.search(line)
+    words = shown.split(b"runner.py ", 1)[1]
+    got = subprocess.run([b"bash", b"-c", b"printf '%s\\0' " + words], capture_output=True).stdout.split(b"\0")
+    assert got[:-1] == [b"--export", name + b"/run", b"--set", b"runs=" + name]
+
+
+def test_a_path_that_begins_with_a_dash_is_no_flag() -> None:
+    assert lines.command("--report", Path("-r")).endswith("--report ./-r") and word("-r") == "-r"

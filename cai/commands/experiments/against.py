@@ -34,7 +34,7 @@ from cai.run.manifest import read_manifest
 from cai.session import session
 from cai.store import records
 from cai.store.row_types import Record
-from cai.terminal import printable, say
+from cai.terminal import printable, say, word
 
 NAME = "against"
 NEITHER = "neither a file of principles nor a run"
@@ -55,13 +55,16 @@ class Sides:
 def command(args: argparse.Namespace, milestone: Milestone) -> int:
     """Both runs to their end, then the comparison. Killed anywhere, the same command goes on."""
     constitution = _constitution(args)
+    other = None
     if constitution:
         load_constitution(constitution)  # its faults before anything is spent
         _require_heldout(args)
+    else:
+        other = _other(args)
     if args.dry_run:
         return dry_run(args, constitution)
     a = whole_runs.first(args, milestone)
-    b = whole_runs.forked(a, args, [_set_of(args, constitution)]) if constitution else locate(args, args.against)
+    b = other or whole_runs.forked(a, args, [_set_of(args, constitution)])
     whole_runs.finish(b, args, milestone)
     found = sides(a, b, args)
     measure(found, args)
@@ -82,8 +85,19 @@ def _constitution(args: argparse.Namespace) -> Path | None:
     return None
 
 
-def _set_of(args: argparse.Namespace, constitution: Path) -> str:
+def _other(args: argparse.Namespace) -> Path:
+    """The run that --against names, before A is made: then runs/latest is A. Errors: one that cannot be compared."""
+    other, mine = locate(args, args.against), whole_runs.named(args)
+    if mine is not None and mine.name == other.name:
+        raise CaiError(f"--against: {other}: is the run itself. Name another one, or another constitution.")
+    read_manifest(other / "manifest.json")
+    records.refuse_missing(other / "records.jsonl")
+    return other
+
+
+def _set_of(args: argparse.Namespace, constitution: Path | None) -> str:
     """As the fork's recipe has it: relative to the recipe's folder."""
+    assert constitution is not None, "without one another run was named"
     return f"constitution={os.path.relpath(constitution.resolve(), recipes.read(args.recipe).folder.resolve())}"
 
 
@@ -146,7 +160,7 @@ def measure(found: Sides, args: argparse.Namespace) -> None:
             content = pages.gather(found.a, found.b, found.asked, questions, texts, rows, evaluation.judge_name)
         written = pages.write(folder, found.b.name, content)
         say(printable("\n".join(pages.lines(content))))
-        say(f"what changed in behaviour: {near(written)}")
+        say(f"what changed in behaviour: {word(near(written))}")
 
 
 def arms_of(found: Sides) -> list[Arm]:

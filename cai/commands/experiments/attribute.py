@@ -33,7 +33,7 @@ from cai.run.loop import open_marked
 from cai.session import session
 from cai.store import records
 from cai.store.jsonl import Row
-from cai.terminal import printable, say
+from cai.terminal import printable, say, word
 
 NAME = "attribution"
 
@@ -42,6 +42,7 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
     """Judge the tuned model over its base under each principle; train the forks that are asked for; write the page."""
     run = locate(args, args.attribute)
     inputs = whole_runs.inputs_of(run, args)
+    records.refuse_missing(run / "records.jsonl")
     questions = head_to_head.heldout(records.look(run / "records.jsonl"))
     if not whole_runs.finished(run):
         raise CaiError(f"--attribute: {run}: it has no whole adapter and figures. Resume it first.")
@@ -120,7 +121,7 @@ def measure(
         content = pages.gather(run.name, asked, principles, texts, rows, pairs, left_out, judge)
         written = pages.write(context.run.eval / NAME, content)
         say(printable("\n".join(pages.lines(content))))
-        say(f"what each principle bought and cost: {near(written)}")
+        say(f"what each principle bought and cost: {word(near(written))}")
 
 
 def _compared(

@@ -31,7 +31,7 @@ from cai.run.lines import near
 from cai.run.loop import open_marked
 from cai.session import session
 from cai.store.row_types import Pair
-from cai.terminal import printable, say
+from cai.terminal import printable, say, word
 
 NAME = "inverse"
 
@@ -99,7 +99,7 @@ def measure(
         content = pages.gather(context.run.id, len(pairs), len(tried), about, above, sensitivity, arms)
     written = pages.write(folder, content)
     say(printable("\n".join(pages.lines(content))))
-    say(f"what came back out: {near(written)}")
+    say(f"what came back out: {word(near(written))}")
 
 
 def _mark(

@@ -21,6 +21,7 @@ from cai.recipe.load import flatten
 from cai.report import rounds
 from cai.report.snapshot import Snapshot, read_story
 from cai.run import digests, lines
+from cai.run.events import read_events
 from cai.session import create_run
 from cai.terminal import printable, say
 from cai.training.train import load_result
@@ -31,6 +32,7 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
     path = locate(args, args.next_round)
     if load_result(path / "train") is None:
         raise CaiError(f"{path}: has no finished adapter to answer with. Go on with it first: {lines.resume(path)}")
+    digests.refuse_edited(path, read_events(path / "events.jsonl"), digests.holds_figures, "--next-round")
     parent = read_story(path)
     asked = arguments(args, path, parent)
     inputs = read_inputs(asked)

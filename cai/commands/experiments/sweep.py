@@ -27,7 +27,7 @@ from cai.report.snapshot import read_story
 from cai.run import lines, rates
 from cai.run.events import read_events
 from cai.run.manifest import read_manifest
-from cai.terminal import duration, printable, say, usd
+from cai.terminal import duration, printable, say, usd, word
 
 MOST_RUNS = 1000  # of one sweep: each is a whole training
 Combination = tuple[tuple[str, object], ...]  # (name in [sweep], value), in the order of KEYS
@@ -62,7 +62,7 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
     page = sweep.write(runs_root(inputs.source, inputs.recipe) / f"sweep-{_name(base, found)}", points, stand_in)
     for line in sweep.lines(points):
         say(printable(line))
-    say(f"the table and the frontiers: {lines.near(page)}")
+    say(f"the table and the frontiers: {word(lines.near(page))}")
     return errors.DONE
 
 

@@ -19,6 +19,7 @@ from cai.data.slots import seed_of
 from cai.engine import Engine, Request, Rules, Sampling, Score, ScoreRequest, never
 from cai.engine.model import Model
 from cai.errors import CaiError
+from cai.metrics.figure import rounded
 from cai.recipe.prompts import digest
 from cai.store.jsonl import JsonObject, Row
 
@@ -58,16 +59,19 @@ class Instance(Protocol):
 
 
 class Replay:
-    """The three calls of lm_eval's `LM`. `find`: (item, number) -> row, or None where it is not answered."""
+    """The three calls of lm_eval's `LM`. `find`: (item, number) -> row, or None where it is not answered.
+
+    A log-prob that is no number stands as null in its row, and is NaN for lm_eval: its document is unscored.
+    """
 
     def __init__(self, find: Callable[[int, int], Row | None]) -> None:
         self.find = find
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        return [(row["logp"], row["greedy"]) for row in self._rows("loglikelihood", requests)]
+        return [(_logp(row), row["greedy"]) for row in self._rows("loglikelihood", requests)]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        return [row["logp"] for row in self._rows("loglikelihood_rolling", requests)]
+        return [_logp(row) for row in self._rows("loglikelihood_rolling", requests)]
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         return [row["text"] for row in self._rows("generate_until", requests)]
@@ -79,6 +83,10 @@ class Replay:
         if missing:
             raise Unanswered(missing)
         return [row for row in rows if row is not None]
+
+
+def _logp(row: Row) -> float:
+    return math.nan if row["logp"] is None else float(row["logp"])
 
 
 def numbered(kind: str, requests: Sequence[Instance]) -> Iterator[HarnessRequest]:
@@ -152,7 +160,7 @@ def _score(
     wanted = [ScoreRequest(i, tuple(c), tuple(t)) for i, (c, t) in encoded.items() if t]
     scores = {score.id: score for score in engine.score(wanted, stopped)}
     greedy = _greedy(engine, [request for request in wanted if request.id in scores], scores, stopped)
-    return empty | {i: {"logp": round(scores[i].total, 6), "greedy": flag} for i, flag in greedy.items()}
+    return empty | {i: {**rounded({"logp": scores[i].total}), "greedy": flag} for i, flag in greedy.items()}
 
 
 def _greedy(
@@ -190,13 +198,13 @@ def _rolling(
             requests.append(ScoreRequest(len(owner), context, part))
             owner.append(i)
     found = {score.id: score.total for score in engine.score(requests, stopped)}
-    totals: dict[int, Row] = {i: {"logp": 0.0} for i in asks}
+    totals = dict.fromkeys(asks, 0.0)
     for number, i in enumerate(owner):
         if number in found and i in totals:
-            totals[i]["logp"] = round(totals[i]["logp"] + found[number], 6)
+            totals[i] = round(totals[i] + found[number], 6)
         else:
             totals.pop(i, None)
-    return totals
+    return {i: dict(rounded({"logp": total})) for i, total in totals.items()}
 
 
 def windows(ids: Sequence[int], prefix: int, length: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -32,7 +33,7 @@ from cai.store.records import RecordLog
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-Scores = dict[tuple[str, int], float]  # (leaf task, document) -> score
+Scores = dict[tuple[str, int], float | None]  # (leaf task, document) -> score; None: a number in it is not finite
 VERSION = "0.4.13"
 INSTALL = f"Install it with `make lm-eval` (lm_eval=={VERSION}), or empty evaluation.lm_eval."
 KEY = ("arm", "item", "round")
@@ -216,17 +217,32 @@ def _answer(evaluation: Evaluation, log: RecordLog, name: str, arm: str, asks: S
 
 
 def document_rows(samples: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """Every document's score by its task's first filter and preferred metric; a task without one gives no row."""
+    """Every document's score by its task's first filter and preferred metric; a task without one gives no row.
+
+    Null where a likelihood of its answers is no number: the largest of several NaN is the first answer, right or wrong.
+    """
     rows: list[Row] = []
     for leaf, documents in samples.items():
         first = [row for row in documents if row["filter"] == documents[0]["filter"]]
         metric = next((m for m in (*PREFERRED, *first[0]["metrics"]) if _is_score(first[0].get(m))), None)
         if metric is not None:
             rows += [
-                {"leaf": leaf, "item": int(row["doc_id"]), "round": 0, "score": float(row[metric]), "metric": metric}
+                {"leaf": leaf, "item": int(row["doc_id"]), "round": 0, "score": _of(row, metric), "metric": metric}
                 for row in first
             ]
     return rows
+
+
+def _of(document: Row, metric: str) -> float | None:
+    value = float(document[metric])
+    return value if math.isfinite(value) and _finite(document.get("resps")) else None
+
+
+def _finite(value: object) -> bool:
+    """No float in these nested lists and tuples is NaN or infinite."""
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _is_score(value: object) -> bool:
@@ -251,11 +267,12 @@ def figures(measured: Mapping[str, Mapping[str, Scores]]) -> dict[str, Figure]:
 def delta(name: str, base: Scores, tuned: Scores) -> Figure:
     """Mean difference with its bootstrap interval; exact McNemar where every score is 0 or 1, else Wilcoxon."""
     metric, judge = f"forgetting.{name}_delta", f"lm_eval {VERSION}"
-    both = [key for key in base if key in tuned]
-    lost = len(base.keys() ^ tuned.keys())
+    pairs = {key: (base.get(key), tuned.get(key)) for key in {**base, **tuned}}
+    both = {key: (a, b) for key, (a, b) in pairs.items() if a is not None and b is not None}
+    lost = len(pairs) - len(both)
     if not both:
         return unmeasured(metric, "lm_eval gives no score a document for this task", judge, lost)
-    first, second = [base[key] for key in both], [tuned[key] for key in both]
+    first, second = [a for a, _ in both.values()], [b for _, b in both.values()]
     deltas = [b - a for a, b in zip(first, second, strict=True)]
     low, high = bootstrap_mean(deltas) or (None, None)
     if set(first) | set(second) <= {0.0, 1.0}:
