@@ -15,7 +15,7 @@ from typing import Any
 from cai.data.pairs import PairSet
 from cai.data.sound import sound_rows
 from cai.evaluate import measure as whole
-from cai.evaluate import prompted
+from cai.evaluate import prompted, started
 from cai.evaluate.dpo_health import LOGPS
 from cai.evaluate.lm_eval import tasks as harness
 from cai.evaluate.preference import POLICY, implicit, normalised, win
@@ -98,7 +98,8 @@ def measure(
     log = open_marked(context, context.run.eval / f"{arm}-scores.jsonl", mark, KEY)
     try:
         evaluation = Evaluation(context, log, adapter, None)
-        found = whole.preference_figures(evaluation, pairs, training_pairs, own=False)
+        known = started.known(context) if arm == SFT else {}
+        found = whole.preference_figures(evaluation, pairs, training_pairs, own=False, known=known)
         found |= whole.forgetting_figures(evaluation)
         mine = list(log.rows)
         tasks = _tasks(evaluation, arm, folder)

@@ -68,11 +68,17 @@ def of_data(context: Context, pairs: PairSet) -> Figures:
 
 
 def preference_figures(
-    evaluation: Evaluation, pairs: PairSet, training_pairs: Sequence[Pair], *, own: bool = True
+    evaluation: Evaluation,
+    pairs: PairSet,
+    training_pairs: Sequence[Pair],
+    *,
+    own: bool = True,
+    known: Mapping[int, Row] | None = None,
 ) -> Figures:
     """Per-pair log-probs of held-out pairs and of (a sample of) the training pairs, adapter on and off.
 
     `own`: of the run's adapter, whose reference is what DPO began from; an arm beside it is held against the base.
+    `known`: item -> its row, where the same adapter scored it before.
     """
     dpo = evaluation.context.recipe.dpo
     limit = max(len(pairs.heldout), evaluation.section.train_pairs)
@@ -81,10 +87,12 @@ def preference_figures(
     keys = [(item, 0) for item in by_item]
     start = started.scored(evaluation, by_item, SLICE) if own else {}
     for part in evaluation.left("preference.pairs", keys, SLICE):
-        model = evaluation.model()
-        wanted = [by_item[item] for item, _ in part]
-        policy, stopped = evaluation.context.prompts["policy"], evaluation.context.stopped
-        rows = preference.pair_rows(model, wanted, policy, dpo.max_length, evaluation.engine(), stopped)
+        rows = [cast(PairScore, known[item]) for item, _ in part if known and item in known]
+        if len(rows) < len(part):
+            model = evaluation.model()
+            wanted = [by_item[item] for item, _ in part]
+            policy, stopped = evaluation.context.prompts["policy"], evaluation.context.stopped
+            rows = preference.pair_rows(model, wanted, policy, dpo.max_length, evaluation.engine(), stopped)
         missing = {item for item, _ in part} - {row["item"] for row in rows}
         skipped: list[Row] = [
             {"metric": "preference.pairs", "item": item, "round": 0, "skipped": "prompt too long"}

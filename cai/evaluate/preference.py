@@ -51,10 +51,13 @@ def pair_rows(
     max_length: int,
     engine: Engine,
     stopped: Callable[[], bool] = never,
+    *,
+    reference: bool = True,
 ) -> list[PairScore]:
     """One row a pair: log-prob sums with the adapter on and off, tokens, words, refusals, split.
 
-    Pairs whose prompt fills `max_length` get no row. A model without weights (the fake) is scored by its engine.
+    `reference`: whether those of the base are wanted (else NaN). Pairs whose prompt fills `max_length` get no row. A
+    model without weights (the fake) is scored by its engine.
     """
     from cai.training import train
 
@@ -62,7 +65,7 @@ def pair_rows(
     if model.hf is None:
         scored = _by_engine(model, tokenized, engine)
     else:
-        scored = [vars_of(s) for s in train.pair_logps(model, tokenized, stopped=stopped)]
+        scored = [vars_of(s) for s in train.pair_logps(model, tokenized, reference=reference, stopped=stopped)]
     by_item = {pair["item"]: pair for pair in pairs}
     return [_row(logps, by_item[logps["item"]]) for logps in scored]
 

@@ -12,8 +12,10 @@ from dataclasses import replace
 from typing import cast
 
 from cai.evaluate import preference
-from cai.evaluate.scores import Evaluation
+from cai.evaluate.scores import KEY, Evaluation
 from cai.metrics.figure import Figure
+from cai.run.context import Context
+from cai.store import records
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair, PairScore
 from cai.store.rows import Key
@@ -33,13 +35,29 @@ def scored(evaluation: Evaluation, by_item: Mapping[int, Pair], chunk: int) -> d
     for part in evaluation.left(METRIC, cast(Sequence[Key], keys), chunk):
         wanted, dpo = [by_item[item] for item, _ in part], context.recipe.dpo
         policy = context.prompts["policy"]
-        found = preference.pair_rows(stage.model(), wanted, policy, dpo.max_length, stage.engine(), context.stopped)
+        found = preference.pair_rows(
+            stage.model(), wanted, policy, dpo.max_length, stage.engine(), context.stopped, reference=False
+        )
         rows = {row["item"]: {"chosen": row["chosen"], "rejected": row["rejected"]} for row in found}
         skipped = {"skipped": "prompt too long"}
         evaluation.write(
             METRIC, part, [{"metric": METRIC, "item": i, "round": 0} | rows.get(i, skipped) for i, _ in part]
         )
     return {row["item"]: row for row in evaluation.rows(METRIC, cast(Sequence[Key], keys))}
+
+
+def known(context: Context) -> dict[int, Row]:
+    """Item -> row that the SFT arm needs: the stage's log-probabilities, beside the base's of the run's own."""
+    if context.recipe.dpo.start != "sft":
+        return {}
+    rows = records.read(context.run.eval / "scores.jsonl", KEY)
+    start, own = ({r["item"]: r for r in rows if r["metric"] == name} for name in (METRIC, "preference.pairs"))
+    both = {item: (own[item], at) for item, at in start.items() if item in own}
+    return {
+        item: row | {"chosen": at["chosen"], "rejected": at["rejected"]}
+        for item, (row, at) in both.items()
+        if "skipped" not in row and "skipped" not in at
+    }
 
 
 def against(rows: Sequence[PairScore], start: Mapping[int, Row]) -> list[PairScore]:

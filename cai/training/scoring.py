@@ -48,11 +48,17 @@ def pair_rows(model: Model, pairs: Sequence[TrainingPair], prompt: Prompt, max_l
 
 
 def pair_logps(
-    model: Model, rows: Sequence[PairRow], *, micro_batch: int = 1, stopped: Callable[[], bool] = never
+    model: Model,
+    rows: Sequence[PairRow],
+    *,
+    micro_batch: int = 1,
+    reference: bool = True,
+    stopped: Callable[[], bool] = never,
 ) -> list[PairLogps]:
     """Log-probability sums of every pair with the adapter on and off, by training's own forward pass.
 
-    Without an adapter both are the base model's. Restores the module's mode. Errors: Stopped.
+    Without an adapter both are the base model's; without `reference` those of the base are NaN, at half the time.
+    Restores the module's mode. Errors: Stopped.
     """
     import torch
 
@@ -70,9 +76,10 @@ def pair_logps(
             group = rows[start : start + micro_batch]
             batch = to_device(layout.collate(group), model.device)
             sums = []
-            for on in (True, False):
+            for on in (True, False) if reference else (True,):
                 with model.adapter(on), torch.no_grad():
                     sums.append(sequence_logps(hf, batch, layout.forward)[0].T.tolist())
+            sums += [] if reference else [[(math.nan, math.nan)] * len(group)]
             for row, on, off in zip(group, *sums, strict=True):
                 lengths = len(row.chosen_ids), len(row.rejected_ids)
                 results.append(PairLogps(row.item, on[0], on[1], off[0], off[1], *lengths))

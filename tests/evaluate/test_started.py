@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.runs import read_jsonl
@@ -73,3 +74,41 @@ def test_the_stage_scores_the_pairs_once_and_a_cut_log_goes_on(run_paper, monkey
     _, plain = run_paper(*small)
     assert started.METRIC not in (plain / "eval/scores.jsonl").read_text()
     assert started.OVER_BASE not in (plain / "eval/measured.json").read_text()
+
+
+@pytest.mark.runs
+def test_the_sft_arm_is_not_scored_again_and_its_rows_are_what_that_would_give(run_paper, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    asked: list[tuple[str, bool]] = []
+    real = preference.pair_rows
+
+    def counted(model, pairs, *args, reference=True, **kwargs):  # type: ignore[no-untyped-def]
+        asked.append((model.attached.name, reference))
+        return real(model, pairs, *args, reference=reference, **kwargs)
+
+    monkeypatch.setattr(preference, "pair_rows", counted)
+    small = ("--milestone", "m2", *(t for s in ("items=3", "rounds=1", "heldout.items=3", "dpo.max_steps=2",
+             "evaluation.fresh_items=1", "evaluation.neutral_passages=2", "evaluation.prompted=[]",
+             "evaluation.critic_items=0", "dpo.start=sft") for t in ("--set", s)))  # fmt: skip
+    _, run = run_paper(*small)
+    assert asked == [("adapter-sft", False), ("adapter", True)]  # neither the stage nor the base twice
+    monkeypatch.setattr(started, "known", lambda context: {})
+    _, other = run_paper(*small)
+    assert asked[2:] == [("adapter-sft", False), ("adapter", True), ("adapter-sft", True)]
+    scores = [(path / "eval/sft-scores.jsonl").read_bytes() for path in (run, other)]
+    assert scores[0] == scores[1] and scores[0].count(b'"preference.pairs"') == 6
+
+
+def test_a_pair_that_either_could_not_score_is_scored(tmp_path: Path) -> None:
+    context = SimpleNamespace(
+        recipe=SimpleNamespace(dpo=SimpleNamespace(start="sft")), run=SimpleNamespace(eval=tmp_path)
+    )
+    rows = [
+        row(1, -9.0, -8.0, (9, 8)),
+        row(2, -9.0, -8.0, (9, 8)),
+        {"metric": started.METRIC, "item": 1, "round": 0, "chosen": -5.0, "rejected": -6.0},
+        {"metric": started.METRIC, "item": 2, "round": 0, "skipped": "too long"},
+    ]
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert started.known(context) == {1: row(1, -5.0, -6.0, (9, 8))}
+    context.recipe.dpo.start = "base"
+    assert started.known(context) == {}
