@@ -39,11 +39,16 @@ ADVICE = (  # beginnings of names -> what to change, the first that fits
     ("dpo.first_loss_error", "policy and reference differ at the start: another model or adapter than the reference's"),
     ("dpo.loss_fall", "a higher dpo.learning_rate or more steps (dpo.epochs)"),
     ("dpo.", "read the curves of the report; dpo.learning_rate, dpo.beta"),
-    ("forgetting.", "a lower dpo.learning_rate, fewer dpo.epochs, or a higher dpo.beta keep it nearer to the base"),
+    (
+        "forgetting.",
+        "a lower dpo.learning_rate, fewer dpo.epochs, or a higher dpo.beta keep it nearer to the base; of an SFT stage "
+        "fewer sft.epochs, a lower sft.learning_rate, a smaller lora.rank, and more items before all",
+    ),
     (
         "fresh.tuned.stops",
         "see how many of them ran to the limit in a loop: greedy decoding goes round there; revisions that repeat "
-        'themselves teach it, more and other texts help. The others have not learnt to end: dpo.start = "sft"',
+        'themselves teach it, more and other texts help. The others have not learnt to end: dpo.start = "sft", and '
+        "with it more items; more sft.epochs or a higher sft.learning_rate teach it from few, and forget the rest",
     ),
     ("fresh.", 'dpo.start = "sft" teaches it to end; sampling.answers.max_new_tokens is the limit'),
     ("harmbench.", "more red-team items (instructions.red_team_share), more epochs; read what was followed"),
