@@ -11,17 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from cai.data import labels, parsing, principles, sampled, slots
+from cai.data import rounds as item_rounds
 from cai.data.comparisons import PAIR_FIELDS
 from cai.data.known_labels import LABEL_BAR
 from cai.data.parsing import Parsed, Unparsed
-from cai.data.rounds import (
-    _render_answer,
-    _render_critique,
-    _render_label,
-    _render_relevance,
-    _render_revision,
-    parse_revision,
-)
+from cai.data.rounds import _render_answer, _render_critique, _render_label, _render_relevance, _render_revision
 from cai.data.stage import Inputs, Stage, Unit
 from cai.recipe.grid import Grid
 from cai.recipe.identity import drop_unset, rounding
@@ -194,7 +188,7 @@ REVISIONS = Stage(
     "revisions",
     "revisions",
     _render_revision,
-    parse_revision,
+    item_rounds.parse_revision,
     trims=lambda text, unit: parsing.bare(text, unit.fields["instruction"]),
     inputs=_texts,
     redraws_limit=True,
