@@ -124,13 +124,18 @@ def in_run(source: Source) -> bool:
 
 
 def _usable(root: Path, source: Source) -> Path:
-    """`root`, unless no folder of that name can be: too long, with a NUL, below a file, not to be looked into."""
+    """`root`, unless no folder of that name can be (too long, with a NUL, below a file, not to be looked into) or it is
+    a part of a run.
+    """
     try:
         with contextlib.suppress(FileNotFoundError):
             os.stat(root / ("x" * LONGEST_NAME))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise CaiError(f"{source.path}: runs: {str(root)[:200]!r}: {why}. Name a folder that can be made.") from None
+    for folder in (root.resolve(), *root.resolve().parents):
+        if (folder / "manifest.json").is_file() and (folder / "recipe.resolved.toml").is_file():
+            raise CaiError(f"{source.path}: runs: {root}: lies inside the run {folder.name}. Name a folder of its own.")
     return root
 
 

@@ -61,8 +61,7 @@ def _budget_is_used_up(run: Path) -> str:
     own = _newest(run)
     if not any(event["kind"] == "budget_stop" for event in own):
         return ""
-    ended = str(own[-1].get("error") or "the budget is used up")
-    return ended.partition(": ")[2] if ended.startswith(str(run)) else ended
+    return str(own[-1].get("error") or f"{run}: the budget is used up")
 
 
 class Supervisor:
@@ -108,7 +107,7 @@ class Supervisor:
             if code not in (errors.RESUMABLE, KILLED) or self.stop.is_set():
                 return code if code >= 0 else 128 - code
             if code == errors.RESUMABLE and (spent_on := _budget_is_used_up(self.run)):
-                print(f"{self.run}: {spent_on}: not resumed", file=sys.stderr)
+                print(f"not resumed: {spent_on}", file=sys.stderr)
                 return code
             gained = any(now > then for now, then in zip(work_done(self.run), before, strict=True))
             in_vain = 0 if gained else in_vain + 1

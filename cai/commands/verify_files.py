@@ -32,6 +32,9 @@ def logs(run: Path) -> Results:
         torn = found.damage is not None and found.is_torn_tail
         if wrong := found.damage if not torn and found.damage else found.changed:
             yield "FAIL", f"{path.name}: line {wrong.line}, byte {wrong.offset}: {wrong.reason}"
+        elif not sums.is_file() and name in left and found.size < left[name][0]:
+            gone = f"{left[name][0] - found.size} of the {left[name][0]} bytes that an attempt left"
+            yield "FAIL", f"{path.name}: {gone} are missing, and {sums.name} is gone"
         elif gap := found.end - found.hashed:
             if (entry := left.get(name)) and (why := digests.fault(run, name, entry, log=True)):
                 yield "FAIL", f"{path.name}: {why} after an attempt ended; {sums.name} has no hash of {gap} bytes"

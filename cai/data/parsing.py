@@ -240,11 +240,12 @@ def verdict_of_critique(text: str, critique: str, case: str) -> str:
     Of 1,085 revisions of a 1.5B model 63 had one ("The reader would wrongly rely on this claim"). What a critique says
     of the matter itself belongs into the new answer.
     """
-    said, known = (f" {' '.join(words(one))} " for one in (critique, case))
-    for one in SENTENCE.findall(text):
+    judging = [one for one in SENTENCE.findall(text) if _JUDGES.search(one.strip())]
+    said, known = (f" {' '.join(words(part))} " for part in (critique, case)) if judging else ("", "")
+    for one in judging:
         own = words(one)
         same = f" {' '.join(own)} "
-        if len(own) >= ECHO_WORDS and same in said and same not in known and _JUDGES.search(one.strip()):
+        if len(own) >= ECHO_WORDS and same in said and same not in known:
             return " ".join(one.split())
     return ""
 

@@ -15,6 +15,7 @@ could not be judged counts as wrong.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -195,24 +196,43 @@ def _write(context: Context, check: JudgeCheck, figures: dict[str, Figure]) -> N
 def remake(context: Context) -> None:
     """eval/checks.json of every check that an event tells of, from its records alone; what was damaged is mended.
 
-    A part of it that belongs to no such check goes. Nothing where no check was made: then there is no such file.
+    A part of it that belongs to no such check goes, and a check that lost rows: the rest may say "proven" of a judge
+    that was not. Nothing where no check was made: then there is no such file.
     """
-    judges = {str(event.get("use")): str(event.get("judge")) for event in context.run.events("checked")}
-    known = {use: judge for use, judge in judges.items() if use in SETS}
-    found = {use: _recorded(context, use, judge) for use, judge in known.items()}
+    found = {use: _recorded(context, use, event) for use, event in _told(context).items()}
     whole = {use: part for use, part in found.items() if part is not None}
     if whole:
         _put(context, {use: asdict(check) for use, (check, _) in whole.items()}, [f for _, f in whole.values()])
 
 
-def _recorded(context: Context, use: str, judge: str) -> tuple[JudgeCheck, dict[str, Figure]] | None:
-    """The check as its log has it; None where the log is gone."""
+def _told(context: Context) -> dict[str, Row]:
+    """Use -> the newest event of a check that was made."""
+    return {str(event["use"]): event for event in context.run.events("checked") if event.get("use") in SETS}
+
+
+def lost(context: Context, use: str) -> bool:
+    """Whether a check was made of which rows, or all, are gone since: it has to be made again."""
+    event = _told(context).get(use) if context.recipe.checks.enabled else None
+    return event is not None and _recorded(context, use, event) is None
+
+
+def _recorded(context: Context, use: str, event: Row) -> tuple[JudgeCheck, dict[str, Figure]] | None:
+    """The check as its log has it; None where rows of it are gone, so that it says another thing than its event."""
     path = context.run.eval / "checks" / f"{use}.jsonl"
     context.run.check_log(path)
     rows = [row for row in records.read(path, KEY) if row["arm"] == "check"]
     if wrong := [row for row in rows if not (isinstance(row.get("label"), bool | int) and "said" in row)]:
         raise CaiError(f"{path}: row {wrong[0]['item']}: no label or verdict in it: remove it and its .sum, and resume")
-    return judged(use, judge, rows, context.recipe.checks) if rows else None
+    if not rows:
+        return None
+    found = judged(use, str(event.get("judge")), rows, context.recipe.checks)
+    return found if _as_told(found[0], event) else None
+
+
+def _as_told(check: JudgeCheck, event: Row) -> bool:
+    """Whether its numbers are those of its event (whose `n` is the event's own); an event of before may lack some."""
+    pairs = ((getattr(check, name), event[name]) for name in ("kappa", "sensitivity", "undecided") if name in event)
+    return all(a == b or (a is not None and b is not None and math.isclose(a, b, abs_tol=1e-6)) for a, b in pairs)
 
 
 def _put(context: Context, checks: Row, figures: Sequence[Mapping[str, Figure]]) -> None:

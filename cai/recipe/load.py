@@ -168,7 +168,10 @@ def read(path: Path) -> Source:
 
 def parse_toml(text: str) -> Row:
     """The table of TOML text. Every fault is a ValueError of one line, also what tomllib does not expect."""
-    return copy.deepcopy(_parsed(text))
+    try:
+        return copy.deepcopy(_parsed(text))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 @lru_cache(maxsize=64)  # one command reads its recipe several times

@@ -195,7 +195,15 @@ class LoraSection(Section):
     rank: Annotated[int, Field(ge=1, le=8192)] = 32  # no matrix of a model is wider
     alpha: Positive = 64
     dropout: Fraction = 0.0
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
 
 
 LossName = Literal["sigmoid", "sft", "ipo", "hinge", "sigmoid_norm", "robust", "apo_zero", "apo_down"]

@@ -28,6 +28,7 @@ from cai.recipe.settings_benchmarks import BenchmarksSection
 from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
+from cai.training.train import load_result
 
 OVERHEAD = 512  # tokens that an arm's examples leave to the question, beside its answers
 
@@ -66,9 +67,17 @@ def policies(context: Context) -> list[Policy]:
     """The run's own policy, then every arm that stands beside it and has its adapter."""
     run, recipe = context.run, context.recipe
     found = [Policy(context, run.adapter)]
-    folders = [(beside.SFT, run.sft_adapter, recipe.sft.enabled)]
-    folders.append((beside.FROM_BASE, run.path / "adapter-from-base", recipe.dpo.also_from_base))
-    found += [Policy(context, folder, name) for name, folder, on in folders if on and has_adapter(folder)]
+    folders = [(beside.SFT, run.sft_adapter, run.sft_train, recipe.sft.enabled)]
+    from_base = run.path / "train" / "from_base"
+    folders.append((beside.FROM_BASE, run.path / "adapter-from-base", from_base, recipe.dpo.also_from_base))
+    for name, folder, training, on in folders:
+        if not on or not has_adapter(folder):
+            continue
+        if load_result(training) is None:  # it was trained: the figures would be another adapter's
+            raise CaiError(
+                f"{folder}: is not the adapter that was trained. Resume the run, which writes it again.", errors.CORRUPT
+            )
+        found.append(Policy(context, folder, name))
     return found + [_prompted(context, arm) for arm in recipe.benchmarks.prompted]
 
 
