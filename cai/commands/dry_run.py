@@ -16,10 +16,12 @@ from cai.commands import dry_run_arms
 from cai.data import chain
 from cai.data.answer_signs import WORDINGS
 from cai.engine.tokenizers import Tokenizer
+from cai.evaluate.benchmarks.suite import check_files
 from cai.inputs import Inputs, runs_root
 from cai.models import embedded
 from cai.models.fake import FakeModel
 from cai.models.loading import refuse_unknown
+from cai.models.policy import refuse_missing
 from cai.models.tokenizer_file import ByteCounter, modules_at_hand, tokenizer_at_hand
 from cai.preflight.download import download_line
 from cai.recipe.load import Recipe
@@ -49,6 +51,12 @@ def dry_run(inputs: Inputs, run: Path | None = None) -> int:
     tracker.require(inputs.recipe.report.tracker)
     if inputs.backend == "fake":
         FakeModel(inputs.recipe.model)  # refuses one that it does not know
+    if inputs.backend in ("cuda", "cpu"):
+        refuse_missing(inputs.recipe.model.name)
+    section = inputs.recipe.benchmarks  # files of the user's own: others would have to be fetched
+    own = [name for name in section.run if name in ("harmbench", "xstest") and getattr(section, name)]
+    if own and not run:
+        check_files(own, section, inputs.folder)
     tokenizer, source = tokenizer_at_hand(inputs.recipe.model, inputs.backend)
     refuse_unknown(inputs.recipe.lora.target_modules, modules_at_hand(inputs.recipe.model, inputs.backend))
     prompts = _prompts(inputs, tokenizer, source)

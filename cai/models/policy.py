@@ -241,6 +241,16 @@ def refuse_pickles(folder: Path, key: str) -> None:
         raise CaiError(f"{key}: {folder}: {pickles[0]} is a pickle, which may hold code. Save it as safetensors.")
 
 
+def refuse_missing(name: str) -> None:
+    """A path that is no folder of a saved model; a dry run asks it, too. Error: exit 2."""
+    remedy = "Give a hub id or the folder of a saved model."
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise CaiError(f"model.name: {name}: no config.json in it. {remedy}")
+    elif Path(name).is_absolute() or name.startswith((".", "~")):
+        raise CaiError(f"model.name: {name}: no such folder. {remedy}")
+
+
 def resolve_name(section: ModelSection, say: Callable[[str], None], *, twins: bool = True) -> str:
     """The name that will really be loaded: Unsloth maps some names to a twin on the hub (`twins`), already quantised.
 
@@ -249,8 +259,7 @@ def resolve_name(section: ModelSection, say: Callable[[str], None], *, twins: bo
     if Path(section.name).is_dir():
         refuse_pickles(Path(section.name), "model.name")
         return section.name
-    if Path(section.name).is_absolute() or section.name.startswith((".", "~")):
-        raise CaiError(f"model.name: {section.name}: no such folder. Give a hub id or the folder of a saved model.")
+    refuse_missing(section.name)
     if not twins or section.revision != "main":
         return section.name
     from unsloth.models.loader_utils import get_model_name
