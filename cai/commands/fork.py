@@ -4,7 +4,8 @@ Owns which rows stay. A row stays if nothing that made it changed, its own stage
 instructions -> answers -> critiques r0 -> revisions r0 -> critiques r1 -> ... -> guard. Later tries of a slot exist
 because of how an earlier pair came out, so they stay only if every stage does. Invariant: the fork ends with the rows
 that a run from nothing with the new recipe would end with (on a CPU, where no text depends on its batch), and with its
-very bytes unless items were added: those stand behind the rows that were kept. What wrote the kept rows goes along.
+very bytes unless items were added, which stand behind the rows that were kept, or taken away: rows of items that are no
+longer wanted stay in the log, and make no pair. What wrote the kept rows goes along.
 """
 
 from __future__ import annotations

@@ -67,13 +67,12 @@ def policies(context: Context) -> list[Policy]:
     """The run's own policy, then every arm that stands beside it and has its adapter."""
     run, recipe = context.run, context.recipe
     found = [Policy(context, run.adapter)]
-    folders = [(beside.SFT, run.sft_adapter, run.sft_train, recipe.sft.enabled)]
-    from_base = run.path / "train" / "from_base"
-    folders.append((beside.FROM_BASE, run.path / "adapter-from-base", from_base, recipe.dpo.also_from_base))
+    folders = [(beside.SFT, run.sft_adapter, "sft", recipe.sft.enabled)]
+    folders.append((beside.FROM_BASE, run.path / "adapter-from-base", "from_base", recipe.dpo.also_from_base))
     for name, folder, training, on in folders:
         if not on or not has_adapter(folder):
             continue
-        if load_result(training) is None:  # it was trained: the figures would be another adapter's
+        if load_result(run.path / "train" / training) is None:  # it was trained: the figures would be another adapter's
             raise CaiError(
                 f"{folder}: is not the adapter that was trained. Resume the run, which writes it again.", errors.CORRUPT
             )
