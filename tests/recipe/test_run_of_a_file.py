@@ -280,6 +280,7 @@ def test_a_value_that_is_none_is_one_line_that_says_how_to_write_it(
     [
         ("items = " + "9" * 5000, "TOML syntax: Exceeds the limit"),
         ("items = " + "[" * 3000, "TOML syntax: nested too deeply"),
+        (".".join("a" * 500) + " = 1", "TOML syntax: nested too deeply"),
         ("items = 9223372036854775808", "items: input should be less than or equal to 500000"),
         ("items = True", "TOML syntax"),
     ],
