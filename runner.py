@@ -74,10 +74,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError) and (
             odd := part_of_a_run(error.filename)
         ):
-            kind = "a folder" if isinstance(error, IsADirectoryError) else "no folder"
-            print(
-                printable(f"{odd}: is {kind}, and a run has the other there: move it away and resume"), file=sys.stderr
-            )
+            kind = "a folder, and" if isinstance(error, IsADirectoryError) else "no folder, but"
+            print(printable(f"{odd}: is {kind} a run has the other there: move it away, resume"), file=sys.stderr)
             return errors.CORRUPT
         if isinstance(error, OSError) and error.errno in REMEDIES:
             print(printable(str(io_error(error.filename or "runner.py", "a system call", error))), file=sys.stderr)

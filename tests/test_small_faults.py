@@ -242,7 +242,7 @@ def test_a_supervisor_does_not_resume_a_run_whose_budget_is_used_up(tmp_path: Pa
     waits: list[float] = []
     command = [sys.executable, "-c", "raise SystemExit(75)"]
     assert Supervisor(command, path, wait=waits.append).supervise() == errors.RESUMABLE and not waits
-    assert "budget" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"not resumed: {path}: the budget is used up\n"
     with Run.open(path):  # a later attempt that was preempted is resumed
         pass
     assert Supervisor(command, path, wait=waits.append, fruitless=1).supervise() == errors.RESUMABLE and waits

@@ -238,10 +238,11 @@ def verdict_of_critique(text: str, critique: str, case: str) -> str:
     """The first sentence that a text has word for word from its critique, not from its case, and that judges; or "".
 
     Of 1,085 revisions of a 1.5B model 63 had one ("The reader would wrongly rely on this claim"). What a critique says
-    of the matter itself belongs into the new answer.
+    of the matter itself, or between quotation marks, belongs into the new answer.
     """
     judging = [one for one in SENTENCE.findall(text) if _JUDGES.search(one.strip())]
-    said, known = (f" {' '.join(words(part))} " for part in (critique, case)) if judging else ("", "")
+    offered = " | ".join(_QUOTED.findall(critique)) if judging else ""  # what it says should stand there
+    said, known = (f" {' '.join(words(part))} " for part in (critique, f"{case}\n{offered}")) if judging else ("", "")
     for one in judging:
         own = words(one)
         same = f" {' '.join(own)} "
@@ -250,6 +251,7 @@ def verdict_of_critique(text: str, critique: str, case: str) -> str:
     return ""
 
 
+_QUOTED = re.compile(r"[\"“]([^\"”]+)[\"”]")
 _JUDGES = re.compile(
     r"\b(?:answers?|response|readers?|instruction|tone|claim|critique|critic|revision|rewrite|principle|wording"
     r"|(?:could|should|can|may) stand (?:there|as it is))\b"

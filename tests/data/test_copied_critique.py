@@ -47,6 +47,8 @@ def test_its_judgement_may_not(copied: str) -> None:
     [
         ("The reader would wrongly rely on this claim.", "It is vague.", ANSWER),  # its own words
         ("The answer leaves out water.", CRITIQUE, ANSWER),  # too short to be known again
+        ("You can file the claim within thirty days.", 'It should say "You can file the claim within thirty days."',
+         ANSWER),  # what the critique wants to stand there
         ("Readers of this letter should reply by Monday.", "Readers of this letter should reply by Monday.",
          "Write: Readers of this letter should reply by Monday."),
     ],
