@@ -73,6 +73,9 @@ def test_adapter_loads_with_plain_peft_and_gives_the_trained_log_probs(alone):
     fresh.hf = PeftModel.from_pretrained(fresh.hf, str(folder / "adapter"))
     scores = pair_logps(fresh, pair_rows(fresh, make_pairs(6), FakePrompt(), 400))
     assert preference(scores, 0.1)["accuracy"] == 1.0 and preference(scores, 0.1)["margin"] > 1.0
+    alone_on = pair_logps(fresh, pair_rows(fresh, make_pairs(6), FakePrompt(), 400), reference=False)
+    assert [(s.chosen, s.rejected) for s in alone_on] == [(s.chosen, s.rejected) for s in scores]
+    assert all(math.isnan(s.ref_chosen) and math.isnan(s.ref_rejected) for s in alone_on)
 
 
 def test_result_is_none_until_the_adapter_is_there(alone, tmp_path):
