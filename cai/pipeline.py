@@ -16,7 +16,7 @@ from cai import errors
 from cai.data import guarding
 from cai.data.pairs import PairSet
 from cai.data.slots import slots
-from cai.data.sound import sound_rows
+from cai.data.sound import shown_beside
 from cai.errors import CaiError
 from cai.evaluate import advice, external, gates
 from cai.evaluate.doors import recipe_key
@@ -151,7 +151,7 @@ def train(context: Context, inputs: Inputs, collected: PairSet, pairs: Sequence[
     """The adapter of these pairs: trained, resumed, or found finished; from the base, or from SFT on the revisions."""
     from cai.training import arms
 
-    arm = arms.dpo_arm(context, pairs, collected.heldout, sound_rows(collected, len(pairs), context.recipe))
+    arm = arms.dpo_arm(context, pairs, collected.heldout, shown_beside(context, collected, len(pairs)))
     if not arms.done(arm) and "training_identity" not in context.run.manifest:
         context.run.update_manifest(training_identity=inputs.identity(training=True))
     return arms.trained(context, arm)
@@ -197,7 +197,7 @@ def evaluate(
     if len(context.recipe.dpo.seeds) > 1:
         from cai.training import arms
 
-        arms.train_seeds(context, training_pairs, pairs.heldout, sound_rows(pairs, len(training_pairs), context.recipe))
+        arms.train_seeds(context, training_pairs, pairs.heldout, shown_beside(context, pairs, len(training_pairs)))
     return {**stored_figures(context.run.eval), **results}
 
 

@@ -110,8 +110,9 @@ def verified_rows(path: Path) -> Rows[Record]:
 
 
 def changed_stages(then: Mapping[str, Identity], now: Mapping[str, Identity]) -> dict[str, list[str]]:
-    """Stage -> keys of its own inputs that differ."""
-    differing = {stage: _different(then.get(stage, {}), now.get(stage, {})) for stage in chain.names()}
+    """Stage -> keys of its own inputs that differ. A stage aside that the source had not is only drawn, not again."""
+    asked = [name for name in chain.names() if then.get(name) or not chain.is_aside(name)]
+    differing = {stage: _different(then.get(stage, {}), now.get(stage, {})) for stage in asked}
     return {stage: keys for stage, keys in differing.items() if keys}
 
 

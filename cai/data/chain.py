@@ -1,22 +1,18 @@
-"""The four generated stages as data: instructions -> answers -> critiques and revisions, round by round.
+"""What is asked of the stages of a run as a whole: their names and order, their prompts, what each depends on.
 
-Owns what fills each prompt and which parser judges what came back. No loops, no files, no model: `stage.run_stage`
-runs them, `runner` orders them. A round is one principle: critique of the current text, then revision of it.
+The stages themselves stand in `stages`. No loops, no model: `stage_loop.run_stage` runs them, `collect` orders them. A
+round is one principle: critique of the current text, then revision of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from cai.data import labels, parsing, principles, sampled, slots
-from cai.data import rounds as item_rounds
-from cai.data.comparisons import PAIR_FIELDS
-from cai.data.known_labels import LABEL_BAR
-from cai.data.parsing import Parsed, Unparsed
-from cai.data.rounds import _render_answer, _render_critique, _render_label, _render_relevance, _render_revision
-from cai.data.stage import Inputs, Stage, Unit
+from cai.data import sampled, slots
+from cai.data.stage import Stage, Unit
+from cai.data.stages import CHAIN, COMPARISONS, CRITIQUES, INSTRUCTIONS, REVISIONS, revises
 from cai.recipe.grid import Grid
 from cai.recipe.identity import drop_unset, rounding
 from cai.recipe.load import Recipe, flatten
@@ -42,209 +38,6 @@ def make_instructions(grid: Grid) -> Stage:
     return replace(INSTRUCTIONS, render=render)
 
 
-def _texts(unit: Unit) -> tuple[str, ...]:
-    """What a critique or revision may repeat: the texts of its case, not the wording of its request."""
-    return tuple(text for name, text in unit.fields.items() if not name.endswith("_request"))
-
-
-def _parse(parser: Callable[[str], Parsed | Unparsed]) -> Callable[[str, Unit], Parsed | Unparsed]:
-    def parse(text: str, unit: Unit) -> Parsed | Unparsed:
-        return parser(text)
-
-    return parse
-
-
-def _answer(round_: int) -> Inputs:
-    return (("answers", 0),)
-
-
-def _text_and_principle(round_: int) -> Inputs:
-    """What a round criticises, and how its principle was found."""
-    before: Inputs = (("revisions", round_ - 1),) if round_ else ()
-    return (*before, ("relevance", round_))
-
-
-def _revised(round_: int) -> Inputs:
-    # of any round: what they depend on is the same
-    return (("revisions", 1), ("relevance", 0), (LABEL_BAR.name, 0))
-
-
-def _relevant(recipe: Recipe) -> bool:
-    return recipe.principles.choice == "relevant"
-
-
-def _checked(recipe: Recipe) -> bool:
-    return recipe.pairs.label == "judge" and _revises(recipe)
-
-
-def _revises(recipe: Recipe) -> bool:
-    return "revision" in recipe.pairs.kinds
-
-
-def _samples(recipe: Recipe) -> bool:
-    return sampled.KIND in recipe.pairs.kinds
-
-
-def _calibration(context: Context, items: Sequence[int]) -> Sequence[int]:
-    return principles.calibration_items(context)
-
-
-INSTRUCTIONS = Stage(
-    "instructions",
-    "instructions",
-    lambda context, item, round_: None,  # `make_instructions` knows the grid
-    _parse(parsing.instruction),
-    limit_is_fault=True,
-    redraws=False,
-    keys=(
-        "seed",
-        "model",
-        "instructions",
-        "sampling.min_p",
-        "sampling.no_repeat_ngram",
-        "sampling.instructions",
-        "few_shot.instructions",
-    ),
-    files=("prompts/grid.yaml", "instructions.file"),
-    fields=frozenset({"topic", "kind", "persona", "tone"}),
-)
-ANSWERS = Stage(
-    "answers",
-    "answers",
-    _render_answer,
-    _parse(parsing.answer),
-    trims=lambda text, unit: parsing.bare(text, unit.fields["instruction"]),
-    redraws_limit=True,
-    needs=lambda round_: (("instructions", 0),),
-    keys=("sampling.answers", "few_shot.answers", "few_shot.rotate", "on_policy.round", "on_policy.adapter"),
-    fields=frozenset({"instruction"}),
-)
-SECOND_ANSWERS = Stage(
-    sampled.SECOND,
-    "answers",
-    sampled.render_second,
-    _parse(parsing.answer),
-    trims=lambda text, unit: parsing.bare(text, unit.fields["instruction"]),
-    redraws_limit=True,
-    needs=lambda round_: (("instructions", 0),),
-    keys=("sampling.answers", "few_shot.answers", "few_shot.rotate", "on_policy.round", "on_policy.adapter"),
-    fields=frozenset({"instruction"}),
-    sampling="answers",
-    optional=True,
-    enabled=_samples,
-)
-CALIBRATION = Stage(
-    "calibration",
-    "relevance",
-    principles.calibration_unit,
-    score=principles.calibrate,
-    reads=_answer,
-    keys=("principles", "critiques", "few_shot"),
-    files=("constitution.yaml", "prompts/answers.yaml", "prompts/critiques.yaml", "prompts/reviews.yaml"),
-    fields=principles.FIELDS,
-    enabled=_relevant,
-    items=_calibration,
-)
-RELEVANCE = Stage(
-    "relevance",
-    "relevance",
-    _render_relevance,
-    score=principles.relevance,
-    per_round=True,
-    needs=_answer,
-    reads=lambda round_: (
-        ("calibration", 0),
-        *((("revisions", round_ - 1), ("relevance", round_ - 1)) if round_ else ()),
-    ),
-    keys=("rounds", "principles", "critiques", "few_shot.relevance", "few_shot.critiques"),
-    files=("constitution.yaml", "prompts/critiques.yaml", "prompts/reviews.yaml"),
-    fields=principles.FIELDS,
-    enabled=_relevant,
-)
-CRITIQUES = Stage(
-    "critiques",
-    "critiques",
-    _render_critique,
-    lambda text, unit: parsing.critique(text, opened=bool(unit.prefill)),
-    trims=lambda text, unit: parsing.before_repetition(text),
-    inputs=_texts,
-    per_round=True,
-    needs=_answer,
-    reads=_text_and_principle,
-    keys=(
-        "rounds",
-        "critiques",
-        "sampling.critiques",
-        "few_shot.critiques",
-        "few_shot.reviews",
-        "few_shot.rotate",
-        "on_policy.critic",
-    ),
-    files=("constitution.yaml", "prompts/reviews.yaml"),
-    fields=frozenset({"instruction", "answer", "critique_request"}),
-    enabled=_revises,
-)
-REVISIONS = Stage(
-    "revisions",
-    "revisions",
-    _render_revision,
-    item_rounds.parse_revision,
-    trims=lambda text, unit: parsing.bare(text, unit.fields["instruction"]),
-    inputs=_texts,
-    redraws_limit=True,
-    per_round=True,
-    needs=lambda round_: (("critiques", round_),),
-    reads=lambda round_: (*_answer(round_), *_text_and_principle(round_)),
-    keys=(
-        "rounds",
-        "critiques",
-        "sampling.revisions",
-        "few_shot.revisions",
-        "few_shot.reviews",
-        "few_shot.rotate",
-        "on_policy.critic",
-    ),
-    files=("constitution.yaml", "prompts/reviews.yaml"),
-    fields=frozenset({"instruction", "answer", "critique", "revision_request"}),
-    enabled=_revises,
-)
-LABELS = Stage(
-    "labels",
-    "judge_pair",
-    _render_label,
-    score=labels.check,
-    needs=_answer,
-    reads=_revised,
-    keys=("principles.max_text_tokens", "pairs.label"),
-    files=("constitution.yaml",),
-    fields=PAIR_FIELDS,
-    enabled=_checked,
-)
-COMPARISONS = Stage(
-    sampled.COMPARED,
-    "judge_pair",
-    sampled.render_comparison,
-    score=sampled.compare,
-    needs=lambda round_: (("answers", 0), (sampled.SECOND, 0)),
-    reads=lambda round_: (("relevance", 0), (LABEL_BAR.name, 0)),
-    keys=("rounds", "principles"),
-    files=("constitution.yaml",),
-    fields=PAIR_FIELDS,
-    optional=True,
-    enabled=_samples,
-)
-CHAIN: tuple[Stage, ...] = (
-    INSTRUCTIONS,
-    ANSWERS,
-    SECOND_ANSWERS,
-    CALIBRATION,
-    LABEL_BAR,
-    RELEVANCE,
-    CRITIQUES,
-    REVISIONS,
-    LABELS,
-    COMPARISONS,
-)
 REVIEWS = "reviews"  # the prompt file of critiques and revisions in one transcript
 GUARD = "guard"  # judges finished pairs: it stands behind the chain, with a model of its own (`guarding`)
 
@@ -256,6 +49,11 @@ def names() -> tuple[str, ...]:
 
 def named(name: str) -> Stage | None:
     return next((stage for stage in CHAIN if stage.name == name), None)
+
+
+def is_aside(name: str) -> bool:
+    found = named(name)
+    return found is not None and found.aside
 
 
 def drawn(prompt: str) -> str:
@@ -294,7 +92,7 @@ def fields_of(prompt: str) -> frozenset[str]:
 def ordered(rounds: int, recipe: Recipe | None = None) -> list[tuple[Stage, int]]:
     """(stage, round) in the order in which they run: what stands once, the rounds, what stands once behind them."""
     chain = [stage for stage in CHAIN if recipe is None or stage.enabled(recipe)]
-    rounds = rounds if recipe is None or _revises(recipe) else 1  # later rounds are about revised texts
+    rounds = rounds if recipe is None or revises(recipe) else 1  # later rounds are about revised texts
     begun = next((place for place, stage in enumerate(chain) if stage.per_round), len(chain))
     first, rest = chain[:begun], chain[begun:]
     inner = [(stage, round_) for round_ in range(rounds) for stage in rest if stage.per_round]
@@ -329,7 +127,7 @@ def stage_identity(recipe: Recipe, stage: str, files: Mapping[str, str]) -> dict
     keep.pop("model.backend", None)
     drop_unset(keep)
     keep |= rounding(recipe) if stage == CHAIN[0].name else {}
-    keep |= {"pairs.kind": repr(recipe.pairs.kind)} if found in (CRITIQUES, REVISIONS) and not _revises(recipe) else {}
+    keep |= {"pairs.kind": repr(recipe.pairs.kind)} if found in (CRITIQUES, REVISIONS) and not revises(recipe) else {}
     inputs = {f"prompts/{found.prompt}.yaml", *found.files} if found else set()
     return keep | {f"sha256({name})": sha for name, sha in files.items() if name in inputs}
 
@@ -339,8 +137,15 @@ def limit_tokens(recipe: Recipe) -> int:
     if recipe.pairs.file:
         return 0
     given = CHAIN[0].name if recipe.instructions.file else ""
-    drawn = [stage.drawn for stage, _ in ordered(recipe.rounds, recipe) if stage.drawn and stage.name != given]
+    each = [stage for stage, _ in ordered(recipe.rounds, recipe) if not stage.aside]
+    drawn = [stage.drawn for stage in each if stage.drawn and stage.name != given]
     return sum(getattr(recipe.sampling, section).max_new_tokens for section in drawn)
+
+
+def aside_tokens(recipe: Recipe) -> int:
+    """The most tokens of the requests and answers that an SFT stage alone is shown."""
+    each = [stage.drawn for stage, _ in ordered(recipe.rounds, recipe) if stage.aside]
+    return recipe.sft.answers * sum(getattr(recipe.sampling, section).max_new_tokens for section in each)
 
 
 def whole_items(rows: Iterable[Row], rounds: int, kind: str = "revision") -> set[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cai.data import chain, guarding, instructions, rounds, slots
+from cai.data import chain, guarding, instructions, own_answers, rounds, slots, stages
 from cai.data.kinds import build
 from cai.data.pairs import PairPlan, PairSet, plan_of
 from cai.data.stage_loop import run_stage
@@ -74,15 +74,17 @@ def collect(context: Context, grid: Grid, given: Intake | None, until: str = "")
                 run_stage(context, asking, todo, again, accept=instructions.drop_near_duplicates(context))
         last = asking.name
         for stage, round_ in chain.ordered(recipe.rounds, recipe)[1:]:
-            if until == last:
+            if until == last or stage.aside:
                 break
             run_stage(context, stage, items, round_)
             last = stage.name
         pairs = pairs_so_far(context, pairs, attempt)
-        if until not in ("", "pairs"):
+        if until not in ("", "pairs", *own_answers.STAGES):
             break
         if recipe.guard.enabled and guarding.run_guard(context, pairs.examples):
             pairs = pairs_so_far(context, pairs, attempt)
+    if until in ("", "pairs", *own_answers.STAGES):
+        own_answers.collect(context, stages.SFT_INSTRUCTIONS, stages.SFT_ANSWERS, grid, until)
     if len(context.log.rows) > before:
         found = instructions.summary(context.log.by_stage("instructions"), len(slots.slots(recipe)))
         context.run.event("instructions_summary", **found)

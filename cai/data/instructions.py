@@ -20,28 +20,33 @@ from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Record
 
+OWN_REQUESTS = "sft_instructions"  # further benign requests (`own_answers`)
 ALL_COMPARED = 2_000  # texts up to which each is asked for its nearest other one; of more a thousand are
 ASKED = 1_000
 
 
-def rejected(context: Context, items: Sequence[int], attempts: int) -> list[int]:
+def rejected(context: Context, items: Sequence[int], attempts: int, stage: str = "instructions") -> list[int]:
     """The items of which all the attempts before this one stand in the log and were rejected."""
-    rows = {item: [context.log.get("instructions", item, a) for a in range(attempts)] for item in items}
+    rows = {item: [context.log.get(stage, item, a) for a in range(attempts)] for item in items}
     return [item for item in items if all(row is not None and row["status"] != "ok" for row in rows[item])]
 
 
-def drop_near_duplicates(context: Context) -> Accept:
-    """Reject what is too near to an accepted instruction. What stands in the log is read once, not at every batch."""
+def drop_near_duplicates(context: Context, stage: str = "instructions", other: str = OWN_REQUESTS) -> Accept:
+    """Reject what is too near to an accepted instruction of this stage or, when it begins, of the `other` one.
+
+    What stands in the log is read once, not at every batch.
+    """
     threshold = context.recipe.instructions.similarity_threshold
-    seen, taken = NearDuplicates([], threshold), 0
+    others = [row["text"] for row in context.log.by_stage(other) if row["status"] == "ok"]
+    seen, taken = NearDuplicates(others, threshold), 0
     kept_here: set[tuple[int, int]] = set()
 
     def accept(rows: list[Record]) -> list[Record]:
         nonlocal seen, taken
-        logged = context.log.by_stage("instructions")
+        logged = context.log.by_stage(stage)
         batch = {(row["item"], row["round"]) for row in rows}
-        if any(context.log.has("instructions", *key) for key in batch):  # a batch recomputed whole
-            seen, taken = NearDuplicates([], threshold), 0
+        if any(context.log.has(stage, *key) for key in batch):  # a batch recomputed whole
+            seen, taken = NearDuplicates(others, threshold), 0
             kept_here.clear()
         for row in logged[taken:]:
             key = (row["item"], row["round"])

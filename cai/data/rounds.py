@@ -67,10 +67,10 @@ def found_nothing(critique: Record) -> bool:
     return "no_issue" in critique.get("flags", ()) or finds_nothing(critique["text"])
 
 
-def instruction_of(context: Context, item: int) -> Record | None:
+def instruction_of(context: Context, item: int, stage: str = "instructions") -> Record | None:
     """The accepted instruction row of an item, whichever attempt produced it."""
     for attempt in range(context.recipe.instructions.max_tries):
-        row = context.log.get("instructions", item, attempt)
+        row = context.log.get(stage, item, attempt)
         if row is None:
             return None
         if row["status"] == "ok":

@@ -11,13 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cai.data import own_answers
 from cai.data.pairs import REPEATED, PairSet
 from cai.metrics.text import repetition
 from cai.metrics.wordings import leftovers
 from cai.recipe.load import Recipe
+from cai.run.context import Context
 from cai.store.row_types import Example, Pair, Reject, SoundAnswer
 
 MAX_REPETITION = 0.02  # share of a text's 8-word sequences that stood in it before
+
+
+def shown_beside(context: Context, pairs: PairSet, limit: int) -> list[SoundAnswer]:
+    """What an SFT stage is shown beside the revisions: `sound_rows`, then the answers to further requests."""
+    own = own_answers.imitated(context, _is_whole)
+    return [*sound_rows(pairs, limit, context.recipe), *own]
 
 
 def sound_rows(pairs: PairSet, limit: int, recipe: Recipe) -> list[SoundAnswer]:
@@ -68,4 +76,8 @@ def _whole(example: Example) -> bool:
     answer, flags = example["initial_answer"], example["flags"]
     if (example["pool"] == "benign" and flags["answer_refuses"]) or "answers" in flags["ran_to_limit"]:
         return False
+    return _is_whole(answer)
+
+
+def _is_whole(answer: str) -> bool:
     return bool(answer.strip()) and not repeats(answer) and not leftovers(answer)

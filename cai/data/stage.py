@@ -64,6 +64,7 @@ class Stage:
     `keys`, `files`: what of the recipe and of its input files this stage adds to those before it (a prompt is added by
     itself). `sampling`: its section of [sampling] ("" = its name). `fields`: what fills its prompt.
     `items(context, items)`: which numbers it runs on, where they are not the run's own.
+    `aside`: no step of an item: it runs once, on numbers of its own, when no slot is tried any more.
     `optional`: a stage that came later: where it is off it adds nothing to an identity, so that runs of before fork.
     `trims(text, unit)`: a text without what is no part of it. One that loses its end is finished.
     `limit_is_fault`: a completion that ran to the token limit is rejected here (else flagged, and judged as a pair).
@@ -87,6 +88,7 @@ class Stage:
     sampling: str = ""
     trims: Callable[[str, Unit], str] | None = None
     optional: bool = False
+    aside: bool = False
     enabled: Callable[[Recipe], bool] = always
     items: Callable[[Context, Sequence[int]], Sequence[int]] = lambda context, items: items
     inputs: Callable[[Unit], Sequence[str]] = lambda unit: tuple(unit.fields.values())

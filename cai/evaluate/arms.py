@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.data.pairs import PairSet
-from cai.data.sound import sound_rows
+from cai.data.sound import shown_beside
 from cai.evaluate import measure as whole
 from cai.evaluate import prompted, started
 from cai.evaluate.dpo_health import LOGPS
@@ -66,7 +66,7 @@ SERIES = (
 def run_arms(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], recipe_folder: Path) -> None:
     """Train and measure every arm of the recipe that is not there yet; each one's figures in eval/<arm>.json."""
     recipe = context.recipe
-    sound = sound_rows(pairs, len(training_pairs), recipe) if recipe.dpo.start == "sft" else ()
+    sound = shown_beside(context, pairs, len(training_pairs)) if recipe.dpo.start == "sft" else ()
     arms = [sft_arm(context, training_pairs, sound)] if recipe.has_sft else []
     arms += [from_base_arm(context, training_pairs, pairs.heldout)] if recipe.dpo.also_from_base else []
     for arm in arms:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
-from cai.data import answer_signs, chain, known_labels, principles, rounds
+from cai.data import answer_signs, known_labels, principles, rounds, stages
 from cai.data.comparisons import margin, margin_asks
 from cai.data.stage import Stage, Unit
 from cai.data.stage_loop import draw
@@ -71,12 +71,12 @@ def measure(context: Context) -> dict[str, Figure]:
             return loop.rows_of(log, keys)
 
         doubted = _doubted(context, log, asked)
-        critiques = texts(chain.CRITIQUES, {i: _critique(i, u, context) for i, u in asked.items() if i in doubted})
+        critiques = texts(stages.CRITIQUES, {i: _critique(i, u, context) for i, u in asked.items() if i in doubted})
         found = {row["item"]: cast(Record, row) for row in critiques if row["status"] == "ok"}
         faulted = {i: row["text"] for i, row in found.items() if not rounds.found_nothing(row)}
         said = {i: row["text"] if finds_nothing(row["text"]) else NOTHING for i, row in found.items()}
         said |= {i: NOTHING for i in asked if i not in doubted} | faulted
-        revisions = texts(chain.REVISIONS, {i: _revision(context, i, asked[i], text) for i, text in faulted.items()})
+        revisions = texts(stages.REVISIONS, {i: _revision(context, i, asked[i], text) for i, text in faulted.items()})
         revised = {row["item"]: row["text"] for row in revisions if row["status"] == "ok"}
         if (
             context.recipe.critiques.found == "compared" and context.recipe.pairs.label == "judge"
@@ -190,7 +190,7 @@ def _mark(context: Context) -> str:
     parts = [
         DATA.read_bytes(),
         context.constitution.sha.encode(),
-        *(context.prompts[stage.prompt].sha.encode() for stage in (chain.CRITIQUES, chain.REVISIONS)),
+        *(context.prompts[stage.prompt].sha.encode() for stage in (stages.CRITIQUES, stages.REVISIONS)),
         f"{facts.get('model', recipe.model.name)}/{facts.get('revision')}/{recipe.seed}".encode(),
         recipe.sampling.model_dump_json().encode(),
         recipe.few_shot.model_dump_json().encode(),

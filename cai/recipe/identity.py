@@ -46,7 +46,8 @@ def identity(recipe: Recipe, files: Mapping[str, str], *, training: bool = False
     if recipe.guard.enabled:
         keep |= {k: v for k, v in flat.items() if k.startswith("guard.")}
     if training and recipe.dpo.start == "sft":
-        keep |= {k: v for k, v in flat.items() if k.startswith("sft.") and (k, v) != ("sft.select", repr("all"))}
+        came_later = {("sft.select", repr("all")), ("sft.answers", "0"), ("sft.end_weight", "1.0")}
+        keep |= {k: v for k, v in flat.items() if k.startswith("sft.") and (k, v) not in came_later}
     return keep | {f"sha256({name})": sha for name, sha in files.items()}
 
 

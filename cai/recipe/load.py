@@ -39,12 +39,12 @@ from cai.recipe.settings import (
     ReportSection,
     SamplingSections,
     Section,
-    SftSection,
     Slots,
 )
 from cai.recipe.settings_benchmarks import BenchmarksSection, ChecksSection, GuardSection
 from cai.recipe.settings_evaluation import EvaluationSection, GatesSection, HygieneSection
 from cai.recipe.settings_rounds import OnPolicySection
+from cai.recipe.settings_sft import SftSection
 from cai.recipe.settings_sweep import SweepSection
 from cai.recipe.writing import remedy
 from cai.store.jsonl import JsonObject, Row

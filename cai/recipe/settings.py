@@ -209,7 +209,8 @@ class LoraSection(Section):
 LossName = Literal["sigmoid", "sft", "ipo", "hinge", "sigmoid_norm", "robust", "apo_zero", "apo_down"]
 NOT_TRAINED = {"save_steps", "save_minutes", "gradient_checkpointing", "first_loss_tolerance", "seeds", "eval_steps",
                "keep", "also_from_base"}  # fmt: skip
-ADDED = {"start", "label_smoothing", "ld_alpha", "weight", "soft_labels"}  # as they stand they leave the weights alone
+# as they stand they leave the weights alone
+ADDED = {"start", "label_smoothing", "ld_alpha", "weight", "soft_labels", "end_weight"}
 
 
 class DpoSection(Section):
@@ -219,6 +220,7 @@ class DpoSection(Section):
     (then `also_from_base` trains DPO alone beside it), or the adapter of the round before ([on_policy]).
     `label_smoothing`: robust's share of wrong labels. `ld_alpha`: what the tokens beyond the shorter completion count
     (1 = as the others). `weight`, `soft_labels`: what a pair's `margin` (log-odds of its label check) decides.
+    `end_weight`: what the end token counts in the mean of an `sft` term (1 = as every other token).
     `save_minutes`: checkpoints by time (0 = each `save_steps`). `eval_steps`: the loss of held-out pairs each so many
     steps (0 = never); `keep`: which weights become the adapter, the last or those of the best held-out loss.
     """
@@ -233,6 +235,7 @@ class DpoSection(Section):
     ld_alpha: Fraction = 1.0
     weight: Literal["none", "margin"] = "none"
     soft_labels: bool = False
+    end_weight: Annotated[float, Field(ge=1.0, le=100.0)] = 1.0
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 5e-6
     beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
     batch_size: Positive = 1
@@ -300,34 +303,6 @@ class HealthSection(Section):
     max_same_answers: Fraction = 0.5  # ... and the share of fresh answers that are the base's, from which it is one
     max_kl: Annotated[float, Field(ge=0.0)] = 0.1  # above it moved too far; as the gates have it
     stop: tuple[Literal["displacement", "rising_loss", "truncation", "heldout_rise"], ...] = ()
-
-
-class SftSection(Section):
-    """A second arm: the same LoRA trained from the start on the revisions alone; it says what DPO adds.
-
-    With `dpo.start = "sft"` it is DPO's first stage, whether enabled or not. Seed, batch, schedule and `max_length` are
-    [dpo]'s; with `max_steps` and `epochs` at 0 its length is too. `select` = "clean": no text that repeats itself or
-    was cut, and answers that no revision bettered; "all": every revision, and answers in which nothing was found.
-    """
-
-    enabled: bool = False
-    max_steps: Count = 0
-    epochs: Annotated[float, Field(ge=0.0)] = 0.0
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4  # LoRA at 33B and 65B: Dettmers et al. 2023, table 9
-    select: Literal["all", "clean"] = "all"
-
-    @model_validator(mode="after")
-    def _length(self) -> SftSection:
-        if self.max_steps > 0 and self.epochs > 0:
-            raise ValueError("set at most one of sft.max_steps and sft.epochs above 0; with neither, as [dpo]")
-        return self
-
-    def recipe(self, dpo: DpoSection) -> DpoSection:
-        """[dpo] with what this arm has of its own: length, learning rate and the plain likelihood of the revision."""
-        own = {"max_steps": self.max_steps, "epochs": self.epochs} if self.max_steps or self.epochs else {}
-        plain = {name: DpoSection.model_fields[name].default for name in (*ADDED, "eval_steps", "keep")}
-        changed = {"learning_rate": self.learning_rate, "loss_type": ("sft",), "loss_weights": (), **plain, **own}
-        return dpo.model_copy(update=changed)
 
 
 class BudgetSection(Section):

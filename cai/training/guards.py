@@ -27,7 +27,7 @@ from cai.recipe.settings import DpoSection, HealthSection
 from cai.store.jsonl import Row
 from cai.training import checkpoints, heldout, ranks
 from cai.training.loss import Batch, Forward
-from cai.training.token_rows import PairRow
+from cai.training.token_rows import PairRow, token_counts
 from cai.world import world
 
 if TYPE_CHECKING:
@@ -108,7 +108,11 @@ class Guarded(Trainer):
         return self._collate(micro_batches[0]) if micro_batches[0] else {}
 
     def _collate(self, indexes: Sequence[int]) -> Batch:
-        return self.plan.collate([self.plan.rows[i] for i in indexes])
+        rows, weight = [self.plan.rows[i] for i in indexes], self.plan.dpo.end_weight
+        ends = (
+            {} if weight == 1.0 else {"counts_C": torch.tensor([n for row in rows for n in token_counts(row, weight)])}
+        )
+        return self.plan.collate(rows) | ends
 
     def training_step(
         self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None

@@ -152,18 +152,19 @@ def pair_loss(
     label_smoothing: float = 0.0,
     weights_B: torch.Tensor | None = None,
     labels_B: torch.Tensor | None = None,
+    counts_C: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean loss of the micro-batch, TRL 1.15's formulas (trl/trainer/dpo_trainer.py, `_compute_loss`).
 
     `weights_B`: what each pair counts. `labels_B`: the probability that the chosen text is the better one; the loss is
     then expected over both orders (Mitchell 2023, cDPO; Bai et al. 2022, section 4.1). `sft` is the mean NLL of the
-    chosen tokens and has no other order.
+    chosen tokens and has no other order; `counts_C`: what each of them counts.
     """
     scores_2B = logps_2B - ref_2B
     total = logps_2B.new_zeros(())
     for name, weight in zip(loss_type, loss_weights or [1.0] * len(loss_type), strict=True):
         if name == "sft":
-            value = chosen_nll(logps_N, lengths_S, weights_B)
+            value = chosen_nll(logps_N, lengths_S, weights_B, counts_C)
         else:
             value_B = order_loss(name, scores_2B, lengths_S, beta, label_smoothing)
             if labels_B is not None:
@@ -208,11 +209,18 @@ def order_loss(
     raise CaiError(f"dpo.loss_type: {name}: unknown. Known: {', '.join(get_args(LossName))}.")
 
 
-def chosen_nll(logps_N: torch.Tensor, lengths_S: Sequence[int], weights_B: torch.Tensor | None) -> torch.Tensor:
-    """Minus the mean log-probability of the chosen texts' tokens."""
+def chosen_nll(
+    logps_N: torch.Tensor,
+    lengths_S: Sequence[int],
+    weights_B: torch.Tensor | None,
+    counts_C: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Minus the mean log-probability of the chosen texts' C tokens, each counted as `counts_C` says (None: once)."""
     lengths_B = list(lengths_S[: len(lengths_S) // 2])
     chosen = logps_N[: sum(lengths_B)]
-    if weights_B is None:
+    if weights_B is None and counts_C is None:
         return -chosen.mean()
-    sums_B = torch.stack([part.sum() for part in chosen.split(lengths_B)])
-    return -(weights_B * sums_B).sum() / sum(lengths_B)
+    counted = chosen if counts_C is None else chosen * counts_C
+    total = sum(lengths_B) if counts_C is None else counts_C.sum()
+    sums_B = torch.stack([part.sum() for part in counted.split(lengths_B)])
+    return -(sums_B if weights_B is None else weights_B * sums_B).sum() / total

@@ -1,8 +1,9 @@
 """TRL's SFTTrainer on prompt -> revision, with the batches, checks and checkpoints of DPO. Imports torch.
 
 Imported late, after unsloth. Owns the loss: minus the mean log-probability of the revisions' tokens, over the whole
-effective batch (so the micro-batch does not change it); prompts count nothing. TRL 1.15 computes it with a Triton
-kernel, which no CPU has; `sequence_logps` is what DPO, its reference and the evaluation go through, too.
+effective batch (so the micro-batch does not change it); prompts count nothing, end
+tokens what `sft.end_weight` says. TRL 1.15 computes it with a Triton kernel, which no CPU has; `sequence_logps` is what
+DPO, its reference and the evaluation go through, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cai.engine.foreign import HfModel, HfTokenizer
 from cai.training.callbacks import callbacks_of
 from cai.training.guards import Guarded, TrainingPlan, arguments
 from cai.training.loss import Batch, sequence_logps
+from cai.training.token_rows import token_counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,14 +48,19 @@ class RevisionTrainer(Guarded, SFTTrainer):
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: object = None
     ) -> torch.Tensor:
         _, logps_N = sequence_logps(self.hf, inputs, self.plan.forward)
+        if "counts_C" in inputs:
+            logps_N = logps_N * inputs["counts_C"]
         # transformers divides by the micro-batches of the step
         loss = -logps_N.sum() * (self.plan.accumulation / self._tokens_of_step())
         self._add_loss(loss.detach())
         return self._scaled(loss)
 
-    def _tokens_of_step(self) -> int:
-        """Revision tokens of the effective batch that is being trained on."""
+    def _tokens_of_step(self) -> float:
+        """Revision tokens of the effective batch that is being trained on, end tokens by their weight."""
         plan = self.plan
         size = plan.micro_batch * plan.accumulation
         start = self.state.global_step * size
-        return sum(len(plan.rows[i].chosen_ids) for i in plan.order[start : start + size])
+        rows, weight = [plan.rows[i] for i in plan.order[start : start + size]], plan.dpo.end_weight
+        if weight == 1.0:
+            return sum(len(row.chosen_ids) for row in rows)
+        return sum(sum(token_counts(row, weight)) for row in rows)

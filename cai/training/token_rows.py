@@ -107,6 +107,12 @@ def revisions_only(found: PairRows, eos: int) -> PairRows:
     return PairRows(rows, found.too_long)
 
 
+def token_counts(row: PairRow, end_weight: float) -> list[float]:
+    """What each chosen token counts in a mean likelihood: the end token, where the text was not cut, `end_weight`."""
+    last = 1.0 if row.truncated else end_weight
+    return [*[1.0] * (len(row.chosen_ids) - 1), last]
+
+
 def steps_of(pairs: int, *, max_steps: int, epochs: float, effective_batch: int) -> int:
     """Optimizer steps: `max_steps` as given, else as many full batches as cover the epochs."""
     return max_steps or max(1, math.ceil(pairs * epochs / effective_batch))

@@ -71,6 +71,7 @@ class PairTrainer(Guarded, DPOTrainer):
             label_smoothing=dpo.label_smoothing,
             weights_B=inputs.get("weights_B"),
             labels_B=inputs.get("labels_B"),
+            counts_C=inputs.get("counts_C"),
         )
         self._note(loss.detach(), logps_2B.detach(), inputs["ref_2B"], inputs["lengths_S"])
         return self._scaled(loss)

@@ -11,11 +11,11 @@ from support.runs import read_jsonl
 
 from cai import errors
 from cai.commands.verify import verify
-from cai.data import chain, rounds
+from cai.data import chain, rounds, stages
 from cai.data.stage import Stage, Unit
 from cai.run.context import Context
 
-SAMPLED = {"second_answers", "comparisons"}  # off, where pairs are revisions alone
+OFF = {"second_answers", "comparisons", "sft_instructions", "sft_answers"}  # unless the recipe asks for them
 
 
 def _render(context: Context, item: int, round_: int) -> Unit | None:
@@ -27,7 +27,7 @@ FIFTH = Stage(
     "summaries",
     "summaries",
     _render,
-    chain.ANSWERS.parse,
+    stages.ANSWERS.parse,
     per_round=True,
     needs=lambda round_: (("revisions", round_),),
     keys=("sampling.answers",),
@@ -66,7 +66,7 @@ def test_a_fork_knows_what_an_added_stage_depends_on(fifth_stage, project, run_f
     path.write_text(path.read_text() + "\n# changed\n")
     code, fork = run_fake("--fork", str(run), "--milestone", "m0")
     kept = {row["stage"] for row in read_jsonl(fork / "records.jsonl")}
-    assert code == errors.DONE and kept == set(chain.names()) - {"summaries", "guard", *SAMPLED}
+    assert code == errors.DONE and kept == set(chain.names()) - {"summaries", "guard", *OFF}
     path = project / "prompts" / "answers.yaml"
     path.write_text(path.read_text() + "\n# changed\n")
     _, fork = run_fake("--fork", str(run), "--milestone", "m0")
@@ -95,7 +95,7 @@ def test_what_a_row_depends_on_is_what_its_stage_says():
 
 
 def test_rounds_stand_between_what_stands_once():
-    order = [(stage.name, round_) for stage, round_ in chain.ordered(2) if stage.name not in SAMPLED]
+    order = [(stage.name, round_) for stage, round_ in chain.ordered(2) if stage.name not in OFF]
     assert order == [
         ("instructions", 0),
         ("answers", 0),

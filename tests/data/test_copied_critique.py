@@ -9,10 +9,10 @@ import yaml
 from support.runs import ROOT
 
 from cai.data import parsing
-from cai.data.chain import REVISIONS
 from cai.data.pairs import find_faults
 from cai.data.parsing import Parsed, Unparsed
 from cai.data.stage import Unit
+from cai.data.stages import REVISIONS
 from cai.recipe.settings import PairsSection
 
 ANSWER = "Cats eat twice a day. Keep it in a cool place, not in the bedroom."

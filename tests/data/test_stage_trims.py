@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cai.data import chain
+from cai.data import chain, stages
 from cai.data.stage import Draw, Stage, Unit, judged
 from cai.engine import Completion
 from cai.recipe.prompts import load_prompt
@@ -31,7 +31,7 @@ def row(stage: Stage, text: str, **changed: str) -> Any:
     return judged(context, Draw(stage, Unit(0, 0, fields), rendered), completion)
 
 
-@pytest.mark.parametrize("stage", [chain.ANSWERS, chain.REVISIONS], ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", [stages.ANSWERS, stages.REVISIONS], ids=lambda stage: stage.name)
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("more", [REMARK, LOOP])
 def test_a_remark_or_a_loop_comes_off_whether_the_next_case_followed_or_not(stage: Stage, cut: bool, more: str) -> None:
@@ -44,5 +44,5 @@ def test_a_remark_or_a_loop_comes_off_whether_the_next_case_followed_or_not(stag
 
 def test_a_text_that_lost_only_the_request_before_it_still_ran_to_its_limit() -> None:
     request = "How do I save my old plant in the kitchen?"
-    found = row(chain.ANSWERS, f"{request} {KEPT}", instruction=request)
+    found = row(stages.ANSWERS, f"{request} {KEPT}", instruction=request)
     assert (found["text"], found["finish"]) == (KEPT, "length")

@@ -170,7 +170,8 @@ def kill_stages(folder: Path) -> None:
     from test_train_start import two_stages
 
     from cai.models.policy import load
-    from cai.recipe.settings import ModelSection, SftSection
+    from cai.recipe.settings import ModelSection
+    from cai.recipe.settings_sft import SftSection
 
     config = dpo(start="sft", max_length=128, batch_size=1, gradient_accumulation=1, max_steps=3, learning_rate=1e-4)
     settings = {"config": config, "stage": SftSection().recipe(config), "pairs": make_pairs(4)}

@@ -22,7 +22,8 @@ from cai.evaluate.scores import Evaluation
 from cai.metrics.figure import Figure
 from cai.models.fake import FakeModel
 from cai.recipe.load import read, resolve
-from cai.recipe.settings import DpoSection, LoraSection, ModelSection, SftSection
+from cai.recipe.settings import DpoSection, LoraSection, ModelSection
+from cai.recipe.settings_sft import SftSection
 from cai.report import publication
 from cai.report.snapshot import read_story
 from cai.run import budget, rates

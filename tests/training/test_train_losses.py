@@ -14,13 +14,14 @@ from support.training import LORA, FakePrompt, TinyModel, awake, dpo, make_pairs
 from test_train import Events
 
 from cai.errors import CaiError
-from cai.recipe.settings import DpoSection, SftSection
+from cai.recipe.settings import DpoSection
+from cai.recipe.settings_sft import SftSection
 from cai.training import adapter
 from cai.training.loss import padded_batch, padded_forward, pair_loss, sequence_logps
 from cai.training.margins import first_loss, label_probabilities, pair_weights
 from cai.training.packed import PackedForward
 from cai.training.packed_rows import packed_batch
-from cai.training.token_rows import PairRow, tokenize_pairs
+from cai.training.token_rows import PairRow, PairRows, revisions_only, token_counts, tokenize_pairs
 
 pytestmark = pytest.mark.slow
 BETA = 0.3
@@ -253,3 +254,54 @@ def test_a_checkpoint_of_before_these_keys_is_still_resumed():
     assert DpoSection(max_steps=1, ld_alpha=0.5).deciding() == {**plain, "ld_alpha": 0.5}
     odd = DpoSection(max_steps=1, ld_alpha=0.5, weight="margin", soft_labels=True, eval_steps=1, keep="best")
     assert set(SftSection().recipe(odd).deciding()) == set(plain)
+
+
+def test_an_end_token_s_weight_by_hand():
+    """NLL 1 a token, 2 of the first end; ends count 3: (1 + 3 x 2 + 1 + 1 + 3) / 9."""
+    counts = torch.tensor([1.0, 3.0, 1.0, 1.0, 3.0])
+    zeros, each = torch.zeros(2, 2), torch.tensor([-1.0, -2.0, -1.0, -1.0, -1.0] + [-9.0] * 5)
+    settings = {"beta": 1.0, "loss_type": ("sft",), "loss_weights": ()}
+    found = pair_loss(zeros, zeros, each, [2, 3, 4, 1], counts_C=counts, **settings)
+    assert float(found) == pytest.approx((1 + 3 * 2 + 1 + 1 + 3) / 9)
+    weighted = pair_loss(
+        zeros, zeros, each, [2, 3, 4, 1], counts_C=counts, weights_B=torch.tensor([2.0, 0.0]), **settings
+    )
+    assert float(weighted) == pytest.approx(2 * (1 + 3 * 2) / 9)
+
+
+def test_only_an_end_that_was_not_cut_counts_more():
+    assert token_counts(PairRow(0, (1,), (2, 3, 4), ()), 5.0) == [1.0, 1.0, 5.0]
+    assert token_counts(PairRow(0, (1,), (2, 3, 4), (), truncated=True), 5.0) == [1.0, 1.0, 1.0]
+
+
+def test_the_sft_trainer_s_loss_counts_ends_whatever_the_micro_batch(tmp_path_factory):
+    from cai.training.guards import TrainingPlan
+    from cai.training.sft_trainer import RevisionTrainer
+
+    model = moved()
+    rows = revisions_only(PairRows(rows_of(model), []), model.tokenizer.eos_ids[0]).rows
+
+    def loss_of_step(micro_batch, weight):
+        plan = TrainingPlan(
+            rows=rows, refs=[], order=range(4), steps=1, micro_batch=micro_batch, accumulation=4 // micro_batch,
+            checkpointing=False, dpo=DpoSection(max_steps=1, end_weight=weight), seed=1,
+            folder=tmp_path_factory.mktemp("sft"), seal_facts={}, forward=padded_forward,
+            collate=lambda r: padded_batch(r, 0), event=lambda *a, **k: None, stopped=lambda: False,
+            progress=lambda *a: None,
+        )  # fmt: skip
+        trainer = RevisionTrainer(model.hf, model.hf_tokenizer, plan, model.device)
+        starts = range(0, 4, micro_batch)
+        with torch.no_grad():
+            losses = [
+                float(trainer.compute_loss(model.hf, trainer._collate(range(s, s + micro_batch)))) for s in starts
+            ]
+        return sum(losses) / len(losses)
+
+    with torch.no_grad():
+        _, each = sequence_logps(model.hf, padded_batch(rows, 0), padded_forward)
+    ends = [sum(len(r.chosen_ids) for r in rows[: i + 1]) - 1 for i in range(4)]
+    total, last = -float(each.sum()), -float(each[ends].sum())
+    for weight in (1.0, 6.0):
+        expected = (total + (weight - 1) * last) / (len(each) + (weight - 1) * 4)
+        assert loss_of_step(4, weight) == pytest.approx(expected, rel=1e-5)
+        assert loss_of_step(2, weight) == pytest.approx(expected, rel=1e-5)

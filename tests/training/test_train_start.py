@@ -15,7 +15,7 @@ from support.training import LORA, FakePrompt, TinyModel, dpo, make_pairs, run_t
 from test_train import TESTS, Events, sha
 
 from cai.errors import CaiError, Stopped
-from cai.recipe.settings import SftSection
+from cai.recipe.settings_sft import SftSection
 from cai.training import adapter
 from cai.training.train import load_result, train
 

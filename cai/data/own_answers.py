@@ -1,0 +1,78 @@
+"""Further benign requests and the model's own answers to them, for an SFT stage to be shown (`sft.answers`).
+
+Few revisions teach an end at the price of everything else; what the base writes itself behind its few-shot examples
+costs it next to nothing to learn (context distillation, Askell et al. 2021, section 2; own answers to helpful requests
+stand beside the revisions in Bai et al. 2022, section 3.2, too). Owns the two stages' numbers (0 .. answers - 1), what
+they are filled with, their order, and which answers are imitated. Invariants: no request is near to one of a slot, held
+out or not; the rows of all other stages are what they are without it, and more answers renumber none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from cai.data import instructions
+from cai.data.rounds import instruction_of, shift_of
+from cai.data.slots import HELDOUT
+from cai.data.stage import Stage, Unit
+from cai.data.stage_loop import run_stage
+from cai.metrics.wordings import is_refusal
+from cai.recipe.grid import Grid, Pool
+from cai.recipe.load import Recipe
+from cai.run.context import Context
+from cai.store.row_types import Record, SoundAnswer, UnitExtra
+
+REQUESTS, ANSWERS = instructions.OWN_REQUESTS, "sft_answers"
+STAGES = (REQUESTS, ANSWERS)
+POOL: Pool = "benign"
+WALK = 10_000  # attempts from which these requests go on in the grid: no try of a slot comes so far
+
+
+def wanted(recipe: Recipe) -> bool:
+    return recipe.dpo.start == "sft" and recipe.sft.answers > 0
+
+
+def asking(stage: Stage, grid: Grid) -> Stage:
+    """The stage of requests over the benign half of the grid; `round` is the attempt, as with a slot's instruction."""
+
+    def render(context: Context, item: int, attempt: int) -> Unit:
+        index = item + (WALK + attempt) * HELDOUT * 2
+        cell = grid.cell(context.recipe.seed, index, POOL)
+        extra: UnitExtra = {"pool": POOL, "cell": cell, "split": "train", "parent": None}
+        return Unit(item, attempt, cell, None, extra, shift=item)
+
+    return replace(stage, render=render)
+
+
+def render_answer(context: Context, item: int, round_: int) -> Unit | None:
+    row = instruction_of(context, item, REQUESTS)
+    return Unit(item, 0, {"instruction": row["text"]}, shift=shift_of(context.recipe, item)) if row else None
+
+
+def collect(context: Context, requests: Stage, answers: Stage, grid: Grid, until: str = "") -> None:
+    """Bring every request and its answer into the log; nothing where the recipe wants none."""
+    if not wanted(context.recipe):
+        return
+    items, asked = range(context.recipe.sft.answers), asking(requests, grid)
+    near = instructions.drop_near_duplicates(context, REQUESTS, "instructions")
+    for again in range(context.recipe.instructions.max_tries):
+        run_stage(context, asked, instructions.rejected(context, items, again, REQUESTS), again, accept=near)
+    if until != REQUESTS:
+        run_stage(context, answers, items)
+
+
+def imitated(context: Context, sound: Callable[[str], bool]) -> list[SoundAnswer]:
+    """The answers that stand, ended by themselves, decline nothing and are `sound`, in the order of their numbers."""
+    found: list[SoundAnswer] = []
+    if not wanted(context.recipe):
+        return found
+    for item in range(context.recipe.sft.answers):
+        request, answer = instruction_of(context, item, REQUESTS), context.ok(ANSWERS, item)
+        if request is not None and answer is not None and _ended(answer) and sound(answer["text"]):
+            found.append({"item": item, "prompt": request["text"], "chosen": answer["text"]})
+    return found
+
+
+def _ended(answer: Record) -> bool:
+    return answer["finish"] != "length" and not is_refusal(answer["text"])

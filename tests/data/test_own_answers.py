@@ -1,0 +1,182 @@
+"""Further requests that the model answers itself, for SFT alone: drawn behind the slots, which they leave alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.runs import read_jsonl
+
+from cai import errors
+from cai.data import own_answers
+from cai.data.sound import shown_beside
+from tests.conftest import ROOT
+
+Runner = Callable[..., tuple[int, Path]]
+SMALL = ("--milestone", "m1", "--set", "items=3", "--set", "rounds=1", "--set", "heldout.items=2")
+SFT = (*SMALL, "--set", 'dpo.start="sft"', "--set", "evaluation.enabled=false", "--set", 'evaluation.probes=""')
+
+
+def answers(count: int) -> tuple[str, ...]:
+    return (*SFT, "--set", f"sft.answers={count}")
+
+
+def lines(run: Path, *stages: str) -> list[dict[str, Any]]:
+    return [row for row in read_jsonl(run / "records.jsonl") if row["stage"] in stages]
+
+
+def shown(run: Path) -> int:
+    return int(json.loads((run / "train" / "sft" / "result.json").read_bytes())["pairs"])
+
+
+@pytest.fixture
+def run_fake(run_paper: Runner) -> Runner:
+    return run_paper
+
+
+@pytest.mark.runs
+def test_they_are_drawn_behind_the_slots_and_shown_to_sft(run_fake: Runner) -> None:
+    code, before = run_fake(*SFT)
+    assert code == errors.DONE and not lines(before, *own_answers.STAGES)
+    code, run = run_fake(*answers(5))
+    assert code == errors.DONE
+    rows = read_jsonl(run / "records.jsonl")
+    own = [row for row in rows if row["stage"] in own_answers.STAGES]
+    assert [row for row in rows if row not in own] == read_jsonl(before / "records.jsonl")
+    assert [row["stage"] for row in own] == ["sft_instructions"] * 5 + ["sft_answers"] * 5
+    assert {row["pool"] for row in own if row["stage"] == "sft_instructions"} == {"benign"}
+    cells = [str(row["cell"]) for row in rows if row["stage"] in ("instructions", "sft_instructions")]
+    assert len(set(cells)) == len(cells)
+    assert shown(run) == shown(before) + 5
+    pairs = (run / "dataset" / "pairs" / "train.jsonl").read_bytes()
+    assert pairs == (before / "dataset" / "pairs" / "train.jsonl").read_bytes()
+
+
+@pytest.mark.runs
+def test_more_of_them_renumber_none_and_a_fork_takes_them_along(run_fake: Runner) -> None:
+    _, few = run_fake(*answers(3), "--until", "pairs")
+    code, run = run_fake(*answers(5), "--resume", str(few), "--until", "pairs")
+    assert code == errors.DONE
+    by_item = {(row["stage"], row["item"]): row["text"] for row in lines(run, *own_answers.STAGES)}
+    assert len(by_item) == 10
+    before = {path.name for path in run.parent.iterdir()}
+    code, _ = run_fake(*answers(5), "--set", "sft.learning_rate=3e-4", "--fork", str(run))
+    fork = next(path for path in run.parent.iterdir() if path.name not in before and path.is_dir())
+    assert code == errors.DONE and len(lines(fork, *own_answers.STAGES)) == 10
+
+
+@pytest.mark.runs
+def test_a_run_that_had_none_keeps_all_its_rows_in_a_fork_that_has(run_fake: Runner) -> None:
+    """The tries of a slot, too: nothing that they depend on has changed."""
+    _, source = run_fake(*SFT, "--until", "pairs")
+    before = {path.name for path in source.parent.iterdir()}
+    run_fake(*answers(4), "--fork", str(source))
+    fork = next(path for path in source.parent.iterdir() if path.name not in before and path.is_dir())
+    assert read_jsonl(fork / "records.jsonl") == read_jsonl(source / "records.jsonl")
+    forked = next(row for row in read_jsonl(fork / "events.jsonl") if row["kind"] == "forked")
+    assert forked["changed"] == {}
+
+
+@pytest.mark.runs
+def test_a_stop_among_them_resumes_to_the_same_rows(run_fake: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, whole = run_fake(*answers(6), "--until", "pairs")
+    _, part = run_fake(*answers(6), "--until", "sft_instructions")
+    assert not lines(part, "sft_answers") and len(lines(part, "sft_instructions")) == 6
+    code, part = run_fake(*answers(6), "--resume", str(part), "--until", "pairs")
+    assert code == errors.DONE
+    assert (part / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
+
+
+@pytest.mark.runs
+def test_a_request_that_is_near_to_a_slots_is_drawn_again(run_fake: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out prompts among them: no near-duplicate of one is trained on."""
+    _, source = run_fake(*SFT, "--until", "pairs")
+    taken = next(row["text"] for row in lines(source, "instructions") if row["split"] == "heldout")
+    parse, first = own_answers.asking, []
+
+    def asking(stage: Any, grid: Any) -> Any:
+        made = parse(stage, grid)
+
+        def repeated(text: str, unit: Any) -> Any:
+            found = made.parse(text, unit)
+            if unit.item == 1 and unit.round == 0:
+                first.append(text)
+                return type(found)(taken, ())
+            return found
+
+        return own_answers.replace(made, parse=repeated)
+
+    monkeypatch.setattr(own_answers, "asking", asking)
+    _, run = run_fake(*answers(3), "--until", "pairs")
+    rows = [row for row in lines(run, "sft_instructions") if row["item"] == 1]
+    assert first and [row["status"] for row in rows] == ["rejected", "ok"]
+    assert rows[0]["reason"].startswith("near_duplicate")
+
+
+def context_of(rows: list[dict[str, Any]], count: int = 9, start: str = "sft") -> Any:
+    log = {(row["stage"], row["item"], row["round"]): row for row in rows}
+    recipe = SimpleNamespace(
+        dpo=SimpleNamespace(start=start), sft=SimpleNamespace(answers=count, select="clean"), items=0,
+        instructions=SimpleNamespace(max_tries=2),
+    )  # fmt: skip
+    found = SimpleNamespace(get=lambda *key: log.get(key))
+
+    def ok(stage: str, item: int, round_: int = 0) -> Any:
+        row = log.get((stage, item, round_))
+        return row if row and row["status"] == "ok" else None
+
+    return SimpleNamespace(recipe=recipe, log=found, ok=ok)
+
+
+def pair_of(item: int, text: str, finish: str = "stop", status: str = "ok", attempt: int = 0) -> list[dict[str, Any]]:
+    refused = [{"stage": "sft_instructions", "item": item, "round": a, "status": "rejected"} for a in range(attempt)]
+    request = {"stage": "sft_instructions", "item": item, "round": attempt, "status": "ok", "text": f"request {item}"}
+    answer = {"stage": "sft_answers", "item": item, "round": 0, "status": status, "finish": finish, "text": text}
+    return [*refused, request, answer]
+
+
+PLAIN = "Take the plant out of its pot, cut the dead roots off and set it into dry soil for a week."
+LOOP = " ".join(["I will check if the time is right and if the place is right for us all."] * 4)
+
+
+def imitated(context: Any) -> list[dict[str, Any]]:
+    from cai.data.pairs import PairSet
+
+    return list(shown_beside(context, PairSet([], [], []), 0))
+
+
+def test_what_is_whole_is_imitated() -> None:
+    rows = [*pair_of(0, PLAIN), *pair_of(1, PLAIN, "eos", attempt=1)]
+    expected = [{"item": item, "prompt": f"request {item}", "chosen": PLAIN} for item in (0, 1)]
+    assert imitated(context_of(rows)) == expected
+    assert imitated(context_of(rows, start="base")) == [] and imitated(context_of(rows, count=1)) == expected[:1]
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "status"),
+    [
+        (PLAIN, "length", "ok"),
+        (PLAIN, "stop", "rejected"),
+        (LOOP, "stop", "ok"),
+        (" ", "stop", "ok"),
+        ("I'm sorry, but I can't help with that.", "eos", "ok"),
+        (f"Here is the revised answer: {PLAIN}", "eos", "ok"),
+    ],
+)
+def test_no_other_one_is(text: str, finish: str, status: str) -> None:
+    assert [row["item"] for row in imitated(context_of([*pair_of(0, text, finish, status), *pair_of(1, PLAIN)]))] == [1]
+
+
+def test_the_estimate_counts_them() -> None:
+    from cai.data.chain import aside_tokens, limit_tokens
+    from cai.recipe.load import read, resolve
+
+    source = read(ROOT / "cai.toml")
+    none, some = (resolve(source, milestone="m2", sets=['dpo.start="sft"', f"sft.answers={n}"]) for n in (0, 10))
+    assert aside_tokens(none) == 0 and aside_tokens(some) == 10 * (120 + 500)
+    assert limit_tokens(none) == limit_tokens(some)
+    assert aside_tokens(resolve(source, milestone="m2", sets=["sft.answers=10"])) == 0
