@@ -85,9 +85,8 @@ class Inputs:
 
     @property
     def once_tokens(self) -> int:
-        """The most tokens that are generated once a run: both models' answers to the probes, answers for SFT alone."""
-        probed = 2 * len(self.probes) * self.recipe.evaluation.probe_tokens
-        return probed + (0 if self.recipe.pairs.file else chain.aside_tokens(self.recipe))
+        """The most tokens that are generated once a run: both models' answers to the probes."""
+        return 2 * len(self.probes) * self.recipe.evaluation.probe_tokens
 
     @property
     def folder(self) -> Path:

@@ -142,12 +142,6 @@ def limit_tokens(recipe: Recipe) -> int:
     return sum(getattr(recipe.sampling, section).max_new_tokens for section in drawn)
 
 
-def aside_tokens(recipe: Recipe) -> int:
-    """The most tokens of the requests and answers that an SFT stage alone is shown."""
-    each = [stage.drawn for stage, _ in ordered(recipe.rounds, recipe) if stage.aside]
-    return recipe.sft.answers * sum(getattr(recipe.sampling, section).max_new_tokens for section in each)
-
-
 def whole_items(rows: Iterable[Row], rounds: int, kind: str = "revision") -> set[int]:
     """The items whose last revision, or comparison where nothing is revised, stands: what may be accepted."""
     last = (COMPARISONS.name, 0) if kind == sampled.KIND else (REVISIONS.name, rounds - 1)

@@ -14,13 +14,13 @@ from cai.data import slots
 from cai.data.near import NearDuplicates, in_order, mean_nearest, normalise
 from cai.data.rounds import instruction_of
 from cai.data.stage import Accept
+from cai.recipe.arm_costs import ASIDE
 from cai.recipe.intake.entries import Given
 from cai.recipe.prompts import digest
 from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Record
 
-OWN_REQUESTS = "sft_instructions"  # further benign requests (`own_answers`)
 ALL_COMPARED = 2_000  # texts up to which each is asked for its nearest other one; of more a thousand are
 ASKED = 1_000
 
@@ -31,7 +31,7 @@ def rejected(context: Context, items: Sequence[int], attempts: int, stage: str =
     return [item for item in items if all(row is not None and row["status"] != "ok" for row in rows[item])]
 
 
-def drop_near_duplicates(context: Context, stage: str = "instructions", other: str = OWN_REQUESTS) -> Accept:
+def drop_near_duplicates(context: Context, stage: str = "instructions", other: str = ASIDE[0]) -> Accept:
     """Reject what is too near to an accepted instruction of this stage or, when it begins, of the `other` one.
 
     What stands in the log is read once, not at every batch.

@@ -18,19 +18,14 @@ from cai.data.slots import HELDOUT
 from cai.data.stage import Stage, Unit
 from cai.data.stage_loop import run_stage
 from cai.metrics.wordings import is_refusal
+from cai.recipe.arm_costs import ASIDE, shown_beside
 from cai.recipe.grid import Grid, Pool
-from cai.recipe.load import Recipe
 from cai.run.context import Context
 from cai.store.row_types import Record, SoundAnswer, UnitExtra
 
-REQUESTS, ANSWERS = instructions.OWN_REQUESTS, "sft_answers"
-STAGES = (REQUESTS, ANSWERS)
+STAGES = REQUESTS, ANSWERS = ASIDE
 POOL: Pool = "benign"
 WALK = 10_000  # attempts from which these requests go on in the grid: no try of a slot comes so far
-
-
-def wanted(recipe: Recipe) -> bool:
-    return recipe.dpo.start == "sft" and recipe.sft.answers > 0
 
 
 def asking(stage: Stage, grid: Grid) -> Stage:
@@ -52,7 +47,7 @@ def render_answer(context: Context, item: int, round_: int) -> Unit | None:
 
 def collect(context: Context, requests: Stage, answers: Stage, grid: Grid, until: str = "") -> None:
     """Bring every request and its answer into the log; nothing where the recipe wants none."""
-    if not wanted(context.recipe):
+    if not shown_beside(context.recipe):
         return
     items, asked = range(context.recipe.sft.answers), asking(requests, grid)
     near = instructions.drop_near_duplicates(context, REQUESTS, "instructions")
@@ -65,7 +60,7 @@ def collect(context: Context, requests: Stage, answers: Stage, grid: Grid, until
 def imitated(context: Context, sound: Callable[[str], bool]) -> list[SoundAnswer]:
     """The answers that stand, ended by themselves, decline nothing and are `sound`, in the order of their numbers."""
     found: list[SoundAnswer] = []
-    if not wanted(context.recipe):
+    if not shown_beside(context.recipe):
         return found
     for item in range(context.recipe.sft.answers):
         request, answer = instruction_of(context, item, REQUESTS), context.ok(ANSWERS, item)

@@ -16,6 +16,7 @@ from cai.data.known_labels import LABEL_BAR
 from cai.data.parsing import Parsed, Unparsed
 from cai.data.rounds import _render_answer, _render_critique, _render_label, _render_relevance, _render_revision
 from cai.data.stage import Inputs, Stage, Unit
+from cai.recipe.arm_costs import shown_beside
 from cai.recipe.load import Recipe
 from cai.run.context import Context
 
@@ -217,7 +218,7 @@ SFT_INSTRUCTIONS = replace(
     sampling="instructions",
     optional=True,
     aside=True,
-    enabled=own_answers.wanted,
+    enabled=shown_beside,
 )
 SFT_ANSWERS = replace(
     ANSWERS,
@@ -227,7 +228,7 @@ SFT_ANSWERS = replace(
     sampling="answers",
     optional=True,
     aside=True,
-    enabled=own_answers.wanted,
+    enabled=shown_beside,
 )
 CHAIN: tuple[Stage, ...] = (
     INSTRUCTIONS,

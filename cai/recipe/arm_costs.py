@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from cai.recipe.load import Recipe
 
 BENCHMARK_ANSWERS = {"harmbench": 60, "xstest": 450, "mtbench": 160}  # of the published files; MT-Bench has two turns
+ASIDE = ("sft_instructions", "sft_answers")  # stages of no slot: what an SFT stage alone is shown
 TITLES = {"few_shot": "base with pairs shown", "constitution": "base with the principles", "sft": "SFT",
           "from_base": "DPO from the base"}  # fmt: skip
 
@@ -28,8 +29,20 @@ class ArmCost:
 
 
 def costs(recipe: Recipe) -> list[ArmCost]:
-    """Of every arm beside base and tuned that the recipe switches on: fresh answers, then each benchmark."""
-    return [*_fresh(recipe), *_benchmarks(recipe)]
+    """Of every arm beside base and tuned that the recipe switches on: own answers, fresh answers, each benchmark."""
+    return [*_own(recipe), *_fresh(recipe), *_benchmarks(recipe)]
+
+
+def _own(recipe: Recipe) -> Iterator[ArmCost]:
+    """What SFT is shown beside the revisions: a request and its answer each."""
+    if shown_beside(recipe):
+        longest = recipe.sampling.instructions.max_new_tokens + recipe.sampling.answers.max_new_tokens
+        yield ArmCost(ASIDE[-1], TITLES["sft"], "further requests", recipe.sft.answers, recipe.sft.answers * longest)
+
+
+def shown_beside(recipe: Recipe) -> bool:
+    """Whether the model answers further requests for an SFT stage: with pairs of the user's own nothing is drawn."""
+    return recipe.dpo.start == "sft" and recipe.sft.answers > 0 and not recipe.pairs.file
 
 
 def _fresh(recipe: Recipe) -> Iterator[ArmCost]:

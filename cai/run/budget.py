@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cai.errors import CaiError, Stopped
+from cai.recipe.arm_costs import shown_beside
 from cai.recipe.load import Recipe
 from cai.recipe.settings import BudgetSection, DpoSection
 from cai.run import arm_rates, lines, standing
@@ -146,11 +147,12 @@ def training_pairs_seen(recipe: Recipe) -> float:
     """Pairs that pass through the training, repetitions counted, for every seed; an SFT row is half a pair."""
     batch = recipe.dpo.batch_size * recipe.dpo.gradient_accumulation
 
-    def seen(dpo: DpoSection) -> float:
-        return float((dpo.max_steps or math.ceil(dpo.epochs * recipe.items / batch)) * batch)
+    def seen(dpo: DpoSection, rows: int) -> float:
+        return float((dpo.max_steps or math.ceil(dpo.epochs * rows / batch)) * batch)
 
-    second = 0.5 * seen(recipe.sft.recipe(recipe.dpo)) if recipe.has_sft else 0.0
-    return seen(recipe.dpo) * (len(recipe.dpo.seeds) + recipe.dpo.also_from_base) + second
+    shown = recipe.items + (recipe.sft.answers if shown_beside(recipe) else 0)
+    second = 0.5 * seen(recipe.sft.recipe(recipe.dpo), shown) if recipe.has_sft else 0.0
+    return seen(recipe.dpo, recipe.items) * (len(recipe.dpo.seeds) + recipe.dpo.also_from_base) + second
 
 
 def _from_run(recipe: Recipe, run: Speed) -> Estimate:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cai.errors import CaiError
+from cai.recipe.arm_costs import ASIDE
 from cai.recipe.load import Recipe
 from cai.run.events import read_events, spent
 from cai.run.manifest import read_manifest
@@ -126,7 +127,8 @@ def _measured(folder: Path, recipe: Recipe, backend: str) -> Speed | None:
 def from_events(run_id: str, manifest: JsonObject, events: list[Row]) -> Speed | None:
     """None where the events don't tell what generation took (no stage event, or a fork that took records over)."""
     known = manifest.get("stages", {})  # evaluation and training have events of this kind, too
-    stages = [e for e in events if e["kind"] == "stage" and e.get("stage") in known]
+    slots = [name for name in known if name not in ASIDE]  # what SFT alone is shown does not grow with the slots
+    stages = [e for e in events if e["kind"] == "stage" and e.get("stage") in slots]
     if not stages or any(e["kind"] == "forked" and e.get("kept") for e in events):
         return None
     worked = {e["attempt"] for e in events if e["kind"] in ("stage", "trained")}

@@ -121,7 +121,7 @@ def context_of(rows: list[dict[str, Any]], count: int = 9, start: str = "sft") -
     log = {(row["stage"], row["item"], row["round"]): row for row in rows}
     recipe = SimpleNamespace(
         dpo=SimpleNamespace(start=start), sft=SimpleNamespace(answers=count, select="clean"), items=0,
-        instructions=SimpleNamespace(max_tries=2),
+        instructions=SimpleNamespace(max_tries=2), pairs=SimpleNamespace(file=""),
     )  # fmt: skip
     found = SimpleNamespace(get=lambda *key: log.get(key))
 
@@ -171,12 +171,37 @@ def test_no_other_one_is(text: str, finish: str, status: str) -> None:
     assert [row["item"] for row in imitated(context_of([*pair_of(0, text, finish, status), *pair_of(1, PLAIN)]))] == [1]
 
 
-def test_the_estimate_counts_them() -> None:
-    from cai.data.chain import aside_tokens, limit_tokens
+def test_the_estimate_counts_them_once_and_trains_on_them() -> None:
+    from cai.data.chain import limit_tokens
+    from cai.recipe.arm_costs import costs
     from cai.recipe.load import read, resolve
+    from cai.run.budget import training_pairs_seen
 
     source = read(ROOT / "cai.toml")
-    none, some = (resolve(source, milestone="m2", sets=['dpo.start="sft"', f"sft.answers={n}"]) for n in (0, 10))
-    assert aside_tokens(none) == 0 and aside_tokens(some) == 10 * (120 + 500)
+
+    def recipe(*sets: str) -> Any:
+        return resolve(source, milestone="m2", sets=['dpo.start="sft"', "sft.epochs=2.0", *sets])
+
+    none, some = recipe("sft.answers=0"), recipe("sft.answers=10")
+    own = [cost for cost in costs(some) if cost.label == "sft_answers"]
+    assert [(cost.answers, cost.tokens) for cost in own] == [(10, 10 * (120 + 500))]
+    assert [cost for cost in costs(some) if cost not in own] == costs(none)
     assert limit_tokens(none) == limit_tokens(some)
-    assert aside_tokens(resolve(source, milestone="m2", sets=["sft.answers=10"])) == 0
+    assert training_pairs_seen(some) - training_pairs_seen(none) == 0.5 * 2 * 10
+    assert not [c for c in costs(recipe("sft.answers=10", 'dpo.start="base"')) if c.label == "sft_answers"]
+
+
+@pytest.mark.runs
+def test_a_finished_run_s_rate_is_that_of_its_slots(run_fake: Runner) -> None:
+    from cai.run.rates import from_events
+
+    speeds = []
+    for sets in (SFT, answers(7)):
+        _, run = run_fake(*sets, "--until", "pairs")
+        events = [
+            row | ({"seconds": 1.0} if row["kind"] == "stage" else {}) for row in read_jsonl(run / "events.jsonl")
+        ]
+        speeds.append(from_events(run.name, json.loads((run / "manifest.json").read_bytes()), events))
+    assert speeds[0] is not None and speeds[1] is not None
+    assert (speeds[0].tokens, speeds[0].rounds) == (speeds[1].tokens, speeds[1].rounds)
+    assert "sft_answers" in {label.split(" ")[0] for label in speeds[1].labels}
