@@ -37,10 +37,6 @@ def barred(recipe: Recipe) -> bool:
     return recipe.pairs.label == "judge" and recipe.pairs.false_labels > 0
 
 
-def _items(context: Context, items: Sequence[int]) -> Sequence[int]:
-    return range(len(cases()))
-
-
 def _unit(context: Context, item: int, round_: int) -> Unit | None:
     return Unit(item, 0, {}) if item < len(cases()) else None
 
@@ -104,5 +100,5 @@ LABEL_BAR = Stage(
     fields=PAIR_FIELDS,
     optional=True,
     enabled=barred,
-    items=_items,
+    items=lambda context, items: range(len(cases())),
 )

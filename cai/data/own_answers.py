@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cai.data import instructions
-from cai.data.rounds import instruction_of, shift_of
+from cai.data.rounds import instruction_of
 from cai.data.slots import HELDOUT
 from cai.data.stage import Stage, Unit
 from cai.data.stage_loop import run_stage
@@ -38,11 +38,6 @@ def asking(stage: Stage, grid: Grid) -> Stage:
         return Unit(item, attempt, cell, None, extra, shift=item)
 
     return replace(stage, render=render)
-
-
-def render_answer(context: Context, item: int, round_: int) -> Unit | None:
-    row = instruction_of(context, item, REQUESTS)
-    return Unit(item, 0, {"instruction": row["text"]}, shift=shift_of(context.recipe, item)) if row else None
 
 
 def collect(context: Context, requests: Stage, answers: Stage, grid: Grid, until: str = "") -> None:

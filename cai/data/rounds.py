@@ -92,8 +92,8 @@ def review_shift(recipe: Recipe, item: int) -> int:
     return shift_of(recipe, item) if shown != 1 else 0
 
 
-def _render_answer(context: Context, item: int, round_: int) -> Unit | None:
-    row = instruction_of(context, item)
+def _render_answer(context: Context, item: int, round_: int, stage: str = "instructions") -> Unit | None:
+    row = instruction_of(context, item, stage)
     return Unit(item, 0, {"instruction": row["text"]}, shift=shift_of(context.recipe, item)) if row else None
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from cai.data import known_labels, labels, principles, slots
 from cai.data.comparisons import comparison_asks
-from cai.data.rounds import instruction_of, shift_of
+from cai.data.rounds import instruction_of
 from cai.data.stage import Unit
 from cai.engine.asks import Ask, score
 from cai.metrics.wordings import has_control_token, is_refusal
@@ -26,12 +26,6 @@ from cai.store.row_types import Example, Record, UnitExtra
 KIND = "sampled"
 SECOND, COMPARED = "second_answers", "comparisons"
 GUARD_ROUND = 1  # of a guard's row about a sampled pair: its item's revision pair has round 0
-
-
-def render_second(context: Context, item: int, round_: int) -> Unit | None:
-    """The same prompt as the first answer's; the stage's name makes its seed another one."""
-    row = instruction_of(context, item)
-    return Unit(item, 0, {"instruction": row["text"]}, shift=shift_of(context.recipe, item)) if row else None
 
 
 def render_comparison(context: Context, item: int, round_: int) -> Unit | None:

@@ -6,31 +6,22 @@ answers what is asked of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from cai.data import labels, own_answers, parsing, principles, sampled
 from cai.data import rounds as item_rounds
 from cai.data.comparisons import PAIR_FIELDS
 from cai.data.known_labels import LABEL_BAR
-from cai.data.parsing import Parsed, Unparsed
 from cai.data.rounds import _render_answer, _render_critique, _render_label, _render_relevance, _render_revision
 from cai.data.stage import Inputs, Stage, Unit
 from cai.recipe.arm_costs import shown_beside
 from cai.recipe.load import Recipe
-from cai.run.context import Context
 
 
 def _texts(unit: Unit) -> tuple[str, ...]:
     """What a critique or revision may repeat: the texts of its case, not the wording of its request."""
     return tuple(text for name, text in unit.fields.items() if not name.endswith("_request"))
-
-
-def _parse(parser: Callable[[str], Parsed | Unparsed]) -> Callable[[str, Unit], Parsed | Unparsed]:
-    def parse(text: str, unit: Unit) -> Parsed | Unparsed:
-        return parser(text)
-
-    return parse
 
 
 def _answer(round_: int) -> Inputs:
@@ -64,15 +55,16 @@ def _samples(recipe: Recipe) -> bool:
     return sampled.KIND in recipe.pairs.kinds
 
 
-def _calibration(context: Context, items: Sequence[int]) -> Sequence[int]:
-    return principles.calibration_items(context)
+def _bare(text: str, unit: Unit) -> str:
+    return parsing.bare(text, unit.fields["instruction"])
 
 
+REVIEW_KEYS = ("rounds", "critiques", "few_shot.reviews", "few_shot.rotate", "on_policy.critic")
 INSTRUCTIONS = Stage(
     "instructions",
     "instructions",
     lambda context, item, round_: None,  # `make_instructions` knows the grid
-    _parse(parsing.instruction),
+    lambda text, unit: parsing.instruction(text),
     limit_is_fault=True,
     redraws=False,
     keys=(
@@ -91,27 +83,15 @@ ANSWERS = Stage(
     "answers",
     "answers",
     _render_answer,
-    _parse(parsing.answer),
-    trims=lambda text, unit: parsing.bare(text, unit.fields["instruction"]),
+    lambda text, unit: parsing.answer(text),
+    trims=_bare,
     redraws_limit=True,
     needs=lambda round_: (("instructions", 0),),
     keys=("sampling.answers", "few_shot.answers", "few_shot.rotate", "on_policy.round", "on_policy.adapter"),
     fields=frozenset({"instruction"}),
 )
-SECOND_ANSWERS = Stage(
-    sampled.SECOND,
-    "answers",
-    sampled.render_second,
-    _parse(parsing.answer),
-    trims=lambda text, unit: parsing.bare(text, unit.fields["instruction"]),
-    redraws_limit=True,
-    needs=lambda round_: (("instructions", 0),),
-    keys=("sampling.answers", "few_shot.answers", "few_shot.rotate", "on_policy.round", "on_policy.adapter"),
-    fields=frozenset({"instruction"}),
-    sampling="answers",
-    optional=True,
-    enabled=_samples,
-)
+# the same prompt as the first answer's; the stage's name makes its seed another one
+SECOND_ANSWERS = replace(ANSWERS, name=sampled.SECOND, sampling="answers", optional=True, enabled=_samples)
 CALIBRATION = Stage(
     "calibration",
     "relevance",
@@ -122,7 +102,7 @@ CALIBRATION = Stage(
     files=("constitution.yaml", "prompts/answers.yaml", "prompts/critiques.yaml", "prompts/reviews.yaml"),
     fields=principles.FIELDS,
     enabled=_relevant,
-    items=_calibration,
+    items=lambda context, items: principles.calibration_items(context),
 )
 RELEVANCE = Stage(
     "relevance",
@@ -150,15 +130,7 @@ CRITIQUES = Stage(
     per_round=True,
     needs=_answer,
     reads=_text_and_principle,
-    keys=(
-        "rounds",
-        "critiques",
-        "sampling.critiques",
-        "few_shot.critiques",
-        "few_shot.reviews",
-        "few_shot.rotate",
-        "on_policy.critic",
-    ),
+    keys=(*REVIEW_KEYS, "sampling.critiques", "few_shot.critiques"),
     files=("constitution.yaml", "prompts/reviews.yaml"),
     fields=frozenset({"instruction", "answer", "critique_request"}),
     enabled=revises,
@@ -168,21 +140,13 @@ REVISIONS = Stage(
     "revisions",
     _render_revision,
     item_rounds.parse_revision,
-    trims=lambda text, unit: parsing.bare(text, unit.fields["instruction"]),
+    trims=_bare,
     inputs=_texts,
     redraws_limit=True,
     per_round=True,
     needs=lambda round_: (("critiques", round_),),
     reads=lambda round_: (*_answer(round_), *_text_and_principle(round_)),
-    keys=(
-        "rounds",
-        "critiques",
-        "sampling.revisions",
-        "few_shot.revisions",
-        "few_shot.reviews",
-        "few_shot.rotate",
-        "on_policy.critic",
-    ),
+    keys=(*REVIEW_KEYS, "sampling.revisions", "few_shot.revisions"),
     files=("constitution.yaml", "prompts/reviews.yaml"),
     fields=frozenset({"instruction", "answer", "critique", "revision_request"}),
     enabled=revises,
@@ -213,20 +177,13 @@ COMPARISONS = Stage(
     enabled=_samples,
 )
 SFT_INSTRUCTIONS = replace(
-    INSTRUCTIONS,
-    name=own_answers.REQUESTS,
-    sampling="instructions",
-    optional=True,
-    aside=True,
-    enabled=shown_beside,
+    INSTRUCTIONS, name=own_answers.REQUESTS, sampling="instructions", optional=True, aside=True, enabled=shown_beside
 )
 SFT_ANSWERS = replace(
-    ANSWERS,
+    SECOND_ANSWERS,
     name=own_answers.ANSWERS,
-    render=own_answers.render_answer,
+    render=partial(_render_answer, stage=own_answers.REQUESTS),
     needs=lambda round_: ((own_answers.REQUESTS, 0),),
-    sampling="answers",
-    optional=True,
     aside=True,
     enabled=shown_beside,
 )
