@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from cai.data.sampled import GUARD_ROUND
 from cai.data.slots import drawn_item
+from cai.data.stage import plain_row
 from cai.errors import CaiError
 from cai.models import auxiliary, checks
 from cai.models.guard import REMEDY, Guard, Judgement, make_guard, style_of, verdict
@@ -101,18 +102,8 @@ def _scored(judgement: Judgement) -> Judgement:
 
 def guard_row(context: Context, guard: Guard, example: Example, chosen: Judgement, rejected: Judgement) -> Record:
     reason, category = verdict(example["pool"], chosen, rejected, context.recipe.guard)
-    return {
-        "v": 1,
-        "stage": "guard",
-        "item": place_of(example)[0],
-        "round": place_of(example)[1],
-        "principle": None,
-        "text": f"chosen {chosen.label or 'unscored'}, rejected {rejected.label or 'unscored'}",
-        "status": "rejected" if reason else "ok",
-        "reason": reason or None,
-        "finish": None,
-        "tokens": 0,
-        "seed": 0,
+    text = f"chosen {chosen.label or 'unscored'}, rejected {rejected.label or 'unscored'}"
+    return plain_row("guard", *place_of(example), text, reason=reason) | {
         "prompt_sha": guard.sha,
         "guard": guard.name,
         "pool": example["pool"],

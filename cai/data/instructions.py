@@ -8,12 +8,13 @@ trained on.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from cai.data import slots
 from cai.data.near import NearDuplicates, in_order, mean_nearest, normalise
 from cai.data.rounds import instruction_of
-from cai.data.stage import Accept
+from cai.data.stage import Accept, plain_row
 from cai.recipe.arm_costs import ASIDE
 from cai.recipe.intake.entries import Given
 from cai.recipe.prompts import digest
@@ -100,13 +101,10 @@ def _tell_shortage(context: Context, got: int, wanted: int, alike: int, lines: i
         return
     context.run.event("instructions_short", got=got, wanted=wanted, alike=alike, lines=lines)
     threshold = context.recipe.instructions.similarity_threshold
-    passed_over = (
-        f"; {alike} passed over as too like an earlier one (instructions.similarity_threshold {threshold})"
-        if alike
-        else ""
-    )
+    why = f"passed over as too like an earlier one (instructions.similarity_threshold {threshold})"
+    told = f"; {alike} {why}" if alike else ""
     context.progress.say(
-        f"instructions.file: no line is left for {wanted - got} of {wanted} items that want a new one{passed_over}. "
+        f"instructions.file: no line is left for {wanted - got} of {wanted} items that want a new one{told}. "
         "Add lines (a resume takes them until training begins), or lower items."
     )
 
@@ -122,24 +120,8 @@ def repeat(context: Context, items: Sequence[int]) -> None:
 
 
 def _given(item: int, text: str, pool: str, parent: int | None) -> Record:
-    return {
-        "v": 1,
-        "stage": "instructions",
-        "item": item,
-        "round": 0,
-        "principle": None,
-        "text": text,
-        "status": "ok",
-        "reason": None,
-        "finish": "file",
-        "tokens": 0,
-        "seed": 0,
-        "prompt_sha": digest(text.encode()),
-        "pool": pool,
-        "cell": None,
-        "split": slots.split_of(item),
-        "parent": parent,
-    }
+    row = plain_row("instructions", item, 0, text) | {"finish": "file", "prompt_sha": digest(text.encode())}
+    return row | {"pool": pool, "cell": None, "split": slots.split_of(item), "parent": parent}
 
 
 def diversity(texts: Sequence[str]) -> dict[str, float]:
@@ -163,13 +145,7 @@ def diversity(texts: Sequence[str]) -> dict[str, float]:
 def summary(rows: Sequence[Record], wanted: int) -> Row:
     """What the instruction stage did: accepted, attempts, rejects by reason, diversity of the fresh ones."""
     fresh = [row for row in rows if row["status"] == "ok" and row["parent"] is None]
-    reasons: dict[str, int] = {}
-    for row in rows:
-        if row["status"] != "ok":
-            name = str(row["reason"]).split(":")[0]
-            reasons[name] = reasons.get(name, 0) + 1
+    reasons = Counter(str(row["reason"]).split(":")[0] for row in rows if row["status"] != "ok")
     drawn = sum(row.get("parent") is None for row in rows)  # a repeat of an instruction is no try
-    texts = [row["text"] for row in fresh]
-    return {"wanted": wanted, "accepted": len(fresh), "attempts": drawn, "rejects": reasons} | {
-        "diversity": diversity(texts)
-    }
+    counts = {"wanted": wanted, "accepted": len(fresh), "attempts": drawn, "rejects": dict(reasons)}
+    return counts | {"diversity": diversity([row["text"] for row in fresh])}

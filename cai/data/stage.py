@@ -127,7 +127,7 @@ def asked(context: Context, draw: Draw) -> Request | Record:
     recipe, model, rendered = context.recipe, context.model(), draw.rendered
     drawn = getattr(recipe.sampling, draw.stage.drawn)
     if len(rendered.token_ids) + drawn.max_new_tokens > model.max_seq_length:
-        return _row(context, draw, "", "rejected", f"prompt_too_long: {len(rendered.token_ids)} tokens")
+        return _row(context, draw, "", f"prompt_too_long: {len(rendered.token_ids)} tokens")
     stops = tuple(dict.fromkeys((*rendered.stop, *engine_stops(signs_of(context.prompts[draw.stage.prompt])))))
     sampling = Sampling(drawn.temperature, drawn.max_new_tokens, stops, model.tokenizer.eos_ids)
     return Request(draw.unit.item, rendered.token_ids, sampling, draw.seed(recipe.seed), rendered.prefix_len)
@@ -152,12 +152,12 @@ def judged(context: Context, draw: Draw, completion: Completion) -> Record:
     parsed = draw.stage.parse(found.text, unit)
     marks = ("cut_at_marker",) if found.marker is not None else ()
     if isinstance(parsed, Unparsed):
-        return _flagged(_row(context, draw, found.text, "rejected", parsed.reason, completion), marks)
+        return _flagged(_row(context, draw, found.text, parsed.reason, completion), marks)
     if draw.stage.limit_is_fault and completion.finish == "length":
-        return _flagged(_row(context, draw, parsed.text, "rejected", "ran_to_limit", completion), marks)
+        return _flagged(_row(context, draw, parsed.text, "ran_to_limit", completion), marks)
     if run := copied(parsed.text, shown_runs(context.prompts), draw.stage.inputs(unit)):
-        return _flagged(_row(context, draw, parsed.text, "rejected", f"copied_example: {run}", completion), marks)
-    return _flagged(_row(context, draw, parsed.text, "ok", None, completion), (*parsed.flags, *marks))
+        return _flagged(_row(context, draw, parsed.text, f"copied_example: {run}", completion), marks)
+    return _flagged(_row(context, draw, parsed.text, None, completion), (*parsed.flags, *marks))
 
 
 def _flagged(row: Record, flags: Sequence[str]) -> Record:
@@ -174,16 +174,19 @@ def _shown_runs(prompts: tuple[Prompt, ...]) -> Shots:
     return Shots(frozenset().union(*(shots_of(prompt).grams for prompt in prompts)))
 
 
-def _base_row(stage: Stage, unit: Unit, text: str, status: str, reason: str | None) -> Record:
+def plain_row(
+    stage: str, item: int, round_: int, text: str, principle: str | None = None, reason: str | None = None
+) -> Record:
+    """A row of what was not drawn: ok, or rejected where there is a reason."""
     return {
         "v": 1,
-        "stage": stage.name,
-        "item": unit.item,
-        "round": unit.round,
-        "principle": unit.principle,
+        "stage": stage,
+        "item": item,
+        "round": round_,
+        "principle": principle,
         "text": text,
-        "status": status,
-        "reason": reason,
+        "status": "rejected" if reason else "ok",
+        "reason": reason or None,
         "finish": None,
         "tokens": 0,
         "seed": 0,
@@ -191,16 +194,15 @@ def _base_row(stage: Stage, unit: Unit, text: str, status: str, reason: str | No
     }
 
 
-def _row(
-    context: Context, draw: Draw, text: str, status: str, reason: str | None, completion: Completion | None = None
-) -> Record:
+def _row(context: Context, draw: Draw, text: str, reason: str | None, completion: Completion | None = None) -> Record:
+    unit = draw.unit
     row: Record = {
-        **_base_row(draw.stage, draw.unit, text, status, reason),
+        **plain_row(draw.stage.name, unit.item, unit.round, text, unit.principle, reason),
         "finish": completion.finish if completion else None,
         "tokens": len(completion.token_ids) if completion else 0,
         "seed": draw.seed(context.recipe.seed),
         "prompt_sha": draw.rendered.sha,
-        **cast(RecordExtra, draw.unit.extra),
+        **cast(RecordExtra, unit.extra),
     }
     return row | {"draws": draw.number + 1} if draw.number else row
 
@@ -208,5 +210,5 @@ def _row(
 def measured(context: Context, stage: Stage, unit: Unit, fields: Row) -> Record:
     """The row of a unit that was scored instead of drawn."""
     prompt = context.prompts.get(stage.prompt)
-    row = _base_row(stage, unit, "", "ok", None) | {"prompt_sha": prompt.sha if prompt else ""}
-    return cast(Record, row | fields)
+    row = plain_row(stage.name, unit.item, unit.round, "", unit.principle)
+    return cast(Record, row | {"prompt_sha": prompt.sha if prompt else ""} | fields)
