@@ -55,15 +55,9 @@ def compare(context: Context, units: Sequence[Unit]) -> list[Row]:
     scores = score(scorer, asks)
     rows: list[Row] = []
     for unit in units:
-        case, found = cases()[unit.item], margin(scores, (unit.item,))
-        rows.append(
-            {
-                "margin": round(found, 4) if math.isfinite(found) else None,
-                "known": "better" if case["better"] else "no better",
-                "use": case["use"],
-                "kind": case["kind"],
-            }
-        )
+        case, found = cases()[unit.item], principles.rounded({"margin": margin(scores, (unit.item,))})
+        known = "better" if case["better"] else "no better"
+        rows.append({**found, "known": known, "use": case["use"], "kind": case["kind"]})
     return rows
 
 

@@ -30,15 +30,8 @@ RISE = (
 
 def check(context: Context, units: Sequence[Unit]) -> list[Row]:
     """One row a unit: `margin`, `first`, `second` (log-odds by order), `used`; `bar`, or `fallen`, `risen` (nats)."""
-    scorer, bar = principles.scorer_of(context), known_labels.bar_of(context)
-    asks: list[Ask] = []
-    for unit in units:
-        texts = unit.fields["chosen"], unit.fields["rejected"]
-        for id_, principle in under(context, unit, bar):
-            asked = (unit.fields["instruction"], principle, *texts)
-            asks += comparison_asks(scorer, context.prompts["judge_pair"], (unit.item, id_), *asked)
-    scores = score(scorer, asks)
-    after = {}
+    scorer, after = principles.scorer_of(context), {}
+    bar, verdicts_ = verdicts(context, units, "chosen", "rejected")
     # the chosen texts, where the rejected ones have scores to compare with
     with_scores = [unit for unit in units if unit.extra["before"] and bar is None and not principles.by_critic(context)]
     if again := {(u.item,): (u.fields["instruction"], u.fields["chosen"]) for u in with_scores}:
@@ -46,11 +39,28 @@ def check(context: Context, units: Sequence[Unit]) -> list[Row]:
         found = score(scorer, answer_signs.question_asks(context, scorer, again, every))
         raw = answer_signs.raw_scores(found, again, every)
         after = {item: principles.centred(context, of) for (item,), of in raw.items()}
-    rows = []
+    found_all = zip(units, verdicts_, strict=True)
+    return [row_of(unit, row | _change(unit, after.get(unit.item)), bar) for unit, row in found_all]
+
+
+def verdicts(
+    context: Context, units: Sequence[Unit], ours: str, theirs: str
+) -> tuple[float | None, list[dict[str, float]]]:
+    """The bar, and the verdict over two texts of each unit, which are its fields `ours` and `theirs`."""
+    scorer, bar = principles.scorer_of(context), known_labels.bar_of(context)
+    asks: list[Ask] = []
     for unit in units:
-        row = verdict(scores, unit, bar) | _change(unit, after.get(unit.item))
-        rows.append(with_bar(rounded(row), bar) | {"used": list(unit.extra["used"])})
-    return rows
+        both = unit.fields[ours], unit.fields[theirs]
+        for id_, principle in under(context, unit, bar):
+            asked = (unit.fields["instruction"], principle, *both)
+            asks += comparison_asks(scorer, context.prompts["judge_pair"], (unit.item, id_), *asked)
+    scores = score(scorer, asks)
+    return bar, [verdict(scores, unit, bar) for unit in units]
+
+
+def row_of(unit: Unit, found: Mapping[str, float], bar: float | None) -> Row:
+    """What the log holds of a verdict: four decimals, null where there is no number; the bar; the principles."""
+    return with_bar(principles.rounded(found), bar) | {"used": list(unit.extra["used"])}
 
 
 GENERAL = ""  # stands for no principle in particular: an answer is helpful, honest and harmless
@@ -85,16 +95,6 @@ def with_bar(row: Row, bar: float | None) -> Row:
     return row | {"bar": bar} if math.isfinite(bar) else {"first": None, "second": None, "margin": None}
 
 
-def bar_in(row: Record) -> Row:
-    """The bar as it stands in a row, if any."""
-    return {"bar": row["bar"]} if "bar" in row else {}
-
-
-def rounded(row: Mapping[str, float]) -> Row:
-    """For the log: four decimals, null where there is no number."""
-    return {name: _finite(value) for name, value in row.items()}
-
-
 def _change(unit: Unit, after: Mapping[str, float | None] | None) -> dict[str, float]:
     """Mean fall of the principles that were used, mean rise of the others."""
     before = unit.extra["before"]
@@ -105,17 +105,12 @@ def _change(unit: Unit, after: Mapping[str, float | None] | None) -> dict[str, f
     }
     used = [-value for id_, value in differences.items() if id_ in unit.extra["used"]]
     others = [value for id_, value in differences.items() if id_ not in unit.extra["used"]]
-    mean = {"fallen": math.fsum(used) / len(used)} if used else {}
-    return mean | ({"risen": math.fsum(others) / len(others)} if others else {})
+    return {name: math.fsum(some) / len(some) for name, some in (("fallen", used), ("risen", others)) if some}
 
 
 def _mean(values: Sequence[float]) -> float:
     """NaN where one is no finite number: the sum of two infinities would be none, or an error."""
     return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
-
-
-def _finite(value: float) -> float | None:
-    return round(value, 4) if math.isfinite(value) else None
 
 
 def fault(row: Record) -> str:

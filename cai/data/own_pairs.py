@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cai.data.examples import example_of, pair_of
 from cai.data.pairs import PairSet
 from cai.data.slots import HELDOUT
 from cai.metrics.figure import shuffled
 from cai.metrics.text import words
-from cai.metrics.wordings import has_control_token, is_refusal
 from cai.recipe.intake import pairfile
 from cai.recipe.intake.pairfile import KEY, OwnPair, PairIntake
 from cai.recipe.load import Recipe
-from cai.store.row_types import Example, Pair, Record, Reject
+from cai.store.row_types import Example, Record, Reject, TextPair
 from cai.terminal import printable
 
 SHOWN, WIDTH = 2, 70
@@ -63,7 +63,7 @@ def build(rows: Sequence[OwnPair], recipe: Recipe, refused: Mapping[int, str] | 
     examples += [_example(HELDOUT + place, rows[place]) for place in sorted(heldout)]
     for item in sorted(item for item in refused if item >= HELDOUT):
         rejects.append(_reject(item, rows[item - HELDOUT], "guard", refused[item]))
-    return PairSet(examples, [_pair(example) for example in examples], rejects)
+    return PairSet(examples, [pair_of(example) for example in examples], rejects)
 
 
 def _faults(rows: Sequence[OwnPair]) -> dict[int, str]:
@@ -89,42 +89,9 @@ def _reject(item: int, row: OwnPair, why: str, detail: str) -> Reject:
 
 
 def _example(item: int, row: OwnPair) -> Example:
-    """In the form of a generated example: what a user's pair does not have is empty."""
-    example: Example = {
-        "instruction": row.prompt,
-        "initial_answer": row.rejected,
-        "principle": "",
-        "critique": "",
-        "revised_answer": row.chosen,
-        "preference_pair": {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected},
-        "item": item,
-        "pool": row.pool,
-        "split": "heldout" if item >= HELDOUT else "train",
-        "principle_id": None,
-        "rounds": [],
-        "flags": {
-            "answer_refuses": is_refusal(row.rejected),
-            "revision_refuses": is_refusal(row.chosen),
-            "critique_finds_nothing": False,
-            "control_tokens": has_control_token(row.chosen) or has_control_token(row.rejected),
-            "ran_to_limit": [],
-        },
-    }
-    if row.margin is not None:
-        example["margin"] = row.margin
-    return example
-
-
-def _pair(example: Example) -> Pair:
-    pair: Pair = {
-        **example["preference_pair"],
-        "item": example["item"],
-        "pool": example["pool"],
-        "split": example["split"],
-    }
-    if "margin" in example:
-        pair["margin"] = example["margin"]
-    return pair
+    texts: TextPair = {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}
+    example = example_of(texts, item, row.pool, "heldout" if item >= HELDOUT else "train")
+    return example if row.margin is None else example | {"margin": row.margin}
 
 
 def of_run(path: Path, recipe: Recipe, rows: Sequence[Record]) -> PairSet:

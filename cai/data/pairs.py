@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 
 from cai.data import labels, parsing
 from cai.data.chain import label
+from cai.data.examples import NOTHING, example_of, pair_of
 from cai.data.item_chain import Chain, chain_of, lacking
 from cai.data.rounds import found_nothing
 from cai.metrics.text import appends_only, repetition, rouge_l, words
-from cai.metrics.wordings import finds_nothing, has_control_token, is_refusal, leftovers
+from cai.metrics.wordings import finds_nothing, leftovers
 from cai.recipe.load import Recipe
 from cai.recipe.settings import PairsSection
 from cai.store.jsonl import Row
-from cai.store.row_types import Example, Flags, Pair, Record, Reject, Round
+from cai.store.row_types import Example, Pair, Record, Reject, Round
 from cai.store.rows import Rows
 
 REPEATED = 8  # words in a row; of 104 pairs of a real model's 24 chosen and 8 rejected texts had 2% of them twice
@@ -138,7 +139,7 @@ def build(
         elif example is not None:
             examples.append(example)
     assert len(places) == len(examples) + len(rejects), (len(places), len(examples), len(rejects))
-    return PairSet(examples, [_pair(example) for example in examples], rejects, sizes)
+    return PairSet(examples, [pair_of(example) for example in examples], rejects, sizes)
 
 
 def judged(
@@ -202,7 +203,7 @@ def guard_faults(chain: Chain, round_: int = 0) -> list[tuple[str, str]]:
 
 
 def _example(chain: Chain, plan: PairPlan) -> Example:
-    """The user's six keys first, then ours. A round that found nothing has the text of before and `found` false."""
+    """A round that found nothing has the text of before and `found` false."""
     instruction, answer = chain.rows["instructions", 0], chain.rows["answers", 0]
     rounds: list[Round] = []
     text = answer["text"]
@@ -220,59 +221,26 @@ def _example(chain: Chain, plan: PairPlan) -> Example:
         }
         rounds.append(entry | {"round": r, "found": revision is not None} if plan.keeps_text else entry)
     found = [entry for entry in rounds if entry.get("found", True)]
-    last = (found or rounds or [NOTHING])[-1]
-    example: Example = {
-        "instruction": instruction["text"],
-        "initial_answer": answer["text"],
-        "principle": last["principle"],
-        "critique": last["critique"],
-        "revised_answer": text,
-        "preference_pair": {"prompt": instruction["text"], "chosen": text, "rejected": answer["text"]},
-        "item": chain.item,
-        "pool": instruction.get("pool", "benign"),
-        "split": instruction.get("split", "train"),
-        "principle_id": last["principle_id"],
-        "rounds": rounds,
-        "flags": _flags(chain, rounds, text),
-    }
+    own = {key: row for key, row in chain.rows.items() if key[0] != "second_answers"}  # that is of its other pair
+    example = example_of(
+        {"prompt": instruction["text"], "chosen": text, "rejected": answer["text"]},
+        chain.item,
+        instruction.get("pool", "benign"),
+        instruction.get("split", "train"),
+        last=(found or rounds or [NOTHING])[-1],
+        rounds=rounds,
+        finds_nothing=all(not e.get("found", True) or finds_nothing(e["critique"]) for e in rounds[-1:]),
+        limited=sorted(label(stage, r) for (stage, r), row in own.items() if row.get("finish") == "length"),
+        written=[row["text"] for row in own.values()],
+    )
     checked = chain.get("labels")
     if checked is not None:
-        example |= {"margin": checked["margin"], "label": _label(checked)}
+        label_: Row = {name: value for name, value in checked.items() if name in LABEL_KEYS}
+        example |= {"margin": checked["margin"], "label": label_}
     return example | {"kind": "revision"} if len(plan.kinds) > 1 else example
 
 
-NOTHING: Round = {"principle_id": None, "principle": "", "critique": "", "revised_answer": ""}  # no round criticised
 LABEL_KEYS = ("first", "second", "fallen", "risen", "bar", "used")
-
-
-def _label(row: Record) -> Row:
-    return {name: value for name, value in row.items() if name in LABEL_KEYS}
-
-
-def _flags(chain: Chain, rounds: Sequence[Round], text: str) -> Flags:
-    own = {key: row for key, row in chain.rows.items() if key[0] != "second_answers"}  # that is of its other pair
-    limited = sorted(label(stage, r) for (stage, r), row in own.items() if row.get("finish") == "length")
-    texts = [row["text"] for row in own.values()]
-    return {
-        "answer_refuses": is_refusal(chain.rows["answers", 0]["text"]),
-        "revision_refuses": is_refusal(text),
-        "critique_finds_nothing": all(
-            not entry.get("found", True) or finds_nothing(entry["critique"]) for entry in rounds[-1:]
-        ),
-        "control_tokens": any(map(has_control_token, texts)),
-        "ran_to_limit": limited,
-    }
-
-
-def _pair(example: Example) -> Pair:
-    pair: Pair = {
-        **example["preference_pair"],
-        "item": example["item"],
-        "pool": example["pool"],
-        "split": example["split"],
-    }
-    pair = pair | {"margin": example["margin"]} if "margin" in example else pair
-    return pair | {"kind": example["kind"]} if "kind" in example else pair
 
 
 def find_faults(example: Example, config: PairsSection) -> list[tuple[str, str]]:

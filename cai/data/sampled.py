@@ -11,12 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cai.data import known_labels, labels, principles, slots
-from cai.data.comparisons import comparison_asks
+from cai.data import examples, labels, principles, slots
 from cai.data.rounds import instruction_of
 from cai.data.stage import Unit
-from cai.engine.asks import Ask, score
-from cai.metrics.wordings import has_control_token, is_refusal
 from cai.recipe.constitution import Principle, choose
 from cai.recipe.settings import PairsSection
 from cai.run.context import Context
@@ -58,16 +55,8 @@ def principles_of(context: Context, item: int, pool: str) -> list[Principle]:
 
 def compare(context: Context, units: Sequence[Unit]) -> list[Row]:
     """One row a unit: `first`, `second` (log-odds by order, for the first answer), their `margin`, and `used`."""
-    scorer, bar = principles.scorer_of(context), known_labels.bar_of(context)
-    asks: list[Ask] = []
-    for unit in units:
-        for id_, principle in labels.under(context, unit, bar):
-            texts = (unit.fields["instruction"], principle)
-            both = (unit.fields["first"], unit.fields["second"])
-            asks += comparison_asks(scorer, context.prompts["judge_pair"], (unit.item, id_), *texts, *both)
-    scores = score(scorer, asks)
-    rows = {unit.item: labels.with_bar(labels.rounded(labels.verdict(scores, unit, bar)), bar) for unit in units}
-    return [rows[unit.item] | {"used": list(unit.extra["used"])} for unit in units]
+    bar, found = labels.verdicts(context, units, "first", "second")
+    return [labels.row_of(unit, verdict, bar) for unit, verdict in zip(units, found, strict=True)]
 
 
 def undecided(row: Record, config: PairsSection) -> str:
@@ -97,26 +86,17 @@ def example_of(instruction: Record, answers: tuple[Record, Record], row: Record,
         kept, other, first, second, margin = other, kept, second, first, -margin
     used = list(row["used"])
     limited = [record["stage"] for record in answers if record.get("finish") == "length"]
-    return {
-        "instruction": instruction["text"],
-        "initial_answer": other["text"],
-        "principle": texts.get(used[0], used[0]) if used else "",
-        "critique": "",
-        "revised_answer": kept["text"],
-        "preference_pair": {"prompt": instruction["text"], "chosen": kept["text"], "rejected": other["text"]},
-        "item": slots.sampled_item(row["item"]),
-        "pool": instruction.get("pool", "benign"),
-        "split": instruction.get("split", "train"),
-        "principle_id": used[0] if used else None,
-        "rounds": [],
-        "flags": {
-            "answer_refuses": is_refusal(other["text"]),
-            "revision_refuses": is_refusal(kept["text"]),
-            "critique_finds_nothing": False,
-            "control_tokens": has_control_token(kept["text"]) or has_control_token(other["text"]),
-            "ran_to_limit": limited,
-        },
-        "margin": margin,
-        "label": {"first": first, "second": second} | labels.bar_in(row) | {"used": used},
-        "kind": KIND,
-    }
+    about = examples.NOTHING
+    if used:
+        about = about | {"principle_id": used[0], "principle": texts.get(used[0], used[0])}
+    bar = {"bar": row["bar"]} if "bar" in row else {}
+    example = examples.example_of(
+        {"prompt": instruction["text"], "chosen": kept["text"], "rejected": other["text"]},
+        slots.sampled_item(row["item"]),
+        instruction.get("pool", "benign"),
+        instruction.get("split", "train"),
+        last=about,
+        limited=limited,
+    )
+    label = {"first": first, "second": second, **bar, "used": used}
+    return example | {"margin": margin, "label": label, "kind": KIND}
