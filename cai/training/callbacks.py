@@ -7,8 +7,8 @@ transformers. Invariant: none of them changes a weight; what they end, they end 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
@@ -16,17 +16,17 @@ from cai import errors
 from cai.errors import CaiError
 from cai.training import health as signs
 from cai.training import ranks
-from cai.training.guards import Guarded
+from cai.training.guards import Guarded, TrainingPlan
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import TrainerControl, TrainerState
 
     from cai.training.trainers import PairTrainer
 
 
-def callbacks_of(trainer: Guarded) -> list[TrainerCallback]:
+def callbacks_of(plan: TrainingPlan) -> list[Callable[[Any], TrainerCallback]]:
     """What both trainers have."""
-    return [ClockSave(trainer), Watch(trainer)] if trainer.plan.dpo.save_minutes else [Watch(trainer)]
+    return [ClockSave, Watch] if plan.dpo.save_minutes else [Watch]
 
 
 class ClockSave(TrainerCallback):
@@ -36,18 +36,16 @@ class ClockSave(TrainerCallback):
         self.trainer = trainer
         self.last = time.monotonic()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.last = time.monotonic()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         plan = self.trainer.plan
         due = time.monotonic() - self.last >= 60.0 * plan.dpo.save_minutes
         if due or state.global_step >= plan.steps:
             control.should_save = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_save(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.last = time.monotonic()
 
 
@@ -62,19 +60,17 @@ class Watch(TrainerCallback):
         self.trainer = trainer
         self.stopping = False
 
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_substep_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if ranks.stopping(self.trainer.plan.stopped, state.global_step + 1):
             self.trainer.stop_here()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         plan = self.trainer.plan
         plan.progress(state.global_step, plan.steps)
         if state.global_step < plan.steps and ranks.stopping(plan.stopped, state.global_step):
             self.stopping = control.should_log = control.should_save = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_save(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if self.stopping:
             self.trainer.stop_here()
 
@@ -90,11 +86,11 @@ class HealthWatch(TrainerCallback):
         self.told: set[str] = set()
         self.ending: signs.Sign | None = None
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if self._ends(self._look(state)):
             control.should_log = control.should_save = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_save(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if self.ending:
             raise CaiError(
                 f"training step {state.global_step}: {self.ending.text}. health.stop names it: the last checkpoint in "
@@ -102,7 +98,7 @@ class HealthWatch(TrainerCallback):
                 errors.QUALITY,
             )
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_train_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self._look(state)
 
     def _look(self, state: TrainerState) -> list[signs.Sign]:
@@ -125,8 +121,6 @@ class MakeUp(TrainerCallback):
     def __init__(self, trainer: PairTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.global_step:
             self.trainer.watch_heldout()

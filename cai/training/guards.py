@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from cai import errors
-from cai.engine.foreign import HfModel
+from cai.engine.foreign import HfModel, HfTokenizer
 from cai.errors import CaiError, Stopped
 from cai.recipe.settings import DpoSection, HealthSection
 from cai.store.jsonl import Row
@@ -31,7 +32,7 @@ from cai.training.token_rows import PairRow, token_counts
 from cai.world import world
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 KEEP_CHECKPOINTS = 2
 
@@ -79,17 +80,40 @@ class Guarded(Trainer):
     _loss_sum: torch.Tensor | None = None
     _no_room = ""  # why this process has no memory left, where there are several
 
+    def __init__(
+        self,
+        hf: HfModel,
+        tokenizer: HfTokenizer,
+        plan: TrainingPlan,
+        args: TrainingArguments,
+        stand_in: dict[str, Any],
+        watching: Sequence[Callable[[Any], TrainerCallback]],
+        **options: Any,
+    ) -> None:
+        """`stand_in`: rows for TRL in place of ours. Its patch of the model and its printing callbacks go again."""
+        self.plan = plan
+        base = hf.get_base_model()
+        own_forward = base.__dict__.get("forward")
+        super().__init__(
+            model=cast("PreTrainedModel", hf),
+            args=args,
+            processing_class=cast("PreTrainedTokenizerBase", tokenizer),
+            train_dataset=Dataset.from_dict(stand_in),
+            callbacks=[kind(self) for kind in watching],
+            **options,
+        )
+        if own_forward is not None:  # generation uses this very object afterwards
+            base.forward = own_forward
+        else:
+            base.__dict__.pop("forward", None)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.model_accepts_loss_kwargs = False
+
     @property
     def hf(self) -> HfModel:
         """The PeftModel that is trained, without what accelerate put around it."""
         return cast(HfModel, self.model)
-
-    def _settle(self, base: HfModel, own_forward: object) -> None:
-        """After TRL's constructor: its patch of the model and its printing callbacks go."""
-        _restore_forward(base, own_forward)
-        for callback in (PrinterCallback, ProgressCallback):
-            self.remove_callback(callback)
-        self.model_accepts_loss_kwargs = False
 
     def _prepare_dataset(self, dataset: Dataset, *_args: object, **_kwargs: object) -> Dataset:
         return dataset  # the rows are token ids already; what TRL was handed is a stand-in
@@ -276,11 +300,3 @@ def arguments(plan: TrainingPlan, device: torch.device) -> dict[str, Any]:
         seed=plan.seed % 2**32,
         data_seed=plan.seed % 2**32,
     )
-
-
-def _restore_forward(base: HfModel, own_forward: object) -> None:
-    """Undo TRL's instance-level patch of the model's forward: generation uses this very object afterwards."""
-    if own_forward is not None:
-        base.forward = own_forward
-    else:
-        base.__dict__.pop("forward", None)

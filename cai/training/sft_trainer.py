@@ -8,10 +8,7 @@ DPO, its reference and the evaluation go through, too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
 import torch
-from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from cai.engine.foreign import HfModel, HfTokenizer
@@ -20,9 +17,6 @@ from cai.training.guards import Guarded, TrainingPlan, arguments
 from cai.training.loss import Batch, sequence_logps
 from cai.training.token_rows import token_counts
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 class RevisionTrainer(Guarded, SFTTrainer):
     """SFTTrainer over `Plan.order`. Overrides: data, loss, logging, saving."""
@@ -30,19 +24,10 @@ class RevisionTrainer(Guarded, SFTTrainer):
     section = "sft"
 
     def __init__(self, hf: HfModel, tokenizer: HfTokenizer, plan: TrainingPlan, device: torch.device) -> None:
-        self.plan = plan
-        base = hf.get_base_model()
-        own_forward = base.__dict__.get("forward")
         stand_in = {"prompt": ["x"], "completion": ["y"], "input_ids": [[0, 1]], "labels": [[-100, 1]]}
-        super().__init__(
-            model=cast("PreTrainedModel", hf),
-            args=SFTConfig(**arguments(plan, device), completion_only_loss=True, packing=False, padding_free=False),
-            processing_class=cast("PreTrainedTokenizerBase", tokenizer),
-            data_collator=plan.collate,  # without one TRL sets the pad token of tokenizer and model, which others use
-            train_dataset=Dataset.from_dict(stand_in),
-            callbacks=callbacks_of(self),
-        )
-        self._settle(base, own_forward)
+        args = SFTConfig(**arguments(plan, device), completion_only_loss=True, packing=False, padding_free=False)
+        # without a collator TRL sets the pad token of tokenizer and model, which others use
+        super().__init__(hf, tokenizer, plan, args, stand_in, callbacks_of(plan), data_collator=plan.collate)
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: object = None

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
 
 import torch
-from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from cai import errors
@@ -24,57 +22,46 @@ from cai.training.loss import Batch, pair_loss, sequence_logps, shared_lengths
 from cai.training.scoring import to_device
 from cai.world import world
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 __all__ = ["PairTrainer", "TrainingPlan"]
+
+
+def _with_reference(batch: Batch, refs: Sequence[tuple[float, float]]) -> Batch:
+    return batch | {"ref_2B": torch.tensor(refs, dtype=torch.float64).float().T.contiguous()}
 
 
 class PairTrainer(Guarded, DPOTrainer):
     """DPOTrainer over `Plan.order`. Overrides: data, loss, logging, saving."""
 
     def __init__(self, hf: HfModel, tokenizer: HfTokenizer, plan: TrainingPlan, device: torch.device) -> None:
-        self.plan = plan
-        base = hf.get_base_model()
-        own_forward = base.__dict__.get("forward")
-        super().__init__(
-            model=cast("PreTrainedModel", hf),
-            args=DPOConfig(**arguments(plan, device), beta=plan.dpo.beta, precompute_ref_log_probs=False),
-            processing_class=cast("PreTrainedTokenizerBase", tokenizer),
-            train_dataset=Dataset.from_dict({"prompt": ["x"], "chosen": ["y"], "rejected": ["z"]}),
-            callbacks=[*callbacks_of(self), HealthWatch(self), MakeUp(self)],
-        )
-        self._settle(base, own_forward)
+        args = DPOConfig(**arguments(plan, device), beta=plan.dpo.beta, precompute_ref_log_probs=False)
+        stand_in = {"prompt": ["x"], "chosen": ["y"], "rejected": ["z"]}
+        super().__init__(hf, tokenizer, plan, args, stand_in, [*callbacks_of(plan), HealthWatch, MakeUp])
         if "ref" in hf.peft_config:  # TRL 1.15 copies a PeftModel's adapter; a resume would then load only the copy
             hf.delete_adapter("ref")
 
     def _collate(self, indexes: Sequence[int]) -> Batch:
-        batch, plan = super()._collate(indexes), self.plan
-        refs = [plan.refs[i] for i in indexes]
-        batch["ref_2B"] = torch.tensor(refs, dtype=torch.float64).float().T.contiguous()
+        plan = self.plan
+        batch = _with_reference(super()._collate(indexes), [plan.refs[i] for i in indexes])
         for name, values in (("weights_B", plan.weights), ("labels_B", plan.labels)):
             if values is not None:
                 batch[name] = torch.tensor([values[i] for i in indexes], dtype=torch.float32)
         return batch
 
     def _compute_loss(self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False) -> torch.Tensor:
-        dpo = self.plan.dpo
-        logps_2B, logps_N = sequence_logps(self.hf, inputs, self.plan.forward, dpo.ld_alpha)
-        loss = pair_loss(
-            logps_2B,
-            inputs["ref_2B"],
-            logps_N,
-            inputs["lengths_S"],
-            beta=dpo.beta,
-            loss_type=dpo.loss_type,
-            loss_weights=dpo.loss_weights,
-            label_smoothing=dpo.label_smoothing,
-            weights_B=inputs.get("weights_B"),
-            labels_B=inputs.get("labels_B"),
-            counts_C=inputs.get("counts_C"),
-        )
+        loss, logps_2B = self._loss_of(inputs)
         self._note(loss.detach(), logps_2B.detach(), inputs["ref_2B"], inputs["lengths_S"])
         return self._scaled(loss)
+
+    def _loss_of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of a batch that has its reference, and logps_2B."""
+        dpo = self.plan.dpo
+        logps_2B, logps_N = sequence_logps(self.hf, batch, self.plan.forward, dpo.ld_alpha)
+        more = {name: batch.get(name) for name in ("weights_B", "labels_B", "counts_C")}
+        loss = pair_loss(
+            logps_2B, batch["ref_2B"], logps_N, batch["lengths_S"], beta=dpo.beta, loss_type=dpo.loss_type,
+            loss_weights=dpo.loss_weights, label_smoothing=dpo.label_smoothing, **more,
+        )  # fmt: skip
+        return loss, logps_2B
 
     def _note(self, loss: torch.Tensor, logps_2B: torch.Tensor, ref_2B: torch.Tensor, lengths_S: list[int]) -> None:
         """Collect metrics as device tensors; they are read once a step, in `log`."""
@@ -122,24 +109,19 @@ class PairTrainer(Guarded, DPOTrainer):
 
     def _heldout_entry(self, held: heldout.Heldout) -> dict[str, float] | None:
         """Loss, margin and accuracy of the held-out pairs; None where a stop cuts it short (a resume makes it up)."""
-        plan, dpo, size, model = self.plan, self.plan.dpo, self.plan.micro_batch, self.hf
-        model.train()  # as the reference was computed
+        plan, size = self.plan, self.plan.micro_batch
+        self.hf.train()  # as the reference was computed
         sums: dict[int, list[float]] = {}
         stopped = False
         for start in range(size * world().rank, len(held.rows), size * world().size):
             if stopped := self.state.global_step < plan.steps and plan.stopped():
                 break
             rows, refs = held.rows[start : start + size], held.refs[start : start + size]
-            batch = to_device(plan.collate(rows), self.accelerator.device)
-            ref_2B = torch.tensor(refs, dtype=torch.float64).float().T.contiguous().to(self.accelerator.device)
+            batch = to_device(_with_reference(plan.collate(rows), refs), self.accelerator.device)
             with torch.set_grad_enabled(held.with_grad):
-                logps_2B, logps_N = sequence_logps(model, batch, plan.forward, dpo.ld_alpha)
-                loss = pair_loss(
-                    logps_2B, ref_2B, logps_N, batch["lengths_S"], beta=dpo.beta, loss_type=dpo.loss_type,
-                    loss_weights=dpo.loss_weights, label_smoothing=dpo.label_smoothing,
-                )  # fmt: skip
-            scores_2B = (logps_2B - ref_2B).detach()
-            margins_B = dpo.beta * (scores_2B[0] - scores_2B[1])
+                loss, logps_2B = self._loss_of(batch)
+            scores_2B = (logps_2B - batch["ref_2B"]).detach()
+            margins_B = plan.dpo.beta * (scores_2B[0] - scores_2B[1])
             wins_B = (margins_B > 0).float() + 0.5 * (margins_B == 0).float()
             sums[start] = torch.stack([loss.detach() * len(rows), margins_B.sum(), wins_B.sum()]).tolist()
         step = self.state.global_step
