@@ -130,9 +130,9 @@ def sft_arm(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer
 def from_base_arm(context: Context, pairs: Sequence[Pair], heldout: Sequence[Pair]) -> Arm:
     """DPO alone (train/from_base/, adapter-from-base/) beside DPO from SFT: the run's settings but for the start."""
     run, dpo = context.run, context.recipe.dpo.model_copy(update={"start": "base", "also_from_base": False})
-    folder, adapter = run.train / "from_base", run.path / "adapter-from-base"
+    places = run.train / "from_base", run.path / "adapter-from-base"
     watched = heldout if dpo.eval_steps else ()
-    return Arm("train from base", pairs, folder, adapter, dpo, dpo.seeds[0], watched, name="from_base")
+    return Arm("train from base", pairs, *places, dpo, dpo.seeds[0], watched, name="from_base")
 
 
 def seed_arm(
@@ -140,16 +140,11 @@ def seed_arm(
 ) -> Arm:
     """The run's training from another seed; its SFT stage, where it has one, is its own."""
     folder, adapter = places(context.run.path, seed)
-    start = None
-    if context.recipe.dpo.start == "sft":
-        stage = adapter.with_name(f"adapter-sft-seed-{seed}")
-        inputs = sft.inputs(context, imitable(pairs, context.recipe), sound, seed)
-        start = replace(sft_arm(context, pairs, sound), folder=folder / "sft", adapter=stage, seed=seed, inputs=inputs)
-    reference = on_policy.start_of(context) if context.recipe.dpo.start == "adapter" else None
-    return Arm(
-        f"train seed {seed}", pairs, folder, adapter, context.recipe.dpo, seed, heldout, start=start,
-        reference=reference,
-    )  # fmt: skip
+    arm, title = dpo_arm(context, pairs, heldout, sound), f"train seed {seed}"
+    if start := arm.start:
+        stage, inputs = adapter.with_name(f"adapter-sft-seed-{seed}"), {**start.inputs, "seed": str(seed)}
+        start = replace(start, folder=folder / "sft", adapter=stage, seed=seed, inputs=inputs)
+    return replace(arm, title=title, folder=folder, adapter=adapter, seed=seed, heldout=heldout, start=start)
 
 
 def train_seeds(

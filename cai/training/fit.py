@@ -19,6 +19,7 @@ from cai.engine.foreign import HfModel
 from cai.engine.model import Model
 from cai.training.forward import Layout, set_checkpointing
 from cai.training.loss import sequence_logps
+from cai.training.scoring import to_device
 from cai.training.token_rows import PairRow
 
 if TYPE_CHECKING:
@@ -55,16 +56,15 @@ def choose_shape(
     first = peak(shape.micro_batch)
     if first is None or first > room:
         return replace(shape, checkpointing=True)
-    effective = shape.micro_batch * shape.accumulation
     size = tokens_of(rows, order, shape.micro_batch)
-    for micro_batch in larger(effective, shape.micro_batch):
+    for micro_batch in larger(shape.effective, shape.micro_batch):
         tokens = tokens_of(rows, order, micro_batch)
         if tokens > ENOUGH_TOKENS or base + (first - base) * tokens / size > room:
             continue
         _clear()
         measured = peak(micro_batch)
         if measured is not None and measured <= room:
-            return replace(shape, micro_batch=micro_batch, accumulation=effective // micro_batch, checkpointing=False)
+            return replace(shape.cut(micro_batch), checkpointing=False)
     return replace(shape, checkpointing=False)
 
 
@@ -94,7 +94,7 @@ def memory_limit() -> int:
 
 def peak_of_step(model: Model, layout: Layout, rows: Sequence[PairRow]) -> int | None:
     """Peak bytes of forward and backward over these rows, or None when memory ran out."""
-    batch = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in layout.collate(rows).items()}
+    batch = to_device(layout.collate(rows), model.device)
     torch.cuda.reset_peak_memory_stats()
     model.hf.train()
     try:

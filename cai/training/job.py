@@ -10,7 +10,7 @@ import gc
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,11 +47,17 @@ class BatchShape:
 
     def smaller(self) -> BatchShape | None:
         """The next rung: half the micro-batch (or its largest divisor below), then checkpointing, then none."""
-        effective = self.micro_batch * self.accumulation
         if self.micro_batch > 1:
-            half = next(n for n in range(self.micro_batch // 2, 0, -1) if effective % n == 0)
-            return BatchShape(half, effective // half, self.checkpointing)
+            return self.cut(next(n for n in range(self.micro_batch // 2, 0, -1) if self.effective % n == 0))
         return None if self.checkpointing else BatchShape(1, self.accumulation, True)
+
+    @property
+    def effective(self) -> int:
+        return self.micro_batch * self.accumulation
+
+    def cut(self, micro_batch: int) -> BatchShape:
+        """The same effective batch in micro-batches of this size."""
+        return replace(self, micro_batch=micro_batch, accumulation=self.effective // micro_batch)
 
 
 def versions() -> dict[str, str]:
@@ -99,7 +105,7 @@ class Job:
         settings = {k: v for k, v in self.dpo.deciding().items() if k not in BATCH_KEYS}
         self.identity = {
             "rows": rows_sha(self.rows),
-            "model": model_name(self.model),
+            "model": self.model.name,
             "revision": str(self.model.facts.get("revision", "")),
             "quantization": str(self.model.facts.get("quantization", "")),
             "lora": reference_logps.key_of(**self.lora.model_dump(mode="json")),
@@ -193,13 +199,14 @@ class Job:
         if found:
             checkpoints.check_identity(found[0], found[1], self.identity)
             self.event("resume", checkpoint=found[0].name)
+        cut = self.order, [row.tokens for row in self.rows], shape.micro_batch, shape.accumulation
         plan = TrainingPlan(
             rows=self.rows, refs=refs, order=self.order, steps=self.steps, micro_batch=shape.micro_batch,
             accumulation=shape.accumulation, checkpointing=shape.checkpointing and not self.layout.own_checkpointing,
             dpo=self.dpo, seed=self.seed, folder=self.folder, forward=self.layout.forward,
             collate=self.layout.collate, event=self.event, stopped=self.stopped, progress=self.progress,
             health=self.health, weights=self.weights, labels=self.labels, heldout=self._heldout(shape),
-            first_loss=self.first_loss, dealt=self._dealt(shape),
+            first_loss=self.first_loss, dealt=ranks.Dealt.of(*cut) if world().several else None,
             tolerance=first_loss_tolerance(self.dpo, refs, self.order[: self.effective if refs else 0], str(hf.dtype)),
             seal_facts={"identity": self.identity, "micro_batch": shape.micro_batch,
                         "accumulation": shape.accumulation, "gradient_checkpointing": shape.checkpointing,
@@ -209,11 +216,6 @@ class Job:
         self._begin()  # TRL's constructor casts the adapter of a 4-bit model to bf16
         adapter.require_fp32(hf)
         return trainer
-
-    def _dealt(self, shape: BatchShape) -> ranks.Dealt | None:
-        if not world().several:
-            return None
-        return ranks.Dealt.of(self.order, [row.tokens for row in self.rows], shape.micro_batch, shape.accumulation)
 
     def _trainer(self) -> type[PairTrainer | RevisionTrainer]:
         if self.objective == "sft":
@@ -239,7 +241,7 @@ class Job:
         every = range(len(self.heldout))
         self.heldout_refs = self._references(shape, self.heldout, every, reference_logps.HELDOUT)
         return Heldout(
-            self.heldout, self.heldout_refs, self.dpo.eval_steps, self.dpo.keep == "best", model_name(self.model),
+            self.heldout, self.heldout_refs, self.dpo.eval_steps, self.dpo.keep == "best", self.model.name,
             self.layout.reference_with_grad,
         )  # fmt: skip
 
@@ -285,11 +287,6 @@ def first_loss_tolerance(
     size = sum(abs(refs[i][0]) + abs(refs[i][1]) for i in first) / max(1, len(first))
     steeper = 1.0 if dpo.loss_type == ("sigmoid",) else 2.0 * len(dpo.loss_type) / (1.0 - 2.0 * dpo.label_smoothing)
     return max(dpo.first_loss_tolerance, 0.5 * dpo.beta * steeper * step * size)
-
-
-def model_name(model: Model) -> str:
-    """The real base model's name (hub id), for adapter_config.json and identities."""
-    return str(model.name)
 
 
 def empty_cache() -> None:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from cai.training.job import BatchShape
 
-Logps = tuple[float, float]
+Logps = tuple[float, float]  # sums of chosen, rejected
 NO_ROOM = "out of memory in another process of this run"
 
 
@@ -64,23 +64,20 @@ def deal(sizes: Sequence[int], processes: int, most: int) -> list[list[int]]:
 
 def spread(shape: BatchShape) -> BatchShape:
     """The shape with as many micro-batches a step as there are processes, where the effective batch has them."""
-    size, effective = world().size, shape.micro_batch * shape.accumulation
+    size, effective = world().size, shape.effective
     fits = [n for n in range(shape.micro_batch, 0, -1) if effective % n == 0 and effective // n >= size]
-    micro_batch = fits[0] if fits else 1
-    return replace(shape, micro_batch=micro_batch, accumulation=effective // micro_batch)
+    return shape.cut(fits[0] if fits else 1)
 
 
 def agreed_shape(shape: BatchShape) -> BatchShape:
     """What fits into the memory of every process."""
-    mine = orjson.dumps([shape.micro_batch, shape.checkpointing])
-    found = [orjson.loads(part) for part in gather(mine, "choosing the micro-batch")]
-    effective, micro_batch = shape.micro_batch * shape.accumulation, min(part[0] for part in found)
-    return replace(
-        shape,
-        micro_batch=micro_batch,
-        accumulation=effective // micro_batch,
-        checkpointing=any(part[1] for part in found),
-    )
+    found = _of_all([shape.micro_batch, shape.checkpointing], "choosing the micro-batch")
+    return replace(shape.cut(min(part[0] for part in found)), checkpointing=any(part[1] for part in found))
+
+
+def _of_all(value: object, doing: str) -> list[Any]:
+    """Every process's value, in the order of their ranks; a number that JSON does not know is None."""
+    return [orjson.loads(part) for part in gather(orjson.dumps(value), doing)]
 
 
 def of_first(value: Row, doing: str) -> Row:
@@ -114,20 +111,13 @@ def scored_by_all(
             why = str(error).splitlines()[0][:200]
             break
     no_room_anywhere(why, "the reference, whether memory lasts")
-    found = [orjson.loads(part) for part in gather(orjson.dumps(list(mine.items())), "the reference")]
-    nan = math.nan  # JSON's null
-    return {
-        number: [(nan if a is None else a, nan if b is None else b) for a, b in rows]
-        for part in found
-        for number, rows in part
-    }
+    found = _of_all(list(mine.items()), "the reference")
+    return {number: [(_number(a), _number(b)) for a, b in rows] for part in found for number, rows in part}
 
 
 def lists_of_all(mine: Mapping[int, list[float]], stopped: bool, doing: str) -> dict[int, list[float]] | None:
     """Lists of numbers by place, of all processes; None where one of them was stopped."""
-    found = [
-        orjson.loads(part) for part in gather(orjson.dumps({"stopped": stopped, "rows": list(mine.items())}), doing)
-    ]
+    found = _of_all({"stopped": stopped, "rows": list(mine.items())}, doing)
     if any(part["stopped"] for part in found):
         return None
     return {place: [_number(value) for value in row] for part in found for place, row in part["rows"]}
@@ -161,8 +151,8 @@ def no_room_anywhere(why: str, doing: str) -> None:
 def means_of_all(sums: Mapping[str, tuple[float, int]], doing: str) -> dict[str, float]:
     """Mean of each metric over the micro-batches of all processes, from (sum, count) of each."""
     total: dict[str, tuple[float, int]] = {}
-    for part in gather(orjson.dumps(dict(sums)), doing):
-        for name, (value, count) in orjson.loads(part).items():
+    for part in _of_all(dict(sums), doing):
+        for name, (value, count) in part.items():
             before = total.get(name, (0.0, 0))
             total[name] = before[0] + _number(value), before[1] + count
     return {name: value / count for name, (value, count) in total.items() if count}

@@ -21,10 +21,11 @@ from cai import errors
 from cai.errors import CaiError
 from cai.store.files import write_json_atomic
 from cai.training import ranks
+from cai.training.ranks import Logps
 
 NAME = "reference.json"
 HELDOUT = "heldout-reference.json"
-Logps = tuple[float, float]  # sums of chosen, rejected
+NAN: Logps = (math.nan, math.nan)  # of a row that is not visited
 
 
 def key_of(**facts: object) -> str:
@@ -38,7 +39,7 @@ def cached(folder: Path, key: str, name: str = NAME) -> list[Logps] | None:
         value = orjson.loads((folder / name).read_bytes())
         if value["key"] != key:
             return None
-        return [(float("nan"), float("nan")) if entry is None else (entry[0], entry[1]) for entry in value["logps"]]
+        return [NAN if entry is None else (entry[0], entry[1]) for entry in value["logps"]]
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError, IndexError):
         return None
 
@@ -70,12 +71,11 @@ def compute(
     scored = ranks.scored_by_all(groups, score, stopped)
     if scored is None:
         return None
-    found: list[Logps | None] = [None] * rows
+    found: dict[int, Logps] = {}
     for number, group in enumerate(groups):
         for i, logps in zip(group, scored[number], strict=True):
-            if found[i] is None:
-                found[i] = logps
-    return [entry or (float("nan"), float("nan")) for entry in found]
+            found.setdefault(i, logps)
+    return [found.get(i, NAN) for i in range(rows)]
 
 
 def store(folder: Path, key: str, logps: Sequence[Logps], visited: set[int], name: str = NAME) -> None:

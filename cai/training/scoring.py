@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cai.engine import never
 from cai.engine.model import Model
 from cai.errors import Stopped
 from cai.store.row_types import TrainingPair
-from cai.training.token_rows import PairRow, never, tokenize_pairs
+from cai.training.token_rows import PairRow, tokenize_pairs
 
 if TYPE_CHECKING:
     import torch

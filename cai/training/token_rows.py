@@ -143,10 +143,5 @@ def rows_sha(rows: Sequence[PairRow]) -> str:
     return sha.hexdigest()[:16]
 
 
-def never() -> bool:
-    """The `stopped` callback of a caller that never stops."""
-    return False
-
-
 def ignore(*_args: object, **_fields: object) -> None:
     """The `event` and `progress` callback of a caller that wants none."""

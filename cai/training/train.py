@@ -24,6 +24,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from cai import errors
+from cai.engine import never
 from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.recipe.settings import DpoSection, HealthSection, LoraSection
@@ -32,9 +33,9 @@ from cai.store.jsonl import Row
 from cai.store.row_types import TrainingPair
 from cai.training import checkpoints, fake_training, heldout
 from cai.training import health as signs
-from cai.training.job import BatchShape, Job, Objective, empty_cache, model_name
+from cai.training.job import BatchShape, Job, Objective, empty_cache
 from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
-from cai.training.token_rows import PairRow, PairRows, ignore, never, revisions_only, steps_of, tokenize_pairs
+from cai.training.token_rows import PairRow, PairRows, ignore, revisions_only, steps_of, tokenize_pairs
 from cai.world import gather
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def train(
     """
     began, adapter = time.monotonic(), adapter or folder.parent / "adapter"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _remove_halves(folder, adapter)
+    _remove_halves(adapter)
     _check_start(dpo, lora, start)
     tokenized = _tokenized(model, pairs, prompt, dpo, objective, health, event)
     watched = _heldout_rows(model, heldout_pairs, prompt, dpo)
@@ -165,8 +166,10 @@ def _tokenized(
         tokenized = revisions_only(tokenized, model.tokenizer.eos_ids[0])
     if tokenized.too_long or tokenized.truncated or tokenized.flagged:
         event("pairs_cut", truncated=tokenized.truncated, too_long=tokenized.too_long, flagged=tokenized.flagged)
-    if objective == "dpo":
-        _check_truncation(tokenized.truncated / len(tokenized.rows), health, event)
+    if objective == "dpo" and (sign := signs.truncation(tokenized.truncated / len(tokenized.rows), health)):
+        event("health", step=0, sign=sign.name, value=sign.value, text=sign.text)
+        if sign.name in health.stop:
+            raise CaiError(f"training: {sign.text}. health.stop names it, so nothing was trained.", errors.QUALITY)
     return tokenized
 
 
@@ -184,15 +187,6 @@ def _heldout_rows(model: Model, pairs: Sequence[TrainingPair], prompt: Prompt, d
     if dpo.keep == "best" and not rows:
         raise CaiError('dpo.keep = "best": there is no held-out pair to choose by. Set heldout.items, or keep = "last"')
     return rows
-
-
-def _check_truncation(share: float, health: HealthSection, event: Callable[..., None]) -> None:
-    sign = signs.truncation(share, health)
-    if sign is None:
-        return
-    event("health", step=0, sign=sign.name, value=sign.value, text=sign.text)
-    if sign.name in health.stop:
-        raise CaiError(f"training: {sign.text}. health.stop names it, so nothing was trained.", errors.QUALITY)
 
 
 def load_result(folder: Path) -> TrainResult | None:
@@ -220,7 +214,7 @@ def _seal(content: Row) -> str:
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _remove_halves(folder: Path, adapter: Path) -> None:
+def _remove_halves(adapter: Path) -> None:
     """A kill between two renames of `publish` can leave the old adapter under its hidden name: put it back."""
     old = adapter.with_name(f".{adapter.name}.old")
     if old.exists() and not adapter.exists():
@@ -231,8 +225,9 @@ def _learnt(
     job: Job, adapter: Path, trainer: PairTrainer | RevisionTrainer, shape: BatchShape, resumed_from: int
 ) -> Row:
     """The measured part of the result; what training held is freed, the adapter exported."""
-    model = job.model
-    history = trainer.state.log_history
+    from cai.training import adapter as tensors
+
+    model, history = job.model, trainer.state.log_history
     learnt: Row = {
         "log": [entry for entry in history if "loss" in entry],
         "steps": trainer.state.global_step,
@@ -249,7 +244,8 @@ def _learnt(
     if learnt["kept_step"]:
         gather(b"", "the best weights")  # the first process has written them
         heldout.restore_best(model.hf, job.home, learnt["kept_step"])
-    _export(model, adapter, job.start)
+    tensors.require_sound(model.hf, job.start)
+    tensors.export(model.hf, adapter, model.name)
     return learnt
 
 
@@ -289,13 +285,6 @@ def _leave_training(model: Model, trainer: PairTrainer | RevisionTrainer) -> Non
     model.mode("generate")
     gc.collect()
     empty_cache()
-
-
-def _export(model: Model, target: Path, start: Path | None) -> None:
-    from cai.training import adapter
-
-    adapter.require_sound(model.hf, start)
-    adapter.export(model.hf, target, model_name(model))
 
 
 def _heldout(
