@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from cai.data import chain, guarding, instructions, own_answers, rounds, slots, stages
 from cai.data.kinds import build
-from cai.data.pairs import PairPlan, PairSet, plan_of
+from cai.data.pairs import PairSet, plan_of
 from cai.data.stage_loop import run_stage
 from cai.models import checks
 from cai.recipe.grid import Grid
@@ -19,22 +19,19 @@ from cai.recipe.intake.instructionfile import Intake
 from cai.run.context import Context
 
 
-def pair_plan(context: Context) -> PairPlan:
-    return plan_of(context.recipe, {p.id: p.principle for p in context.constitution.principles})
-
-
 def pairs_so_far(context: Context, before: PairSet | None = None, attempt: int | None = None) -> PairSet:
     """Examples, kept pairs and rejects of all records, or of tries up to `attempt` alone.
 
     A resume that stands in an earlier wave must not see the rows of later ones, or it would judge and slice otherwise
     than the run that was never stopped. What `before` has of items without news is kept.
     """
-    wanted = {slot for slot in slots.slots(context.recipe)}
+    wanted = set(slots.slots(context.recipe))
+    plan = plan_of(context.recipe, {p.id: p.principle for p in context.constitution.principles})
 
     def of_interest(item: int) -> bool:
         return slots.slot_of(item) in wanted and (attempt is None or slots.try_of(item) <= attempt)
 
-    return build(context.log.rows, pair_plan(context), context.recipe.pairs, of_interest, before)
+    return build(context.log.rows, plan, context.recipe.pairs, of_interest, before)
 
 
 def waves(context: Context, pairs: PairSet, attempt: int) -> list[int]:

@@ -13,19 +13,17 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
 from cai.metrics.figure import Figure
 from cai.metrics.scripts import word_of
 from cai.metrics.text import ngrams
+from cai.recipe.constitution import Principle
+from cai.recipe.prompts import Prompt
 from cai.store.jsonl import JsonObject, Row
 from cai.store.row_types import Pair
-
-if TYPE_CHECKING:
-    from cai.recipe.constitution import Principle
-    from cai.recipe.prompts import Prompt
 
 GRAM, SHINGLE, SIMILAR = 13, 3, 0.7
 SHORTEST, LONGEST = 6, 18  # words of a text that `contained` and `one word` are about; from 19 on `similar` sees a word
@@ -135,31 +133,9 @@ def _shingles(tokens: Sequence[str]) -> set[tuple[str, ...]]:
     return set(ngrams(tokens, SHINGLE)) or ({tuple(tokens)} if tokens else set())
 
 
-class Texts(Protocol):
-    """What a benchmark's task holds; its context and references may be empty."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def turns(self) -> Sequence[str]: ...
-
-    @property
-    def behavior(self) -> str: ...
-
-    @property
-    def context(self) -> str: ...
-
-    @property
-    def references(self) -> Sequence[str]: ...
-
-
-def sources_of(name: str, tasks: Iterable[Texts]) -> Iterator[BenchmarkText]:
-    """Every text of a benchmark's tasks: turns, behaviour and context apart, references."""
-    for task in tasks:
-        for text in dict.fromkeys((*task.turns, task.behavior, task.context, *task.references)):
-            if text.strip():
-                yield BenchmarkText(name, task.name, text)
+def sources_of(benchmark: str, name: str, texts: Iterable[str]) -> list[BenchmarkText]:
+    """The texts of a benchmark's row, each once; an empty one is none."""
+    return [BenchmarkText(benchmark, name, text) for text in dict.fromkeys(texts) if text.strip()]
 
 
 def clean(pairs: Sequence[Pair], index: OverlapIndex) -> tuple[list[Pair], list[Row]]:

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from cai.data.hygiene import Hygiene
 from cai.data.pairs import PairSet
 from cai.run.folder import Run
 from cai.store.files import holds, write_atomic
 from cai.store.jsonl import JsonObject, Row, encode
-
-if TYPE_CHECKING:
-    from cai.data.hygiene import Hygiene
 
 Card = Callable[[PairSet, Sequence[Row], Sequence[Row]], str]  # (pairs, train rows, held-out rows) -> README.md
 PAIR_KEYS = ("prompt", "chosen", "rejected", "item", "pool")

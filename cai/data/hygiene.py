@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from cai.data.leaks import Leak, find_leaks, phrases
 from cai.metrics.text import rouge_l, words
@@ -76,32 +76,30 @@ def clean(
     principles that its rounds were about; those of `hygiene.without_principles` go before all.
     """
     seen = Seen.of(pairs, section)
-    kept, removed, rules = list(pairs), [], {}
+    kept: list[Pair] = list(pairs)
+    removed: list[Row] = []
+    rules: Row = {}
+
+    def apply(name: str, marked: Mapping[int, str], idle: str, least: int = 0) -> None:
+        gone = {} if idle else dict(list(marked.items())[: max(0, len(kept) - least)])
+        rules[name] = {"active": not idle, "idle": idle, "marked": len(marked), "removed": len(gone)}
+        removed.extend({"item": item, "rule": name, "detail": detail} for item, detail in gone.items())
+        kept[:] = [pair for pair in kept if pair["item"] not in gone]
+
     if section.without_principles:
         named = {pair["item"]: _left_out(pair, section, drawn or {}) for pair in pairs}
-        removed = [{"item": i, "rule": "without_principles", "detail": found} for i, found in named.items() if found]
-        kept = [pair for pair in kept if not named[pair["item"]]]
-        counts = {"marked": len(removed), "removed": len(removed)}
-        rules["without_principles"] = {"active": True, "idle": "", **counts}
+        apply("without_principles", {item: found for item, found in named.items() if found}, "")
     if section.reviews:
         marked = {pair["item"]: refused[pair["item"]] for pair in kept if refused and pair["item"] in refused}
-        gone = marked if section.enabled else {}
-        idle = "" if section.enabled else "off"
-        rules["reviews"] = {"active": not idle, "idle": idle, "marked": len(marked), "removed": len(gone)}
-        removed += [{"item": item, "rule": "reviews", "detail": detail} for item, detail in gone.items()]
-        kept = [pair for pair in kept if pair["item"] not in gone]
+        apply("reviews", marked, "" if section.enabled else "off")
     for name, rule in RULES.items():
-        marked = rule(kept, section, seen)
-        idle = _idle(name, len(pairs), section)
-        gone = {} if idle else dict(list(marked.items())[: max(0, len(kept) - _floor(name, len(pairs), section))])
-        rules[name] = {"active": not idle, "idle": idle, "marked": len(marked), "removed": len(gone)}
-        removed += [{"item": item, "rule": name, "detail": detail} for item, detail in gone.items()]
-        kept = [pair for pair in kept if pair["item"] not in gone]
+        idle, least = _idle(name, len(pairs), section), _floor(name, len(pairs), section)
+        apply(name, rule(kept, section, seen), idle, least)
     assert len(pairs) == len(kept) + len(removed), (len(pairs), len(kept), len(removed))
     facts = {"total": len(pairs), "kept": len(kept), "removed": len(removed), "rules": rules}
     before, after = ([seen.facts[pair["item"]] for pair in some] for some in (pairs, kept))
     facts |= {"before": described(before), "after": described(after)}
-    facts["leaks"] = [vars_of(leak) for leak in seen.leaks[:SHOWN]]
+    facts["leaks"] = [asdict(leak) for leak in seen.leaks[:SHOWN]]
     return Hygiene(kept, removed, list(seen.leaks), facts)
 
 
@@ -150,10 +148,6 @@ def lines(facts: Row) -> list[str]:
                 f"{kinds}."
             )
     return found + held_back(facts)
-
-
-def vars_of(leak: Leak) -> Row:
-    return {name: getattr(leak, name) for name in ("place", "phrase", "chosen", "rejected", "lift", "p")}
 
 
 def describe(pairs: Sequence[Pair]) -> Row:

@@ -67,21 +67,14 @@ def _of_kind(before: PairSet | None, kind: str) -> PairSet | None:
     return replace(before, examples=examples, kept=[], rejects=rejects)
 
 
-def _judged(
-    chain: Chain, plan: PairPlan, config: PairsSection, held: Example | None
-) -> tuple[Reject | None, Example | None]:
-    """A sampled pair's (reject, None) or (None, example)."""
+def _judged(chain: Chain, plan: PairPlan, config: PairsSection, held: Example | None) -> pairs.Judged:
+    """The same of a sampled pair."""
     item = slots.sampled_item(chain.item)
     if missing := lacking(chain, NEEDED):
-        return {"item": item, "reason": "missing_stage", "detail": missing, "all": []}, None
+        return pairs.missing_stage(item, missing)
     row, answers = chain.rows[sampled.COMPARED, 0], (chain.rows["answers", 0], chain.rows[sampled.SECOND, 0])
     example = sampled.example_of(chain.rows["instructions", 0], answers, row, dict(plan.principles))
     example = held if held == example else example
     why = sampled.undecided(row, config)
     faults = pairs.find_faults(example, config) + ([("undecided", why)] if why else [])
-    faults += pairs.guard_faults(chain, sampled.GUARD_ROUND)
-    if not faults:
-        return None, example
-    reason, detail = faults[0]
-    every = [name for name, _ in faults]
-    return {"item": item, "reason": reason, "detail": detail, "all": every, "example": example}, None
+    return pairs.by_faults(item, example, faults + pairs.guard_faults(chain, sampled.GUARD_ROUND))

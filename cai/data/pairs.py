@@ -89,7 +89,8 @@ class PairSet:
         return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
-Judge = Callable[[Chain, PairPlan, PairsSection, Example | None], tuple[Reject | None, Example | None]]
+Judged = tuple[Reject | None, Example | None]  # (reject, None) or (None, example)
+Judge = Callable[[Chain, PairPlan, PairsSection, Example | None], Judged]
 
 
 def _places(rows: Sequence[Record], wanted: Callable[[int], bool]) -> dict[int, array[int]]:
@@ -119,7 +120,7 @@ def build(
     """
     judge = judge or judged
     config, rows = config or PairsSection(), rows if isinstance(rows, Sequence) else list(rows)
-    known: dict[int, tuple[Reject | None, Example | None]] = {}  # item -> its reject, or None and its example
+    known: dict[int, Judged] = {}  # item -> its reject, or None and its example
     if before is not None:
         known |= {reject["item"]: (reject, None) for reject in before.rejects}
         known |= {example["item"]: (None, example) for example in before.examples}
@@ -142,22 +143,28 @@ def build(
     return PairSet(examples, [pair_of(example) for example in examples], rejects, sizes)
 
 
-def judged(
-    chain: Chain, plan: PairPlan, config: PairsSection, held: Example | None
-) -> tuple[Reject | None, Example | None]:
-    """(reject, None) or (None, example). `held`: the item's example of before; an equal one is not made twice."""
+def judged(chain: Chain, plan: PairPlan, config: PairsSection, held: Example | None) -> Judged:
+    """`held`: the item's example of before; an equal one is not made twice."""
     if missing := _missing(chain, plan):
-        return {"item": chain.item, "reason": "missing_stage", "detail": missing, "all": []}, None
+        return missing_stage(chain.item, missing)
     example = _example(chain, plan)
     example = held if held == example else example
-    faults = _untouched(chain, plan) or find_faults(example, config) + _label_faults(chain, config) + guard_faults(
-        chain
-    )
+    found = _untouched(chain, plan)
+    found = found or find_faults(example, config) + _label_faults(chain, config) + guard_faults(chain)
+    return by_faults(chain.item, example, found)
+
+
+def missing_stage(item: int, missing: str) -> Judged:
+    return {"item": item, "reason": "missing_stage", "detail": missing, "all": []}, None
+
+
+def by_faults(item: int, example: Example, faults: Sequence[tuple[str, str]]) -> Judged:
+    """A whole example, kept where it has no fault; else rejected for the first one."""
     if not faults:
         return None, example
     reason, detail = faults[0]
     every = [name for name, _ in faults]
-    return {"item": chain.item, "reason": reason, "detail": detail, "all": every, "example": example}, None
+    return {"item": item, "reason": reason, "detail": detail, "all": every, "example": example}, None
 
 
 def _missing(chain: Chain, plan: PairPlan) -> str:

@@ -35,11 +35,9 @@ def pending(context: Context, stage: Stage, items: Iterable[int], round_: int) -
     return [item for item in missing if stage.render(context, item, round_) is not None]
 
 
-def _every(rows: list[Record]) -> list[Record]:
-    return rows
-
-
-def run_stage(context: Context, stage: Stage, items: Sequence[int], round_: int = 0, accept: Accept = _every) -> None:
+def run_stage(
+    context: Context, stage: Stage, items: Sequence[int], round_: int = 0, accept: Accept = lambda rows: rows
+) -> None:
     """Bring every item of `items` through the stage: drawn as text, or scored where the stage measures.
 
     `accept(rows)`: a pure function over a batch's rows in order that may turn ok rows into rejected ones.

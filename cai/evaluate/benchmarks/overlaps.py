@@ -18,7 +18,12 @@ from cai.terminal import say
 def without_overlaps(context: Context, folder: Path, pairs: list[Pair]) -> list[Pair]:
     """The pairs that overlap no benchmark at hand; overlaps and what was not checked go to eval/contamination.json."""
     loaded, missing = at_hand(context.recipe.benchmarks, folder)
-    sources = [source for name, tasks in loaded.items() for source in contamination.sources_of(name, tasks)]
+    sources = [
+        source
+        for name, tasks in loaded.items()
+        for t in tasks
+        for source in contamination.sources_of(name, t.name, (*t.turns, t.behavior, t.context, *t.references))
+    ]
     index = contamination.OverlapIndex(sources)
     kept, removed = contamination.clean(pairs, index)
     texts = contamination.input_texts(context.prompts, context.constitution.principles)
