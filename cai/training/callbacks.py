@@ -7,7 +7,7 @@ transformers. Invariant: none of them changes a weight; what they end, they end 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -87,7 +87,8 @@ class HealthWatch(TrainerCallback):
         self.ending: signs.Sign | None = None
 
     def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        if self._ends(self._look(state)):
+        self.ending = self._look(state)
+        if self.ending:
             control.should_log = control.should_save = True
 
     def on_save(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
@@ -101,18 +102,15 @@ class HealthWatch(TrainerCallback):
     def on_train_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self._look(state)
 
-    def _look(self, state: TrainerState) -> list[signs.Sign]:
+    def _look(self, state: TrainerState) -> signs.Sign | None:
+        """Tell what is new; the sign that ends the training, if one does."""
         plan = self.trainer.plan
         found = signs.in_log(state.log_history, plan.health)
         for sign in found:
             if sign.name not in self.told:
                 self.told.add(sign.name)
                 plan.event("health", step=state.global_step, sign=sign.name, value=sign.value, text=sign.text)
-        return found
-
-    def _ends(self, found: Sequence[signs.Sign]) -> bool:
-        self.ending = next((sign for sign in found if sign.name in self.trainer.plan.health.stop), None)
-        return self.ending is not None
+        return next((sign for sign in found if sign.name in plan.health.stop), None)
 
 
 class MakeUp(TrainerCallback):

@@ -8,7 +8,6 @@ models. Invariant: what `newest` returns is byte for byte what was sealed; a dam
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -19,17 +18,13 @@ import orjson
 
 from cai import errors
 from cai.errors import CaiError
+from cai.run.digests import digest_of as file_sha
 from cai.store.files import fsync_folder, io_error, write_json_atomic
 from cai.store.jsonl import JsonObject, Row
 
 SEAL = "COMPLETE.json"
 PREFIX = "checkpoint-"
 REQUIRED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
-
-
-def file_sha(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

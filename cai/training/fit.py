@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cai.engine.foreign import HfModel
 from cai.engine.model import Model
 from cai.training.forward import Layout, set_checkpointing
 from cai.training.loss import sequence_logps
@@ -41,7 +40,8 @@ def choose_shape(
     if model.device.type != "cuda":
         return replace(shape, checkpointing=False)
     set_checkpointing(model.hf, layout, False)
-    room = memory_limit() * (1 - HEADROOM) - _optimiser_bytes(model.hf)
+    moments = sum(8 * p.numel() for p in model.hf.parameters() if p.requires_grad)  # two in fp32
+    room = memory_limit() * (1 - HEADROOM) - moments
 
     def peak(micro_batch: int) -> int | None:
         largest = largest_chunk(rows, order, micro_batch)
@@ -113,7 +113,3 @@ def _clear() -> int:
     gc.collect()
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated()
-
-
-def _optimiser_bytes(hf: HfModel) -> int:
-    return sum(8 * p.numel() for p in hf.parameters() if p.requires_grad)  # two fp32 moments

@@ -119,24 +119,21 @@ class Guarded(Trainer):
         return dataset  # the rows are token ids already; what TRL was handed is a stand-in
 
     def get_train_dataloader(self) -> DataLoader:
-        plan = self.plan
-        if plan.dealt is not None:
-            return self.accelerator.prepare(
-                DataLoader(plan.dealt.micro_batches, batch_size=1, shuffle=False, collate_fn=self._own)  # type: ignore[arg-type]
-            )
-        return self.accelerator.prepare(
-            DataLoader(plan.order, batch_size=plan.micro_batch, shuffle=False, collate_fn=self._collate)  # type: ignore[arg-type]
-        )
+        data: Any = self.plan.order
+        how: dict[str, Any] = {"batch_size": self.plan.micro_batch, "collate_fn": self._collate}
+        if self.plan.dealt is not None:
+            data, how = self.plan.dealt.micro_batches, {"batch_size": 1, "collate_fn": self._own}
+        return self.accelerator.prepare(DataLoader(data, shuffle=False, **how))
 
     def _own(self, micro_batches: Sequence[Sequence[int]]) -> Batch:
         return self._collate(micro_batches[0]) if micro_batches[0] else {}
 
     def _collate(self, indexes: Sequence[int]) -> Batch:
         rows, weight = [self.plan.rows[i] for i in indexes], self.plan.dpo.end_weight
-        ends = (
-            {} if weight == 1.0 else {"counts_C": torch.tensor([n for row in rows for n in token_counts(row, weight)])}
-        )
-        return self.plan.collate(rows) | ends
+        batch = self.plan.collate(rows)
+        if weight != 1.0:
+            batch["counts_C"] = torch.tensor([n for row in rows for n in token_counts(row, weight)])
+        return batch
 
     def training_step(
         self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None

@@ -29,34 +29,29 @@ class Sign:
 
 
 def displacement(fall: float, health: HealthSection) -> Sign | None:
-    if not fall > health.max_chosen_fall:
-        return None
     text = f"likelihood displacement: the chosen texts lost {fall:.2f} nats a token"
-    return Sign("displacement", fall, f"{text} (more than {health.max_chosen_fall:g}); {REMEDY}")
+    sign = Sign("displacement", fall, f"{text} (more than {health.max_chosen_fall:g}); {REMEDY}")
+    return sign if fall > health.max_chosen_fall else None
 
 
 def truncation(share: float, health: HealthSection) -> Sign | None:
-    if not share > health.max_truncated:
-        return None
     text = f"{share:.1%} of the pairs were truncated (more than {health.max_truncated:.0%}); raise dpo.max_length"
-    return Sign("truncation", share, text)
+    return Sign("truncation", share, text) if share > health.max_truncated else None
 
 
 def rising_loss(rise: float, health: HealthSection) -> Sign | None:
-    if not rise > health.max_loss_rise:
-        return None
     text = f"the loss rose by {rise:.2f} over the first one (more than {health.max_loss_rise:g})"
-    return Sign("rising_loss", rise, f"{text}; lower dpo.learning_rate, or raise the effective batch")
+    sign = Sign("rising_loss", rise, f"{text}; lower dpo.learning_rate, or raise the effective batch")
+    return sign if rise > health.max_loss_rise else None
 
 
 def heldout_rise(log: Sequence[Mapping[str, float]], health: HealthSection) -> Sign | None:
     """The held-out loss, last against lowest: what is learnt of the training pairs alone."""
     losses = [entry[HELDOUT] for entry in log if HELDOUT in entry]
     rise = losses[-1] - min(losses) if losses else math.nan
-    if not rise > health.max_heldout_rise:
-        return None
     text = f"the held-out loss rose by {rise:.3f} over its lowest (more than {health.max_heldout_rise:g})"
-    return Sign("heldout_rise", rise, f'{text}; set dpo.keep = "best", or fewer dpo.epochs')
+    sign = Sign("heldout_rise", rise, f'{text}; set dpo.keep = "best", or fewer dpo.epochs')
+    return sign if rise > health.max_heldout_rise else None
 
 
 def barely_moved(margin: float, kl: float, same_answers: float, health: HealthSection) -> Sign | None:
@@ -65,19 +60,20 @@ def barely_moved(margin: float, kl: float, same_answers: float, health: HealthSe
     `margin`: held-out, times beta. `kl`: nats a token from the base on neutral text. `same_answers`: share of fresh
     greedy answers that are the start's, letter by letter.
     """
-    signs = [
-        (abs(margin) < health.min_margin, f"held-out margin x beta {margin:.3f} (below {health.min_margin:g})"),
-        (kl < health.min_kl, f"KL {kl:.4f} nats a token (below {health.min_kl:g})"),
-        (
-            same_answers >= health.max_same_answers,
-            f"{same_answers:.0%} of the fresh answers unchanged ({health.max_same_answers:.0%} or more)",
-        ),
-    ]
-    seen = [text for there, text in signs if there]
-    if not seen:
-        return None
-    text = f"the adapter barely moved: {'; '.join(seen)}; raise dpo.learning_rate where it is below 5e-5, or train"
-    return Sign("barely_moved", float(len(seen)), f"{text} longer (dpo.max_steps, dpo.epochs)")
+    same = f"{same_answers:.0%} of the fresh answers unchanged ({health.max_same_answers:.0%} or more)"
+    signs = {
+        f"held-out margin x beta {margin:.3f} (below {health.min_margin:g})": abs(margin) < health.min_margin,
+        f"KL {kl:.4f} nats a token (below {health.min_kl:g})": kl < health.min_kl,
+        same: same_answers >= health.max_same_answers,
+    }
+    remedy = "raise dpo.learning_rate where it is below 5e-5, or train longer (dpo.max_steps, dpo.epochs)"
+    return _of_all("barely_moved", "the adapter barely moved", signs, remedy)
+
+
+def _of_all(name: str, said: str, signs: Mapping[str, bool], remedy: str) -> Sign | None:
+    """One sign of those that are there; its value is how many they are."""
+    seen = [text for text, there in signs.items() if there]
+    return Sign(name, float(len(seen)), f"{said}: {'; '.join(seen)}; {remedy}") if seen else None
 
 
 def learnt_by_heart(trained: float, heldout: float, health: HealthSection) -> Sign | None:
@@ -85,29 +81,22 @@ def learnt_by_heart(trained: float, heldout: float, health: HealthSection) -> Si
 
     Both are margins, times beta. Longer training makes both larger, so `barely_moved` would advise the wrong way.
     """
-    if not (trained >= health.min_margin and heldout <= -health.min_margin):
-        return None
-    text = (
-        f"the training pairs were learnt by heart: margin x beta {trained:.2f} on them, {heldout:.2f} on held-out ones"
-    )
+    text = f"learnt by heart: margin x beta {trained:.2f} on them, {heldout:.2f} on held-out ones"
     remedy = 'fewer dpo.max_steps or dpo.epochs, dpo.eval_steps with dpo.keep = "best", more pairs (items), or labels'
-    return Sign("learnt_by_heart", heldout, f'{text}; {remedy} that were checked (pairs.label = "judge")')
+    told = f'the training pairs were {text}; {remedy} that were checked (pairs.label = "judge")'
+    there = trained >= health.min_margin and heldout <= -health.min_margin
+    return Sign("learnt_by_heart", heldout, told) if there else None
 
 
 def moved_too_far(kl: float, fall: float, health: HealthSection) -> Sign | None:
     """A finished adapter that left the base's language. `fall`: nats a token that held-out chosen texts lost."""
-    signs = [
-        (kl > health.max_kl, f"KL {kl:.3f} nats a token (more than {health.max_kl:g})"),
-        (
-            fall > health.max_chosen_fall,
-            f"held-out chosen texts lost {fall:.2f} nats a token (more than {health.max_chosen_fall:g})",
-        ),
-    ]
-    seen = [text for there, text in signs if there]
-    if not seen:
-        return None
-    text = f"the adapter moved too far: {'; '.join(seen)}; lower dpo.learning_rate or raise dpo.beta"
-    return Sign("moved_too_far", float(len(seen)), f'{text}, and set dpo.loss_type = ["sigmoid", "sft"]')
+    lost = f"held-out chosen texts lost {fall:.2f} nats a token (more than {health.max_chosen_fall:g})"
+    signs = {
+        f"KL {kl:.3f} nats a token (more than {health.max_kl:g})": kl > health.max_kl,
+        lost: fall > health.max_chosen_fall,
+    }
+    remedy = 'lower dpo.learning_rate or raise dpo.beta, and set dpo.loss_type = ["sigmoid", "sft"]'
+    return _of_all("moved_too_far", "the adapter moved too far", signs, remedy)
 
 
 def in_log(log: Sequence[Mapping[str, float]], health: HealthSection) -> list[Sign]:
@@ -117,14 +106,7 @@ def in_log(log: Sequence[Mapping[str, float]], health: HealthSection) -> list[Si
     if len(steps) < health.window:
         return [held] if held else []
     recent = steps[-health.window :]
-
-    def mean(key: str) -> float | None:
-        values = [entry[key] for entry in recent if key in entry]
-        return sum(values) / len(values) if values else None
-
-    found: list[Sign | None] = [held]
-    if (fall := mean(FALL)) is not None:
-        found.append(displacement(fall, health))
-    if (loss := mean("loss")) is not None and "loss" in steps[0]:
-        found.append(rising_loss(loss - steps[0]["loss"], health))
-    return [sign for sign in found if sign]
+    falls = [entry[FALL] for entry in recent if FALL in entry]
+    fallen = displacement(sum(falls) / len(falls), health) if falls else None
+    loss = sum(entry["loss"] for entry in recent) / len(recent)
+    return [sign for sign in (held, fallen, rising_loss(loss - steps[0]["loss"], health)) if sign]

@@ -140,11 +140,11 @@ class Job:
 
     def _first_shape(self, sealed: JsonObject | None) -> BatchShape:
         """The recipe's shape, or the one that the checkpoint was trained with; enough of them for all processes."""
+        dpo, mode = self.dpo, self.dpo.gradient_checkpointing
+        shape = BatchShape(dpo.batch_size, dpo.gradient_accumulation, mode == "on")
         if sealed:
             shape = BatchShape(sealed["micro_batch"], sealed["accumulation"], sealed["gradient_checkpointing"])
-            return ranks.spread(shape)
-        shape = BatchShape(self.dpo.batch_size, self.dpo.gradient_accumulation, self.dpo.gradient_checkpointing == "on")
-        if self.dpo.gradient_checkpointing == "auto":
+        elif mode == "auto":
             from cai.training.fit import choose_shape
 
             chosen = choose_shape(self.model, self.layout, self.rows, self.order, shape, self.event)
@@ -212,19 +212,15 @@ class Job:
                         "accumulation": shape.accumulation, "gradient_checkpointing": shape.checkpointing,
                         **({"processes": world().size} if world().several else {})},
         )  # fmt: skip
-        trainer = self._trainer()(hf, self.model.hf_tokenizer, plan, self.model.device)
+        kind: type[PairTrainer | RevisionTrainer]
+        if self.objective == "sft":
+            from cai.training.sft_trainer import RevisionTrainer as kind
+        else:
+            from cai.training.trainers import PairTrainer as kind
+        trainer = kind(hf, self.model.hf_tokenizer, plan, self.model.device)
         self._begin()  # TRL's constructor casts the adapter of a 4-bit model to bf16
         adapter.require_fp32(hf)
         return trainer
-
-    def _trainer(self) -> type[PairTrainer | RevisionTrainer]:
-        if self.objective == "sft":
-            from cai.training.sft_trainer import RevisionTrainer
-
-            return RevisionTrainer
-        from cai.training.trainers import PairTrainer
-
-        return PairTrainer
 
     def _begin(self) -> None:
         """The adapter as it stands before the first step, and as the reference is computed with."""

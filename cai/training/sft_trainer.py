@@ -45,7 +45,4 @@ class RevisionTrainer(Guarded, SFTTrainer):
         plan = self.plan
         size = plan.micro_batch * plan.accumulation
         start = self.state.global_step * size
-        rows, weight = [plan.rows[i] for i in plan.order[start : start + size]], plan.dpo.end_weight
-        if weight == 1.0:
-            return sum(len(row.chosen_ids) for row in rows)
-        return sum(sum(token_counts(row, weight)) for row in rows)
+        return sum(sum(token_counts(plan.rows[i], plan.dpo.end_weight)) for i in plan.order[start : start + size])

@@ -22,8 +22,6 @@ from cai.training.loss import Batch, pair_loss, sequence_logps, shared_lengths
 from cai.training.scoring import to_device
 from cai.world import world
 
-__all__ = ["PairTrainer", "TrainingPlan"]
-
 
 def _with_reference(batch: Batch, refs: Sequence[tuple[float, float]]) -> Batch:
     return batch | {"ref_2B": torch.tensor(refs, dtype=torch.float64).float().T.contiguous()}
