@@ -9,13 +9,12 @@ the bar, the other half measure what it does (`labels.known.*`).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 from cai.data import principles
 from cai.data.comparisons import PAIR_FIELDS, margin, margin_asks
+from cai.data.principles import cases
 from cai.data.stage import Stage, Unit
 from cai.engine.asks import Ask, score
 from cai.recipe.load import Recipe
@@ -24,12 +23,6 @@ from cai.store.jsonl import Row
 from cai.store.row_types import Record
 
 LEAST = 10  # known non-improvements with a finite margin, below which no bar is drawn
-
-
-@lru_cache(maxsize=1)
-def cases() -> tuple[Row, ...]:
-    """The shipped cases: instruction, principle, answer, revision, `better`, `kind`, and `use`: "bar" or "exam"."""
-    return tuple(json.loads(line) for line in principles.CASES.read_text(encoding="utf-8").splitlines())
 
 
 def barred(recipe: Recipe) -> bool:

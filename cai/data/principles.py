@@ -58,12 +58,14 @@ def sound_answers(context: Context) -> list[tuple[str, str]]:
 
 def baseline(context: Context) -> dict[str, float]:
     """Principle id -> mean raw score over the sound answers, from the records of stage `calibration`."""
-    rows = context.log.by_stage("calibration")
-    return {
-        principle.id: math.fsum(values) / len(values)
-        for principle in context.constitution.principles
-        if (values := [v for row in rows if (v := row["scores"].get(principle.id)) is not None])
-    }
+    found = _by_principle(context, context.log.by_stage("calibration"))
+    return {id_: math.fsum(values) / len(values) for id_, values in found.items() if values}
+
+
+def _by_principle(context: Context, rows: Sequence[Record]) -> dict[str, list[float]]:
+    """Principle id -> the scores that these rows have under it."""
+    ids = [principle.id for principle in context.constitution.principles]
+    return {id_: [v for row in rows if (v := row["scores"].get(id_)) is not None] for id_ in ids}
 
 
 def by_critic(context: Context) -> bool:
@@ -71,10 +73,15 @@ def by_critic(context: Context) -> bool:
 
 
 @lru_cache(maxsize=1)
+def cases() -> tuple[Row, ...]:
+    """The shipped cases: instruction, principle, answer, revision, `better`, `kind`, and `use`: "bar" or "exam"."""
+    return tuple(map(orjson.loads, CASES.read_bytes().splitlines()))
+
+
+@lru_cache(maxsize=1)
 def known_answers() -> tuple[tuple[str, str], ...]:
     """(instruction, answer) of the shipped cases, each once: 26 ordinary answers with faults of many kinds."""
-    rows = map(orjson.loads, CASES.read_bytes().splitlines())
-    return tuple(dict.fromkeys((row["instruction"], row["answer"]) for row in rows))
+    return tuple(dict.fromkeys((row["instruction"], row["answer"]) for row in cases()))
 
 
 def calibration_answers(context: Context) -> Sequence[tuple[str, str]]:
@@ -96,15 +103,11 @@ def calibration_items(context: Context) -> list[int]:
 
 def calibration_unit(context: Context, item: int, round_: int) -> Unit | None:
     answers = calibration_answers(context)
+    texts = answers[item] if item < len(answers) else None
     if item >= FIRST_OWN:
-        slot = item - FIRST_OWN
-        row, answer = rounds.instruction_of(context, slot), context.ok("answers", slot)
-        if row is None or answer is None:
-            return None
-        return Unit(item, 0, {"instruction": row["text"], "answer": answer["text"]})
-    if item >= len(answers):
-        return None
-    return Unit(item, 0, dict(zip(("instruction", "answer"), answers[item], strict=True)))
+        row, answer = rounds.instruction_of(context, item - FIRST_OWN), context.ok("answers", item - FIRST_OWN)
+        texts = (row["text"], answer["text"]) if row and answer else None
+    return Unit(item, 0, {"instruction": texts[0], "answer": texts[1]}) if texts else None
 
 
 def calibrate(context: Context, units: Sequence[Unit]) -> list[Row]:
@@ -161,17 +164,11 @@ def spreads(context: Context) -> dict[str, tuple[float, float]]:
 
     Over the known answers where the run has too few, or the recipe says so.
     """
-    known: list[Record] = []
-    own: list[Record] = []
-    for row in context.log.by_stage("calibration"):
-        (own if row["item"] >= FIRST_OWN else known).append(row)
-    rows = own if len(own) >= LEAST_OWN else known
-    found = {}
-    for principle in context.constitution.principles:
-        values = [value for row in rows if (value := row["scores"].get(principle.id)) is not None]
-        if len(values) > 1:
-            found[principle.id] = statistics.fmean(values), statistics.pstdev(values) or 1.0
-    return found
+    every = context.log.by_stage("calibration")
+    own = [row for row in every if row["item"] >= FIRST_OWN]
+    rows = own if len(own) >= LEAST_OWN else [row for row in every if row["item"] < FIRST_OWN]
+    found = _by_principle(context, rows)
+    return {id_: (statistics.fmean(v), statistics.pstdev(v) or 1.0) for id_, v in found.items() if len(v) > 1}
 
 
 def scores_of(
@@ -287,7 +284,11 @@ def most_broken(context: Context, unit: Unit, scores: Mapping[str, float | None]
     broken = [entry for entry in scored if entry[0] > least]
     if not broken and unit.round == 0 and context.recipe.critiques.found == "compared":
         broken = scored[:1] and [max(scored, key=lambda entry: entry[0])]
-    return [p for _, p in sorted(broken, key=lambda entry: (-entry[0], entry[1].id))[: section.top]]
+    return highest(broken, section.top)
+
+
+def highest(scored: Sequence[tuple[float, Principle]], most: int) -> list[Principle]:
+    return [p for _, p in sorted(scored, key=lambda entry: (-entry[0], entry[1].id))[:most]]
 
 
 def drawn(context: Context, unit: Unit, most: Sequence[Principle]) -> str | None:

@@ -47,10 +47,8 @@ def principles_of(context: Context, item: int, pool: str) -> list[Principle]:
         return list(choose(context.constitution, recipe.seed, item, recipe.rounds))
     row = context.ok("relevance", item)
     scores = row["scores"] if row is not None else {}
-    known = [
-        (value, p) for p in principles.fitting(context.constitution, pool) if (value := scores.get(p.id)) is not None
-    ]
-    return [p for _, p in sorted(known, key=lambda entry: (-entry[0], entry[1].id))[: recipe.rounds]]
+    fits = principles.fitting(context.constitution, pool)
+    return principles.highest([(v, p) for p in fits if (v := scores.get(p.id)) is not None], recipe.rounds)
 
 
 def compare(context: Context, units: Sequence[Unit]) -> list[Row]:

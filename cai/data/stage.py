@@ -44,14 +44,6 @@ Accept = Callable[[list[Record]], list[Record]]  # a batch's rows in order; may 
 Inputs = tuple[tuple[str, int], ...]  # (stage, round) of the rows that one row is made of
 
 
-def nothing(round_: int) -> Inputs:
-    return ()
-
-
-def always(recipe: Recipe) -> bool:
-    return True
-
-
 @dataclass(frozen=True)
 class Stage:
     """One step of the chain, whole: whoever needs to know of a stage (identity, fork, verify, status, tables, dry run,
@@ -80,8 +72,8 @@ class Stage:
     redraws_limit: bool = False
     score: Callable[[Context, Sequence[Unit]], list[Row]] | None = None
     per_round: bool = False
-    needs: Callable[[int], Inputs] = nothing
-    reads: Callable[[int], Inputs] = nothing
+    needs: Callable[[int], Inputs] = lambda round_: ()
+    reads: Callable[[int], Inputs] = lambda round_: ()
     keys: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     fields: frozenset[str] = frozenset()
@@ -89,7 +81,7 @@ class Stage:
     trims: Callable[[str, Unit], str] | None = None
     optional: bool = False
     aside: bool = False
-    enabled: Callable[[Recipe], bool] = always
+    enabled: Callable[[Recipe], bool] = lambda recipe: True
     items: Callable[[Context, Sequence[int]], Sequence[int]] = lambda context, items: items
     inputs: Callable[[Unit], Sequence[str]] = lambda unit: tuple(unit.fields.values())
 
