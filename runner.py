@@ -54,38 +54,43 @@ def main(argv: list[str] | None = None) -> int:
         args.began = began
         if cli.commands(args) or args.dry_run:
             world.alone(" or ".join(cli.commands(args) or ["dry-run"]))
-        return command(args) if cli.commands(args) else milestone(read_inputs(args), args)
+        if cli.commands(args):
+            from cai import commands  # each command lives in its module and is imported only when asked for
+
+            return commands.dispatch(args, milestone)
+        return milestone(read_inputs(args), args)
     except CaiError as error:
         world.tell(for_stream(f"{printable(str(error))}\n", sys.stderr))
         return error.code
     except KeyboardInterrupt:
         return errors.SIGINT
     except Exception as error:
-        if isinstance(error, MemoryError) or any(sign in str(error) for sign in HOST_LIMITS):
-            print(
-                "The memory or the threads of this machine, or of its limits (ulimit -v, -u), are used up: free some, "
-                "then resume.",
-                file=sys.stderr,
-            )
-            return errors.IO
-        if isinstance(error, FileNotFoundError) and (gone := part_of_a_run(error.filename)):
-            print(printable(f"{gone}: is gone while the run was going: put it back and resume"), file=sys.stderr)
-            return errors.IO
-        if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError) and (
-            odd := part_of_a_run(error.filename)
-        ):
-            kind = "a folder, and" if isinstance(error, IsADirectoryError) else "no folder, but"
-            print(printable(f"{odd}: is {kind} a run has the other there: move it away, resume"), file=sys.stderr)
-            return errors.CORRUPT
-        if isinstance(error, OSError) and error.errno in REMEDIES:
-            print(printable(str(io_error(error.filename or "runner.py", "a system call", error))), file=sys.stderr)
-            return errors.IO
+        line, code = outside(error)
+        if line:
+            print(printable(line), file=sys.stderr)
+            return code
         if args is not None and (damaged := damage.told(args, error)):
             world.tell(for_stream(f"{damaged}\n", sys.stderr))
             return errors.CORRUPT
         world.tell(traceback.format_exc())
         print("This is a bug in the program; the run folder is intact and can be resumed.", file=sys.stderr)
         return errors.BUG
+
+
+def outside(error: Exception) -> tuple[str, int]:
+    """What machine or people did to a run, in a line with its remedy, and the exit code; no line if they did not."""
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in HOST_LIMITS):
+        limits = "The memory or the threads of this machine, or of its limits (ulimit -v, -u), are used up"
+        return f"{limits}: free some, then resume.", errors.IO
+    place = part_of_a_run(error.filename) if isinstance(error, OSError) else ""
+    if place and isinstance(error, FileNotFoundError):
+        return f"{place}: is gone while the run was going: put it back and resume", errors.IO
+    if place and isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+        kind = "a folder, and" if isinstance(error, IsADirectoryError) else "no folder, but"
+        return f"{place}: is {kind} a run has the other there: move it away, resume", errors.CORRUPT
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        return str(io_error(error.filename or "runner.py", "a system call", error)), errors.IO
+    return "", errors.BUG
 
 
 def part_of_a_run(name: object) -> str:
@@ -112,7 +117,9 @@ def milestone(inputs: Inputs, args: argparse.Namespace) -> int:
     pipeline.check_at_hand(inputs, args)
     budget.check_before(inputs, args, runs_root(inputs.source, recipe))
     announce(inputs)
-    with session(inputs, args) as context, budget.enforced(context, inputs, pipeline.report_what_exists):
+    from cai.report.pages import write_report
+
+    with session(inputs, args) as context, budget.enforced(context, inputs, write_report):
         training_pairs = []
         if inputs.pairs is not None:
             pairs = pipeline.own_pairs(context, inputs.pairs)
@@ -151,13 +158,6 @@ def announce(inputs: Inputs) -> None:
         say(f"{recipe.milestone} runs on {recipe.model.name} ({recipe.model.quantization}).")
     for line in inputs.told:
         say(printable(line))
-
-
-def command(args: argparse.Namespace) -> int:
-    """The commands beside a run; each lives in its module and is imported only when asked for."""
-    from cai import commands
-
-    return commands.dispatch(args, milestone)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from cai.recipe.intake.told import pool_cure
 from cai.recipe.load import Recipe
 from cai.run import lines, tracker
 from cai.run.context import Context
-from cai.run.folder import Run
 from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.row_types import Pair
 from cai.terminal import columns, printable, say, usd, word
@@ -223,7 +222,7 @@ def decide(context: Context, results: Mapping[str, Figure], override: str) -> li
         "enforced": enforced(context),
         "override": override or None,
         "passed": gates.passed(verdicts),
-        "recipe": recipe_key(inputs_identity(context)),
+        "recipe": recipe_key(dict(run.manifest.get("identity", {}))),
         "verdicts": [verdict.as_dict() for verdict in verdicts],
     }
     path = run.eval / "gates.json"
@@ -251,13 +250,6 @@ def report(context: Context, verdicts: Sequence[Verdict]) -> None:
         say(line)
 
 
-def report_what_exists(run: Run) -> None:
-    """The pages of a run that is stopped at its budget."""
-    from cai.report.pages import write_report
-
-    write_report(run)
-
-
 def enforced(context: Context) -> bool:
     """A failed gate stops the recipe's own model; on the embedded and the fake one it advises unless told."""
     return context.recipe.gates.enforce or context.run.manifest.get("backend") in ("cuda", "cpu")
@@ -280,7 +272,3 @@ def exit_code(context: Context, recipe: Recipe, verdicts: Sequence[Verdict], ove
     say(f"{recipe.milestone}: {verdict}. Report: {word(lines.near(context.run.report_html))}{cost}")
     counts = enforced(context) and world().first  # one that says 7 is enough, and torchrun then ends the others
     return errors.GATE if counts and not passed and not override else errors.DONE
-
-
-def inputs_identity(context: Context) -> dict[str, str]:
-    return dict(context.run.manifest.get("identity", {}))
