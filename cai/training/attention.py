@@ -1,4 +1,7 @@
-"""Causal attention over packed pairs: each pair's chosen and rejected text behind the one prompt. Imports torch.
+"""Packed pairs, and causal attention over them: chosen and rejected text behind the one prompt. Imports torch.
+
+A packed row is prompt, chosen, rejected, the next pair, without padding; the rejected positions begin behind the
+prompt, and attention of the rejected text sees the prompt and itself.
 
 On CUDA one variable-length FlashAttention call covers all sequences of a layer; elsewhere, or where that call does not
 pass its own check, each sequence is a `scaled_dot_product_attention` of its own. cuDNN's attention is never used: it
@@ -12,17 +15,48 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-if TYPE_CHECKING:
-    from cai.training.loss import Batch
+from cai.training.loss import Batch
+from cai.training.token_rows import PairRow
 
 Spans = Sequence[tuple[int, int, int, int]]  # prompt start, chosen start, rejected start, end
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def packed_batch(rows: Sequence[PairRow]) -> Batch:
+    """One row of tokens. `spans`: (prompt start, chosen start, rejected start, end) of each pair, host integers.
+
+    The last token of a completion predicts nothing and is left out. `hidden_index_N`, `target_N`, `lengths_S` as in
+    `padded_batch`: all chosen completions, then all rejected.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    spans: list[tuple[int, int, int, int]] = []
+    index: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for row in rows:
+        start, prompt = len(ids), len(row.prompt_ids)
+        chosen, rejected = row.chosen_ids[:-1], row.rejected_ids[:-1]
+        ids += [*row.prompt_ids, *chosen, *rejected]
+        positions += [*range(prompt + len(chosen)), *range(prompt, prompt + len(rejected))]
+        cut = start + prompt + len(chosen)
+        spans.append((start, start + prompt, cut, cut + len(rejected)))
+        index[0].append(torch.arange(start + prompt - 1, cut))
+        if row.rejected_ids:
+            index[1].append(torch.cat([torch.tensor([start + prompt - 1]), torch.arange(cut, cut + len(rejected))]))
+    completions = [row.chosen_ids for row in rows] + [row.rejected_ids for row in rows]
+    return {
+        "ids_T": torch.tensor(ids),
+        "positions_T": torch.tensor(positions),
+        "spans": spans,
+        **attention_index(spans),
+        "hidden_index_N": torch.cat(index[0] + index[1]),
+        "target_N": torch.tensor([id for completion in completions for id in completion]),
+        "lengths_S": [len(completion) for completion in completions],
+    }
 
 
 def attention_index(spans: Spans) -> Batch:

@@ -12,9 +12,9 @@ from functools import partial
 
 from cai.engine.foreign import HfModel
 from cai.engine.model import Model
+from cai.training.attention import packed_batch
 from cai.training.loss import Batch, Forward, padded_batch, padded_forward
 from cai.training.packed import PackedForward, refusal
-from cai.training.packed_rows import packed_batch
 from cai.training.token_rows import PairRow
 
 

@@ -1,6 +1,6 @@
 """A training pass for Llama-shaped decoders: pairs packed without padding, the prompt computed once for both.
 
-Takes the packed rows of `packed_rows`. Frozen 4-bit weights are dequantised into one scratch buffer, used and
+Takes the packed rows of `attention`. Frozen 4-bit weights are dequantised into one scratch buffer, used and
 overwritten; LoRA runs beside them. Saved for the backward pass: the two residual inputs, attention's tensors, gate and
 up; norms, the SwiGLU product and dequantised weights are made again. Takes weights from the modules and never calls
 their forward, so stock and Unsloth-patched models are the same to it.

@@ -68,10 +68,10 @@ def test_kernels_equal_their_definitions_on_the_gpu():
 def test_packed_equals_the_models_own_modules(model):
     """Log-probability sums to 0.1% and gradients to 5% in bf16, the rounding of two orders of the same sums."""
     from cai.training import adapter
+    from cai.training.attention import packed_batch
     from cai.training.forward import layout_for, set_checkpointing
     from cai.training.loss import padded_batch, padded_forward, sequence_logps
     from cai.training.packed import PackedForward, refusal
-    from cai.training.packed_rows import packed_batch
     from cai.training.scoring import to_device
 
     assert refusal(model.hf) is None

@@ -8,9 +8,9 @@ from support.training import LORA, FakePrompt, TinyModel, awake, make_pairs
 
 from cai.engine.native import nf4
 from cai.training import adapter, frozen
+from cai.training.attention import packed_batch
 from cai.training.loss import padded_batch, padded_forward, sequence_logps
 from cai.training.packed import PackedForward, refusal
-from cai.training.packed_rows import packed_batch
 from cai.training.token_rows import tokenize_pairs
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ import torch
 from support.training import LORA, FakePrompt, TinyModel, awake, make_pairs
 
 from cai.training import adapter, kernels
+from cai.training.attention import packed_batch
 from cai.training.loss import TokenLogps, padded_batch, padded_forward, sequence_logps
 from cai.training.packed import PackedForward, refusal
-from cai.training.packed_rows import packed_batch
 from cai.training.token_rows import tokenize_pairs
 
 pytestmark = pytest.mark.slow

@@ -16,10 +16,10 @@ from test_train import TESTS, Events, sha, stop_at
 from cai import errors
 from cai.errors import CaiError, Stopped
 from cai.training import checkpoints
+from cai.training.attention import packed_batch
 from cai.training.forward import layout_for
 from cai.training.loss import padded_batch, padded_forward, sequence_logps
 from cai.training.packed import PackedForward
-from cai.training.packed_rows import packed_batch
 from cai.training.token_rows import revisions_only, schedule, tokenize_pairs
 from cai.training.train import load_result, train
 
