@@ -1,26 +1,32 @@
 """The trainings of a run as data, and the one call that makes their adapters: DPO, its seeds, SFT, DPO from the base.
 
 Owns which folder, adapter, seed and texts an arm has (train/, train/sft/, train/from_base/, train/seed-N/), and
-eval/seeds.json; training
-itself is `cai.training.train`'s. Invariant: an arm whose result stands on disk loads no model and changes no byte.
+eval/seeds.json and train/sft/inputs.json (what the SFT arm's adapter depends on, settled before its first step: later
+calls must bring the same); training itself is `cai.training.train`'s. Invariant: an arm whose result stands on disk
+loads no model and changes no byte.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import orjson
+
+from cai import errors
 from cai.data import on_policy
 from cai.data.sound import imitable
+from cai.errors import CaiError
 from cai.metrics.figure import Figure
+from cai.recipe.load import flatten
 from cai.recipe.settings import DpoSection
 from cai.run.context import Context
 from cai.run.folder import Run
 from cai.store.files import write_json_atomic
 from cai.store.row_types import Pair, SoundAnswer, TrainingPair
 from cai.terminal import say
-from cai.training import sft
 from cai.training import train as training
 from cai.training.job import Objective
 
@@ -87,7 +93,7 @@ def trained(context: Context, arm: Arm) -> Path:
 def done(arm: Arm) -> bool:
     """Whether its result stands on disk; the inputs of an SFT arm are compared, or written, before."""
     if arm.inputs:
-        sft.settle_inputs(arm.folder, arm.adapter, arm.inputs)
+        settle_inputs(arm.folder, arm.adapter, arm.inputs)
     result = training.load_result(arm.folder)
     return result is not None and result.adapter == arm.adapter
 
@@ -123,7 +129,7 @@ def sft_arm(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer
     rows = [*shown, *(TrainingPair(**row, rejected="") for row in sound)]
     return Arm(
         "train sft", rows, run.sft_train, run.sft_adapter, recipe.sft.recipe(recipe.dpo), seed, objective="sft",
-        name="sft", inputs=sft.inputs(context, shown, sound, seed),
+        name="sft", inputs=sft_inputs(context, shown, sound, seed),
     )  # fmt: skip
 
 
@@ -187,3 +193,52 @@ def seed_figures(run: Path, seeds: Sequence[int]) -> dict[str, Figure]:
                 n = int(result.heldout["n"])
                 found[metric] = Figure(metric, result.heldout[what], n=n, judge="likelihood of the policy")
     return found
+
+
+def sft_inputs(context: Context, pairs: Sequence[Pair], sound: Sequence[SoundAnswer], seed: int) -> dict[str, str]:
+    """Everything the arm's adapter depends on: name -> value."""
+    recipe = context.recipe
+    settings = {k: v for k, v in recipe.sft.recipe(recipe.dpo).deciding().items() if k != "beta"}
+    answers = {"sound": _texts_sha(sound)} if sound else {}
+    return {
+        "revisions": _texts_sha(pairs),
+        **answers,
+        "prompts/policy.yaml": context.prompts["policy"].sha,
+        "model.name": recipe.model.name,
+        "model.revision": recipe.model.revision,
+        "model.quantization": recipe.model.quantization,
+        "seed": str(seed),
+        **flatten(recipe.lora.model_dump(mode="json"), "lora."),
+        **flatten(settings, "sft."),
+    }
+
+
+def _texts_sha(rows: Sequence[Pair] | Sequence[SoundAnswer]) -> str:
+    texts = orjson.dumps([[row["prompt"], row["chosen"]] for row in rows])
+    return hashlib.sha256(texts).hexdigest()[:16]
+
+
+def settle_inputs(folder: Path, adapter: Path, now: Mapping[str, str]) -> None:
+    """Write the inputs before the first training; later ones must be the same (exit 3 with what differs)."""
+    path = folder / "inputs.json"
+    try:
+        then = orjson.loads(path.read_bytes())["inputs"]
+    except FileNotFoundError:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        digest = hashlib.sha256(orjson.dumps(dict(now), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        write_json_atomic(path, {"v": 1, "sha256": digest, "inputs": dict(now)})
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CaiError(
+            f"{path}: cannot be read ({str(error)[:80]}), so it is unknown what the SFT arm was trained on. "
+            f"Remove {folder} and {adapter} to train it anew.",
+            errors.CORRUPT,
+        ) from None
+    changed = [name for name in sorted({**then, **now}) if then.get(name) != now.get(name)]
+    if changed:
+        told = "; ".join(f"{name}: {then.get(name)} then, {now.get(name)} now" for name in changed)
+        raise CaiError(
+            f"{folder}: the SFT arm was trained with other inputs ({told}). "
+            f"Restore them, or remove {folder} and {adapter} to train it anew.",
+            errors.DRIFT,
+        )

@@ -27,7 +27,7 @@ from cai.recipe.settings_sft import SftSection
 from cai.report import publication
 from cai.report.snapshot import read_story
 from cai.run import budget, rates
-from cai.training import sft
+from cai.training import arms as sft
 from cai.training.token_rows import PairRow, PairRows, revisions_only
 from tests.conftest import ROOT
 
