@@ -42,9 +42,8 @@ def run(
             raise Stopped(f"training stopped after step {step - 1} of {steps}; resume to go on.")
         event("train_step", **_entry(step))
         if heldout and heldout.due(step, steps):
-            event(
-                "heldout", **{name.removeprefix(PREFIX): value for name, value in heldout_entry(heldout, step).items()}
-            )
+            found = heldout_entry(heldout, step)
+            event("heldout", **{name.removeprefix(PREFIX): value for name, value in found.items()})
         write_json_atomic(state, {"step": step})
         progress(step, steps)
     _export(adapter, seed % 1000 + steps + (_value(start) if start else 0.0), name)
@@ -62,10 +61,8 @@ def _entry(step: int) -> dict[str, float]:
 
 def heldout_entry(heldout: Heldout, step: int) -> dict[str, float]:
     """Held-out pairs lag ten steps behind what is trained on."""
-    loss = _entry(max(1, step - 10))["loss"]
-    return entry(
-        step, [[loss * len(heldout.rows), 0.05 * step * len(heldout.rows), len(heldout.rows)]], len(heldout.rows)
-    )
+    loss, count = _entry(max(1, step - 10))["loss"], len(heldout.rows)
+    return entry(step, [[loss * count, 0.05 * step * count, count]], count)
 
 
 def _value(adapter: Path) -> float:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from cai import errors
 from cai.engine.foreign import HfModel, HfTokenizer
@@ -30,9 +30,6 @@ from cai.training import checkpoints, heldout, ranks
 from cai.training.loss import Batch, Forward
 from cai.training.token_rows import PairRow, token_counts
 from cai.world import world
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 KEEP_CHECKPOINTS = 2
 
@@ -95,9 +92,9 @@ class Guarded(Trainer):
         base = hf.get_base_model()
         own_forward = base.__dict__.get("forward")
         super().__init__(
-            model=cast("PreTrainedModel", hf),
+            model=cast(Any, hf),
             args=args,
-            processing_class=cast("PreTrainedTokenizerBase", tokenizer),
+            processing_class=cast(Any, tokenizer),
             train_dataset=Dataset.from_dict(stand_in),
             callbacks=[kind(self) for kind in watching],
             **options,

@@ -152,8 +152,7 @@ class Job:
         return ranks.spread(shape)
 
     def _next_shape(self, shape: BatchShape, why: str) -> BatchShape:
-        gc.collect()
-        empty_cache()
+        clear_memory()
         smaller = shape.smaller()
         if smaller is None:
             raise CaiError(
@@ -285,8 +284,9 @@ def first_loss_tolerance(
     return max(dpo.first_loss_tolerance, 0.5 * dpo.beta * steeper * step * size)
 
 
-def empty_cache() -> None:
+def clear_memory() -> None:
+    """What nobody holds any more goes back to the card, where there is one."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    gc.collect()
+    torch.cuda.empty_cache()

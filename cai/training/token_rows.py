@@ -11,14 +11,12 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from cai.engine.tokenizers import Tokenizer
 from cai.metrics.wordings import has_control_token
+from cai.recipe.prompts import Prompt
 from cai.store.row_types import TrainingPair
-
-if TYPE_CHECKING:
-    from cai.engine.tokenizers import Tokenizer
-    from cai.recipe.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ effective batch never changes; a non-finite step is never applied; `adapter/` ap
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import math
 import os
@@ -24,7 +23,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from cai import errors
-from cai.engine import never
+from cai.engine import memory, never
 from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.recipe.settings import DpoSection, HealthSection, LoraSection
@@ -33,7 +32,7 @@ from cai.store.jsonl import Row
 from cai.store.row_types import TrainingPair
 from cai.training import checkpoints, fake_training, heldout
 from cai.training import health as signs
-from cai.training.job import BatchShape, Job, Objective, empty_cache
+from cai.training.job import BatchShape, Job, Objective, clear_memory
 from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
 from cai.training.token_rows import PairRow, PairRows, ignore, revisions_only, steps_of, tokenize_pairs
 from cai.world import gather
@@ -123,21 +122,17 @@ def train(
     else:
         job = Job(model, tokenized.rows, lora, dpo, folder, seed, event, stopped, progress, objective, health, start,
                   watched)  # fmt: skip
-        _begin(model)
+        model.mode("train")
+        memory.begin_phase()
         learnt = _learnt(job, adapter, *job.run())
     model.attached = adapter
+    losses = [entry["loss"] for entry in learnt["log"]]
     result = TrainResult(
-        adapter=adapter,
-        pairs=len(tokenized.rows),
-        first_loss=learnt["log"][0]["loss"],
-        last_loss=learnt["log"][-1]["loss"],
-        truncated=tokenized.truncated,
-        flagged=tokenized.flagged,
-        too_long=tuple(tokenized.too_long),
+        adapter=adapter, pairs=len(tokenized.rows), first_loss=losses[0], last_loss=losses[-1],
+        truncated=tokenized.truncated, flagged=tokenized.flagged, too_long=tuple(tokenized.too_long),
         heldout=_heldout(model, watched, dpo, job.heldout_refs if job and start else None),
-        seconds=time.monotonic() - began,
-        **learnt,
-    )
+        seconds=time.monotonic() - began, **learnt,
+    )  # fmt: skip
     _write_result(result, folder)
     event("trained", **{k: v for k, v in asdict(result).items() if k not in ("log", "heldout_log", "adapter")})
     return result
@@ -225,6 +220,8 @@ def _learnt(
     job: Job, adapter: Path, trainer: PairTrainer | RevisionTrainer, shape: BatchShape, resumed_from: int
 ) -> Row:
     """The measured part of the result; what training held is freed, the adapter exported."""
+    import torch
+
     from cai.training import adapter as tensors
 
     model, history = job.model, trainer.state.log_history
@@ -235,7 +232,7 @@ def _learnt(
         "accumulation": shape.accumulation,
         "gradient_checkpointing": shape.checkpointing,
         "resumed_from": resumed_from,
-        "peak_gib": _peak_gib(model),
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if model.device.type == "cuda" else 0.0,
         "heldout_log": heldout.log_of(history),
         "kept_step": _kept_step(job, trainer.state),
         "expected_first_loss": job.first_loss,
@@ -283,8 +280,7 @@ def _leave_training(model: Model, trainer: PairTrainer | RevisionTrainer) -> Non
     model.hf.zero_grad(set_to_none=True)
     forward.set_checkpointing(model.hf, forward.layout_for(model), False)
     model.mode("generate")
-    gc.collect()
-    empty_cache()
+    clear_memory()
 
 
 def _heldout(
@@ -297,18 +293,3 @@ def _heldout(
     if refs is not None:
         scores = [replace(s, ref_chosen=c, ref_rejected=r) for s, (c, r) in zip(scores, refs, strict=True)]
     return preference(scores, dpo.beta)
-
-
-def _begin(model: Model) -> None:
-    """The mode of training, and from now on its own peak of memory."""
-    import torch
-
-    model.mode("train")
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_gib(model: Model) -> float:
-    import torch
-
-    return torch.cuda.max_memory_allocated() / 2**30 if model.device.type == "cuda" else 0.0
