@@ -175,16 +175,12 @@ def result(
     """What eval/contamination.json holds: what was checked and what was not, each overlap, two figures for gates."""
     note = f"not checked: {', '.join(missing)}" if missing else ""
     by_rule = dict(sorted(Counter(row["rule"] for row in removed).items()))
-    facts = {"by_rule": by_rule, "checked": dict(checked), "not_checked": list(missing)}
+    seen = {"checked": dict(checked), "not_checked": list(missing)}
+    facts = {"by_rule": by_rule, **seen}
     n = pairs if checked else 0
     figures = [
         Figure("contamination.removed", len(removed) if checked else None, n=n, note=note, facts=facts),
         Figure("contamination.inputs", len(inputs) if checked else None, n=n, note=note),
     ]
-    return {
-        "checked": dict(checked),
-        "not_checked": list(missing),
-        "removed": list(removed),
-        "inputs": list(inputs),
-        "figures": {figure.metric: figure.as_dict() for figure in figures},
-    }
+    told = {figure.metric: figure.as_dict() for figure in figures}
+    return {**seen, "removed": list(removed), "inputs": list(inputs), "figures": told}

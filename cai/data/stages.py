@@ -12,7 +12,7 @@ from functools import partial
 from cai.data import labels, own_answers, parsing, principles, sampled
 from cai.data import rounds as item_rounds
 from cai.data.comparisons import PAIR_FIELDS
-from cai.data.known_labels import LABEL_BAR
+from cai.data.labels import LABEL_BAR
 from cai.data.rounds import _render_answer, _render_critique, _render_label, _render_relevance, _render_revision
 from cai.data.stage import Inputs, Stage, Unit
 from cai.recipe.arm_costs import shown_beside
@@ -34,17 +34,8 @@ def _text_and_principle(round_: int) -> Inputs:
     return (*before, ("relevance", round_))
 
 
-def _revised(round_: int) -> Inputs:
-    # of any round: what they depend on is the same
-    return (("revisions", 1), ("relevance", 0), (LABEL_BAR.name, 0))
-
-
 def _relevant(recipe: Recipe) -> bool:
     return recipe.principles.choice == "relevant"
-
-
-def _checked(recipe: Recipe) -> bool:
-    return recipe.pairs.label == "judge" and revises(recipe)
 
 
 def revises(recipe: Recipe) -> bool:
@@ -157,11 +148,12 @@ LABELS = Stage(
     _render_label,
     score=labels.check,
     needs=_answer,
-    reads=_revised,
+    # of any round: what they depend on is the same
+    reads=lambda round_: (("revisions", 1), ("relevance", 0), (LABEL_BAR.name, 0)),
     keys=("principles.max_text_tokens", "pairs.label"),
     files=("constitution.yaml",),
     fields=PAIR_FIELDS,
-    enabled=_checked,
+    enabled=lambda recipe: recipe.pairs.label == "judge" and revises(recipe),
 )
 COMPARISONS = Stage(
     sampled.COMPARED,

@@ -13,7 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
-from cai.data import answer_signs, known_labels, principles, rounds, stages
+from cai.data import answer_signs, principles, rounds, stages
+from cai.data import labels as known_labels
 from cai.data.comparisons import margin, margin_asks
 from cai.data.stage import Stage, Unit
 from cai.data.stage_loop import draw

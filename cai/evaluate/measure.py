@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from cai.data import known_labels
+from cai.data import labels as known_labels
 from cai.data.kinds import one_a_prompt
 from cai.data.pairs import PairSet
 from cai.engine import Request, Sampling

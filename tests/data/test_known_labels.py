@@ -11,7 +11,8 @@ import pytest
 from support.runs import ROOT, read_jsonl
 
 from cai import errors
-from cai.data import known_labels, labels, principles
+from cai.data import labels, principles
+from cai.data import labels as known_labels
 from cai.data.sampled import undecided
 from cai.data.stage import Unit
 from cai.engine import Score
