@@ -10,13 +10,16 @@ import json
 import math
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cai.errors import Stopped
+from cai.recipe.settings import DpoSection
 from cai.store.files import write_json_atomic
+from cai.store.jsonl import Row
 from cai.training.checkpoints import publish
 from cai.training.heldout import PREFIX, Heldout, entry
+from cai.training.token_rows import PairRow, steps_of
 
 STATE = "fake_state.json"
 
@@ -24,30 +27,36 @@ STATE = "fake_state.json"
 def run(
     folder: Path,
     adapter: Path,
-    steps: int,
-    seed: int,
-    *,
     name: str,
+    pairs: int,
+    dpo: DpoSection,
+    seed: int,
+    watched: Sequence[PairRow] = (),
+    *,
     event: Callable[..., None],
     stopped: Callable[[], bool],
     progress: Callable[[int, int], None],
     start: Path | None = None,
-    heldout: Heldout | None = None,
-) -> list[dict[str, float]]:
-    """Every step's log entry; the loss starts at log 2 and falls by 5% a step."""
+) -> Row:
+    """`log`: every step's entry, the loss starts at log 2 and falls by 5% a step; `steps`; `heldout_log`."""
+    effective = dpo.batch_size * dpo.gradient_accumulation
+    steps = steps_of(pairs, max_steps=dpo.max_steps, epochs=dpo.epochs, effective_batch=effective)
+    heldout = Heldout(watched, [], dpo.eval_steps if watched else 0, False, name)
     state = folder / STATE
     done = json.loads(state.read_text())["step"] if state.exists() else 0
     for step in range(done + 1, steps + 1):
         if stopped():
             raise Stopped(f"training stopped after step {step - 1} of {steps}; resume to go on.")
         event("train_step", **_entry(step))
-        if heldout and heldout.due(step, steps):
+        if heldout.due(step, steps):
             found = heldout_entry(heldout, step)
             event("heldout", **{name.removeprefix(PREFIX): value for name, value in found.items()})
         write_json_atomic(state, {"step": step})
         progress(step, steps)
     _export(adapter, seed % 1000 + steps + (_value(start) if start else 0.0), name)
-    return [_entry(step) for step in range(1, steps + 1)]
+    every = range(1, steps + 1)
+    held = [heldout_entry(heldout, step) for step in every if heldout.due(step, steps)]
+    return {"log": [_entry(step) for step in every], "steps": steps, "heldout_log": held}
 
 
 def _entry(step: int) -> dict[str, float]:

@@ -34,7 +34,7 @@ from cai.training import checkpoints, fake_training, heldout
 from cai.training import health as signs
 from cai.training.job import BatchShape, Job, Objective, clear_memory
 from cai.training.scoring import PairLogps, pair_logps, pair_rows, preference
-from cai.training.token_rows import PairRow, PairRows, ignore, revisions_only, steps_of, tokenize_pairs
+from cai.training.token_rows import PairRow, PairRows, ignore, revisions_only, tokenize_pairs
 from cai.world import gather
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ def train(
     model.to_lora(lora, seed)
     job = None
     if model.backend == "fake":
-        learnt = _learn_fake(model, tokenized.rows, dpo, folder, adapter, seed, event, stopped, progress, start,
-                             watched)  # fmt: skip
+        learnt = fake_training.run(folder, adapter, model.name, len(tokenized.rows), dpo, seed, watched, event=event,
+                                   stopped=stopped, progress=progress, start=start)  # fmt: skip
     else:
         job = Job(model, tokenized.rows, lora, dpo, folder, seed, event, stopped, progress, objective, health, start,
                   watched)  # fmt: skip
@@ -253,22 +253,6 @@ def _kept_step(job: Job, state: TrainerState) -> int:
         return 0
     job.event("best_kept", step=best, of=state.global_step)
     return best
-
-
-def _learn_fake(
-    model: Model, rows: list[PairRow], dpo: DpoSection, folder: Path, adapter: Path, seed: int,
-    event: Callable[..., None], stopped: Callable[[], bool], progress: Callable[[int, int], None], start: Path | None,
-    watched: Sequence[PairRow],
-) -> Row:  # fmt: skip
-    effective = dpo.batch_size * dpo.gradient_accumulation
-    steps = steps_of(len(rows), max_steps=dpo.max_steps, epochs=dpo.epochs, effective_batch=effective)
-    held = heldout.Heldout(watched, [], dpo.eval_steps, False, model.name) if watched and dpo.eval_steps else None
-    log = fake_training.run(
-        folder, adapter, steps, seed, name=model.name, event=event, stopped=stopped, progress=progress, start=start,
-        heldout=held,
-    )  # fmt: skip
-    measured = [step for step in range(1, steps + 1) if held and held.due(step, steps)]
-    return {"log": log, "steps": steps, "heldout_log": [fake_training.heldout_entry(held, s) for s in measured if held]}
 
 
 def _leave_training(model: Model, trainer: PairTrainer | RevisionTrainer) -> None:
