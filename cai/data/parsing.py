@@ -273,10 +273,7 @@ def _parse(text: str, stage: str, fault: Callable[[str], str]) -> Parsed | Unpar
         return Unparsed(reason)
     if stage == "instruction":
         text = re.sub(r"\s*\n\s*", " ", text).strip()  # one that was merely wrapped
-    flags = {
-        "control_token": has_control_token(text),
-        "no_issue": stage == "critique" and finds_nothing(text),
-    }
+    flags = {"control_token": has_control_token(text), "no_issue": stage == "critique" and finds_nothing(text)}
     return Parsed(text, tuple(name for name, on in flags.items() if on))
 
 

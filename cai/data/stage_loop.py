@@ -3,7 +3,7 @@
 Owns batching, resume, redraws and what is written; what is asked and what a completion becomes is `stage`'s.
 Invariants: a batch is a fixed slice of units, recomputed whole when only part of it is on disk; rows on disk are
 compared, never rewritten. A streaming engine on a GPU has no batches: it is fed as rows finish, order of examples by
-order of examples, and what is finished out of turn is kept (`released`).
+order of examples, and what is finished out of turn is kept (`Released`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import cast
 
 from cai.data import on_policy
-from cai.data.released import Released
 from cai.data.stage import Accept, Draw, Stage, Unit, asked, first_draw, judged, measured
 from cai.engine import Completion, Request
 from cai.run import loop, sharing
@@ -217,3 +216,39 @@ def _commit(context: Context, rows: Sequence[Record]) -> None:
             context.run.event("recomputed_differs", stage=row["stage"], item=row["item"], round=row["round"])
     context.log.append(fresh)
     context.progress.committed(fresh)
+
+
+class Released:
+    """Rows of one stage of a run of one process that finish in any order, released in unit order.
+
+    `units`: those that have no row in the log, in the order of their release. Those that wait for others stand in a
+    shard meanwhile. The log's order depends on no timing. Invariants: a row that was taken is on disk, in the log or in
+    the shard, before the next ones are asked for; a row of a shard is not drawn again; the shard goes when every row
+    stands in the log.
+    """
+
+    def __init__(self, context: Context, stage: Stage, units: Sequence[Unit], round_: int) -> None:
+        self._units, self._front = units, 0
+        self._shard = sharing.Shared(context, context.log, stage.name, round_)
+        kept = {(row["stage"], row["item"], row["round"]): row for row in self._shard.spare.values()}
+        found = ((unit.item, kept.get((stage.name, unit.item, unit.round))) for unit in units)
+        self._held = {item: cast(Record, row) for item, row in found if row is not None}
+
+    @property
+    def missing(self) -> list[Unit]:
+        """The units of which no attempt kept a row."""
+        return [unit for unit in self._units[self._front :] if unit.item not in self._held]
+
+    def take(self, rows: Sequence[Record]) -> list[Record]:
+        """The rows whose turn it is, in order; the others of these are on disk when this returns."""
+        self._held |= {row["item"]: row for row in rows}
+        first = self._front
+        while self._front < len(self._units) and self._units[self._front].item in self._held:
+            self._front += 1
+        ready = [self._held.pop(unit.item) for unit in self._units[first : self._front]]
+        self._shard.put(row for row in rows if row["item"] in self._held)
+        return ready
+
+    def end(self) -> None:
+        assert self._front == len(self._units) and not self._held
+        self._shard.done()

@@ -2,7 +2,7 @@
 
 Owns who computes which slice, the shards and the merge: each process appends what it made to a log of its own below
 `shards/` of the run folder, and when all slices are made every process has all rows, in slice order, for its own log.
-One process has a shard, too, where rows are finished out of order (`cai.data.released`), for those that wait.
+One process has a shard, too, where rows are finished out of order (`cai.data.stage_loop`), for those that wait.
 Whoever computes (`cai.run.loop`, `cai.data.stage_loop`) writes nothing else meanwhile. Invariants: the slices are those
 of one process, so its bytes are; which process made a row leaves no trace; a row is in the log or in a shard from the
 moment it was appended to either, whoever is killed, and a shard goes only when its rows stand in the log; the number of

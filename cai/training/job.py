@@ -23,9 +23,8 @@ from cai.recipe.settings import DpoSection, HealthSection, LoraSection
 from cai.store.jsonl import JsonObject, Row
 from cai.training import checkpoints, ranks, reference_logps
 from cai.training.heldout import Heldout
-from cai.training.margins import first_loss, label_probabilities, pair_weights
 from cai.training.scoring import to_device
-from cai.training.token_rows import PairRow, rows_sha, schedule, steps_of
+from cai.training.token_rows import PairRow, first_loss, label_probabilities, pair_weights, rows_sha, schedule, steps_of
 from cai.world import world
 
 if TYPE_CHECKING:

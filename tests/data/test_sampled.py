@@ -14,8 +14,7 @@ from cai.data import chain, kinds, sampled, slots
 from cai.data.pairs import PairPlan
 from cai.engine import Score
 from cai.recipe.settings import DpoSection, PairsSection
-from cai.training.margins import pair_weights
-from cai.training.token_rows import PairRow
+from cai.training.token_rows import PairRow, pair_weights
 
 PLAN = PairPlan(rounds=1, principles={"p1": "Be honest."})
 FIRST = "Vitamin C cures every cold within a day, so take ten grams each morning and skip the doctor."

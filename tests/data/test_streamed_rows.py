@@ -17,7 +17,8 @@ from support.runs import FAKE
 
 import runner
 from cai import errors
-from cai.data import released, stage_loop
+from cai.data import stage_loop
+from cai.data import stage_loop as released
 from cai.engine import Completion, Request, Sampling, never
 from cai.models.fake import FakeEngine
 from cai.run import sharing

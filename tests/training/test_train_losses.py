@@ -19,9 +19,17 @@ from cai.recipe.settings_sft import SftSection
 from cai.training import adapter
 from cai.training.attention import packed_batch
 from cai.training.loss import padded_batch, padded_forward, pair_loss, sequence_logps
-from cai.training.margins import first_loss, label_probabilities, pair_weights
 from cai.training.packed import PackedForward
-from cai.training.token_rows import PairRow, PairRows, revisions_only, token_counts, tokenize_pairs
+from cai.training.token_rows import (
+    PairRow,
+    PairRows,
+    first_loss,
+    label_probabilities,
+    pair_weights,
+    revisions_only,
+    token_counts,
+    tokenize_pairs,
+)
 
 pytestmark = pytest.mark.slow
 BETA = 0.3
