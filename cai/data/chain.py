@@ -52,8 +52,7 @@ def named(name: str) -> Stage | None:
 
 
 def is_aside(name: str) -> bool:
-    found = named(name)
-    return found is not None and found.aside
+    return any(stage.name == name and stage.aside for stage in CHAIN)
 
 
 def drawn(prompt: str) -> str:

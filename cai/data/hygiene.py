@@ -240,9 +240,9 @@ def _length_rule(pairs: Sequence[Pair], section: HygieneSection, seen: Seen) -> 
     """The pairs whose chosen text is longer by the most go, until the share is met."""
     excess = {pair["item"]: seen.facts[pair["item"]].excess for pair in pairs}
     longer = [pair for pair in pairs if excess[pair["item"]] > 0]
-    count = len(_above_quota(pairs, longer, section.max_longer_share, ""))
-    widest = sorted(longer, key=lambda pair: (-excess[pair["item"]], _order(pair)))[:count]
-    return {pair["item"]: f"chosen longer by {excess[pair['item']]} words" for pair in widest}
+    share = section.max_longer_share
+    gone = _above_quota(pairs, longer, share, "", lambda pair: (-excess[pair["item"]], _order(pair)))
+    return {item: f"chosen longer by {excess[item]} words" for item in gone}
 
 
 def _displacement_rule(pairs: Sequence[Pair], section: HygieneSection, seen: Seen) -> dict[int, str]:

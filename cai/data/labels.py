@@ -39,7 +39,7 @@ RISE = (
 def check(context: Context, units: Sequence[Unit]) -> list[Row]:
     """One row a unit: `margin`, `first`, `second` (log-odds by order), `used`; `bar`, or `fallen`, `risen` (nats)."""
     scorer, after = principles.scorer_of(context), {}
-    bar, verdicts_ = verdicts(context, units, "chosen", "rejected")
+    bar, judged = verdicts(context, units, "chosen", "rejected")
     # the chosen texts, where the rejected ones have scores to compare with
     with_scores = [unit for unit in units if unit.extra["before"] and bar is None and not principles.by_critic(context)]
     if again := {(u.item,): (u.fields["instruction"], u.fields["chosen"]) for u in with_scores}:
@@ -47,8 +47,8 @@ def check(context: Context, units: Sequence[Unit]) -> list[Row]:
         found = score(scorer, answer_signs.question_asks(context, scorer, again, every))
         raw = answer_signs.raw_scores(found, again, every)
         after = {item: principles.centred(context, of) for (item,), of in raw.items()}
-    found_all = zip(units, verdicts_, strict=True)
-    return [row_of(unit, row | _change(unit, after.get(unit.item)), bar) for unit, row in found_all]
+    both = zip(units, judged, strict=True)
+    return [row_of(unit, row | _change(unit, after.get(unit.item)), bar) for unit, row in both]
 
 
 def verdicts(
@@ -149,10 +149,6 @@ def barred(recipe: Recipe) -> bool:
     return recipe.pairs.label == "judge" and recipe.pairs.false_labels > 0
 
 
-def _unit(context: Context, item: int, round_: int) -> Unit | None:
-    return Unit(item, 0, {}) if item < len(cases()) else None
-
-
 def compare(context: Context, units: Sequence[Unit]) -> list[Row]:
     """One row a case: the `margin` of its revision over its answer, in nats, null where there is none.
 
@@ -180,8 +176,8 @@ def bar_of(context: Context) -> float | None:
     """
     if not barred(context.recipe):
         return None
-    rows = rows_of(context)
-    worse = sorted(m for row in rows if _sets(row) and (m := row["margin"]) is not None)
+    rows = [row for row in rows_of(context) if row["status"] == "ok" and row["use"] == "bar"]
+    worse = sorted(m for row in rows if row["known"] == "no better" and (m := row["margin"]) is not None)
     if len(worse) < LEAST:
         return math.inf
     place = math.ceil((1 - context.recipe.pairs.false_labels) * len(worse)) - 1
@@ -193,14 +189,10 @@ def rows_of(context: Context) -> Sequence[Record]:
     return context.log.by_stage(LABEL_BAR.name)
 
 
-def _sets(row: Record) -> bool:
-    return row["status"] == "ok" and row["use"] == "bar" and row["known"] == "no better"
-
-
 LABEL_BAR = Stage(
     "label_bar",
     "judge_pair",
-    _unit,
+    lambda context, item, round_: Unit(item, 0, {}) if item < len(cases()) else None,
     score=compare,
     keys=("principles.max_text_tokens", "pairs.label", "pairs.false_labels"),
     fields=PAIR_FIELDS,

@@ -21,7 +21,7 @@ from cai.metrics.wordings import is_refusal
 from cai.recipe.arm_costs import ASIDE, shown_beside
 from cai.recipe.grid import Grid, Pool
 from cai.run.context import Context
-from cai.store.row_types import Record, SoundAnswer, UnitExtra
+from cai.store.row_types import SoundAnswer, UnitExtra
 
 STAGES = REQUESTS, ANSWERS = ASIDE
 POOL: Pool = "benign"
@@ -59,10 +59,8 @@ def imitated(context: Context, sound: Callable[[str], bool]) -> list[SoundAnswer
         return found
     for item in range(context.recipe.sft.answers):
         request, answer = instruction_of(context, item, REQUESTS), context.ok(ANSWERS, item)
-        if request is not None and answer is not None and _ended(answer) and sound(answer["text"]):
+        if request is None or answer is None or answer["finish"] == "length" or is_refusal(answer["text"]):
+            continue
+        if sound(answer["text"]):
             found.append({"item": item, "prompt": request["text"], "chosen": answer["text"]})
     return found
-
-
-def _ended(answer: Record) -> bool:
-    return answer["finish"] != "length" and not is_refusal(answer["text"])

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cai.metrics.text import repetition, words
+from cai.metrics.text import ngrams, repetition, words
 from cai.metrics.wordings import finds_nothing, has_control_token, is_remark, leftovers, only_approves
 from cai.store.jsonl import clean
 
@@ -181,8 +181,7 @@ GREETING = 2  # words at most
 
 
 def _grams(text: str) -> list[tuple[str, ...]]:
-    units = re.findall(r"\w+", text.lower())
-    return [tuple(units[i : i + 4]) for i in range(len(units) - 3)]
+    return ngrams(re.findall(r"\w+", text.lower()), 4)
 
 
 def before_loop(text: str) -> str:

@@ -49,12 +49,8 @@ def _settled(context: Context, item: int, round_: int) -> bool:
     critique = context.ok("critiques", item, round_)
     if critique is not None:
         return keeps_text(context.recipe, critique)
-    return untouched(context.ok("relevance", item, round_))
-
-
-def untouched(relevance: Record | None) -> bool:
-    """The round's text breaks no principle: no critique is asked for."""
-    return relevance is not None and relevance["principle"] is None
+    relevance = context.ok("relevance", item, round_)
+    return relevance is not None and relevance["principle"] is None  # it breaks none: no critique is asked for
 
 
 def keeps_text(recipe: Recipe, critique: Record) -> bool:

@@ -73,10 +73,9 @@ def _bettered(example: Example) -> bool:
 
 def _whole(example: Example) -> bool:
     """It ended by itself, says nothing twice, holds nothing of its prompt and does not decline a benign request."""
-    answer, flags = example["initial_answer"], example["flags"]
-    if (example["pool"] == "benign" and flags["answer_refuses"]) or "answers" in flags["ran_to_limit"]:
-        return False
-    return _is_whole(answer)
+    flags = example["flags"]
+    declines = example["pool"] == "benign" and flags["answer_refuses"]
+    return not declines and "answers" not in flags["ran_to_limit"] and _is_whole(example["initial_answer"])
 
 
 def _is_whole(answer: str) -> bool:

@@ -126,21 +126,18 @@ CRITIQUES = Stage(
     fields=frozenset({"instruction", "answer", "critique_request"}),
     enabled=revises,
 )
-REVISIONS = Stage(
-    "revisions",
-    "revisions",
-    _render_revision,
-    item_rounds.parse_revision,
+REVISIONS = replace(
+    CRITIQUES,
+    name="revisions",
+    prompt="revisions",
+    render=_render_revision,
+    parse=item_rounds.parse_revision,
     trims=_bare,
-    inputs=_texts,
     redraws_limit=True,
-    per_round=True,
     needs=lambda round_: (("critiques", round_),),
     reads=lambda round_: (*_answer(round_), *_text_and_principle(round_)),
     keys=(*REVIEW_KEYS, "sampling.revisions", "few_shot.revisions"),
-    files=("constitution.yaml", "prompts/reviews.yaml"),
     fields=frozenset({"instruction", "answer", "critique", "revision_request"}),
-    enabled=revises,
 )
 LABELS = Stage(
     "labels",
@@ -155,16 +152,14 @@ LABELS = Stage(
     fields=PAIR_FIELDS,
     enabled=lambda recipe: recipe.pairs.label == "judge" and revises(recipe),
 )
-COMPARISONS = Stage(
-    sampled.COMPARED,
-    "judge_pair",
-    sampled.render_comparison,
+COMPARISONS = replace(
+    LABELS,
+    name=sampled.COMPARED,
+    render=sampled.render_comparison,
     score=sampled.compare,
     needs=lambda round_: (("answers", 0), (sampled.SECOND, 0)),
     reads=lambda round_: (("relevance", 0), (LABEL_BAR.name, 0)),
     keys=("rounds", "principles"),
-    files=("constitution.yaml",),
-    fields=PAIR_FIELDS,
     optional=True,
     enabled=_samples,
 )
