@@ -110,8 +110,8 @@ def guarded(context: Context) -> None:
     figures = summary(rows, section, check)
     dropped = figures["guard.dropped"]
     context.run.eval.mkdir(exist_ok=True)
-    path = context.run.eval / "guard.json"
-    write_json_atomic(path, {"figures": {name: figure.as_dict() for name, figure in figures.items()}})
+    told = {name: figure.as_dict() for name, figure in figures.items()}
+    write_json_atomic(context.run.eval / "guard.json", {"figures": told})
     say(f"guard: {dropped.judge} dropped {dropped.text}")
     if dropped.facts["alarm"]:
         say(f"guard: ALARM, more than {section.alarm:.0%} dropped; look at the guard rows before trusting the data")

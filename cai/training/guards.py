@@ -31,8 +31,6 @@ from cai.training.loss import Batch, Forward
 from cai.training.token_rows import PairRow, token_counts
 from cai.world import world
 
-KEEP_CHECKPOINTS = 2
-
 
 @dataclass
 class TrainingPlan:
@@ -138,14 +136,12 @@ class Guarded(Trainer):
         """Of several processes one that has no micro-batch, or no memory, goes on to the step's end, as the others."""
         if self.plan.dealt is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        nothing = torch.zeros((), device=self.accelerator.device)
-        if not inputs or self._no_room:
-            return nothing
-        try:
-            return super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
-            self._no_room = str(error).splitlines()[0][:200]
-        return nothing
+        if inputs and not self._no_room:
+            try:
+                return super().training_step(model, inputs, num_items_in_batch)
+            except torch.OutOfMemoryError as error:
+                self._no_room = str(error).splitlines()[0][:200]
+        return torch.zeros((), device=self.accelerator.device)
 
     def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
         """A micro-batch's loss such that the sum over all processes is what one process would have."""
@@ -245,7 +241,7 @@ class Guarded(Trainer):
                 "Free space and resume; the checkpoint before it is intact.",
                 errors.IO,
             ) from None
-        checkpoints.prune(folder.parent, KEEP_CHECKPOINTS)
+        checkpoints.prune(folder.parent)
         steps = [checkpoints.step_of(kept) for kept in checkpoints.found(folder.parent)]
         heldout.prune(folder.parent, self.state.log_history, steps)
         self.plan.event("checkpoint", step=self.state.global_step)

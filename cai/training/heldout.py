@@ -17,11 +17,10 @@ from cai.engine.foreign import HfModel
 from cai.errors import CaiError
 from cai.store.jsonl import JsonObject
 from cai.training import checkpoints
-from cai.training.health import HELDOUT
+from cai.training.health import HELDOUT as LOSS
 from cai.training.token_rows import PairRow
 
 PREFIX = "heldout/"
-LOSS = HELDOUT
 BEST = "best-"
 
 

@@ -82,8 +82,7 @@ def _of_all(value: object, doing: str) -> list[Any]:
 
 def of_first(value: Row, doing: str) -> Row:
     """The first process's facts, on all."""
-    found: Row = orjson.loads(share(orjson.dumps(value), doing))
-    return found
+    return orjson.loads(share(orjson.dumps(value), doing))
 
 
 def one_folder(folder: Path) -> Path:

@@ -44,18 +44,6 @@ def cached(folder: Path, key: str, name: str = NAME) -> list[Logps] | None:
         return None
 
 
-def first_visits(order: Sequence[int], micro_batch: int) -> list[Sequence[int]]:
-    """The micro-batches of `order` in which some row is visited for the first time."""
-    seen: set[int] = set()
-    groups = []
-    for start in range(0, len(order), micro_batch):
-        group = order[start : start + micro_batch]
-        if not seen.issuperset(group):
-            groups.append(group)
-        seen.update(group)
-    return groups
-
-
 def compute(
     order: Sequence[int],
     rows: int,
@@ -67,7 +55,13 @@ def compute(
 
     Of several processes each scores every n-th micro-batch, and has all of them.
     """
-    groups = first_visits(order, micro_batch)
+    seen: set[int] = set()
+    groups = []  # the micro-batches in which some row is visited for the first time
+    for start in range(0, len(order), micro_batch):
+        group = order[start : start + micro_batch]
+        if not seen.issuperset(group):
+            groups.append(group)
+        seen.update(group)
     scored = ranks.scored_by_all(groups, score, stopped)
     if scored is None:
         return None

@@ -52,7 +52,6 @@ def pair_logps(
     model: Model,
     rows: Sequence[PairRow],
     *,
-    micro_batch: int = 1,
     reference: bool = True,
     stopped: Callable[[], bool] = never,
 ) -> list[PairLogps]:
@@ -71,19 +70,17 @@ def pair_logps(
     hf.eval()
     results = []
     try:
-        for start in range(0, len(rows), micro_batch):
+        for place, row in enumerate(rows):
             if stopped():
-                raise Stopped(f"scoring stopped after {start} of {len(rows)} pairs; resume to go on.")
-            group = rows[start : start + micro_batch]
-            batch = to_device(layout.collate(group), model.device)
+                raise Stopped(f"scoring stopped after {place} of {len(rows)} pairs; resume to go on.")
+            batch = to_device(layout.collate([row]), model.device)
             sums = []
             for on in (True, False) if reference else (True,):
                 with model.adapter(on), torch.no_grad():
-                    sums.append(sequence_logps(hf, batch, layout.forward)[0].T.tolist())
-            sums += [] if reference else [[(math.nan, math.nan)] * len(group)]
-            for row, on, off in zip(group, *sums, strict=True):
-                lengths = len(row.chosen_ids), len(row.rejected_ids)
-                results.append(PairLogps(row.item, on[0], on[1], off[0], off[1], *lengths))
+                    sums += sequence_logps(hf, batch, layout.forward)[0].T.tolist()[0]
+            sums += [] if reference else [math.nan, math.nan]
+            tokens = {"chosen_tokens": len(row.chosen_ids), "rejected_tokens": len(row.rejected_ids)}
+            results.append(PairLogps(row.item, *sums, **tokens))
     finally:
         hf.train(was_training)
     return results

@@ -42,7 +42,6 @@ class RevisionTrainer(Guarded, SFTTrainer):
 
     def _tokens_of_step(self) -> float:
         """Revision tokens of the effective batch that is being trained on, end tokens by their weight."""
-        plan = self.plan
-        size = plan.micro_batch * plan.accumulation
+        plan, size = self.plan, self.plan.micro_batch * self.plan.accumulation
         start = self.state.global_step * size
         return sum(sum(token_counts(plan.rows[i], plan.dpo.end_weight)) for i in plan.order[start : start + size])

@@ -133,15 +133,11 @@ def train(
         heldout=_heldout(model, watched, dpo, job.heldout_refs if job and start else None),
         seconds=time.monotonic() - began, **learnt,
     )  # fmt: skip
-    _write_result(result, folder)
+    relative = os.path.relpath(adapter, folder)  # the run folder may be moved
+    content = {**asdict(result), "adapter": relative, "files": checkpoints.sums_of(adapter)}
+    write_json_atomic(folder / "result.json", {**content, "seal": _seal(content)})
     event("trained", **{k: v for k, v in asdict(result).items() if k not in ("log", "heldout_log", "adapter")})
     return result
-
-
-def _write_result(result: TrainResult, folder: Path) -> None:
-    relative = os.path.relpath(result.adapter, folder)  # the run folder may be moved
-    content = {**asdict(result), "adapter": relative, "files": checkpoints.sums_of(result.adapter)}
-    write_json_atomic(folder / "result.json", {**content, "seal": _seal(content)})
 
 
 def _tokenized(
