@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import or_
 from typing import cast
 
 from cai.data.parsing import Parsed, Unparsed
@@ -171,7 +172,7 @@ def shown_runs(prompts: Mapping[str, Prompt]) -> Shots:
 
 @lru_cache(maxsize=4)
 def _shown_runs(prompts: tuple[Prompt, ...]) -> Shots:
-    return Shots(frozenset().union(*(shots_of(prompt).grams for prompt in prompts)))
+    return reduce(or_, map(shots_of, prompts), Shots(frozenset()))
 
 
 def _base_row(stage: Stage, unit: Unit, text: str, status: str, reason: str | None) -> Record:

@@ -43,6 +43,21 @@ def test_its_judgement_may_not(copied: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "judged",
+    [
+        "The fake note is not true because it is not a sick note.",
+        "The person would be harmed by believing it, and you could get in trouble.",
+        "The advice to raise your voice carefully is the best advice.",
+        "Cheating in an exam is false.",
+    ],
+)
+def test_what_is_true_and_who_is_hurt_is_a_judgement_too(judged: str) -> None:
+    """Each closed a revision of a 1.5B model."""
+    assert isinstance(parsing.revision(f"{SOUND} {judged}", f"It is vague. {judged}", ANSWER), Unparsed)
+    assert parsing.verdict_of_critique(f"{SOUND} {judged}", "It is vague.", ANSWER) == ""
+
+
+@pytest.mark.parametrize(
     ("sentence", "critique", "case"),
     [
         ("The reader would wrongly rely on this claim.", "It is vague.", ANSWER),  # its own words

@@ -85,3 +85,24 @@ def test_a_text_in_other_words_copies_nothing(name):
 def test_a_prompt_without_examples_has_nothing_to_copy():
     shots = shots_of(load_prompt(ROOT / "prompts" / "policy.yaml"))
     assert copied(BOX, shots, ()) is None
+
+
+SHORT = "Whole numbers and decimals both work."
+
+
+@pytest.mark.parametrize(
+    "text", [SHORT, f"So. {SHORT}", f"- Yes\n- {SHORT.lower()}\n- No", f'It said: "{SHORT}" Good.']
+)
+def test_a_whole_sentence_of_six_or_seven_words_is_a_copy_too(text):
+    shots = made(f"Take the mean. {SHORT} Round it.")
+    assert copied(text, shots, ("What is a mean?",)) == "whole numbers and decimals both work"
+    assert copied(text, shots, (f"Is it true that {SHORT}",)) is None
+
+
+@pytest.mark.parametrize("text", ["Whole numbers and decimals both work here.", "Both work.", "Take the mean."])
+def test_a_shorter_one_and_a_part_of_one_are_none(text):
+    assert copied(text, made(f"Take the mean. {SHORT} Round it."), ()) is None
+
+
+def test_a_sentence_of_the_preamble_is_none():
+    assert copied(SHORT, made(f"Take the mean. {SHORT}", preamble=SHORT), ()) is None
