@@ -108,7 +108,7 @@ def _pair(snapshot: Snapshot, pair: Pair) -> Row:
     )
     fields = {"prompt": pair["prompt"], chosen: pair["chosen"], rejected: pair["rejected"]}
     about = {"pool": pair["pool"], "split": pair["split"], "item": pair["item"]}
-    margin, agent = pair.get("margin"), f"pairs.label = {snapshot.recipe.pairs.label}"
+    margin, agent = pair.get("margin"), f"pairs.label: {snapshot.recipe.pairs.label}"
     score = round(1 / (1 + math.exp(-margin)), 6) if isinstance(margin, float) and abs(margin) < 700 else None
     suggestion = {"value": chosen, "score": score, "agent": agent}
     name = f"{pair['split']}-{pair['item']}"
