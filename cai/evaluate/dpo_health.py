@@ -118,5 +118,6 @@ def warnings(figures: Mapping[str, Figure], watched: HealthSection) -> list[str]
         ),
         health.learnt_by_heart(value("dpo.margin"), value("dpo.margin.heldout"), watched),
         health.moved_too_far(value("forgetting.kl"), value("dpo.chosen_fall.heldout"), watched),
+        health.cut_short(value("fresh.tuned.words"), value("fresh.base.words")),
     )
     return [*(sign.text for sign in seen if sign), *lines]
