@@ -67,7 +67,7 @@ _KNOWN = re.compile("|".join(re.escape(name).replace(r"\{x\}", r"[\w-]+") for na
 
 MEANINGS = (  # beginnings of names -> what the figure says, for the report
     ("data.scaffolding", "examples in which a text runs on into the prompt's own form"),
-    ("data.copied", "examples in which a text copies eight words of a prompt's example"),
+    ("data.copied", "examples in which a text copies eight words, or a whole sentence of six, of a prompt's example"),
     ("data.nothing_found", "examples of which every critique says that nothing is wrong"),
     ("labels.better", "share of revised texts that the model finds better: by more than the bar, or in both orders"),
     ("labels.original_wins", "share of revised texts to which the original is preferred as clearly"),
