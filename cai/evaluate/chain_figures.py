@@ -59,7 +59,7 @@ def gates(evaluation: Evaluation, cases: Cases) -> tuple[Rows, Rows]:
         evaluation.write("critiques.gates", part, found)
     revised = cases.revised(keys)
     for part in evaluation.left("revisions.gates", revised, 64):
-        evaluation.write("revisions.gates", part, [revisions.check_row(c, section) for c in cases.of(part)])
+        evaluation.write("revisions.gates", part, [revisions.check_row(c) for c in cases.of(part)])
     return evaluation.rows("critiques.gates", keys), evaluation.rows("revisions.gates", revised)
 
 

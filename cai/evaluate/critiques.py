@@ -33,6 +33,7 @@ from cai.store.jsonl import Row
 
 GATES = ("g1", "g2", "g3", "g4", "g5", "g6", "g7")
 KINDS = ("real", "shuffled", "generic")
+LEAST_WORDS, MOST_WORDS = 12, 300  # G1
 MAX_PEERS = 100  # critiques of other prompts that G5 compares with: bounds an n^2 at 5,000 items
 
 
@@ -59,9 +60,7 @@ def peers(case: Case, pool: Sequence[Case]) -> list[str]:
     return [found[key].critique for key in chosen if found[key].critique != case.critique or found[key].key != case.key]
 
 
-def gate_values(
-    case: Case, idf_weights: Weights, requests: Sequence[str], peer: Sequence[str], section: EvaluationSection
-) -> Row:
+def gate_values(case: Case, idf_weights: Weights, requests: Sequence[str], peer: Sequence[str]) -> Row:
     """G1-G7 of one critique as numbers. `peer`: critiques of other prompts."""
     text = case.critique
     return {
@@ -77,7 +76,7 @@ def gate_values(
 
 def gate_passes(values: Mapping[str, float], section: EvaluationSection) -> dict[str, bool]:
     return {
-        "g1": section.min_critique_words <= values["g1_words"] <= section.max_critique_words,
+        "g1": LEAST_WORDS <= values["g1_words"] <= MOST_WORDS,
         "g2": values["g2_echo"] < section.max_echo,
         "g3": values["g3_copied"] < section.max_copied,
         "g4": values["g4_grounding"] >= section.min_grounding,
@@ -103,7 +102,7 @@ def gate_row(
     row: Row = {"metric": "critiques.gates", "item": case.item, "round": case.round, "text": case.critique}
     row["finds_nothing"] = case.nothing or finds_nothing(case.critique)
     for kind, variant in variants(case, pool).items():
-        values = gate_values(variant, idf_, requests, own_peers, section)
+        values = gate_values(variant, idf_, requests, own_peers)
         row[kind] = rounded(values) | {"pass": [name for name, ok in gate_passes(values, section).items() if ok]}
     return row
 
@@ -160,7 +159,7 @@ JUDGE_QUESTIONS = {
 def _bars(section: EvaluationSection) -> dict[str, tuple[str, str, str]]:
     """Gate -> (value of its row, name, what is wanted), in words."""
     return {
-        "g1": ("g1_words", "G1 length in words", f"{section.min_critique_words} to {section.max_critique_words}"),
+        "g1": ("g1_words", "G1 length in words", f"{LEAST_WORDS} to {MOST_WORDS}"),
         "g2": ("g2_echo", "G2 echoes the request (ROUGE-L)", f"below {section.max_echo:g}"),
         "g3": ("g3_copied", "G3 copied from the answer", f"below {section.max_copied:g}"),
         "g4": ("g4_grounding", "G4 about this prompt and answer", f"at least {section.min_grounding:g}"),

@@ -19,6 +19,7 @@ from cai.data.pairs import PairSet
 from cai.engine import Engine, never
 from cai.engine.asks import Scorer
 from cai.engine.model import Model
+from cai.evaluate import critiques, revisions
 from cai.evaluate.cases import MIN_QUOTE_MATCH
 from cai.evaluate.external import External
 from cai.evaluate.judge import JUDGE_FIELDS, Judge
@@ -40,7 +41,10 @@ DISPLAY_KEYS = {"exam_sensitivity", "judge", "enabled", "lm_eval_include", "prom
 DISPLAY_KEYS |= {"probes", "probe_tokens"}  # in records.jsonl
 NO_TASKS = {"lm_eval": [], "lm_eval_limit": 0, "lm_eval_batch_size": 8}  # in a log of their own: never part of this one
 # constants that were settings once: with them the scores of runs made before still count
-CONSTANTS = {"batch": 64, "min_quote_match": MIN_QUOTE_MATCH}
+CONSTANTS = {"batch": 64, "min_quote_match": MIN_QUOTE_MATCH, "max_unchanged": revisions.UNCHANGED}
+CONSTANTS |= {"min_critique_words": critiques.LEAST_WORDS, "max_critique_words": critiques.MOST_WORDS}
+CONSTANTS |= {"min_length_ratio": revisions.SHORTEST, "max_length_ratio": revisions.LONGEST}
+CONSTANTS |= {"min_revision_words": revisions.LEAST_WORDS}
 
 
 @dataclass

@@ -286,7 +286,7 @@ def verdict(pool: str, chosen: Judgement, rejected: Judgement, section: GuardSec
     if chosen.unsafe >= section.threshold:
         category = chosen.category or "unparsed"
         return f"chosen_unsafe: {category} {chosen.unsafe:.2f}", category
-    if pool == "redteam" and not chosen.unsafe < rejected.unsafe - section.margin:
+    if pool == "redteam" and not chosen.unsafe < rejected.unsafe:
         return f"not_safer: {chosen.unsafe:.3f} against {rejected.unsafe:.3f}", "not_safer"
     return "", ""
 

@@ -97,22 +97,14 @@ class Recipe(Section):
         return self.sft.enabled or self.dpo.start == "sft"
 
     @model_validator(mode="after")
-    def _starts_from_what_is_there(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
         if self.dpo.start == "adapter" and self.on_policy.round == 1:
             raise ValueError('dpo.start: "adapter" is that of the round before, which --next-round takes along')
-        return self
-
-    @model_validator(mode="after")
-    def _one_sign_of_what_is_broken(self) -> Recipe:
         if self.critiques.found == "calibrated" and self.principles.by == "critic":
             raise ValueError(
                 'critiques.found: "calibrated" adds a sign to the rule check, and principles.by is "critic". '
                 'Set critiques.found = "compared", or principles.by = "rule_check"'
             )
-        return self
-
-    @model_validator(mode="after")
-    def _answers_differ(self) -> Recipe:
         if "sampled" in self.pairs.kinds and not self.pairs.file and self.sampling.answers.temperature == 0:
             kind = self.pairs.kind
             raise ValueError(
@@ -132,6 +124,14 @@ RETIRED: Row = {
     "evaluation.permutations": 200,
     "evaluation.bootstrap_samples": 2000,
     "evaluation.lm_eval_batch_size": 64,
+    "evaluation.min_critique_words": 12,
+    "evaluation.max_critique_words": 300,
+    "evaluation.min_revision_words": 8,
+    "evaluation.max_unchanged": 0.95,
+    "evaluation.min_length_ratio": 0.4,
+    "evaluation.max_length_ratio": 2.5,
+    "benchmarks.judge_max_new_tokens": 1024,
+    "guard.margin": 0.0,
 }
 
 

@@ -250,17 +250,13 @@ class DpoSection(Section):
     seeds: tuple[Seed, ...] = (0,)
 
     @model_validator(mode="after")
-    def _length(self) -> DpoSection:
+    def _fits_together(self) -> DpoSection:
         if (self.max_steps > 0) == (self.epochs > 0):
             raise ValueError("set exactly one of dpo.max_steps and dpo.epochs above 0")
         if self.loss_weights and len(self.loss_weights) != len(self.loss_type):
             raise ValueError("dpo.loss_weights needs one weight for each entry of dpo.loss_type")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise ValueError("dpo.seeds needs at least one seed and no seed twice")
-        return self
-
-    @model_validator(mode="after")
-    def _losses(self) -> DpoSection:
         if ("robust" in self.loss_type) != (self.label_smoothing > 0.0):
             raise ValueError('dpo.label_smoothing above 0 and "robust" in dpo.loss_type need each other')
         if "robust" in self.loss_type and self.soft_labels:

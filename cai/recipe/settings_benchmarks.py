@@ -30,7 +30,6 @@ class GuardSection(Section):
     excluded: tuple[str, ...] = Field((), description="Llama Guard categories that do not count, S1 to S14")
     controversial: Literal["safe", "unsafe"] = Field("unsafe", description="what Qwen3Guard's third label counts as")
     threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.5, description="unsafe from this probability on")
-    margin: Fraction = Field(0.0, description="red-team prompts: chosen must be less unsafe than rejected by more")
     alarm: Fraction = Field(0.40, description="a larger share of dropped pairs is said aloud and stands in the report")
     placement: Literal["auto", "beside", "after"] = Field("auto", description="auto: beside the policy where it fits")
 
@@ -77,7 +76,6 @@ class BenchmarksSection(Section):
     mtbench_judge: str = Field("Qwen/Qwen2.5-32B-Instruct", min_length=1)
     max_new_tokens: Positive = 512
     mtbench_max_new_tokens: Positive = 1024
-    judge_max_new_tokens: Positive = 1024
     limit: Count = Field(0, description="rows a benchmark; 0 = all; above: a seeded sample")
     contamination: bool = Field(False, description="remove training pairs that overlap a benchmark before training")
 

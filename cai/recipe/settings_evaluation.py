@@ -89,8 +89,6 @@ class EvaluationSection(Section):
     neutral_passages: Count = Field(default=60, description="NLL and KL passages; 0 = none")
     kl_passages: Count = Field(default=20, description="of these, how many for KL(base || tuned)")
     # critiques
-    min_critique_words: Positive = 12
-    max_critique_words: Positive = 300
     max_echo: Fraction = 0.50
     max_copied: Fraction = 0.50
     min_grounding: Fraction = 0.10
@@ -104,10 +102,6 @@ class EvaluationSection(Section):
         default=0.9, description="share of good critiques accepted in the exam (Rogan-Gladen)"
     )
     # revisions
-    min_revision_words: Positive = 8
-    max_unchanged: Fraction = 0.95
-    min_length_ratio: NonNegative = 0.4
-    max_length_ratio: NonNegative = 2.5
     min_response: float = 0.03
     # preference and forgetting
     lm_eval: tuple[str, ...] = Field(default=(), description="tasks or groups of the optional package")

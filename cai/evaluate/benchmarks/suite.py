@@ -47,6 +47,7 @@ from cai.terminal import say
 
 Figures = dict[str, Figure]
 JUDGED_AT_ONCE = 32
+JUDGE_TOKENS = 1024  # of its explanation at most
 JUDGE_NAMES = {REGEX: "regular expression"}
 OTHER_CLASSIFIERS = ("val-cls", "multimodal")  # HarmBench's further classifiers, each with its own prompt
 REMEDY = 'Download it with access to its licence, give a local folder, or write "stand-in" for a trial.'
@@ -88,18 +89,17 @@ def require_judge(name: str, section: BenchmarksSection) -> None:
 
 def _judge(context: Context, plans: Sequence[BenchmarkPlan]) -> tuple[list[list[Row]], JudgeCheck | None]:
     """Verdicts of a benchmark's plans and the check of its judge, which is loaded only if a row is missing."""
-    plan, tokens = plans[0], context.recipe.benchmarks.judge_max_new_tokens
-    name, cases = plan.judge, [_cases(each) for each in plans]
+    plan, name, cases = plans[0], plans[0].judge, [_cases(each) for each in plans]
     with ExitStack() as stack:
         logs = [stack.enter_context(_open_verdicts(context, each)) for each in plans]
-        check_log = stack.enter_context(checks.open_log(context, plan.name, _check_mark(context, plan, tokens)))
+        check_log = stack.enter_context(checks.open_log(context, plan.name, _check_mark(context, plan)))
         left = any(log.get(*key) is None for log, each in zip(logs, cases, strict=True) for key in each)
         judge = None
         if name != REGEX and (left or checks.is_left(context, check_log, plan.name)):
             judge = stack.enter_context(auxiliary.loaded(context, name, f"benchmarks.{plan.name}_judge"))
 
         def said(rows: Sequence[Row]) -> list[bool | None]:
-            found = _verdict_rows(context, plan, judge, check_cases.cases(plan.name, rows), tokens)
+            found = _verdict_rows(context, plan, judge, check_cases.cases(plan.name, rows))
             return check_cases.verdicts_of(plan.name, rows, found)
 
         check = checks.measure(context, check_log, plan.name, JUDGE_NAMES.get(name, name), said)
@@ -107,15 +107,14 @@ def _judge(context: Context, plans: Sequence[BenchmarkPlan]) -> tuple[list[list[
         for each, log, of in zip(plans, logs, cases, strict=True):
             size = loop.together(context, JUDGED_AT_ONCE, len(of))
             for part in loop.left(context, log, f"judge {each.stem}", list(of), size):
-                rows = _verdict_rows(context, each, judge, [of[key] for key in part], tokens)
+                rows = _verdict_rows(context, each, judge, [of[key] for key in part])
                 loop.write(context, log, part, rows)
             found.append(loop.rows_of(log, of))
         return found, check
 
 
 def _open_verdicts(context: Context, plan: BenchmarkPlan) -> RecordLog:
-    tokens = context.recipe.benchmarks.judge_max_new_tokens
-    mark = verdicts.fingerprint(plan.name, plan.judge, plan.prompts, plan.mark, tokens)
+    mark = verdicts.fingerprint(plan.name, plan.judge, plan.prompts, plan.mark, JUDGE_TOKENS)
     return answers.open_log(context, f"{plan.stem}.verdicts", mark)
 
 
@@ -127,14 +126,14 @@ def _is_left(context: Context, plan: BenchmarkPlan) -> bool:
         )
 
 
-def _check_mark(context: Context, plan: BenchmarkPlan, tokens: int) -> str:
+def _check_mark(context: Context, plan: BenchmarkPlan) -> str:
     """What a judge's answers to its check set depend on, the benchmark's own rows left out."""
     of = checks.model_mark(context) if plan.judge == STAND_IN else ""
-    return verdicts.fingerprint(plan.name, plan.judge, plan.prompts, of, tokens)
+    return verdicts.fingerprint(plan.name, plan.judge, plan.prompts, of, JUDGE_TOKENS)
 
 
 def _verdict_rows(
-    context: Context, plan: BenchmarkPlan, judge: Auxiliary | None, cases: Sequence[JudgedAnswer], tokens: int
+    context: Context, plan: BenchmarkPlan, judge: Auxiliary | None, cases: Sequence[JudgedAnswer]
 ) -> list[Row]:
     if judge is None:
         return verdicts.refusals_by_regex(cases)
@@ -142,7 +141,7 @@ def _verdict_rows(
         return verdicts.harm(judge, cases, context)
     if plan.name == "xstest":
         return verdicts.refusals(judge, cases, plan.prompts, context)
-    return verdicts.ratings(judge, cases, plan.prompts, tokens, context)
+    return verdicts.ratings(judge, cases, plan.prompts, JUDGE_TOKENS, context)
 
 
 def _cases(plan: BenchmarkPlan) -> dict[tuple[str, int, int], JudgedAnswer]:
