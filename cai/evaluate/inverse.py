@@ -17,14 +17,14 @@ from collections.abc import Mapping, Sequence
 from rapidfuzz import fuzz
 
 from cai.data.slots import seed_of
-from cai.engine import Request, Sampling
+from cai.engine import Sampling
 from cai.engine.asks import Ask, Name, Scorer, score
+from cai.evaluate.answering import drawn
 from cai.evaluate.head_to_head import compared
 from cai.evaluate.judge import finite
 from cai.evaluate.scores import Evaluation, Key
 from cai.metrics.figure import Figure, Scored, finite_rows, indicator, rate, sample, shuffled
 from cai.recipe.constitution import Principle
-from cai.recipe.ends import cut, signs_of
 from cai.recipe.prompts import Prompt
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
@@ -76,17 +76,13 @@ def propose(evaluation: Evaluation, prompt: Prompt, pairs: Sequence[Pair]) -> li
 
 def _drawn(evaluation: Evaluation, prompt: Prompt, texts: Sequence[str], part: Sequence[Key]) -> list[str]:
     """The first line of each completion, behind the prompt's beginning of a rule."""
-    model, engine, signs = evaluation.model(), evaluation.engine(), signs_of(prompt)
-    with model.adapter(False):
-        for number, (text, (place, arm)) in enumerate(zip(texts, part, strict=True)):
-            r = prompt.render({"cases": text}, format=model.format, tokenizer=model.tokenizer)
-            sampling = Sampling(TEMPERATURE, LONGEST, (*r.stop, "\n"), tuple(model.tokenizer.eos_ids))
-            seed = seed_of(evaluation.context.recipe.seed, "inverse", place, arm)
-            engine.submit(Request(number, tuple(r.token_ids), sampling, seed=seed, prefix_len=r.prefix_len))
-        said = {done.id: cut(done.text, signs).text.strip() for done in engine.completions(evaluation.context.stopped)}
-    evaluation.context.check_stop("while rules are proposed")
-    return [f"{prompt.prefill} {said[number].splitlines()[0] if said[number] else ''}".strip() for number in
-            range(len(texts))]  # fmt: skip
+    context, fields = evaluation.context, {number: {"cases": text} for number, text in enumerate(texts)}
+    seeds = {n: seed_of(context.recipe.seed, "inverse", place, arm) for n, (place, arm) in enumerate(part)}
+    with evaluation.model().adapter(False):
+        line = Sampling(TEMPERATURE, LONGEST, ("\n",))
+        found = drawn(context, prompt, fields, line, "while rules are proposed", seeds)
+    said = [found[number]["text"] for number in fields]
+    return [f"{prompt.prefill} {text.splitlines()[0] if text else ''}".strip() for text in said]
 
 
 def distinct(rows: Sequence[Row], prompt: Prompt) -> tuple[list[str], int]:

@@ -14,14 +14,14 @@ from typing import cast
 from cai.data import known_labels
 from cai.data.kinds import one_a_prompt
 from cai.data.pairs import PairSet
-from cai.engine import Request, Sampling
+from cai.engine import Sampling
 from cai.evaluate import data_checks, dpo_health, forgetting, judge, kinds, likelihood, preference, started, taken
+from cai.evaluate.answering import drawn
 from cai.evaluate.cases import Case
 from cai.evaluate.external import closing, external_of
 from cai.evaluate.scores import Evaluation, Row, fingerprint, load_judge, open_scores
 from cai.metrics.figure import Figure, count, indicator, rate, sample, unmeasured
 from cai.metrics.text import words
-from cai.recipe.ends import cut, signs_of
 from cai.run import loop
 from cai.run.context import Context
 from cai.store.files import holds, json_bytes, write_json_atomic
@@ -172,25 +172,16 @@ BOTH = (("base", False), ("tuned", True))  # arms, and whether the adapter is on
 
 def answers(evaluation: Evaluation, prompts: Sequence[Pair], arms: Sequence[tuple[str, bool]] = BOTH) -> list[Row]:
     """Greedy answers of these arms under the policy prompt."""
-    model, policy = evaluation.model(), evaluation.context.prompts["policy"]
-    signs = signs_of(policy)
+    model, context = evaluation.model(), evaluation.context
+    asked = {index: {"instruction": pair["prompt"]} for index, pair in enumerate(prompts)}
+    greedy, where = Sampling(0.0, evaluation.section.fresh_max_new_tokens), "while answering held-out prompts"
     rows: list[Row] = [
         {"metric": "preference.fresh", "item": p["item"], "round": 0, "prompt": p["prompt"]} for p in prompts
     ]
     for arm, on in arms:
         with model.adapter(on):
-            engine = evaluation.engine()
-            for index, pair in enumerate(prompts):
-                r = policy.render({"instruction": pair["prompt"]}, format=model.format, tokenizer=model.tokenizer)
-                sampling = Sampling(
-                    0.0, evaluation.section.fresh_max_new_tokens, r.stop, tuple(model.tokenizer.eos_ids)
-                )
-                engine.submit(Request(index, tuple(r.token_ids), sampling, prefix_len=r.prefix_len))
-            for done in engine.completions(evaluation.context.stopped):
-                found = cut(done.text, signs)
-                finish = "stop" if found.marker else done.finish
-                rows[done.id] |= {arm: found.text.strip(), f"{arm}_finish": finish}
-        evaluation.context.check_stop("while answering held-out prompts")
+            for index, found in drawn(context, context.prompts["policy"], asked, greedy, where).items():
+                rows[index] |= {arm: found["text"], f"{arm}_finish": found["finish"]}
     return rows
 
 

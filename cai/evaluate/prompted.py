@@ -13,15 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cai.engine import Request, Sampling, Score
+from cai.engine import Sampling, Score
 from cai.engine.asks import score
 from cai.engine.model import Model
-from cai.evaluate import forgetting, judge, preference
+from cai.evaluate import answering, forgetting, judge, preference
 from cai.evaluate.cases import Case
 from cai.evaluate.scores import Evaluation, Key
 from cai.metrics.figure import Figure, indicator, rate, sample
 from cai.metrics.text import words
-from cai.recipe.ends import cut, signs_of
 from cai.recipe.prompts import FewShotExample, Prompt
 from cai.run import loop
 from cai.run.context import Context
@@ -81,7 +80,8 @@ def measure(
         if arm == "best_of_n":
             rows = _best(evaluation, asked)
         else:
-            rows = _greedy(evaluation, prompt_of(evaluation.context, arm, training_pairs), asked)
+            prompt, greedy = prompt_of(evaluation.context, arm, training_pairs), evaluation.section.fresh_max_new_tokens
+            rows = [drawn[0] for drawn in _drawn(evaluation, prompt, asked, Sampling(0.0, greedy), 1)]
         keyed = [{"metric": f"prompted.{name}", "item": pair["item"], "round": 0} for pair in asked]
         answers = [key | row for key, row in zip(keyed, rows, strict=True)]
         evaluation.write(f"prompted.{name}", part, answers)
@@ -105,12 +105,6 @@ def against(evaluation: Evaluation, metric: str, arm: str, both: Mapping[int, tu
         name = figure.metric.replace("preference.p3", f"preference.over.{arm}")
         found[name] = replace(figure, metric=name)
     return found
-
-
-def _greedy(evaluation: Evaluation, prompt: Prompt, asked: Sequence[Pair]) -> list[Row]:
-    """The base's greedy answer to each prompt."""
-    sampling = Sampling(0.0, evaluation.section.fresh_max_new_tokens)
-    return [rows[0] for rows in _drawn(evaluation, prompt, asked, sampling, 1)]
 
 
 def _best(evaluation: Evaluation, asked: Sequence[Pair]) -> list[Row]:
@@ -146,26 +140,14 @@ def _drawn(
     evaluation: Evaluation, prompt: Prompt, asked: Sequence[Pair], sampling: Sampling, count: int
 ) -> list[list[Row]]:
     """`count` answers of the base to each prompt: the text before any sign that the transcript went on."""
-    model, signs = evaluation.model(), signs_of(prompt)
-    found: list[list[Row]] = [[{} for _ in range(count)] for _ in asked]
-    with model.adapter(False):
-        engine = evaluation.engine()
-        for index, pair in enumerate(asked):
-            r = prompt.render({"instruction": pair["prompt"]}, format=model.format, tokenizer=model.tokenizer)
-            limits = replace(sampling, stop=r.stop, eos_ids=tuple(model.tokenizer.eos_ids))
-            if len(r.token_ids) + limits.max_new_tokens > model.max_seq_length:
-                found[index] = [{"skipped": f"prompt_too_long: {len(r.token_ids)} tokens"}] * count
-                continue
-            for again in range(count):
-                seed = evaluation.context.recipe.seed * 1009 + pair["item"] * 31 + again
-                request = Request(index * count + again, tuple(r.token_ids), limits, seed=seed, prefix_len=r.prefix_len)
-                engine.submit(request)
-        for done in engine.completions(evaluation.context.stopped):
-            text = cut(done.text, signs)
-            finish = "stop" if text.marker else done.finish
-            found[done.id // count][done.id % count] = {"text": text.text.strip(), "finish": finish}
-    evaluation.context.check_stop("while the prompted base answers held-out prompts")
-    return found
+    context, several = evaluation.context, [(pair, again) for pair in asked for again in range(count)]
+    fields = {number: {"instruction": pair["prompt"]} for number, (pair, _) in enumerate(several)}
+    seeds = {n: context.recipe.seed * 1009 + pair["item"] * 31 + again for n, (pair, again) in enumerate(several)}
+    with evaluation.model().adapter(False):
+        where = "while the prompted base answers held-out prompts"
+        found = answering.drawn(context, prompt, fields, sampling, where, seeds, bounded=True)
+    rows = [{name: found[number][name] for name in answering.KEPT if name in found[number]} for number in fields]
+    return [rows[first : first + count] for first in range(0, len(rows), count)]
 
 
 def compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]]) -> list[Row]:
