@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cai.evaluate import judge, measure
+from cai.evaluate import judge, prompted
 from cai.evaluate.chain_figures import Cases
 from cai.evaluate.scores import Evaluation
-from cai.metrics.figure import Figure, finite_rows, sample, unmeasured
+from cai.metrics.figure import Figure, Figures, finite_rows, sample, unmeasured
 from cai.metrics.stats import kappa, kappa_interval
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
 
-Figures = dict[str, Figure]
 AGREEMENT = 40  # verdicts of the base beside the judge's: at a true kappa of 0.6 the interval is about 0.35 to 0.85
 SLICE = 8  # texts judged between two writes
 
@@ -49,14 +48,14 @@ def of_texts(evaluation: Evaluation, cases: Cases) -> Figures:
 
 def of_answers(evaluation: Evaluation, wanted: Mapping[int, Pair], answers: Sequence[Row]) -> Figures:
     """P3: which fresh answer the judge prefers, against which the base does."""
-    prompts, texts_of = evaluation.judge, {row["item"]: row for row in answers}
-    if evaluation.external is None or prompts is None or not wanted:
+    texts_of = {row["item"]: row for row in answers}
+    if evaluation.external is None or evaluation.judge is None or not wanted:
         return {}
     subset = sample([(item, 0) for item in wanted], AGREEMENT)
     for part in evaluation.left("preference.p3.base", subset, SLICE):
-        with evaluation.base() as scorer:
-            rows = measure.compared(scorer, prompts, [(wanted[item], texts_of[item]) for item, _ in part])
-        evaluation.write("preference.p3.base", part, [row | {"metric": "preference.p3.base"} for row in rows])
+        both = [(wanted[item], texts_of[item]["tuned"], texts_of[item]["base"]) for item, _ in part]
+        rows = prompted.compared(evaluation, both, by_base=True)
+        evaluation.write("preference.p3.base", part, [{"metric": "preference.p3.base", **row} for row in rows])
     sides = [evaluation.rows(metric, subset) for metric in ("preference.p3", "preference.p3.base")]
     return _figure("preference.p3.agreement", sides, "log_odds", evaluation)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cai.evaluate.critic_grading import CHECKABLE, KINDS, ExamRow, Grade, broken, flaw_gone, grade_critique
-from cai.metrics.figure import Figure, Outcome, Scored, Unscored, indicator, rate
+from cai.metrics.figure import Figure, Outcome, Scored, Unscored, by_metric, indicator, rate
 from cai.recipe.constitution import Constitution, Principle
 from cai.store.jsonl import Row
 
@@ -105,12 +105,9 @@ def summarise(rows: Sequence[ExamRow], outputs: Mapping[str, Output], judge: str
     for name, outcome, seen in (("false_alarms", _alarm, _seen_critique), ("broken", _broken, _seen_revision)):
         for tail, part in _parts(sound):
             worst = tuple(map(seen, (m for m in part if outcome(m) == Scored(1.0))))[:3]
-            _add(figures, rate(f"critic.{name}{tail}", [outcome(m) for m in part], judge=judge, worst=worst))
+            found = [outcome(m) for m in part]
+            figures |= by_metric(rate(f"critic.{name}{tail}", found, judge=judge, worst=worst))
     return figures
-
-
-def _add(figures: dict[str, Figure], measured: Figure) -> None:
-    figures[measured.metric] = measured
 
 
 def _add_flaws(
@@ -123,10 +120,10 @@ def _add_flaws(
 ) -> None:
     """A figure over the flaws of these kinds: of all rows, by length and pool, and by kind."""
     for tail, part in _parts(marked):
-        _add(figures, _of_flaws(name + tail, part, ask, kinds, judge))
+        figures |= by_metric(_of_flaws(name + tail, part, ask, kinds, judge))
     for kind in kinds:
         if part := [m for m in marked if any(flaw.kind == kind for flaw in m.row.flaws)]:
-            _add(figures, _of_flaws(f"{name}.{kind}", part, ask, (kind,), judge))
+            figures |= by_metric(_of_flaws(f"{name}.{kind}", part, ask, (kind,), judge))
 
 
 def _of_flaws(

@@ -11,13 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cai.evaluate.cases import FALLBACK, GENERIC_CRITIQUE, MIN_QUOTE_MATCH, Case, others
-from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood
+from cai.evaluate.verdict import (
+    NOT_SCORED,
+    Criterion,
+    Scores,
+    TextVerdict,
+    by_judge,
+    decide,
+    likelihood,
+    likelihood_rows,
+)
 from cai.metrics.figure import (
     Figure,
     Outcome,
     Scored,
-    Unscored,
-    as_json,
+    by_metric,
     indicator,
     mean,
     rate,
@@ -118,14 +126,7 @@ def gates_pass(row: Row, kind: str) -> bool:
 
 
 def specificity_rows(found: Mapping[tuple[int, int], Mapping[str, Outcome]]) -> list[Row]:
-    """CSI as rows; None is unscored, with its reason."""
-    rows = []
-    for (item, round_), by_kind in found.items():
-        row: Row = {"metric": "critiques.csi", "item": item, "round": round_}
-        row |= {kind: as_json(outcome) for kind, outcome in by_kind.items()}
-        reasons = {kind: outcome.reason for kind, outcome in by_kind.items() if isinstance(outcome, Unscored)}
-        rows.append(row | {"unscored": reasons})
-    return rows
+    return likelihood_rows("critiques.csi", found)
 
 
 def verdict(scores: Scores, section: EvaluationSection, kind: str = "real") -> TextVerdict:
@@ -176,8 +177,7 @@ def summarise(
     csi_of = {(row["item"], row["round"]): row for row in csi}
     judged_of = {(row["item"], row["round"]): row for row in judged}
     real = [row for row in gates if not row["finds_nothing"]]
-    nothing = rate("critiques.finds_nothing", [indicator(row["finds_nothing"]) for row in gates])
-    result = {nothing.metric: nothing}
+    result = by_metric(rate("critiques.finds_nothing", [indicator(row["finds_nothing"]) for row in gates]))
     sampled = [row for row in real if (row["item"], row["round"]) in csi_of]
 
     def scores_of(row: Row) -> dict[str, Row]:
@@ -189,24 +189,14 @@ def summarise(
         tail = "" if kind == "real" else f".{kind}"
         deterministic = [indicator(gates_pass(row, kind)) for row in real]
         worst = worst_rows(real, lambda row: len(row["real"]["pass"])) if kind == "real" else ()
-        _add(result, rate("critiques.gates" + tail, deterministic, worst=worst))
+        result |= by_metric(rate("critiques.gates" + tail, deterministic, worst=worst))
         outcomes[kind] = [verdict(scores_of(row), section, kind).outcome for row in sampled]
-        values = [_scored(csi_of[row["item"], row["round"]][kind]) for row in sampled]
-        bar = [specific(csi_of[row["item"], row["round"]], kind, section).outcome for row in sampled]
+        csi_to_bar = [specific(csi_of[row["item"], row["round"]], kind, section) for row in sampled]
         name = f"likelihood of {judge}"
-        _add(result, mean("critiques.csi" + tail, values, judge=name))
-        _add(result, rate("critiques.specific" + tail, bar, judge=name))
-    for metric in _meaningful_rates(outcomes, sampled, csi_of, result, section, judge):
-        _add(result, metric)
+        result |= by_metric(mean("critiques.csi" + tail, [c.score for c in csi_to_bar], judge=name))
+        result |= by_metric(rate("critiques.specific" + tail, [c.outcome for c in csi_to_bar], judge=name))
+    result |= by_metric(*_meaningful_rates(outcomes, sampled, csi_of, result, section, judge))
     return result | _judge_rates(judged, judge)
-
-
-def _add(result: dict[str, Figure], measured: Figure) -> None:
-    result[measured.metric] = measured
-
-
-def _scored(value: float | None) -> Outcome:
-    return Unscored("no CSI") if value is None else Scored(value)
 
 
 def _meaningful_rates(
@@ -250,5 +240,5 @@ def _judge_rates(judged: Sequence[Row], judge: str) -> dict[str, Figure]:
             tail = "" if kind == "real" else f".{kind}"
             answers = [(row.get(kind) or {}).get(name) for row in judged]
             outcomes = [by_judge(JUDGE_QUESTIONS[name], answer, True).outcome for answer in answers]
-            _add(result, rate(f"critiques.{name}{tail}", outcomes, judge=judge))
+            result |= by_metric(rate(f"critiques.{name}{tail}", outcomes, judge=judge))
     return result

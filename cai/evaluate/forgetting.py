@@ -16,7 +16,17 @@ import orjson
 from cai.engine.asks import Ask, Scorer, score
 from cai.engine.foreign import HfModel
 from cai.engine.model import Model
-from cai.metrics.figure import Figure, Scored, finite_rows, indicator, mean, rate, unmeasured, unscored, worst_rows
+from cai.metrics.figure import (
+    Figure,
+    Scored,
+    finite_rows,
+    indicator,
+    mean,
+    rate,
+    unmeasured,
+    unscored,
+    worst_rows,
+)
 from cai.metrics.text import distinct_n, loops, repeats, words
 from cai.metrics.wordings import is_refusal
 from cai.store.jsonl import Row
@@ -116,8 +126,7 @@ def summarise_nll(rows: Sequence[Row]) -> dict[str, Figure]:
 def summarise_kl(rows: Sequence[Row]) -> dict[str, Figure]:
     found = finite_rows(rows, "kl")
     values = [*(Scored(row["kl"]) for row in found), *unscored(len(rows) - len(found))]
-    kl = mean("forgetting.kl", values, judge="base || tuned")
-    return {kl.metric: kl}
+    return {"forgetting.kl": mean("forgetting.kl", values, judge="base || tuned")}
 
 
 def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dict[str, Figure]:

@@ -22,7 +22,6 @@ from cai.metrics.figure import (
     Outcome,
     Scored,
     finite_rows,
-    indicator,
     mean,
     rate,
     unmeasured,
@@ -194,7 +193,7 @@ def by_group(rows: Sequence[PairScore], groups: Mapping[int, Iterable[str]]) -> 
 
 def same_answers(fresh: Sequence[Mapping[str, Any]]) -> Figure:
     """Share of the tuned model's fresh answers that are the base's, letter by letter."""
-    return rate("fresh.tuned.same_as_base", [indicator(row["tuned"] == row["base"]) for row in fresh])
+    return rate("fresh.tuned.same_as_base", [Scored(float(row["tuned"] == row["base"])) for row in fresh])
 
 
 def _p2(heldout: Sequence[PairScore], missing: Sequence[Outcome]) -> list[Figure]:

@@ -11,15 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from cai.data.comparisons import comparison_asks, pair_log_odds, pair_win
 from cai.engine import Sampling, Score
-from cai.engine.asks import score
+from cai.engine.asks import Name, score
 from cai.engine.model import Model
-from cai.evaluate import answering, forgetting, judge, preference
-from cai.evaluate.cases import Case
+from cai.evaluate import answering, forgetting, preference
+from cai.evaluate.judge import finite
 from cai.evaluate.scores import Evaluation, Key
-from cai.metrics.figure import Figure, indicator, rate, sample
+from cai.metrics.figure import Figures, indicator, rate, sample
 from cai.metrics.text import words
 from cai.recipe.prompts import FewShotExample, Prompt
 from cai.run import loop
@@ -27,10 +27,6 @@ from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
 
-if TYPE_CHECKING:
-    from cai.engine.asks import Name
-
-Figures = dict[str, Figure]
 SLICE = 8  # prompts answered, or comparisons judged, between two writes
 SHOWN = 6  # pairs in the few-shot arm's transcript: as many as the chain's own prompts show
 
@@ -150,14 +146,13 @@ def _drawn(
     return [rows[first : first + count] for first in range(0, len(rows), count)]
 
 
-def compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]]) -> list[Row]:
-    """(pair, ours, theirs) -> how the judge takes `ours` against `theirs`, blind, in both orders."""
+def compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]], by_base: bool = False) -> list[Row]:
+    """(pair, ours, theirs) -> how the judge, or the base, takes `ours` against `theirs`, blind, in both orders."""
     assert evaluation.judge is not None
-    with evaluation.judging() as scorer:
+    with evaluation.base() if by_base else evaluation.judging() as scorer:
         asks = []
-        for place, (pair, ours, theirs) in enumerate(both):
-            case = Case(pair["item"], 0, pair["prompt"], theirs, "", "", ours, pair["pool"])
-            asks += judge.pair_asks(scorer, evaluation.judge, (place,), case, ours, theirs)
+        for place, (pair, *texts) in enumerate(both):
+            asks += comparison_asks(scorer, evaluation.judge.pair, (place,), pair["prompt"], "", *texts)
         scores = score(scorer, asks)
     return [_row(scores, place, *texts) for place, texts in enumerate(both)]
 
@@ -166,8 +161,8 @@ def _row(scores: Mapping[Name, Score], place: int, pair: Pair, ours: str, theirs
     return {
         "item": pair["item"],
         "round": 0,
-        "j4": judge.finite(judge.pair_win(scores, (place,))),
-        "log_odds": judge.finite(judge.pair_log_odds(scores, (place,))),
+        "j4": finite(pair_win(scores, (place,))),
+        "log_odds": finite(pair_log_odds(scores, (place,))),
         "base_words": len(words(theirs)),
         "tuned_words": len(words(ours)),
         "base": theirs[:400],

@@ -10,7 +10,17 @@ from collections.abc import Mapping, Sequence
 
 from cai.evaluate.cases import MIN_QUOTE_MATCH, Case
 from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood
-from cai.metrics.figure import Figure, Outcome, Scored, Unscored, as_json, indicator, mean, rate, rounded, worst_rows
+from cai.metrics.figure import (
+    Figure,
+    Outcome,
+    Scored,
+    Unscored,
+    indicator,
+    mean,
+    rate,
+    rounded,
+    worst_rows,
+)
 from cai.metrics.stats import mcnemar_exact
 from cai.metrics.text import appends_only, content_words, quoted_spans, rouge_l, span_match, words
 from cai.metrics.wordings import finds_nothing, is_refusal
@@ -63,16 +73,6 @@ def check_row(case: Case) -> Row:
     passed = [name for name, ok in passes(v, declines=declines).items() if ok]
     head: Row = {"metric": "revisions.gates", "item": case.item, "round": case.round, "text": case.revision}
     return head | {"pool": case.pool, "nothing_to_address": finds_nothing(case.critique), **numbers, "pass": passed}
-
-
-def responsiveness_rows(found: Mapping[tuple[int, int], Mapping[str, Outcome]]) -> list[Row]:
-    """CRI as rows; None is unscored, with its reason."""
-    rows = []
-    for (item, round_), by_kind in found.items():
-        row: Row = {"metric": "revisions.cri", "item": item, "round": round_}
-        row |= {kind: as_json(outcome) for kind, outcome in by_kind.items()}
-        rows.append(row | {"unscored": {k: o.reason for k, o in by_kind.items() if isinstance(o, Unscored)}})
-    return rows
 
 
 def verdict(scores: Scores, section: EvaluationSection, kind: str = "real") -> TextVerdict:
@@ -133,10 +133,8 @@ def summarise(
     for kind in ("real", "shuffled"):
         tail = "" if kind == "real" else f".{kind}"
         found = [responsive(cri_of[row["item"], row["round"]], kind, section) for row in sampled]
-        scored: list[Outcome] = [Unscored("no CRI") if c.value is None else Scored(c.value) for c in found]
-        bar = [criterion.outcome for criterion in found]
-        figures.append(mean(f"revisions.cri{tail}", scored, judge=name))
-        figures.append(rate(f"revisions.responsive{tail}", bar, judge=name))
+        figures.append(mean(f"revisions.cri{tail}", [c.score for c in found], judge=name))
+        figures.append(rate(f"revisions.responsive{tail}", [c.outcome for c in found], judge=name))
     figures += _addresses(sampled, cri_of, judged_of, section, judge)
     figures += _judged(judged, judge)
     return {figure.metric: figure for figure in figures}

@@ -18,7 +18,7 @@ from cai.store.jsonl import JsonObject
 if TYPE_CHECKING:
     from cai.evaluate.benchmarks.loaders import Task
     from cai.evaluate.benchmarks.sources import Found
-    from cai.metrics.figure import Figure
+    from cai.metrics.figure import Figure, Figures, by_metric
     from cai.recipe.settings_benchmarks import BenchmarksSection
     from cai.run.context import Context
 
@@ -31,7 +31,7 @@ from cai.evaluate.benchmarks import answers, check_cases, figures, verdicts
 from cai.evaluate.benchmarks.answers import ARMS, BASE, TUNED
 from cai.evaluate.benchmarks.plans import BenchmarkPlan, all_plans
 from cai.evaluate.benchmarks.verdicts import REGEX, JudgedAnswer
-from cai.metrics.figure import Figure
+from cai.metrics.figure import Figure, Figures, by_metric
 from cai.metrics.names import OVER
 from cai.models import auxiliary, checks
 from cai.models.auxiliary import Auxiliary
@@ -45,7 +45,6 @@ from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 from cai.terminal import say
 
-Figures = dict[str, Figure]
 JUDGED_AT_ONCE = 32
 JUDGE_TOKENS = 1024  # of its explanation at most
 JUDGE_NAMES = {REGEX: "regular expression"}
@@ -192,7 +191,7 @@ def _arm_figures(plan: BenchmarkPlan, rows: list[Row], first: list[Row], check: 
     found = beside.named(_figures(plan, [*base, *rows], check), arm)
     swapped = _figures(plan, [*({**row, "arm": BASE} for row in rows), *tuned], check)
     gains = [beside.over(figure, arm) for name, figure in swapped.items() if name in figures.PRIMARY]
-    return found | {figure.metric: figure for figure in gains}
+    return found | by_metric(*gains)
 
 
 def _write(context: Context, found: Figures, names: Sequence[str]) -> None:
