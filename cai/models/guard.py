@@ -17,20 +17,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from cai.engine import Request, Sampling
 from cai.errors import CaiError, Stopped
-from cai.metrics.figure import Figure
+from cai.metrics.figure import Figure, by_metric
+from cai.models import guard_formats as formats
 from cai.models.auxiliary import Auxiliary, chat_ids, choices, shared_length, why_none
-from cai.models.guard_formats import (
-    EXCLUDED,
-    LLAMA,
-    QWEN,
-    QWEN_CATEGORIES,
-    QWEN_LABELS,
-    Exchange,
-    exchange_ids,
-    llama_category,
-    qwen_category,
-    template_parts,
-)
+from cai.models.guard_formats import EXCLUDED, LLAMA, QWEN, QWEN_CATEGORIES, QWEN_LABELS, Exchange
 from cai.recipe.prompts import digest
 from cai.recipe.settings_benchmarks import STAND_IN, GuardSection
 from cai.run.context import Context
@@ -114,7 +104,7 @@ class QwenGuard:
     def __init__(self, auxiliary: Auxiliary, section: GuardSection) -> None:
         self.auxiliary, self.section = auxiliary, section
         self.name, self.stand_in = auxiliary.name, auxiliary.stand_in
-        self.parts = [] if self.stand_in else template_parts(auxiliary.hf_tokenizer, QWEN)
+        self.parts = [] if self.stand_in else formats.template_parts(auxiliary.hf_tokenizer, QWEN)
         self.sha = digest(QWEN.encode(), *([b"stand-in"] if self.stand_in else [part.encode() for part in self.parts]))
         self._shift: float | None = None
 
@@ -180,14 +170,14 @@ class QwenGuard:
     def _head(self, exchange: Exchange) -> tuple[int, ...]:
         if self.stand_in:
             return chat_ids(self.auxiliary, "", stand_in_text(exchange))
-        return exchange_ids(self.parts, exchange, QWEN, self.auxiliary.tokenizer)
+        return formats.exchange_ids(self.parts, exchange, QWEN, self.auxiliary.tokenizer)
 
     def _categories(
         self, heads: Mapping[int, tuple[int, ...]], verdicts: Mapping[int, str], context: Context
     ) -> dict[int, str]:
         leads = {i: f"Safety: {verdicts[i]}\nCategories:" for i in heads}
         texts = continuations(self.auxiliary, heads, leads, context)
-        return {i: qwen_category(texts.get(i, "")) for i in heads}
+        return {i: formats.qwen_category(texts.get(i, "")) for i in heads}
 
     def _refusals(
         self,
@@ -211,11 +201,11 @@ class LlamaGuard:
     def __init__(self, auxiliary: Auxiliary, section: GuardSection) -> None:
         self.auxiliary, self.section = auxiliary, section
         self.name, self.stand_in = auxiliary.name, auxiliary.stand_in
-        self.parts = template_parts(auxiliary.hf_tokenizer, LLAMA, section.excluded)
+        self.parts = formats.template_parts(auxiliary.hf_tokenizer, LLAMA, section.excluded)
         self.sha = digest(LLAMA.encode(), *(part.encode() for part in self.parts))
 
     def judge(self, exchanges: Sequence[Exchange], context: Context) -> list[Judgement]:
-        heads = [exchange_ids(self.parts, exchange, LLAMA, self.auxiliary.tokenizer) for exchange in exchanges]
+        heads = [formats.exchange_ids(self.parts, exchange, LLAMA, self.auxiliary.tokenizer) for exchange in exchanges]
         asks = {i: (head, ("safe", "unsafe")) for i, head in enumerate(heads)}
         found = choices(self.auxiliary, asks, context, first=True)
         unsafe = {i: _shares(logps)[1] for i, logps in found.items()}
@@ -230,7 +220,7 @@ class LlamaGuard:
 
     def _judgement(self, unsafe: float, text: str) -> Judgement:
         """What the recipe excludes does not count, even where the guard names it although its prompt has it not."""
-        category = llama_category(text, self.section.excluded)
+        category = formats.llama_category(text, self.section.excluded)
         if category == EXCLUDED:
             return Judgement(0.0, "safe", category)
         return Judgement(round(unsafe, 6), "unsafe" if unsafe >= 0.5 else "safe", category)
@@ -319,7 +309,7 @@ def summary(rows: Sequence[Record], section: GuardSection, check: JudgeCheck | N
         dropped.facts["licence"] = LICENCE
     scored = [unsafe for row in rows if (unsafe := row["chosen_unsafe"]) is not None]
     kept = rate("guard.chosen_unsafe", [indicator(unsafe >= section.threshold) for unsafe in scored], judge=judge)
-    return {dropped.metric: dropped, kept.metric: kept}
+    return by_metric(dropped, kept)
 
 
 def described(section: GuardSection) -> str:

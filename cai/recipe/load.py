@@ -21,27 +21,8 @@ import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cai.errors import CaiError
+from cai.recipe import settings
 from cai.recipe.paths import at_home
-from cai.recipe.settings import (
-    BudgetSection,
-    CritiquesSection,
-    DpoSection,
-    EngineSection,
-    FewShotSection,
-    HealthSection,
-    HeldoutSection,
-    InstructionsSection,
-    LoraSection,
-    ModelSection,
-    PairsSection,
-    Positive,
-    PrinciplesSection,
-    ReportSection,
-    SamplingSections,
-    Section,
-    SftSection,
-    Slots,
-)
 from cai.recipe.settings_benchmarks import BenchmarksSection, ChecksSection, GuardSection
 from cai.recipe.settings_evaluation import EvaluationSection, GatesSection, HygieneSection
 from cai.recipe.settings_rounds import OnPolicySection
@@ -57,30 +38,30 @@ OVERLAYS = ("embedded", "milestones")
 _PYTHON_WORDS = re.compile(r"tuple|dictionary or instance of \w+")  # pydantic's; TOML has lists and tables
 
 
-class Recipe(Section):
+class Recipe(settings.Section):
     """A resolved recipe: plain frozen sections that are handed down; nothing below reads the TOML."""
 
     milestone: str = Field("m0", pattern=r"^[a-z0-9]{1,20}$")
-    items: Slots = 1
-    rounds: Positive = 1
+    items: settings.Slots = 1
+    rounds: settings.Positive = 1
     seed: int = Field(0, ge=0, lt=2**63)
     constitution: str = Field("constitution.yaml", min_length=1)
     prompts: str = Field("prompts", min_length=1)
     runs: str = Field("runs", min_length=1)
-    model: ModelSection = ModelSection()
-    sampling: SamplingSections = SamplingSections()
-    few_shot: FewShotSection = FewShotSection()
-    engine: EngineSection = EngineSection()
-    instructions: InstructionsSection = InstructionsSection()
-    principles: PrinciplesSection = PrinciplesSection()
-    critiques: CritiquesSection = CritiquesSection()
-    heldout: HeldoutSection = HeldoutSection()
-    pairs: PairsSection = PairsSection()
+    model: settings.ModelSection = settings.ModelSection()
+    sampling: settings.SamplingSections = settings.SamplingSections()
+    few_shot: settings.FewShotSection = settings.FewShotSection()
+    engine: settings.EngineSection = settings.EngineSection()
+    instructions: settings.InstructionsSection = settings.InstructionsSection()
+    principles: settings.PrinciplesSection = settings.PrinciplesSection()
+    critiques: settings.CritiquesSection = settings.CritiquesSection()
+    heldout: settings.HeldoutSection = settings.HeldoutSection()
+    pairs: settings.PairsSection = settings.PairsSection()
     hygiene: HygieneSection = HygieneSection()
-    lora: LoraSection = LoraSection()
-    dpo: DpoSection = DpoSection(max_steps=1)
-    health: HealthSection = HealthSection()
-    sft: SftSection = SftSection()
+    lora: settings.LoraSection = settings.LoraSection()
+    dpo: settings.DpoSection = settings.DpoSection(max_steps=1)
+    health: settings.HealthSection = settings.HealthSection()
+    sft: settings.SftSection = settings.SftSection()
     evaluation: EvaluationSection = EvaluationSection()
     guard: GuardSection = GuardSection()
     benchmarks: BenchmarksSection = BenchmarksSection()
@@ -88,8 +69,8 @@ class Recipe(Section):
     gates: GatesSection = GatesSection()
     on_policy: OnPolicySection = OnPolicySection()
     sweep: SweepSection = SweepSection()
-    report: ReportSection = ReportSection()
-    budget: BudgetSection = BudgetSection()
+    report: settings.ReportSection = settings.ReportSection()
+    budget: settings.BudgetSection = settings.BudgetSection()
 
     @property
     def has_sft(self) -> bool:
@@ -335,7 +316,7 @@ def _fault_line(error: Any, raw: Mapping[str, str]) -> str:
 
 def dump(recipe: Recipe) -> bytes:
     """The resolved recipe as TOML, every key explicit; [sft] where it is on or says something of its own."""
-    off = {"sft"} if not recipe.has_sft and recipe.sft == SftSection() else set()
+    off = {"sft"} if not recipe.has_sft and recipe.sft == settings.SftSection() else set()
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude=off)).encode()
 
 
