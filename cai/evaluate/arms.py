@@ -26,7 +26,7 @@ from cai.run import loop
 from cai.run.context import Context
 from cai.run.loop import open_marked
 from cai.store import records
-from cai.store.files import holds, json_bytes, write_json_atomic
+from cai.store.files import write_json_atomic
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
 from cai.training import train as training
@@ -74,10 +74,8 @@ def run_arms(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], r
         if recipe.evaluation.enabled:
             figures |= measure(context, pairs, training_pairs, arm.name, adapter, recipe_folder)
         content = {"figures": {name: figure.as_dict() for name, figure in figures.items()}}
-        path = context.run.eval / f"{arm.name}.json"
-        if not holds(path, json_bytes(content)):
-            path.parent.mkdir(exist_ok=True)
-            write_json_atomic(path, content)
+        context.run.eval.mkdir(exist_ok=True)
+        write_json_atomic(context.run.eval / f"{arm.name}.json", content)
 
 
 def _trained(arm: Arm) -> Figures:

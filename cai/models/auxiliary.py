@@ -8,6 +8,7 @@ functions.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -333,8 +334,6 @@ class _Holder:
 
 
 def _collect() -> None:
-    import gc
-
     gc.collect()
     if "CUDA_VISIBLE_DEVICES" not in os.environ or os.environ["CUDA_VISIBLE_DEVICES"]:
         import torch

@@ -15,18 +15,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from cai.engine import Completion, EngineStats, Finish, Request, Rules, Score, ScoreRequest, never
-from cai.engine.tokenizers import ByteTokenizer
+from cai.engine.tokenizers import ByteTokenizer, Tokenizer
 from cai.errors import CaiError
 from cai.recipe.settings import EngineSection, LoraSection, ModelSection
 from cai.store.jsonl import Row
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from cai.engine.tokenizers import Tokenizer
 
 VERBS = ("Explain", "Describe", "Compare", "Summarise", "Outline", "Question", "Defend", "Illustrate", "Review", "Plan")
 NOUNS = (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cai.engine import Request, Sampling
 from cai.errors import CaiError, Stopped
-from cai.metrics.figure import Figure, by_metric
+from cai.metrics.figure import Figure, by_metric, indicator, rate
 from cai.models import guard_formats as formats
 from cai.models.auxiliary import Auxiliary, chat_ids, choices, shared_length, why_none
 from cai.models.guard_formats import EXCLUDED, LLAMA, QWEN, QWEN_CATEGORIES, QWEN_LABELS, Exchange
@@ -286,7 +286,6 @@ def summary(rows: Sequence[Record], section: GuardSection, check: JudgeCheck | N
 
     `check`: what the guard said of its check set, which stands behind its name.
     """
-    from cai.metrics.figure import indicator, rate
     from cai.models.checks import label
 
     judge = label(section.model, check)

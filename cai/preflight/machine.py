@@ -8,6 +8,7 @@ inside functions.
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import os
 import re
@@ -165,8 +166,6 @@ def gpu_checks(recipe: Recipe) -> Iterator[Check]:
 
 def local_config(name: str) -> Row:
     """config.json of a local folder or of the hub cache, without the network; {} where there is none."""
-    import json
-
     folder = Path(name)
     try:
         if not folder.is_dir():

@@ -7,21 +7,15 @@ none of these files. Invariant: bytes that are not the official ones are never m
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from cai.errors import CaiError
-
-if TYPE_CHECKING:
-    from cai.recipe.settings_benchmarks import BenchmarksSection
-
 import hashlib
 import http.client
 import os
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from cai.errors import CaiError
 from cai.recipe.settings_benchmarks import BenchmarksSection
 from cai.store.files import cache_root, write_atomic
 

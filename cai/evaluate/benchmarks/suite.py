@@ -7,29 +7,17 @@ sha256, judge, whether the judge is proven, limit. Each part lives in its own mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cai import errors
 from cai.errors import CaiError
-from cai.evaluate.benchmarks.sources import NAMES
-from cai.store.jsonl import JsonObject
-
-if TYPE_CHECKING:
-    from cai.evaluate.benchmarks.loaders import Task
-    from cai.evaluate.benchmarks.sources import Found
-    from cai.metrics.figure import Figure, Figures, by_metric
-    from cai.recipe.settings_benchmarks import BenchmarksSection
-    from cai.run.context import Context
-
-from contextlib import ExitStack
-
-import orjson
-
 from cai.evaluate import arms as beside
 from cai.evaluate.benchmarks import answers, check_cases, figures, verdicts
 from cai.evaluate.benchmarks.answers import ARMS, BASE, TUNED
+from cai.evaluate.benchmarks.loaders import Task, judge_prompts, load, refusal_prompt
 from cai.evaluate.benchmarks.plans import BenchmarkPlan, all_plans
+from cai.evaluate.benchmarks.sources import NAMES, Found, is_near, obtain
 from cai.evaluate.benchmarks.verdicts import REGEX, JudgedAnswer
 from cai.metrics.figure import Figure, Figures, by_metric
 from cai.metrics.names import OVER
@@ -40,8 +28,8 @@ from cai.recipe.settings_benchmarks import STAND_IN, BenchmarksSection
 from cai.run import loop
 from cai.run.context import Context
 from cai.run.lines import command, near
-from cai.store.files import write_json_atomic
-from cai.store.jsonl import Row
+from cai.store.files import read_json, write_json_atomic
+from cai.store.jsonl import JsonObject, Row
 from cai.store.records import RecordLog
 from cai.terminal import say
 
@@ -200,7 +188,7 @@ def _write(context: Context, found: Figures, names: Sequence[str]) -> None:
     kept = {k: v for k, v in read(path).items() if OVER.sub("", k).split(".")[0] not in names}
     _tell_lost(context, kept, names)
     merged = figures.with_holm({**kept, **found})
-    write_json_atomic(path, {"figures": {name: figure.as_dict() for name, figure in sorted(merged.items())}})
+    write_json_atomic(path, {"figures": {name: figure.as_dict() for name, figure in merged.items()}})
     context.run.event("benchmarks", names=list(names), figures=len(found))
     _tell_identical(context, found, names)
 
@@ -216,13 +204,9 @@ def _tell_lost(context: Context, kept: Figures, names: Sequence[str]) -> None:
 
 def read(path: Path) -> Figures:
     """The whole figures of a results file; none where there is no such file."""
-    try:
-        content = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    found = content.get("figures") if isinstance(content, dict) else None
-    figures = {name: _measured(row) for name, row in found.items()} if isinstance(found, dict) else {}
-    return {name: figure for name, figure in figures.items() if figure is not None}
+    rows = read_json(path).get("figures")
+    found = {name: _measured(row) for name, row in rows.items()} if isinstance(rows, dict) else {}
+    return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def _measured(row: Row) -> Figure | None:
@@ -245,7 +229,6 @@ def parse_names(text: str) -> list[str]:
 
 def require(section: BenchmarksSection, folder: Path) -> None:
     """Exit 2 where a file or judge of `benchmarks.run` cannot be had, or a file is not what it should be."""
-
     check_files(section.run, section, folder)
     for name in section.run:
         require_judge(name, section)
@@ -253,18 +236,15 @@ def require(section: BenchmarksSection, folder: Path) -> None:
 
 def check_files(names: Sequence[str], section: BenchmarksSection, folder: Path) -> None:
     """Exit 2 where a file of these benchmarks cannot be had or read: all of them at once, one line each."""
-    from cai.evaluate.benchmarks.loaders import judge_prompts, load, refusal_prompt
-    from cai.evaluate.benchmarks.sources import obtain
-
     readers: dict[str, Callable[[Found], object]] = dict.fromkeys(names, load)
     if "mtbench" in names:
         readers["mtbench_prompts"] = judge_prompts
     if "xstest" in names and section.xstest_prompt:
         readers["xstest_prompt"] = refusal_prompt
     faults = []
-    for name, read in readers.items():
+    for name, reader in readers.items():
         try:
-            read(obtain(name, section, folder))
+            reader(obtain(name, section, folder))
         except CaiError as error:
             if error.code != errors.USAGE:
                 raise
@@ -275,17 +255,13 @@ def check_files(names: Sequence[str], section: BenchmarksSection, folder: Path) 
 
 def at_hand(section: BenchmarksSection, folder: Path) -> tuple[dict[str, list[Task]], list[str]]:
     """The tasks of every benchmark that needs no download, or that the milestone runs; the names of the others."""
-    from cai.evaluate.benchmarks.loaders import load
-    from cai.evaluate.benchmarks.sources import is_near, obtain
-
-    near = [name for name in NAMES if is_near(name, section) or name in section.run]
-    loaded = {name: load(obtain(name, section, folder)).tasks for name in near}
-    return loaded, [name for name in NAMES if name not in near]
+    here = [name for name in NAMES if is_near(name, section) or name in section.run]
+    loaded = {name: load(obtain(name, section, folder)).tasks for name in here}
+    return loaded, [name for name in NAMES if name not in here]
 
 
-def lines(figures: JsonObject) -> list[str]:
+def lines(found: JsonObject) -> list[str]:
     """The headline figures for the screen."""
-    from cai.evaluate.benchmarks.figures import PRIMARY
-
-    shown = [name for name in figures if name in PRIMARY or name.split(".")[1] in ("asr", "over_refusal", "score")]
-    return [f"{name} {figures[name].text}, judge: {figures[name].judge}" for name in shown]
+    parts = ("asr", "over_refusal", "score")
+    shown = [name for name in found if name in figures.PRIMARY or name.split(".")[1] in parts]
+    return [f"{name} {found[name].text}, judge: {found[name].judge}" for name in shown]
