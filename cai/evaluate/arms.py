@@ -91,16 +91,13 @@ def measure(
 ) -> Figures:
     """The arm's figures and the run's gain over it. Resumes from its rows; with none missing, no model is loaded."""
     mark = fingerprint(context, pairs, adapter, None)
-    log = open_marked(context, context.run.eval / f"{arm}-scores.jsonl", mark, KEY)
-    try:
+    with open_marked(context, context.run.eval / f"{arm}-scores.jsonl", mark, KEY) as log:
         evaluation = Evaluation(context, log, adapter, None)
         known = started.known(context) if arm == SFT else {}
         found = whole.preference_figures(evaluation, pairs, training_pairs, own=False, known=known)
         found |= whole.forgetting_figures(evaluation)
         mine = list(log.rows)
         tasks = _tasks(evaluation, arm, folder)
-    finally:
-        log.close()
     theirs = records.read(context.run.eval / "scores.jsonl", KEY)
     figures = named({name: figure for name, figure in found.items() if name in KEPT}, arm) | tasks
     return figures | _answered(context, pairs, arm, adapter, theirs) | added(mine, theirs, arm)
@@ -114,8 +111,7 @@ def _answered(context: Context, pairs: PairSet, arm: str, adapter: Path, theirs:
         return {}
     prompts, keys = load_judge(context), [(item, 0) for item in wanted]
     mark = fingerprint(context, pairs, adapter, prompts)
-    log = open_marked(context, context.run.eval / f"{arm}-answers.jsonl", mark, KEY)
-    try:
+    with open_marked(context, context.run.eval / f"{arm}-answers.jsonl", mark, KEY) as log:
         evaluation = Evaluation(context, log, adapter, prompts)
         for part in evaluation.left("preference.fresh", keys, loop.together(context, 2 * whole.SLICE, len(keys))):
             rows = whole.answers(evaluation, [wanted[item] for item, _ in part], (("tuned", True),))
@@ -125,8 +121,6 @@ def _answered(context: Context, pairs: PairSet, arm: str, adapter: Path, theirs:
         found = whole.fresh_figures(rows) | whole.p3_figures(evaluation, wanted, rows)
         both = {row["item"]: (wanted[row["item"]], given[row["item"]]["tuned"], row["tuned"]) for row in rows}
         over = prompted.against(evaluation, f"over.{arm}", arm, both) if evaluation.judges else {}
-    finally:
-        log.close()
     return named(found, arm) | over
 
 

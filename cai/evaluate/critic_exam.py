@@ -21,15 +21,6 @@ from cai.metrics.figure import Figure, Outcome, Scored, Unscored, by_metric, ind
 from cai.recipe.constitution import Constitution, Principle
 from cai.store.jsonl import Row
 
-NAMES = {
-    "critic.recall": "share of known flaws that the model's own critique found, each answer counting once",
-    "critic.false_alarms": "share of sound answers in which the critique named a fault all the same",
-    "critic.flaw_gone": "share of known flaws that are gone after the model's own revision",
-    "critic.checkable.found": "recall on flaws that a program can check (sums, limits, lists, JSON, names, code)",
-    "critic.checkable.gone": "share of these that a program finds gone",
-    "critic.broken": "share of sound answers that the revision made worse as far as a program can see",
-}
-
 
 @dataclass(frozen=True)
 class ExamUnit:
@@ -88,7 +79,7 @@ def mark(rows: Sequence[ExamRow], outputs: Mapping[str, Output]) -> list[Marked]
 
 
 def summarise(rows: Sequence[ExamRow], outputs: Mapping[str, Output], judge: str = "program") -> dict[str, Figure]:
-    """Figures by name: NAMES, and each with a tail: `.short`, `.long`, `.benign`, `.redteam`, and `.<kind>` of flaw.
+    """Figures by name: `critic.*`, and each with a tail: `.short`, `.long`, `.benign`, `.redteam`, `.<kind>` of flaw.
 
     The unit is the answer: with several flaws its value is the share that was found, so that the Wilson interval
     counts it once. `facts` of the recall: flaws found, and of how many.

@@ -22,6 +22,7 @@ from cai.evaluate import critic_exam
 from cai.evaluate.critic_exam import Output
 from cai.evaluate.critic_grading import ExamRow
 from cai.evaluate.critic_rows import read_rows
+from cai.evaluate.scores import model_name as writer
 from cai.metrics.figure import Figure, sample
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Principle, load_constitution
@@ -87,11 +88,6 @@ def measure(context: Context) -> dict[str, Figure]:
     outputs = {unit.id: Output(said.get(i), revised.get(i)) for i, unit in asked.items()}
     rows: Sequence[ExamRow] = [row for row in everything if row.id in outputs]
     return critic_exam.summarise(rows, outputs, judge=f"program, texts of {writer(context)}{under}")
-
-
-def writer(context: Context) -> str:
-    """The model that was loaded: without a GPU it is not the recipe's."""
-    return str((context.run.manifest.get("model") or {}).get("model", context.recipe.model.name))
 
 
 def _fields(unit: critic_exam.ExamUnit) -> dict[str, str]:
@@ -191,7 +187,7 @@ def _mark(context: Context) -> str:
         DATA.read_bytes(),
         context.constitution.sha.encode(),
         *(context.prompts[stage.prompt].sha.encode() for stage in (chain.CRITIQUES, chain.REVISIONS)),
-        f"{facts.get('model', recipe.model.name)}/{facts.get('revision')}/{recipe.seed}".encode(),
+        f"{writer(context)}/{facts.get('revision')}/{recipe.seed}".encode(),
         recipe.sampling.model_dump_json().encode(),
         recipe.few_shot.model_dump_json().encode(),
         recipe.critiques.model_dump_json().encode(),

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai.errors import CaiError
 from cai.evaluate.lm_eval.replay import HarnessRequest, Replay, Unanswered, answer
-from cai.evaluate.scores import Evaluation
+from cai.evaluate.scores import Evaluation, model_name, weights_of
 from cai.metrics.figure import Figure, Figures, by_metric, paired, unmeasured
 from cai.recipe.prompts import digest
 from cai.recipe.settings_evaluation import EvaluationSection
@@ -140,14 +140,8 @@ def stored(evaluation: Evaluation, arms: Sequence[str] = ARMS, stem: str = STEM)
 
 def fingerprint(evaluation: Evaluation) -> str:
     """16 hex of what an answer depends on beside its request: weights, adapter, package, window, documents a task."""
-    weights = evaluation.adapter / "adapter_model.safetensors"
-    facts = evaluation.context.run.manifest.get("model") or {}
     settings = f"{VERSION}/{evaluation.context.recipe.model.max_seq_length}/{evaluation.section.lm_eval_limit}"
-    return digest(
-        str(facts.get("model", evaluation.context.recipe.model.name)).encode(),
-        weights.read_bytes() if weights.is_file() else b"none",
-        settings.encode(),
-    )
+    return digest(model_name(evaluation.context).encode(), weights_of(evaluation.adapter), settings.encode())
 
 
 def done_key(name: str, arm: str) -> tuple[str, int, int]:
