@@ -6,7 +6,7 @@ Every default that is a bar or a threshold comes from the evaluation plan and wa
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_serializer, model_validator
 
@@ -14,6 +14,7 @@ from cai.metrics import names as metrics
 from cai.recipe.settings import Count, Fraction, Positive, Prompted, Section
 from cai.store.jsonl import Row
 
+Comparison = Literal["at_least", "at_most", "above", "below"]
 NonNegative = Annotated[float, Field(ge=0.0)]
 
 
@@ -113,7 +114,7 @@ class GateSpec(Section):
 
     @model_validator(mode="after")
     def _one_comparison(self) -> GateSpec:
-        named = [name for name in ("at_least", "at_most", "above", "below") if getattr(self, name) is not None]
+        named = [name for name in get_args(Comparison) if getattr(self, name) is not None]
         if len(named) != 1:
             raise ValueError(f"gates: {self.metric}: set exactly one of at_least, at_most, above, below")
         if self.metric in self.beats:
@@ -128,11 +129,8 @@ class GateSpec(Section):
         return {key: value for key, value in handler(self).items() if value is not None}
 
     @property
-    def comparison(self) -> Literal["at_least", "at_most", "above", "below"]:
-        for name in ("at_least", "at_most", "above", "below"):
-            if getattr(self, name) is not None:
-                return name  # type: ignore[return-value]
-        raise AssertionError("a GateSpec has one comparison")
+    def comparison(self) -> Comparison:
+        return next(name for name in get_args(Comparison) if getattr(self, name) is not None)
 
     @property
     def threshold(self) -> float:
