@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cai.engine import Engine, ScoreRequest, memory
+from cai.engine import Engine, Request, Sampling, ScoreRequest, memory
 from cai.engine.foreign import HfModel, HfTokenizer
 from cai.engine.model import Model
 from cai.engine.tokenizers import HFTokenizer, Tokenizer, Turn
@@ -283,6 +283,21 @@ def choices(
     if count < len(requests):
         raise Stopped("stopped while judging; resume to go on")
     return {i: logps for i, logps in found.items() if all(map(math.isfinite, logps))}
+
+
+def written(
+    asked: Auxiliary, prompts: Mapping[int, tuple[int, ...]], tokens: int, context: Context, *, shares: bool = False
+) -> dict[int, str]:
+    """Greedy tokens after each prompt that leaves room for them. `shares`: what all begin with is computed once."""
+    fits = {i: ids for i, ids in prompts.items() if len(ids) + tokens <= asked.max_seq_length}
+    common = shared_length(list(fits.values())) if shares else 0
+    for i, ids in fits.items():
+        sampling = Sampling(0.0, tokens, (), tuple(asked.tokenizer.eos_ids))
+        asked.engine.submit(Request(i, ids, sampling, prefix_len=common))
+    found = {done.id: done.text for done in asked.engine.completions(context.stopped)} if fits else {}
+    if len(found) < len(fits):
+        raise Stopped("stopped while judging; resume to go on")
+    return found
 
 
 def why_none(judge: Auxiliary, ids: Sequence[int], too_long: str = "too_long") -> str:

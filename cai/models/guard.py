@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from cai.engine import Request, Sampling
-from cai.errors import CaiError, Stopped
+from cai.errors import CaiError
 from cai.metrics.figure import Figure, by_metric, indicator, rate
 from cai.models import guard_formats as formats
-from cai.models.auxiliary import Auxiliary, chat_ids, choices, shared_length, why_none
+from cai.models.auxiliary import Auxiliary, chat_ids, choices, why_none, written
 from cai.models.guard_formats import EXCLUDED, LLAMA, QWEN, QWEN_CATEGORIES, QWEN_LABELS, Exchange
 from cai.recipe.prompts import digest
 from cai.recipe.settings_benchmarks import STAND_IN, GuardSection
@@ -255,15 +254,7 @@ def continuations(
 ) -> dict[int, str]:
     """A few greedy tokens after each head and its lead, where the categories stand; none where there is no room."""
     prompts = {i: head + tuple(auxiliary.tokenizer.encode(leads[i])) for i, head in heads.items()}
-    prompts = {i: ids for i, ids in prompts.items() if len(ids) + CATEGORY_TOKENS <= auxiliary.max_seq_length}
-    common = shared_length(list(prompts.values()))
-    for i, ids in prompts.items():
-        sampling = Sampling(0.0, CATEGORY_TOKENS, (), tuple(auxiliary.tokenizer.eos_ids))
-        auxiliary.engine.submit(Request(i, ids, sampling, prefix_len=common))
-    found = {done.id: done.text for done in auxiliary.engine.completions(context.stopped)} if prompts else {}
-    if len(found) < len(prompts):
-        raise Stopped("stopped while judging; resume to go on")
-    return found
+    return written(auxiliary, prompts, CATEGORY_TOKENS, context, shares=True)
 
 
 # --- rules

@@ -133,11 +133,7 @@ class LoadedModel:
 
         return FastLanguageModel.get_peft_model(
             self.hf,
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.target_modules),
-            bias="none",
+            **loading.lora_options(lora),
             use_gradient_checkpointing=checkpointing,
             random_state=seed,
             max_seq_length=getattr(self.hf, "max_seq_length", 4096),

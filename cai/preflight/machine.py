@@ -8,7 +8,6 @@ inside functions.
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import os
 import re
@@ -21,8 +20,10 @@ from pathlib import Path
 
 from cai.engine import FP8_CAPABILITY, INT8_CAPABILITY, memory
 from cai.errors import CaiError
+from cai.models.auxiliary import cached_folder
 from cai.preflight.model_checks import Check, Status
 from cai.recipe.load import Recipe
+from cai.store.files import read_json
 from cai.store.jsonl import JsonObject, Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,18 +167,8 @@ def gpu_checks(recipe: Recipe) -> Iterator[Check]:
 
 def local_config(name: str) -> Row:
     """config.json of a local folder or of the hub cache, without the network; {} where there is none."""
-    folder = Path(name)
-    try:
-        if not folder.is_dir():
-            from huggingface_hub import try_to_load_from_cache
-
-            cached = try_to_load_from_cache(name, "config.json")
-            if not isinstance(cached, str):
-                return {}
-            folder = Path(cached).parent
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    folder = Path(name) if Path(name).is_dir() else cached_folder(name)
+    return read_json(folder / "config.json") if folder else {}
 
 
 @dataclass(frozen=True)

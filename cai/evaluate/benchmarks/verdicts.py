@@ -13,12 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cai.engine import Request, Sampling
-from cai.errors import Stopped
 from cai.evaluate.benchmarks.classifier_prompts import CONTEXTUAL, REFUSAL, STANDARD, fill, sha_of
 from cai.evaluate.benchmarks.loaders import Task, has_reference
 from cai.metrics.wordings import is_refusal
-from cai.models.auxiliary import Auxiliary, chat_ids, choices, why_none
+from cai.models.auxiliary import Auxiliary, chat_ids, choices, why_none, written
 from cai.recipe.prompts import digest
 from cai.run.context import Context
 from cai.store.jsonl import Row
@@ -187,11 +185,5 @@ def _explanations(
     judge: Auxiliary, heads: Mapping[int, tuple[int, ...]], tokens: int, context: Context
 ) -> dict[int, str]:
     """Greedy explanations, each cut before its first `[[rating]]`'s number; "" where the judge never got there."""
-    fits = [i for i, ids in heads.items() if len(ids) + tokens <= judge.max_seq_length]
-    for i in fits:
-        sampling = Sampling(0.0, tokens, (), tuple(judge.tokenizer.eos_ids))
-        judge.engine.submit(Request(i, heads[i], sampling))
-    found = {done.id: done.text for done in judge.engine.completions(context.stopped)}
-    if len(found) < len(fits):
-        raise Stopped("stopped while judging; resume to go on")
+    found = written(judge, heads, tokens, context)
     return {i: text[: at.end()] if (at := RATING.search(text)) else "" for i, text in found.items()}
