@@ -79,9 +79,8 @@ def measure(context: Context) -> dict[str, Figure]:
         said |= {i: NOTHING for i in asked if i not in doubted} | faulted
         revisions = texts(chain.REVISIONS, {i: _revision(context, i, asked[i], text) for i, text in faulted.items()})
         revised = {row["item"]: row["text"] for row in revisions if row["status"] == "ok"}
-        if (
-            context.recipe.critiques.found == "compared" and context.recipe.pairs.label == "judge"
-        ):  # a critique whose revision is no better is not acted on
+        recipe = context.recipe  # a critique whose revision is no better is not acted on
+        if recipe.critiques.found == "compared" and recipe.pairs.label == "judge":
             better = _better(context, log, asked, revised)
             said |= {i: NOTHING for i in faulted if i not in better}
             revised = {i: revised[i] for i in better}
@@ -139,10 +138,8 @@ def _better(
                 asks += margin_asks(scorer, context.prompts["judge_pair"], (i,), *texts)
             scores = score(scorer, asks)
             margins = {i: margin(scores, (i,)) for _, i, _ in part}
-        rows: list[Row] = [
-            {"metric": "critic.margin", "item": i, "round": 0, "margin": round(m, 4) if math.isfinite(m) else None}
-            for i, m in margins.items()
-        ]
+        rounded = {i: round(m, 4) if math.isfinite(m) else None for i, m in margins.items()}
+        rows: list[Row] = [{"metric": "critic.margin", "item": i, "round": 0, "margin": m} for i, m in rounded.items()]
         loop.write(context, log, part, rows)
     found = {row["item"]: row["margin"] for row in loop.rows_of(log, keys)}
     return {i for i, above in found.items() if above is not None and above > bar}

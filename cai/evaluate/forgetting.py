@@ -129,6 +129,12 @@ def summarise_kl(rows: Sequence[Row]) -> dict[str, Figure]:
     return {"forgetting.kl": mean("forgetting.kl", values, judge="base || tuned")}
 
 
+def of_answers(texts: Sequence[str], finishes: Sequence[str], arm: str) -> dict[str, Figure]:
+    """How one arm's fresh answers degenerate, and end."""
+    ended = rate(f"fresh.{arm}.stops", [indicator(finish == "eos") for finish in finishes])
+    return degeneration(texts, [finish == "length" for finish in finishes], arm) | {ended.metric: ended}
+
+
 def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dict[str, Figure]:
     """What one arm's fresh answers are like: empty, at the token limit, with a repeated 8-gram, at the limit in a loop,
     distinct-2, refusals, words.

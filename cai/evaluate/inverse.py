@@ -40,6 +40,7 @@ PASSED = 0.95  # of texts that state another rule, the share below the bar
 NOTHING = "An answer is an answer."
 CUES = ("A rule for answers: ", "\nThe same rule in other words: ")
 LABELS, SWAPPED = 0, 1
+JUDGE = "likelihood of the base"
 
 
 def groups(pairs: Sequence[Pair]) -> list[list[Pair]]:
@@ -133,9 +134,8 @@ def matched(
         item = part[0][0]
         with evaluation.base() as scorer:
             found = same(scorer, {item: texts[item - first]}, principles)
-        rows = [
-            {"metric": metric, "item": item, "round": place, "same": finite(found[item, place])} for _, place in part
-        ]
+        said = {place: finite(found[item, place]) for _, place in part}
+        rows = [{"metric": metric, "item": item, "round": place, "same": value} for place, value in said.items()]
         evaluation.write(metric, part, rows)
     values = {(row["item"], row["round"]): row["same"] for row in evaluation.rows(metric, keys)}
     return [[values[first + i, place] for place in range(1, size + 1)] for i in range(len(texts))]
@@ -158,7 +158,7 @@ def bar(calibration: Sequence[Sequence[float | None]]) -> tuple[float, Figure]:
     others = sorted(best([v for j, v in enumerate(row) if j != i])[1] for i, row in enumerate(calibration))
     found = others[math.ceil(PASSED * len(others)) - 1] if len(others) > 1 else math.inf
     hits = [indicator(best(row)[0] == i and best(row)[1] > found) for i, row in enumerate(calibration)]
-    return found, rate("inverse.sensitivity", hits, judge="likelihood of the base")
+    return found, rate("inverse.sensitivity", hits, judge=JUDGE)
 
 
 # --- how often a rule explains a label
@@ -176,14 +176,8 @@ def explained(evaluation: Evaluation, rules: Sequence[str], pairs: Sequence[Pair
         rows = [{"metric": "inverse.explains", "item": pair["item"], "round": n, **row} for n, row in enumerate(found)]
         evaluation.write("inverse.explains", part, rows)
     rows = finite_rows(evaluation.rows("inverse.explains", keys), "win")
-    return [
-        rate(
-            "inverse.explains",
-            [Scored(row["win"]) for row in rows if row["round"] == number],
-            judge=evaluation.judge_name,
-        )
-        for number in range(len(rules))
-    ]
+    wins = [[Scored(row["win"]) for row in rows if row["round"] == number] for number in range(len(rules))]
+    return [rate("inverse.explains", of_rule, judge=evaluation.judge_name) for of_rule in wins]
 
 
 def summary(
@@ -201,8 +195,6 @@ def summary(
         known = value if math.isfinite(value) else None
         stated.append({"rule": rule, "nearest": nearest, "same": known, "matched": value > above})
     found = {one["nearest"] for one in stated if one["matched"]}
-    recovered = rate("inverse.recovered", [indicator(id_ in found) for id_ in about], judge="likelihood of the base")
-    invented = rate(
-        "inverse.invented", [indicator(not one["matched"]) for one in stated], judge="likelihood of the base"
-    )
+    recovered = rate("inverse.recovered", [indicator(id_ in found) for id_ in about], judge=JUDGE)
+    invented = rate("inverse.invented", [indicator(not one["matched"]) for one in stated], judge=JUDGE)
     return {"rules": stated, "recovered": recovered.as_dict(), "invented": invented.as_dict()}

@@ -19,7 +19,7 @@ from cai.evaluate import data_checks, dpo_health, forgetting, kinds, preference,
 from cai.evaluate.answering import drawn
 from cai.evaluate.external import closing, external_of
 from cai.evaluate.scores import Evaluation, Row, fingerprint, load_judge, open_scores
-from cai.metrics.figure import Figures, by_metric, count, indicator, rate, sample, unmeasured
+from cai.metrics.figure import Figures, by_metric, count, sample, unmeasured
 from cai.run import loop
 from cai.run.context import Context
 from cai.store.files import holds, json_bytes, write_json_atomic
@@ -141,10 +141,7 @@ def fresh_figures(rows: Sequence[Row]) -> Figures:
     """How the fresh answers of either arm degenerate, and end."""
     figures: Figures = {}
     for arm in ("base", "tuned"):
-        texts, limited = [row[arm] for row in rows], [row[f"{arm}_finish"] == "length" for row in rows]
-        figures |= forgetting.degeneration(texts, limited, arm)
-        ended = [indicator(row[f"{arm}_finish"] == "eos") for row in rows]
-        figures |= by_metric(rate(f"fresh.{arm}.stops", ended))
+        figures |= forgetting.of_answers([row[arm] for row in rows], [row[f"{arm}_finish"] for row in rows], arm)
     if rows:
         figures["fresh.tuned.same_as_base"] = preference.same_answers(rows)
     return figures

@@ -19,7 +19,7 @@ from cai.engine.model import Model
 from cai.evaluate import answering, forgetting, preference
 from cai.evaluate.judge import finite
 from cai.evaluate.scores import Evaluation, Key
-from cai.metrics.figure import Figures, indicator, rate, sample
+from cai.metrics.figure import Figures, sample
 from cai.metrics.text import words
 from cai.recipe.prompts import FewShotExample, Prompt
 from cai.run import loop
@@ -83,9 +83,7 @@ def measure(
         evaluation.write(f"prompted.{name}", part, answers)
     rows = evaluation.rows(f"prompted.{name}", keys)
     texts = {row["item"]: row["text"] for row in rows}
-    figures = forgetting.degeneration(list(texts.values()), [row["finish"] == "length" for row in rows], arm)
-    ended = rate(f"fresh.{arm}.stops", [indicator(row["finish"] == "eos") for row in rows])
-    figures[ended.metric] = ended
+    figures = forgetting.of_answers(list(texts.values()), [row["finish"] for row in rows], arm)
     both = {item: (wanted[item], tuned[item], text) for item, text in texts.items()} if evaluation.judge else {}
     return figures | against(evaluation, f"prompted.{name}.judged", arm, both)
 

@@ -74,9 +74,8 @@ def verdict(context: str, word: str, taste: bool = False) -> float | None:
     elif word in ("Yes", "No") and (asked := RULE.search(tail[-600:])):
         z = _hash(asked[2], context[-1500:-600]) % 1000 / 250 - 1.5 - 1.0 * context[-2500:].count(MENDED)
         z *= (1 if asked[1] == "break" else -1) * (1 if word == "Yes" else -1)
-    elif word in ("N", "No") and (
-        request := REVIEW.search(tail[-900:])
-    ):  # how a critique begins: "No issue", or a fault
+    elif word in ("N", "No") and (request := REVIEW.search(tail[-900:])):
+        # how a critique begins: "No issue", or a fault
         answer = tail[:-900] if len(tail) > 900 else tail
         z = 1.5 + 1.0 * tail[-2500:].count(MENDED) - _hash(request[1], answer[-600:]) % 1000 / 250
     else:
