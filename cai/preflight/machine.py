@@ -30,12 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PINNED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "accelerate", "datasets")
 REWRITTEN = {"transformers", "trl", "peft", "unsloth", "unsloth_zoo"}  # Unsloth rewrites these: exact pins or nothing
 CUDA_BUILDS = ((13, 0), (12, 8), (12, 6))  # builds that torch 2.13 is published for, newest first
-BYTES_A_WEIGHT = {
-    "nf4": 0.516,
-    "int8": 1.01,
-    "bf16": 2.0,
-    "fp32": 4.0,
-}  # NF4: 4 bits + 8-bit scales in double quantisation
+BYTES_A_WEIGHT = {"nf4": 0.516, "int8": 1.01, "bf16": 2.0, "fp32": 4.0}  # NF4: 4 bits, and 8-bit scales twice quantised
 ADAM_BYTES = 16  # fp32 weight, gradient and two moments of each LoRA weight
 FP8_ROOM_GIB = 8.0  # the KV cache that `tuning` leaves at least, and the reserve beside it
 BYTES_AN_8_BIT_WEIGHT = 1 + 4 / 64  # and NF4's scales in fp32

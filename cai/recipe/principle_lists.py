@@ -51,9 +51,8 @@ FRAME = re.compile(r"^\s*(?:critique|revision)\s*(?:request)?\s*:\s*|\s*\b(?:cri
 TOML = re.compile(
     r"^\s*\[{1,2}[A-Za-z][\w.-]*\]{1,2}\s*$|^\s*[\w.-]+\s*=\s*(?:[\[{(\"']|\w+\()|^[A-Z][A-Z_]+=\S", re.MULTILINE
 )
-NESTED = re.compile(
-    r"^(\s*)[-*+] +[^\s\"'\[{&*][^\n]*[^\n:\s|>]\n\1\s+[-*+] ", re.MULTILINE
-)  # YAML makes one sentence of it
+# a list within a list, of which YAML makes one sentence
+NESTED = re.compile(r"^(\s*)[-*+] +[^\s\"'\[{&*][^\n]*[^\n:\s|>]\n\1\s+[-*+] ", re.MULTILINE)
 NUMBERED = re.compile(r"\A\s*\(?1[.)]\s+\S")  # "1. **Honest**: ..." is a mapping to YAML
 ADDRESS = re.compile(r"\w+://\S+")
 LIKE_YAML = re.compile(

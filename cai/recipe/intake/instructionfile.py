@@ -97,9 +97,8 @@ def _entries(text: str, key: str) -> tuple[Sequence[Entry], str, list[str]]:
 
 
 LINE = re.compile(r"[^\r\n]*\S[^\r\n]*")
-BRACKETED = re.compile(
-    r"\A\s*(?:\[\d+\][ \t]+\S|\[{1,2}[A-Za-z][\w.-]*\]{1,2}[ \t]*(?:[\r\n]|\Z))"
-)  # "[1] ...", TOML's "[a]"
+# "[1] ...", TOML's "[a]"
+BRACKETED = re.compile(r"\A\s*(?:\[\d+\][ \t]+\S|\[{1,2}[A-Za-z][\w.-]*\]{1,2}[ \t]*(?:[\r\n]|\Z))")
 
 
 def _refuse_long(lines: Sequence[tuple[int, str]]) -> None:
