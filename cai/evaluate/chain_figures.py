@@ -14,7 +14,7 @@ from cai.data.pairs import PairSet
 from cai.evaluate import critiques, judge, likelihood, revisions
 from cai.evaluate.cases import FALLBACK, Case, from_examples, nearby
 from cai.evaluate.scores import Evaluation, Key, Row, every_example
-from cai.evaluate.verdict import likelihood_rows
+from cai.evaluate.verdict import score_rows
 from cai.metrics.figure import Figures, finite_rows, sample, shuffled
 
 Rows = list[Row]
@@ -85,7 +85,7 @@ def likelihoods(evaluation: Evaluation, cases: Cases) -> tuple[Rows, Rows]:
     for part in evaluation.left("revisions.cri", revised, SLICE):
         with evaluation.base() as scorer:
             responsive = likelihood.responsiveness(scorer, cases.of(part), cases.pool)
-        evaluation.write("revisions.cri", part, likelihood_rows("revisions.cri", responsive))
+        evaluation.write("revisions.cri", part, score_rows("revisions.cri", responsive))
     return evaluation.rows("critiques.csi", cases.scored), evaluation.rows("revisions.cri", revised)
 
 

@@ -11,28 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cai.evaluate.cases import FALLBACK, GENERIC_CRITIQUE, MIN_QUOTE_MATCH, Case, others
-from cai.evaluate.verdict import (
-    NOT_SCORED,
-    Criterion,
-    Scores,
-    TextVerdict,
-    by_judge,
-    decide,
-    likelihood,
-    likelihood_rows,
-)
-from cai.metrics.figure import (
-    Figure,
-    Outcome,
-    Scored,
-    by_metric,
-    indicator,
-    mean,
-    rate,
-    rounded,
-    shuffled,
-    worst_rows,
-)
+from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood, score_rows
+from cai.metrics.figure import Figure, Outcome, Scored, by_metric, indicator, mean, rate, rounded, shuffled, worst_rows
 from cai.metrics.stats import mcnemar_exact, rogan_gladen
 from cai.metrics.text import Weights, copied_share, grounding, idf, misquoted_share, rouge_l, words
 from cai.metrics.wordings import finds_nothing, only_praises
@@ -126,7 +106,7 @@ def gates_pass(row: Row, kind: str) -> bool:
 
 
 def specificity_rows(found: Mapping[tuple[int, int], Mapping[str, Outcome]]) -> list[Row]:
-    return likelihood_rows("critiques.csi", found)
+    return score_rows("critiques.csi", found)
 
 
 def verdict(scores: Scores, section: EvaluationSection, kind: str = "real") -> TextVerdict:

@@ -13,18 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cai.data import labels
 from cai.data.pairs import PairSet
 from cai.data.stage import shown_runs
-from cai.metrics.figure import (
-    Figure,
-    Figures,
-    Outcome,
-    Scored,
-    Unscored,
-    count,
-    indicator,
-    mean,
-    rate,
-    unmeasured,
-)
+from cai.metrics.figure import Figure, Figures, Outcome, Scored, Unscored, count, indicator, mean, rate, unmeasured
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Constitution
 from cai.recipe.copies import copied

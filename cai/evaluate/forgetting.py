@@ -16,17 +16,7 @@ import orjson
 from cai.engine.asks import Ask, Scorer, score
 from cai.engine.foreign import HfModel
 from cai.engine.model import Model
-from cai.metrics.figure import (
-    Figure,
-    Scored,
-    finite_rows,
-    indicator,
-    mean,
-    rate,
-    unmeasured,
-    unscored,
-    worst_rows,
-)
+from cai.metrics.figure import Figure, Scored, finite_rows, indicator, mean, rate, unmeasured, unscored, worst_rows
 from cai.metrics.text import distinct_n, loops, repeats, words
 from cai.metrics.wordings import is_refusal
 from cai.store.jsonl import Row

@@ -17,17 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from cai.engine import Engine, ScoreRequest, never
 from cai.engine.model import Model
 from cai.evaluate.dpo_health import LOGPS, margin
-from cai.metrics.figure import (
-    Figure,
-    Outcome,
-    Scored,
-    finite_rows,
-    mean,
-    rate,
-    unmeasured,
-    unscored,
-    worst_rows,
-)
+from cai.metrics.figure import Figure, Outcome, Scored, finite_rows, mean, rate, unmeasured, unscored, worst_rows
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact
 from cai.metrics.text import words
 from cai.metrics.wordings import is_refusal

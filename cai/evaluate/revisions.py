@@ -10,17 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from cai.evaluate.cases import MIN_QUOTE_MATCH, Case
 from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood
-from cai.metrics.figure import (
-    Figure,
-    Outcome,
-    Scored,
-    Unscored,
-    indicator,
-    mean,
-    rate,
-    rounded,
-    worst_rows,
-)
+from cai.metrics.figure import Figure, Outcome, Scored, Unscored, indicator, mean, rate, rounded, worst_rows
 from cai.metrics.stats import mcnemar_exact
 from cai.metrics.text import appends_only, content_words, quoted_spans, rouge_l, span_match, words
 from cai.metrics.wordings import finds_nothing, is_refusal

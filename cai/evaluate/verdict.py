@@ -89,7 +89,7 @@ def likelihood(name: str, row: Row | None, kind: str, bar: float, why: str) -> C
     return Criterion(name, value, f"at least {bar:g}", None if value is None else value >= bar, unscored=why)
 
 
-def likelihood_rows(metric: str, found: Mapping[tuple[int, int], Mapping[str, Outcome]]) -> list[Row]:
+def score_rows(metric: str, found: Mapping[tuple[int, int], Mapping[str, Outcome]]) -> list[Row]:
     """CSI or CRI as rows; None is unscored, with its reason."""
     rows: list[Row] = []
     for (item, round_), by_kind in found.items():

@@ -13,18 +13,7 @@ from dataclasses import replace
 from cai.evaluate.benchmarks.answers import BASE, TUNED
 from cai.evaluate.benchmarks.loaders import WRONG_REFERENCES, Task
 from cai.evaluate.benchmarks.sources import SEEN
-from cai.metrics.figure import (
-    Figure,
-    Figures,
-    Outcome,
-    Scored,
-    Unscored,
-    by_metric,
-    mean,
-    paired,
-    rate,
-    unmeasured,
-)
+from cai.metrics.figure import Figure, Figures, Outcome, Scored, Unscored, by_metric, mean, paired, rate, unmeasured
 from cai.metrics.stats import holm
 from cai.metrics.text import repeats
 from cai.metrics.wordings import is_refusal
