@@ -198,10 +198,10 @@ class FakeModel:
     def release(self) -> None:
         self._engine = None
 
-    def to_lora(self, lora: LoraSection, seed: int = 0, checkpointing: bool | str = False) -> None:
+    def to_lora(self, lora: LoraSection, seed: int = 0) -> None:
         self.lora, self.attached = True, None
 
-    def load_adapter(self, folder: Path, lora: LoraSection, seed: int = 0) -> None:
+    def load_adapter(self, folder: Path, lora: LoraSection) -> None:
         if not (folder / "adapter_model.safetensors").is_file():
             raise CaiError(f"{folder}: no adapter in it. Resume the run to train it again.")
         self.lora, self.attached = True, folder

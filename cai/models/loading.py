@@ -153,16 +153,12 @@ def lora_options(lora: LoraSection) -> dict[str, Any]:
     return {**names, "target_modules": list(lora.target_modules)}
 
 
-def wrap_plain(hf: HfModel, lora: LoraSection, checkpointing: bool | str) -> HfModel:
+def wrap_plain(hf: HfModel, lora: LoraSection) -> HfModel:
     """The model with a fresh LoRA by PEFT alone."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(task_type="CAUSAL_LM", **lora_options(lora))
-    wrapped = get_peft_model(cast("PreTrainedModel", hf), config)
-    if checkpointing:
-        wrapped.enable_input_require_grads()
-        wrapped.gradient_checkpointing_enable()
-    return wrapped
+    return get_peft_model(cast("PreTrainedModel", hf), config)
 
 
 def check_modules(hf: HfModel, names: Sequence[str]) -> None:

@@ -114,7 +114,7 @@ def _of_row(row: JsonObject, line: int, key: str, tally: Tally) -> str:
     text = _as_text(value, line, chosen, tally)
     read = {chosen, names.get("pool")}
     if normal(chosen) in REQUEST and isinstance(value, str):
-        extra = _context(names, row, line, read)
+        extra = _context(names, row, line)
         text = f"{text}\n\n{extra[1]}" if extra else text
         if extra:
             read |= {extra[0], names.get("instances")}
@@ -224,7 +224,7 @@ def _of_text(text: str, line: int, tally: Tally, turns: bool = False) -> str:
     return _first_turn(text, line, tally)
 
 
-def _context(names: Mapping[str, str], row: JsonObject, line: int, read: object) -> tuple[str, str] | None:
+def _context(names: Mapping[str, str], row: JsonObject, line: int) -> tuple[str, str] | None:
     """(key, text) of what belongs to the request: Alpaca's input, Dolly's context."""
     found = []
     for name in (names[name] for name in CONTEXT if name in names):
