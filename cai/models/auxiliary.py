@@ -164,9 +164,7 @@ def free_gib() -> float | None:
     """Free memory of the GPU, or None without one."""
     import torch
 
-    if not torch.cuda.is_available():
-        return None
-    return memory.free_gpu_bytes() / 2**30
+    return memory.free_gpu_bytes() / 2**30 if torch.cuda.is_available() else None
 
 
 def load_tokenizer(name: str, key: str, revision: str) -> HfTokenizer:
@@ -205,11 +203,9 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     cuda, options = torch.cuda.is_available(), _options(name, revision)
     try:
         with quiet(), complete_weights(key):
-            dtype = torch.bfloat16 if cuda else torch.float32
+            options["dtype"] = torch.bfloat16 if cuda else torch.float32
             options["device_map"] = "cuda" if cuda else "cpu"  # straight onto the device: no copy in host memory
-            hf = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, trust_remote_code=False, use_safetensors=True, **options
-            )
+            hf = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True, **options)
     except CaiError:
         raise
     except Exception as error:  # of a damaged file transformers, tokenizers and safetensors raise what they like
@@ -222,11 +218,8 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     config = hf.config.get_text_config(decoder=True)
     limit = min(int(getattr(config, "max_position_embeddings", 4096)), LONGEST[cuda])
     vars(hf)["max_seq_length"] = limit  # `native` makes room for as much
-    known = (
-        weights.known_by(Path(name))
-        if Path(name).is_dir()
-        else {"revision": getattr(hf.config, "_commit_hash", None) or "local"}
-    )
+    commit = getattr(hf.config, "_commit_hash", None) or "local"
+    known = weights.known_by(Path(name)) if Path(name).is_dir() else {"revision": commit}
     facts = {"model": name, **known, "dtype": str(hf.dtype)}
     holder = _Holder(hf, tokenizer, torch.device("cuda" if cuda else "cpu"))
     engine = _engine_over(holder, section, cuda)
@@ -353,5 +346,4 @@ def _collect() -> None:
     if "CUDA_VISIBLE_DEVICES" not in os.environ or os.environ["CUDA_VISIBLE_DEVICES"]:
         import torch
 
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
