@@ -11,14 +11,11 @@ import argparse
 import hashlib
 import os
 import sys
-import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from cai import errors
 from cai.errors import CaiError
@@ -30,9 +27,10 @@ from cai.report.templating import environment
 from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.run.lines import near
-from cai.run.manifest import read_manifest
+from cai.run.manifest import pair_counts, read_manifest, resolved_table
 from cai.run.run_ids import RUN_ID, refuse_pipes
 from cai.store.files import write_atomic
+from cai.store.jsonl import read_object
 from cai.store.lock import holder_lives
 from cai.terminal import columns, duration, for_stream, number, printable, usd, word
 
@@ -94,10 +92,10 @@ def line(path: Path, source: Source, latest: str = "") -> Line:
         refuse_pipes(path)
     except CaiError:
         return Line(path.name, (path.name, *("–" for _ in HEADS[2:]), "a pipe or a device stands for a file"))
-    events, figures, gates = read_events(path / "events.jsonl"), _figures(path), _json(path / "eval" / "gates.json")
-    cost = spent(events)
+    events, figures = read_events(path / "events.jsonl"), _figures(path)
+    cost, gates = spent(events), read_object(path / "eval" / "gates.json")
     changed = digests.edited(path, events, ("eval/gates.json", "eval/measured.json").__contains__)
-    model = str((manifest.get("model") or {}).get("model") or _resolved(path).get("model", {}).get("name", "?"))
+    model = str((manifest.get("model") or {}).get("model") or resolved_table(path).get("model", {}).get("name", "?"))
     cells = (
         path.name,
         str(manifest.get("milestone", "?")),
@@ -120,7 +118,7 @@ def differs(path: Path, manifest: Mapping[str, Any], source: Source) -> tuple[st
         now = recipes.resolve(source, milestone=milestone, embedded=embedded)
     except CaiError:
         return ("the recipe as it is now cannot be read",)
-    ours, its = flatten(now.model_dump(mode="json")), flatten(_resolved(path))
+    ours, its = flatten(now.model_dump(mode="json")), flatten(resolved_table(path))
     off = {"milestone", *(key for key in ours if key.startswith("sft.") and "sft.enabled" not in its)}
     keys = [key for key in ours if key in its and key not in off and ours[key] != its[key]]
     found = [f"{key}={_plain(its[key])}" for key in keys]
@@ -195,7 +193,7 @@ def _sha(path: Path) -> str:
 
 
 def _figures(path: Path) -> Mapping[str, Any]:
-    found = _json(path / "eval" / "measured.json").get("figures")
+    found = read_object(path / "eval" / "measured.json").get("figures")
     return found if isinstance(found, dict) else {}
 
 
@@ -221,25 +219,6 @@ def _loss(events: list[dict[str, Any]]) -> str:
 
 
 def _pairs(path: Path) -> str:
-    counts = []
-    for split in ("train", "heldout"):
-        try:
-            counts.append((path / "dataset" / "pairs" / f"{split}.jsonl").read_bytes().count(b"\n"))
-        except OSError:
-            return "–"
+    if (counts := pair_counts(path)) is None:
+        return "–"
     return f"{counts[0]:,}" + (f" + {counts[1]:,}" if counts[1] else "")
-
-
-def _resolved(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads((path / "recipe.resolved.toml").read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -14,13 +14,13 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-import orjson
 from markupsafe import Markup
 
 from cai.report import drawing
 from cai.report.charts import Chart
 from cai.run import digests
 from cai.store.files import holds, json_bytes, write_json_atomic
+from cai.store.jsonl import read_object
 
 DRAWS = ("report/drawing.py", "report/scatter.py", "report/charts.py", "terminal.py")  # a change draws all again
 OPENS, CLOSES = b'<svg class="', b"</svg>"  # as `drawing.page_svg` writes them, which puts none into another
@@ -86,12 +86,7 @@ def _digest_of(path: Path) -> str:
 
 def _known(path: Path) -> dict[str, str]:
     """Key -> digest; whatever else stands there counts as nothing known."""
-    try:
-        found = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    pairs = found.items() if isinstance(found, dict) else ()
-    return {key: sha for key, sha in pairs if isinstance(sha, str)}
+    return {key: sha for key, sha in read_object(path).items() if isinstance(sha, str)}
 
 
 def _pictures(page: Path) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import orjson
 from filelock import FileLock
 
 from cai import errors
@@ -33,7 +32,7 @@ from cai.run.manifest import SCHEMA, read_manifest, sealed
 from cai.run.run_ids import check_run_id
 from cai.store import files
 from cai.store.files import write_atomic, write_json_atomic
-from cai.store.jsonl import JsonObject, Row
+from cai.store.jsonl import JsonObject, Row, read_object
 from cai.store.lock import take_lock, utc_now
 from cai.store.records import RecordLog
 from cai.store.row_types import Record
@@ -227,11 +226,7 @@ class Run:
 
     def read_status(self) -> Row:
         """status.json as last written; {} if there is none or it is unreadable (it is derived, never relied on)."""
-        try:
-            value = orjson.loads(self.status_path.read_bytes())
-        except (OSError, orjson.JSONDecodeError):
-            return {}
-        return value if isinstance(value, dict) else {}
+        return read_object(self.status_path)
 
     def update_manifest(self, **fields: object) -> None:
         """Merge `fields` into manifest.json, atomically and durably."""

@@ -1,12 +1,14 @@
 """manifest.json as a run wrote it: read and checked before anything is taken from it.
 
 Owns the schema's number, the kinds of its parts, and the sums of those that say what made the run: a resume compares
-the recipe with them alone. What stands in them is the session's; writing is cai.run.folder's.
+the recipe with them alone. What stands in them is the session's; writing is cai.run.folder's. What a screen tells of
+the resolved recipe and the pairs is read here too, as far as it is there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -93,3 +95,20 @@ def read_manifest(path: Path) -> Row:
             f"{path}: {wrong[0]}: should be a {KINDS[wrong[0]].__name__}: put it back from a copy", errors.CORRUPT
         )
     return manifest
+
+
+def resolved_table(run: Path) -> Row:
+    """recipe.resolved.toml; {} where it cannot be read."""
+    try:
+        return tomllib.loads((run / "recipe.resolved.toml").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def pair_counts(run: Path) -> tuple[int, int] | None:
+    """(training pairs, held-out pairs) as written, by counting lines."""
+    try:
+        train, heldout = ((run / "dataset" / "pairs" / f"{s}.jsonl").read_bytes() for s in ("train", "heldout"))
+    except OSError:
+        return None
+    return train.count(b"\n"), heldout.count(b"\n")

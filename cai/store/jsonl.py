@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -73,6 +74,15 @@ def _clean_all(value: object) -> Any:
     if isinstance(value, Mapping):
         return {_clean_all(name): _clean_all(inner) for name, inner in value.items()}
     return [_clean_all(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def read_object(path: Path) -> Row:
+    """The JSON object in a file; {} where there is none, or it holds something else: for what decides nothing."""
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def one_line(value: object) -> str:
