@@ -20,24 +20,10 @@ from cai.session import create_run
 from cai.terminal import printable, say
 
 MODULES = {
-    "runs": "cai.commands.runs",
-    "status": "cai.commands.status",
-    "doctor": "cai.commands.doctor",
-    "compare": "cai.commands.compare",
-    "report": "cai.commands.report",
-    "review": "cai.commands.review",
-    "exam": "cai.commands.exam",
-    "benchmark": "cai.commands.benchmark",
-    "export": "cai.commands.export",
-    "chat": "cai.commands.chat",
+    name: f"cai.commands.{name}"
+    for name in ("runs", "status", "doctor", "compare", "report", "review", "exam", "benchmark", "export", "chat")
 }
-EXPERIMENTS = {  # they take whole runs to their end: `command(args, milestone)`
-    "against": "cai.commands.experiments.against",
-    "attribute": "cai.commands.experiments.attribute",
-    "inverse": "cai.commands.experiments.inverse",
-    "next_round": "cai.commands.experiments.next_round",
-    "sweep": "cai.commands.experiments.sweep",
-}
+EXPERIMENTS = ("against", "attribute", "inverse", "next_round", "sweep")  # they take whole runs to their end
 
 ACT_ON_A_RUN = ("review", "chat", "export", "fork", "report")  # and do not name the run by themselves
 
@@ -49,7 +35,7 @@ def dispatch(args: argparse.Namespace, milestone: Callable[[Inputs, argparse.Nam
     if name in ACT_ON_A_RUN:
         _tell_latest(args, getattr(args, name))
     if name in EXPERIMENTS:
-        return importlib.import_module(EXPERIMENTS[name]).command(args, milestone)
+        return importlib.import_module(f"cai.commands.experiments.{name}").command(args, milestone)
     return own[name](args) if name in own else importlib.import_module(MODULES[name]).command(args)
 
 
