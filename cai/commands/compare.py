@@ -25,7 +25,7 @@ from cai.recipe.settings_evaluation import EvaluationSection
 from cai.report.snapshot import Snapshot, read_story
 from cai.report.tables import phases
 from cai.store.row_types import Example, FigureRow
-from cai.terminal import columns, duration, for_stream, number, printable, usd
+from cai.terminal import aligned, columns, duration, for_stream, interval, number, printable, usd
 
 NAMES = string.ascii_uppercase
 FOLDED = 6  # names of equal figures that are shown
@@ -118,14 +118,14 @@ def _figure_lines(snapshots: Sequence[Snapshot], columns: int) -> list[str]:
 
 
 def _side_by_side(rows: Sequence[tuple[str, ...]], columns: int) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    if 0 < columns < sum(widths) + 2 * (len(widths) - 1):
+    lines = aligned(rows)
+    if 0 < columns < max(map(len, lines)):
         return [
             text
             for name, *cells in rows[1:]
             for text in (name, *(f"  {run}  {cell}" for run, cell in zip(rows[0][1:], cells, strict=True)))
         ]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return lines
 
 
 def _listed(rows: Sequence[tuple[str, ...]]) -> str:
@@ -136,9 +136,8 @@ def _listed(rows: Sequence[tuple[str, ...]]) -> str:
 def _cell(measured: FigureRow | None, status: str | None) -> str:
     if not measured or measured.get("value") is None:
         return f"{status} (not measured)" if status else "–"
-    low, high = measured.get("low"), measured.get("high")
-    interval = "" if low is None or high is None else f" [{number(float(low))}, {number(float(high))}]"
-    return f"{status + ' ' if status else ''}{number(measured['value'])}{interval} (n={measured.get('n', 0)})"
+    shown = number(measured["value"]) + interval(measured.get("low"), measured.get("high"))
+    return f"{status + ' ' if status else ''}{shown} (n={measured.get('n', 0)})"
 
 
 def _speed(snapshot: Snapshot) -> str:

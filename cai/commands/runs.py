@@ -32,7 +32,7 @@ from cai.run.run_ids import RUN_ID, refuse_pipes
 from cai.store.files import write_atomic
 from cai.store.jsonl import read_object
 from cai.store.lock import holder_lives
-from cai.terminal import columns, duration, for_stream, number, printable, usd, word
+from cai.terminal import aligned, columns, duration, for_stream, interval, number, printable, usd, word
 
 SHOWN = 4  # differences that are named; more are counted
 INDEX = "index.html"
@@ -158,10 +158,9 @@ def verdict(path: Path, gates: Mapping[str, Any], events: list[dict[str, Any]]) 
 def table(found: list[Line], columns: int = 0) -> list[str]:
     """The lines on screen: a row a run, and under it what differs; a block a run where `columns` are too few."""
     rows = [HEADS, *((f"{entry.cells[0]}{' *' if entry.latest else ''}", *entry.cells[1:]) for entry in found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
-    if 0 < columns < sum(widths) + 2 * (len(HEADS) - 1):
+    lines = aligned(rows)
+    if 0 < columns < max(map(len, lines)):
         return [text for entry in found for text in _block(entry)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     told = [lines[0]]
     for text, entry in zip(lines[1:], found, strict=True):
         told += [text, *([f"  differs: {entry.differences}"] if entry.differs else [])]
@@ -206,8 +205,7 @@ def _value(figure: Any) -> tuple[float, Any, Any] | None:
 def _p1(figures: Mapping[str, Any]) -> str:
     """On held-out pairs with its interval; where none were held out, on the training pairs, and said to be."""
     if (held := _value(figures.get("preference.p1"))) is not None:
-        value, low, high = held
-        return number(value) + (f" [{number(low)}, {number(high)}]" if low is not None and high is not None else "")
+        return number(held[0]) + interval(*held[1:])
     trained = _value(figures.get("preference.p1.train"))
     return f"{number(trained[0])} (train)" if trained is not None else "–"
 

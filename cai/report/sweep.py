@@ -11,15 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
 from cai.metrics.wordings import is_refusal
 from cai.report.charts import Chart, Dot, Scatter, nice
 from cai.report.drawing import inline, write_plots
 from cai.report.snapshot import Snapshot
-from cai.report.templating import environment
-from cai.store.files import write_atomic
-from cai.terminal import number
+from cai.report.templating import write_pages
+from cai.terminal import aligned, number
 
 COMPLIANCE, OVER_REFUSAL = "harmful compliance", "over-refusal"
 MEASURED = {COMPLIANCE: "harmbench.asr.tuned", OVER_REFUSAL: "xstest.over_refusal.tuned"}
@@ -139,19 +136,15 @@ def write(folder: Path, points: Sequence[Point], stand_in: bool) -> Path:
     drawn = charts(points, stand_in)
     content = {"head": head, "rows": rows, "charts": drawn, "stand_in": stand_in, "picture": inline}
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for kind in ("html", "md"):
-        write_atomic(folder / f"sweep.{kind}", environment().get_template(f"sweep.{kind}.j2").render(content).encode())
     data = [
         {"settings": dict(p.settings), "runs": p.runs, "figures": [dict(of) for of in p.figures], "failed": p.failed}
         for p in points
     ]
-    write_atomic(folder / "sweep.json", orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
     write_plots(folder / "plots", drawn)
-    return folder / "sweep.html"
+    return write_pages(folder, "sweep", "sweep", data, content)
 
 
 def lines(points: Sequence[Point]) -> list[str]:
     """The table for the screen."""
     head, rows = table(points)
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+    return aligned([head, *rows])

@@ -11,6 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
+from cai.store.files import write_atomic
+from cai.store.jsonl import JsonObject
 from cai.terminal import duration, number, percent, printable, usd
 
 if TYPE_CHECKING:
@@ -43,6 +47,15 @@ def environment() -> Environment:
         shown=printable,
     )
     return found
+
+
+def write_pages(folder: Path, name: str, template: str, data: object, shown: JsonObject) -> Path:
+    """NAME.json of `data`, NAME.md and NAME.html of `shown` by the templates of that name; gives the page."""
+    write_atomic(folder / f"{name}.json", orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
+    for kind in ("md", "html"):
+        text = environment().get_template(f"{template}.{kind}.j2").render(shown)
+        write_atomic(folder / f"{name}.{kind}", text.encode())
+    return folder / f"{name}.html"
 
 
 def _inert(value: object) -> Any:
