@@ -57,34 +57,29 @@ def edited(manifest: JsonObject) -> list[str]:
 def refuse_edited(manifest: JsonObject, path: Path) -> None:
     """Before a resume or a fork takes rows by what the manifest says. Errors: CaiError(CORRUPT)."""
     if parts := edited(manifest):
-        raise CaiError(
-            f"{path}: {', '.join(parts)}: edited since the program wrote it, so what made this run is not known: "
-            "put it back from a copy, or start a new run",
-            errors.CORRUPT,
-        )
+        why = "edited since the program wrote it, so what made this run is not known"
+        raise _corrupt(path, f"{', '.join(parts)}: {why}")
+
+
+def _corrupt(path: Path, why: str) -> CaiError:
+    return CaiError(f"{path}: {why}: put it back from a copy, or start a new run", errors.CORRUPT)
 
 
 def read_manifest(path: Path) -> Row:
     """manifest.json, or CaiError: missing or not whole (CORRUPT), written by a newer program (USAGE)."""
     if path.is_fifo():
-        raise CaiError(f"{path}: is a pipe: put it back from a copy, or start a new run", errors.CORRUPT)
+        raise _corrupt(path, "is a pipe")
     try:
         manifest = orjson.loads(path.read_bytes())
     except FileNotFoundError:
-        raise CaiError(
-            f"{path}: missing, so it is unknown what made this run: put it back from a copy, or start a new run",
-            errors.CORRUPT,
-        ) from None
+        raise _corrupt(path, "missing, so it is unknown what made this run") from None
     except orjson.JSONDecodeError as error:
-        raise CaiError(
-            f"{path}: not whole (line {error.lineno}): put it back from a copy, or start a new run",
-            errors.CORRUPT,
-        ) from error
+        raise _corrupt(path, f"not whole (line {error.lineno})") from error
     except OSError as error:
         raise files.io_error(path, "reading", error) from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if not isinstance(schema, int) or schema < 1:
-        raise CaiError(f"{path}: has no schema number: put it back from a copy, or start a new run", errors.CORRUPT)
+        raise _corrupt(path, "has no schema number")
     if schema > SCHEMA:
         raise CaiError(
             f"{path}: schema {schema} is newer than {SCHEMA}, which this program reads: update the program",

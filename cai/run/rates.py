@@ -23,6 +23,12 @@ class Range(NamedTuple):
     low: float
     high: float
 
+    def plus(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.high + other.high)
+
+    def times(self, factor: float) -> Range:
+        return Range(self.low * factor, self.high * factor)
+
 
 @dataclass(frozen=True)
 class TableRates:
