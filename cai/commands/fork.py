@@ -34,13 +34,13 @@ from cai.store.jsonl import JsonObject, Row
 from cai.store.records import differing
 from cai.store.row_types import Record
 from cai.store.rows import Lines, Rows, keys_of, of_stages
-from cai.store.scan import Damage
+from cai.store.scan import SCORE_KEY, Damage
 from cai.store.walk import CHANGED, CUT_OFF
 
 Identity = Mapping[str, str]
 BATCH = 256
 BATCH_KEY = "engine.batch_size"
-EXAM, EXAM_KEY = "critic.jsonl", ("metric", "item", "round")
+EXAM = "critic.jsonl"
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _take_exam(plan: ForkPlan, run: Run) -> None:
         return
     if rows := taken.unchanged(plan.source, EXAM):
         run.eval.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _log(run, run.eval / EXAM, EXAM_KEY, rows)
+        _log(run, run.eval / EXAM, SCORE_KEY, rows)
 
 
 def _take_round(plan: ForkPlan, run: Run) -> None:

@@ -20,17 +20,17 @@ from pathlib import Path
 import orjson
 
 from cai import errors
+from cai.data.marks import REVIEW_KEY
 from cai.errors import CaiError
 from cai.store import files, records
 from cai.store.lock import take_lock
 from cai.store.rows import Lines
-from cai.store.scan import BUFFER, RECORD_KEY, encode_points, key_of, parse_line, points_of
+from cai.store.scan import BUFFER, RECORD_KEY, SCORE_KEY, encode_points, key_of, parse_line, points_of
 from cai.store.walk import CHANGED, CUT_OFF, Walk, walking
 from cai.terminal import printable, word
 
 EVENT_KEY = ("attempt", "n")
-SCORE_KEYS = (("metric", "item", "round"), ("arm", "item", "round"))  # of the logs under eval/
-REVIEW_KEY = ("rater", "key")
+SCORE_KEYS = (SCORE_KEY, ("arm", "item", "round"))  # of the logs under eval/
 BOM = b"\xef\xbb\xbf"
 SHOWN = 60  # characters of a dropped line in the table
 SEARCHES = 100  # of 20 ms a million lines, before an index of 2 s is worth it

@@ -28,8 +28,7 @@ from cai.store import records
 from cai.store.jsonl import Row, read_object
 from cai.store.row_types import FigureRow, Record
 from cai.store.rows import ByItem, Latest, Rows
-
-SCORE_KEY = ("metric", "item", "round")
+from cai.store.scan import SCORE_KEY
 
 
 @dataclass(frozen=True)
@@ -239,20 +238,21 @@ def _figures(folder: Path, gaps: list[str]) -> tuple[dict[str, FigureRow], list[
 
 def _scores(path: Path) -> Mapping[tuple[str, int], Row]:
     """(metric, item) -> the row of the last round scored."""
-    rows = _log(path, SCORE_KEY)
+    rows = log_of(path, SCORE_KEY)
     return Latest(rows, 2) if isinstance(rows, Rows) else {}
 
 
 def _reviews(path: Path, gaps: list[str]) -> Sequence[Row]:
     """The marks; rows that a person spoilt are left out and told."""
-    rows = _log(path / "reviews.jsonl", ("rater", "key"))
+    rows = log_of(path / "reviews.jsonl", ("rater", "key"))
     whole = marks.whole(rows)
     if len(whole) < len(rows):
         gaps.append(f"reviews.jsonl: {len(rows) - len(whole)} of {len(rows)} marks, for they are not whole")
     return whole
 
 
-def _log(path: Path, key: tuple[str, ...]) -> Sequence[Row]:
+def log_of(path: Path, key: tuple[str, ...]) -> Sequence[Row]:
+    """The rows of a log, none of one that is missing or damaged."""
     try:
         return records.look(path, key)
     except (CaiError, OSError):

@@ -23,6 +23,7 @@ from cai.store.jsonl import Row
 from cai.store.rows import Key
 
 RECORD_KEY = ("stage", "item", "round")
+SCORE_KEY = ("metric", "item", "round")  # of a log under eval/
 SUM_LINE = re.compile(rb"(\d{1,18}) (\d{1,18}) ([0-9a-f]{16})")
 BUFFER = 1 << 20
 ODD = (list, dict)  # no value of a key
