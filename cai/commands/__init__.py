@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cai import errors
 from cai.commands import cli
-from cai.inputs import Inputs, grown_since, locate, read_inputs
+from cai.inputs import Inputs, locate, read_inputs
 from cai.run import budget, lines
 from cai.run.manifest import read_manifest
 from cai.session import create_run
@@ -72,8 +72,7 @@ def _fork(args: argparse.Namespace) -> int:
     from cai.commands import fork as forking
 
     path, inputs = locate(args, args.fork), read_inputs(args)
-    then = grown_since(inputs, path, read_manifest(path / "manifest.json"))
-    plan = forking.plan_fork(path, then.identity(then=True), then.stages(then=True))
+    plan = forking.plan_of(path, inputs)
     stands = forking.standing(plan)
     whole = budget.estimate(
         inputs.recipe, inputs.backend, path.parent, inputs.limit_tokens, inputs.once_tokens, stands

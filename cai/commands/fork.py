@@ -23,6 +23,7 @@ from cai.data.marks import REVIEW_KEY
 from cai.data.slots import slot_of, try_of
 from cai.errors import CaiError
 from cai.evaluate import taken
+from cai.inputs import Inputs, grown_since
 from cai.recipe.intake.input_files import PAIRS
 from cai.run import digests
 from cai.run.events import lineage, read_events
@@ -91,6 +92,12 @@ def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) 
     kept, again = parted(rows, differs, first_tries_only=bool(differs))
     model = dict(manifest.get("model", {})) if kept else {}
     return ForkPlan(source, kept, again, differs, _rates(source), model, rebatched=BATCH_KEY in changed)
+
+
+def plan_of(source: Path, inputs: Inputs) -> ForkPlan:
+    """The plan of a fork with these inputs; a file of instructions that only grew counts as what it was."""
+    then = grown_since(inputs, source, read_manifest(source / "manifest.json"))
+    return plan_fork(source, then.identity(then=True), then.stages(then=True))
 
 
 def verified_rows(path: Path) -> Rows[Record]:

@@ -28,7 +28,7 @@ from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.run.lines import near
 from cai.run.manifest import pair_counts, read_manifest, resolved_table
-from cai.run.run_ids import RUN_ID, refuse_pipes
+from cai.run.run_ids import refuse_pipes, run_folders
 from cai.store.files import write_atomic
 from cai.store.jsonl import read_object
 from cai.store.lock import holder_lives
@@ -76,8 +76,8 @@ def listed(root: Path, source: Source) -> list[Line]:
     latest = ""
     with suppress(OSError):
         latest = os.readlink(root / "latest")
-    folders = [p for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
-    found = [line(path, source, latest) for path in sorted(folders, reverse=True) if (path / "manifest.json").exists()]
+    folders = [path for path in reversed(run_folders(root)) if (path / "manifest.json").exists()]
+    found = [line(path, source, latest) for path in folders]
     everywhere = set.intersection(*(set(run.differs) for run in found)) if len(found) > 1 else set()
     return [replace(run, differs=tuple(sorted(run.differs, key=everywhere.__contains__))) for run in found]
 

@@ -14,7 +14,7 @@ from cai.errors import CaiError
 from cai.recipe.load import Recipe
 from cai.run.events import read_events, spent
 from cai.run.manifest import read_manifest
-from cai.run.run_ids import RUN_ID, refuse_pipes
+from cai.run.run_ids import refuse_pipes, run_folders
 from cai.store.jsonl import JsonObject, Row
 from cai.world import world
 
@@ -104,12 +104,8 @@ class Speed:
 
 def measured_before(root: Path, recipe: Recipe, backend: str) -> Speed | None:
     """The latest finished run below `root` of the same backend, model and quantization."""
-    folders = [p for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
-    for folder in sorted(folders, reverse=True):
-        found = _measured(folder, recipe, backend)
-        if found is not None:
-            return found
-    return None
+    each = (_measured(folder, recipe, backend) for folder in reversed(run_folders(root)))
+    return next(filter(None, each), None)
 
 
 def _measured(folder: Path, recipe: Recipe, backend: str) -> Speed | None:

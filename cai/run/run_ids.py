@@ -72,6 +72,11 @@ def resolve_run(argument: str | Path, root: Path) -> Path:
     return path
 
 
+def run_folders(root: Path) -> list[Path]:
+    """Every run below `root`, oldest first."""
+    return sorted(p for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
+
+
 def refuse_pipes(run: Path) -> None:
     """CaiError(CORRUPT) for a pipe, socket or device in a run folder: reading it would wait for ever."""
     for path in (Path(folder, name) for folder, _, names in os.walk(run) for name in names):
@@ -81,7 +86,7 @@ def refuse_pipes(run: Path) -> None:
 
 def _hint(name: str, root: Path) -> str:
     """The run that was meant, as far as its name tells; else the newest."""
-    known = sorted(p.name for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
+    known = [path.name for path in run_folders(root)]
     if not known:
         return f"{root}/ holds none"
     near = [run for run in known if name and name in run] or difflib.get_close_matches(name, known, 1, 0.8)
