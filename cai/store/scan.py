@@ -46,9 +46,8 @@ def parse_line(line: bytes, key: tuple[str, ...]) -> Row | str:
         return "NUL bytes" if b"\0" in line else "not JSON"
     if not isinstance(row, dict):
         return "not a JSON object"
-    if any(isinstance(row.get(name, []), ODD) for name in key):
-        return f"without {', '.join(name for name in key if isinstance(row.get(name, []), ODD))}"
-    return row
+    missing = [name for name in key if isinstance(row.get(name, []), ODD)]
+    return f"without {', '.join(missing)}" if missing else row
 
 
 def key_of(row: Row, key: tuple[str, ...]) -> Key:
