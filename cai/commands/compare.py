@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import string
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -25,7 +24,7 @@ from cai.recipe.settings_evaluation import EvaluationSection
 from cai.report.snapshot import Snapshot, read_story
 from cai.report.tables import phases
 from cai.store.row_types import Example, FigureRow
-from cai.terminal import aligned, columns, duration, for_stream, interval, number, printable, usd
+from cai.terminal import aligned, columns, duration, interval, number, say, usd
 
 NAMES = string.ascii_uppercase
 FOLDED = 6  # names of equal figures that are shown
@@ -36,7 +35,7 @@ def command(args: argparse.Namespace) -> int:
     from cai.inputs import locate
 
     stories = [read_story(locate(args, name)) for name in args.compare]
-    print(for_stream(printable("\n".join(lines(*stories, columns=columns()))), sys.stdout, fold=True))
+    say("\n".join(lines(*stories, columns=columns())))
     return errors.DONE
 
 

@@ -206,7 +206,7 @@ def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
     lines = [head]
     if rendered.text[:start].strip():
         opening = " ".join(rendered.text[:start].split())
-        shots = _shots(prompt)
+        shots = len(prompt.examples) if prompt.few_shot < 0 else min(prompt.few_shot, len(prompt.examples))
         lines.append(f"[{opening[:100]} ... {shots} example{'s' * (shots != 1)}, {start:,} characters in all]")
     lines.append(rendered.text[start:])
     if rendered.stop:
@@ -220,11 +220,6 @@ def _variable_part(prompt: Prompt, rendered: Rendered) -> str:
     marker = rendered.text.rfind("<|im_start|>user")
     start = max(start, marker)
     return rendered.text[start:] if start > 0 else rendered.text
-
-
-def _shots(prompt: Prompt) -> int:
-    """How many of the file's examples the recipe shows."""
-    return len(prompt.examples) if prompt.few_shot < 0 else min(prompt.few_shot, len(prompt.examples))
 
 
 def counted(tokenizer: Tokenizer, rendered: Rendered) -> tuple[int, int]:

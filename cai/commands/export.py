@@ -26,7 +26,7 @@ import orjson
 
 from cai import errors
 from cai.commands.export_arm import ADAPTER_FILES, OWN, ExportedArm, arm_named, line_of, names, whole_adapter
-from cai.commands.export_base import Base, base_of, config_values
+from cai.commands.export_base import Base, base_of
 from cai.commands.export_card import model_card
 from cai.commands.export_lines import usage
 from cai.commands.export_pairs import write_dataset
@@ -285,7 +285,7 @@ def _named(config: Path, base: Base) -> dict[str, object]:
     if not isinstance(values, dict):
         remedy = "remove the run's adapter folder and resume, which exports it again"
         raise CaiError(f"{config}: not whole, as it is in the run: {remedy}", errors.CORRUPT)
-    write_json_atomic(config, values | config_values(base))
+    write_json_atomic(config, values | {"base_model_name_or_path": base.shared, "revision": base.revision or None})
     return values
 
 

@@ -23,7 +23,7 @@ from cai.inputs import folder_of_runs
 from cai.recipe import load as recipes
 from cai.recipe.load import Source, flatten
 from cai.recipe.paths import expanded
-from cai.report.templating import environment
+from cai.report.templating import rendered
 from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.run.lines import near
@@ -32,7 +32,7 @@ from cai.run.run_ids import refuse_pipes, run_folders
 from cai.store.files import write_atomic
 from cai.store.jsonl import read_object
 from cai.store.lock import holder_lives
-from cai.terminal import aligned, columns, duration, for_stream, interval, number, printable, usd, word
+from cai.terminal import aligned, columns, duration, interval, number, printable, say, usd, word
 
 SHOWN = 4  # differences that are named; more are counted
 INDEX = "index.html"
@@ -62,7 +62,7 @@ def command(args: argparse.Namespace) -> int:
     if not found:
         print(f"{near(root)}: no run yet. Start one with make m0.")
         return errors.DONE
-    print(for_stream(printable("\n".join(table(found, columns()))), sys.stdout, fold=True))
+    say("\n".join(table(found, columns())))
     try:
         write_atomic(root / INDEX, page(found).encode())
         print(f"the same with links to the reports: {word(near(root / INDEX))}")
@@ -176,7 +176,7 @@ def _block(entry: Line) -> list[str]:
 
 
 def page(found: list[Line]) -> str:
-    return environment().get_template("index.html.j2").render(heads=HEADS, lines=found)
+    return rendered("index.html.j2", {"heads": HEADS, "lines": found})
 
 
 def _plain(text: str) -> str:

@@ -49,15 +49,10 @@ class Point:
 def figures_of(snapshot: Snapshot) -> dict[str, float]:
     """What a run of the sweep measured, by the table's names."""
     wanted = {**FIGURES, **MEASURED}
-    found = {name: _value(snapshot, metric) for name, metric in wanted.items()}
+    found = {name: snapshot.figures.get(metric, {}).get("value") for name, metric in wanted.items()}
     if found[COMPLIANCE] is None and found[OVER_REFUSAL] is None:
         found |= _stand_in(snapshot)
-    return {"pairs": float(len(snapshot.pairs.train))} | {n: v for n, v in found.items() if v is not None}
-
-
-def _value(snapshot: Snapshot, metric: str) -> float | None:
-    value = snapshot.figures.get(metric, {}).get("value")
-    return float(value) if value is not None else None
+    return {"pairs": float(len(snapshot.pairs.train))} | {n: float(v) for n, v in found.items() if v is not None}
 
 
 def _stand_in(snapshot: Snapshot) -> dict[str, float | None]:

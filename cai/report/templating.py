@@ -49,12 +49,16 @@ def environment() -> Environment:
     return found
 
 
+def rendered(template: str, values: JsonObject) -> str:
+    """The text of a template."""
+    return environment().get_template(template).render(values)
+
+
 def write_pages(folder: Path, name: str, template: str, data: object, shown: JsonObject) -> Path:
     """NAME.json of `data`, NAME.md and NAME.html of `shown` by the templates of that name; gives the page."""
     write_atomic(folder / f"{name}.json", orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
     for kind in ("md", "html"):
-        text = environment().get_template(f"{template}.{kind}.j2").render(shown)
-        write_atomic(folder / f"{name}.{kind}", text.encode())
+        write_atomic(folder / f"{name}.{kind}", rendered(f"{template}.{kind}.j2", shown).encode())
     return folder / f"{name}.html"
 
 

@@ -38,7 +38,8 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
     inputs = read_inputs(asked)
     _check(path, parent, inputs)
     plan = fork.plan_fork(path, inputs.identity(then=True), inputs.stages(then=True))
-    say(f"round {inputs.recipe.on_policy.round}: the adapter of {path.name} answers {_asked(plan)} instructions again")
+    count = sum(row["stage"] == "instructions" and row["status"] == "ok" for row in plan.kept)
+    say(f"round {inputs.recipe.on_policy.round}: the adapter of {path.name} answers {count} instructions again")
     say("\n".join(fork.describe(plan, inputs.recipe.budget.usd_per_hour)))
     if args.dry_run:
         return errors.DONE
@@ -77,7 +78,3 @@ def _check(path: Path, parent: Snapshot, inputs: Inputs) -> None:
             'or switch the rule off with --set on_policy.metric=""',
             errors.QUALITY,
         )
-
-
-def _asked(plan: fork.ForkPlan) -> int:
-    return sum(row["stage"] == "instructions" and row["status"] == "ok" for row in plan.kept)
