@@ -11,7 +11,6 @@ import argparse
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from cai import errors
 from cai.data import chain
@@ -190,8 +189,8 @@ def _by_instruction(of: Side) -> dict[str, int]:
 def paired(one: Side, two: Side) -> list[Paired]:
     """Yes/no outcomes (kept, critique meaningful, revision addresses) and numbers (words, edit, CSI, CRI, margin)."""
     pairs = shared(one, two)
-    found = [_yes_no(name, one, two, pairs, outcome) for name, outcome in OUTCOMES.items()]
-    found += [_number(name, one, two, pairs, value) for name, value in VALUES.items()]
+    found = [_compared(name, one, two, pairs, outcome, yes_no=True) for name, outcome in OUTCOMES.items()]
+    found += [_compared(name, one, two, pairs, value, yes_no=False) for name, value in VALUES.items()]
     return [p for p in found if p is not None]
 
 
@@ -251,31 +250,20 @@ VALUES: dict[str, Callable[[Side, int], float | None]] = {
     "margin in nats, without beta": _margin,
 }
 Pairs = list[tuple[int, int]]
-T = TypeVar("T")
 
 
-def _both(one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], T | None]) -> list[tuple[T, T]]:
-    found = [(value(one, a), value(two, b)) for a, b in pairs]
-    return [(a, b) for a, b in found if a is not None and b is not None]
-
-
-def _yes_no(
-    name: str, one: Side, two: Side, pairs: Pairs, outcome: Callable[[Side, int], bool | None]
+def _compared(
+    name: str, one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], float | None], *, yes_no: bool
 ) -> Paired | None:
-    both = _both(one, two, pairs, outcome)
+    """The measure on the prompts on which both runs have it: McNemar's p for yes or no, else the interval."""
+    each = [(value(one, a), value(two, b)) for a, b in pairs]
+    both = [(a, b) for a, b in each if a is not None and b is not None]
     if not both:
         return None
-    a, b = [x for x, _ in both], [y for _, y in both]
-    return Paired(name, len(both), sum(a) / len(a), sum(b) / len(b), mcnemar_exact(a, b))
-
-
-def _number(name: str, one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], float | None]) -> Paired | None:
-    both = _both(one, two, pairs, value)
-    if not both:
-        return None
-    interval = bootstrap_mean([b - a for a, b in both]) or (None, None)
-    means = [sum(side) / len(both) for side in zip(*both, strict=True)]
-    return Paired(name, len(both), means[0], means[1], None, *interval)
+    p = mcnemar_exact([bool(a) for a, _ in both], [bool(b) for _, b in both]) if yes_no else None
+    interval = (None, None) if yes_no else bootstrap_mean([b - a for a, b in both]) or (None, None)
+    first, second = (sum(side) / len(both) for side in zip(*both, strict=True))
+    return Paired(name, len(both), first, second, p, *interval)
 
 
 def _holm(tests: Sequence[Sequence[Paired]]) -> list[dict[str, float]]:

@@ -49,7 +49,8 @@ def compared(snapshot: Snapshot) -> Row:
     rounds = of_run(snapshot)
     if len(rounds) == 1:
         return {}
-    names = [name for name in _names(rounds) if sum(name in of["figures"] for of in rounds)]
+    every = dict.fromkeys((*SHOWN, *(name for of in rounds for name in of["figures"])))
+    names = [name for name in every if any(name in of["figures"] for of in rounds)]
     rows = [[name, *(_cell(of["figures"].get(name)) for of in rounds)] for name in names]
     head = ["figure", *(f"round {of['round']} ({of['run']})" for of in rounds)]
     return {"head": head, "rows": rows, "verdict": verdict(rounds, snapshot.recipe.on_policy)[1]}
@@ -92,10 +93,6 @@ def lines(snapshot: Snapshot) -> list[str]:
         return []
     told = aligned([found["head"], *found["rows"]])
     return [*told, *([found["verdict"]] if found["verdict"] else [])]
-
-
-def _names(rounds: Sequence[JsonObject]) -> list[str]:
-    return list(dict.fromkeys(name for name in (*SHOWN, *(n for of in rounds for n in of["figures"]))))
 
 
 def _cell(figure: JsonObject | None) -> str:

@@ -31,7 +31,6 @@ REPAIRS = {  # event kind -> what happened, in words
     "recipe_changed": "the recipe was changed between attempts (keys that may change)",
     "pairs_cut": "some pairs were cut or left out to fit dpo.max_length",
     "wave": "items without a pair were tried again",
-    "repaired": "a damaged log was repaired by hand",
     "forked": "records were taken over from another run",
     "identical_answers": "the tuned model answered a benchmark word for word as the base: is the adapter on?",
 }
