@@ -19,10 +19,7 @@ from cai.run.manifest import read_manifest
 from cai.session import create_run
 from cai.terminal import printable, say
 
-MODULES = {
-    name: f"cai.commands.{name}"
-    for name in ("runs", "status", "doctor", "compare", "report", "review", "exam", "benchmark", "export", "chat")
-}
+MODULES = {name: f"cai.commands.{name}" for name in cli.COMMANDS}  # verify, repair and fork begin here
 EXPERIMENTS = ("against", "attribute", "inverse", "next_round", "sweep")  # they take whole runs to their end
 
 ACT_ON_A_RUN = ("review", "chat", "export", "fork", "report")  # and do not name the run by themselves

@@ -24,8 +24,8 @@ def lines(inputs: Inputs) -> list[str]:
     earlier = None if recipe.pairs.file else measured_before(root, recipe, inputs.backend)
     told = []
     for arm in arm_rates.timed(recipe, inputs.backend, earlier):
-        what = f"{number(arm.cost.answers)} answers" if arm.cost.where != "fresh answers" else ""
-        where = f"{arm.cost.where}, {what}" if what else f"{number(arm.cost.answers)} {arm.cost.where}"
+        count, where = number(arm.cost.answers), arm.cost.where
+        where = f"{count} {where}" if where == "fresh answers" else f"{where}, {count} answers"
         tokens = f"at most {number(arm.cost.tokens)} tokens"
         told.append(f"{arm.cost.title}: {where}, {tokens}{_took(arm.seconds, recipe)}")
     if recipe.dpo.also_from_base:

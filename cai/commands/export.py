@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ from cai.commands.export_card import model_card
 from cai.commands.export_lines import usage
 from cai.commands.export_pairs import write_dataset
 from cai.commands.export_prompt import Asking, asking, write_prompt_files
-from cai.commands.push import check_name, push, push_plan
+from cai.commands.push import Say, check_name, push, push_plan
 from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.report.snapshot import Snapshot, read_story
@@ -45,7 +45,6 @@ from cai.terminal import say, word
 if TYPE_CHECKING:
     from cai.commands.merge import BaseSource
 
-Say = Callable[[str], None]
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no other --to is the remedy
 CONVERTER = "convert_hf_to_gguf.py"
 PART = ".cai-export.part"  # in the target folder: what is not whole yet; the next export there begins again

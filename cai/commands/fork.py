@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cai import errors
 from cai.data import chain, marks, on_policy
 from cai.data.marks import REVIEW_KEY
 from cai.data.slots import slot_of, try_of
@@ -77,7 +76,7 @@ def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) 
     manifest = read_manifest(source / "manifest.json")
     refuse_edited(manifest, source / "manifest.json")
     if "stages" not in manifest:
-        raise CaiError(f"{source}/manifest.json: names no stages, so nothing can be reused: start anew", errors.USAGE)
+        raise CaiError(f"{source}/manifest.json: names no stages, so nothing can be reused: start anew")
     digests.check_log(source, source / "records.jsonl", digests.left(read_events(source / "events.jsonl"))[0])
     rows = verified_rows(source / "records.jsonl")
     differs = changed_stages(manifest["stages"], stages)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import orjson
 
-from cai import errors
 from cai.data.marks import REVIEW_KEY
 from cai.errors import CaiError
 from cai.store import files, records
@@ -217,4 +216,4 @@ def _kept(path: Path, gone: Container[int]) -> Iterator[bytes]:
 def check_repairable(run: Path) -> None:
     """CaiError(USAGE) if `run` holds no log at all."""
     if not logs_of(run):
-        raise CaiError(f"{run}: holds no records.jsonl to repair", errors.USAGE)
+        raise CaiError(f"{run}: holds no records.jsonl to repair")

@@ -8,11 +8,8 @@ What differs is told against the recipe as it is now, resolved for the run's mil
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.run.lines import near
 from cai.run.manifest import pair_counts, read_manifest, resolved_table
-from cai.run.run_ids import refuse_pipes, run_folders
+from cai.run.run_ids import latest_run, refuse_pipes, run_folders
 from cai.store.files import write_atomic
 from cai.store.jsonl import read_object
 from cai.store.lock import holder_lives
@@ -73,9 +70,7 @@ def command(args: argparse.Namespace) -> int:
 
 def listed(root: Path, source: Source) -> list[Line]:
     """Every run folder below `root`, newest first. Of what differs, that in which runs differ from each other first."""
-    latest = ""
-    with suppress(OSError):
-        latest = os.readlink(root / "latest")
+    latest = latest_run(root)
     folders = [path for path in reversed(run_folders(root)) if (path / "manifest.json").exists()]
     found = [line(path, source, latest) for path in folders]
     everywhere = set.intersection(*(set(run.differs) for run in found)) if len(found) > 1 else set()
@@ -186,7 +181,7 @@ def _plain(text: str) -> str:
 
 def _sha(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return digests.digest_of(path)[:16]
     except OSError:
         return ""
 

@@ -6,7 +6,6 @@ Owns the checks and their table; each check stands alone and reports all it find
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections import Counter
@@ -18,13 +17,15 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from cai.commands import verify_dataset, verify_files, verify_training
+from cai.commands.verify_dataset import Results
 from cai.data import chain
+from cai.run.digests import digest_of
 from cai.run.events import read_events, spent
 from cai.run.manifest import edited, read_manifest
 from cai.store.jsonl import Row
 from cai.store.lock import holder
 from cai.store.rows import Key, Lines
-from cai.store.scan import RECORD_KEY, key_of, readable
+from cai.store.scan import BUFFER, RECORD_KEY, key_of, readable
 from cai.terminal import printable
 
 Verdict = Literal["ok", "FAIL", "note", "skip"]
@@ -33,7 +34,6 @@ ROW_FIELDS = (
     ("status", str), ("reason", str | None), ("finish", str | None), ("tokens", int), ("seed", int),
     ("prompt_sha", str),
 )  # fmt: skip
-PART = 1 << 20
 SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "CREDENTIAL")
 
 
@@ -58,9 +58,6 @@ def verify(run: Path) -> list[VerifyResult]:
     return checks
 
 
-Results = Iterator[tuple[str, str]]
-
-
 def _manifest(run: Path) -> Results:
     manifest = read_manifest(run / "manifest.json")
     if parts := edited(manifest):
@@ -79,7 +76,7 @@ def _inputs(run: Path) -> Results:
         path = run / name
         if not path.is_file():
             wrong.append(f"{name} is missing")
-        elif hashlib.sha256(path.read_bytes()).hexdigest()[:16] != sha:
+        elif digest_of(path)[:16] != sha:
             wrong.append(f"{name} was changed")
     if wrong:
         yield "FAIL", f"{', '.join(wrong)}; a resume with the recipe they came from copies them again"
@@ -231,7 +228,7 @@ def _found_in(path: Path, secrets: dict[str, bytes]) -> list[str]:
     """Names of the secrets whose value stands in the file, which is read in parts that overlap."""
     found, most, before = set[str](), max(map(len, secrets.values())), b""
     with path.open("rb") as file:
-        while part := file.read(PART):
+        while part := file.read(BUFFER):
             before = before[-most:] + part
             found |= {name for name, value in secrets.items() if value in before}
     return [name for name in secrets if name in found]

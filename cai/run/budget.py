@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 # Only an estimate's margins: what one run's rate says about the next run's. Linear scaling, -30% / +50%.
 LOW, HIGH = 0.7, 1.5
-FULL = 1.0  # of the token limit, what a completion uses at most where no run says better; SHORT at least
 SIDE_BY_SIDE = 8  # rows of what is generated once a run
 TRIES = 1.5  # items tried a slot at the upper end, where no run says better
 
@@ -171,7 +170,7 @@ def _from_run(recipe: Recipe, run: Speed) -> Estimate:
 def _from_table(recipe: Recipe, backend: str, limit_tokens: int) -> Estimate:
     rates = table_rates(backend)
     limit = slot_count(recipe) * limit_tokens
-    tokens = Range(limit * SHORT, limit * FULL * TRIES)
+    tokens = Range(limit * SHORT, limit * TRIES)  # a completion uses SHORT of its limit at least, all of it at most
     if not rates.tokens_per_second:
         return Estimate(tokens, None, None, None, rates.source, hourly(recipe))
     speed = rates.at(slot_count(recipe))

@@ -29,7 +29,7 @@ from cai.run.events import read_events, spent
 from cai.run.heart import Heart
 from cai.run.lines import command, program
 from cai.run.manifest import SCHEMA, read_manifest, sealed
-from cai.run.run_ids import check_run_id
+from cai.run.run_ids import check_run_id, latest_run
 from cai.store import files
 from cai.store.files import write_atomic, write_json_atomic
 from cai.store.jsonl import JsonObject, Row, read_object
@@ -139,7 +139,7 @@ class Run:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         run = cls(path, whole, take_lock(path))
-        run._latest_before = _latest(root)
+        run._latest_before = latest_run(root)
         _point_latest(root, run_id)
         return run._begin(start)
 
@@ -147,7 +147,7 @@ class Run:
     def open(cls, path: Path, **start: object) -> Run:
         """Lock an existing run and begin the next attempt. Errors: LOCKED, CORRUPT or USAGE (manifest), IO."""
         if path.is_symlink() or not path.is_dir():
-            raise CaiError(f"{path}: is no run folder", errors.USAGE)
+            raise CaiError(f"{path}: is no run folder")
         lock = take_lock(path)
         try:
             run = cls(path, read_manifest(path / "manifest.json"), lock)
@@ -267,7 +267,7 @@ class Run:
         with suppress(OSError):
             begun = self.dataset.exists() or self.train.exists()  # of pairs of one's own no record is written
             if self.attempt == 1 and not begun and not self.records_path.stat().st_size:
-                if _latest(self.path.parent) == self.id:
+                if latest_run(self.path.parent) == self.id:
                     _point_latest(self.path.parent, self._latest_before)
                 shutil.rmtree(self.path)
 
@@ -286,13 +286,6 @@ class Run:
 def _finite(value: object) -> Any:
     """An event may tell of a NaN; as a word, for JSON has no such number."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _latest(root: Path) -> str:
-    try:
-        return os.readlink(root / "latest")
-    except OSError:
-        return ""
 
 
 def _point_latest(root: Path, run_id: str) -> None:

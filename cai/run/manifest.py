@@ -81,10 +81,7 @@ def read_manifest(path: Path) -> Row:
     if not isinstance(schema, int) or schema < 1:
         raise _corrupt(path, "has no schema number")
     if schema > SCHEMA:
-        raise CaiError(
-            f"{path}: schema {schema} is newer than {SCHEMA}, which this program reads: update the program",
-            errors.USAGE,
-        )
+        raise CaiError(f"{path}: schema {schema} is newer than {SCHEMA}, which this program reads: update the program")
     if wrong := [name for name, kind in KINDS.items() if not isinstance(manifest.get(name, kind()), kind)]:
         raise CaiError(
             f"{path}: {wrong[0]}: should be a {KINDS[wrong[0]].__name__}: put it back from a copy", errors.CORRUPT

@@ -16,9 +16,8 @@ from typing import BinaryIO
 
 from cai.store import files
 from cai.store.rows import Key, Lines
-from cai.store.scan import Damage, Point, digest_of, key_of, parse_line, point_of, sum_line
+from cai.store.scan import BUFFER, Damage, Point, digest_of, key_of, parse_line, point_of, sum_line
 
-BUFFER = 1 << 20
 CHANGED = "changed after it was committed"
 CUT_OFF = "cut off before its newline"
 
