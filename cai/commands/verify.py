@@ -25,7 +25,7 @@ from cai.run.manifest import edited, read_manifest
 from cai.store.jsonl import Row
 from cai.store.lock import holder
 from cai.store.rows import Key, Lines
-from cai.store.scan import BUFFER, RECORD_KEY, key_of, readable
+from cai.store.scan import RECORD_KEY, key_of, readable
 from cai.terminal import printable
 
 Verdict = Literal["ok", "FAIL", "note", "skip"]
@@ -34,6 +34,7 @@ ROW_FIELDS = (
     ("status", str), ("reason", str | None), ("finish", str | None), ("tokens", int), ("seed", int),
     ("prompt_sha", str),
 )  # fmt: skip
+PART = 1 << 20
 SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "CREDENTIAL")
 
 
@@ -228,7 +229,7 @@ def _found_in(path: Path, secrets: dict[str, bytes]) -> list[str]:
     """Names of the secrets whose value stands in the file, which is read in parts that overlap."""
     found, most, before = set[str](), max(map(len, secrets.values())), b""
     with path.open("rb") as file:
-        while part := file.read(BUFFER):
+        while part := file.read(PART):
             before = before[-most:] + part
             found |= {name for name, value in secrets.items() if value in before}
     return [name for name in secrets if name in found]
