@@ -35,7 +35,7 @@ from cai.run.context import Context
 from cai.run.loop import open_marked
 from cai.store import records
 from cai.store.files import holds, json_bytes, write_json_atomic
-from cai.store.jsonl import Row, read_object
+from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 
 Said = Callable[[Sequence[Row]], list[bool | None]]
@@ -256,5 +256,9 @@ def stored(folder: Path, use: str, judge: str) -> JudgeCheck | None:
 
 def _read(path: Path) -> dict[str, Row]:
     """The two parts of checks.json; of one that is not whole, empty ones."""
-    parts = read_object(path)
+    try:
+        content = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        content = None
+    parts = content if isinstance(content, dict) else {}
     return {name: part if isinstance(part := parts.get(name), dict) else {} for name in ("checks", "figures")}

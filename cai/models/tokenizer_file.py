@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+import orjson
+
 from cai.engine.foreign import HfTokenizer
 from cai.engine.tokenizers import ByteTokenizer, HFTokenizer, Tokenizer
 from cai.errors import CaiError
 from cai.models import chat_environment, embedded, weights
 from cai.recipe.settings import ModelSection
-from cai.store.jsonl import JsonObject, one_line, read_object
+from cai.store.jsonl import JsonObject, Row, one_line
 
 
 class ByteCounter(ByteTokenizer):
@@ -33,7 +35,7 @@ class TokenizerFile:
 
         self.fast = Fast.from_file(str(folder / "tokenizer.json"))
         self.added_tokens_decoder = {id_: str(t.content) for id_, t in self.fast.get_added_tokens_decoder().items()}
-        self.config = read_object(folder / "tokenizer_config.json")
+        self.config = _json(folder / "tokenizer_config.json")
         self.chat_template = template_of(folder)
         self.eos_token_id = self.fast.token_to_id(self._content("eos_token")) or 0
 
@@ -69,7 +71,7 @@ def template_of(folder: Path) -> str:
     if file.is_file():
         with contextlib.suppress(OSError, UnicodeDecodeError), file.open(encoding="utf-8") as source:
             return source.read(chat_environment.MOST_TEMPLATE + 1)
-    return chat_environment.choose(read_object(folder / "tokenizer_config.json").get("chat_template"))
+    return chat_environment.choose(_json(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def check_template(model: ModelSection, place: Path | str) -> None:
@@ -140,6 +142,14 @@ def _hub_cache(model: ModelSection) -> list[Path]:
     except OSError:
         commit = model.revision
     return [cache / "snapshots" / commit]
+
+
+def _json(path: Path) -> Row:
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def modules_at_hand(model: ModelSection, backend: str) -> set[str]:

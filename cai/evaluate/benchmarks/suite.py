@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 from contextlib import ExitStack
 
+import orjson
+
 from cai.evaluate import arms as beside
 from cai.evaluate.benchmarks import answers, check_cases, figures, verdicts
 from cai.evaluate.benchmarks.answers import ARMS, BASE, TUNED
@@ -39,7 +41,7 @@ from cai.run import loop
 from cai.run.context import Context
 from cai.run.lines import command, near
 from cai.store.files import write_json_atomic
-from cai.store.jsonl import Row, read_object
+from cai.store.jsonl import Row
 from cai.store.records import RecordLog
 from cai.terminal import say
 
@@ -216,7 +218,11 @@ def _tell_lost(context: Context, kept: Figures, names: Sequence[str]) -> None:
 
 def read(path: Path) -> Figures:
     """The whole figures of a results file; none where there is no such file."""
-    found = read_object(path).get("figures")
+    try:
+        content = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    found = content.get("figures") if isinstance(content, dict) else None
     figures = {name: _measured(row) for name, row in found.items()} if isinstance(found, dict) else {}
     return {name: figure for name, figure in figures.items() if figure is not None}
 
