@@ -19,8 +19,7 @@ from cai.run import digests
 from cai.run.events import read_events
 from cai.run.manifest import read_manifest
 from cai.run.run_ids import RUN_ID
-from cai.store.files import read_json
-from cai.store.jsonl import Row
+from cai.store.jsonl import Row, read_object
 
 GATES = "eval/gates.json"
 ORDER = ("m0", "m1", "m2", "m3")
@@ -69,7 +68,7 @@ def _changed(path: Path) -> str:
 
 def _stored_verdict(path: Path) -> Row | None:
     """eval/gates.json if it is whole: what it says decides whether the next milestone starts."""
-    found, kinds = read_json(path), {"recipe": str, "passed": bool, "enforced": bool}
+    found, kinds = read_object(path), {"recipe": str, "passed": bool, "enforced": bool}
     return found if all(isinstance(found.get(name), kind) for name, kind in kinds.items()) else None
 
 

@@ -34,8 +34,8 @@ from cai.run import loop
 from cai.run.context import Context
 from cai.run.loop import open_marked
 from cai.store import records
-from cai.store.files import read_json, write_json_atomic
-from cai.store.jsonl import Row
+from cai.store.files import write_json_atomic
+from cai.store.jsonl import Row, read_object
 from cai.store.records import RecordLog
 
 Said = Callable[[Sequence[Row]], list[bool | None]]
@@ -247,5 +247,5 @@ def stored(folder: Path, use: str, judge: str) -> JudgeCheck | None:
 
 def _read(path: Path) -> dict[str, Row]:
     """The two parts of checks.json; of one that is not whole, empty ones."""
-    parts = read_json(path)
+    parts = read_object(path)
     return {name: part if isinstance(part := parts.get(name), dict) else {} for name in ("checks", "figures")}

@@ -18,8 +18,7 @@ from cai.engine.tokenizers import ByteTokenizer, HFTokenizer, Tokenizer
 from cai.errors import CaiError
 from cai.models import chat_environment, embedded, weights
 from cai.recipe.settings import ModelSection
-from cai.store.files import read_json
-from cai.store.jsonl import JsonObject, one_line
+from cai.store.jsonl import JsonObject, one_line, read_object
 
 
 class ByteCounter(ByteTokenizer):
@@ -34,7 +33,7 @@ class TokenizerFile:
 
         self.fast = Fast.from_file(str(folder / "tokenizer.json"))
         self.added_tokens_decoder = {id_: str(t.content) for id_, t in self.fast.get_added_tokens_decoder().items()}
-        self.config = read_json(folder / "tokenizer_config.json")
+        self.config = read_object(folder / "tokenizer_config.json")
         self.chat_template = template_of(folder)
         self.eos_token_id = self.fast.token_to_id(self._content("eos_token")) or 0
 
@@ -70,7 +69,7 @@ def template_of(folder: Path) -> str:
     if file.is_file():
         with contextlib.suppress(OSError, UnicodeDecodeError), file.open(encoding="utf-8") as source:
             return source.read(chat_environment.MOST_TEMPLATE + 1)
-    return chat_environment.choose(read_json(folder / "tokenizer_config.json").get("chat_template"))
+    return chat_environment.choose(read_object(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def check_template(model: ModelSection, place: Path | str) -> None:

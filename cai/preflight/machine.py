@@ -23,8 +23,7 @@ from cai.errors import CaiError
 from cai.models.auxiliary import cached_folder
 from cai.preflight.model_checks import Check, Status
 from cai.recipe.load import Recipe
-from cai.store.files import read_json
-from cai.store.jsonl import JsonObject, Row
+from cai.store.jsonl import JsonObject, Row, read_object
 
 ROOT = Path(__file__).resolve().parents[2]
 PINNED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "accelerate", "datasets")
@@ -163,7 +162,7 @@ def gpu_checks(recipe: Recipe) -> Iterator[Check]:
 def local_config(name: str) -> Row:
     """config.json of a local folder or of the hub cache, without the network; {} where there is none."""
     folder = Path(name) if Path(name).is_dir() else cached_folder(name)
-    return read_json(folder / "config.json") if folder else {}
+    return read_object(folder / "config.json") if folder else {}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import orjson
 
 from cai import errors
 from cai.errors import CaiError
-from cai.store.jsonl import Row
 
 PART = 1 << 16  # bytes compared at once
 _write = os.write
@@ -156,15 +155,6 @@ def write_json_atomic(path: Path, value: object, *, durable: bool = True) -> Non
     data = json_bytes(value)
     if not holds(path, data):
         write_atomic(path, data, durable=durable)
-
-
-def read_json(path: Path) -> Row:
-    """The object in a JSON file; an empty one where there is no whole one."""
-    try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def open_append(path: Path) -> int:

@@ -28,8 +28,8 @@ from cai.recipe.settings_benchmarks import STAND_IN, BenchmarksSection
 from cai.run import loop
 from cai.run.context import Context
 from cai.run.lines import command, near
-from cai.store.files import read_json, write_json_atomic
-from cai.store.jsonl import JsonObject, Row
+from cai.store.files import write_json_atomic
+from cai.store.jsonl import JsonObject, Row, read_object
 from cai.store.records import RecordLog
 from cai.terminal import say
 
@@ -204,7 +204,7 @@ def _tell_lost(context: Context, kept: Figures, names: Sequence[str]) -> None:
 
 def read(path: Path) -> Figures:
     """The whole figures of a results file; none where there is no such file."""
-    rows = read_json(path).get("figures")
+    rows = read_object(path).get("figures")
     found = {name: _measured(row) for name, row in rows.items()} if isinstance(rows, dict) else {}
     return {name: figure for name, figure in found.items() if figure is not None}
 
