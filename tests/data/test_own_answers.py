@@ -81,6 +81,68 @@ def test_a_run_that_had_none_keeps_all_its_rows_in_a_fork_that_has(run_fake: Run
     assert forked["changed"] == {}
 
 
+def forked(run_fake: Runner, source: Path, *argv: str) -> Path:
+    """The fork of a run, drawn to its end."""
+    before = {path.name for path in source.parent.iterdir()}
+    run_fake(*argv, "--fork", str(source))
+    made = next(path for path in source.parent.iterdir() if path.name not in before and path.is_dir())
+    run_fake(*argv, "--resume", str(made), "--until", "pairs")
+    return made
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("key", ["sampling.critiques.temperature=0.9", "sampling.answers.temperature=0.3"])
+def test_a_fork_that_changes_the_slots_has_the_bytes_of_a_run_from_nothing(run_fake: Runner, key: str) -> None:
+    """Where own answers came late, too: the source began without them, so its manifest told of none."""
+    _, source = run_fake(*SFT, "--until", "pairs")
+    run_fake(*answers(4), "--resume", str(source), "--until", "pairs")
+    assert len(lines(source, *own_answers.STAGES)) == 8
+    fork = forked(run_fake, source, *answers(4), "--set", key)
+    _, anew = run_fake(*answers(4), "--set", key, "--until", "pairs")
+    assert (fork / "records.jsonl").read_bytes() == (anew / "records.jsonl").read_bytes()
+
+
+def test_every_row_of_a_slot_stays_where_they_are_switched_off_or_on() -> None:
+    """Nothing that a later try of a slot depends on has changed, and a fork drops those where anything has."""
+    from cai.commands.fork import changed_stages, stays
+    from cai.data import chain
+    from cai.recipe.load import read, resolve
+
+    def identities(*sets: str) -> dict[str, dict[str, str]]:
+        recipe = resolve(read(ROOT / "cai.toml"), milestone="m2", sets=sets)
+        return {name: chain.stage_identity(recipe, name, {}) for name in chain.names()}
+
+    on, off = identities('dpo.start="sft"'), identities("sft.answers=0")
+    before = {name: {} if name in own_answers.STAGES else found for name, found in off.items()}  # by older versions
+    assert changed_stages(on, off) == changed_stages(off, on) == changed_stages(before, on) == {}
+    for changed in ({"pairs": []}, {"guard": []}, {"labels": []}, {"answers": []}):
+        assert not any(stays(name, 0, changed) for name in own_answers.STAGES)
+    assert all(stays(name, 0, {}) for name in own_answers.STAGES)
+
+
+def test_they_are_no_rows_of_the_items_that_have_their_numbers() -> None:
+    """An item without an instruction (a file with too few lines) stays one that was never tried."""
+    from cai.data.pairs import PairPlan, build
+
+    found = build(pair_of(0, "Stretch a little, and drink water."), PairPlan(1, {}))
+    assert not found.rejects and not found.sizes
+
+
+@pytest.mark.runs
+def test_no_later_line_of_a_file_is_one_of_their_requests(run_fake: Runner, tmp_path: Path) -> None:
+    """It could be held out."""
+    file = tmp_path / "mine.txt"
+    file.write_text("How do I fix a bicycle tyre?\nWhat is a good soup for winter?\nHow does a tide work?\n")
+    sets = (*answers(4), "--set", f"instructions.file={file}", "--set", "items=2", "--set", "heldout.items=2")
+    _, run = run_fake(*sets, "--until", "pairs")
+    shown = lines(run, "sft_instructions")[0]["text"]
+    with file.open("a") as more:
+        more.write(f"{shown}\nHow do I paint a fence in one day?\n")
+    code, _ = run_fake(*sets, "--resume", str(run), "--until", "pairs")
+    texts = [row["text"] for row in lines(run, "instructions")]
+    assert code == errors.DONE and shown not in texts and texts[-1].startswith("How do I paint")
+
+
 @pytest.mark.runs
 def test_a_stop_among_them_resumes_to_the_same_rows(run_fake: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole = run_fake(*answers(6), "--until", "pairs")

@@ -14,7 +14,6 @@ from support.runs import read_jsonl
 from cai import errors
 from cai.commands import status
 from cai.commands.verify import verify
-from cai.engine.tokenizers import ByteTokenizer
 from cai.errors import CaiError
 from cai.evaluate import arms as second
 from cai.evaluate import measure
@@ -215,9 +214,9 @@ def test_the_arm_has_its_own_length_or_that_of_dpo() -> None:
 
 
 def test_revisions_only_drops_the_rejected_and_what_only_they_cut() -> None:
-    eos = ByteTokenizer().eos_ids[0]
-    rows = [PairRow(0, (1, 2), (3, eos), (4, 5, 6), truncated=True), PairRow(1, (1,), (3, 3), (4,), truncated=True)]
-    found = revisions_only(PairRows(rows, [9]), eos)
+    cut = PairRow(1, (1,), (3, 3), (4,), truncated=True, chosen_cut=True)
+    rows = [PairRow(0, (1, 2), (3, 9), (4, 5, 6), truncated=True), cut]
+    found = revisions_only(PairRows(rows, [9]))
     assert [(r.rejected_ids, r.truncated, r.tokens) for r in found.rows] == [((), False, 4), ((), True, 3)]
     assert found.too_long == [9] and rows[0].tokens == 2 * 2 + 2 + 3
 
