@@ -12,7 +12,7 @@ import pytest
 from support.runs import read_jsonl
 
 from cai import errors
-from cai.data import own_answers
+from cai.data import instructions, own_answers
 from cai.data.sound import shown_beside
 from tests.conftest import ROOT
 
@@ -177,6 +177,28 @@ def test_a_request_that_is_near_to_a_slots_is_drawn_again(run_fake: Runner, monk
     rows = [row for row in lines(run, "sft_instructions") if row["item"] == 1]
     assert first and [row["status"] for row in rows] == ["rejected", "ok"]
     assert rows[0]["reason"].startswith("near_duplicate")
+
+
+def test_no_later_slot_has_one_of_their_requests() -> None:
+    """Items that are added when they stand already; a held-out slot's would be trained on."""
+    row = {"item": 7, "round": 0, "status": "ok", "text": "How do I keep a fern alive in a dark room?"}
+    logged = {"instructions": [], "sft_instructions": [row]}
+    recipe = SimpleNamespace(instructions=SimpleNamespace(similarity_threshold=0.8))
+    context: Any = SimpleNamespace(recipe=recipe, log=SimpleNamespace(by_stage=logged.get, has=lambda *key: False))
+    other = row | {"item": 8, "text": "Which river is the longest one in Asia?"}
+    found = instructions.drop_near_duplicates(context)([{**row, "item": 500_000}, other])  # type: ignore[list-item]
+    assert [one["status"] for one in found] == ["rejected", "ok"]
+
+
+@pytest.mark.runs
+def test_fewer_requests_than_were_asked_for_are_told(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    alike = ("--set", "instructions.similarity_threshold=0.7", "--set", "instructions.max_tries=1")
+    _, run = run_fake(*answers(20), *alike, "--until", "pairs")
+    accepted = sum(row["status"] == "ok" for row in lines(run, "sft_instructions"))
+    told = f"sft.answers: {accepted} of 20 requests came through"
+    assert 0 < accepted < 20 and told in capsys.readouterr().err
+    run_fake(*answers(20), *alike, "--resume", str(run), "--until", "pairs")
+    assert told not in capsys.readouterr().err
 
 
 def context_of(rows: list[dict[str, Any]], count: int = 9, start: str = "sft") -> Any:
