@@ -151,6 +151,15 @@ def test_a_stop_among_them_resumes_to_the_same_rows(run_fake: Runner, monkeypatc
     code, part = run_fake(*answers(6), "--resume", str(part), "--until", "pairs")
     assert code == errors.DONE
     assert (part / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
+    events = read_jsonl(part / "events.jsonl")
+    assert [row["stage"] for row in events if row["kind"] == "stage"].count("sft_answers") == 1  # not with the slots'
+
+
+@pytest.mark.runs
+def test_what_runs_until_them_has_tried_every_slot(run_fake: Runner) -> None:
+    _, run = run_fake(*answers(2), "--set", "pairs.max_similarity=0.05", "--until", "sft_instructions")
+    tries = {row["item"] // 1_000_000 for row in lines(run, "revisions")}
+    assert len(tries) > 1 and len(lines(run, "sft_instructions")) == 2
 
 
 @pytest.mark.runs
@@ -272,7 +281,8 @@ def test_the_estimate_counts_them_once_and_trains_on_them() -> None:
     assert [cost for cost in costs(some) if cost not in own] == costs(none)
     assert limit_tokens(none) == limit_tokens(some)
     assert training_pairs_seen(some) - training_pairs_seen(none) == 0.5 * 2 * 10
-    assert not [c for c in costs(recipe("sft.answers=10", 'dpo.start="base"')) if c.label == "sft_answers"]
+    for none_asked in ('dpo.start="base"', 'pairs.file="mine.jsonl"'):
+        assert not [c for c in costs(recipe("sft.answers=10", none_asked)) if c.label == "sft_answers"]
 
 
 @pytest.mark.runs
