@@ -285,6 +285,21 @@ def test_the_estimate_counts_them_once_and_trains_on_them() -> None:
         assert not [c for c in costs(recipe("sft.answers=10", none_asked)) if c.label == "sft_answers"]
 
 
+def test_the_later_keys_are_no_part_of_a_run_that_does_without_them() -> None:
+    """So that a run made before they came resumes; where they do something, another value is another adapter."""
+    from cai.recipe.identity import identity
+    from cai.recipe.load import read, resolve
+
+    later = {"sft.answers", "sft.end_weight", "dpo.end_weight"}
+
+    def keys(*sets: str, training: bool = True) -> set[str]:
+        recipe = resolve(read(ROOT / "cai.toml"), milestone="m1", sets=['dpo.start="sft"', *sets])
+        return later & identity(recipe, {}, training=training).keys()
+
+    assert keys() == set() and keys("sft.answers=3", training=False) == set()
+    assert all(keys(f"{key}=3") == {key} for key in later)
+
+
 @pytest.mark.runs
 def test_a_finished_run_s_rate_is_that_of_its_slots(run_fake: Runner) -> None:
     from cai.run.rates import from_events
