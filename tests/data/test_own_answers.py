@@ -57,6 +57,15 @@ def test_they_are_drawn_behind_the_slots_and_shown_to_sft(run_fake: Runner) -> N
 
 
 @pytest.mark.runs
+def test_every_seeds_own_sft_stage_is_shown_them(run_fake: Runner) -> None:
+    few = ("fresh_items", "neutral_passages", "kl_passages", "likelihood_items", "judge_items")
+    sets = [word for name in few for word in ("--set", f"evaluation.{name}=2")]
+    code, run = run_fake(*answers(4), "--set", "evaluation.enabled=true", "--set", "dpo.seeds=[0,1]", *sets)
+    other = json.loads((run / "train" / "seed-1" / "sft" / "result.json").read_bytes())
+    assert code == errors.DONE and int(other["pairs"]) == shown(run) == 3 + 4
+
+
+@pytest.mark.runs
 def test_more_of_them_renumber_none_and_a_fork_takes_them_along(run_fake: Runner) -> None:
     _, few = run_fake(*answers(3), "--until", "pairs")
     code, run = run_fake(*answers(5), "--resume", str(few), "--until", "pairs")
