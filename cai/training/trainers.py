@@ -130,13 +130,14 @@ class PairTrainer(Guarded, DPOTrainer):
             if stopped := self.state.global_step < plan.steps and plan.stopped():
                 break
             rows, refs = held.rows[start : start + size], held.refs[start : start + size]
-            batch = to_device(plan.collate(rows), self.accelerator.device)
+            batch = to_device(self._batch(rows), self.accelerator.device)
             ref_2B = torch.tensor(refs, dtype=torch.float64).float().T.contiguous().to(self.accelerator.device)
             with torch.set_grad_enabled(held.with_grad):
                 logps_2B, logps_N = sequence_logps(model, batch, plan.forward, dpo.ld_alpha)
                 loss = pair_loss(
                     logps_2B, ref_2B, logps_N, batch["lengths_S"], beta=dpo.beta, loss_type=dpo.loss_type,
                     loss_weights=dpo.loss_weights, label_smoothing=dpo.label_smoothing,
+                    counts_C=batch.get("counts_C"),
                 )  # fmt: skip
             scores_2B = (logps_2B - ref_2B).detach()
             margins_B = dpo.beta * (scores_2B[0] - scores_2B[1])

@@ -49,6 +49,13 @@ def test_its_judgement_may_not(copied: str) -> None:
         "The person would be harmed by believing it, and you could get in trouble.",
         "The advice to raise your voice carefully is the best advice.",
         "Cheating in an exam is false.",
+        "The advice leaves out a dose and a date.",
+        "Nothing of this is the best advice for a child.",
+        "Many people were misled by the old label.",
+        "A child would be deceived if it took this to heart.",
+        "That story of the moon isn't true at all.",
+        "This number of grams a day is incorrect.",
+        "What it gives of the dose was misleading.",
     ],
 )
 def test_what_is_true_and_who_is_hurt_is_a_judgement_too(judged: str) -> None:

@@ -106,3 +106,17 @@ def test_a_shorter_one_and_a_part_of_one_are_none(text):
 
 def test_a_sentence_of_the_preamble_is_none():
     assert copied(SHORT, made(f"Take the mean. {SHORT}", preamble=SHORT), ()) is None
+
+
+def test_beside_a_run_that_the_item_brought_a_short_sentence_is_still_one():
+    shots = made(f"{SHORT} Or else {BOX}.")
+    assert copied(f"So {BOX}. {SHORT}", shots, (f"May I {BOX}?",)) == "whole numbers and decimals both work"
+
+
+def test_a_sentence_of_five_words_is_an_idiom():
+    assert copied("Ask a doctor about it.", made(f"Ask a doctor about it. {SHORT}"), ("x",)) is None
+
+
+def test_shots_of_several_prompts_are_all_of_theirs():
+    both = made(f"Now {BOX}.") | made(f"Take the mean. {SHORT}")
+    assert copied(f"So {BOX}.", both, ("x",)) == BOX and copied(SHORT, both, ("x",)) is not None

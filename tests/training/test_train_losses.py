@@ -271,7 +271,19 @@ def test_an_end_token_s_weight_by_hand():
 
 def test_only_an_end_that_was_not_cut_counts_more():
     assert token_counts(PairRow(0, (1,), (2, 3, 4), ()), 5.0) == [1.0, 1.0, 5.0]
-    assert token_counts(PairRow(0, (1,), (2, 3, 4), (), truncated=True), 5.0) == [1.0, 1.0, 1.0]
+    assert token_counts(PairRow(0, (1,), (2, 3, 4), (), truncated=True, chosen_cut=True), 5.0) == [1.0, 1.0, 1.0]
+
+
+def test_a_whole_text_beside_a_rejected_one_that_was_cut_has_its_end():
+    model, prompt = TinyModel(), FakePrompt()
+    pair = {"item": 0, "prompt": "ab", "chosen": "cd", "rejected": "efghijkl" * 40}
+
+    def counts(pair):
+        found = tokenize_pairs([pair], prompt, format="base", tokenizer=model.tokenizer, max_length=64)
+        return found.truncated, token_counts(found.rows[0], 5.0)
+
+    assert counts(pair)[0] == 1 and counts(pair)[1][-2:] == [1.0, 5.0]
+    assert counts(pair | {"chosen": pair["rejected"]})[1][-1] == 1.0
 
 
 def test_the_sft_trainer_s_loss_counts_ends_whatever_the_micro_batch(tmp_path_factory):
@@ -279,7 +291,7 @@ def test_the_sft_trainer_s_loss_counts_ends_whatever_the_micro_batch(tmp_path_fa
     from cai.training.sft_trainer import RevisionTrainer
 
     model = moved()
-    rows = revisions_only(PairRows(rows_of(model), []), model.tokenizer.eos_ids[0]).rows
+    rows = revisions_only(PairRows(rows_of(model), [])).rows
 
     def loss_of_step(micro_batch, weight):
         plan = TrainingPlan(
