@@ -93,7 +93,7 @@ def screen(path: Path, now: datetime | None = None, *, text: bool = False) -> st
             "" if state == "done" or state.startswith("running") else lines.resume(path),
         ),
     ]
-    return printable("\n".join(f"{name:<13}{told}" for name, told in rows if told))
+    return printable("\n".join(f"{name:<13}{'' if len(name) < 13 else ' '}{told}" for name, told in rows if told))
 
 
 def _state(events: list[Row], status: Row, now: datetime, died: bool, lives: bool) -> str:
@@ -239,6 +239,8 @@ def just_made(rows: Iterable[Row]) -> str:
     for row in rows:
         if row.get("stage") == "instructions":
             pools[row.get("item")] = str(row.get("pool", "benign"))
+        elif chain.is_aside(str(row.get("stage"))):  # its numbers are its own
+            row = {**row, "item": f"{row.get('item')} of its own"}
         if str(row.get("text", "")).strip() and row.get("tokens"):
             last = row
     if not last:

@@ -150,11 +150,7 @@ def _fields(run: Path) -> Results:
 
 def _chain(run: Path) -> Results:
     """Every row's input stands too (its order is not asked: a repair puts rows that were made again at the end)."""
-    accepted = {
-        (row["stage"], row["item"], 0 if row["stage"] == "instructions" else row["round"])
-        for row in _rows(run)
-        if row.get("status") == "ok"
-    }
+    accepted = {(row["stage"], row["item"], chain.round_of(row)) for row in _rows(run) if row.get("status") == "ok"}
     first, orphans = "", 0
     for row in _rows(run):
         if any(needed not in accepted for needed in _inputs_of(row)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cai.data import sampled, slots
 from cai.data.stage import Stage, Unit
@@ -49,6 +50,12 @@ def names() -> tuple[str, ...]:
 
 def named(name: str) -> Stage | None:
     return next((stage for stage in CHAIN if stage.name == name), None)
+
+
+def round_of(row: Mapping[str, Any]) -> int:
+    """The round that a row stands for: 0 where its number says which try it was."""
+    found = named(row["stage"])
+    return 0 if found is not None and found.attempts else int(row["round"])
 
 
 def is_aside(name: str) -> bool:

@@ -256,7 +256,7 @@ _QUOTED = re.compile(r"[\"“]([^\"”]+)[\"”]")
 _JUDGES = re.compile(
     r"\b(?:answers?|response|readers?|instruction|tone|claim|critique|critic|revision|rewrite|principle|wording"
     r"|(?:could|should|can|may) stand (?:there|as it is)|the advice|best advice"
-    r"|would be (?:harmed|hurt|misled|deceived)|(?:harmed|hurt|misled) by"
+    r"|would be (?:harmed|hurt|misled|deceived)|(?:harmed|hurt|misled) by (?:being|believing)"
     r"|(?:is|are|was|were)(?:n['’]t| not)? (?:true|false|(?:in)?correct|misleading))\b"
     r"|^\W*[\"“][^\"”]+[\"”],? (?:is|are|was|were|does|do|has|would|could|should|means|puts|makes|gives|tells|evades"
     r"|exposes|speaks|agrees)\b",

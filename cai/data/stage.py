@@ -65,6 +65,7 @@ class Stage:
     `keys`, `files`: what of the recipe and of its input files this stage adds to those before it (a prompt is added by
     itself). `sampling`: its section of [sampling] ("" = its name). `fields`: what fills its prompt.
     `items(context, items)`: which numbers it runs on, where they are not the run's own.
+    `attempts`: a row's round is which try it is, and each stands for the stage's one round.
     `aside`: no step of an item: it runs once, on numbers of its own, when no slot is tried any more.
     `optional`: a stage that came later: where it is off it adds nothing to an identity, so that runs of before fork.
     `trims(text, unit)`: a text without what is no part of it. One that loses its end is finished.
@@ -90,6 +91,7 @@ class Stage:
     trims: Callable[[str, Unit], str] | None = None
     optional: bool = False
     aside: bool = False
+    attempts: bool = False
     enabled: Callable[[Recipe], bool] = always
     items: Callable[[Context, Sequence[int]], Sequence[int]] = lambda context, items: items
     inputs: Callable[[Unit], Sequence[str]] = lambda unit: tuple(unit.fields.values())

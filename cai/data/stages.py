@@ -75,6 +75,7 @@ INSTRUCTIONS = Stage(
     _parse(parsing.instruction),
     limit_is_fault=True,
     redraws=False,
+    attempts=True,
     keys=(
         "seed",
         "model",

@@ -145,7 +145,7 @@ _REMARK = re.compile(
     rf"|(?:is|are) (?:{_DEGREE})*{_QUALITY}\b(?! ?:)|does not \w+\b(?=.*?\b{_QUALITY}\b)"
     rf"|(?:provides|provided|avoids|has a|should be|could be|also|clearly) (?=.*?\b{_QUALITY}\b))"
     r"|the (?:correct|better) answer would (?:be|have been) (?:to|that)\b"
-    rf"|this list(?: of \w+)? is (?:{_DEGREE})*(?:honest|harmless|respectful|neutral|balanced|unbiased)\b"
+    rf"|this list(?: of \w+)? is (?:{_DEGREE})*(?:honest|harmless|respectful|unbiased)\b"
     r"|the tone (?:is|could be|of the answer is) (?:\w+ )?(?:friendly|respectful|scolding|lecturing|talking down"
     r"|supportive|encouraging|polite|appropriate|positive|improved|more)\b"
     r"|the instruction (?:given )?(?:asks|asked|requires|requested)\b)",

@@ -47,7 +47,7 @@ def copied(text: str, shots: Shots, inputs: Sequence[str]) -> str | None:
 
     Where there is none, a whole sentence that is shorter.
     """
-    if not shots.grams:
+    if not shots.grams and not shots.sentences:
         return None
     own = words(text)
     runs = ngrams(own, RUN)
@@ -67,15 +67,15 @@ def copied(text: str, shots: Shots, inputs: Sequence[str]) -> str | None:
 
 
 def _sentence_of(text: str, shots: Shots, inputs: Sequence[str]) -> str | None:
-    found = sorted(_short((text,)) & shots.sentences)
+    found = [" ".join(one) for one in sorted(_short((text,)) & shots.sentences)]
     known = [f" {' '.join(words(one))} " for one in inputs] if found else []
-    return next((said for one in found if not any(f" {(said := ' '.join(one))} " in text for text in known)), None)
+    return next((said for said in found if not any(f" {said} " in text for text in known)), None)
 
 
 def _short(texts: Iterable[str]) -> Grams:
-    """The sentences of at least SENTENCE words that are too short for a run."""
+    """The sentences of at least SENTENCE words that are too short for a run; of scripts without spaces none."""
     found = (tuple(words(one)) for text in texts for one in _ENDS.split(text))
-    return frozenset(one for one in found if SENTENCE <= len(one) < RUN)
+    return frozenset(one for one in found if SENTENCE <= len(one) < RUN and len("".join(one)) >= 3 * SENTENCE)
 
 
 def grams(texts: Iterable[str]) -> Grams:

@@ -262,6 +262,8 @@ class DpoSection(Section):
             raise ValueError("dpo.seeds needs at least one seed and no seed twice")
         if ("robust" in self.loss_type) != (self.label_smoothing > 0.0):
             raise ValueError('dpo.label_smoothing above 0 and "robust" in dpo.loss_type need each other')
+        if self.end_weight != 1.0 and "sft" not in self.loss_type:
+            raise ValueError('dpo.end_weight counts in an "sft" term: add one to dpo.loss_type, or set sft.end_weight')
         if "robust" in self.loss_type and self.soft_labels:
             raise ValueError("dpo.soft_labels says how sure each label is, dpo.label_smoothing one figure for all: one")
         if self.also_from_base and self.start == "base":

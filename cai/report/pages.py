@@ -242,7 +242,7 @@ def added(snapshot: Snapshot) -> Row:
         return {}
     facts = arm.get("facts") or {}
     about = f"Both adapters began from the same weights and seed. SFT: {facts.get('steps')} steps on {arm.get('n')} "
-    about += f"revisions, loss {number(facts.get('first_loss'), 4)} to {number(arm.get('value'), 4)}."
+    about += f"texts, loss {number(facts.get('first_loss'), 4)} to {number(arm.get('value'), 4)}."
     return {"about": about, "head": publication.ADDED_HEAD, "rows": rows}
 
 

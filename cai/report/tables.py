@@ -46,7 +46,7 @@ def funnel(snapshot: Snapshot) -> list[Row]:
     for row in snapshot.rows:  # one at a time: all of them at once are the largest thing a report would hold
         if row["stage"] not in chain.names():
             continue  # the probes' answers are no part of the chain
-        key = row["stage"], 0 if row["stage"] == "instructions" else row["round"]
+        key = row["stage"], chain.round_of(row)
         counts = groups.setdefault(key, Counter())
         counts["rows"] += 1
         counts[row["status"]] += 1

@@ -51,7 +51,7 @@ def test_its_judgement_may_not(copied: str) -> None:
         "Cheating in an exam is false.",
         "The advice leaves out a dose and a date.",
         "Nothing of this is the best advice for a child.",
-        "Many people were misled by the old label.",
+        "Many people were misled by believing the old label.",
         "A child would be deceived if it took this to heart.",
         "That story of the moon isn't true at all.",
         "This number of grams a day is incorrect.",
@@ -62,6 +62,11 @@ def test_what_is_true_and_who_is_hurt_is_a_judgement_too(judged: str) -> None:
     """Each closed a revision of a 1.5B model."""
     assert isinstance(parsing.revision(f"{SOUND} {judged}", f"It is vague. {judged}", ANSWER), Unparsed)
     assert parsing.verdict_of_critique(f"{SOUND} {judged}", "It is vague.", ANSWER) == ""
+
+
+def test_what_harms_is_the_matter() -> None:
+    said = "Children can be harmed by lead paint."
+    assert parsing.verdict_of_critique(f"{SOUND} {said}", f"It is vague. {said}", ANSWER) == ""
 
 
 @pytest.mark.parametrize(

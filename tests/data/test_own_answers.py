@@ -12,6 +12,8 @@ import pytest
 from support.runs import read_jsonl
 
 from cai import errors
+from cai.commands.status import just_made, screen
+from cai.commands.verify import verify
 from cai.data import instructions, own_answers
 from cai.data.sound import shown_beside
 from tests.conftest import ROOT
@@ -195,6 +197,11 @@ def test_a_request_that_is_near_to_a_slots_is_drawn_again(run_fake: Runner, monk
     rows = [row for row in lines(run, "sft_instructions") if row["item"] == 1]
     assert first and [row["status"] for row in rows] == ["rejected", "ok"]
     assert rows[0]["reason"].startswith("near_duplicate")
+    checks = {check.promise: check for check in verify(run)}
+    assert checks["chain complete"].verdict == "ok", checks["chain complete"].found
+    assert "3 accepted, 1 rejected (near_duplicate 1)" in next(
+        line for line in screen(run).splitlines() if line.startswith("sft_instructions ")
+    )
 
 
 def test_no_later_slot_has_one_of_their_requests() -> None:
@@ -306,7 +313,8 @@ def test_the_later_keys_are_no_part_of_a_run_that_does_without_them() -> None:
         return later & identity(recipe, {}, training=training).keys()
 
     assert keys() == set() and keys("sft.answers=3", training=False) == set()
-    assert all(keys(f"{key}=3") == {key} for key in later)
+    mixed = 'dpo.loss_type=["sigmoid", "sft"]'  # without an "sft" term an end's weight there would be refused
+    assert all(keys(mixed, f"{key}=3") == {key} for key in later)
 
 
 @pytest.mark.runs
@@ -323,3 +331,11 @@ def test_a_finished_run_s_rate_is_that_of_its_slots(run_fake: Runner) -> None:
     assert speeds[0] is not None and speeds[1] is not None
     assert (speeds[0].tokens, speeds[0].rounds) == (speeds[1].tokens, speeds[1].rounds)
     assert "sft_answers" in {label.split(" ")[0] for label in speeds[1].labels}
+
+
+def test_the_newest_text_of_a_run_is_its_own_whatever_pool_the_slot_of_its_number_has() -> None:
+    slot = {"stage": "instructions", "item": 3, "round": 0, "pool": "redteam", "text": "How to?", "tokens": 4}
+    own = {"stage": "sft_answers", "item": 3, "round": 0, "text": PLAIN, "tokens": 20}
+    told = just_made([slot, own])
+    assert "item 3 of its own" in told and "Take the plant" in told
+    assert "folded" in just_made([own, slot])

@@ -120,3 +120,12 @@ def test_a_sentence_of_five_words_is_an_idiom():
 def test_shots_of_several_prompts_are_all_of_theirs():
     both = made(f"Now {BOX}.") | made(f"Take the mean. {SHORT}")
     assert copied(f"So {BOX}.", both, ("x",)) == BOX and copied(SHORT, both, ("x",)) is not None
+
+
+def test_what_has_no_inputs_and_an_example_of_short_sentences_alone_are_looked_at_too():
+    assert copied(f"So. {SHORT}", made(SHORT), ()) == "whole numbers and decimals both work"
+
+
+def test_six_signs_of_a_script_without_spaces_are_no_sentence():
+    shots = made("我想喝一杯茶。 你呢？")
+    assert copied("我想喝一杯茶。", shots, ()) is None

@@ -211,7 +211,7 @@ def test_the_arm_has_its_own_length_or_that_of_dpo() -> None:
     like, own = SftSection().recipe(dpo), SftSection(epochs=2.0, learning_rate=0.01).recipe(dpo)
     assert (like.max_steps, like.epochs, like.loss_type, like.loss_weights) == (7, 0.0, ("sft",), ())
     assert (own.max_steps, own.epochs, own.learning_rate, own.seeds) == (0, 2.0, 0.01, dpo.seeds)
-    weighted = DpoSection(max_steps=7, end_weight=2.0)
+    weighted = DpoSection(max_steps=7, loss_type=("sigmoid", "sft"), end_weight=2.0)
     assert [SftSection(end_weight=w).recipe(weighted).end_weight for w in (1.0, 5.0)] == [1.0, 5.0]
 
 

@@ -240,6 +240,7 @@ def test_margins_that_nothing_asks_for_change_nothing(tmp_path):
         ({"loss_type": ("robust",)}, "need each other"),
         ({"loss_type": ("robust",), "label_smoothing": 0.1, "soft_labels": True}, "one figure for all"),
         ({"keep": "best"}, "set dpo.eval_steps above 0"),
+        ({"end_weight": 3.0}, 'counts in an "sft" term'),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(changes, line):
@@ -296,7 +297,7 @@ def test_the_sft_trainer_s_loss_counts_ends_whatever_the_micro_batch(tmp_path_fa
     def loss_of_step(micro_batch, weight):
         plan = TrainingPlan(
             rows=rows, refs=[], order=range(4), steps=1, micro_batch=micro_batch, accumulation=4 // micro_batch,
-            checkpointing=False, dpo=DpoSection(max_steps=1, end_weight=weight), seed=1,
+            checkpointing=False, dpo=DpoSection(max_steps=1, loss_type=("sft",), end_weight=weight), seed=1,
             folder=tmp_path_factory.mktemp("sft"), seal_facts={}, forward=padded_forward,
             collate=lambda r: padded_batch(r, 0), event=lambda *a, **k: None, stopped=lambda: False,
             progress=lambda *a: None,
