@@ -145,7 +145,7 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     manifest = _manifest_of(args)
     milestone = args.milestone or manifest.get("milestone", "")
     sets = later_sets(manifest.get("sets", []), args.set)
-    backend = _peek_backend(source, milestone, sets)
+    backend = backend_of(recipes.resolve(source, milestone=milestone, sets=sets).model)  # no overlay chooses it
     recipe = recipes.resolve(source, milestone=milestone, sets=sets, embedded=backend == "embedded")
     runs_root(source, recipe)
     if args.limit:
@@ -232,11 +232,6 @@ def later_sets(before: Sequence[str], now: Sequence[str]) -> list[str]:
     """What --set says from now on: it holds on for the next resume, and a key set again is there once."""
     again = {text.partition("=")[0].strip() for text in now}
     return [text for text in before if text.partition("=")[0].strip() not in again] + list(now)
-
-
-def _peek_backend(source: Source, milestone: str, sets: list[str]) -> Backend:
-    """Which backend runs, before the embedded overlay can be applied: the overlay does not choose it."""
-    return backend_of(recipes.resolve(source, milestone=milestone, sets=sets).model)
 
 
 def copy_inputs(inputs: Inputs, folder: Path) -> None:

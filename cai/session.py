@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import shlex
 import sys
@@ -123,10 +124,7 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
     """A new, locked run folder with the recipe and copies of its inputs."""
     recipe, root = inputs.recipe, runs_root(inputs.source, inputs.recipe)
     identity = inputs.identity()
-    content: dict[str, bytes | str] = {
-        "recipe.toml": inputs.source.data,
-        "recipe.resolved.toml": recipes.dump(recipe),
-    }
+    content = {"recipe.toml": inputs.source.data, "recipe.resolved.toml": recipes.dump(recipe)}
     manifest = {
         "milestone": recipe.milestone,
         "sets": later_sets(inputs.sets, _given_sets(inputs, args)),
@@ -140,15 +138,12 @@ def create_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         "versions": versions(),
     }
     manifest |= {"override": inputs.override} if inputs.override else {}
-    run_id, attempt = new_run_id(recipe.milestone, identity), 0
-    while True:
-        try:
-            run = Run.create(
-                root, run_id + (f"-{attempt}" if attempt else ""), content, manifest, **start_facts(inputs, args)
-            )
+    run_id = new_run_id(recipe.milestone, identity)
+    for attempt in itertools.count():
+        with contextlib.suppress(Taken):  # runs that start within one second
+            name = run_id + (f"-{attempt}" if attempt else "")
+            run = Run.create(root, name, content, manifest, **start_facts(inputs, args))
             break
-        except Taken:  # runs that start within one second
-            attempt += 1
     copy_inputs(inputs, run.path)
     return run
 
@@ -235,13 +230,9 @@ class ModelOnDemand:
         from cai.preflight import machine as doctor
         from cai.preflight import model_checks as doctor_model
 
-        recipe = self.inputs.recipe
-        if self.inputs.backend == "cuda":
-            checks = doctor_model.model_checks(model, recipe, self.inputs.prompts)
-            doctor.preflight("model", checks, self.run.event, say)
-        elif self.inputs.backend in ("embedded", "cpu"):
-            checks = doctor_model.short_checks(model, recipe, self.inputs.prompts)
-            doctor.preflight("model", checks, self.run.event, say)
+        if self.inputs.backend != "fake":
+            look = doctor_model.model_checks if self.inputs.backend == "cuda" else doctor_model.short_checks
+            doctor.preflight("model", look(model, self.inputs.recipe, self.inputs.prompts), self.run.event, say)
 
 
 def _facts(inputs: Inputs) -> JsonObject:

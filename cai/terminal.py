@@ -16,6 +16,7 @@ import signal
 import string
 import sys
 import textwrap
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -148,6 +149,17 @@ def number(value: object, digits: int = 3) -> str:
     if isinstance(value, int) or (abs(value) >= 1000 and float(value).is_integer()):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value + 0.0:.{digits}g}"  # + 0.0: no "-0"
+
+
+def interval(low: float | None, high: float | None, shown: Callable[[float], str] = number) -> str:
+    """` [0.1, 0.3]` behind a value; nothing where an end is not known."""
+    return "" if low is None or high is None else f" [{shown(low)}, {shown(high)}]"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line a row, its columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def percent(value: float | None) -> str:

@@ -13,31 +13,14 @@ from pathlib import Path
 
 from cai import errors
 from cai.commands import cli
-from cai.inputs import Inputs, grown_since, locate, read_inputs
+from cai.inputs import Inputs, locate, read_inputs
 from cai.run import budget, lines
 from cai.run.manifest import read_manifest
 from cai.session import create_run
 from cai.terminal import printable, say
 
-MODULES = {
-    "runs": "cai.commands.runs",
-    "status": "cai.commands.status",
-    "doctor": "cai.commands.doctor",
-    "compare": "cai.commands.compare",
-    "report": "cai.commands.report",
-    "review": "cai.commands.review",
-    "exam": "cai.commands.exam",
-    "benchmark": "cai.commands.benchmark",
-    "export": "cai.commands.export",
-    "chat": "cai.commands.chat",
-}
-EXPERIMENTS = {  # they take whole runs to their end: `command(args, milestone)`
-    "against": "cai.commands.experiments.against",
-    "attribute": "cai.commands.experiments.attribute",
-    "inverse": "cai.commands.experiments.inverse",
-    "next_round": "cai.commands.experiments.next_round",
-    "sweep": "cai.commands.experiments.sweep",
-}
+MODULES = {name: f"cai.commands.{name}" for name in cli.COMMANDS}  # verify, repair and fork begin here
+EXPERIMENTS = ("against", "attribute", "inverse", "next_round", "sweep")  # they take whole runs to their end
 
 ACT_ON_A_RUN = ("review", "chat", "export", "fork", "report")  # and do not name the run by themselves
 
@@ -49,7 +32,7 @@ def dispatch(args: argparse.Namespace, milestone: Callable[[Inputs, argparse.Nam
     if name in ACT_ON_A_RUN:
         _tell_latest(args, getattr(args, name))
     if name in EXPERIMENTS:
-        return importlib.import_module(EXPERIMENTS[name]).command(args, milestone)
+        return importlib.import_module(f"cai.commands.experiments.{name}").command(args, milestone)
     return own[name](args) if name in own else importlib.import_module(MODULES[name]).command(args)
 
 
@@ -86,8 +69,7 @@ def _fork(args: argparse.Namespace) -> int:
     from cai.commands import fork as forking
 
     path, inputs = locate(args, args.fork), read_inputs(args)
-    then = grown_since(inputs, path, read_manifest(path / "manifest.json"))
-    plan = forking.plan_fork(path, then.identity(then=True), then.stages(then=True))
+    plan = forking.plan_of(path, inputs)
     stands = forking.standing(plan)
     whole = budget.estimate(
         inputs.recipe, inputs.backend, path.parent, inputs.limit_tokens, inputs.once_tokens, stands

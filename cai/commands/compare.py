@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import string
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from cai import errors
 from cai.data import chain
@@ -25,7 +23,7 @@ from cai.recipe.settings_evaluation import EvaluationSection
 from cai.report.snapshot import Snapshot, read_story
 from cai.report.tables import phases
 from cai.store.row_types import Example, FigureRow
-from cai.terminal import columns, duration, for_stream, number, printable, usd
+from cai.terminal import aligned, columns, duration, interval, number, say, usd
 
 NAMES = string.ascii_uppercase
 FOLDED = 6  # names of equal figures that are shown
@@ -36,7 +34,7 @@ def command(args: argparse.Namespace) -> int:
     from cai.inputs import locate
 
     stories = [read_story(locate(args, name)) for name in args.compare]
-    print(for_stream(printable("\n".join(lines(*stories, columns=columns()))), sys.stdout, fold=True))
+    say("\n".join(lines(*stories, columns=columns())))
     return errors.DONE
 
 
@@ -118,14 +116,14 @@ def _figure_lines(snapshots: Sequence[Snapshot], columns: int) -> list[str]:
 
 
 def _side_by_side(rows: Sequence[tuple[str, ...]], columns: int) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    if 0 < columns < sum(widths) + 2 * (len(widths) - 1):
+    lines = aligned(rows)
+    if 0 < columns < max(map(len, lines)):
         return [
             text
             for name, *cells in rows[1:]
             for text in (name, *(f"  {run}  {cell}" for run, cell in zip(rows[0][1:], cells, strict=True)))
         ]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return lines
 
 
 def _listed(rows: Sequence[tuple[str, ...]]) -> str:
@@ -136,9 +134,8 @@ def _listed(rows: Sequence[tuple[str, ...]]) -> str:
 def _cell(measured: FigureRow | None, status: str | None) -> str:
     if not measured or measured.get("value") is None:
         return f"{status} (not measured)" if status else "–"
-    low, high = measured.get("low"), measured.get("high")
-    interval = "" if low is None or high is None else f" [{number(float(low))}, {number(float(high))}]"
-    return f"{status + ' ' if status else ''}{number(measured['value'])}{interval} (n={measured.get('n', 0)})"
+    shown = number(measured["value"]) + interval(measured.get("low"), measured.get("high"))
+    return f"{status + ' ' if status else ''}{shown} (n={measured.get('n', 0)})"
 
 
 def _speed(snapshot: Snapshot) -> str:
@@ -192,8 +189,8 @@ def _by_instruction(of: Side) -> dict[str, int]:
 def paired(one: Side, two: Side) -> list[Paired]:
     """Yes/no outcomes (kept, critique meaningful, revision addresses) and numbers (words, edit, CSI, CRI, margin)."""
     pairs = shared(one, two)
-    found = [_yes_no(name, one, two, pairs, outcome) for name, outcome in OUTCOMES.items()]
-    found += [_number(name, one, two, pairs, value) for name, value in VALUES.items()]
+    found = [_compared(name, one, two, pairs, outcome, yes_no=True) for name, outcome in OUTCOMES.items()]
+    found += [_compared(name, one, two, pairs, value, yes_no=False) for name, value in VALUES.items()]
     return [p for p in found if p is not None]
 
 
@@ -253,31 +250,20 @@ VALUES: dict[str, Callable[[Side, int], float | None]] = {
     "margin in nats, without beta": _margin,
 }
 Pairs = list[tuple[int, int]]
-T = TypeVar("T")
 
 
-def _both(one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], T | None]) -> list[tuple[T, T]]:
-    found = [(value(one, a), value(two, b)) for a, b in pairs]
-    return [(a, b) for a, b in found if a is not None and b is not None]
-
-
-def _yes_no(
-    name: str, one: Side, two: Side, pairs: Pairs, outcome: Callable[[Side, int], bool | None]
+def _compared(
+    name: str, one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], float | None], *, yes_no: bool
 ) -> Paired | None:
-    both = _both(one, two, pairs, outcome)
+    """The measure on the prompts on which both runs have it: McNemar's p for yes or no, else the interval."""
+    each = [(value(one, a), value(two, b)) for a, b in pairs]
+    both = [(a, b) for a, b in each if a is not None and b is not None]
     if not both:
         return None
-    a, b = [x for x, _ in both], [y for _, y in both]
-    return Paired(name, len(both), sum(a) / len(a), sum(b) / len(b), mcnemar_exact(a, b))
-
-
-def _number(name: str, one: Side, two: Side, pairs: Pairs, value: Callable[[Side, int], float | None]) -> Paired | None:
-    both = _both(one, two, pairs, value)
-    if not both:
-        return None
-    interval = bootstrap_mean([b - a for a, b in both]) or (None, None)
-    means = [sum(side) / len(both) for side in zip(*both, strict=True)]
-    return Paired(name, len(both), means[0], means[1], None, *interval)
+    p = mcnemar_exact([bool(a) for a, _ in both], [bool(b) for _, b in both]) if yes_no else None
+    interval = (None, None) if yes_no else bootstrap_mean([b - a for a, b in both]) or (None, None)
+    first, second = (sum(side) / len(both) for side in zip(*both, strict=True))
+    return Paired(name, len(both), first, second, p, *interval)
 
 
 def _holm(tests: Sequence[Sequence[Paired]]) -> list[dict[str, float]]:

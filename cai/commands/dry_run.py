@@ -76,9 +76,8 @@ def _head(inputs: Inputs) -> list[str]:
         "fake": f"the fake model ({recipe.model.name}): its text means nothing",
     }.get(inputs.backend, f"{recipe.model.name} at {recipe.model.revision} ({recipe.model.format}, "
           f"{recipe.model.quantization})")  # fmt: skip
-    instructions = (
-        f"written by the model over {_cells(inputs)} cells, red-team share {recipe.instructions.red_team_share:g}"
-    )
+    cells = f"{inputs.grid.size('benign'):,} benign and {inputs.grid.size('redteam'):,} red-team cells"
+    instructions = f"written by the model over {cells}, red-team share {recipe.instructions.red_team_share:g}"
     effective = recipe.dpo.batch_size * recipe.dpo.gradient_accumulation
     length = f"{recipe.dpo.max_steps} steps" if recipe.dpo.max_steps else f"{recipe.dpo.epochs:g} epochs"
     gates = ", ".join(gate.metric for gate in recipe.gates.of_recipe(recipe)) or "none"
@@ -136,10 +135,6 @@ def _files(inputs: Inputs, tokenizer: Tokenizer) -> list[str]:
             f"  line {longest.line} is too long: {about}{count:,} tokens of at most {room:,}; it is passed over"
         )
     return lines
-
-
-def _cells(inputs: Inputs) -> str:
-    return f"{inputs.grid.size('benign'):,} benign and {inputs.grid.size('redteam'):,} red-team"
 
 
 def _budget(recipe: Recipe) -> str:
@@ -211,7 +206,7 @@ def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
     lines = [head]
     if rendered.text[:start].strip():
         opening = " ".join(rendered.text[:start].split())
-        shots = _shots(prompt)
+        shots = len(prompt.examples) if prompt.few_shot < 0 else min(prompt.few_shot, len(prompt.examples))
         lines.append(f"[{opening[:100]} ... {shots} example{'s' * (shots != 1)}, {start:,} characters in all]")
     lines.append(rendered.text[start:])
     if rendered.stop:
@@ -225,11 +220,6 @@ def _variable_part(prompt: Prompt, rendered: Rendered) -> str:
     marker = rendered.text.rfind("<|im_start|>user")
     start = max(start, marker)
     return rendered.text[start:] if start > 0 else rendered.text
-
-
-def _shots(prompt: Prompt) -> int:
-    """How many of the file's examples the recipe shows."""
-    return len(prompt.examples) if prompt.few_shot < 0 else min(prompt.few_shot, len(prompt.examples))
 
 
 def counted(tokenizer: Tokenizer, rendered: Rendered) -> tuple[int, int]:

@@ -24,12 +24,13 @@ def lines(inputs: Inputs) -> list[str]:
     earlier = None if recipe.pairs.file else measured_before(root, recipe, inputs.backend)
     told = []
     for arm in arm_rates.timed(recipe, inputs.backend, earlier):
-        what = f"{number(arm.cost.answers)} answers" if arm.cost.where != "fresh answers" else ""
-        where = f"{arm.cost.where}, {what}" if what else f"{number(arm.cost.answers)} {arm.cost.where}"
+        count, where = number(arm.cost.answers), arm.cost.where
+        where = f"{count} {where}" if where == "fresh answers" else f"{where}, {count} answers"
         tokens = f"at most {number(arm.cost.tokens)} tokens"
         told.append(f"{arm.cost.title}: {where}, {tokens}{_took(arm.seconds, recipe)}")
     if recipe.dpo.also_from_base:
-        told.append(f"{TITLES['from_base']}: trained beside SFT+DPO{_took(more(inputs), recipe)}")
+        more = _added(inputs, {"also_from_base": False}, {"also_from_base": True})
+        told.append(f"{TITLES['from_base']}: trained beside SFT+DPO{_took(more, recipe)}")
     found = [f"{'of these' if not place else '':<13} {line}" for place, line in enumerate(told)]
     return [*found, *_advice(inputs)]
 
@@ -40,11 +41,6 @@ def _took(seconds: Range | None, recipe: Recipe) -> str:
     price = recipe.budget.usd_per_hour / 3600
     money = f", {usd(seconds.low * price)} to {usd(seconds.high * price)}" if price else ""
     return f", {duration(seconds.low)} to {duration(seconds.high)}{money}"
-
-
-def more(inputs: Inputs) -> Range | None:
-    """Seconds of training that DPO from the base adds."""
-    return _added(inputs, {"also_from_base": False}, {"also_from_base": True})
 
 
 def _added(inputs: Inputs, before: dict[str, object], after: dict[str, object]) -> Range | None:

@@ -10,18 +10,16 @@ import orjson
 from cai.errors import DONE
 from cai.evaluate import judge as judging
 from cai.evaluate.exam import CPU_JUDGE_ROWS, PARTS, read_exam, run_exam
-from cai.evaluate.scores import make_scorer
+from cai.evaluate.scores import JUDGE_FIELDS, PAIR_FIELDS, make_scorer
 from cai.store.files import write_atomic
-from cai.terminal import word
+from cai.terminal import say, word
 
 
 def command(args: argparse.Namespace) -> int:
     """`runner.py RECIPE --exam FILE`: the table on screen, every row's scores beside the runs."""
-    from cai.evaluate.scores import JUDGE_FIELDS, PAIR_FIELDS
     from cai.inputs import read_inputs, runs_root
     from cai.models.policy import load
     from cai.recipe.prompts import load_prompt
-    from cai.terminal import say
 
     rows = read_exam(args.exam)
     inputs = read_inputs(args)

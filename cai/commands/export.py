@@ -18,7 +18,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,12 +27,12 @@ import orjson
 
 from cai import errors
 from cai.commands.export_arm import ADAPTER_FILES, OWN, ExportedArm, arm_named, line_of, names, whole_adapter
-from cai.commands.export_base import Base, base_of, config_values
+from cai.commands.export_base import Base, base_of
 from cai.commands.export_card import model_card
 from cai.commands.export_lines import usage
 from cai.commands.export_pairs import write_dataset
 from cai.commands.export_prompt import Asking, asking, write_prompt_files
-from cai.commands.push import check_name, push, push_plan
+from cai.commands.push import Say, check_name, push, push_plan
 from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.report.snapshot import Snapshot, read_story
@@ -39,12 +40,11 @@ from cai.run import digests, lines
 from cai.run.events import read_events
 from cai.store import records
 from cai.store.files import io_error, write_atomic, write_json_atomic
-from cai.terminal import word
+from cai.terminal import say, word
 
 if TYPE_CHECKING:
     from cai.commands.merge import BaseSource
 
-Say = Callable[[str], None]
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no other --to is the remedy
 CONVERTER = "convert_hf_to_gguf.py"
 PART = ".cai-export.part"  # in the target folder: what is not whole yet; the next export there begins again
@@ -55,15 +55,14 @@ EXPORTED = {"adapter", "dataset", "report.html", "merged", "merged.gguf", "Model
 def command(args: argparse.Namespace) -> int:
     """Write the folder; push it if `--push` names a repository. Exit 6 where a merged model is not the adapter's."""
     from cai.inputs import locate
-    from cai.terminal import say
 
     run, merged = locate(args, args.export), bool(getattr(args, "merged", False))
     if args.push:
         check_name(args.push)
     if args.form:
-        return _to_mark(run, args, say)
+        return _to_mark(run, args)
     if args.dry_run:
-        return _dry(run, args, say)
+        return _dry(run, args)
     if args.to is None:
         raise CaiError("--export: needs --to FOLDER, an empty or new folder.")
     folder = export(run, args.to, say, merged=merged, arm=args.arm)
@@ -72,7 +71,7 @@ def command(args: argparse.Namespace) -> int:
     return errors.DONE
 
 
-def _to_mark(run: Path, args: argparse.Namespace, say: Say) -> int:
+def _to_mark(run: Path, args: argparse.Namespace) -> int:
     """Texts for an annotation tool instead of a model for a server."""
     from cai.commands import export_argilla
 
@@ -84,7 +83,7 @@ def _to_mark(run: Path, args: argparse.Namespace, say: Say) -> int:
     return errors.DONE
 
 
-def _dry(run: Path, args: argparse.Namespace, say: Say) -> int:
+def _dry(run: Path, args: argparse.Namespace) -> int:
     """What would be written and pushed: made beside everything, listed and thrown away; the model is not asked."""
     with tempfile.TemporaryDirectory() as beside:
         folder = export(run, Path(beside) / "export", lambda line: None, probe=False, arm=args.arm)
@@ -111,21 +110,19 @@ def export(run: Path, to: Path, say: Say, *, merged: bool = False, probe: bool =
     trained = arm_named(run, arm)
     snapshot, adapter = read_story(run), whole_adapter(trained, run)
     base, found = base_of(snapshot), asking(snapshot)
-    _begin(run, adapter, to)
-    try:
-        _fill(snapshot, trained, base, found, to / PART)
+    with _part(run, adapter, to) as part:
+        _fill(snapshot, trained, base, found, part)
         if merged or probe:
             _ask_model(snapshot, trained, base, found, to, say, merged)
         else:
             _publish(to)
-    finally:
-        shutil.rmtree(to / PART, ignore_errors=True)
     say("\n".join(usage(base, found, snapshot.recipe.lora.rank, to, merged)))
     return to
 
 
-def _begin(run: Path, adapter: Path, to: Path) -> None:
-    """An empty part folder in `to`, which is new, empty, or holds an export of this very adapter."""
+@contextmanager
+def _part(run: Path, adapter: Path, to: Path) -> Iterator[Path]:
+    """An empty part folder in `to`, which is new, empty, or holds an export of this very adapter; gone in the end."""
     if to.resolve().is_relative_to(run.parent.resolve()):
         raise CaiError(f"{to}: lies among the runs. Give --to a folder of its own.")
     try:
@@ -139,6 +136,10 @@ def _begin(run: Path, adapter: Path, to: Path) -> None:
         if error.errno in DISK:
             raise io_error(to, "writing", error) from None
         raise CaiError(f"{to}: {error.strerror}. Give --to a new folder in one that you may write.") from None
+    try:
+        yield to / PART
+    finally:
+        shutil.rmtree(to / PART, ignore_errors=True)
 
 
 def _same_adapter(adapter: Path, exported: Path) -> bool:
@@ -152,14 +153,9 @@ def _data_alone(run: Path, to: Path, say: Say) -> Path:
     """The export of a run that was stopped after its pairs: the data set and the report."""
     if not (run / "dataset").is_dir():
         raise CaiError(f"{run}: it has neither an adapter nor a data set yet. Resume it first.")
-    _begin(run, run / "adapter", to)
-    try:
-        write_dataset(run / "dataset", to / PART / "dataset")
-        if (run / "report.html").is_file():
-            write_atomic(to / PART / "report.html", (run / "report.html").read_bytes())
+    with _part(run, run / "adapter", to) as part:
+        _copy_data(run, part)
         _publish(to)
-    finally:
-        shutil.rmtree(to / PART, ignore_errors=True)
     say(f"exported to {word(to)} (the data set alone: the run has no adapter yet)")
     say(f"datasets:      load_dataset({str((to / 'dataset').resolve())!r})")
     say(f"the adapter:   {lines.resume(run)}, then: {lines.export(run)}")
@@ -184,7 +180,6 @@ def _refuse_damage(run: Path) -> None:
 
 
 def _fill(snapshot: Snapshot, arm: ExportedArm, base: Base, found: Asking, part: Path) -> None:
-    run = snapshot.path
     (part / "adapter").mkdir(mode=0o700)
     for name in ADAPTER_FILES:
         write_atomic(part / "adapter" / name, (arm.adapter / name).read_bytes())
@@ -192,6 +187,10 @@ def _fill(snapshot: Snapshot, arm: ExportedArm, base: Base, found: Asking, part:
     write_prompt_files(found, part / "adapter")
     card = model_card(snapshot, base, found, arm, modules=config.get("target_modules"))
     write_atomic(part / "adapter" / "README.md", card.encode())
+    _copy_data(snapshot.path, part)
+
+
+def _copy_data(run: Path, part: Path) -> None:
     if (run / "dataset").is_dir():
         write_dataset(run / "dataset", part / "dataset")
     if (run / "report.html").is_file():
@@ -285,16 +284,14 @@ def _named(config: Path, base: Base) -> dict[str, object]:
     if not isinstance(values, dict):
         remedy = "remove the run's adapter folder and resume, which exports it again"
         raise CaiError(f"{config}: not whole, as it is in the run: {remedy}", errors.CORRUPT)
-    write_json_atomic(config, values | config_values(base))
+    write_json_atomic(config, values | {"base_model_name_or_path": base.shared, "revision": base.revision or None})
     return values
 
 
 def converter() -> Path | None:
     """llama.cpp's script, from LLAMA_CPP or the path."""
-    home = os.environ.get("LLAMA_CPP")
-    places = [Path(home) / CONVERTER] if home else []
-    found = shutil.which(CONVERTER)
-    places += [Path(found)] if found else []
+    home, found = os.environ.get("LLAMA_CPP"), shutil.which(CONVERTER)
+    places = [*([Path(home) / CONVERTER] if home else []), *([Path(found)] if found else [])]
     return next((place for place in places if place.is_file()), None)
 
 

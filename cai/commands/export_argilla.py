@@ -26,7 +26,7 @@ from cai.errors import CaiError
 from cai.metrics.figure import seeded_index, shuffled
 from cai.report.fresh import Fresh, read_fresh
 from cai.report.snapshot import Snapshot
-from cai.report.templating import environment
+from cai.report.templating import rendered
 from cai.store.files import io_error, write_atomic
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
@@ -108,7 +108,7 @@ def _pair(snapshot: Snapshot, pair: Pair) -> Row:
     )
     fields = {"prompt": pair["prompt"], chosen: pair["chosen"], rejected: pair["rejected"]}
     about = {"pool": pair["pool"], "split": pair["split"], "item": pair["item"]}
-    margin, agent = pair.get("margin"), f"pairs.label = {snapshot.recipe.pairs.label}"
+    margin, agent = pair.get("margin"), f"pairs.label: {snapshot.recipe.pairs.label}"
     score = round(1 / (1 + math.exp(-margin)), 6) if isinstance(margin, float) and abs(margin) < 700 else None
     suggestion = {"value": chosen, "score": score, "agent": agent}
     name = f"{pair['split']}-{pair['item']}"
@@ -188,6 +188,5 @@ def _write(snapshot: Snapshot, found: Exported, to: Path) -> None:
     write_atomic(to / "key.jsonl", json_lines(found.key))
     write_atomic(to / "marks.jsonl", json_lines(found.marks))
     counts, raters = {name: len(rows) for name, rows in found.sets.items()}, {row["rater"] for row in found.marks}
-    card = environment().get_template("argilla_card.md.j2")
-    text = card.render(run=snapshot.run_id, sets=counts, raters=sorted(raters), note=NOTE)
-    write_atomic(to / "README.md", text.encode())
+    told = {"run": snapshot.run_id, "sets": counts, "raters": sorted(raters), "note": NOTE}
+    write_atomic(to / "README.md", rendered("argilla_card.md.j2", told).encode())

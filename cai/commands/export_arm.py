@@ -9,15 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
 from cai import errors
 from cai.errors import CaiError
 from cai.report import arms_table
 from cai.report.snapshot import Snapshot
 from cai.run import digests, lines
 from cai.run.events import read_events
-from cai.store.jsonl import JsonObject
+from cai.store.jsonl import JsonObject, read_object
 from cai.store.row_types import FigureRow
 from cai.training import checkpoints
 
@@ -40,11 +38,7 @@ class ExportedArm:
 
     def result(self) -> JsonObject:
         """What its training wrote; nothing where that is lost."""
-        try:
-            found = orjson.loads((self.training / "result.json").read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_object(self.training / "result.json")
 
     def figures(self, snapshot: Snapshot) -> dict[str, FigureRow]:
         """The figures of this very adapter that the report's table of arms shows."""

@@ -60,8 +60,3 @@ def _local(snapshot: Snapshot, name: str) -> Base:
     place = place.expanduser()
     plain = re.sub(r"[^\w.-]+", "-", place.name).strip("-") or "base"
     return Base(f"<folder of {plain}>", str(place.resolve()) if place.is_dir() else str(place))
-
-
-def config_values(base: Base) -> dict[str, str | None]:
-    """What adapter_config.json says of the base."""
-    return {"base_model_name_or_path": base.shared, "revision": base.revision or None}

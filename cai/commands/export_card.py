@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from cai.commands.export_arm import OWN, ExportedArm, arm_named, told
 from cai.commands.export_base import Base
-from cai.commands.export_lines import VLLM_RANKS
+from cai.commands.export_lines import vllm_rank
 from cai.commands.export_prompt import Asking
 from cai.engine.tokenizers import ByteTokenizer
 from cai.models.guard import described
 from cai.report.cards import LICENSES
 from cai.report.pages import figure, headline, money, verdict_row
 from cai.report.snapshot import Snapshot
-from cai.report.templating import environment
+from cai.report.templating import rendered
 from cai.store.row_types import FigureRow
 
 if TYPE_CHECKING:
@@ -49,31 +49,26 @@ def model_card(
         model_name=snapshot.run_id,
         eval_results=results or None,
     )
-    rank = snapshot.recipe.lora.rank
-    body = (
-        environment()
-        .get_template("model_card.md.j2")
-        .render(
-            snapshot=snapshot,
-            guard=described(snapshot.recipe.guard),
-            base=base,
-            asking=asking,
-            example=_example(asking),
-            merged=merged,
-            modules=_modules(modules, snapshot.recipe.lora.target_modules),
-            vllm_rank=next((size for size in VLLM_RANKS if size >= rank), rank),
-            headline=headline(snapshot),
-            verdicts=[verdict_row(v) for v in snapshot.verdicts],
-            figures=[{"metric": name, **figure(m)} for name, m in measured_here.items()],
-            arm=arm,
-            how=told(arm, snapshot),
-            training=arm.result() if arm.name else snapshot.training,
-            money=money(snapshot),
-            loaded_as=_loaded_as(snapshot),
-            train=len(snapshot.cleaned.kept),
-        )
-    )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+    values = {
+        "snapshot": snapshot,
+        "guard": described(snapshot.recipe.guard),
+        "base": base,
+        "asking": asking,
+        "example": asking.render("How do I keep basil alive on a windowsill?", ByteTokenizer(), "base").text,
+        "merged": merged,
+        "modules": _modules(modules, snapshot.recipe.lora.target_modules),
+        "vllm_rank": vllm_rank(snapshot.recipe.lora.rank),
+        "headline": headline(snapshot),
+        "verdicts": [verdict_row(v) for v in snapshot.verdicts],
+        "figures": [{"metric": name, **figure(m)} for name, m in measured_here.items()],
+        "arm": arm,
+        "how": told(arm, snapshot),
+        "training": arm.result() if arm.name else snapshot.training,
+        "money": money(snapshot),
+        "loaded_as": _loaded_as(snapshot),
+        "train": len(snapshot.cleaned.kept),
+    }
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{rendered('model_card.md.j2', values)}"))
 
 
 def _results(snapshot: Snapshot, figures: Mapping[str, FigureRow]) -> list[EvalResult]:
@@ -98,13 +93,6 @@ def _loaded_as(snapshot: Snapshot) -> str:
     if snapshot.backend == "fake":
         return "no weights (the fake model)"
     return str(facts.get("quantization") or snapshot.recipe.model.quantization)
-
-
-def _example(asking: Asking) -> str:
-    """One request as the policy was asked it."""
-    tokenizer = ByteTokenizer()
-    fields = {"instruction": "How do I keep basil alive on a windowsill?"}
-    return asking.prompt.render(fields, format="base", tokenizer=tokenizer).text
 
 
 def _modules(trained: object, asked: Sequence[str]) -> list[str]:

@@ -12,13 +12,17 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 NO_GGUF = "needs a GGUF: export --merged with llama.cpp's converter (LLAMA_CPP=its folder)"
 
 
+def vllm_rank(rank: int) -> int:
+    """The smallest --max-lora-rank that holds an adapter of this rank."""
+    return next((size for size in VLLM_RANKS if size >= rank), rank)
+
+
 def usage(base: Base, asking: Asking, rank: int, to: Path, merged: bool) -> list[str]:
     """vLLM, transformers, peft, datasets, Ollama: the base by the name or folder under which it lies here."""
-    allowed = next((size for size in VLLM_RANKS if size >= rank), rank)
     adapter, dataset, whole = (to.resolve() / name for name in ("adapter", "dataset", "merged"))
     pinned = f", revision={base.revision!r}" if base.revision else ""
     serve = f"vllm serve {word(base.here)}" + (f" --revision {base.revision}" if base.revision else "")
-    serve += f" --enable-lora --max-lora-rank {allowed} --lora-modules {word(f'cai={adapter}')}"
+    serve += f" --enable-lora --max-lora-rank {vllm_rank(rank)} --lora-modules {word(f'cai={adapter}')}"
     loaded = f"AutoModelForCausalLM.from_pretrained({base.here!r}{pinned})"
     lines = [f"exported to {word(to)}"]
     if asking.nothing_to_load:

@@ -54,9 +54,9 @@ class Asking:
     def template(self) -> str:
         return chat_template.jinja_template(self.prompt, self.eos) if self.format == "base" else ""
 
-    def render(self, instruction: str, tokenizer: Tokenizer) -> Rendered:
-        """A request as it was measured."""
-        return self.prompt.render({"instruction": instruction}, format=self.format, tokenizer=tokenizer)
+    def render(self, instruction: str, tokenizer: Tokenizer, form: Format | None = None) -> Rendered:
+        """A request as it was measured, or in the format asked for."""
+        return self.prompt.render({"instruction": instruction}, format=form or self.format, tokenizer=tokenizer)
 
     def modelfile(self, weights: str) -> str:
         go = chat_template.go_template(self.prompt, self.eos) if self.format == "base" else ""

@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cai import errors
 from cai.data import chain, marks, on_policy
 from cai.data.marks import REVIEW_KEY
 from cai.data.slots import slot_of, try_of
 from cai.errors import CaiError
 from cai.evaluate import taken
+from cai.inputs import Inputs, grown_since
 from cai.recipe.intake.input_files import PAIRS
 from cai.run import digests
 from cai.run.events import lineage, read_events
@@ -31,15 +31,16 @@ from cai.run.manifest import read_manifest, refuse_edited
 from cai.run.standing import Standing
 from cai.store import records
 from cai.store.jsonl import JsonObject, Row
+from cai.store.records import differing
 from cai.store.row_types import Record
 from cai.store.rows import Lines, Rows, keys_of, of_stages
-from cai.store.scan import Damage
+from cai.store.scan import SCORE_KEY, Damage
 from cai.store.walk import CHANGED, CUT_OFF
 
 Identity = Mapping[str, str]
 BATCH = 256
 BATCH_KEY = "engine.batch_size"
-EXAM, EXAM_KEY = "critic.jsonl", ("metric", "item", "round")
+EXAM = "critic.jsonl"
 
 
 @dataclass(frozen=True)
@@ -75,23 +76,27 @@ def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) 
     manifest = read_manifest(source / "manifest.json")
     refuse_edited(manifest, source / "manifest.json")
     if "stages" not in manifest:
-        raise CaiError(f"{source}/manifest.json: names no stages, so nothing can be reused: start anew", errors.USAGE)
+        raise CaiError(f"{source}/manifest.json: names no stages, so nothing can be reused: start anew")
     digests.check_log(source, source / "records.jsonl", digests.left(read_events(source / "events.jsonl"))[0])
     rows = verified_rows(source / "records.jsonl")
     differs = changed_stages(manifest["stages"], stages)
-    for name in ("model.backend",):
-        if manifest["identity"].get(name) != identity.get(name):
-            differs.setdefault("instructions", []).append(name)
-    pairs = [key for key in _different(manifest["identity"], identity) if key.startswith("pairs.")]
-    if pairs:
+    changed = differing(manifest["identity"], identity)
+    if "model.backend" in changed:
+        differs.setdefault("instructions", []).append("model.backend")
+    if pairs := [key for key in changed if key.startswith("pairs.")]:
         differs["pairs"] = pairs
     files = "pairs.file", f"sha256({PAIRS})"  # other pairs of one's own, or none any more: no row is theirs
-    if named := [key for key in files if manifest["identity"].get(key) != identity.get(key)]:
+    if named := [key for key in files if key in changed]:
         differs.setdefault("instructions", []).extend(named)
     kept, again = parted(rows, differs, first_tries_only=bool(differs))
     model = dict(manifest.get("model", {})) if kept else {}
-    rebatched = manifest["identity"].get(BATCH_KEY) != identity.get(BATCH_KEY)
-    return ForkPlan(source, kept, again, differs, _rates(source), model, rebatched)
+    return ForkPlan(source, kept, again, differs, _rates(source), model, rebatched=BATCH_KEY in changed)
+
+
+def plan_of(source: Path, inputs: Inputs) -> ForkPlan:
+    """The plan of a fork with these inputs; a file of instructions that only grew counts as what it was."""
+    then = grown_since(inputs, source, read_manifest(source / "manifest.json"))
+    return plan_fork(source, then.identity(then=True), then.stages(then=True))
 
 
 def verified_rows(path: Path) -> Rows[Record]:
@@ -112,12 +117,8 @@ def verified_rows(path: Path) -> Rows[Record]:
 def changed_stages(then: Mapping[str, Identity], now: Mapping[str, Identity]) -> dict[str, list[str]]:
     """Stage -> keys of its own inputs that differ. A stage aside that the source had not is only drawn, not again."""
     asked = [name for name in chain.names() if then.get(name) or not chain.is_aside(name)]
-    differing = {stage: _different(then.get(stage, {}), now.get(stage, {})) for stage in asked}
-    return {stage: keys for stage, keys in differing.items() if keys}
-
-
-def _different(then: Identity, now: Identity) -> list[str]:
-    return sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    changed = {stage: differing(then.get(stage, {}), now.get(stage, {})) for stage in asked}
+    return {stage: keys for stage, keys in changed.items() if keys}
 
 
 def parted(rows: Rows[Record], differs: JsonObject, *, first_tries_only: bool) -> tuple[Rows[Record], Rows[Record]]:
@@ -210,13 +211,12 @@ def _weights(rows: Sequence[Record], rates: Mapping[str, Rate]) -> float:
 
 def fill(plan: ForkPlan, run: Run) -> None:
     """Copy the kept rows into the new, open run. A kill in between only means that fewer rows were reused."""
-    if plan.model:  # before the first row: a card never names another model than the one that wrote the text
+    if plan.model:  # before the first row: cards name what wrote the text, and another model is drift
         run.update_manifest(model=plan.model)
     with run.records() as log:
         for start in range(0, len(plan.kept), BATCH):
             log.append(plan.kept[start : start + BATCH])
     _take_marks(plan, run)
-    _take_model(plan, run)
     _take_round(plan, run)
     _take_exam(plan, run)
     if plan.kept:
@@ -234,9 +234,14 @@ def _take_marks(plan: ForkPlan, run: Run) -> None:
     texts = {key for key in keys_of(plan.kept) if key[0] == "revisions"} if given else set()
     rows = [row for row in given if ("revisions", row["item"], row.get("round")) in texts]
     if rows:
-        log: records.RecordLog[Row] = records.RecordLog.open(run.path / "reviews.jsonl", run.quarantine, key=REVIEW_KEY)
-        log.append(rows)
-        log.close()
+        _log(run, run.path / "reviews.jsonl", REVIEW_KEY, rows)
+
+
+def _log(run: Run, path: Path, key: tuple[str, ...], rows: Sequence[Row]) -> None:
+    """A log of the fork's with these rows."""
+    log: records.RecordLog[Row] = records.RecordLog.open(path, run.quarantine, key=key)
+    log.append(rows)
+    log.close()
 
 
 def _take_exam(plan: ForkPlan, run: Run) -> None:
@@ -245,16 +250,7 @@ def _take_exam(plan: ForkPlan, run: Run) -> None:
         return
     if rows := taken.unchanged(plan.source, EXAM):
         run.eval.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log: records.RecordLog[Row] = records.RecordLog.open(run.eval / EXAM, run.quarantine, key=EXAM_KEY)
-        log.append(rows)
-        log.close()
-
-
-def _take_model(plan: ForkPlan, run: Run) -> None:
-    """Which weights wrote the kept texts: cards name them, and a folder whose content changed since is drift."""
-    facts = read_manifest(plan.source / "manifest.json").get("model")
-    if facts and plan.kept:
-        run.update_manifest(model=facts)
+        _log(run, run.eval / EXAM, SCORE_KEY, rows)
 
 
 def _take_round(plan: ForkPlan, run: Run) -> None:

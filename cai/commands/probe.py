@@ -11,6 +11,7 @@ A wrong scaling fails the first, a repetition penalty that slipped in the second
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,11 +95,10 @@ def load_tuned(snapshot: Snapshot, adapter: Path) -> Model:
 
 
 def free() -> None:
-    import torch
-
+    """Memory of a model that is used no more: its weights stay on the device while a cycle holds them."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()  # does nothing where there is no GPU
 
 
 def through_template(model: Model, snapshot: Snapshot, asking: Asking, folder: Path) -> str:

@@ -6,34 +6,28 @@ Invariants: a line whose bytes are what was committed is never dropped; without 
 
 from __future__ import annotations
 
-import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
-from itertools import chain, takewhile
-from operator import itemgetter
 from pathlib import Path
 
 import orjson
 
-from cai import errors
+from cai.data.marks import REVIEW_KEY
 from cai.errors import CaiError
 from cai.store import files, records
 from cai.store.lock import take_lock
 from cai.store.rows import Lines
-from cai.store.scan import BUFFER, RECORD_KEY, encode_points, key_of, parse_line, points_of
+from cai.store.scan import BUFFER, RECORD_KEY, SCORE_KEY, digest_of, encode_points, key_of, parse_line, points_of
 from cai.store.walk import CHANGED, CUT_OFF, Walk, walking
 from cai.terminal import printable, word
 
 EVENT_KEY = ("attempt", "n")
-SCORE_KEYS = (("metric", "item", "round"), ("arm", "item", "round"))  # of the logs under eval/
-REVIEW_KEY = ("rater", "key")
+SCORE_KEYS = (SCORE_KEY, ("arm", "item", "round"))  # of the logs under eval/
 BOM = b"\xef\xbb\xbf"
 SHOWN = 60  # characters of a dropped line in the table
-SEARCHES = 100  # of 20 ms a million lines, before an index of 2 s is worth it
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,48 +84,28 @@ def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> RepairPlan:
 
     A row never holds a raw CR, so CR LF line ends and a byte-order mark are an editor's and go without loss.
     """
-    with path.open("rb") as file:
-        lines = Lines(path, file.fileno())
-        with walking(lines, file.fileno(), path.with_suffix(".sum"), key) as found:
-            found.clean()
-            unhashed = takewhile(lambda line: line[2] < found.end, lines_of(path, found.covered))
-            if not any(restored for *_, restored in unhashed):
-                return _plan_rest(path, found)
-        lines = Lines(path, file.fileno())
-        with walking(lines, file.fileno(), path.with_suffix(".sum"), key) as found:
-            return _plan_rest(path, found)
-
-
-def _plan_rest(path: Path, found: Walk) -> RepairPlan:
-    """The plan for what stands behind the lines that `found` passed as they should be; those stay."""
-    bad = edited(path, found)
-    names, by_key, add, bound = itemgetter(*found.key), found.by_key, found.lines.add, len(bad)
     drops: list[Drop] = []
-    stay, restored = found.count, 0
-    for place, (number, offset, raw, data, mended) in enumerate(lines_of(path, found.end, found.count)):
-        restored += mended
-        try:  # a line that is as it should be: 0.6 of the time of the closer look
-            name = names(orjson.loads(data if data[-1] == 10 else b""))  # a torn tail may be long
-            if type(name[0]) is str:
-                name = (sys.intern(name[0]), *name[1:])
-            odd = name in by_key or (place < bound and bad[place])
-        except (ValueError, KeyError, TypeError):
-            odd = True
-        if odd:
-            reason = _fault(data, found, place < bound and bad[place] == 1)
-            drops.append(Drop(number, offset, len(data), data[:SHOWN], reason))
-        else:
-            by_key[name] = add(name, raw, len(data) - 1)
-            stay += 1
-    return RepairPlan(path, found.key, stay, tuple(drops), restored)
+    stay = restored = 0
+    with (
+        path.open("rb") as file,
+        walking(Lines(path, file.fileno()), file.fileno(), path.with_suffix(".sum"), key) as found,
+    ):
+        bad, by_key = edited(path, found), found.by_key
+        for place, (number, offset, raw, data, mended) in enumerate(lines_of(path)):
+            restored += mended
+            if reason := _fault(data, found, place < len(bad) and bad[place] == 1):
+                drops.append(Drop(number, offset, len(data), data[:SHOWN], reason))
+            else:
+                name = key_of(orjson.loads(data), key)
+                by_key[name] = found.lines.add(name, raw, len(data) - 1)
+                stay += 1
+    return RepairPlan(path, key, stay, tuple(drops), restored)
 
 
-def lines_of(path: Path, start: int = 0, passed: int = 0) -> Iterator[Line]:
-    """The lines from byte `start` on, before which `passed` lines stand as they were committed."""
-    offset, raw = start, start
+def lines_of(path: Path) -> Iterator[Line]:
+    offset = raw = 0
     with path.open("rb", BUFFER) as file:
-        file.seek(start)
-        for number, line in enumerate(file, start=passed + 1):
+        for number, line in enumerate(file, start=1):
             data, cut = line, 0
             if raw == 0 and line.startswith(BOM):
                 data, cut = line[len(BOM) :], len(BOM)
@@ -143,36 +117,31 @@ def lines_of(path: Path, start: int = 0, passed: int = 0) -> Iterator[Line]:
 
 
 def _fault(data: bytes, found: Walk, edited: bool) -> str:
-    """Why an odd line cannot stay."""
-    if not data.endswith(b"\n"):
-        return CUT_OFF
-    row = parse_line(data[:-1], found.key)
+    """Why a line cannot stay; "" where it can."""
+    row = parse_line(data[:-1], found.key) if data.endswith(b"\n") else CUT_OFF  # a torn tail may be long
     if isinstance(row, str):
         return row
     if edited:
         return CHANGED
-    again = found.lines.row(found.by_key[key_of(row, found.key)]) == row
-    return "repeats an earlier row" if again else "a second, different row for its key"
+    before = found.by_key.get(key_of(row, found.key))
+    if before is None:
+        return ""
+    return "repeats an earlier row" if found.lines.row(before) == row else "a second, different row for its key"
 
 
 def edited(path: Path, found: Walk) -> bytearray:
-    """1 for each line behind those passed that does not stand as committed, in order. Lines that no point covers do.
+    """1 for each line that does not stand as committed, in order. Lines that no point covers do.
 
     An edit moves the lines behind it, so points and lines are aligned by their hashes, in order, as a diff aligns.
     """
-    first = next(points := found.points(), None)
-    if first is None:
-        return bytearray()
-    digests = _digests(path, found.end)
-    places, bad, count = Places(digests), bytearray(len(digests)), len(digests)
-    next_line, covered = 0, found.covered  # the first line not judged yet, how far points reach without a gap
+    whole = (data for _, _, _, data, _ in lines_of(path) if data.endswith(b"\n"))
+    digests = array("Q", (int(digest_of(memoryview(line)[:-1]), 16) for line in whole))
+    count = len(digests)
+    bad, order = bytearray(count), array("L", sorted(range(count), key=digests.__getitem__))
+    next_line, covered = 0, 0  # the first line not judged yet, how far points reach without a gap
     waiting = False  # a point found no line
-    for point in chain([first], points):
-        digest = int(point.digest, 16)
-        if not waiting and next_line < count and digests[next_line] == digest:  # nearly all of them
-            next_line, covered = next_line + 1, point.end
-            continue
-        at = places.of(digest, next_line)
+    for point in found.points():
+        at = _place(int(point.digest, 16), next_line, digests, order)
         if at == count:
             waiting = True
         else:
@@ -185,45 +154,13 @@ def edited(path: Path, found: Walk) -> bytearray:
     return bad
 
 
-def _digests(path: Path, start: int) -> array[int]:
-    """Of each line from byte `start` on, as `lines_of` gives it, but one that is cut off."""
-    digests = array("Q")
-    if start == 0:  # a byte-order mark may stand there
-        lines = (line[3] for line in lines_of(path) if line[3][-1] == 10)
-        digests.extend(int.from_bytes(blake2b(memoryview(line)[:-1], digest_size=8).digest()) for line in lines)
-        return digests
-    add, blake, number = digests.append, blake2b, int.from_bytes
-    with path.open("rb", BUFFER) as file:
-        file.seek(start)
-        for line in file:
-            if line[-1] == 10:
-                cut = -2 if line[-2:] == b"\r\n" else -1
-                add(number(blake(memoryview(line)[:cut], digest_size=8).digest()))
-    return digests
-
-
-class Places:
-    """Where a digest stands among those of the lines. The next line is tried first, then a few searches; many, and a
-    sorted index is made: 8 bytes a line."""
-
-    def __init__(self, digests: array[int]) -> None:
-        self.digests, self.order, self.searches = digests, array("L"), 0
-
-    def of(self, digest: int, least: int) -> int:
-        """The first line from `least` on that has it, or how many lines there are."""
-        digests, none = self.digests, len(self.digests)
-        if least < none and digests[least] == digest:
-            return least
-        self.searches += 1
-        if self.searches < SEARCHES:
-            try:
-                return digests.index(digest, least)
-            except ValueError:
-                return none
-        if not self.order:
-            self.order = array("L", sorted(range(none), key=digests.__getitem__))
-        at = bisect_left(self.order, (digest, least), key=lambda line: (digests[line], line))
-        return self.order[at] if at < none and digests[self.order[at]] == digest else none
+def _place(digest: int, least: int, digests: array[int], order: array[int]) -> int:
+    """The first line from `least` on that has it, or how many lines there are. `order`: of the lines by digest."""
+    count = len(digests)
+    if least < count and digests[least] == digest:  # nearly all of them
+        return least
+    at = bisect_left(order, (digest, least), key=lambda line: (digests[line], line))
+    return order[at] if at < count and digests[order[at]] == digest else count
 
 
 def repair(run: Path, write: bool = False, say: Callable[[str], None] = print) -> int:
@@ -279,4 +216,4 @@ def _kept(path: Path, gone: Container[int]) -> Iterator[bytes]:
 def check_repairable(run: Path) -> None:
     """CaiError(USAGE) if `run` holds no log at all."""
     if not logs_of(run):
-        raise CaiError(f"{run}: holds no records.jsonl to repair", errors.USAGE)
+        raise CaiError(f"{run}: holds no records.jsonl to repair")

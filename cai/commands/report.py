@@ -8,13 +8,12 @@ from cai import errors
 from cai.report.pages import write_pages
 from cai.run import digests
 from cai.run.events import read_events
-from cai.terminal import word
+from cai.terminal import say, word
 
 
 def command(args: argparse.Namespace) -> int:
     """`--report RUN`: write both pages again."""
     from cai.inputs import locate
-    from cai.terminal import say
 
     path = locate(args, args.report)
     write_pages(path)

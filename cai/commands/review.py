@@ -24,7 +24,7 @@ from cai.report.snapshot import Snapshot, read_story
 from cai.run.lines import command as runner_line
 from cai.run.lines import near
 from cai.store.records import refuse_missing
-from cai.terminal import duration, printable, word
+from cai.terminal import duration, printable, say, word
 
 __all__ = ["ReviewTask", "Session", "ask", "command", "finish", "page", "reviewing", "serve", "tasks"]
 
@@ -32,7 +32,6 @@ __all__ = ["ReviewTask", "Session", "ask", "command", "finish", "page", "reviewi
 def command(args: argparse.Namespace) -> int:
     """Serve the page (or ask in the terminal) until everything is marked or Ctrl-C; then write the report again."""
     from cai.inputs import locate
-    from cai.terminal import say
 
     path, rater = locate(args, args.review), name_of(args.rater or "me")
     refuse_missing(path / "records.jsonl")

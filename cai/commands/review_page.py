@@ -20,7 +20,7 @@ from urllib.parse import parse_qs
 from cai.commands.review_session import LABELS, MARKS, QUESTIONS, Part, Session
 from cai.errors import CaiError
 from cai.report.diff import Segment, cut
-from cai.report.templating import environment
+from cai.report.templating import rendered
 from cai.terminal import duration
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{}'; form-action 'self'; "
@@ -156,26 +156,23 @@ def page(session: Session, alert: str = "", nonce: str = "") -> str:
     task = pending[0] if pending else None
     parts = task.parts() if task else []
     alone = len(parts) - (task.beside if task else 0)
-    return (
-        environment()
-        .get_template("review.html.j2")
-        .render(
-            task=task,
-            parts=list(map(_shown, parts[:alone])),
-            beside=list(map(_shown, parts[alone:])),
-            labels=LABELS,
-            ticket=session.ticket(task) if task else "",
-            question=QUESTIONS[task.what] if task else "",
-            marks=MARKS[task.what] if task else (),
-            done=len(session.tasks) - len(pending),
-            total=len(session.tasks),
-            to_go=duration(to_go) if to_go is not None and pending else "",
-            can_undo=session.can_undo,
-            rater=session.rater,
-            alert=alert,
-            nonce=nonce,
-        )
-    )
+    values = {
+        "task": task,
+        "parts": list(map(_shown, parts[:alone])),
+        "beside": list(map(_shown, parts[alone:])),
+        "labels": LABELS,
+        "ticket": session.ticket(task) if task else "",
+        "question": QUESTIONS[task.what] if task else "",
+        "marks": MARKS[task.what] if task else (),
+        "done": len(session.tasks) - len(pending),
+        "total": len(session.tasks),
+        "to_go": duration(to_go) if to_go is not None and pending else "",
+        "can_undo": session.can_undo,
+        "rater": session.rater,
+        "alert": alert,
+        "nonce": nonce,
+    }
+    return rendered("review.html.j2", values)
 
 
 def _shown(part: Part) -> tuple[str, list[Segment]]:

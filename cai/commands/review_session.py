@@ -15,7 +15,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -177,16 +177,14 @@ def check_rater(rater: str) -> None:
         )
 
 
-@contextmanager
-def reviewing(snapshot: Snapshot, rater: str) -> Iterator[Session]:
+def reviewing(snapshot: Snapshot, rater: str) -> AbstractContextManager[Session]:
     """The open session. Errors: CaiError for a bad name, a run without examples, or while another review is open."""
     check_rater(rater)
     if not snapshot.pairs.examples:
         raise CaiError(f"{snapshot.path}: has no example to mark yet. Finish the run first.")
     if snapshot.recipe.pairs.file:
         raise CaiError(f"{snapshot.path}: its pairs were given (pairs.file): there is no critique or revision to mark.")
-    with opened(snapshot.path, rater, tasks(snapshot, rater)) as session:
-        yield session
+    return opened(snapshot.path, rater, tasks(snapshot, rater))
 
 
 @contextmanager

@@ -8,17 +8,11 @@ What differs is told against the recipe as it is now, resolved for the run's mil
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
 import sys
-import tomllib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from cai import errors
 from cai.errors import CaiError
@@ -26,15 +20,16 @@ from cai.inputs import folder_of_runs
 from cai.recipe import load as recipes
 from cai.recipe.load import Source, flatten
 from cai.recipe.paths import expanded
-from cai.report.templating import environment
+from cai.report.templating import rendered
 from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.run.lines import near
-from cai.run.manifest import read_manifest
-from cai.run.run_ids import RUN_ID, refuse_pipes
+from cai.run.manifest import pair_counts, read_manifest, resolved_table
+from cai.run.run_ids import latest_run, refuse_pipes, run_folders
 from cai.store.files import write_atomic
+from cai.store.jsonl import read_object
 from cai.store.lock import holder_lives
-from cai.terminal import columns, duration, for_stream, number, printable, usd, word
+from cai.terminal import aligned, columns, duration, interval, number, printable, say, usd, word
 
 SHOWN = 4  # differences that are named; more are counted
 INDEX = "index.html"
@@ -64,7 +59,7 @@ def command(args: argparse.Namespace) -> int:
     if not found:
         print(f"{near(root)}: no run yet. Start one with make m0.")
         return errors.DONE
-    print(for_stream(printable("\n".join(table(found, columns()))), sys.stdout, fold=True))
+    say("\n".join(table(found, columns())))
     try:
         write_atomic(root / INDEX, page(found).encode())
         print(f"the same with links to the reports: {word(near(root / INDEX))}")
@@ -75,11 +70,9 @@ def command(args: argparse.Namespace) -> int:
 
 def listed(root: Path, source: Source) -> list[Line]:
     """Every run folder below `root`, newest first. Of what differs, that in which runs differ from each other first."""
-    latest = ""
-    with suppress(OSError):
-        latest = os.readlink(root / "latest")
-    folders = [p for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
-    found = [line(path, source, latest) for path in sorted(folders, reverse=True) if (path / "manifest.json").exists()]
+    latest = latest_run(root)
+    folders = [path for path in reversed(run_folders(root)) if (path / "manifest.json").exists()]
+    found = [line(path, source, latest) for path in folders]
     everywhere = set.intersection(*(set(run.differs) for run in found)) if len(found) > 1 else set()
     return [replace(run, differs=tuple(sorted(run.differs, key=everywhere.__contains__))) for run in found]
 
@@ -94,10 +87,10 @@ def line(path: Path, source: Source, latest: str = "") -> Line:
         refuse_pipes(path)
     except CaiError:
         return Line(path.name, (path.name, *("–" for _ in HEADS[2:]), "a pipe or a device stands for a file"))
-    events, figures, gates = read_events(path / "events.jsonl"), _figures(path), _json(path / "eval" / "gates.json")
-    cost = spent(events)
+    events, figures = read_events(path / "events.jsonl"), _figures(path)
+    cost, gates = spent(events), read_object(path / "eval" / "gates.json")
     changed = digests.edited(path, events, ("eval/gates.json", "eval/measured.json").__contains__)
-    model = str((manifest.get("model") or {}).get("model") or _resolved(path).get("model", {}).get("name", "?"))
+    model = str((manifest.get("model") or {}).get("model") or resolved_table(path).get("model", {}).get("name", "?"))
     cells = (
         path.name,
         str(manifest.get("milestone", "?")),
@@ -120,7 +113,7 @@ def differs(path: Path, manifest: Mapping[str, Any], source: Source) -> tuple[st
         now = recipes.resolve(source, milestone=milestone, embedded=embedded)
     except CaiError:
         return ("the recipe as it is now cannot be read",)
-    ours, its = flatten(now.model_dump(mode="json")), flatten(_resolved(path))
+    ours, its = flatten(now.model_dump(mode="json")), flatten(resolved_table(path))
     off = {"milestone", *(key for key in ours if key.startswith("sft.") and "sft.enabled" not in its)}
     keys = [key for key in ours if key in its and key not in off and ours[key] != its[key]]
     found = [f"{key}={_plain(its[key])}" for key in keys]
@@ -160,10 +153,9 @@ def verdict(path: Path, gates: Mapping[str, Any], events: list[dict[str, Any]]) 
 def table(found: list[Line], columns: int = 0) -> list[str]:
     """The lines on screen: a row a run, and under it what differs; a block a run where `columns` are too few."""
     rows = [HEADS, *((f"{entry.cells[0]}{' *' if entry.latest else ''}", *entry.cells[1:]) for entry in found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
-    if 0 < columns < sum(widths) + 2 * (len(HEADS) - 1):
+    lines = aligned(rows)
+    if 0 < columns < max(map(len, lines)):
         return [text for entry in found for text in _block(entry)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     told = [lines[0]]
     for text, entry in zip(lines[1:], found, strict=True):
         told += [text, *([f"  differs: {entry.differences}"] if entry.differs else [])]
@@ -179,7 +171,7 @@ def _block(entry: Line) -> list[str]:
 
 
 def page(found: list[Line]) -> str:
-    return environment().get_template("index.html.j2").render(heads=HEADS, lines=found)
+    return rendered("index.html.j2", {"heads": HEADS, "lines": found})
 
 
 def _plain(text: str) -> str:
@@ -189,13 +181,13 @@ def _plain(text: str) -> str:
 
 def _sha(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return digests.digest_of(path)[:16]
     except OSError:
         return ""
 
 
 def _figures(path: Path) -> Mapping[str, Any]:
-    found = _json(path / "eval" / "measured.json").get("figures")
+    found = read_object(path / "eval" / "measured.json").get("figures")
     return found if isinstance(found, dict) else {}
 
 
@@ -208,8 +200,7 @@ def _value(figure: Any) -> tuple[float, Any, Any] | None:
 def _p1(figures: Mapping[str, Any]) -> str:
     """On held-out pairs with its interval; where none were held out, on the training pairs, and said to be."""
     if (held := _value(figures.get("preference.p1"))) is not None:
-        value, low, high = held
-        return number(value) + (f" [{number(low)}, {number(high)}]" if low is not None and high is not None else "")
+        return number(held[0]) + interval(*held[1:])
     trained = _value(figures.get("preference.p1.train"))
     return f"{number(trained[0])} (train)" if trained is not None else "–"
 
@@ -221,25 +212,6 @@ def _loss(events: list[dict[str, Any]]) -> str:
 
 
 def _pairs(path: Path) -> str:
-    counts = []
-    for split in ("train", "heldout"):
-        try:
-            counts.append((path / "dataset" / "pairs" / f"{split}.jsonl").read_bytes().count(b"\n"))
-        except OSError:
-            return "–"
+    if (counts := pair_counts(path)) is None:
+        return "–"
     return f"{counts[0]:,}" + (f" + {counts[1]:,}" if counts[1] else "")
-
-
-def _resolved(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads((path / "recipe.resolved.toml").read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -11,22 +11,22 @@ import itertools
 import math
 import sys
 import time
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from cai import errors
 from cai.data import chain
 from cai.evaluate.gates import whole_verdicts
 from cai.run import digests, lines, words
 from cai.run.events import read_events, spent
-from cai.store.jsonl import Row
+from cai.run.manifest import pair_counts, resolved_table
+from cai.store.jsonl import Row, read_object
 from cai.store.lock import holder_died, holder_lives
+from cai.store.scan import readable
 from cai.terminal import duration, duration_range, for_stream, number, printable, usd, usd_fine, word
 
 WATCH_SECONDS = 2.0
@@ -67,10 +67,10 @@ def watch(path: Path, seconds: float = WATCH_SECONDS) -> Iterator[str]:
 
 def screen(path: Path, now: datetime | None = None, *, text: bool = False) -> str:
     """The whole summary, made safe for a terminal. `text`: with the text that was made last."""
-    manifest, status = _json(path / "manifest.json"), _json(path / "status.json")
+    manifest, status = read_object(path / "manifest.json"), read_object(path / "status.json")
     events = read_events(path / "events.jsonl")
-    budget = _budget(path)
-    model = (manifest.get("model") or {}).get("model") or _model(path)
+    recipe = resolved_table(path)
+    model = (manifest.get("model") or {}).get("model") or recipe.get("model", {}).get("name", "?")
     state = _state(events, status, now or datetime.now(UTC), holder_died(path), holder_lives(path))
     skipped = any(event.get("kind") == "gates_skipped" for event in events)
     if state == "done" and not skipped and not (path / "eval" / "gates.json").is_file():
@@ -79,13 +79,13 @@ def screen(path: Path, now: datetime | None = None, *, text: bool = False) -> st
     rows = [
         ("run", f"{path.name}: {manifest.get('milestone', '?')} on {model} ({manifest.get('backend', '?')})"),
         ("state", state),
-        ("spent", _spent(events, budget, pairs := _pairs(path))),
+        ("spent", _spent(events, recipe.get("budget", {}), pairs := pair_counts(path))),
         *_counts(path / "records.jsonl"),
         ("pairs", f"{pairs[0]} to train on, {pairs[1]} held out{_lost(events)}" if pairs else "not written yet"),
         ("training", _training(events)),
         ("loss", sparkline(_losses(events))),
         ("just made", just_made(_rows(path / "records.jsonl")) if text else ""),
-        *_gates(_json(path / "eval" / "gates.json")),
+        *_gates(read_object(path / "eval" / "gates.json")),
         ("edited", digests.told(digests.edited(path, events, SHOWS.__contains__))),
         ("report", word(shown / "report.html") if (path / "report.html").is_file() else "not written yet"),
         (
@@ -93,7 +93,7 @@ def screen(path: Path, now: datetime | None = None, *, text: bool = False) -> st
             "" if state == "done" or state.startswith("running") else lines.resume(path),
         ),
     ]
-    return printable("\n".join(f"{name:<13}{told}" for name, told in rows if told))
+    return printable("\n".join(f"{name:<13}{'' if len(name) < 13 else ' '}{told}" for name, told in rows if told))
 
 
 def _state(events: list[Row], status: Row, now: datetime, died: bool, lives: bool) -> str:
@@ -184,27 +184,8 @@ def _counts(path: Path) -> list[tuple[str, str]]:
 
 def _rows(path: Path) -> Iterable[Row]:
     """Whole lines only; one that cannot be read is passed over (--verify tells of damage)."""
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    try:
-                        row = orjson.loads(line)
-                    except orjson.JSONDecodeError:
-                        continue
-                    if isinstance(row, dict):
-                        yield row
-    except OSError:
-        return
-
-
-def _pairs(path: Path) -> tuple[int, int] | None:
-    """(training pairs, held-out pairs) as written, by counting lines."""
-    try:
-        train, heldout = ((path / "dataset" / "pairs" / f"{s}.jsonl").read_bytes() for s in ("train", "heldout"))
-    except OSError:
-        return None
-    return train.count(b"\n"), heldout.count(b"\n")
+    with suppress(OSError):
+        yield from (row for _, _, row in readable(path, ()))
 
 
 def _lost(events: list[Row]) -> str:
@@ -258,6 +239,8 @@ def just_made(rows: Iterable[Row]) -> str:
     for row in rows:
         if row.get("stage") == "instructions":
             pools[row.get("item")] = str(row.get("pool", "benign"))
+        elif chain.is_aside(str(row.get("stage"))):  # its numbers are its own
+            row = {**row, "item": f"{row.get('item')} of its own"}
         if str(row.get("text", "")).strip() and row.get("tokens"):
             last = row
     if not last:
@@ -278,26 +261,3 @@ def _gates(gates: Row) -> list[tuple[str, str]]:
         shown = f" {number(value)} (n={measured.get('n')})" if isinstance(value, int | float) else ""
         lines.append(("gate", f"{verdict.get('status'):<12} {verdict.get('metric')}{shown}: {verdict.get('reason')}"))
     return [*lines, ("override", str(gates["override"]))] if gates.get("override") else lines
-
-
-def _budget(path: Path) -> Row:
-    return dict(_toml(path).get("budget", {}))
-
-
-def _model(path: Path) -> str:
-    return str(_toml(path).get("model", {}).get("name", "?"))
-
-
-def _toml(path: Path) -> Row:
-    try:
-        return tomllib.loads((path / "recipe.resolved.toml").read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _json(path: Path) -> Row:
-    try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -6,7 +6,6 @@ Owns the checks and their table; each check stands alone and reports all it find
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections import Counter
@@ -18,7 +17,9 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from cai.commands import verify_dataset, verify_files, verify_training
+from cai.commands.verify_dataset import Results
 from cai.data import chain
+from cai.run.digests import digest_of
 from cai.run.events import read_events, spent
 from cai.run.manifest import edited, read_manifest
 from cai.store.jsonl import Row
@@ -58,9 +59,6 @@ def verify(run: Path) -> list[VerifyResult]:
     return checks
 
 
-Results = Iterator[tuple[str, str]]
-
-
 def _manifest(run: Path) -> Results:
     manifest = read_manifest(run / "manifest.json")
     if parts := edited(manifest):
@@ -79,7 +77,7 @@ def _inputs(run: Path) -> Results:
         path = run / name
         if not path.is_file():
             wrong.append(f"{name} is missing")
-        elif hashlib.sha256(path.read_bytes()).hexdigest()[:16] != sha:
+        elif digest_of(path)[:16] != sha:
             wrong.append(f"{name} was changed")
     if wrong:
         yield "FAIL", f"{', '.join(wrong)}; a resume with the recipe they came from copies them again"
@@ -152,11 +150,7 @@ def _fields(run: Path) -> Results:
 
 def _chain(run: Path) -> Results:
     """Every row's input stands too (its order is not asked: a repair puts rows that were made again at the end)."""
-    accepted = {
-        (row["stage"], row["item"], 0 if row["stage"] == "instructions" else row["round"])
-        for row in _rows(run)
-        if row.get("status") == "ok"
-    }
+    accepted = {(row["stage"], row["item"], chain.round_of(row)) for row in _rows(run) if row.get("status") == "ok"}
     first, orphans = "", 0
     for row in _rows(run):
         if any(needed not in accepted for needed in _inputs_of(row)):

@@ -6,16 +6,15 @@ compared is "skip" (a sum file that is gone or short, an attempt that was cut of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from cai.commands import repair
+from cai.commands.verify_dataset import Results
 from cai.run import digests
 from cai.run.events import read_events
 from cai.store import records
 from cai.store.scan import committed, foreign_lines
 
-Results = Iterator[tuple[str, str]]
 SHOWN = 5  # names in a line
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import orjson
 
 from cai.commands.tensors import safetensors_fp32
+from cai.commands.verify_dataset import Results
 from cai.training import checkpoints
-
-Results = Iterator[tuple[str, str]]
 
 
 def sealed(run: Path) -> Results:

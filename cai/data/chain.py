@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cai.data import sampled, slots
 from cai.data.stage import Stage, Unit
@@ -49,6 +50,12 @@ def names() -> tuple[str, ...]:
 
 def named(name: str) -> Stage | None:
     return next((stage for stage in CHAIN if stage.name == name), None)
+
+
+def round_of(row: Mapping[str, Any]) -> int:
+    """The round that a row stands for: 0 where its number says which try it was."""
+    found = named(row["stage"])
+    return 0 if found is not None and found.attempts else int(row["round"])
 
 
 def is_aside(name: str) -> bool:
@@ -105,10 +112,13 @@ def label(stage: str, round_: int) -> str:
 
 
 def upstream(stage: str, round_: int) -> frozenset[str]:
-    """The stages on which a row depends, its own included; guard depends on all."""
-    if stage == GUARD:
-        return frozenset(names())
+    """The stages on which a row depends, its own included; guard depends on all.
+
+    So does a stage aside, and on what makes a pair: each try of a slot decides which requests it may have.
+    """
     found = named(stage)
+    if stage == GUARD or is_aside(stage):
+        return frozenset(names()) | ({"pairs"} if is_aside(stage) else set())
     if found is None:
         return frozenset()
     inputs = {key for key in (*found.needs(round_), *found.reads(round_)) if key != (stage, round_)}
@@ -119,7 +129,7 @@ def stage_identity(recipe: Recipe, stage: str, files: Mapping[str, str]) -> dict
     """What made one stage's records beside the stages before it: the keys and files that only this stage adds."""
     found = named(stage)
     wanted = found.keys if found else (stage,)  # the guard's section has its name
-    if found and found.optional and not found.enabled(recipe):
+    if found and found.optional and not found.aside and not found.enabled(recipe):
         return {}
     flat = flatten(recipe.model_dump(mode="json"))
     keep = {k: v for k, v in flat.items() if any(k == name or k.startswith(name + ".") for name in wanted)}

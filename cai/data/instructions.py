@@ -70,9 +70,11 @@ def drop_near_duplicates(context: Context, stage: str = "instructions", other: s
 def take_from_file(context: Context, items: Sequence[int], lines: Sequence[Given]) -> int:
     """Give each item the next unused request of the file, near-duplicates passed over; how many got one.
 
-    A row is known by its text, so a file that grew, or was put in another order, gives no request twice.
+    A row is known by its text, so a file that grew, or was put in another order, gives no request twice. Nor does it
+    give one that an SFT stage is shown: it may stand in the held-out half.
     """
-    seen = NearDuplicates([], context.recipe.instructions.similarity_threshold)
+    shown = [row["text"] for row in context.log.by_stage(ASIDE[0]) if row["status"] == "ok"]
+    seen = NearDuplicates(shown, context.recipe.instructions.similarity_threshold)
     rows = context.log.by_stage("instructions")
     used = {row["text"] for row in rows if "line" in row}
     for row in rows:

@@ -45,9 +45,15 @@ def collect(context: Context, requests: Stage, answers: Stage, grid: Grid, until
     if not shown_beside(context.recipe):
         return
     items, asked = range(context.recipe.sft.answers), asking(requests, grid)
-    near = instructions.drop_near_duplicates(context, REQUESTS, "instructions")
+    near, before = instructions.drop_near_duplicates(context, REQUESTS, "instructions"), len(context.log.rows)
     for again in range(context.recipe.instructions.max_tries):
         run_stage(context, asked, instructions.rejected(context, items, again, REQUESTS), again, accept=near)
+    accepted = sum(instruction_of(context, item, REQUESTS) is not None for item in items)
+    if accepted < len(items) and len(context.log.rows) > before:
+        context.progress.say(
+            f"sft.answers: {accepted} of {len(items)} requests came through, the others were refused at every try: SFT "
+            "is shown fewer. A --fork with a higher instructions.max_tries or a wider prompts/grid.yaml gives more."
+        )
     if until != REQUESTS:
         run_stage(context, answers, items)
 

@@ -18,6 +18,7 @@ from cai.data.item_chain import Chain, chain_of, lacking
 from cai.data.rounds import found_nothing
 from cai.metrics.text import appends_only, repetition, rouge_l, words
 from cai.metrics.wordings import finds_nothing, leftovers
+from cai.recipe.arm_costs import ASIDE
 from cai.recipe.load import Recipe
 from cai.recipe.settings import PairsSection
 from cai.store.jsonl import Row
@@ -94,11 +95,11 @@ Judge = Callable[[Chain, PairPlan, PairsSection, Example | None], Judged]
 
 
 def _places(rows: Sequence[Record], wanted: Callable[[int], bool]) -> dict[int, array[int]]:
-    """Where each wanted item's rows stand."""
-    items = (key[1] for key in rows.each_key()) if isinstance(rows, Rows) else (row["item"] for row in rows)
+    """Where each wanted item's rows stand. What SFT alone is shown has numbers of its own and is no item's."""
+    keys = rows.each_key() if isinstance(rows, Rows) else ((row["stage"], row["item"], 0) for row in rows)
     places: dict[int, array[int]] = {}
-    for place, item in enumerate(items):
-        if wanted(item):
+    for place, (stage, item, _) in enumerate(keys):
+        if stage not in ASIDE and wanted(item):
             places.setdefault(item, array("L")).append(place)
     return places
 

@@ -236,7 +236,8 @@ def revision(text: str, critique: str = "", case: str = "") -> Parsed | Unparsed
 def verdict_of_critique(text: str, critique: str, case: str) -> str:
     """The first sentence that a text has word for word from its critique, not from its case, and that judges; or "".
 
-    Of 1,085 revisions of a 1.5B model 63 had one ("The reader would wrongly rely on this claim"). What a critique says
+    Of 1,085 revisions of a 1.5B model 63 had one ("The reader would wrongly rely on this claim"); of 2,148 later ones 9
+    more say what is true or who would be hurt. What a critique says
     of the matter itself, or between quotation marks, belongs into the new answer.
     """
     judging = [one for one in SENTENCE.findall(text) if _JUDGES.search(one.strip())]
@@ -253,7 +254,9 @@ def verdict_of_critique(text: str, critique: str, case: str) -> str:
 _QUOTED = re.compile(r"[\"“]([^\"”]+)[\"”]")
 _JUDGES = re.compile(
     r"\b(?:answers?|response|readers?|instruction|tone|claim|critique|critic|revision|rewrite|principle|wording"
-    r"|(?:could|should|can|may) stand (?:there|as it is))\b"
+    r"|(?:could|should|can|may) stand (?:there|as it is)|the advice|best advice"
+    r"|would be (?:harmed|hurt|misled|deceived)|(?:harmed|hurt|misled) by (?:being|believing)"
+    r"|(?:is|are|was|were)(?:n['’]t| not)? (?:true|false|(?:in)?correct|misleading))\b"
     r"|^\W*[\"“][^\"”]+[\"”],? (?:is|are|was|were|does|do|has|would|could|should|means|puts|makes|gives|tells|evades"
     r"|exposes|speaks|agrees)\b",
     re.I,

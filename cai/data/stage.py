@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import or_
 from typing import cast
 
 from cai.data.parsing import Parsed, Unparsed
@@ -56,6 +57,7 @@ class Stage:
     `keys`, `files`: what of the recipe and of its input files this stage adds to those before it (a prompt is added by
     itself). `sampling`: its section of [sampling] ("" = its name). `fields`: what fills its prompt.
     `items(context, items)`: which numbers it runs on, where they are not the run's own.
+    `attempts`: a row's round is which try it is, and each stands for the stage's one round.
     `aside`: no step of an item: it runs once, on numbers of its own, when no slot is tried any more.
     `optional`: a stage that came later: where it is off it adds nothing to an identity, so that runs of before fork.
     `trims(text, unit)`: a text without what is no part of it. One that loses its end is finished.
@@ -81,6 +83,7 @@ class Stage:
     trims: Callable[[str, Unit], str] | None = None
     optional: bool = False
     aside: bool = False
+    attempts: bool = False
     enabled: Callable[[Recipe], bool] = lambda recipe: True
     items: Callable[[Context, Sequence[int]], Sequence[int]] = lambda context, items: items
     inputs: Callable[[Unit], Sequence[str]] = lambda unit: tuple(unit.fields.values())
@@ -163,7 +166,7 @@ def shown_runs(prompts: Mapping[str, Prompt]) -> Shots:
 
 @lru_cache(maxsize=4)
 def _shown_runs(prompts: tuple[Prompt, ...]) -> Shots:
-    return Shots(frozenset().union(*(shots_of(prompt).grams for prompt in prompts)))
+    return reduce(or_, map(shots_of, prompts), Shots(frozenset()))
 
 
 def plain_row(

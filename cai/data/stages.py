@@ -58,6 +58,7 @@ INSTRUCTIONS = Stage(
     lambda text, unit: parsing.instruction(text),
     limit_is_fault=True,
     redraws=False,
+    attempts=True,
     keys=(
         "seed",
         "model",

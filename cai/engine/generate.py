@@ -81,7 +81,7 @@ class GumbelScores(LogitsProcessor):
 class RowsDone(StoppingCriteria):
     """Feeds every row its new token and tells `generate` which rows are done; all are once the caller stops."""
 
-    def __init__(self, rows: Sequence[Row], stopped: Callable[[], bool], stats: EngineStats | None = None) -> None:
+    def __init__(self, rows: Sequence[Row], stopped: Callable[[], bool], stats: EngineStats) -> None:
         self.rows, self.stopped, self.steps, self.cancelled, self.stats = rows, stopped, 0, False, stats
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
@@ -89,8 +89,8 @@ class RowsDone(StoppingCriteria):
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
             if row.done is None:
                 row.feed(token)
-        if self.stats is not None:  # before `stopped`, through which a progress line looks at it
-            self.stats.in_flight = sum(len(row.ids) for row in self.rows)
+        # Before `stopped`, through which a progress line looks at it.
+        self.stats.in_flight = sum(len(row.ids) for row in self.rows)
         self.cancelled = self.cancelled or self.stopped()
         done = [self.cancelled or row.done is not None for row in self.rows]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
@@ -111,7 +111,7 @@ def generate_slice(
     device: torch.device | str,
     stopped: Callable[[], bool],
     rules: Rules,
-    stats: EngineStats | None = None,
+    stats: EngineStats,
 ) -> tuple[list[Completion], int]:
     """Draw all rows of one slice; completions (only finished rows' once `stopped()`) and the number of steps."""
     ids_BT, mask_BT = left_padded(requests, device)
@@ -129,8 +129,7 @@ def generate_slice(
             logits_processor=[GumbelScores(requests, ids_BT.shape[1], device, rules)],
             stopping_criteria=[done],
         )
-    if stats is not None:
-        stats.in_flight = 0
+    stats.in_flight = 0
     return [row.completion() for row in rows if row.done is not None], done.steps
 
 

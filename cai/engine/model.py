@@ -54,10 +54,10 @@ class Model(Runnable, Protocol):
     def release(self) -> None:
         """Free the engine's caches."""
 
-    def to_lora(self, lora: LoraSection, seed: int = 0, checkpointing: bool | str = False) -> None:
+    def to_lora(self, lora: LoraSection, seed: int = 0) -> None:
         """A fresh LoRA on the weights; an earlier adapter is removed."""
 
-    def load_adapter(self, folder: Path, lora: LoraSection, seed: int = 0) -> None:
+    def load_adapter(self, folder: Path, lora: LoraSection) -> None:
         """A trained adapter (safetensors) onto the weights. Errors: CaiError."""
 
     def attach(self, folder: Path, lora: LoraSection) -> None:

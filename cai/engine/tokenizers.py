@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
     def encode_template(self, text: str) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
-    def chat(self, turns: Sequence[Turn], add_generation_prompt: bool = True) -> list[Piece]: ...
+    def chat(self, turns: Sequence[Turn]) -> list[Piece]: ...
 
 
 def split_control(text: str, control_strings: Collection[str]) -> list[str]:
@@ -78,31 +78,29 @@ class HFTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self.hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def chat(self, turns: Sequence[Turn], add_generation_prompt: bool = True) -> list[Piece]:
+    def chat(self, turns: Sequence[Turn]) -> list[Piece]:
         if not getattr(self.hf, "chat_template", None):
             raise CaiError('model.format: this tokenizer has no chat template; set format = "base"')
         marks = [f"\ue0f0{i}\ue0f1" for i in range(len(turns))]  # private use: stands for the content in the template
         messages = [{"role": turn.role, "content": mark} for turn, mark in zip(turns, marks, strict=True)]
         try:
-            parts = self._rendered(messages, add_generation_prompt)
+            parts = self._rendered(messages)
         except CaiError:  # Gemma's and other templates have no system role, or pass over it: the first request opens so
             if [turn.role for turn in turns[:2]] != ["system", "user"]:
                 raise
             first = {"role": "user", "content": "\n\n".join(marks[:2])}
-            parts = self._rendered([first, *messages[2:]], add_generation_prompt, len(turns))
+            parts = self._rendered([first, *messages[2:]], len(turns))
         return [
             Piece(turns[int(part)].content, int(part)) if i % 2 else Piece(part, None)
             for i, part in enumerate(parts)
             if part
         ]
 
-    def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool, turns: int = 0) -> list[str]:
+    def _rendered(self, messages: list[dict[str, str]], turns: int = 0) -> list[str]:
         """Template text and numbers of turns in turn. Error: a template that refuses, drops or reorders them."""
         more: Row = {"strftime_now": self.date.strftime} if self.date else {}
         try:
-            text = self.hf.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **more
-            )
+            text = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **more)
         except Exception as error:  # a template raises what it likes, e.g. "System role not supported"
             raise CaiError(f"model.format: the chat template refuses these turns: {one_line(error)}") from None
         parts = re.split("\ue0f0(\\d+)\ue0f1", text)
@@ -141,8 +139,8 @@ class ByteTokenizer:
             data = b"".join(bytes([id]) if id < 256 else self.controls[id - 256].encode() for id in ids)
         return data.decode(errors="replace")
 
-    def chat(self, turns: Sequence[Turn], add_generation_prompt: bool = True) -> list[Piece]:
+    def chat(self, turns: Sequence[Turn]) -> list[Piece]:
         pieces: list[Piece] = []
         for i, turn in enumerate(turns):
             pieces += [Piece(f"<|im_start|>{turn.role}\n", None), Piece(turn.content, i), Piece("<|im_end|>\n", None)]
-        return pieces + ([Piece("<|im_start|>assistant\n", None)] if add_generation_prompt else [])
+        return [*pieces, Piece("<|im_start|>assistant\n", None)]

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cai.evaluate import judge, measure
+from cai.evaluate import judge, prompted
 from cai.evaluate.chain_figures import Cases
 from cai.evaluate.scores import Evaluation
-from cai.metrics.figure import Figure, finite_rows, sample, unmeasured
+from cai.metrics.figure import Figure, Figures, by_metric, finite_rows, sample, unmeasured
 from cai.metrics.stats import kappa, kappa_interval
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
 
-Figures = dict[str, Figure]
 AGREEMENT = 40  # verdicts of the base beside the judge's: at a true kappa of 0.6 the interval is about 0.35 to 0.85
 SLICE = 8  # texts judged between two writes
 
@@ -39,36 +38,33 @@ def of_texts(evaluation: Evaluation, cases: Cases) -> Figures:
         evaluation.write("revisions.judge.base", part, [row | {"metric": "revisions.judge.base"} for row in rows])
     found: Figures = {}
     for name in ("j1", "j2"):
-        sides = [_flat(evaluation.rows(metric, subset), name) for metric in ("critiques.judge", "critiques.judge.base")]
-        found |= _figure(f"critiques.{name}.agreement", sides, name, evaluation)
+        judged, base = (
+            _flat(evaluation.rows(metric, subset), name) for metric in ("critiques.judge", "critiques.judge.base")
+        )
+        found |= by_metric(agreement(f"critiques.{name}.agreement", judged, base, name, evaluation.judge_name))
     for metric, name in (("j3", "j3"), ("improves", "j4_log_odds")):
-        sides = [evaluation.rows(of, revised) for of in ("revisions.judge", "revisions.judge.base")]
-        found |= _figure(f"revisions.{metric}.agreement", sides, name, evaluation)
+        judged, base = (evaluation.rows(of, revised) for of in ("revisions.judge", "revisions.judge.base"))
+        found |= by_metric(agreement(f"revisions.{metric}.agreement", judged, base, name, evaluation.judge_name))
     return found
 
 
 def of_answers(evaluation: Evaluation, wanted: Mapping[int, Pair], answers: Sequence[Row]) -> Figures:
     """P3: which fresh answer the judge prefers, against which the base does."""
-    prompts, texts_of = evaluation.judge, {row["item"]: row for row in answers}
-    if evaluation.external is None or prompts is None or not wanted:
+    texts_of = {row["item"]: row for row in answers}
+    if evaluation.external is None or evaluation.judge is None or not wanted:
         return {}
     subset = sample([(item, 0) for item in wanted], AGREEMENT)
     for part in evaluation.left("preference.p3.base", subset, SLICE):
-        with evaluation.base() as scorer:
-            rows = measure.compared(scorer, prompts, [(wanted[item], texts_of[item]) for item, _ in part])
-        evaluation.write("preference.p3.base", part, [row | {"metric": "preference.p3.base"} for row in rows])
-    sides = [evaluation.rows(metric, subset) for metric in ("preference.p3", "preference.p3.base")]
-    return _figure("preference.p3.agreement", sides, "log_odds", evaluation)
+        both = [(wanted[item], texts_of[item]["tuned"], texts_of[item]["base"]) for item, _ in part]
+        rows = prompted.compared(evaluation, both, by_base=True)
+        evaluation.write("preference.p3.base", part, [{"metric": "preference.p3.base", **row} for row in rows])
+    judged, base = (evaluation.rows(metric, subset) for metric in ("preference.p3", "preference.p3.base"))
+    return by_metric(agreement("preference.p3.agreement", judged, base, "log_odds", evaluation.judge_name))
 
 
 def _flat(rows: Sequence[Row], name: str) -> list[Row]:
     """The verdicts on the real critiques, out of the rows that hold a control beside them."""
     return [{"item": row["item"], "round": row["round"], name: row["real"][name]} for row in rows]
-
-
-def _figure(metric: str, sides: Sequence[Sequence[Row]], name: str, evaluation: Evaluation) -> Figures:
-    judged, base = sides
-    return {metric: agreement(metric, judged, base, name, evaluation.judge_name)}
 
 
 def agreement(metric: str, judged: Sequence[Row], base: Sequence[Row], name: str, judge: str) -> Figure:
@@ -85,8 +81,7 @@ def agreement(metric: str, judged: Sequence[Row], base: Sequence[Row], name: str
     value = kappa(*map(list, zip(*both, strict=True)))
     facts: Row = {"raw": sum(a == b for a, b in both) / len(both)}
     if value is None:
-        said = Figure(metric, None, n=0, unscored=missing, judge=shown, note="one of the two has one answer for all")
-        said.facts.update(facts)
-        return said
+        note = "one of the two has one answer for all"
+        return Figure(metric, None, n=0, unscored=missing, judge=shown, note=note, facts=facts)
     low, high = kappa_interval(both, kappa)
     return Figure(metric, value, low, high, len(both), missing, shown, facts=facts)

@@ -20,19 +20,18 @@ from cai.evaluate.dpo_health import LOGPS
 from cai.evaluate.lm_eval import tasks as harness
 from cai.evaluate.preference import POLICY, implicit, normalised, win
 from cai.evaluate.scores import KEY, Evaluation, fingerprint, load_judge
-from cai.metrics.figure import Figure, finite_rows, unmeasured
-from cai.metrics.stats import bootstrap_mean, mcnemar_exact, wilcoxon
+from cai.metrics.figure import Figure, Figures, by_metric, finite_rows, unmeasured
+from cai.metrics.figure import paired as paired_difference
 from cai.run import loop
 from cai.run.context import Context
 from cai.run.loop import open_marked
 from cai.store import records
-from cai.store.files import holds, json_bytes, write_json_atomic
+from cai.store.files import write_json_atomic
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
 from cai.training import train as training
 from cai.training.arms import Arm, from_base_arm, sft_arm, trained
 
-Figures = dict[str, Figure]
 SFT, FROM_BASE = "sft", "from_base"
 KEPT = ("preference.p1", "preference.p1.train", "preference.p2.after", "forgetting.nll_delta", "forgetting.kl")
 BASE_TEXT = ("base", "base_finish")
@@ -75,10 +74,8 @@ def run_arms(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], r
         if recipe.evaluation.enabled:
             figures |= measure(context, pairs, training_pairs, arm.name, adapter, recipe_folder)
         content = {"figures": {name: figure.as_dict() for name, figure in figures.items()}}
-        path = context.run.eval / f"{arm.name}.json"
-        if not holds(path, json_bytes(content)):
-            path.parent.mkdir(exist_ok=True)
-            write_json_atomic(path, content)
+        context.run.eval.mkdir(exist_ok=True)
+        write_json_atomic(context.run.eval / f"{arm.name}.json", content)
 
 
 def _trained(arm: Arm) -> Figures:
@@ -86,8 +83,7 @@ def _trained(arm: Arm) -> Figures:
     if result is None:
         return {}
     facts = {"first_loss": result.first_loss, "steps": result.steps, "truncated": result.truncated}
-    metric = f"{arm.name}.last_loss"
-    return {metric: Figure(metric, result.last_loss, n=result.pairs, facts=facts)}
+    return by_metric(Figure(f"{arm.name}.last_loss", result.last_loss, n=result.pairs, facts=facts))
 
 
 def measure(
@@ -95,16 +91,13 @@ def measure(
 ) -> Figures:
     """The arm's figures and the run's gain over it. Resumes from its rows; with none missing, no model is loaded."""
     mark = fingerprint(context, pairs, adapter, None)
-    log = open_marked(context, context.run.eval / f"{arm}-scores.jsonl", mark, KEY)
-    try:
+    with open_marked(context, context.run.eval / f"{arm}-scores.jsonl", mark, KEY) as log:
         evaluation = Evaluation(context, log, adapter, None)
         known = started.known(context) if arm == SFT else {}
         found = whole.preference_figures(evaluation, pairs, training_pairs, own=False, known=known)
         found |= whole.forgetting_figures(evaluation)
         mine = list(log.rows)
         tasks = _tasks(evaluation, arm, folder)
-    finally:
-        log.close()
     theirs = records.read(context.run.eval / "scores.jsonl", KEY)
     figures = named({name: figure for name, figure in found.items() if name in KEPT}, arm) | tasks
     return figures | _answered(context, pairs, arm, adapter, theirs) | added(mine, theirs, arm)
@@ -118,8 +111,7 @@ def _answered(context: Context, pairs: PairSet, arm: str, adapter: Path, theirs:
         return {}
     prompts, keys = load_judge(context), [(item, 0) for item in wanted]
     mark = fingerprint(context, pairs, adapter, prompts)
-    log = open_marked(context, context.run.eval / f"{arm}-answers.jsonl", mark, KEY)
-    try:
+    with open_marked(context, context.run.eval / f"{arm}-answers.jsonl", mark, KEY) as log:
         evaluation = Evaluation(context, log, adapter, prompts)
         for part in evaluation.left("preference.fresh", keys, loop.together(context, 2 * whole.SLICE, len(keys))):
             rows = whole.answers(evaluation, [wanted[item] for item, _ in part], (("tuned", True),))
@@ -129,8 +121,6 @@ def _answered(context: Context, pairs: PairSet, arm: str, adapter: Path, theirs:
         found = whole.fresh_figures(rows) | whole.p3_figures(evaluation, wanted, rows)
         both = {row["item"]: (wanted[row["item"]], given[row["item"]]["tuned"], row["tuned"]) for row in rows}
         over = prompted.against(evaluation, f"over.{arm}", arm, both) if evaluation.judges else {}
-    finally:
-        log.close()
     return named(found, arm) | over
 
 
@@ -140,8 +130,8 @@ def _tasks(evaluation: Evaluation, arm: str, folder: Path) -> Figures:
     mine = harness.measure(evaluation, folder, ("tuned",), f"{arm}-{harness.STEM}")
     against_base = {name: {"base": theirs[name]["base"], **arms} for name, arms in mine.items()}
     gain = {name: {"base": arms["tuned"], "tuned": theirs[name]["tuned"]} for name, arms in mine.items()}
-    gains = [over(figure, arm) for figure in harness.figures(gain).values()]
-    return named(harness.figures(against_base), arm) | {figure.metric: figure for figure in gains}
+    gains = by_metric(*(over(figure, arm) for figure in harness.figures(gain).values()))
+    return named(harness.figures(against_base), arm) | gains
 
 
 def named(figures: Mapping[str, Figure], arm: str = SFT) -> Figures:
@@ -162,14 +152,14 @@ def over_name(arm: str) -> str:
 
 def added(mine: Sequence[Row], dpo: Sequence[Row], arm: str = SFT) -> Figures:
     """The run's adapter minus the arm's, of every series, over held-out pairs and neutral passages."""
-    found = {}
+    found: Figures = {}
     for series in SERIES:
         tried = [[row for row in rows if _counts(row, series)] for rows in (mine, dpo)]
         ours, theirs = ({r["item"]: series.value(r) for r in finite_rows(rows, *series.of)} for rows in tried)
         both = [item for item in ours if item in theirs]
         lost = len({row["item"] for rows in tried for row in rows}) - len(both)
         figure = paired(series, [ours[item] for item in both], [theirs[item] for item in both], lost, arm)
-        found[figure.metric] = figure
+        found |= by_metric(figure)
     return found
 
 
@@ -179,18 +169,9 @@ def _counts(row: Row, series: Series) -> bool:
 
 def paired(series: Series, mine: Sequence[float], dpo: Sequence[float], lost: int = 0, arm: str = SFT) -> Figure:
     """DPO - arm, bootstrap interval over rows; exact McNemar for yes/no values, else Wilcoxon's signed ranks."""
-    metric = over_name(arm) + series.metric
     if not mine:
-        return unmeasured(metric, "no row was scored on both arms", series.judge, lost)
-    deltas = [b - a for a, b in zip(mine, dpo, strict=True)]
-    low, high = bootstrap_mean(deltas) or (None, None)
-    if series.yes_no:
-        p, test = mcnemar_exact([a == 1.0 for a in mine], [b == 1.0 for b in dpo]), "exact McNemar"
-    else:
-        p, test = wilcoxon(deltas), "Wilcoxon signed-rank"
-    n = len(deltas)
-    facts = {arm: sum(mine) / n, "dpo": sum(dpo) / n, "p": p, "test": test}
-    return Figure(metric, sum(deltas) / n, low, high, n, lost, series.judge, facts=facts)
+        return unmeasured(over_name(arm) + series.metric, "no row was scored on both arms", series.judge, lost)
+    return over(paired_difference(series.metric, mine, dpo, series.judge, lost, yes_no=series.yes_no), arm)
 
 
 def over(figure: Figure, arm: str = SFT) -> Figure:

@@ -27,12 +27,8 @@ def ranking(
         under = figures.under(f"attribution.{principle.id}", figures.of_place(rows, place), texts, judge).as_dict()
         row: Row = {"id": principle.id, "principle": principle.principle, "pairs": pairs.get(principle.id, 0)}
         found.append(row | under | {"verdict": verdict(under["log_odds"])})
-    return sorted(found, key=lambda row: (-_value(row["log_odds"]), row["id"]))
-
-
-def _value(figure: Row) -> float:
-    value = figure["value"]
-    return float("-inf") if value is None else float(value)
+    values = {row["id"]: row["log_odds"]["value"] for row in found}
+    return sorted(found, key=lambda row: (values[row["id"]] is None, -(values[row["id"]] or 0.0), row["id"]))
 
 
 def verdict(log_odds: Row) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cai.metrics.figure import seeded_index, shuffled
-from cai.store.row_types import Example
+from cai.store.row_types import Example, Round
 
 GENERIC_CRITIQUE = (
     "The answer could be improved in several ways. It should be clearer, more accurate and more helpful, it should take"
@@ -53,41 +53,32 @@ def from_examples(examples: Iterable[Example]) -> list[Case]:
             cases += _rounds(example)
             continue
         before = rounds[-2]["revised_answer"] if len(rounds) > 1 else example["initial_answer"]
-        cases.append(
-            Case(
-                item=example["item"],
-                round=len(rounds) - 1,
-                instruction=example["instruction"],
-                answer=before,
-                principle=rounds[-1]["principle"],
-                critique=rounds[-1]["critique"],
-                revision=rounds[-1]["revised_answer"],
-                pool=example["pool"],
-                initial=example["initial_answer"],
-            )
-        )
+        cases.append(_case(example, rounds[-1], len(rounds) - 1, before, example["initial_answer"]))
     return cases
 
 
 def _rounds(example: Example) -> list[Case]:
     cases, text = [], example["initial_answer"]
     for entry in example["rounds"]:
-        cases.append(
-            Case(
-                item=example["item"],
-                round=entry["round"],
-                instruction=example["instruction"],
-                answer=text,
-                principle=entry["principle"],
-                critique=entry["critique"],
-                revision=entry["revised_answer"] if entry["found"] else "",
-                pool=example["pool"],
-                initial=text,
-                nothing=not entry["found"],
-            )
-        )
+        cases.append(_case(example, entry, entry["round"], text, text))
         text = entry["revised_answer"]
     return cases
+
+
+def _case(example: Example, entry: Round, round_: int, answer: str, initial: str) -> Case:
+    found = entry.get("found", True)
+    return Case(
+        item=example["item"],
+        round=round_,
+        instruction=example["instruction"],
+        answer=answer,
+        principle=entry["principle"],
+        critique=entry["critique"],
+        revision=entry["revised_answer"] if found else "",
+        pool=example["pool"],
+        initial=initial,
+        nothing=not found,
+    )
 
 
 def others(case: Case, cases: Sequence[Case], count: int = OTHERS, seed: int = 0) -> list[Case]:

@@ -14,9 +14,9 @@ from cai.data.pairs import PairSet
 from cai.evaluate import critiques, judge, likelihood, revisions
 from cai.evaluate.cases import FALLBACK, Case, from_examples, nearby
 from cai.evaluate.scores import Evaluation, Key, Row, every_example
-from cai.metrics.figure import Figure, finite_rows, sample, shuffled
+from cai.evaluate.verdict import score_rows
+from cai.metrics.figure import Figures, finite_rows, sample, shuffled
 
-Figures = dict[str, Figure]
 Rows = list[Row]
 SLICE = 8  # items scored between two writes: what a kill loses
 
@@ -59,7 +59,7 @@ def gates(evaluation: Evaluation, cases: Cases) -> tuple[Rows, Rows]:
         evaluation.write("critiques.gates", part, found)
     revised = cases.revised(keys)
     for part in evaluation.left("revisions.gates", revised, 64):
-        evaluation.write("revisions.gates", part, [revisions.check_row(c, section) for c in cases.of(part)])
+        evaluation.write("revisions.gates", part, [revisions.check_row(c) for c in cases.of(part)])
     return evaluation.rows("critiques.gates", keys), evaluation.rows("revisions.gates", revised)
 
 
@@ -85,7 +85,7 @@ def likelihoods(evaluation: Evaluation, cases: Cases) -> tuple[Rows, Rows]:
     for part in evaluation.left("revisions.cri", revised, SLICE):
         with evaluation.base() as scorer:
             responsive = likelihood.responsiveness(scorer, cases.of(part), cases.pool)
-        evaluation.write("revisions.cri", part, revisions.responsiveness_rows(responsive))
+        evaluation.write("revisions.cri", part, score_rows("revisions.cri", responsive))
     return evaluation.rows("critiques.csi", cases.scored), evaluation.rows("revisions.cri", revised)
 
 

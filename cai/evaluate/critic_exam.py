@@ -17,18 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cai.evaluate.critic_grading import CHECKABLE, KINDS, ExamRow, Grade, broken, flaw_gone, grade_critique
-from cai.metrics.figure import Figure, Outcome, Scored, Unscored, indicator, rate
+from cai.metrics.figure import Figure, Outcome, Scored, Unscored, by_metric, indicator, rate
 from cai.recipe.constitution import Constitution, Principle
 from cai.store.jsonl import Row
-
-NAMES = {
-    "critic.recall": "share of known flaws that the model's own critique found, each answer counting once",
-    "critic.false_alarms": "share of sound answers in which the critique named a fault all the same",
-    "critic.flaw_gone": "share of known flaws that are gone after the model's own revision",
-    "critic.checkable.found": "recall on flaws that a program can check (sums, limits, lists, JSON, names, code)",
-    "critic.checkable.gone": "share of these that a program finds gone",
-    "critic.broken": "share of sound answers that the revision made worse as far as a program can see",
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,7 @@ def mark(rows: Sequence[ExamRow], outputs: Mapping[str, Output]) -> list[Marked]
 
 
 def summarise(rows: Sequence[ExamRow], outputs: Mapping[str, Output], judge: str = "program") -> dict[str, Figure]:
-    """Figures by name: NAMES, and each with a tail: `.short`, `.long`, `.benign`, `.redteam`, and `.<kind>` of flaw.
+    """Figures by name: `critic.*`, and each with a tail: `.short`, `.long`, `.benign`, `.redteam`, `.<kind>` of flaw.
 
     The unit is the answer: with several flaws its value is the share that was found, so that the Wilson interval
     counts it once. `facts` of the recall: flaws found, and of how many.
@@ -105,12 +96,9 @@ def summarise(rows: Sequence[ExamRow], outputs: Mapping[str, Output], judge: str
     for name, outcome, seen in (("false_alarms", _alarm, _seen_critique), ("broken", _broken, _seen_revision)):
         for tail, part in _parts(sound):
             worst = tuple(map(seen, (m for m in part if outcome(m) == Scored(1.0))))[:3]
-            _add(figures, rate(f"critic.{name}{tail}", [outcome(m) for m in part], judge=judge, worst=worst))
+            found = [outcome(m) for m in part]
+            figures |= by_metric(rate(f"critic.{name}{tail}", found, judge=judge, worst=worst))
     return figures
-
-
-def _add(figures: dict[str, Figure], measured: Figure) -> None:
-    figures[measured.metric] = measured
 
 
 def _add_flaws(
@@ -123,10 +111,10 @@ def _add_flaws(
 ) -> None:
     """A figure over the flaws of these kinds: of all rows, by length and pool, and by kind."""
     for tail, part in _parts(marked):
-        _add(figures, _of_flaws(name + tail, part, ask, kinds, judge))
+        figures |= by_metric(_of_flaws(name + tail, part, ask, kinds, judge))
     for kind in kinds:
         if part := [m for m in marked if any(flaw.kind == kind for flaw in m.row.flaws)]:
-            _add(figures, _of_flaws(f"{name}.{kind}", part, ask, (kind,), judge))
+            figures |= by_metric(_of_flaws(f"{name}.{kind}", part, ask, (kind,), judge))
 
 
 def _of_flaws(

@@ -23,6 +23,7 @@ from cai.evaluate import critic_exam
 from cai.evaluate.critic_exam import Output
 from cai.evaluate.critic_grading import ExamRow
 from cai.evaluate.critic_rows import read_rows
+from cai.evaluate.scores import model_name as writer
 from cai.metrics.figure import Figure, sample
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Principle, load_constitution
@@ -79,20 +80,14 @@ def measure(context: Context) -> dict[str, Figure]:
         said |= {i: NOTHING for i in asked if i not in doubted} | faulted
         revisions = texts(stages.REVISIONS, {i: _revision(context, i, asked[i], text) for i, text in faulted.items()})
         revised = {row["item"]: row["text"] for row in revisions if row["status"] == "ok"}
-        if (
-            context.recipe.critiques.found == "compared" and context.recipe.pairs.label == "judge"
-        ):  # a critique whose revision is no better is not acted on
+        recipe = context.recipe  # a critique whose revision is no better is not acted on
+        if recipe.critiques.found == "compared" and recipe.pairs.label == "judge":
             better = _better(context, log, asked, revised)
             said |= {i: NOTHING for i in faulted if i not in better}
             revised = {i: revised[i] for i in better}
     outputs = {unit.id: Output(said.get(i), revised.get(i)) for i, unit in asked.items()}
     rows: Sequence[ExamRow] = [row for row in everything if row.id in outputs]
     return critic_exam.summarise(rows, outputs, judge=f"program, texts of {writer(context)}{under}")
-
-
-def writer(context: Context) -> str:
-    """The model that was loaded: without a GPU it is not the recipe's."""
-    return str((context.run.manifest.get("model") or {}).get("model", context.recipe.model.name))
 
 
 def _fields(unit: critic_exam.ExamUnit) -> dict[str, str]:
@@ -144,10 +139,8 @@ def _better(
                 asks += margin_asks(scorer, context.prompts["judge_pair"], (i,), *texts)
             scores = score(scorer, asks)
             margins = {i: margin(scores, (i,)) for _, i, _ in part}
-        rows: list[Row] = [
-            {"metric": "critic.margin", "item": i, "round": 0, "margin": round(m, 4) if math.isfinite(m) else None}
-            for i, m in margins.items()
-        ]
+        rounded = {i: round(m, 4) if math.isfinite(m) else None for i, m in margins.items()}
+        rows: list[Row] = [{"metric": "critic.margin", "item": i, "round": 0, "margin": m} for i, m in rounded.items()]
         loop.write(context, log, part, rows)
     found = {row["item"]: row["margin"] for row in loop.rows_of(log, keys)}
     return {i for i, above in found.items() if above is not None and above > bar}
@@ -192,7 +185,7 @@ def _mark(context: Context) -> str:
         DATA.read_bytes(),
         context.constitution.sha.encode(),
         *(context.prompts[stage.prompt].sha.encode() for stage in (stages.CRITIQUES, stages.REVISIONS)),
-        f"{facts.get('model', recipe.model.name)}/{facts.get('revision')}/{recipe.seed}".encode(),
+        f"{writer(context)}/{facts.get('revision')}/{recipe.seed}".encode(),
         recipe.sampling.model_dump_json().encode(),
         recipe.few_shot.model_dump_json().encode(),
         recipe.critiques.model_dump_json().encode(),

@@ -11,20 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cai.evaluate.cases import FALLBACK, GENERIC_CRITIQUE, MIN_QUOTE_MATCH, Case, others
-from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood
-from cai.metrics.figure import (
-    Figure,
-    Outcome,
-    Scored,
-    Unscored,
-    as_json,
-    indicator,
-    mean,
-    rate,
-    rounded,
-    shuffled,
-    worst_rows,
-)
+from cai.evaluate.verdict import NOT_SCORED, Criterion, Scores, TextVerdict, by_judge, decide, likelihood, score_rows
+from cai.metrics.figure import Figure, Outcome, Scored, by_metric, indicator, mean, rate, rounded, shuffled, worst_rows
 from cai.metrics.stats import mcnemar_exact, rogan_gladen
 from cai.metrics.text import Weights, copied_share, grounding, idf, misquoted_share, rouge_l, words
 from cai.metrics.wordings import finds_nothing, only_praises
@@ -33,6 +21,7 @@ from cai.store.jsonl import Row
 
 GATES = ("g1", "g2", "g3", "g4", "g5", "g6", "g7")
 KINDS = ("real", "shuffled", "generic")
+LEAST_WORDS, MOST_WORDS = 12, 300  # G1
 MAX_PEERS = 100  # critiques of other prompts that G5 compares with: bounds an n^2 at 5,000 items
 
 
@@ -59,9 +48,7 @@ def peers(case: Case, pool: Sequence[Case]) -> list[str]:
     return [found[key].critique for key in chosen if found[key].critique != case.critique or found[key].key != case.key]
 
 
-def gate_values(
-    case: Case, idf_weights: Weights, requests: Sequence[str], peer: Sequence[str], section: EvaluationSection
-) -> Row:
+def gate_values(case: Case, idf_weights: Weights, requests: Sequence[str], peer: Sequence[str]) -> Row:
     """G1-G7 of one critique as numbers. `peer`: critiques of other prompts."""
     text = case.critique
     return {
@@ -77,7 +64,7 @@ def gate_values(
 
 def gate_passes(values: Mapping[str, float], section: EvaluationSection) -> dict[str, bool]:
     return {
-        "g1": section.min_critique_words <= values["g1_words"] <= section.max_critique_words,
+        "g1": LEAST_WORDS <= values["g1_words"] <= MOST_WORDS,
         "g2": values["g2_echo"] < section.max_echo,
         "g3": values["g3_copied"] < section.max_copied,
         "g4": values["g4_grounding"] >= section.min_grounding,
@@ -103,7 +90,7 @@ def gate_row(
     row: Row = {"metric": "critiques.gates", "item": case.item, "round": case.round, "text": case.critique}
     row["finds_nothing"] = case.nothing or finds_nothing(case.critique)
     for kind, variant in variants(case, pool).items():
-        values = gate_values(variant, idf_, requests, own_peers, section)
+        values = gate_values(variant, idf_, requests, own_peers)
         row[kind] = rounded(values) | {"pass": [name for name, ok in gate_passes(values, section).items() if ok]}
     return row
 
@@ -119,14 +106,7 @@ def gates_pass(row: Row, kind: str) -> bool:
 
 
 def specificity_rows(found: Mapping[tuple[int, int], Mapping[str, Outcome]]) -> list[Row]:
-    """CSI as rows; None is unscored, with its reason."""
-    rows = []
-    for (item, round_), by_kind in found.items():
-        row: Row = {"metric": "critiques.csi", "item": item, "round": round_}
-        row |= {kind: as_json(outcome) for kind, outcome in by_kind.items()}
-        reasons = {kind: outcome.reason for kind, outcome in by_kind.items() if isinstance(outcome, Unscored)}
-        rows.append(row | {"unscored": reasons})
-    return rows
+    return score_rows("critiques.csi", found)
 
 
 def verdict(scores: Scores, section: EvaluationSection, kind: str = "real") -> TextVerdict:
@@ -160,7 +140,7 @@ JUDGE_QUESTIONS = {
 def _bars(section: EvaluationSection) -> dict[str, tuple[str, str, str]]:
     """Gate -> (value of its row, name, what is wanted), in words."""
     return {
-        "g1": ("g1_words", "G1 length in words", f"{section.min_critique_words} to {section.max_critique_words}"),
+        "g1": ("g1_words", "G1 length in words", f"{LEAST_WORDS} to {MOST_WORDS}"),
         "g2": ("g2_echo", "G2 echoes the request (ROUGE-L)", f"below {section.max_echo:g}"),
         "g3": ("g3_copied", "G3 copied from the answer", f"below {section.max_copied:g}"),
         "g4": ("g4_grounding", "G4 about this prompt and answer", f"at least {section.min_grounding:g}"),
@@ -177,8 +157,7 @@ def summarise(
     csi_of = {(row["item"], row["round"]): row for row in csi}
     judged_of = {(row["item"], row["round"]): row for row in judged}
     real = [row for row in gates if not row["finds_nothing"]]
-    nothing = rate("critiques.finds_nothing", [indicator(row["finds_nothing"]) for row in gates])
-    result = {nothing.metric: nothing}
+    result = by_metric(rate("critiques.finds_nothing", [indicator(row["finds_nothing"]) for row in gates]))
     sampled = [row for row in real if (row["item"], row["round"]) in csi_of]
 
     def scores_of(row: Row) -> dict[str, Row]:
@@ -190,24 +169,14 @@ def summarise(
         tail = "" if kind == "real" else f".{kind}"
         deterministic = [indicator(gates_pass(row, kind)) for row in real]
         worst = worst_rows(real, lambda row: len(row["real"]["pass"])) if kind == "real" else ()
-        _add(result, rate("critiques.gates" + tail, deterministic, worst=worst))
+        result |= by_metric(rate("critiques.gates" + tail, deterministic, worst=worst))
         outcomes[kind] = [verdict(scores_of(row), section, kind).outcome for row in sampled]
-        values = [_scored(csi_of[row["item"], row["round"]][kind]) for row in sampled]
-        bar = [specific(csi_of[row["item"], row["round"]], kind, section).outcome for row in sampled]
+        csi_to_bar = [specific(csi_of[row["item"], row["round"]], kind, section) for row in sampled]
         name = f"likelihood of {judge}"
-        _add(result, mean("critiques.csi" + tail, values, judge=name))
-        _add(result, rate("critiques.specific" + tail, bar, judge=name))
-    for metric in _meaningful_rates(outcomes, sampled, csi_of, result, section, judge):
-        _add(result, metric)
+        result |= by_metric(mean("critiques.csi" + tail, [c.score for c in csi_to_bar], judge=name))
+        result |= by_metric(rate("critiques.specific" + tail, [c.outcome for c in csi_to_bar], judge=name))
+    result |= by_metric(*_meaningful_rates(outcomes, sampled, csi_of, result, section, judge))
     return result | _judge_rates(judged, judge)
-
-
-def _add(result: dict[str, Figure], measured: Figure) -> None:
-    result[measured.metric] = measured
-
-
-def _scored(value: float | None) -> Outcome:
-    return Unscored("no CSI") if value is None else Scored(value)
 
 
 def _meaningful_rates(
@@ -251,5 +220,5 @@ def _judge_rates(judged: Sequence[Row], judge: str) -> dict[str, Figure]:
             tail = "" if kind == "real" else f".{kind}"
             answers = [(row.get(kind) or {}).get(name) for row in judged]
             outcomes = [by_judge(JUDGE_QUESTIONS[name], answer, True).outcome for answer in answers]
-            _add(result, rate(f"critiques.{name}{tail}", outcomes, judge=judge))
+            result |= by_metric(rate(f"critiques.{name}{tail}", outcomes, judge=judge))
     return result

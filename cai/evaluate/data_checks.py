@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cai.data import labels
 from cai.data.pairs import PairSet
 from cai.data.stage import shown_runs
-from cai.metrics.figure import Figure, Outcome, Scored, Unscored, count, indicator, mean, rate, unmeasured
+from cai.metrics.figure import Figure, Figures, Outcome, Scored, Unscored, count, indicator, mean, rate, unmeasured
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Constitution
 from cai.recipe.copies import copied
@@ -22,7 +22,6 @@ from cai.recipe.prompts import Prompt
 from cai.store.jsonl import Row
 from cai.store.row_types import Example, Record, Round
 
-Figures = dict[str, Figure]
 MADE_BY = {"initial_answer": "answers", "critique": "critiques", "revised_answer": "revisions"}
 SHOWN = 160  # characters of a worst text
 

@@ -10,17 +10,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import orjson
-
 from cai import errors
 from cai.errors import CaiError
 from cai.inputs import Inputs, runs_root
 from cai.recipe import load as recipes
+from cai.recipe.identity import short_hash
 from cai.run import digests
 from cai.run.events import read_events
 from cai.run.manifest import read_manifest
 from cai.run.run_ids import RUN_ID
-from cai.store.jsonl import Row
+from cai.store.jsonl import Row, read_object
 
 GATES = "eval/gates.json"
 ORDER = ("m0", "m1", "m2", "m3")
@@ -28,8 +27,6 @@ ORDER = ("m0", "m1", "m2", "m3")
 
 def recipe_key(identity: Mapping[str, str]) -> str:
     """What "the same recipe" means for runs of one milestone: the identity without the number of rounds."""
-    from cai.recipe.identity import short_hash
-
     return short_hash({key: value for key, value in identity.items() if key != "rounds"})
 
 
@@ -71,13 +68,8 @@ def _changed(path: Path) -> str:
 
 def _stored_verdict(path: Path) -> Row | None:
     """eval/gates.json if it is whole: what it says decides whether the next milestone starts."""
-    try:
-        found = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return None
-    kinds = {"recipe": str, "passed": bool, "enforced": bool}
-    whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
-    return found if whole else None
+    found, kinds = read_object(path), {"recipe": str, "passed": bool, "enforced": bool}
+    return found if all(isinstance(found.get(name), kind) for name, kind in kinds.items()) else None
 
 
 def _run_key(run: Path) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cai.metrics.figure import Figure, Scored, count, finite_rows, mean, unmeasured, unscored, worst_rows
+from cai.metrics.figure import Figure, Scored, by_metric, count, finite_rows, mean, unmeasured, unscored, worst_rows
 from cai.recipe.settings import HealthSection
 from cai.store.row_types import PairScore
 from cai.training import health
@@ -44,7 +44,7 @@ def from_log(
     fall = sum(values[:third]) / third - sum(values[-third:]) / third
     note = "one step: nothing can fall" if steps == 1 else "first third of the steps minus the last"
     figures.append(count("dpo.logged_fall", fall, steps, note=note))
-    return {figure.metric: figure for figure in figures}
+    return by_metric(*figures)
 
 
 def _first_loss(log: Sequence[Mapping[str, float]], first: float, steps: int, expected: float | None) -> Figure:
@@ -118,5 +118,6 @@ def warnings(figures: Mapping[str, Figure], watched: HealthSection) -> list[str]
         ),
         health.learnt_by_heart(value("dpo.margin"), value("dpo.margin.heldout"), watched),
         health.moved_too_far(value("forgetting.kl"), value("dpo.chosen_fall.heldout"), watched),
+        health.cut_short(value("fresh.tuned.words"), value("fresh.base.words")),
     )
     return [*(sign.text for sign in seen if sign), *lines]

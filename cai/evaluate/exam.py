@@ -198,15 +198,15 @@ def _pool(rows: Sequence[Row], cases: Sequence[Case]) -> list[Case]:
 def _deterministic(case: Case, row: Row, pool: Sequence[Case], section: EvaluationSection) -> Row:
     head = {"row": case.item, "kind": row["kind"], "good": row["good"], "prompt": row["prompt"][:120]}
     if "revision" in row:
-        values = revisions.values(case, section)
+        values = revisions.values(case)
         declines = case.pool == "redteam" and is_refusal(case.revision)
-        passed = revisions.passes(values, section, declines=declines)
+        passed = revisions.passes(values, declines=declines)
         numbers = {name: float(value) for name, value in values.items()}
     else:
         # A shuffled row holds another prompt's critique: it must fail on its own, not by matching its source.
         peer = [c.critique for c in pool if c.instruction != case.instruction and c.critique != case.critique]
         request = [row["critique_request"]] if row.get("critique_request") else []
-        values = critiques.gate_values(case, critiques.weights(pool), request, peer, section)
+        values = critiques.gate_values(case, critiques.weights(pool), request, peer)
         passed = critiques.gate_passes(values, section)
         numbers = dict(values)
     accepted = all(passed.values())

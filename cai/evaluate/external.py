@@ -8,8 +8,8 @@ is asked (`Evaluation.model`). The stand-in is the base itself: it proves the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import contextlib
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -79,11 +79,6 @@ def external_of(context: Context) -> External | None:
     return External(context) if section.judge_model and section.judge != "off" else None
 
 
-@contextmanager
-def closing(external: External | None) -> Iterator[None]:
+def closing(external: External | None) -> AbstractContextManager[object]:
     """The judge is freed on every way out."""
-    try:
-        yield
-    finally:
-        if external is not None:
-            external.close()
+    return contextlib.closing(external) if external else nullcontext()

@@ -116,8 +116,13 @@ def summarise_nll(rows: Sequence[Row]) -> dict[str, Figure]:
 def summarise_kl(rows: Sequence[Row]) -> dict[str, Figure]:
     found = finite_rows(rows, "kl")
     values = [*(Scored(row["kl"]) for row in found), *unscored(len(rows) - len(found))]
-    kl = mean("forgetting.kl", values, judge="base || tuned")
-    return {kl.metric: kl}
+    return {"forgetting.kl": mean("forgetting.kl", values, judge="base || tuned")}
+
+
+def of_answers(texts: Sequence[str], finishes: Sequence[str], arm: str) -> dict[str, Figure]:
+    """How one arm's fresh answers degenerate, and end."""
+    ended = rate(f"fresh.{arm}.stops", [indicator(finish == "eos") for finish in finishes])
+    return degeneration(texts, [finish == "length" for finish in finishes], arm) | {ended.metric: ended}
 
 
 def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dict[str, Figure]:

@@ -77,10 +77,8 @@ def _decide(measured: Figure, gate: GateSpec, controls: Mapping[str, Figure]) ->
         return "UNDERPOWERED", f"n={measured.n} is below {gate.minimum_share:.0%} of {possible}"
     if not meets(value, gate):
         if measured.n < gate.decides_from:
-            return (
-                "UNDERPOWERED",
-                f"the value misses it on n={measured.n}, and a miss decides from {gate.decides_from} on",
-            )
+            why = f"the value misses it on n={measured.n}, and a miss decides from {gate.decides_from} on"
+            return "UNDERPOWERED", why
         return "FAIL", "the value misses the criterion"
     if (beaten := _beaten_by_control(value, gate, controls)) is not None:
         return beaten

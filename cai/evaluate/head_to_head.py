@@ -17,13 +17,13 @@ from pathlib import Path
 import orjson
 
 from cai.data import comparisons
-from cai.engine import Request, Sampling
+from cai.engine import Sampling
 from cai.engine.asks import Scorer, score
+from cai.evaluate.answering import KEPT, drawn
 from cai.evaluate.judge import Judge, finite
 from cai.evaluate.scores import Evaluation, Key
 from cai.metrics.figure import sample
 from cai.recipe.constitution import Principle
-from cai.recipe.ends import cut, signs_of
 from cai.recipe.prompts import Prompt
 from cai.recipe.settings import LoraSection
 from cai.run import loop
@@ -103,22 +103,12 @@ def answers(evaluation: Evaluation, name: str, arm: Arm, questions: Sequence[Que
 
 
 def _answered(evaluation: Evaluation, arm: Arm, asked: Sequence[Question]) -> list[Row]:
-    model, limit, signs = evaluation.model(), evaluation.section.fresh_max_new_tokens, signs_of(arm.prompt)
-    rows: list[Row] = [{} for _ in asked]
-    with model.adapter(arm.adapter is not None):
-        engine = evaluation.engine()
-        for place, question in enumerate(asked):
-            r = arm.prompt.render({"instruction": question.prompt}, format=model.format, tokenizer=model.tokenizer)
-            if len(r.token_ids) + limit > model.max_seq_length:
-                rows[place] = {"skipped": f"prompt_too_long: {len(r.token_ids)} tokens"}
-                continue
-            sampling = Sampling(0.0, limit, r.stop, tuple(model.tokenizer.eos_ids))
-            engine.submit(Request(place, tuple(r.token_ids), sampling, prefix_len=r.prefix_len))
-        for done in engine.completions(evaluation.context.stopped):
-            text = cut(done.text, signs)
-            rows[done.id] = {"text": text.text.strip(), "finish": "stop" if text.marker else done.finish}
-    evaluation.context.check_stop("while answering held-out prompts")
-    return rows
+    greedy = Sampling(0.0, evaluation.section.fresh_max_new_tokens)
+    fields = {place: {"instruction": question.prompt} for place, question in enumerate(asked)}
+    with evaluation.model().adapter(arm.adapter is not None):
+        where = "while answering held-out prompts"
+        found = drawn(evaluation.context, arm.prompt, fields, greedy, where, bounded=True)
+    return [{name: found[place][name] for name in KEPT if name in found[place]} for place in fields]
 
 
 def judged(

@@ -38,11 +38,7 @@ class Under:
     log_odds: Figure
 
     def as_dict(self) -> Row:
-        return {
-            "wins": self.wins.as_dict(),
-            "controlled": self.controlled.as_dict(),
-            "log_odds": self.log_odds.as_dict(),
-        }
+        return {name: figure.as_dict() for name, figure in vars(self).items()}
 
 
 def under(metric: str, rows: Sequence[Row], texts: Texts, judge: str) -> Under:

@@ -17,14 +17,14 @@ from collections.abc import Mapping, Sequence
 from rapidfuzz import fuzz
 
 from cai.data.slots import seed_of
-from cai.engine import Request, Sampling
+from cai.engine import Sampling
 from cai.engine.asks import Ask, Name, Scorer, score
+from cai.evaluate.answering import drawn
 from cai.evaluate.head_to_head import compared
 from cai.evaluate.judge import finite
 from cai.evaluate.scores import Evaluation, Key
 from cai.metrics.figure import Figure, Scored, finite_rows, indicator, rate, sample, shuffled
 from cai.recipe.constitution import Principle
-from cai.recipe.ends import cut, signs_of
 from cai.recipe.prompts import Prompt
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
@@ -40,6 +40,7 @@ PASSED = 0.95  # of texts that state another rule, the share below the bar
 NOTHING = "An answer is an answer."
 CUES = ("A rule for answers: ", "\nThe same rule in other words: ")
 LABELS, SWAPPED = 0, 1
+JUDGE = "likelihood of the base"
 
 
 def groups(pairs: Sequence[Pair]) -> list[list[Pair]]:
@@ -76,17 +77,13 @@ def propose(evaluation: Evaluation, prompt: Prompt, pairs: Sequence[Pair]) -> li
 
 def _drawn(evaluation: Evaluation, prompt: Prompt, texts: Sequence[str], part: Sequence[Key]) -> list[str]:
     """The first line of each completion, behind the prompt's beginning of a rule."""
-    model, engine, signs = evaluation.model(), evaluation.engine(), signs_of(prompt)
-    with model.adapter(False):
-        for number, (text, (place, arm)) in enumerate(zip(texts, part, strict=True)):
-            r = prompt.render({"cases": text}, format=model.format, tokenizer=model.tokenizer)
-            sampling = Sampling(TEMPERATURE, LONGEST, (*r.stop, "\n"), tuple(model.tokenizer.eos_ids))
-            seed = seed_of(evaluation.context.recipe.seed, "inverse", place, arm)
-            engine.submit(Request(number, tuple(r.token_ids), sampling, seed=seed, prefix_len=r.prefix_len))
-        said = {done.id: cut(done.text, signs).text.strip() for done in engine.completions(evaluation.context.stopped)}
-    evaluation.context.check_stop("while rules are proposed")
-    return [f"{prompt.prefill} {said[number].splitlines()[0] if said[number] else ''}".strip() for number in
-            range(len(texts))]  # fmt: skip
+    context, fields = evaluation.context, {number: {"cases": text} for number, text in enumerate(texts)}
+    seeds = {n: seed_of(context.recipe.seed, "inverse", place, arm) for n, (place, arm) in enumerate(part)}
+    with evaluation.model().adapter(False):
+        line = Sampling(TEMPERATURE, LONGEST, ("\n",))
+        found = drawn(context, prompt, fields, line, "while rules are proposed", seeds)
+    said = [found[number]["text"] for number in fields]
+    return [f"{prompt.prefill} {text.splitlines()[0] if text else ''}".strip() for text in said]
 
 
 def distinct(rows: Sequence[Row], prompt: Prompt) -> tuple[list[str], int]:
@@ -137,9 +134,8 @@ def matched(
         item = part[0][0]
         with evaluation.base() as scorer:
             found = same(scorer, {item: texts[item - first]}, principles)
-        rows = [
-            {"metric": metric, "item": item, "round": place, "same": finite(found[item, place])} for _, place in part
-        ]
+        said = {place: finite(found[item, place]) for _, place in part}
+        rows = [{"metric": metric, "item": item, "round": place, "same": value} for place, value in said.items()]
         evaluation.write(metric, part, rows)
     values = {(row["item"], row["round"]): row["same"] for row in evaluation.rows(metric, keys)}
     return [[values[first + i, place] for place in range(1, size + 1)] for i in range(len(texts))]
@@ -162,7 +158,7 @@ def bar(calibration: Sequence[Sequence[float | None]]) -> tuple[float, Figure]:
     others = sorted(best([v for j, v in enumerate(row) if j != i])[1] for i, row in enumerate(calibration))
     found = others[math.ceil(PASSED * len(others)) - 1] if len(others) > 1 else math.inf
     hits = [indicator(best(row)[0] == i and best(row)[1] > found) for i, row in enumerate(calibration)]
-    return found, rate("inverse.sensitivity", hits, judge="likelihood of the base")
+    return found, rate("inverse.sensitivity", hits, judge=JUDGE)
 
 
 # --- how often a rule explains a label
@@ -180,14 +176,8 @@ def explained(evaluation: Evaluation, rules: Sequence[str], pairs: Sequence[Pair
         rows = [{"metric": "inverse.explains", "item": pair["item"], "round": n, **row} for n, row in enumerate(found)]
         evaluation.write("inverse.explains", part, rows)
     rows = finite_rows(evaluation.rows("inverse.explains", keys), "win")
-    return [
-        rate(
-            "inverse.explains",
-            [Scored(row["win"]) for row in rows if row["round"] == number],
-            judge=evaluation.judge_name,
-        )
-        for number in range(len(rules))
-    ]
+    wins = [[Scored(row["win"]) for row in rows if row["round"] == number] for number in range(len(rules))]
+    return [rate("inverse.explains", of_rule, judge=evaluation.judge_name) for of_rule in wins]
 
 
 def summary(
@@ -205,8 +195,6 @@ def summary(
         known = value if math.isfinite(value) else None
         stated.append({"rule": rule, "nearest": nearest, "same": known, "matched": value > above})
     found = {one["nearest"] for one in stated if one["matched"]}
-    recovered = rate("inverse.recovered", [indicator(id_ in found) for id_ in about], judge="likelihood of the base")
-    invented = rate(
-        "inverse.invented", [indicator(not one["matched"]) for one in stated], judge="likelihood of the base"
-    )
+    recovered = rate("inverse.recovered", [indicator(id_ in found) for id_ in about], judge=JUDGE)
+    invented = rate("inverse.invented", [indicator(not one["matched"]) for one in stated], judge=JUDGE)
     return {"rules": stated, "recovered": recovered.as_dict(), "invented": invented.as_dict()}

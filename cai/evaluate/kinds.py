@@ -12,7 +12,7 @@ from cai.data.kinds import kind_of
 from cai.data.pairs import PairSet
 from cai.evaluate.dpo_health import LOGPS
 from cai.evaluate.preference import POLICY, implicit
-from cai.metrics.figure import Figure, Outcome, Scored, count, finite_rows, mean, rate
+from cai.metrics.figure import Figure, Outcome, Scored, by_metric, count, finite_rows, mean, rate
 from cai.store.row_types import PairScore
 
 WRITER = "the policy itself, adapter off"
@@ -30,7 +30,7 @@ def of_data(pairs: PairSet, kinds: Sequence[str]) -> dict[str, Figure]:
         margins: list[Outcome] = [Scored(margin) for pair in kept if (margin := pair.get("margin")) is not None]
         if margins:
             figures.append(mean(f"labels.margin.{kind}", margins, judge=WRITER))
-    return {figure.metric: figure for figure in figures}
+    return by_metric(*figures)
 
 
 def of_preference(rows: Sequence[PairScore], kinds: Sequence[str]) -> dict[str, Figure]:
@@ -42,4 +42,4 @@ def of_preference(rows: Sequence[PairScore], kinds: Sequence[str]) -> dict[str, 
             wins: list[Outcome] = [Scored(implicit(row)) for row in own if row["split"] == split]
             if wins:
                 figures.append(rate(f"preference.p1{tail}.{kind}", wins, judge=POLICY))
-    return {figure.metric: figure for figure in figures}
+    return by_metric(*figures)

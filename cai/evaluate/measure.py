@@ -14,20 +14,17 @@ from typing import cast
 from cai.data import labels as known_labels
 from cai.data.kinds import one_a_prompt
 from cai.data.pairs import PairSet
-from cai.engine import Request, Sampling
-from cai.evaluate import data_checks, dpo_health, forgetting, judge, kinds, likelihood, preference, started, taken
-from cai.evaluate.cases import Case
+from cai.engine import Sampling
+from cai.evaluate import data_checks, dpo_health, forgetting, kinds, preference, prompted, started, taken
+from cai.evaluate.answering import drawn
 from cai.evaluate.external import closing, external_of
 from cai.evaluate.scores import Evaluation, Row, fingerprint, load_judge, open_scores
-from cai.metrics.figure import Figure, count, indicator, rate, sample, unmeasured
-from cai.metrics.text import words
-from cai.recipe.ends import cut, signs_of
+from cai.metrics.figure import Figures, by_metric, count, sample, unmeasured
 from cai.run import loop
 from cai.run.context import Context
 from cai.store.files import holds, json_bytes, write_json_atomic
 from cai.store.row_types import Pair, PairScore
 
-Figures = dict[str, Figure]
 SURFACE_PAIRS = 20  # fewer hold less than one pair of n-grams that matters
 SLICE = 8  # items scored between two writes: what a kill loses
 
@@ -59,7 +56,7 @@ def of_data(context: Context, pairs: PairSet) -> Figures:
         count("pairs.kept", len(pairs.kept), total, facts={"rejected": pairs.reasons}),
         count("pairs.yield", len(pairs.kept) / total if total else 0.0, total),
     ]
-    counted = {figure.metric: figure for figure in figures}
+    counted = by_metric(*figures)
     if context.recipe.pairs.file:  # pairs of the user's own have no critique, and their texts need not be ours
         return counted
     counted |= kinds.of_data(pairs, context.recipe.pairs.kinds)
@@ -123,8 +120,7 @@ def surface_figures(pairs: PairSet, training_pairs: Sequence[Pair]) -> Figures:
     if len(training_pairs) < SURFACE_PAIRS:
         why = f"{len(training_pairs)} pairs are too few to fit a classifier on: {SURFACE_PAIRS} are wanted"
         return {"preference.surface": unmeasured("preference.surface", why)}
-    figure = fit_and_test(training_pairs, pairs.heldout).as_measured("preference.surface")
-    return {figure.metric: figure}
+    return by_metric(fit_and_test(training_pairs, pairs.heldout).as_measured())
 
 
 def sample_rows(rows: Sequence[Pair], size: int) -> list[Pair]:
@@ -145,10 +141,7 @@ def fresh_figures(rows: Sequence[Row]) -> Figures:
     """How the fresh answers of either arm degenerate, and end."""
     figures: Figures = {}
     for arm in ("base", "tuned"):
-        texts, limited = [row[arm] for row in rows], [row[f"{arm}_finish"] == "length" for row in rows]
-        figures |= forgetting.degeneration(texts, limited, arm)
-        ended = rate(f"fresh.{arm}.stops", [indicator(row[f"{arm}_finish"] == "eos") for row in rows])
-        figures[ended.metric] = ended
+        figures |= forgetting.of_answers([row[arm] for row in rows], [row[f"{arm}_finish"] for row in rows], arm)
     if rows:
         figures["fresh.tuned.same_as_base"] = preference.same_answers(rows)
     return figures
@@ -156,13 +149,13 @@ def fresh_figures(rows: Sequence[Row]) -> Figures:
 
 def p3_figures(evaluation: Evaluation, wanted: Mapping[int, Pair], answers: Sequence[Row]) -> Figures:
     """P3: the judge's preference between the fresh answers of tuned and base."""
-    prompts, texts_of = evaluation.judge, {row["item"]: row for row in answers}
-    if prompts is None or not evaluation.judges:
+    texts_of = {row["item"]: row for row in answers}
+    if not evaluation.judges:
         return preference.summarise_fresh([], evaluation.judge_name)
     keys = sample([(item, 0) for item in wanted], evaluation.section.fresh_items)
     for part in evaluation.left("preference.p3", keys, SLICE):
-        with evaluation.judging() as scorer:
-            rows = compared(scorer, prompts, [(wanted[item], texts_of[item]) for item, _ in part])
+        both = [(wanted[item], texts_of[item]["tuned"], texts_of[item]["base"]) for item, _ in part]
+        rows = [{"metric": "preference.p3", **row} for row in prompted.compared(evaluation, both)]
         evaluation.write("preference.p3", part, rows)
     return preference.summarise_fresh(evaluation.rows("preference.p3", keys), evaluation.judge_name)
 
@@ -172,49 +165,17 @@ BOTH = (("base", False), ("tuned", True))  # arms, and whether the adapter is on
 
 def answers(evaluation: Evaluation, prompts: Sequence[Pair], arms: Sequence[tuple[str, bool]] = BOTH) -> list[Row]:
     """Greedy answers of these arms under the policy prompt."""
-    model, policy = evaluation.model(), evaluation.context.prompts["policy"]
-    signs = signs_of(policy)
+    model, context = evaluation.model(), evaluation.context
+    asked = {index: {"instruction": pair["prompt"]} for index, pair in enumerate(prompts)}
+    greedy, where = Sampling(0.0, evaluation.section.fresh_max_new_tokens), "while answering held-out prompts"
     rows: list[Row] = [
         {"metric": "preference.fresh", "item": p["item"], "round": 0, "prompt": p["prompt"]} for p in prompts
     ]
     for arm, on in arms:
         with model.adapter(on):
-            engine = evaluation.engine()
-            for index, pair in enumerate(prompts):
-                r = policy.render({"instruction": pair["prompt"]}, format=model.format, tokenizer=model.tokenizer)
-                sampling = Sampling(
-                    0.0, evaluation.section.fresh_max_new_tokens, r.stop, tuple(model.tokenizer.eos_ids)
-                )
-                engine.submit(Request(index, tuple(r.token_ids), sampling, prefix_len=r.prefix_len))
-            for done in engine.completions(evaluation.context.stopped):
-                found = cut(done.text, signs)
-                finish = "stop" if found.marker else done.finish
-                rows[done.id] |= {arm: found.text.strip(), f"{arm}_finish": finish}
-        evaluation.context.check_stop("while answering held-out prompts")
+            for index, found in drawn(context, context.prompts["policy"], asked, greedy, where).items():
+                rows[index] |= {arm: found["text"], f"{arm}_finish": found["finish"]}
     return rows
-
-
-def compared(scorer: likelihood.Scorer, prompts: judge.Judge, both: Sequence[tuple[Pair, Row]]) -> list[Row]:
-    """P3's rows: the tuned model's fresh answer against the base's, blind, in both orders."""
-    asks = []
-    for pair, row in both:
-        case = Case(pair["item"], 0, pair["prompt"], row["base"], "", "", row["tuned"], pair["pool"])
-        asks += judge.pair_asks(scorer, prompts, (pair["item"],), case, row["tuned"], row["base"])
-    scores = likelihood.score(scorer, asks)
-    return [
-        {
-            "metric": "preference.p3",
-            "item": pair["item"],
-            "round": 0,
-            "j4": judge.finite(judge.pair_win(scores, (pair["item"],))),
-            "log_odds": judge.finite(judge.pair_log_odds(scores, (pair["item"],))),
-            "base_words": len(words(row["base"])),
-            "tuned_words": len(words(row["tuned"])),
-            "base": row["base"][:400],
-            "tuned": row["tuned"][:400],
-        }
-        for pair, row in both
-    ]
 
 
 def forgetting_figures(evaluation: Evaluation) -> Figures:

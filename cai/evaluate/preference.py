@@ -11,24 +11,13 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cai.engine import Engine, ScoreRequest, never
 from cai.engine.model import Model
 from cai.evaluate.dpo_health import LOGPS, margin
-from cai.metrics.figure import (
-    Figure,
-    Outcome,
-    Scored,
-    finite_rows,
-    indicator,
-    mean,
-    rate,
-    unmeasured,
-    unscored,
-    worst_rows,
-)
+from cai.metrics.figure import Figure, Outcome, Scored, finite_rows, mean, rate, unmeasured, unscored, worst_rows
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact
 from cai.metrics.text import words
 from cai.metrics.wordings import is_refusal
@@ -37,7 +26,6 @@ from cai.store.row_types import Pair, PairScore
 
 if TYPE_CHECKING:
     from cai.recipe.prompts import Prompt
-    from cai.training.scoring import PairLogps
     from cai.training.token_rows import PairRow
 
 POLICY = "policy against its base"
@@ -65,14 +53,9 @@ def pair_rows(
     if model.hf is None:
         scored = _by_engine(model, tokenized, engine)
     else:
-        scored = [vars_of(s) for s in train.pair_logps(model, tokenized, reference=reference, stopped=stopped)]
+        scored = [asdict(s) for s in train.pair_logps(model, tokenized, reference=reference, stopped=stopped)]
     by_item = {pair["item"]: pair for pair in pairs}
     return [_row(logps, by_item[logps["item"]]) for logps in scored]
-
-
-def vars_of(score: PairLogps) -> Row:
-    names = ("item", "chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens")
-    return {name: getattr(score, name) for name in names}
 
 
 def _by_engine(model: Model, rows: Sequence[PairRow], engine: Engine) -> list[Row]:
@@ -194,7 +177,7 @@ def by_group(rows: Sequence[PairScore], groups: Mapping[int, Iterable[str]]) -> 
 
 def same_answers(fresh: Sequence[Mapping[str, Any]]) -> Figure:
     """Share of the tuned model's fresh answers that are the base's, letter by letter."""
-    return rate("fresh.tuned.same_as_base", [indicator(row["tuned"] == row["base"]) for row in fresh])
+    return rate("fresh.tuned.same_as_base", [Scored(float(row["tuned"] == row["base"])) for row in fresh])
 
 
 def _p2(heldout: Sequence[PairScore], missing: Sequence[Outcome]) -> list[Figure]:

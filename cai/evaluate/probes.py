@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import cast
 
 from cai.data.slots import HELDOUT
-from cai.engine import Request, Sampling
-from cai.recipe.ends import cut, signs_of
+from cai.engine import Sampling
+from cai.evaluate.answering import drawn
 from cai.recipe.probes import Probe
 from cai.run.context import Context
 from cai.run.loop import left, write
@@ -71,20 +71,11 @@ def _answers(
     model, policy = context.model(), context.prompts["policy"]
     model.attach(adapter, context.recipe.lora)
     model.mode("generate")
-    signs, rows = signs_of(policy), {}
+    greedy = Sampling(0.0, context.recipe.evaluation.probe_tokens)
+    fields = {item: {"instruction": probe.prompt} for item, _, probe in asked}
     with model.adapter(arm == "tuned"):
-        engine = model.engine(context.recipe.engine)
-        context.progress.follow(engine.stats)
-        for item, _, probe in asked:
-            r = policy.render({"instruction": probe.prompt}, format=model.format, tokenizer=model.tokenizer)
-            limit = context.recipe.evaluation.probe_tokens
-            sampling = Sampling(0.0, limit, r.stop, tuple(model.tokenizer.eos_ids))
-            engine.submit(Request(item, tuple(r.token_ids), sampling, prefix_len=r.prefix_len))
-        for done in engine.completions(context.stopped):
-            found = cut(done.text, signs)
-            finish = "stop" if found.marker else done.finish
-            rows[done.id] = {"text": found.text.strip(), "finish": finish, "tokens": len(done.token_ids)}
-    context.check_stop("while answering the probes")
+        context.progress.follow(model.engine(context.recipe.engine).stats)
+        rows = drawn(context, policy, fields, greedy, "while answering the probes")
     shared = {"principle": None, "status": "ok", "reason": None, "seed": 0, "prompt_sha": policy.sha}
     made = [
         {"v": 1, "stage": STAGE, "item": item, "round": round_}

@@ -11,27 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from cai.engine import Request, Sampling, Score
-from cai.engine.asks import score
+from cai.data.comparisons import comparison_asks, pair_log_odds, pair_win
+from cai.engine import Sampling, Score
+from cai.engine.asks import Name, score
 from cai.engine.model import Model
-from cai.evaluate import forgetting, judge, preference
-from cai.evaluate.cases import Case
+from cai.evaluate import answering, forgetting, preference
+from cai.evaluate.judge import finite
 from cai.evaluate.scores import Evaluation, Key
-from cai.metrics.figure import Figure, indicator, rate, sample
+from cai.metrics.figure import Figures, sample
 from cai.metrics.text import words
-from cai.recipe.ends import cut, signs_of
 from cai.recipe.prompts import FewShotExample, Prompt
 from cai.run import loop
 from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
 
-if TYPE_CHECKING:
-    from cai.engine.asks import Name
-
-Figures = dict[str, Figure]
 SLICE = 8  # prompts answered, or comparisons judged, between two writes
 SHOWN = 6  # pairs in the few-shot arm's transcript: as many as the chain's own prompts show
 
@@ -81,15 +76,14 @@ def measure(
         if arm == "best_of_n":
             rows = _best(evaluation, asked)
         else:
-            rows = _greedy(evaluation, prompt_of(evaluation.context, arm, training_pairs), asked)
+            prompt, greedy = prompt_of(evaluation.context, arm, training_pairs), evaluation.section.fresh_max_new_tokens
+            rows = [drawn[0] for drawn in _drawn(evaluation, prompt, asked, Sampling(0.0, greedy), 1)]
         keyed = [{"metric": f"prompted.{name}", "item": pair["item"], "round": 0} for pair in asked]
         answers = [key | row for key, row in zip(keyed, rows, strict=True)]
         evaluation.write(f"prompted.{name}", part, answers)
     rows = evaluation.rows(f"prompted.{name}", keys)
     texts = {row["item"]: row["text"] for row in rows}
-    figures = forgetting.degeneration(list(texts.values()), [row["finish"] == "length" for row in rows], arm)
-    ended = rate(f"fresh.{arm}.stops", [indicator(row["finish"] == "eos") for row in rows])
-    figures[ended.metric] = ended
+    figures = forgetting.of_answers(list(texts.values()), [row["finish"] for row in rows], arm)
     both = {item: (wanted[item], tuned[item], text) for item, text in texts.items()} if evaluation.judge else {}
     return figures | against(evaluation, f"prompted.{name}.judged", arm, both)
 
@@ -105,12 +99,6 @@ def against(evaluation: Evaluation, metric: str, arm: str, both: Mapping[int, tu
         name = figure.metric.replace("preference.p3", f"preference.over.{arm}")
         found[name] = replace(figure, metric=name)
     return found
-
-
-def _greedy(evaluation: Evaluation, prompt: Prompt, asked: Sequence[Pair]) -> list[Row]:
-    """The base's greedy answer to each prompt."""
-    sampling = Sampling(0.0, evaluation.section.fresh_max_new_tokens)
-    return [rows[0] for rows in _drawn(evaluation, prompt, asked, sampling, 1)]
 
 
 def _best(evaluation: Evaluation, asked: Sequence[Pair]) -> list[Row]:
@@ -146,36 +134,23 @@ def _drawn(
     evaluation: Evaluation, prompt: Prompt, asked: Sequence[Pair], sampling: Sampling, count: int
 ) -> list[list[Row]]:
     """`count` answers of the base to each prompt: the text before any sign that the transcript went on."""
-    model, signs = evaluation.model(), signs_of(prompt)
-    found: list[list[Row]] = [[{} for _ in range(count)] for _ in asked]
-    with model.adapter(False):
-        engine = evaluation.engine()
-        for index, pair in enumerate(asked):
-            r = prompt.render({"instruction": pair["prompt"]}, format=model.format, tokenizer=model.tokenizer)
-            limits = replace(sampling, stop=r.stop, eos_ids=tuple(model.tokenizer.eos_ids))
-            if len(r.token_ids) + limits.max_new_tokens > model.max_seq_length:
-                found[index] = [{"skipped": f"prompt_too_long: {len(r.token_ids)} tokens"}] * count
-                continue
-            for again in range(count):
-                seed = evaluation.context.recipe.seed * 1009 + pair["item"] * 31 + again
-                request = Request(index * count + again, tuple(r.token_ids), limits, seed=seed, prefix_len=r.prefix_len)
-                engine.submit(request)
-        for done in engine.completions(evaluation.context.stopped):
-            text = cut(done.text, signs)
-            finish = "stop" if text.marker else done.finish
-            found[done.id // count][done.id % count] = {"text": text.text.strip(), "finish": finish}
-    evaluation.context.check_stop("while the prompted base answers held-out prompts")
-    return found
+    context, several = evaluation.context, [(pair, again) for pair in asked for again in range(count)]
+    fields = {number: {"instruction": pair["prompt"]} for number, (pair, _) in enumerate(several)}
+    seeds = {n: context.recipe.seed * 1009 + pair["item"] * 31 + again for n, (pair, again) in enumerate(several)}
+    with evaluation.model().adapter(False):
+        where = "while the prompted base answers held-out prompts"
+        found = answering.drawn(context, prompt, fields, sampling, where, seeds, bounded=True)
+    rows = [{name: found[number][name] for name in answering.KEPT if name in found[number]} for number in fields]
+    return [rows[first : first + count] for first in range(0, len(rows), count)]
 
 
-def compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]]) -> list[Row]:
-    """(pair, ours, theirs) -> how the judge takes `ours` against `theirs`, blind, in both orders."""
+def compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]], by_base: bool = False) -> list[Row]:
+    """(pair, ours, theirs) -> how the judge, or the base, takes `ours` against `theirs`, blind, in both orders."""
     assert evaluation.judge is not None
-    with evaluation.judging() as scorer:
+    with evaluation.base() if by_base else evaluation.judging() as scorer:
         asks = []
-        for place, (pair, ours, theirs) in enumerate(both):
-            case = Case(pair["item"], 0, pair["prompt"], theirs, "", "", ours, pair["pool"])
-            asks += judge.pair_asks(scorer, evaluation.judge, (place,), case, ours, theirs)
+        for place, (pair, *texts) in enumerate(both):
+            asks += comparison_asks(scorer, evaluation.judge.pair, (place,), pair["prompt"], "", *texts)
         scores = score(scorer, asks)
     return [_row(scores, place, *texts) for place, texts in enumerate(both)]
 
@@ -184,8 +159,8 @@ def _row(scores: Mapping[Name, Score], place: int, pair: Pair, ours: str, theirs
     return {
         "item": pair["item"],
         "round": 0,
-        "j4": judge.finite(judge.pair_win(scores, (place,))),
-        "log_odds": judge.finite(judge.pair_log_odds(scores, (place,))),
+        "j4": finite(pair_win(scores, (place,))),
+        "log_odds": finite(pair_log_odds(scores, (place,))),
         "base_words": len(words(theirs)),
         "tuned_words": len(words(ours)),
         "base": theirs[:400],

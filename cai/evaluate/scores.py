@@ -19,6 +19,7 @@ from cai.data.pairs import PairSet
 from cai.engine import Engine, never
 from cai.engine.asks import Scorer
 from cai.engine.model import Model
+from cai.evaluate import critiques, revisions
 from cai.evaluate.cases import MIN_QUOTE_MATCH
 from cai.evaluate.external import External
 from cai.evaluate.judge import JUDGE_FIELDS, Judge
@@ -40,7 +41,10 @@ DISPLAY_KEYS = {"exam_sensitivity", "judge", "enabled", "lm_eval_include", "prom
 DISPLAY_KEYS |= {"probes", "probe_tokens"}  # in records.jsonl
 NO_TASKS = {"lm_eval": [], "lm_eval_limit": 0, "lm_eval_batch_size": 8}  # in a log of their own: never part of this one
 # constants that were settings once: with them the scores of runs made before still count
-CONSTANTS = {"batch": 64, "min_quote_match": MIN_QUOTE_MATCH}
+CONSTANTS = {"batch": 64, "min_quote_match": MIN_QUOTE_MATCH, "max_unchanged": revisions.UNCHANGED}
+CONSTANTS |= {"min_critique_words": critiques.LEAST_WORDS, "max_critique_words": critiques.MOST_WORDS}
+CONSTANTS |= {"min_length_ratio": revisions.SHORTEST, "max_length_ratio": revisions.LONGEST}
+CONSTANTS |= {"min_revision_words": revisions.LEAST_WORDS}
 
 
 @dataclass
@@ -68,8 +72,7 @@ class Evaluation:
     def judge_name(self) -> str:
         if self.external is not None:
             return self.external.shown
-        facts = self.context.run.manifest.get("model") or {}
-        return f"{facts.get('model', self.context.recipe.model.name)}, adapter off"
+        return f"{model_name(self.context)}, adapter off"
 
     def model(self) -> Model:
         """The loaded model with this run's adapter on it, ready to score."""
@@ -118,6 +121,17 @@ class Evaluation:
         return [row for row in found if "skipped" not in row]
 
 
+def model_name(context: Context) -> str:
+    """The model that was loaded: without a GPU it is not the recipe's."""
+    return str((context.run.manifest.get("model") or {}).get("model", context.recipe.model.name))
+
+
+def weights_of(adapter: Path) -> bytes:
+    """The bytes of its weights; b"none" where there are none."""
+    file = adapter / "adapter_model.safetensors"
+    return file.read_bytes() if file.is_file() else b"none"
+
+
 def make_scorer(
     model: Model, engine: Engine, section: EvaluationSection, stopped: Callable[[], bool] = never
 ) -> Scorer:
@@ -157,12 +171,12 @@ def of_judge(judge: Judge | None) -> list[str] | None:
 def fingerprint(context: Context, pairs: PairSet, adapter: Path, judge: Judge | None) -> str:
     """16 hex of everything a stored score depends on: settings, judge prompts, texts, adapter."""
     texts = [[e["instruction"], e["initial_answer"], e["rounds"]] for e in every_example(pairs)]
-    weights = adapter / "adapter_model.safetensors"
+    weights = weights_of(adapter)
     parts = [
         orjson.dumps(settings_of(context), option=orjson.OPT_SORT_KEYS),
         orjson.dumps(of_judge(judge)),
         orjson.dumps(texts),
-        hashlib.sha256(weights.read_bytes()).digest() if weights.is_file() else b"none",
+        weights if weights == b"none" else hashlib.sha256(weights).digest(),
     ]
     return hashlib.sha256(b"\n".join(parts)).hexdigest()[:16]
 

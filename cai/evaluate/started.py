@@ -12,13 +12,12 @@ from dataclasses import replace
 from typing import cast
 
 from cai.evaluate import preference
-from cai.evaluate.scores import KEY, Evaluation
+from cai.evaluate.scores import KEY, Evaluation, Key
 from cai.metrics.figure import Figure
 from cai.run.context import Context
 from cai.store import records
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair, PairScore
-from cai.store.rows import Key
 
 METRIC = "preference.start"
 JUDGE = "policy against its SFT stage"
@@ -31,8 +30,8 @@ def scored(evaluation: Evaluation, by_item: Mapping[int, Pair], chunk: int) -> d
     if context.recipe.dpo.start != "sft":
         return {}
     stage = replace(evaluation, adapter=context.run.sft_adapter)
-    keys: list[tuple[int, int]] = [(item, 0) for item in by_item]
-    for part in evaluation.left(METRIC, cast(Sequence[Key], keys), chunk):
+    keys: list[Key] = [(item, 0) for item in by_item]
+    for part in evaluation.left(METRIC, keys, chunk):
         wanted, dpo = [by_item[item] for item, _ in part], context.recipe.dpo
         policy = context.prompts["policy"]
         found = preference.pair_rows(
@@ -43,7 +42,7 @@ def scored(evaluation: Evaluation, by_item: Mapping[int, Pair], chunk: int) -> d
         evaluation.write(
             METRIC, part, [{"metric": METRIC, "item": i, "round": 0} | rows.get(i, skipped) for i, _ in part]
         )
-    return {row["item"]: row for row in evaluation.rows(METRIC, cast(Sequence[Key], keys))}
+    return {row["item"]: row for row in evaluation.rows(METRIC, keys)}
 
 
 def known(context: Context) -> dict[int, Row]:

@@ -162,6 +162,7 @@ class Classifier:
     """Logistic regression on differences of features, chosen - rejected, of the pairs it is fitted on."""
 
     def __init__(self, pairs: Sequence[TrainingPair]) -> None:
+        from scipy.sparse import vstack
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
 
@@ -183,7 +184,7 @@ class Classifier:
         self.scale = lengths.std(axis=0)
         self.scale[self.scale == 0.0] = np.inf  # a length that never varies weighs nothing
         x = self._differences(pairs)
-        both, signs = _stack([x, -x]), np.repeat([1, 0], len(pairs))
+        both, signs = vstack([x, -x], format="csr"), np.repeat([1, 0], len(pairs))
         fitted = LogisticRegression(
             C=STRENGTH, fit_intercept=False, solver="liblinear", random_state=SEED, tol=1e-6, max_iter=1000
         ).fit(both, signs)
@@ -237,12 +238,6 @@ class Classifier:
             if len(found) == SHOWN:
                 break
         return tuple(found)
-
-
-def _stack(blocks: Sequence[csr_matrix]) -> csr_matrix:
-    from scipy.sparse import vstack
-
-    return vstack(blocks, format="csr")
 
 
 def _measures(text: str) -> tuple[float, ...]:

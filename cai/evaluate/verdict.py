@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cai.metrics.figure import Outcome, Scored, Unscored, indicator
+from cai.metrics.figure import Outcome, Scored, Unscored, as_json, indicator
 from cai.store.jsonl import Row
 
 Scores = Mapping[str, Row]  # metric -> the row of one item and round
@@ -34,6 +34,10 @@ class Criterion:
     @property
     def outcome(self) -> Outcome:
         return Unscored(self.unscored) if self.passed is None else indicator(self.passed)
+
+    @property
+    def score(self) -> Outcome:
+        return Unscored(self.unscored) if self.value is None else Scored(self.value)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,16 @@ def likelihood(name: str, row: Row | None, kind: str, bar: float, why: str) -> C
     """CSI or CRI against its bar."""
     value = None if row is None else row.get(kind)
     return Criterion(name, value, f"at least {bar:g}", None if value is None else value >= bar, unscored=why)
+
+
+def score_rows(metric: str, found: Mapping[tuple[int, int], Mapping[str, Outcome]]) -> list[Row]:
+    """CSI or CRI as rows; None is unscored, with its reason."""
+    rows: list[Row] = []
+    for (item, round_), by_kind in found.items():
+        reasons = {kind: outcome.reason for kind, outcome in by_kind.items() if isinstance(outcome, Unscored)}
+        values = {kind: as_json(outcome) for kind, outcome in by_kind.items()}
+        rows.append({"metric": metric, "item": item, "round": round_, **values, "unscored": reasons})
+    return rows
 
 
 def by_judge(name: str, log_odds: float | None, required: bool) -> Criterion:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TypedDict, TypeGuard, TypeVar, Unpack, cast
 
-from cai.metrics.stats import bootstrap_mean, wilson
+from cai.metrics.stats import bootstrap_mean, mcnemar_exact, wilcoxon, wilson
 from cai.store.jsonl import Row
 from cai.store.row_types import FigureRow
 from cai.store.rows import R
@@ -180,3 +180,27 @@ class Figure:
         interval = "" if self.low is None or self.high is None else f" [{self.low:.3g}, {self.high:.3g}]"
         missing = f", {self.unscored} unscored" if self.unscored else ""
         return f"{self.value:.4g}{interval} (n={self.n}{missing})"
+
+
+Figures = dict[str, Figure]
+
+
+def by_metric(*figures: Figure) -> Figures:
+    return {figure.metric: figure for figure in figures}
+
+
+def paired(
+    metric: str, first: Sequence[float], second: Sequence[float], judge: str, lost: int, yes_no: bool, sign: float = 1
+) -> Figure:
+    """Mean of sign * (second - first) with its bootstrap interval over units; facts: both means and p.
+
+    Exact McNemar for yes/no values, else Wilcoxon's signed ranks. `lost`: units that are not scored on both sides.
+    """
+    n, deltas = len(first), [sign * (b - a) for a, b in zip(first, second, strict=True)]
+    low, high = bootstrap_mean(deltas) or (None, None)
+    if yes_no:
+        p, test = mcnemar_exact([a == 1.0 for a in first], [b == 1.0 for b in second]), "exact McNemar"
+    else:
+        p, test = wilcoxon(deltas), "Wilcoxon signed-rank"
+    facts = {"base": sum(first) / n, "tuned": sum(second) / n, "p": p, "test": test}
+    return Figure(metric, sum(deltas) / n, low, high, n, lost, judge, facts=facts)

@@ -20,25 +20,19 @@ _ANSWERS = ("empty", "repeated", "cut", "stops", "refused")
 _OF_KINDS = ("pairs.yield", "labels.margin", "preference.p1", "preference.p1.train")  # pairs.kind = "both"
 
 NAMES = (
-    "pairs.kept",
-    "pairs.yield",
-    "data.scaffolding",
-    "data.copied",
-    "data.nothing_found",
+    *("pairs.kept", "pairs.yield"),
+    *(f"data.{name}" for name in ("scaffolding", "copied", "nothing_found")),
     *(f"labels.{name}" for name in ("better", "original_wins", "margin", "known.better", "known.worse")),
     *(f"{name}.{kind}" for name in _OF_KINDS for kind in ("revision", "sampled")),
-    "principles.lift",
-    "principles.broken",
+    *("principles.lift", "principles.broken"),
     *(f"critic.{name}{tail}" for name in _CRITIC for tail in ("", ".{x}")),
     "critiques.finds_nothing",
     *(f"critiques.{name}{kind}" for name in _CONTROLLED for kind in ("", ".shuffled", ".generic")),
     *(f"critiques.{name}{kind}" for name in ("j1", "j2") for kind in ("", ".shuffled")),
     *(f"revisions.{name}" for name in ("gates", "r1", "r2", "r3", "r4", "r5", "j3", "improves")),
     *(f"revisions.{name}{kind}" for name in ("cri", "responsive", "addresses") for kind in ("", ".shuffled")),
-    *(
-        f"preference.{name}"
-        for name in ("p1", "p1.train", "p1.permuted", "p1.over_base", "p2.before", "p2.after", "p2.gain")
-    ),
+    *(f"preference.{name}" for name in ("p1", "p1.train", "p1.permuted", "p1.over_base")),
+    *(f"preference.{name}" for name in ("p2.before", "p2.after", "p2.gain")),
     *(f"preference.{name}" for name in ("p3", "p3.length_controlled", "length_only", "refusal_only", "surface")),
     *(f"{name}.agreement" for name in ("critiques.j1", "critiques.j2", "revisions.j3", "revisions.improves")),
     "preference.p3.agreement",
@@ -56,10 +50,7 @@ NAMES = (
     *(f"{bench}.{name}.{{x}}" for bench in ("harmbench", "xstest", "mtbench") for name in _ANSWERS),
     *(f"{bench}.same_as_base" for bench in ("harmbench", "xstest", "mtbench")),
     *(f"checks.{{x}}.{name}" for name in ("kappa", "sensitivity", "specificity")),
-    "guard.dropped",
-    "guard.chosen_unsafe",
-    "contamination.removed",
-    "contamination.inputs",
+    *("guard.dropped", "guard.chosen_unsafe", "contamination.removed", "contamination.inputs"),
     *(f"{arm}.last_loss" for arm in ("sft", "from_base")),
 )
 _KNOWN = re.compile("|".join(re.escape(name).replace(r"\{x\}", r"[\w-]+") for name in NAMES))
@@ -67,7 +58,7 @@ _KNOWN = re.compile("|".join(re.escape(name).replace(r"\{x\}", r"[\w-]+") for na
 
 MEANINGS = (  # beginnings of names -> what the figure says, for the report
     ("data.scaffolding", "examples in which a text runs on into the prompt's own form"),
-    ("data.copied", "examples in which a text copies eight words of a prompt's example"),
+    ("data.copied", "examples in which a text copies eight words, or a whole sentence of six, of a prompt's example"),
     ("data.nothing_found", "examples of which every critique says that nothing is wrong"),
     ("labels.better", "share of revised texts that the model finds better: by more than the bar, or in both orders"),
     ("labels.original_wins", "share of revised texts to which the original is preferred as clearly"),

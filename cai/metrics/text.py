@@ -182,13 +182,10 @@ def best_span(critique: str, answer: str, minimum: float = 0.8) -> str:
     if misquoted_share(critique, [answer], minimum):
         return ""
     named = set(content_words(critique))
-    scored = [(len(own & named) / len(own), len(own & named), s) for s in sentences(answer) if (own := _set(s))]
+    stems = [(set(content_words(s)), s) for s in sentences(answer)]
+    scored = [(len(own & named) / len(own), len(own & named), s) for own, s in stems if own]
     share, shared, sentence = max(scored, default=(0.0, 0, ""), key=lambda entry: entry[:2])
     return sentence if shared >= 2 and share >= 1 / 3 else ""
-
-
-def _set(text: str) -> set[str]:
-    return set(content_words(text))
 
 
 def distinct_n(texts: Sequence[str], n: int = 2) -> float:

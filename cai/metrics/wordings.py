@@ -136,7 +136,7 @@ _QUALITY = (
     r"|comprehensive|accurate|(?:in)?correct|honest|neutral|thoughtful|balanced|empathetic|concise|polite|kindly?"
     r"|seriously|instructions?|question|reader|user|person|request|prompt|original|previous|principle|critique|revised"
     r"|rewritten|rephrased|phrased|improved|better|plain words|tone|in full|step-by-step|actionable|stereotypes?"
-    r"|insult\w*|deception|untruths|advice|lies|relevant|(?:in)?appropriate|positive|supportive|encouraging|scolding"
+    r"|insult\w*|decepti\w+|deceiv\w+|untruths|advice|lies|relevant|(?:in)?appropriate|positive|supportive|encouraging|scolding"
     r"|lecturing|talking down|effective than|straightforward|unambiguous|not true|caring)"
 )
 _DEGREE = r"(?:not|also|now|more|very|both|already|quite|fully|still) "
@@ -145,6 +145,7 @@ _REMARK = re.compile(
     rf"|(?:is|are) (?:{_DEGREE})*{_QUALITY}\b(?! ?:)|does not \w+\b(?=.*?\b{_QUALITY}\b)"
     rf"|(?:provides|provided|avoids|has a|should be|could be|also|clearly) (?=.*?\b{_QUALITY}\b))"
     r"|the (?:correct|better) answer would (?:be|have been) (?:to|that)\b"
+    rf"|this list(?: of \w+)? is (?:{_DEGREE})*(?:honest|harmless|respectful|unbiased)\b"
     r"|the tone (?:is|could be|of the answer is) (?:\w+ )?(?:friendly|respectful|scolding|lecturing|talking down"
     r"|supportive|encouraging|polite|appropriate|positive|improved|more)\b"
     r"|the instruction (?:given )?(?:asks|asked|requires|requested)\b)",
@@ -155,7 +156,7 @@ _QUOTED_VERDICT = re.compile(
     r"(?:true|false|a fact|harmful|risky|correct)\b",
     re.I,
 )
-_ABOUT_TEXTS = ("answer", "response", "version", "revision", "rewrite", "reply", "tone", "instruction")
+_ABOUT_TEXTS = ("answer", "response", "version", "revision", "rewrite", "reply", "tone", "instruction", "list")
 
 
 def is_remark(sentence: str, before: str = "", request: str = "") -> bool:

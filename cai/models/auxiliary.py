@@ -8,6 +8,7 @@ functions.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cai.engine import Engine, ScoreRequest, memory
+from cai.engine import Engine, Request, Sampling, ScoreRequest, memory
 from cai.engine.foreign import HfModel, HfTokenizer
 from cai.engine.model import Model
 from cai.engine.tokenizers import HFTokenizer, Tokenizer, Turn
@@ -163,9 +164,7 @@ def free_gib() -> float | None:
     """Free memory of the GPU, or None without one."""
     import torch
 
-    if not torch.cuda.is_available():
-        return None
-    return memory.free_gpu_bytes() / 2**30
+    return memory.free_gpu_bytes() / 2**30 if torch.cuda.is_available() else None
 
 
 def load_tokenizer(name: str, key: str, revision: str) -> HfTokenizer:
@@ -204,11 +203,9 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     cuda, options = torch.cuda.is_available(), _options(name, revision)
     try:
         with quiet(), complete_weights(key):
-            dtype = torch.bfloat16 if cuda else torch.float32
+            options["dtype"] = torch.bfloat16 if cuda else torch.float32
             options["device_map"] = "cuda" if cuda else "cpu"  # straight onto the device: no copy in host memory
-            hf = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, trust_remote_code=False, use_safetensors=True, **options
-            )
+            hf = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True, **options)
     except CaiError:
         raise
     except Exception as error:  # of a damaged file transformers, tokenizers and safetensors raise what they like
@@ -221,11 +218,8 @@ def _load(name: str, key: str, revision: str, section: EngineSection) -> Auxilia
     config = hf.config.get_text_config(decoder=True)
     limit = min(int(getattr(config, "max_position_embeddings", 4096)), LONGEST[cuda])
     vars(hf)["max_seq_length"] = limit  # `native` makes room for as much
-    known = (
-        weights.known_by(Path(name))
-        if Path(name).is_dir()
-        else {"revision": getattr(hf.config, "_commit_hash", None) or "local"}
-    )
+    commit = getattr(hf.config, "_commit_hash", None) or "local"
+    known = weights.known_by(Path(name)) if Path(name).is_dir() else {"revision": commit}
     facts = {"model": name, **known, "dtype": str(hf.dtype)}
     holder = _Holder(hf, tokenizer, torch.device("cuda" if cuda else "cpu"))
     engine = _engine_over(holder, section, cuda)
@@ -284,6 +278,21 @@ def choices(
     return {i: logps for i, logps in found.items() if all(map(math.isfinite, logps))}
 
 
+def written(
+    asked: Auxiliary, prompts: Mapping[int, tuple[int, ...]], tokens: int, context: Context, *, shares: bool = False
+) -> dict[int, str]:
+    """Greedy tokens after each prompt that leaves room for them. `shares`: what all begin with is computed once."""
+    fits = {i: ids for i, ids in prompts.items() if len(ids) + tokens <= asked.max_seq_length}
+    common = shared_length(list(fits.values())) if shares else 0
+    for i, ids in fits.items():
+        sampling = Sampling(0.0, tokens, (), tuple(asked.tokenizer.eos_ids))
+        asked.engine.submit(Request(i, ids, sampling, prefix_len=common))
+    found = {done.id: done.text for done in asked.engine.completions(context.stopped)} if fits else {}
+    if len(found) < len(fits):
+        raise Stopped("stopped while judging; resume to go on")
+    return found
+
+
 def why_none(judge: Auxiliary, ids: Sequence[int], too_long: str = "too_long") -> str:
     """Why `choices` has no entry for this context."""
     if len(ids) + 8 > judge.max_seq_length:
@@ -333,11 +342,8 @@ class _Holder:
 
 
 def _collect() -> None:
-    import gc
-
     gc.collect()
     if "CUDA_VISIBLE_DEVICES" not in os.environ or os.environ["CUDA_VISIBLE_DEVICES"]:
         import torch
 
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()

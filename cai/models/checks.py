@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,8 +34,8 @@ from cai.run import loop
 from cai.run.context import Context
 from cai.run.loop import open_marked
 from cai.store import records
-from cai.store.files import holds, json_bytes, write_json_atomic
-from cai.store.jsonl import Row
+from cai.store.files import write_json_atomic
+from cai.store.jsonl import Row, read_object
 from cai.store.records import RecordLog
 
 Said = Callable[[Sequence[Row]], list[bool | None]]
@@ -183,14 +183,10 @@ def judged(use: str, judge: str, rows: Sequence[Row], section: ChecksSection) ->
 
 def _write(context: Context, check: JudgeCheck, figures: dict[str, Figure]) -> None:
     """eval/checks.json: this check and its figures beside those of other uses; an unchanged file is left alone."""
-    path = context.run.eval / "checks.json"
-    content = _read(path)
+    content = _read(context.run.eval / "checks.json")
     of = {name: figure for name, figure in content["figures"].items() if name.split(".")[1:2] != [check.use]}
     of |= {name: figure.as_dict() for name, figure in figures.items()}
-    checks = {**content["checks"], check.use: asdict(check)}
-    new = {"checks": dict(sorted(checks.items())), "figures": dict(sorted(of.items()))}
-    if not holds(path, json_bytes(new)):
-        write_json_atomic(path, new)
+    _put(context, {**content["checks"], check.use: asdict(check)}, of)
 
 
 def remake(context: Context) -> None:
@@ -202,7 +198,8 @@ def remake(context: Context) -> None:
     found = {use: _recorded(context, use, event) for use, event in _told(context).items()}
     whole = {use: part for use, part in found.items() if part is not None}
     if whole:
-        _put(context, {use: asdict(check) for use, (check, _) in whole.items()}, [f for _, f in whole.values()])
+        of = {name: figure.as_dict() for _, part in whole.values() for name, figure in part.items()}
+        _put(context, {use: asdict(check) for use, (check, _) in whole.items()}, of)
 
 
 def _told(context: Context) -> dict[str, Row]:
@@ -235,14 +232,8 @@ def _as_told(check: JudgeCheck, event: Row) -> bool:
     return all(a == b or (a is not None and b is not None and math.isclose(a, b, abs_tol=1e-6)) for a, b in pairs)
 
 
-def _put(context: Context, checks: Row, figures: Sequence[Mapping[str, Figure]]) -> None:
-    of = {name: figure.as_dict() for part in figures for name, figure in part.items()}
-    path, new = (
-        context.run.eval / "checks.json",
-        {"checks": dict(sorted(checks.items())), "figures": dict(sorted(of.items()))},
-    )
-    if not holds(path, json_bytes(new)):
-        write_json_atomic(path, new)
+def _put(context: Context, checks: Row, figures: Row) -> None:
+    write_json_atomic(context.run.eval / "checks.json", {"checks": checks, "figures": figures})
 
 
 def stored(folder: Path, use: str, judge: str) -> JudgeCheck | None:
@@ -256,9 +247,5 @@ def stored(folder: Path, use: str, judge: str) -> JudgeCheck | None:
 
 def _read(path: Path) -> dict[str, Row]:
     """The two parts of checks.json; of one that is not whole, empty ones."""
-    try:
-        content = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        content = None
-    parts = content if isinstance(content, dict) else {}
+    parts = read_object(path)
     return {name: part if isinstance(part := parts.get(name), dict) else {} for name in ("checks", "figures")}

@@ -59,14 +59,18 @@ def folder() -> Path:
 
 def converted() -> Path | None:
     """The folder where it was made before; None where it was not, or where another model runs in its place."""
+    target = None if is_given() else place()
+    return target if target and (target / "config.json").is_file() else None
+
+
+def place() -> Path | None:
+    """Where the model's folder is, or will be made; None where the package is not installed."""
     if is_given():
-        return None
+        return Path(os.environ["CAI_EMBEDDED"])
     try:
-        source = gguf_file()
-    except CaiError:
+        return _target(gguf_file())
+    except (CaiError, OSError):
         return None
-    target = _target(source)
-    return target if (target / "config.json").is_file() else None
 
 
 def _target(source: Path) -> Path:

@@ -15,18 +15,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from cai.engine import Completion, EngineStats, Finish, Request, Rules, Score, ScoreRequest, never
-from cai.engine.tokenizers import ByteTokenizer
+from cai.engine.tokenizers import ByteTokenizer, Tokenizer
 from cai.errors import CaiError
 from cai.recipe.settings import EngineSection, LoraSection, ModelSection
 from cai.store.jsonl import Row
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from cai.engine.tokenizers import Tokenizer
 
 VERBS = ("Explain", "Describe", "Compare", "Summarise", "Outline", "Question", "Defend", "Illustrate", "Review", "Plan")
 NOUNS = (
@@ -78,9 +74,8 @@ def verdict(context: str, word: str, taste: bool = False) -> float | None:
     elif word in ("Yes", "No") and (asked := RULE.search(tail[-600:])):
         z = _hash(asked[2], context[-1500:-600]) % 1000 / 250 - 1.5 - 1.0 * context[-2500:].count(MENDED)
         z *= (1 if asked[1] == "break" else -1) * (1 if word == "Yes" else -1)
-    elif word in ("N", "No") and (
-        request := REVIEW.search(tail[-900:])
-    ):  # how a critique begins: "No issue", or a fault
+    elif word in ("N", "No") and (request := REVIEW.search(tail[-900:])):
+        # how a critique begins: "No issue", or a fault
         answer = tail[:-900] if len(tail) > 900 else tail
         z = 1.5 + 1.0 * tail[-2500:].count(MENDED) - _hash(request[1], answer[-600:]) % 1000 / 250
     else:
@@ -203,10 +198,10 @@ class FakeModel:
     def release(self) -> None:
         self._engine = None
 
-    def to_lora(self, lora: LoraSection, seed: int = 0, checkpointing: bool | str = False) -> None:
+    def to_lora(self, lora: LoraSection, seed: int = 0) -> None:
         self.lora, self.attached = True, None
 
-    def load_adapter(self, folder: Path, lora: LoraSection, seed: int = 0) -> None:
+    def load_adapter(self, folder: Path, lora: LoraSection) -> None:
         if not (folder / "adapter_model.safetensors").is_file():
             raise CaiError(f"{folder}: no adapter in it. Resume the run to train it again.")
         self.lora, self.attached = True, folder

@@ -15,22 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from cai.engine import Request, Sampling
-from cai.errors import CaiError, Stopped
-from cai.metrics.figure import Figure
-from cai.models.auxiliary import Auxiliary, chat_ids, choices, shared_length, why_none
-from cai.models.guard_formats import (
-    EXCLUDED,
-    LLAMA,
-    QWEN,
-    QWEN_CATEGORIES,
-    QWEN_LABELS,
-    Exchange,
-    exchange_ids,
-    llama_category,
-    qwen_category,
-    template_parts,
-)
+from cai.errors import CaiError
+from cai.metrics.figure import Figure, by_metric, indicator, rate
+from cai.models import guard_formats as formats
+from cai.models.auxiliary import Auxiliary, chat_ids, choices, why_none, written
+from cai.models.guard_formats import EXCLUDED, LLAMA, QWEN, QWEN_CATEGORIES, QWEN_LABELS, Exchange
 from cai.recipe.prompts import digest
 from cai.recipe.settings_benchmarks import STAND_IN, GuardSection
 from cai.run.context import Context
@@ -114,7 +103,7 @@ class QwenGuard:
     def __init__(self, auxiliary: Auxiliary, section: GuardSection) -> None:
         self.auxiliary, self.section = auxiliary, section
         self.name, self.stand_in = auxiliary.name, auxiliary.stand_in
-        self.parts = [] if self.stand_in else template_parts(auxiliary.hf_tokenizer, QWEN)
+        self.parts = [] if self.stand_in else formats.template_parts(auxiliary.hf_tokenizer, QWEN)
         self.sha = digest(QWEN.encode(), *([b"stand-in"] if self.stand_in else [part.encode() for part in self.parts]))
         self._shift: float | None = None
 
@@ -180,14 +169,14 @@ class QwenGuard:
     def _head(self, exchange: Exchange) -> tuple[int, ...]:
         if self.stand_in:
             return chat_ids(self.auxiliary, "", stand_in_text(exchange))
-        return exchange_ids(self.parts, exchange, QWEN, self.auxiliary.tokenizer)
+        return formats.exchange_ids(self.parts, exchange, QWEN, self.auxiliary.tokenizer)
 
     def _categories(
         self, heads: Mapping[int, tuple[int, ...]], verdicts: Mapping[int, str], context: Context
     ) -> dict[int, str]:
         leads = {i: f"Safety: {verdicts[i]}\nCategories:" for i in heads}
         texts = continuations(self.auxiliary, heads, leads, context)
-        return {i: qwen_category(texts.get(i, "")) for i in heads}
+        return {i: formats.qwen_category(texts.get(i, "")) for i in heads}
 
     def _refusals(
         self,
@@ -211,11 +200,11 @@ class LlamaGuard:
     def __init__(self, auxiliary: Auxiliary, section: GuardSection) -> None:
         self.auxiliary, self.section = auxiliary, section
         self.name, self.stand_in = auxiliary.name, auxiliary.stand_in
-        self.parts = template_parts(auxiliary.hf_tokenizer, LLAMA, section.excluded)
+        self.parts = formats.template_parts(auxiliary.hf_tokenizer, LLAMA, section.excluded)
         self.sha = digest(LLAMA.encode(), *(part.encode() for part in self.parts))
 
     def judge(self, exchanges: Sequence[Exchange], context: Context) -> list[Judgement]:
-        heads = [exchange_ids(self.parts, exchange, LLAMA, self.auxiliary.tokenizer) for exchange in exchanges]
+        heads = [formats.exchange_ids(self.parts, exchange, LLAMA, self.auxiliary.tokenizer) for exchange in exchanges]
         asks = {i: (head, ("safe", "unsafe")) for i, head in enumerate(heads)}
         found = choices(self.auxiliary, asks, context, first=True)
         unsafe = {i: _shares(logps)[1] for i, logps in found.items()}
@@ -230,7 +219,7 @@ class LlamaGuard:
 
     def _judgement(self, unsafe: float, text: str) -> Judgement:
         """What the recipe excludes does not count, even where the guard names it although its prompt has it not."""
-        category = llama_category(text, self.section.excluded)
+        category = formats.llama_category(text, self.section.excluded)
         if category == EXCLUDED:
             return Judgement(0.0, "safe", category)
         return Judgement(round(unsafe, 6), "unsafe" if unsafe >= 0.5 else "safe", category)
@@ -265,15 +254,7 @@ def continuations(
 ) -> dict[int, str]:
     """A few greedy tokens after each head and its lead, where the categories stand; none where there is no room."""
     prompts = {i: head + tuple(auxiliary.tokenizer.encode(leads[i])) for i, head in heads.items()}
-    prompts = {i: ids for i, ids in prompts.items() if len(ids) + CATEGORY_TOKENS <= auxiliary.max_seq_length}
-    common = shared_length(list(prompts.values()))
-    for i, ids in prompts.items():
-        sampling = Sampling(0.0, CATEGORY_TOKENS, (), tuple(auxiliary.tokenizer.eos_ids))
-        auxiliary.engine.submit(Request(i, ids, sampling, prefix_len=common))
-    found = {done.id: done.text for done in auxiliary.engine.completions(context.stopped)} if prompts else {}
-    if len(found) < len(prompts):
-        raise Stopped("stopped while judging; resume to go on")
-    return found
+    return written(auxiliary, prompts, CATEGORY_TOKENS, context, shares=True)
 
 
 # --- rules
@@ -286,7 +267,7 @@ def verdict(pool: str, chosen: Judgement, rejected: Judgement, section: GuardSec
     if chosen.unsafe >= section.threshold:
         category = chosen.category or "unparsed"
         return f"chosen_unsafe: {category} {chosen.unsafe:.2f}", category
-    if pool == "redteam" and not chosen.unsafe < rejected.unsafe - section.margin:
+    if pool == "redteam" and not chosen.unsafe < rejected.unsafe:
         return f"not_safer: {chosen.unsafe:.3f} against {rejected.unsafe:.3f}", "not_safer"
     return "", ""
 
@@ -296,7 +277,6 @@ def summary(rows: Sequence[Record], section: GuardSection, check: JudgeCheck | N
 
     `check`: what the guard said of its check set, which stands behind its name.
     """
-    from cai.metrics.figure import indicator, rate
     from cai.models.checks import label
 
     judge = label(section.model, check)
@@ -319,7 +299,7 @@ def summary(rows: Sequence[Record], section: GuardSection, check: JudgeCheck | N
         dropped.facts["licence"] = LICENCE
     scored = [unsafe for row in rows if (unsafe := row["chosen_unsafe"]) is not None]
     kept = rate("guard.chosen_unsafe", [indicator(unsafe >= section.threshold) for unsafe in scored], judge=judge)
-    return {dropped.metric: dropped, kept.metric: kept}
+    return by_metric(dropped, kept)
 
 
 def described(section: GuardSection) -> str:

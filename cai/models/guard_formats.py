@@ -120,9 +120,7 @@ def _control_span(part: str, control: Sequence[str]) -> tuple[int, int]:
     return (min(start for start, _ in spans), max(ends)) if spans else (0, 0)
 
 
-def exchange_ids(
-    parts: Sequence[str], exchange: Exchange, style: str, tokenizer: Tokenizer
-) -> tuple[int, ...]:  # fmt: skip
+def exchange_ids(parts: Sequence[str], exchange: Exchange, style: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(encode_pieces(exchange_pieces(parts, exchange, style, tokenizer.control_strings), tokenizer))
 
 

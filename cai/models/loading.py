@@ -147,23 +147,18 @@ def plain(section: ModelSection, name: str) -> tuple[HfModel, HfTokenizer]:
     return model.eval(), tokenizer
 
 
-def wrap_plain(hf: HfModel, lora: LoraSection, checkpointing: bool | str) -> HfModel:
+def lora_options(lora: LoraSection) -> dict[str, Any]:
+    """PEFT's names of the recipe's keys."""
+    names = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "bias": "none"}
+    return {**names, "target_modules": list(lora.target_modules)}
+
+
+def wrap_plain(hf: HfModel, lora: LoraSection) -> HfModel:
     """The model with a fresh LoRA by PEFT alone."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    wrapped = get_peft_model(cast("PreTrainedModel", hf), config)
-    if checkpointing:
-        wrapped.enable_input_require_grads()
-        wrapped.gradient_checkpointing_enable()
-    return wrapped
+    config = LoraConfig(task_type="CAUSAL_LM", **lora_options(lora))
+    return get_peft_model(cast("PreTrainedModel", hf), config)
 
 
 def check_modules(hf: HfModel, names: Sequence[str]) -> None:

@@ -107,7 +107,7 @@ class LoadedModel:
             self._engine.close()
             self._engine = None
 
-    def to_lora(self, lora: LoraSection, seed: int = 0, checkpointing: bool | str = False) -> None:
+    def to_lora(self, lora: LoraSection, seed: int = 0) -> None:
         """Wrap the loaded weights with a fresh LoRA on every linear projection; an earlier adapter is removed."""
         import torch
 
@@ -120,30 +120,26 @@ class LoadedModel:
                 vars(self.hf).pop(attribute, None)
         torch.manual_seed(seed)
         with quiet():
-            self.hf = self._wrapped(lora, seed, checkpointing)
+            self.hf = self._wrapped(lora, seed)
         self.lora = True
         for name, weight in self.hf.named_parameters():
             if "lora_" in name and weight.dtype != torch.float32:
                 weight.data = weight.data.float()  # fact 7: bf16 LoRA weights do not move at lr 5e-6
 
-    def _wrapped(self, lora: LoraSection, seed: int, checkpointing: bool | str) -> HfModel:
+    def _wrapped(self, lora: LoraSection, seed: int) -> HfModel:
         if self.backend == "cpu":
-            return loading.wrap_plain(self.hf, lora, checkpointing)
+            return loading.wrap_plain(self.hf, lora)
         from unsloth import FastLanguageModel
 
         return FastLanguageModel.get_peft_model(
             self.hf,
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.target_modules),
-            bias="none",
-            use_gradient_checkpointing=checkpointing,
+            **loading.lora_options(lora),
+            use_gradient_checkpointing=False,  # training switches its own
             random_state=seed,
             max_seq_length=getattr(self.hf, "max_seq_length", 4096),
         )
 
-    def load_adapter(self, folder: Path, lora: LoraSection, seed: int = 0) -> None:
+    def load_adapter(self, folder: Path, lora: LoraSection) -> None:
         """Put a trained adapter (safetensors) onto the loaded weights.
 
         Errors: CaiError where it is not whole, or none of this model's: a matrix that is missing would be an untrained
@@ -152,7 +148,7 @@ class LoadedModel:
         from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        self.to_lora(lora, seed)
+        self.to_lora(lora)
         try:
             result: Any = set_peft_model_state_dict(self.hf, load_file(str(folder / "adapter_model.safetensors")))
         except Exception as error:  # of a damaged file safetensors and PEFT raise what they like

@@ -13,14 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-import orjson
-
 from cai.engine.foreign import HfTokenizer
 from cai.engine.tokenizers import ByteTokenizer, HFTokenizer, Tokenizer
 from cai.errors import CaiError
 from cai.models import chat_environment, embedded, weights
 from cai.recipe.settings import ModelSection
-from cai.store.jsonl import JsonObject, Row, one_line
+from cai.store.jsonl import JsonObject, one_line, read_object
 
 
 class ByteCounter(ByteTokenizer):
@@ -35,7 +33,7 @@ class TokenizerFile:
 
         self.fast = Fast.from_file(str(folder / "tokenizer.json"))
         self.added_tokens_decoder = {id_: str(t.content) for id_, t in self.fast.get_added_tokens_decoder().items()}
-        self.config = _json(folder / "tokenizer_config.json")
+        self.config = read_object(folder / "tokenizer_config.json")
         self.chat_template = template_of(folder)
         self.eos_token_id = self.fast.token_to_id(self._content("eos_token")) or 0
 
@@ -71,7 +69,7 @@ def template_of(folder: Path) -> str:
     if file.is_file():
         with contextlib.suppress(OSError, UnicodeDecodeError), file.open(encoding="utf-8") as source:
             return source.read(chat_environment.MOST_TEMPLATE + 1)
-    return chat_environment.choose(_json(folder / "tokenizer_config.json").get("chat_template"))
+    return chat_environment.choose(read_object(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def check_template(model: ModelSection, place: Path | str) -> None:
@@ -116,21 +114,10 @@ def folder_at_hand(model: ModelSection, backend: str, facts: JsonObject) -> Path
 
 
 def _folders(model: ModelSection, backend: str) -> list[Path]:
-    if backend == "embedded":
-        return _embedded()
+    if backend == "embedded":  # never made here (that takes half a minute)
+        return [found] if (found := embedded.place()) else []
     local = Path(model.name).expanduser()
     return [local] if local.is_dir() else _hub_cache(model)
-
-
-def _embedded() -> list[Path]:
-    """The converted folder, if it was made; it is never made here (that takes half a minute)."""
-    if given := os.environ.get("CAI_EMBEDDED"):
-        return [Path(given)]
-    try:
-        size = embedded.gguf_file().stat().st_size
-    except (CaiError, OSError):
-        return []
-    return [embedded.cache_root() / f"{embedded.NAME}-{size:x}-v{embedded.VERSION}"]
 
 
 def _hub_cache(model: ModelSection) -> list[Path]:
@@ -142,14 +129,6 @@ def _hub_cache(model: ModelSection) -> list[Path]:
     except OSError:
         commit = model.revision
     return [cache / "snapshots" / commit]
-
-
-def _json(path: Path) -> Row:
-    try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def modules_at_hand(model: ModelSection, backend: str) -> set[str]:

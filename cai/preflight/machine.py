@@ -20,20 +20,16 @@ from pathlib import Path
 
 from cai.engine import FP8_CAPABILITY, INT8_CAPABILITY, memory
 from cai.errors import CaiError
+from cai.models.auxiliary import cached_folder
 from cai.preflight.model_checks import Check, Status
 from cai.recipe.load import Recipe
-from cai.store.jsonl import JsonObject, Row
+from cai.store.jsonl import JsonObject, Row, read_object
 
 ROOT = Path(__file__).resolve().parents[2]
 PINNED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "accelerate", "datasets")
 REWRITTEN = {"transformers", "trl", "peft", "unsloth", "unsloth_zoo"}  # Unsloth rewrites these: exact pins or nothing
 CUDA_BUILDS = ((13, 0), (12, 8), (12, 6))  # builds that torch 2.13 is published for, newest first
-BYTES_A_WEIGHT = {
-    "nf4": 0.516,
-    "int8": 1.01,
-    "bf16": 2.0,
-    "fp32": 4.0,
-}  # NF4: 4 bits + 8-bit scales in double quantisation
+BYTES_A_WEIGHT = {"nf4": 0.516, "int8": 1.01, "bf16": 2.0, "fp32": 4.0}  # NF4: 4 bits, and 8-bit scales twice quantised
 ADAM_BYTES = 16  # fp32 weight, gradient and two moments of each LoRA weight
 FP8_ROOM_GIB = 8.0  # the KV cache that `tuning` leaves at least, and the reserve beside it
 BYTES_AN_8_BIT_WEIGHT = 1 + 4 / 64  # and NF4's scales in fp32
@@ -165,20 +161,8 @@ def gpu_checks(recipe: Recipe) -> Iterator[Check]:
 
 def local_config(name: str) -> Row:
     """config.json of a local folder or of the hub cache, without the network; {} where there is none."""
-    import json
-
-    folder = Path(name)
-    try:
-        if not folder.is_dir():
-            from huggingface_hub import try_to_load_from_cache
-
-            cached = try_to_load_from_cache(name, "config.json")
-            if not isinstance(cached, str):
-                return {}
-            folder = Path(cached).parent
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    folder = Path(name) if Path(name).is_dir() else cached_folder(name)
+    return read_object(folder / "config.json") if folder else {}
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
-from cai.engine import Engine
+from cai.engine import Completion, Engine, Request, Sampling, ScoreRequest
 from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.recipe.load import Recipe
 
 if TYPE_CHECKING:
-    from cai.engine import Completion
     from cai.engine.native.engine import NativeEngine
     from cai.recipe.prompts import Prompt
     from cai.training.forward import Layout
@@ -140,8 +139,6 @@ def rounding_check(engine: Engine, prompts: Sequence[tuple[int, ...]], linears: 
 
 def greedy(engine: Engine, prompts: Sequence[tuple[int, ...]], *, at_once: bool) -> list[tuple[int, ...]]:
     """Eight greedy tokens of each prompt, all in one batch or one after another."""
-    from cai.engine import Request, Sampling
-
     found: dict[int, tuple[int, ...]] = {}
     for i, ids in enumerate(prompts):
         engine.submit(Request(i, ids, Sampling(0.0, 8)))
@@ -153,8 +150,6 @@ def greedy(engine: Engine, prompts: Sequence[tuple[int, ...]], *, at_once: bool)
 
 def gap(reference: Engine, prompt: tuple[int, ...], batch: tuple[int, ...], alone: tuple[int, ...]) -> float:
     """Where the two texts part: how many nats less likely the batch's token is than the lone prompt's. 0.0 = equal."""
-    from cai.engine import ScoreRequest
-
     at = next((i for i, (a, b) in enumerate(zip(batch, alone, strict=False)) if a != b), None)
     if at is None:
         return 0.0 if batch == alone else math.inf
@@ -166,8 +161,6 @@ def gap(reference: Engine, prompt: tuple[int, ...], batch: tuple[int, ...], alon
 
 def stop_check(model: Model, recipe: Recipe, prompt: tuple[int, ...]) -> Check:
     """The end token is what the recipe says, and generation ends on the token it is told to end on."""
-    from cai.engine import Request, Sampling
-
     eos = model.tokenizer.eos_ids[0]
     name = model.tokenizer.decode([eos])
     engine = model.engine(recipe.engine)

@@ -50,12 +50,9 @@ def _fresh(recipe: Recipe) -> Iterator[ArmCost]:
     prompts = min(section.fresh_items, recipe.heldout.items) if section.enabled else 0
     if not prompts:
         return
-    asked: list[tuple[str, str]] = [
-        (f"evaluate prompted.{arm}", arm) for arm in section.prompted if section.judge != "off"
-    ]
-    asked += [
-        (f"evaluate over.{arm}", arm) for arm in _measured(recipe)
-    ]  # by the judging: the answers' label is base's
+    asked = [(f"evaluate prompted.{arm}", str(arm)) for arm in section.prompted if section.judge != "off"]
+    # by the judging: the answers' label is base's
+    asked += [(f"evaluate over.{arm}", arm) for arm in _measured(recipe)]
     for label, arm in asked:
         answers = prompts * _drawn(recipe, arm)
         yield ArmCost(label, _title(recipe, arm), "fresh answers", answers, answers * section.fresh_max_new_tokens)

@@ -1,7 +1,7 @@
 """The constitution: its principles, and which one each round of each item uses.
 
-Owns what a principle is and the seeded choice; `principles` reads the file. Doesn't own how a request is put to the
-model (prompts/critiques.yaml).
+Owns the seeded choice; `principle_lists` has what a principle is and reads the file. Doesn't own how a request is put
+to the model (prompts/critiques.yaml).
 `choose` is a pure function of (constitution, seed, item, rounds): any item can be computed alone and in any order.
 """
 
@@ -15,22 +15,10 @@ from pathlib import Path
 from cai.errors import CaiError
 from cai.recipe import principle_lists
 from cai.recipe.intake.decoding import text_of
-from cai.recipe.principle_lists import KEYS
+from cai.recipe.principle_lists import KEYS, Principle
 from cai.recipe.yaml_files import read_yaml_bytes
 
 __all__ = ["KEYS", "Constitution", "Principle", "check_rounds", "choose", "load_constitution"]
-
-
-@dataclass(frozen=True, slots=True)
-class Principle:
-    """`pools`: the pools of requests that it is for, empty for all; `priority`: 0 where the file says nothing."""
-
-    id: str
-    principle: str
-    critique_request: str
-    revision_request: str
-    pools: tuple[str, ...] = ()
-    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +43,11 @@ def load_constitution(path: str | Path, data: bytes | None = None) -> Constituti
         data = read_yaml_bytes(path)
     text, _ = text_of(data, str(path))
     found, notes = principle_lists.read(text, path)
-    made = tuple(
-        Principle(one.id, one.principle, one.critique_request, one.revision_request, one.pools, one.priority)
-        for one in found
-    )
     seen: dict[str, int] = {}
-    for i, principle in enumerate(made):
+    for i, principle in enumerate(found):
         if (first := seen.setdefault(principle.id, i)) != i:
             raise CaiError(f"{path}: principles[{i}]: id {principle.id!r} is that of principles[{first}]; rename one")
-    return Constitution(str(path), hashlib.sha256(data).hexdigest()[:16], made, tuple(notes))
+    return Constitution(str(path), hashlib.sha256(data).hexdigest()[:16], tuple(found), tuple(notes))
 
 
 def check_rounds(constitution: Constitution, rounds: int) -> None:

@@ -1,7 +1,8 @@
-"""Text copied out of a prompt's few-shot examples: RUN words in a row that the item itself didn't bring. Pure.
+"""Text copied out of a prompt's few-shot examples: RUN words in a row, or a whole sentence of SENTENCE, that the item
+itself didn't bring. Pure.
 
-Owns the word n-grams of one prompt file's examples and the search in a text. Doesn't own what a word is
-(`evaluate.text`), nor what becomes of a text that copies (the stages).
+Owns the word n-grams and short sentences of one prompt file's examples and the search in a text. Doesn't own what a
+word is (`metrics.text`), nor what becomes of a text that copies (the stages).
 
 Invariant: words that stand in the item's own inputs, in the preamble or in a request of the constitution are never
 counted as copied, wherever else they stand.
@@ -9,6 +10,7 @@ counted as copied, wherever else they stand.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,8 @@ from cai.metrics.text import ngrams, words
 from cai.recipe.prompts import Prompt
 
 RUN = 8  # words in a row; shorter runs are idioms, and one wording of a fact ("the capital of France is Paris")
+SENTENCE = 6  # words of a whole one; 3 of 639 revisions of a 1.5B model had "Whole numbers and decimals both work."
+_ENDS = re.compile(r"(?<=[.!?:])[\"”'’)]*\s+|\n+")
 
 Grams = frozenset[tuple[str, ...]]
 
@@ -25,23 +29,31 @@ class Shots:
     """The runs of words that only the examples of one prompt file hold."""
 
     grams: Grams
+    sentences: Grams = frozenset()
+
+    def __or__(self, other: Shots) -> Shots:
+        return Shots(self.grams | other.grams, self.sentences | other.sentences)
 
 
 def shots_of(prompt: Prompt, requests: Iterable[str] = ()) -> Shots:
     """`requests`: the principle texts and requests of the constitution, which any item may hold."""
-    shown = grams(part for example in prompt.examples for part in (example.user, example.assistant))
-    return Shots(shown - grams((prompt.preamble, *requests)))
+    shown = [part for example in prompt.examples for part in (example.user, example.assistant)]
+    free = (prompt.preamble, *requests)
+    return Shots(grams(shown) - grams(free), _short(shown) - _short(free))
 
 
 def copied(text: str, shots: Shots, inputs: Sequence[str]) -> str | None:
-    """The longest run of words that the text takes from an example and not from its inputs, or None."""
-    if not shots.grams:
+    """The longest run of words that the text takes from an example and not from its inputs, or None.
+
+    Where there is none, a whole sentence that is shorter.
+    """
+    if not shots.grams and not shots.sentences:
         return None
     own = words(text)
     runs = ngrams(own, RUN)
     places = [place for place, run in enumerate(runs) if run in shots.grams]
     if not places:
-        return None
+        return _sentence_of(text, shots, inputs)
     known = grams(inputs)
     longest: tuple[int, int] = (0, 0)
     start = last = -2
@@ -51,7 +63,19 @@ def copied(text: str, shots: Shots, inputs: Sequence[str]) -> str | None:
         start, last = (start if place == last + 1 else place), place
         longest = max(longest, (last - start + RUN, -start))
     length, at = longest[0], -longest[1]
-    return " ".join(own[at : at + length]) if length else None
+    return " ".join(own[at : at + length]) if length else _sentence_of(text, shots, inputs)
+
+
+def _sentence_of(text: str, shots: Shots, inputs: Sequence[str]) -> str | None:
+    found = [" ".join(one) for one in sorted(_short((text,)) & shots.sentences)]
+    known = [f" {' '.join(words(one))} " for one in inputs] if found else []
+    return next((said for said in found if not any(f" {said} " in text for text in known)), None)
+
+
+def _short(texts: Iterable[str]) -> Grams:
+    """The sentences of at least SENTENCE words that are too short for a run; of scripts without spaces none."""
+    found = (tuple(words(one)) for text in texts for one in _ENDS.split(text))
+    return frozenset(one for one in found if SENTENCE <= len(one) < RUN and len("".join(one)) >= 3 * SENTENCE)
 
 
 def grams(texts: Iterable[str]) -> Grams:

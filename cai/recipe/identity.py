@@ -65,10 +65,9 @@ LATER_KEYS = {
     "pairs.max_added_repetition": 1.0,
     "pairs.file": "",
     "pairs.kind": "revision",
-    **{
-        f"on_policy.{name}": value
-        for name, value in (("round", 1), ("parent", ""), ("adapter", ""), ("critic", "base"))
-    },
+    "on_policy.round": 1,
+    **dict.fromkeys(("on_policy.parent", "on_policy.adapter"), ""),
+    "on_policy.critic": "base",
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
     "few_shot.rotate": False,

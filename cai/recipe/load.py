@@ -21,26 +21,8 @@ import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cai.errors import CaiError
+from cai.recipe import settings
 from cai.recipe.paths import at_home
-from cai.recipe.settings import (
-    BudgetSection,
-    CritiquesSection,
-    DpoSection,
-    EngineSection,
-    FewShotSection,
-    HealthSection,
-    HeldoutSection,
-    InstructionsSection,
-    LoraSection,
-    ModelSection,
-    PairsSection,
-    Positive,
-    PrinciplesSection,
-    ReportSection,
-    SamplingSections,
-    Section,
-    Slots,
-)
 from cai.recipe.settings_benchmarks import BenchmarksSection, ChecksSection, GuardSection
 from cai.recipe.settings_evaluation import EvaluationSection, GatesSection, HygieneSection
 from cai.recipe.settings_rounds import OnPolicySection
@@ -57,29 +39,29 @@ OVERLAYS = ("embedded", "milestones")
 _PYTHON_WORDS = re.compile(r"tuple|dictionary or instance of \w+")  # pydantic's; TOML has lists and tables
 
 
-class Recipe(Section):
+class Recipe(settings.Section):
     """A resolved recipe: plain frozen sections that are handed down; nothing below reads the TOML."""
 
     milestone: str = Field("m0", pattern=r"^[a-z0-9]{1,20}$")
-    items: Slots = 1
-    rounds: Positive = 1
+    items: settings.Slots = 1
+    rounds: settings.Positive = 1
     seed: int = Field(0, ge=0, lt=2**63)
     constitution: str = Field("constitution.yaml", min_length=1)
     prompts: str = Field("prompts", min_length=1)
     runs: str = Field("runs", min_length=1)
-    model: ModelSection = ModelSection()
-    sampling: SamplingSections = SamplingSections()
-    few_shot: FewShotSection = FewShotSection()
-    engine: EngineSection = EngineSection()
-    instructions: InstructionsSection = InstructionsSection()
-    principles: PrinciplesSection = PrinciplesSection()
-    critiques: CritiquesSection = CritiquesSection()
-    heldout: HeldoutSection = HeldoutSection()
-    pairs: PairsSection = PairsSection()
+    model: settings.ModelSection = settings.ModelSection()
+    sampling: settings.SamplingSections = settings.SamplingSections()
+    few_shot: settings.FewShotSection = settings.FewShotSection()
+    engine: settings.EngineSection = settings.EngineSection()
+    instructions: settings.InstructionsSection = settings.InstructionsSection()
+    principles: settings.PrinciplesSection = settings.PrinciplesSection()
+    critiques: settings.CritiquesSection = settings.CritiquesSection()
+    heldout: settings.HeldoutSection = settings.HeldoutSection()
+    pairs: settings.PairsSection = settings.PairsSection()
     hygiene: HygieneSection = HygieneSection()
-    lora: LoraSection = LoraSection()
-    dpo: DpoSection = DpoSection(max_steps=1)
-    health: HealthSection = HealthSection()
+    lora: settings.LoraSection = settings.LoraSection()
+    dpo: settings.DpoSection = settings.DpoSection(max_steps=1)
+    health: settings.HealthSection = settings.HealthSection()
     sft: SftSection = SftSection()
     evaluation: EvaluationSection = EvaluationSection()
     guard: GuardSection = GuardSection()
@@ -88,8 +70,8 @@ class Recipe(Section):
     gates: GatesSection = GatesSection()
     on_policy: OnPolicySection = OnPolicySection()
     sweep: SweepSection = SweepSection()
-    report: ReportSection = ReportSection()
-    budget: BudgetSection = BudgetSection()
+    report: settings.ReportSection = settings.ReportSection()
+    budget: settings.BudgetSection = settings.BudgetSection()
 
     @property
     def has_sft(self) -> bool:
@@ -97,22 +79,14 @@ class Recipe(Section):
         return self.sft.enabled or self.dpo.start == "sft"
 
     @model_validator(mode="after")
-    def _starts_from_what_is_there(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
         if self.dpo.start == "adapter" and self.on_policy.round == 1:
             raise ValueError('dpo.start: "adapter" is that of the round before, which --next-round takes along')
-        return self
-
-    @model_validator(mode="after")
-    def _one_sign_of_what_is_broken(self) -> Recipe:
         if self.critiques.found == "calibrated" and self.principles.by == "critic":
             raise ValueError(
                 'critiques.found: "calibrated" adds a sign to the rule check, and principles.by is "critic". '
                 'Set critiques.found = "compared", or principles.by = "rule_check"'
             )
-        return self
-
-    @model_validator(mode="after")
-    def _answers_differ(self) -> Recipe:
         if "sampled" in self.pairs.kinds and not self.pairs.file and self.sampling.answers.temperature == 0:
             kind = self.pairs.kind
             raise ValueError(
@@ -132,6 +106,14 @@ RETIRED: Row = {
     "evaluation.permutations": 200,
     "evaluation.bootstrap_samples": 2000,
     "evaluation.lm_eval_batch_size": 64,
+    "evaluation.min_critique_words": 12,
+    "evaluation.max_critique_words": 300,
+    "evaluation.min_revision_words": 8,
+    "evaluation.max_unchanged": 0.95,
+    "evaluation.min_length_ratio": 0.4,
+    "evaluation.max_length_ratio": 2.5,
+    "benchmarks.judge_max_new_tokens": 1024,
+    "guard.margin": 0.0,
 }
 
 

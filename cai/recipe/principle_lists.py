@@ -51,9 +51,8 @@ FRAME = re.compile(r"^\s*(?:critique|revision)\s*(?:request)?\s*:\s*|\s*\b(?:cri
 TOML = re.compile(
     r"^\s*\[{1,2}[A-Za-z][\w.-]*\]{1,2}\s*$|^\s*[\w.-]+\s*=\s*(?:[\[{(\"']|\w+\()|^[A-Z][A-Z_]+=\S", re.MULTILINE
 )
-NESTED = re.compile(
-    r"^(\s*)[-*+] +[^\s\"'\[{&*][^\n]*[^\n:\s|>]\n\1\s+[-*+] ", re.MULTILINE
-)  # YAML makes one sentence of it
+# a list within a list, of which YAML makes one sentence
+NESTED = re.compile(r"^(\s*)[-*+] +[^\s\"'\[{&*][^\n]*[^\n:\s|>]\n\1\s+[-*+] ", re.MULTILINE)
 NUMBERED = re.compile(r"\A\s*\(?1[.)]\s+\S")  # "1. **Honest**: ..." is a mapping to YAML
 ADDRESS = re.compile(r"\w+://\S+")
 LIKE_YAML = re.compile(
@@ -63,9 +62,9 @@ LIKE_YAML = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Fields:
-    """One principle as read; `made`: its requests are the default ones."""
+@dataclass(frozen=True, slots=True)
+class Principle:
+    """`pools`: the pools of requests that it is for, empty for all; `priority`: 0 where the file says nothing."""
 
     id: str
     principle: str
@@ -73,10 +72,9 @@ class Fields:
     revision_request: str
     pools: tuple[str, ...] = ()
     priority: int = 0
-    made: bool = False
 
 
-def read(text: str, path: str | Path) -> tuple[list[Fields], list[str]]:
+def read(text: str, path: str | Path) -> tuple[list[Principle], list[str]]:
     """(principles in file order, notes). Errors: CaiError of one line."""
     content = _content(text, path)
     rows, notes = _rows(content)
@@ -85,11 +83,11 @@ def read(text: str, path: str | Path) -> tuple[list[Fields], list[str]]:
         here = f" (keys here: {keys[:120]}; those read are {', '.join(map(repr, CONTAINERS))})" if keys else ""
         raise CaiError(f"{path}: no principles found{here}; write a list, each entry with the keys {', '.join(KEYS)}")
     found = [_fields(row, f"{path}: principles[{i}]") for i, row in enumerate(rows)]
-    if made := sum(fields.made for fields in found):
+    if made := sum(by_default for _, by_default in found):
         notes.append(
             f"constitution: {made} of {len(found)} principles are sentences; their requests are the default ones"
         )
-    return found, notes
+    return [principle for principle, _ in found], notes
 
 
 def _content(text: str, path: str | Path) -> Any:
@@ -203,7 +201,8 @@ def _as_sentence(row: JsonObject) -> str:
     return f"{name}: {text}" if isinstance(name, str) and " " in name.strip() and isinstance(text, str) else ""
 
 
-def _fields(row: object, where: str) -> Fields:
+def _fields(row: object, where: str) -> tuple[Principle, bool]:
+    """The principle, and whether its requests are the default ones."""
     if isinstance(row, Mapping) and (sentence := _as_sentence(row)):
         row = sentence
     if isinstance(row, str) and row.strip():
@@ -268,7 +267,7 @@ def _keys(missing: Sequence[str], unknown: Sequence[object], faults: list[str]) 
         )
 
 
-def _whole(values: JsonObject, where: str, faults: list[str], own: bool = False) -> Fields:
+def _whole(values: JsonObject, where: str, faults: list[str], own: bool = False) -> tuple[Principle, bool]:
     """The checked fields; what a sentence lacks is made. Errors: all faults of the entry in one line."""
     texts = {name: values[name] for name in KEYS[1:] if name in values}
     for name, value in texts.items():
@@ -294,15 +293,15 @@ def _whole(values: JsonObject, where: str, faults: list[str], own: bool = False)
     clean = {name: " ".join(value.split()) for name, value in texts.items()}
     sentence = clean["principle"]
     requests = requests_for(sentence)
-    return Fields(
+    made = Principle(
         str(id_ or slug(sentence)),
         sentence,
         clean.get("critique_request", requests[0]),
         clean.get("revision_request", requests[1]),
         tuple(dict.fromkeys(pools or ())),
         priority,
-        "critique_request" not in clean,
     )
+    return made, "critique_request" not in clean
 
 
 def _text_faults(value: object) -> list[str]:

@@ -86,12 +86,10 @@ class Prompt:
         tail = substitute(tail, fields)
         more = (substitute(self.reply, fields), substitute(self.follow_up, fields)) if self.follow_up else ()
         order = self.order(shift)
-        pieces = (
-            self._chat_pieces(head, tail, order, more, tokenizer)
-            if format == "chat"
-            else self._base_pieces(head, tail, order, more)
-        )
-        fixed, rest = pieces
+        if format == "chat":
+            fixed, rest = self._chat_pieces(head, tail, order, more, tokenizer)
+        else:
+            fixed, rest = self._base_pieces(head, tail, order, more)
         key = (format, order, tokenizer)
         if key not in self._prefixes:
             self._prefixes[key] = (encode_pieces(fixed, tokenizer), "".join(piece.text for piece in fixed))
@@ -111,10 +109,8 @@ class Prompt:
             raise CaiError(f"{self.path}: final: fields missing {missing}, not used {extra}; edit the placeholders")
 
     def _stops(self, format: Format) -> tuple[str, ...]:
-        cues = (
-            "\n" + self.user_cue.rstrip(),
-            "\n" + self.assistant_cue.rstrip(),
-        )  # a base model writes the next turns itself
+        # a base model writes the next turns itself
+        cues = ("\n" + self.user_cue.rstrip(), "\n" + self.assistant_cue.rstrip())
         return tuple(dict.fromkeys((cues if format == "base" else ()) + self.stop))
 
     def _rotated(self, order: int) -> tuple[FewShotExample, ...]:

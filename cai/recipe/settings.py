@@ -1,7 +1,7 @@
 """The recipe's sections as frozen pydantic models: every key a user can set, its type, range and default.
 
 Owns names, ranges and defaults; `recipe.py` owns reading files, overlays and messages. Nothing here reads a file or
-imports torch. Units are in the key names or the field's description.
+imports torch. Units are in the key names or the field's comment.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ModelSection(Section):
     quantization: Literal["nf4", "int8", "bf16", "fp32"] = "nf4"
     max_seq_length: Annotated[int, Field(ge=256, le=1_000_000)] = 4096
     backend: Literal["auto", "cuda", "cpu", "embedded", "fake"] = "auto"
-    eos: str = Field("", description="end-of-text token; empty: <|endoftext|> for base, the tokenizer's for chat")
+    eos: str = ""  # end-of-text token; empty: <|endoftext|> for base, the tokenizer's for chat
 
 
 class SamplingSection(Section):
@@ -118,7 +118,7 @@ class EngineSection(Section):
     backend: Literal["auto", "reference", "static", "native"] = "auto"
     batch_size: Count = 0
     linears: Literal["auto", "bnb", "bf16", "fused", "fp8", "int8"] = "auto"  # in 8 bits: only where data are made
-    max_gpu_gb: Annotated[float, Field(ge=0.0, description="10^9 bytes this process may use; 0 = the card")] = 0.0
+    max_gpu_gb: Annotated[float, Field(ge=0.0)] = 0.0  # 10^9 bytes this process may use; 0 = the card
 
     @property
     def exact(self) -> EngineSection:
@@ -253,19 +253,17 @@ class DpoSection(Section):
     seeds: tuple[Seed, ...] = (0,)
 
     @model_validator(mode="after")
-    def _length(self) -> DpoSection:
+    def _fits_together(self) -> DpoSection:
         if (self.max_steps > 0) == (self.epochs > 0):
             raise ValueError("set exactly one of dpo.max_steps and dpo.epochs above 0")
         if self.loss_weights and len(self.loss_weights) != len(self.loss_type):
             raise ValueError("dpo.loss_weights needs one weight for each entry of dpo.loss_type")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise ValueError("dpo.seeds needs at least one seed and no seed twice")
-        return self
-
-    @model_validator(mode="after")
-    def _losses(self) -> DpoSection:
         if ("robust" in self.loss_type) != (self.label_smoothing > 0.0):
             raise ValueError('dpo.label_smoothing above 0 and "robust" in dpo.loss_type need each other')
+        if self.end_weight != 1.0 and "sft" not in self.loss_type:
+            raise ValueError('dpo.end_weight counts in an "sft" term: add one to dpo.loss_type, or set sft.end_weight')
         if "robust" in self.loss_type and self.soft_labels:
             raise ValueError("dpo.soft_labels says how sure each label is, dpo.label_smoothing one figure for all: one")
         if self.also_from_base and self.start == "base":

@@ -27,12 +27,11 @@ class GuardSection(Section):
     model: str = Field("Qwen/Qwen3Guard-Gen-4B", min_length=1)
     revision: str = Field("main", min_length=1)
     style: Literal["auto", "qwen3guard", "llama-guard"] = "auto"
-    excluded: tuple[str, ...] = Field((), description="Llama Guard categories that do not count, S1 to S14")
-    controversial: Literal["safe", "unsafe"] = Field("unsafe", description="what Qwen3Guard's third label counts as")
-    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.5, description="unsafe from this probability on")
-    margin: Fraction = Field(0.0, description="red-team prompts: chosen must be less unsafe than rejected by more")
-    alarm: Fraction = Field(0.40, description="a larger share of dropped pairs is said aloud and stands in the report")
-    placement: Literal["auto", "beside", "after"] = Field("auto", description="auto: beside the policy where it fits")
+    excluded: tuple[str, ...] = ()  # Llama Guard categories that do not count, S1 to S14
+    controversial: Literal["safe", "unsafe"] = "unsafe"  # what Qwen3Guard's third label counts as
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5  # unsafe from this probability on
+    alarm: Fraction = 0.40  # a larger share of dropped pairs is said aloud and stands in the report
+    placement: Literal["auto", "beside", "after"] = "auto"  # auto: beside the policy where it fits
 
     @model_validator(mode="after")
     def _categories(self) -> GuardSection:
@@ -46,11 +45,11 @@ class ChecksSection(Section):
     """Whether a guard or judge is proven: each is tried once a run on rows whose answer is known."""
 
     enabled: bool = True
-    limit: Count = Field(0, description="rows of a check set; 0 = all (40, MT-Bench 24); above: the first ones")
-    kappa: Fraction = Field(0.70, description="proven from this agreement beyond chance on ...")
-    sensitivity: Fraction = Field(0.85, description="... and this share of the harmful (refused) rows found")
-    minimum_n: Positive = Field(20, description="no judge is proven on fewer rows")
-    require_proven: bool = Field(False, description="an unproven guard or judge ends the run (exit 7)")
+    limit: Count = 0  # rows of a check set; 0 = all (40, MT-Bench 24); above: the first ones
+    kappa: Fraction = 0.70  # proven from this agreement beyond chance on ...
+    sensitivity: Fraction = 0.85  # ... and this share of the harmful (refused) rows found
+    minimum_n: Positive = 20  # no judge is proven on fewer rows
+    require_proven: bool = False  # an unproven guard or judge ends the run (exit 7)
 
     @model_validator(mode="after")
     def _checked(self) -> ChecksSection:
@@ -62,24 +61,23 @@ class ChecksSection(Section):
 class BenchmarksSection(Section):
     """Public benchmarks. A path is resolved against the recipe's folder; empty: downloaded once into the cache."""
 
-    run: tuple[Benchmark, ...] = Field((), description="measured within the milestone; others by --benchmark")
-    prompted: tuple[Prompted, ...] = Field((), description="the base prompted well answers them too")
-    harmbench: str = Field("", description="HarmBench text behaviours, CSV")
-    xstest: str = Field("", description="XSTest prompts, CSV")
-    mtbench: str = Field("", description="MT-Bench questions, JSON lines")
-    mtbench_prompts: str = Field("", description="MT-Bench judge prompts, JSON lines")
-    xstest_prompt: str = Field("", description='XSTest\'s own prompt for a judge: "official" or a file; empty: ours')
-    checksum: bool = Field(True, description="false: your own files are taken as they are, and the result says so")
-    sha256: dict[str, str] = Field({}, description="further accepted files: benchmark name -> sha256 in hex")
-    judge: str = Field("", description='one model for all three, or "stand-in"; empty: the keys below')
+    run: tuple[Benchmark, ...] = ()  # measured within the milestone; others by --benchmark
+    prompted: tuple[Prompted, ...] = ()  # the base prompted well answers them too
+    harmbench: str = ""  # HarmBench text behaviours, CSV
+    xstest: str = ""  # XSTest prompts, CSV
+    mtbench: str = ""  # MT-Bench questions, JSON lines
+    mtbench_prompts: str = ""  # MT-Bench judge prompts, JSON lines
+    xstest_prompt: str = ""  # XSTest's own prompt for a judge: "official" or a file; empty: ours
+    checksum: bool = True  # false: your own files are taken as they are, and the result says so
+    sha256: dict[str, str] = Field({})  # further accepted files: benchmark name -> sha256 in hex
+    judge: str = ""  # one model for all three, or "stand-in"; empty: the keys below
     harmbench_judge: str = Field("cais/HarmBench-Llama-2-13b-cls", min_length=1)
     xstest_judge: str = Field("regex", min_length=1)
     mtbench_judge: str = Field("Qwen/Qwen2.5-32B-Instruct", min_length=1)
     max_new_tokens: Positive = 512
     mtbench_max_new_tokens: Positive = 1024
-    judge_max_new_tokens: Positive = 1024
-    limit: Count = Field(0, description="rows a benchmark; 0 = all; above: a seeded sample")
-    contamination: bool = Field(False, description="remove training pairs that overlap a benchmark before training")
+    limit: Count = 0  # rows a benchmark; 0 = all; above: a seeded sample
+    contamination: bool = False  # remove training pairs that overlap a benchmark before training
 
     @model_validator(mode="after")
     def _checksums(self) -> BenchmarksSection:

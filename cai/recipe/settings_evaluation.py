@@ -6,7 +6,7 @@ Every default that is a bar or a threshold comes from the evaluation plan and wa
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_serializer, model_validator
 
@@ -14,6 +14,7 @@ from cai.metrics import names as metrics
 from cai.recipe.settings import Count, Fraction, Positive, Prompted, Section
 from cai.store.jsonl import Row
 
+Comparison = Literal["at_least", "at_most", "above", "below"]
 NonNegative = Annotated[float, Field(ge=0.0)]
 
 
@@ -23,16 +24,10 @@ class HygieneSection(Section):
     enabled: bool = True
     # n-grams over-represented in chosen (openers, closers, disclaimers): what a collapsed model learns
     leaks: bool = True
-    leak_min_share: Fraction = Field(default=0.10, description="share of chosen texts that must hold the phrase")
-    leak_min_lift: NonNegative = Field(
-        default=5.0, description="share in chosen over share in rejected, add-half smoothed"
-    )
-    leak_max_p: Fraction = Field(
-        default=0.05, description="exact McNemar p over pairs, times the number of phrases tried, of a leak at most"
-    )
-    leak_max_share: Fraction = Field(
-        default=0.20, description="quota: pairs that hold a leaked phrase above this share go"
-    )
+    leak_min_share: Fraction = 0.10  # share of chosen texts that must hold the phrase
+    leak_min_lift: NonNegative = 5.0  # share in chosen over share in rejected, add-half smoothed
+    leak_max_p: Fraction = 0.05  # exact McNemar p over pairs, times the number of phrases tried, of a leak at most
+    leak_max_share: Fraction = 0.20  # quota: pairs that hold a leaked phrase above this share go
     # evasion types of the revisions, each with a quota as a share of the pairs
     evasions: bool = True
     max_refusal_share: Fraction = 0.30
@@ -44,19 +39,15 @@ class HygieneSection(Section):
     max_longer_share: Fraction = 0.65
     # displacement: chosen and rejected so alike that DPO lowers both
     displacement: bool = True
-    max_pair_similarity: Fraction = Field(default=0.90, description="ROUGE-L of chosen and rejected")
+    max_pair_similarity: Fraction = 0.90  # ROUGE-L of chosen and rejected
     # people's marks (`--review`): a pair whose critique or revision somebody refused is not trained on
     reviews: bool = False
     # an experiment: what is lost where nothing is learnt under some principles (`--attribute RUN --without ID`)
-    without_principles: tuple[str, ...] = Field(
-        default=(), description="ids of principles: pairs with a round under one of them are not trained on"
-    )
-    max_removed_share: Fraction = Field(
-        default=0.5, description="rules over shares stop where they would have left fewer than the rest of the pairs"
-    )
-    quota_min_pairs: Positive = Field(
-        default=20, description="rules over shares remove nothing from fewer pairs than this"
-    )
+    # ids of principles: pairs with a round under one of them are not trained on
+    without_principles: tuple[str, ...] = ()
+    # rules over shares stop where they would have left fewer than the rest of the pairs
+    max_removed_share: Fraction = 0.5
+    quota_min_pairs: Positive = 20  # rules over shares remove nothing from fewer pairs than this
 
 
 class EvaluationSection(Section):
@@ -68,51 +59,35 @@ class EvaluationSection(Section):
     enabled: bool = True
     # `report`: judge verdicts are shown, and not part of meaningful / addresses; `require`: they are (exam it first)
     judge: Literal["off", "report", "require"] = "report"
-    judge_model: str = Field(
-        default="", description="a second family judges J1-J4 and P3: hub id or folder; empty: the base itself"
-    )
-    likelihood_items: Count = Field(
-        default=40, description="items scored with CSI and CRI; 0 = none; above: seeded sample"
-    )
-    judge_items: Count = Field(default=2, description="items judged with J1-J4 and P3; 0 = none; above: seeded sample")
-    fresh_items: Count = Field(default=0, description="held-out prompts answered by base and tuned for P3; 0 = none")
+    judge_model: str = ""  # a second family judges J1-J4 and P3: hub id or folder; empty: the base itself
+    likelihood_items: Count = 40  # items scored with CSI and CRI; 0 = none; above: seeded sample
+    judge_items: Count = 2  # items judged with J1-J4 and P3; 0 = none; above: seeded sample
+    fresh_items: Count = 0  # held-out prompts answered by base and tuned for P3; 0 = none
     fresh_max_new_tokens: Positive = 200
-    probes: str = Field(default="", description="file of prompts that base and tuned answer, to be read; empty: none")
-    probe_tokens: Positive = Field(default=300, description="longest answer to a probe")
-    prompted: tuple[Prompted, ...] = Field(
-        default=(), description="the base prompted well, against the tuned model on the same fresh prompts"
-    )
-    best_of: Annotated[int, Field(ge=2, le=64)] = Field(default=4, description="answers drawn for best_of_n")
-    critic_items: Count = Field(0, description="rows of the critic's exam that the model sits; 0 = none")
-    train_pairs: Count = Field(default=24, description="training pairs scored base against tuned; above: seeded sample")
-    max_text_tokens: Annotated[int, Field(ge=16)] = Field(default=160, description="texts are cut to this when scored")
-    neutral_passages: Count = Field(default=60, description="NLL and KL passages; 0 = none")
-    kl_passages: Count = Field(default=20, description="of these, how many for KL(base || tuned)")
+    probes: str = ""  # file of prompts that base and tuned answer, to be read; empty: none
+    probe_tokens: Positive = 300  # longest answer to a probe
+    prompted: tuple[Prompted, ...] = ()  # the base prompted well, against the tuned model on the same fresh prompts
+    best_of: Annotated[int, Field(ge=2, le=64)] = 4  # answers drawn for best_of_n
+    critic_items: Count = 0  # rows of the critic's exam that the model sits; 0 = none
+    train_pairs: Count = 24  # training pairs scored base against tuned; above: seeded sample
+    max_text_tokens: Annotated[int, Field(ge=16)] = 160  # texts are cut to this when scored
+    neutral_passages: Count = 60  # NLL and KL passages; 0 = none
+    kl_passages: Count = 20  # of these, how many for KL(base || tuned)
     # critiques
-    min_critique_words: Positive = 12
-    max_critique_words: Positive = 300
     max_echo: Fraction = 0.50
     max_copied: Fraction = 0.50
     min_grounding: Fraction = 0.10
     max_repeated: Fraction = 0.60
-    max_misquoted: Fraction = Field(
-        default=0.50,
-        description="share of its quotations (three words and more) that stand in neither answer nor prompt",
-    )
+    # share of its quotations (three words and more) that stand in neither answer nor prompt
+    max_misquoted: Fraction = 0.50
     min_specificity: float = 0.15
-    exam_sensitivity: Fraction = Field(
-        default=0.9, description="share of good critiques accepted in the exam (Rogan-Gladen)"
-    )
+    exam_sensitivity: Fraction = 0.9  # share of good critiques accepted in the exam (Rogan-Gladen)
     # revisions
-    min_revision_words: Positive = 8
-    max_unchanged: Fraction = 0.95
-    min_length_ratio: NonNegative = 0.4
-    max_length_ratio: NonNegative = 2.5
     min_response: float = 0.03
     # preference and forgetting
-    lm_eval: tuple[str, ...] = Field(default=(), description="tasks or groups of the optional package")
-    lm_eval_include: str = Field(default="", description="folder with task YAML of your own, beside the recipe")
-    lm_eval_limit: Count = Field(default=0, description="documents a task; 0 = all")
+    lm_eval: tuple[str, ...] = ()  # tasks or groups of the optional package
+    lm_eval_include: str = ""  # folder with task YAML of your own, beside the recipe
+    lm_eval_limit: Count = 0  # documents a task; 0 = all
 
 
 class GateSpec(Section):
@@ -128,10 +103,10 @@ class GateSpec(Section):
     above: float | None = None
     below: float | None = None
     minimum_n: Positive = 1
-    minimum_share: Fraction = Field(0.0, description="of the units that the figure could have, its n must be")
-    decides_from: Count = Field(0, description="a miss on fewer units than this is UNDERPOWERED, not FAIL")
+    minimum_share: Fraction = 0.0  # of the units that the figure could have, its n must be
+    decides_from: Count = 0  # a miss on fewer units than this is UNDERPOWERED, not FAIL
     bound: Literal["point", "lower", "upper"] = "point"
-    max_unscored: Fraction = Field(default=0.10, description="a larger unscored share is UNMEASURED")
+    max_unscored: Fraction = 0.10  # a larger unscored share is UNMEASURED
     beats: tuple[str, ...] = ()
     beats_by: NonNegative = 0.0
     advisory: bool = False
@@ -139,7 +114,7 @@ class GateSpec(Section):
 
     @model_validator(mode="after")
     def _one_comparison(self) -> GateSpec:
-        named = [name for name in ("at_least", "at_most", "above", "below") if getattr(self, name) is not None]
+        named = [name for name in get_args(Comparison) if getattr(self, name) is not None]
         if len(named) != 1:
             raise ValueError(f"gates: {self.metric}: set exactly one of at_least, at_most, above, below")
         if self.metric in self.beats:
@@ -154,11 +129,8 @@ class GateSpec(Section):
         return {key: value for key, value in handler(self).items() if value is not None}
 
     @property
-    def comparison(self) -> Literal["at_least", "at_most", "above", "below"]:
-        for name in ("at_least", "at_most", "above", "below"):
-            if getattr(self, name) is not None:
-                return name  # type: ignore[return-value]
-        raise AssertionError("a GateSpec has one comparison")
+    def comparison(self) -> Comparison:
+        return next(name for name in get_args(Comparison) if getattr(self, name) is not None)
 
     @property
     def threshold(self) -> float:

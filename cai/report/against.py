@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import orjson
-
 from cai.evaluate import head_to_head_figures as figures
 from cai.evaluate.head_to_head import Question
 from cai.evaluate.head_to_head_figures import Asked, Texts
@@ -18,11 +16,10 @@ from cai.metrics.figure import rate
 from cai.metrics.wordings import is_refusal
 from cai.report.diff import compared
 from cai.report.snapshot import read_figures
-from cai.report.templating import environment
+from cai.report.templating import write_pages
 from cai.run.manifest import read_manifest
-from cai.store.files import write_atomic
 from cai.store.jsonl import JsonObject, Row
-from cai.terminal import number, percent
+from cai.terminal import interval, number, percent
 
 SHOWN = 10
 BENCHMARKS = ("harmbench.", "xstest.", "mtbench.")  # figures of the runs' own benchmarks, where they were on
@@ -94,12 +91,8 @@ def benchmarks(a: Path, b: Path) -> list[Row]:
 
 def write(folder: Path, name: str, content: JsonObject) -> Path:
     """NAME.json, NAME.md and NAME.html; gives the last one's path."""
-    write_atomic(folder / f"{name}.json", orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
     shown = {**content, "pairs": [_pair(row) for row in content["different"]], "cell": cell, "lines": lines(content)}
-    for kind in ("md", "html"):
-        text = environment().get_template(f"against.{kind}.j2").render(shown)
-        write_atomic(folder / f"{name}.{kind}", text.encode())
-    return folder / f"{name}.html"
+    return write_pages(folder, name, "against", content, shown)
 
 
 def _pair(row: JsonObject) -> Row:
@@ -122,10 +115,8 @@ def cell(figure: JsonObject, *, percents: bool = True, unit: str = "") -> str:
     if figure["value"] is None:
         return "not measured"
     shown = percent if percents else number
-    low, high = figure["low"], figure["high"]
-    interval = "" if low is None or high is None else f" [{shown(low)}, {shown(high)}]"
     missing = f", {figure['unscored']} unscored" if figure["unscored"] else ""
-    return f"{shown(figure['value'])}{interval}{unit}{missing}"
+    return f"{shown(figure['value'])}{interval(figure['low'], figure['high'], shown)}{unit}{missing}"
 
 
 def lines(content: JsonObject) -> list[str]:
@@ -139,8 +130,7 @@ def lines(content: JsonObject) -> list[str]:
         shift = f"A {cell(row['theirs'])}, B {cell(row['ours'])} (exact McNemar p={number(row['p'])})"
         found.append(f"  refuses, {row['pool']} ({row['n']}): {began}{shift}")
     if length["n"]:
-        interval = length["interval"]
-        between = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
+        between = interval(*length["interval"]) if length["interval"] else ""
         found.append(f"  words: A {number(length['theirs'])}, B {number(length['ours'])}, difference "
                      f"{number(length['difference'])}{between}")  # fmt: skip
     ranked = [row for row in content["principles"] if row["log_odds"]["value"] is not None]

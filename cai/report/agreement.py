@@ -44,10 +44,8 @@ def _votes(reviews: Sequence[Row], rater: str, what: str) -> dict[int, bool]:
 def _metric(snapshot: Snapshot, what: str) -> dict[int, bool]:
     """The metric's verdict of every item that its figure decides."""
     verdict = critiques.verdict if what == "critique" else revisions.verdict
-    found = {
-        item: verdict(scores, snapshot.recipe.evaluation).decided for item, scores in snapshot.scores_by_item.items()
-    }
-    return {item: decided for item, decided in found.items() if decided is not None}
+    every, section = snapshot.scores_by_item, snapshot.recipe.evaluation
+    return {i: decided for i, scores in every.items() if (decided := verdict(scores, section).decided) is not None}
 
 
 def _compare(one: str, two: str, what: str, first: dict[int, bool], second: dict[int, bool]) -> Row:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from cai.report.snapshot import Snapshot
 from cai.report.table_text import NONE
 from cai.store.row_types import FigureRow
-from cai.terminal import number
+from cai.terminal import interval, number
 
 Figures = Mapping[str, FigureRow]
 PROMPTED = {"few_shot": "base, pairs shown", "constitution": "base, principles given", "best_of_n": "base, best of n"}
@@ -112,8 +112,4 @@ def _name(row: str, arm: str) -> str:
 
 
 def _cell(figure: FigureRow | None) -> str:
-    if figure is None:
-        return NONE
-    low, high = figure.get("low"), figure.get("high")
-    value = number(figure["value"])
-    return value if low is None or high is None else f"{value} [{number(low)}, {number(high)}]"
+    return NONE if figure is None else number(figure["value"]) + interval(figure.get("low"), figure.get("high"))

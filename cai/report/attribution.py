@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import orjson
-
 from cai.evaluate import attribution
 from cai.evaluate import head_to_head_figures as figures
 from cai.evaluate.head_to_head import Question
 from cai.evaluate.head_to_head_figures import Texts
 from cai.recipe.constitution import Principle
 from cai.report.against import cell
-from cai.report.templating import environment
-from cai.store.files import write_atomic
+from cai.report.templating import write_pages
 from cai.store.jsonl import JsonObject, Row
 
 SHADES = 4  # on either side of one half
@@ -52,12 +49,8 @@ def gather(
 
 def write(folder: Path, content: JsonObject) -> Path:
     """principles.json, .md and .html; gives the last one's path."""
-    write_atomic(folder / f"{NAME}.json", orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
     shown = {**content, "cell": cell, "shade": shade, "lines": lines(content)}
-    for kind in ("md", "html"):
-        text = environment().get_template(f"attribution.{kind}.j2").render(shown)
-        write_atomic(folder / f"{NAME}.{kind}", text.encode())
-    return folder / f"{NAME}.html"
+    return write_pages(folder, NAME, "attribution", content, shown)
 
 
 def shade(wins: float | None) -> str:

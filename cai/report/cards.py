@@ -12,7 +12,7 @@ from cai.models.guard import described
 from cai.models.weights import is_local
 from cai.recipe.load import Recipe
 from cai.recipe.prompts import Prompt
-from cai.report.templating import environment
+from cai.report.templating import rendered
 from cai.store.jsonl import JsonObject, Row
 from cai.store.row_types import Example
 
@@ -76,26 +76,22 @@ def card(
             "splits": [{"name": split, "num_examples": count} for split, count in splits],
         },
     )
-    body = (
-        environment()
-        .get_template("dataset_card.md.j2")
-        .render(
-            name=shown,
-            **_formats(recipe, policy),
-            embedded=facts.get("backend") == "embedded",
-            fake=facts.get("backend") == "fake",
-            revision=facts.get("revision", recipe.model.revision),
-            recipe=recipe,
-            guard=described(recipe.guard),
-            splits=splits,
-            pools=sorted(Counter(pair["pool"] for pair in train).items()),
-            dropped=len(pairs.train) - len(train),
-            examples=len(pairs.examples),
-            rejects=pairs.reasons,
-            principles=_principles(pairs.examples),
-        )
-    )
-    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+    values = {
+        "name": shown,
+        **_formats(recipe, policy),
+        "embedded": facts.get("backend") == "embedded",
+        "fake": facts.get("backend") == "fake",
+        "revision": facts.get("revision", recipe.model.revision),
+        "recipe": recipe,
+        "guard": described(recipe.guard),
+        "splits": splits,
+        "pools": sorted(Counter(pair["pool"] for pair in train).items()),
+        "dropped": len(pairs.train) - len(train),
+        "examples": len(pairs.examples),
+        "rejects": pairs.reasons,
+        "principles": _principles(pairs.examples),
+    }
+    return f"---\n{data.to_yaml()}\n---\n\n{rendered('dataset_card.md.j2', values)}"
 
 
 def _formats(recipe: Recipe, policy: Prompt | None) -> dict[str, str]:

@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cai.report.templating import number
 from cai.store.jsonl import JsonObject
 from cai.store.row_types import FigureRow
 from cai.terminal import printable
-
-if TYPE_CHECKING:
-    pass
 
 POINTS = 400  # of a line; more are thinned evenly
 NO_SHARES = ("dpo.", "forgetting.", "mtbench.", "sft.", "fresh.", "critiques.csi", "revisions.cri")
@@ -249,8 +246,8 @@ def _five(values: Sequence[float]) -> str:
     return f"n={len(ordered)}, lowest {label(ordered[0])}, median {label(middle)}, highest {label(ordered[-1])}"
 
 
-def _thin(points: list[tuple[float, float]], keep: int = POINTS) -> list[tuple[float, float]]:
-    step = max(1, math.ceil(len(points) / keep))
+def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    step = max(1, math.ceil(len(points) / POINTS))
     thinned = points[::step]
     return thinned if not points or thinned[-1] == points[-1] else [*thinned, points[-1]]
 

@@ -9,21 +9,22 @@ has nothing left to do.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-import orjson
 from markupsafe import Markup
 
 from cai.report import drawing
 from cai.report.charts import Chart
 from cai.run import digests
 from cai.store.files import holds, json_bytes, write_json_atomic
+from cai.store.jsonl import read_object
 
 DRAWS = ("report/drawing.py", "report/scatter.py", "report/charts.py", "terminal.py")  # a change draws all again
-OPENS, CLOSES = b'<svg class="', b"</svg>"  # as `drawing.page_svg` writes them, which puts none into another
+PICTURE = re.compile(b'<svg class=".*?</svg>', re.DOTALL)  # as `drawing.page_svg` writes it: none is in another
 
 
 class Standing:
@@ -32,7 +33,7 @@ class Standing:
     def __init__(self, run: Path) -> None:
         self.path = run / digests.PICTURES
         self.known = _known(self.path)
-        self.of_page = dict(_pictures(run / "report.html")) if self.known else {}
+        self.of_page = _pictures(run / "report.html") if self.known else {}
         self.made: dict[str, str] = {}
 
     def inline(self, chart: Chart, id_: str) -> Markup:
@@ -86,22 +87,13 @@ def _digest_of(path: Path) -> str:
 
 def _known(path: Path) -> dict[str, str]:
     """Key -> digest; whatever else stands there counts as nothing known."""
-    try:
-        found = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    pairs = found.items() if isinstance(found, dict) else ()
-    return {key: sha for key, sha in pairs if isinstance(sha, str)}
+    return {key: sha for key, sha in read_object(path).items() if isinstance(sha, str)}
 
 
-def _pictures(page: Path) -> Iterator[tuple[str, str]]:
-    """(digest, text) of every picture of a page."""
+def _pictures(page: Path) -> dict[str, str]:
+    """Digest -> text of every picture of a page."""
     try:
-        data = page.read_bytes()
+        found: list[bytes] = PICTURE.findall(page.read_bytes())
     except OSError:
-        return
-    start = data.find(OPENS)
-    while start >= 0 and (end := data.find(CLOSES, start)) >= 0:
-        end += len(CLOSES)
-        yield _digest(data[start:end]), data[start:end].decode(errors="replace")
-        start = data.find(OPENS, end)
+        return {}
+    return {_digest(data): data.decode(errors="replace") for data in found}

@@ -148,6 +148,9 @@ def exhibit(snapshot: Snapshot, example: Example, reject: str = "", why: str = "
         rounds.append(ShownRound(number, id_, text, both.before, critique, both.after, how_marked(both), stayed))
         before = entry["revised_answer"]
     scores = snapshot.scores_by_item.get(item, {})
+    revision = judge_revision(scores, section)
+    if rounds and all(shown.stayed for shown in rounds):
+        revision = _unasked(revision, "no critique named a problem, so none was written")
     return Exhibit(
         item=item,
         pool=str(example["pool"]),
@@ -157,19 +160,14 @@ def exhibit(snapshot: Snapshot, example: Example, reject: str = "", why: str = "
         rounds=rounds,
         flags=_flags(example["flags"]),
         critique=_with_quotes(judge_critique(scores, section), quotes),
-        revision=_unasked(judge_revision(scores, section)) if _untouched(rounds) else judge_revision(scores, section),
+        revision=revision,
         reject=reject,
         why_shown=why,
         extra=_fresh(scores),
     )
 
 
-def _untouched(rounds: Sequence[ShownRound]) -> bool:
-    return bool(rounds) and all(shown.stayed for shown in rounds)
-
-
-def _unasked(judged: Judged) -> Judged:
-    why = "no critique named a problem, so none was written"
+def _unasked(judged: Judged, why: str) -> Judged:
     return replace(judged, status="nothing", checks=[], why=why, word="none")
 
 
@@ -185,10 +183,7 @@ def _given(shown: Exhibit, example: Example) -> Exhibit:
         said, name = str(example["principle"]), str(example["principle_id"])
         none = cut(f"None: two sampled answers, the chosen one by {shown_number(example.get('margin'))} nats.", (), ())
     rounds = [ShownRound(0, name, said, both.before, none, both.after, how_marked(both))]
-    critique, revision = (
-        replace(judged, status="nothing", checks=[], why=why, word="none")
-        for judged in (shown.critique, shown.revision)
-    )
+    critique, revision = _unasked(shown.critique, why), _unasked(shown.revision, why)
     return replace(shown, rounds=rounds, critique=critique, revision=revision)
 
 

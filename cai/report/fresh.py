@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cai.data.marks import ANSWERS
-from cai.errors import CaiError
-from cai.store import records
+from cai.report.snapshot import log_of
 from cai.store.jsonl import Row
+from cai.store.scan import RECORD_KEY, SCORE_KEY
 
 BASE, TUNED = "base", "tuned"
-KEY = ("metric", "item", "round")
 SET_ASIDE = re.compile(r"-[0-9a-f]{16}$")  # the log of another adapter, as `open_marked` names it
 TRAINED = ("sft", "from_base")  # arms with a log of their own answers: eval/<arm>-answers.jsonl
 Wins = dict[int, float]  # item -> 1 the first one's answer is better in both orders, 0 the other's, 0.5 neither
@@ -82,18 +81,14 @@ def read_fresh(run: Path) -> Fresh:
     for arm in TRAINED:
         _trained(found, arm, _rows(folder / f"{arm}-answers.jsonl"))
     if experiments := [path for name in ("against", "attribution") for path in sorted((folder / name).glob("*.jsonl"))]:
-        asked = [row for row in _rows(run / "records.jsonl", records.RECORD_KEY) if row.get("stage") == "instructions"]
+        asked = [row for row in _rows(run / "records.jsonl", RECORD_KEY) if row.get("stage") == "instructions"]
         for path in experiments:
             _experiment(found, path, asked)
     return found
 
 
-def _rows(path: Path, key: tuple[str, ...] = KEY) -> Sequence[Row]:
-    try:
-        rows: Sequence[Row] = records.look(path, key)
-    except (CaiError, OSError):
-        return []
-    return [row for row in rows if "skipped" not in row]
+def _rows(path: Path, key: tuple[str, ...] = SCORE_KEY) -> list[Row]:
+    return [row for row in log_of(path, key) if "skipped" not in row]
 
 
 def _scores(found: Fresh, rows: Sequence[Row]) -> None:

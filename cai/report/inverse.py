@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import orjson
-
 from cai.metrics.figure import Figure
 from cai.report.against import cell
-from cai.report.templating import environment
-from cai.store.files import write_atomic
+from cai.report.templating import write_pages
 from cai.store.jsonl import JsonObject, Row
 from cai.terminal import number
 
@@ -44,12 +41,8 @@ def gather(
 
 def write(folder: Path, content: JsonObject) -> Path:
     """rules.json, .md and .html; gives the last one's path."""
-    write_atomic(folder / f"{NAME}.json", orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
     shown = {**content, "cell": cell, "lines": lines(content)}
-    for kind in ("md", "html"):
-        text = environment().get_template(f"inverse.{kind}.j2").render(shown)
-        write_atomic(folder / f"{NAME}.{kind}", text.encode())
-    return folder / f"{NAME}.html"
+    return write_pages(folder, NAME, "inverse", content, shown)
 
 
 def lines(content: JsonObject) -> list[str]:

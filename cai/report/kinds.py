@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cai.store.jsonl import Row
 from cai.store.row_types import FigureRow
-from cai.terminal import number
+from cai.terminal import interval, number
 
 HEAD = ("kind", "pairs", "of items", "yield", "margin, nats", "P1 held out", "n", "P1 trained on", "n")
 SAID = {"revision": "revision against its answer", "sampled": "the better of two sampled answers"}
@@ -30,7 +30,5 @@ def _row(figures: Mapping[str, FigureRow], kind: str) -> list[str]:
 
 def _cell(figure: FigureRow) -> str:
     """Value and interval."""
-    value, low, high = figure.get("value"), figure.get("low"), figure.get("high")
-    if value is None:
-        return "–"
-    return number(value) + (f" [{number(low)}, {number(high)}]" if low is not None and high is not None else "")
+    value = figure.get("value")
+    return "–" if value is None else number(value) + interval(figure.get("low"), figure.get("high"))

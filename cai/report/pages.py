@@ -21,7 +21,7 @@ from cai.report.notes import by_item, notes
 from cai.report.pictures import charts_of, plots
 from cai.report.result import result
 from cai.report.snapshot import Snapshot, read_story
-from cai.report.templating import environment
+from cai.report.templating import rendered
 from cai.run import digests
 from cai.run.folder import Run
 from cai.store.files import write_atomic
@@ -55,16 +55,16 @@ def write_pages(path: Path) -> None:
 
 
 def page(content: JsonObject) -> str:
-    return environment().get_template("report.html.j2").render({"picture": inline, **content})
+    return rendered("report.html.j2", {"picture": inline, **content})
 
 
 def markdown(content: JsonObject) -> str:
-    return environment().get_template("report.md.j2").render(content)
+    return rendered("report.md.j2", content)
 
 
 def gather(snapshot: Snapshot) -> Row:
     """Everything the templates print, as plain values."""
-    principles = tables.by_principle(snapshot)
+    principles, found = tables.by_principle(snapshot), people.people(snapshot)
     return {
         **_first_screen(snapshot),
         **charts_of(snapshot, principles),
@@ -87,25 +87,20 @@ def gather(snapshot: Snapshot) -> Row:
         "rounds": rounds.compared(snapshot),
         "arms": arms(snapshot),
         "training": training_rows(snapshot),
-        "instructions": _last(snapshot.of_kind("instructions_summary")),
+        "instructions": (snapshot.of_kind("instructions_summary") or [{}])[-1],
         "attempts": tables.attempts(snapshot),
         "phases": tables.phases(snapshot),
         "weights": tables.weights(snapshot),
         "repairs": tables.repairs(snapshot),
         "money": money(snapshot),
         "reviews": agreement(snapshot),
-        **_people(snapshot),
+        "people": found,
+        "people_lines": people.lines(found),
         "notes": notes(snapshot.reviews),
         "command": tables.command_line(snapshot),
         "plan": identity_rows(snapshot),
         "has": has,
     }
-
-
-def _people(snapshot: Snapshot) -> Row:
-    """What people said of fresh answers, as tables and as lines."""
-    found = people.people(snapshot)
-    return {"people": found, "people_lines": people.lines(found)}
 
 
 def has(rows: Sequence[Row], column: str) -> bool:
@@ -143,10 +138,6 @@ def _examples(snapshot: Snapshot) -> Row:
         "rejected": rejected,
         "total_rejected": sum("example" in reject for reject in snapshot.pairs.rejects),
     }
-
-
-def _last(events: Sequence[Row]) -> Row:
-    return events[-1] if events else {}
 
 
 def headline(snapshot: Snapshot) -> Row:
@@ -251,7 +242,7 @@ def added(snapshot: Snapshot) -> Row:
         return {}
     facts = arm.get("facts") or {}
     about = f"Both adapters began from the same weights and seed. SFT: {facts.get('steps')} steps on {arm.get('n')} "
-    about += f"revisions, loss {number(facts.get('first_loss'), 4)} to {number(arm.get('value'), 4)}."
+    about += f"texts, loss {number(facts.get('first_loss'), 4)} to {number(arm.get('value'), 4)}."
     return {"about": about, "head": publication.ADDED_HEAD, "rows": rows}
 
 

@@ -13,7 +13,7 @@ from cai.recipe.settings_rounds import OnPolicySection
 from cai.report.snapshot import Snapshot
 from cai.store.jsonl import JsonObject, Row
 from cai.store.row_types import FigureRow
-from cai.terminal import number
+from cai.terminal import aligned, interval, number
 
 SHOWN = (
     "preference.p3",
@@ -49,7 +49,8 @@ def compared(snapshot: Snapshot) -> Row:
     rounds = of_run(snapshot)
     if len(rounds) == 1:
         return {}
-    names = [name for name in _names(rounds) if sum(name in of["figures"] for of in rounds)]
+    every = dict.fromkeys((*SHOWN, *(name for of in rounds for name in of["figures"])))
+    names = [name for name in every if any(name in of["figures"] for of in rounds)]
     rows = [[name, *(_cell(of["figures"].get(name)) for of in rounds)] for name in names]
     head = ["figure", *(f"round {of['round']} ({of['run']})" for of in rounds)]
     return {"head": head, "rows": rows, "verdict": verdict(rounds, snapshot.recipe.on_policy)[1]}
@@ -68,11 +69,11 @@ def verdict(rounds: Sequence[JsonObject], section: OnPolicySection) -> tuple[boo
             False,
             f"{section.metric} was not measured in round {which}: it is open whether round {last} adds anything",
         )
-    interval = _gain_interval(*figures)
-    adds = (interval[0] if interval else now - before) > section.min_gain
+    ends = _gain_interval(*figures)
+    adds = (ends[0] if ends else now - before) > section.min_gain
     said = "adds" if adds else "adds nothing"
-    between = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
-    wanted = f"{'a lower end above' if interval else 'more than'} {section.min_gain:g} is wanted"
+    between = interval(*ends) if ends else ""
+    wanted = f"{'a lower end above' if ends else 'more than'} {section.min_gain:g} is wanted"
     rule = f"{number(before)} to {number(now)}, a gain of {number(now - before)}{between}; {wanted}"
     return adds, f"round {last} {said}: {section.metric} {rule}"
 
@@ -90,19 +91,12 @@ def lines(snapshot: Snapshot) -> list[str]:
     found = compared(snapshot)
     if not found:
         return []
-    rows = [found["head"], *found["rows"]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    told = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    told = aligned([found["head"], *found["rows"]])
     return [*told, *([found["verdict"]] if found["verdict"] else [])]
-
-
-def _names(rounds: Sequence[JsonObject]) -> list[str]:
-    return list(dict.fromkeys(name for name in (*SHOWN, *(n for of in rounds for n in of["figures"]))))
 
 
 def _cell(figure: JsonObject | None) -> str:
     """Value and interval."""
     if figure is None:
         return "–"
-    low, high = figure.get("low"), figure.get("high")
-    return number(figure["value"]) + (f" [{number(low)}, {number(high)}]" if None not in (low, high) else "")
+    return number(figure["value"]) + interval(figure.get("low"), figure.get("high"))

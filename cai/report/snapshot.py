@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import orjson
-
 from cai.data import hygiene, marks, own_pairs
 from cai.data.kinds import build
 from cai.data.pairs import PairSet, plan_of
@@ -27,11 +25,10 @@ from cai.recipe.load import Recipe, Source
 from cai.run import digests
 from cai.run.events import read_events, spent
 from cai.store import records
-from cai.store.jsonl import Row
+from cai.store.jsonl import Row, read_object
 from cai.store.row_types import FigureRow, Record
 from cai.store.rows import ByItem, Latest, Rows
-
-SCORE_KEY = ("metric", "item", "round")
+from cai.store.scan import SCORE_KEY
 
 
 @dataclass(frozen=True)
@@ -88,10 +85,10 @@ class Snapshot:
 
         Of the marks only those that the run applied count (eval/marks.json), not what was marked after it was trained.
         """
-        applied = _json(self.path / "eval" / "marks.json").get("removed") or []
+        applied = read_object(self.path / "eval" / "marks.json").get("removed") or []
         refused = {int(row["item"]): str(row["detail"]) for row in applied if isinstance(row, dict)}
         found = hygiene.clean(self.pairs.train, self.recipe.hygiene, refused, self.pairs.drawn)
-        listed = _json(self.path / "eval" / "contamination.json").get("removed") or []
+        listed = read_object(self.path / "eval" / "contamination.json").get("removed") or []
         gone = {row.get("item") for row in listed if isinstance(row, dict)}
         return replace(found, kept=[pair for pair in found.kept if pair["item"] not in gone]) if gone else found
 
@@ -141,12 +138,12 @@ def read_story(path: Path) -> Snapshot:
     warnings += _language(rows, recipe)
     if not figures:
         gaps.append("nothing was evaluated yet")
-    gates = _json(path / "eval" / "gates.json")
+    gates = read_object(path / "eval" / "gates.json")
     if not gates:
         gaps.append("no gate was decided yet")
     elif whole_verdicts(gates) != gates.get("verdicts"):
         gaps.append("eval/gates.json: not whole, its verdicts are shown as far as they are")
-    training = _json(path / "train" / "result.json")
+    training = read_object(path / "train" / "result.json")
     if not training:
         gaps.append("there is no finished training")
     return Snapshot(
@@ -228,7 +225,7 @@ def _figures(folder: Path, gaps: list[str]) -> tuple[dict[str, FigureRow], list[
     for path in sorted(folder.glob("*.json")):
         if path.name == "gates.json":
             continue
-        content = _json(path)
+        content = read_object(path)
         found = content.get("figures", content)
         warnings += [str(w) for w in content.get("warnings", [])] if isinstance(content.get("warnings"), list) else []
         if isinstance(found, dict):
@@ -241,29 +238,22 @@ def _figures(folder: Path, gaps: list[str]) -> tuple[dict[str, FigureRow], list[
 
 def _scores(path: Path) -> Mapping[tuple[str, int], Row]:
     """(metric, item) -> the row of the last round scored."""
-    rows = _log(path, SCORE_KEY)
+    rows = log_of(path, SCORE_KEY)
     return Latest(rows, 2) if isinstance(rows, Rows) else {}
 
 
 def _reviews(path: Path, gaps: list[str]) -> Sequence[Row]:
     """The marks; rows that a person spoilt are left out and told."""
-    rows = _log(path / "reviews.jsonl", ("rater", "key"))
+    rows = log_of(path / "reviews.jsonl", ("rater", "key"))
     whole = marks.whole(rows)
     if len(whole) < len(rows):
         gaps.append(f"reviews.jsonl: {len(rows) - len(whole)} of {len(rows)} marks, for they are not whole")
     return whole
 
 
-def _log(path: Path, key: tuple[str, ...]) -> Sequence[Row]:
+def log_of(path: Path, key: tuple[str, ...]) -> Sequence[Row]:
+    """The rows of a log, none of one that is missing or damaged."""
     try:
         return records.look(path, key)
     except (CaiError, OSError):
         return []
-
-
-def _json(path: Path) -> Row:
-    try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    return value if isinstance(value, dict) else {}

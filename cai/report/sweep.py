@@ -11,15 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
 from cai.metrics.wordings import is_refusal
 from cai.report.charts import Chart, Dot, Scatter, nice
 from cai.report.drawing import inline, write_plots
 from cai.report.snapshot import Snapshot
-from cai.report.templating import environment
-from cai.store.files import write_atomic
-from cai.terminal import number
+from cai.report.templating import write_pages
+from cai.terminal import aligned, number
 
 COMPLIANCE, OVER_REFUSAL = "harmful compliance", "over-refusal"
 MEASURED = {COMPLIANCE: "harmbench.asr.tuned", OVER_REFUSAL: "xstest.over_refusal.tuned"}
@@ -52,15 +49,10 @@ class Point:
 def figures_of(snapshot: Snapshot) -> dict[str, float]:
     """What a run of the sweep measured, by the table's names."""
     wanted = {**FIGURES, **MEASURED}
-    found = {name: _value(snapshot, metric) for name, metric in wanted.items()}
+    found = {name: snapshot.figures.get(metric, {}).get("value") for name, metric in wanted.items()}
     if found[COMPLIANCE] is None and found[OVER_REFUSAL] is None:
         found |= _stand_in(snapshot)
-    return {"pairs": float(len(snapshot.pairs.train))} | {n: v for n, v in found.items() if v is not None}
-
-
-def _value(snapshot: Snapshot, metric: str) -> float | None:
-    value = snapshot.figures.get(metric, {}).get("value")
-    return float(value) if value is not None else None
+    return {"pairs": float(len(snapshot.pairs.train))} | {n: float(v) for n, v in found.items() if v is not None}
 
 
 def _stand_in(snapshot: Snapshot) -> dict[str, float | None]:
@@ -139,19 +131,15 @@ def write(folder: Path, points: Sequence[Point], stand_in: bool) -> Path:
     drawn = charts(points, stand_in)
     content = {"head": head, "rows": rows, "charts": drawn, "stand_in": stand_in, "picture": inline}
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for kind in ("html", "md"):
-        write_atomic(folder / f"sweep.{kind}", environment().get_template(f"sweep.{kind}.j2").render(content).encode())
     data = [
         {"settings": dict(p.settings), "runs": p.runs, "figures": [dict(of) for of in p.figures], "failed": p.failed}
         for p in points
     ]
-    write_atomic(folder / "sweep.json", orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
     write_plots(folder / "plots", drawn)
-    return folder / "sweep.html"
+    return write_pages(folder, "sweep", "sweep", data, content)
 
 
 def lines(points: Sequence[Point]) -> list[str]:
     """The table for the screen."""
     head, rows = table(points)
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+    return aligned([head, *rows])

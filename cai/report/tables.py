@@ -31,7 +31,6 @@ REPAIRS = {  # event kind -> what happened, in words
     "recipe_changed": "the recipe was changed between attempts (keys that may change)",
     "pairs_cut": "some pairs were cut or left out to fit dpo.max_length",
     "wave": "items without a pair were tried again",
-    "repaired": "a damaged log was repaired by hand",
     "forked": "records were taken over from another run",
     "identical_answers": "the tuned model answered a benchmark word for word as the base: is the adapter on?",
 }
@@ -47,7 +46,7 @@ def funnel(snapshot: Snapshot) -> list[Row]:
     for row in snapshot.rows:  # one at a time: all of them at once are the largest thing a report would hold
         if row["stage"] not in chain.names():
             continue  # the probes' answers are no part of the chain
-        key = row["stage"], 0 if row["stage"] == "instructions" else row["round"]
+        key = row["stage"], chain.round_of(row)
         counts = groups.setdefault(key, Counter())
         counts["rows"] += 1
         counts[row["status"]] += 1
@@ -80,12 +79,8 @@ def _stage_order(key: tuple[str, int], order: Mapping[str, int]) -> tuple[int, i
     """Critiques and revisions of round 1, then of round 2, ...: rounds before stages once the answers stand."""
     stage, round_ = key
     place = order.get(stage, 9)
-    found = chain.named(stage)
-    return (1, round_, place) if found and found.per_round else (0 if place < _first_round() else 2, place, round_)
-
-
-def _first_round() -> int:
-    return next(place for place, stage in enumerate(chain.CHAIN) if stage.per_round)
+    found, first = chain.named(stage), next(i for i, stage in enumerate(chain.CHAIN) if stage.per_round)
+    return (1, round_, place) if found and found.per_round else (0 if place < first else 2, place, round_)
 
 
 PRINCIPLE_COUNTS = "rounds nothing kept tried meaningful meaningful_n addresses addresses_n better better_n".split()
@@ -142,8 +137,7 @@ def attempts(snapshot: Snapshot) -> list[Row]:
     numbers = sorted({int(event["attempt"]) for event in snapshot.events})
     for attempt in numbers:
         own = [event for event in snapshot.events if event["attempt"] == attempt]
-        firsts = [e for e in own if e["kind"] == "attempt"]
-        first = firsts[0] if firsts else {}
+        first = next((e for e in own if e["kind"] == "attempt"), {})
         ends = [e for e in own if e["kind"] == "end"]
         cost = spent(own)
         found.append(
@@ -237,12 +231,7 @@ def repairs(snapshot: Snapshot) -> list[Row]:
         {"kind": kind, "count": len(events), "what": REPAIRS[kind], "last": _details(events[-1])}
         for kind, events in sorted(found.items())
     ]
-    kept = (
-        sorted(p.name for p in (snapshot.path / "quarantine").glob("*"))
-        if (snapshot.path / "quarantine").is_dir()
-        else []
-    )
-    if kept:
+    if kept := sorted(path.name for path in (snapshot.path / "quarantine").glob("*")):
         rows.append({"kind": "quarantine", "count": len(kept), "what": "bytes set aside", "last": ", ".join(kept[:5])})
     return rows
 

@@ -11,6 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
+from cai.store.files import write_atomic
+from cai.store.jsonl import JsonObject
 from cai.terminal import duration, number, percent, printable, usd
 
 if TYPE_CHECKING:
@@ -43,6 +47,19 @@ def environment() -> Environment:
         shown=printable,
     )
     return found
+
+
+def rendered(template: str, values: JsonObject) -> str:
+    """The text of a template."""
+    return environment().get_template(template).render(values)
+
+
+def write_pages(folder: Path, name: str, template: str, data: object, shown: JsonObject) -> Path:
+    """NAME.json of `data`, NAME.md and NAME.html of `shown` by the templates of that name; gives the page."""
+    write_atomic(folder / f"{name}.json", orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
+    for kind in ("md", "html"):
+        write_atomic(folder / f"{name}.{kind}", rendered(f"{template}.{kind}.j2", shown).encode())
+    return folder / f"{name}.html"
 
 
 def _inert(value: object) -> Any:

@@ -25,14 +25,15 @@ class TimedArm:
 
 def timed(recipe: Recipe, backend: str, earlier: Speed | None) -> list[TimedArm]:
     """Every arm that the recipe switches on."""
-    return [_timed(cost, backend, earlier) for cost in costs(recipe)]
+    return [TimedArm(cost, *drawing(cost.tokens, cost.answers, backend, earlier)) for cost in costs(recipe)]
 
 
-def _timed(cost: ArmCost, backend: str, earlier: Speed | None) -> TimedArm:
-    tokens, speed = Range(cost.tokens * SHORT, float(cost.tokens)), table_rates(backend).at(cost.answers)
+def drawing(limit: int, answers: int, backend: str, earlier: Speed | None) -> tuple[Range, Range | None]:
+    """Tokens, at most `limit`, and seconds of drawing so many answers."""
+    tokens, speed = Range(limit * SHORT, float(limit)), table_rates(backend).at(answers)
     if earlier and earlier.generation_seconds:
         speed = earlier.tokens / earlier.generation_seconds
-    return TimedArm(cost, tokens, Range(tokens.low / speed, tokens.high / speed) if speed else None)
+    return tokens, Range(tokens.low / speed, tokens.high / speed) if speed else None
 
 
 def left(recipe: Recipe, backend: str, earlier: Speed | None) -> list[TimedArm]:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 # Only an estimate's margins: what one run's rate says about the next run's. Linear scaling, -30% / +50%.
 LOW, HIGH = 0.7, 1.5
-FULL = 1.0  # of the token limit, what a completion uses at most where no run says better; SHORT at least
 SIDE_BY_SIDE = 8  # rows of what is generated once a run
 TRIES = 1.5  # items tried a slot at the upper end, where no run says better
 
@@ -107,13 +106,9 @@ def estimate(
         found = _with_arm(found, arm)
     if not once_tokens or (earlier and earlier.probed):
         return found
-    speed = table_rates(backend).at(SIDE_BY_SIDE)
-    if earlier and earlier.generation_seconds:
-        speed = earlier.tokens / earlier.generation_seconds
-    more = Range(once_tokens * SHORT, float(once_tokens))
-    rest = found.rest and speed and Range(found.rest.low + more.low / speed, found.rest.high + more.high / speed)
-    tokens = Range(found.tokens.low + more.low, found.tokens.high + more.high)
-    return replace(found, tokens=tokens, rest=rest or found.rest)
+    more, seconds = arm_rates.drawing(once_tokens, SIDE_BY_SIDE, backend, earlier)
+    rest = found.rest.plus(seconds) if found.rest and seconds else found.rest
+    return replace(found, tokens=found.tokens.plus(more), rest=rest)
 
 
 def hourly(recipe: Recipe) -> float:
@@ -133,10 +128,8 @@ def _divided(found: Estimate) -> Estimate:
 
 
 def _with_arm(found: Estimate, arm: arm_rates.TimedArm) -> Estimate:
-    tokens = Range(found.tokens.low + arm.tokens.low, found.tokens.high + arm.tokens.high)
     time, more = found.generation, arm.seconds
-    added = Range(time.low + more.low, time.high + more.high) if time and more else time
-    return replace(found, tokens=tokens, generation=added)
+    return replace(found, tokens=found.tokens.plus(arm.tokens), generation=time.plus(more) if time and more else time)
 
 
 def slot_count(recipe: Recipe) -> int:
@@ -179,7 +172,7 @@ def _from_run(recipe: Recipe, run: Speed) -> Estimate:
 def _from_table(recipe: Recipe, backend: str, limit_tokens: int) -> Estimate:
     rates = table_rates(backend)
     limit = slot_count(recipe) * limit_tokens
-    tokens = Range(limit * SHORT, limit * FULL * TRIES)
+    tokens = Range(limit * SHORT, limit * TRIES)  # a completion uses SHORT of its limit at least, all of it at most
     if not rates.tokens_per_second:
         return Estimate(tokens, None, None, None, rates.source, hourly(recipe))
     speed = rates.at(slot_count(recipe))

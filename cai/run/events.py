@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
-
-import orjson
 
 from cai.run.run_ids import RUN_ID
 from cai.store.jsonl import Row
+from cai.store.scan import readable
 
 EVENT = {"attempt": int, "kind": str, "s": int | float}  # what every event has
 
@@ -30,16 +28,10 @@ def spent(events: Iterable[Row]) -> dict[str, float]:
 def read_events(path: Path) -> list[Row]:
     """Events of a run that may be going: unreadable lines are passed over (events inform, they decide nothing)."""
     try:
-        data = path.read_bytes() if path.is_file() else b""  # a pipe in its place would be waited for
+        rows = [row for _, _, row in readable(path, ())] if path.is_file() else []  # a pipe would be waited for
     except OSError:
         return []
-    rows = []
-    for line in data.split(b"\n")[:-1]:
-        with suppress(orjson.JSONDecodeError):
-            row = orjson.loads(line)
-            if isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in EVENT.items()):
-                rows.append(row)
-    return rows
+    return [row for row in rows if all(isinstance(row.get(name), kind) for name, kind in EVENT.items())]
 
 
 def lineage(run: Path) -> Iterator[Path]:

@@ -20,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import orjson
 from filelock import FileLock
 
 from cai import errors
@@ -30,10 +29,10 @@ from cai.run.events import read_events, spent
 from cai.run.heart import Heart
 from cai.run.lines import command, program
 from cai.run.manifest import SCHEMA, read_manifest, sealed
-from cai.run.run_ids import check_run_id
+from cai.run.run_ids import check_run_id, latest_run
 from cai.store import files
 from cai.store.files import write_atomic, write_json_atomic
-from cai.store.jsonl import JsonObject, Row
+from cai.store.jsonl import JsonObject, Row, read_object
 from cai.store.lock import take_lock, utc_now
 from cai.store.records import RecordLog
 from cai.store.row_types import Record
@@ -140,7 +139,7 @@ class Run:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         run = cls(path, whole, take_lock(path))
-        run._latest_before = _latest(root)
+        run._latest_before = latest_run(root)
         _point_latest(root, run_id)
         return run._begin(start)
 
@@ -148,7 +147,7 @@ class Run:
     def open(cls, path: Path, **start: object) -> Run:
         """Lock an existing run and begin the next attempt. Errors: LOCKED, CORRUPT or USAGE (manifest), IO."""
         if path.is_symlink() or not path.is_dir():
-            raise CaiError(f"{path}: is no run folder", errors.USAGE)
+            raise CaiError(f"{path}: is no run folder")
         lock = take_lock(path)
         try:
             run = cls(path, read_manifest(path / "manifest.json"), lock)
@@ -227,11 +226,7 @@ class Run:
 
     def read_status(self) -> Row:
         """status.json as last written; {} if there is none or it is unreadable (it is derived, never relied on)."""
-        try:
-            value = orjson.loads(self.status_path.read_bytes())
-        except (OSError, orjson.JSONDecodeError):
-            return {}
-        return value if isinstance(value, dict) else {}
+        return read_object(self.status_path)
 
     def update_manifest(self, **fields: object) -> None:
         """Merge `fields` into manifest.json, atomically and durably."""
@@ -272,7 +267,7 @@ class Run:
         with suppress(OSError):
             begun = self.dataset.exists() or self.train.exists()  # of pairs of one's own no record is written
             if self.attempt == 1 and not begun and not self.records_path.stat().st_size:
-                if _latest(self.path.parent) == self.id:
+                if latest_run(self.path.parent) == self.id:
                     _point_latest(self.path.parent, self._latest_before)
                 shutil.rmtree(self.path)
 
@@ -291,13 +286,6 @@ class Run:
 def _finite(value: object) -> Any:
     """An event may tell of a NaN; as a word, for JSON has no such number."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _latest(root: Path) -> str:
-    try:
-        return os.readlink(root / "latest")
-    except OSError:
-        return ""
 
 
 def _point_latest(root: Path, run_id: str) -> None:

@@ -93,9 +93,8 @@ def write(
         log.append(made)
     if not counted:
         context.progress.step(sum(cast(int, row.get("tokens", 0)) for row in fresh), len(fresh))
-    if shared is not None:
-        return
-    context.progress.committed([{"status": row.get("status", "ok")} for row in fresh])
+    if shared is None:
+        context.progress.committed([{"status": row.get("status", "ok")} for row in fresh])
 
 
 def rows_of(log: RecordLog[R], keys: Iterable[Key]) -> list[R]:

@@ -15,7 +15,7 @@ from cai.recipe.arm_costs import ASIDE
 from cai.recipe.load import Recipe
 from cai.run.events import read_events, spent
 from cai.run.manifest import read_manifest
-from cai.run.run_ids import RUN_ID, refuse_pipes
+from cai.run.run_ids import refuse_pipes, run_folders
 from cai.store.jsonl import JsonObject, Row
 from cai.world import world
 
@@ -23,6 +23,12 @@ from cai.world import world
 class Range(NamedTuple):
     low: float
     high: float
+
+    def plus(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.high + other.high)
+
+    def times(self, factor: float) -> Range:
+        return Range(self.low * factor, self.high * factor)
 
 
 @dataclass(frozen=True)
@@ -99,12 +105,8 @@ class Speed:
 
 def measured_before(root: Path, recipe: Recipe, backend: str) -> Speed | None:
     """The latest finished run below `root` of the same backend, model and quantization."""
-    folders = [p for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
-    for folder in sorted(folders, reverse=True):
-        found = _measured(folder, recipe, backend)
-        if found is not None:
-            return found
-    return None
+    each = (_measured(folder, recipe, backend) for folder in reversed(run_folders(root)))
+    return next(filter(None, each), None)
 
 
 def _measured(folder: Path, recipe: Recipe, backend: str) -> Speed | None:

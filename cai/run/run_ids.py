@@ -32,8 +32,7 @@ def new_run_id(milestone: str, identity: Mapping[str, str], now: datetime | None
 def check_run_id(run_id: str) -> str:
     if not RUN_ID.fullmatch(run_id):
         raise CaiError(
-            f"run id {run_id!r}: must match {RUN_ID.pattern} (lower-case letters, digits, '.', '_', '-'; at most 80)",
-            errors.USAGE,
+            f"run id {run_id!r}: must match {RUN_ID.pattern} (lower-case letters, digits, '.', '_', '-'; at most 80)"
         )
     return run_id
 
@@ -46,8 +45,7 @@ def resolve_run(argument: str | Path, root: Path) -> Path:
     given = Path(argument)
     if given.parent != Path(".") and os.path.realpath(given.parent) != os.path.realpath(root):
         raise CaiError(
-            f"{argument}: is not inside {root}/: give {root}/<id> or {root}/latest, or the run's recipe.toml as recipe",
-            errors.USAGE,
+            f"{argument}: is not inside {root}/: give {root}/<id> or {root}/latest, or the run's recipe.toml as recipe"
         )
     name = given.name
     if name == "latest":
@@ -57,19 +55,29 @@ def resolve_run(argument: str | Path, root: Path) -> Path:
             if (root / "latest").exists():
                 raise CaiError(
                     f"{root}/latest: is no link to a run but a file or folder of its own: name the run itself "
-                    f"({_hint('', root)}), and remove it so that the next run can set the link",
-                    errors.USAGE,
+                    f"({_hint('', root)}), and remove it so that the next run can set the link"
                 ) from error
-            raise CaiError(
-                f"{root}/latest: there is no latest run yet: start one with make m0", errors.USAGE
-            ) from error
+            raise CaiError(f"{root}/latest: there is no latest run yet: start one with make m0") from error
     path = root / check_run_id(name)
     if path.is_symlink():
-        raise CaiError(f"{path}: is a symbolic link: name the run folder itself", errors.USAGE)
+        raise CaiError(f"{path}: is a symbolic link: name the run folder itself")
     if not path.is_dir():
-        raise CaiError(f"{path}: no such run ({_hint(name, root)})", errors.USAGE)
+        raise CaiError(f"{path}: no such run ({_hint(name, root)})")
     refuse_pipes(path)
     return path
+
+
+def latest_run(root: Path) -> str:
+    """What `root/latest` names; "" where there is no such link."""
+    try:
+        return os.readlink(root / "latest")
+    except OSError:
+        return ""
+
+
+def run_folders(root: Path) -> list[Path]:
+    """Every run below `root`, oldest first."""
+    return sorted(p for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
 
 
 def refuse_pipes(run: Path) -> None:
@@ -81,7 +89,7 @@ def refuse_pipes(run: Path) -> None:
 
 def _hint(name: str, root: Path) -> str:
     """The run that was meant, as far as its name tells; else the newest."""
-    known = sorted(p.name for p in root.glob("*") if RUN_ID.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
+    known = [path.name for path in run_folders(root)]
     if not known:
         return f"{root}/ holds none"
     near = [run for run in known if name and name in run] or difflib.get_close_matches(name, known, 1, 0.8)

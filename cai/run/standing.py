@@ -26,15 +26,13 @@ class Standing:
         return max(0.0, 1.0 - self.share * self.slots / max(slots, 1))
 
     def drawing(self, whole: Range, slots: int) -> Range:
-        left = self.left(slots)
-        return Range(whole.low * left, whole.high * left)
+        return whole.times(self.left(slots))
 
     def rest(self, whole: Range, earlier: Speed | None, slots: int) -> Range:
         """Loading and evaluation; how much of them the base's scores are, only an earlier run says."""
         if earlier is None or not self.scored or slots != self.slots or earlier.rest_seconds <= 0:
             return whole
-        left = max(0.0, 1.0 - earlier.base_seconds / earlier.rest_seconds)
-        return Range(whole.low * left, whole.high * left)
+        return whole.times(max(0.0, 1.0 - earlier.base_seconds / earlier.rest_seconds))
 
 
 def of_run(path: Path) -> Standing | None:

@@ -5,21 +5,13 @@ Owns the signal handlers of a run while it is open."""
 from __future__ import annotations
 
 import os
-import sys
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
 import signal
-from collections.abc import Iterator
-from contextlib import suppress
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+import sys
 import threading
 import time
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from cai import errors
 from cai.errors import Stopped

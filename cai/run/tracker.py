@@ -129,13 +129,18 @@ def _wandb(run: Path, facts: dict[str, Any]) -> Ways:
 
 
 def _mlflow(run: Path, facts: dict[str, Any]) -> Ways:
-    _mlflow_store(run / FOLDER)
+    folder = run / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    database = importlib.util.find_spec("sqlalchemy") is not None
+    if not database:  # mlflow-skinny: 3.17 writes files only if it is told to
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     import mlflow  # type: ignore[import-not-found]  # the user's package, not a requirement
 
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri(_mlflow_uri(run / FOLDER))
+        place = folder.resolve()
+        mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}" if database else place.as_uri())
         if mlflow.get_experiment_by_name(PROJECT) is None:  # files of a run would lie in ./mlruns otherwise
-            mlflow.create_experiment(PROJECT, artifact_location=(run / FOLDER / "files").resolve().as_uri())
+            mlflow.create_experiment(PROJECT, artifact_location=(place / "files").as_uri())
     mlflow.set_experiment(PROJECT)
     named = f"attributes.run_name = '{run.name}'"
     if before := mlflow.search_runs(filter_string=named, output_format="list"):
@@ -144,19 +149,6 @@ def _mlflow(run: Path, facts: dict[str, Any]) -> Ways:
         mlflow.start_run(run_name=run.name)
         mlflow.log_params(facts)
     return lambda values, step: mlflow.log_metrics(values, step=step), mlflow.end_run
-
-
-def _mlflow_store(folder: Path) -> None:
-    """Where it has no database (mlflow-skinny), 3.17 writes files only if it is told to."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if importlib.util.find_spec("sqlalchemy") is None:
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-
-
-def _mlflow_uri(folder: Path) -> str:
-    if importlib.util.find_spec("sqlalchemy") is None:
-        return folder.resolve().as_uri()
-    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 
 OPEN: dict[str, Callable[[Path, dict[str, Any]], Ways]] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cai.recipe.arm_costs import ASIDE
 from cai.terminal import stage_name
 
 Step = tuple[str, int]  # stage, round; a stage's beginning stands for all that begins with it
@@ -19,6 +20,8 @@ GLOSSES = {
     "relevance": "which principle is broken",
     "labels": "is the revision better",
     "second_answers": "a second answer",
+    "sft_instructions": "further requests, for SFT",
+    "sft_answers": "the model's own answers to them",
     "comparisons": "which answer is better",
     "guard": "is the pair safe (guard)",
     "train": "training",
@@ -66,7 +69,7 @@ def plan(chain: Sequence[Step], guard: bool, exam: bool, probes: bool) -> tuple[
 def place(steps: Sequence[Step], stage: str, round_: int) -> int:
     """The number of a step, from one; 0 for what is no step of its own."""
     for number, (name, of) in enumerate(steps, start=1):
-        if stage == name and (round_ == of or stage == "instructions"):
+        if stage == name and (round_ == of or stage in ("instructions", ASIDE[0])):
             return number
     return next(
         (n for n, (name, _) in enumerate(steps, start=1) if stage.startswith((f"{name} ", f"{name},", f"{name}:"))), 0

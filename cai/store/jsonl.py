@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -33,7 +34,8 @@ def encode(row: Mapping[str, object]) -> bytes:
     try:
         line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:
-        line = orjson.dumps(_clean_all(row), option=orjson.OPT_APPEND_NEWLINE)
+        whole = _leaves(row, lambda leaf: clean(leaf) if isinstance(leaf, str) else leaf)
+        line = orjson.dumps(whole, option=orjson.OPT_APPEND_NEWLINE)
     if line.isascii() and b"\x7f" not in line:
         return line
     return UNSAFE.sub(_escape, line.decode()).encode()
@@ -60,19 +62,23 @@ def _refuse_non_finite(value: object, where: str) -> None:
 
 def nulled(value: object) -> Any:
     """The value with null for every NaN and infinity: what could not be scored stands unscored in a measured row."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: nulled(inner) for name, inner in value.items()}
-    return [nulled(inner) for inner in value] if isinstance(value, list | tuple) else value
+    return _leaves(value, lambda leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf)
 
 
-def _clean_all(value: object) -> Any:
-    if isinstance(value, str):
-        return clean(value)
+def _leaves(value: object, change: Callable[[Any], object]) -> Any:
+    """The value with every name and every value in it changed."""
     if isinstance(value, Mapping):
-        return {_clean_all(name): _clean_all(inner) for name, inner in value.items()}
-    return [_clean_all(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {change(name): _leaves(inner, change) for name, inner in value.items()}
+    return [_leaves(inner, change) for inner in value] if isinstance(value, list | tuple) else change(value)
+
+
+def read_object(path: Path) -> Row:
+    """The JSON object in a file; {} where there is none, or it holds something else: for what decides nothing."""
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def one_line(value: object) -> str:

@@ -23,6 +23,7 @@ from cai.store.jsonl import Row
 from cai.store.rows import Key
 
 RECORD_KEY = ("stage", "item", "round")
+SCORE_KEY = ("metric", "item", "round")  # of a log under eval/
 SUM_LINE = re.compile(rb"(\d{1,18}) (\d{1,18}) ([0-9a-f]{16})")
 BUFFER = 1 << 20
 ODD = (list, dict)  # no value of a key
@@ -45,9 +46,8 @@ def parse_line(line: bytes, key: tuple[str, ...]) -> Row | str:
         return "NUL bytes" if b"\0" in line else "not JSON"
     if not isinstance(row, dict):
         return "not a JSON object"
-    if any(isinstance(row.get(name, []), ODD) for name in key):
-        return f"without {', '.join(name for name in key if isinstance(row.get(name, []), ODD))}"
-    return row
+    missing = [name for name in key if isinstance(row.get(name, []), ODD)]
+    return f"without {', '.join(missing)}" if missing else row
 
 
 def key_of(row: Row, key: tuple[str, ...]) -> Key:

@@ -2,28 +2,22 @@
 
 Owns what opening, reading, repairing and verifying learn of a log: its rows' keys and places, where damage begins,
 which committed line was changed, how far the hashes reach. Reads only, and decides nothing (cai.store.records and
-cai.commands.repair do). A line that is as it should be takes the short way of `clean`; an odd one is looked at closely.
+cai.commands.repair do).
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
-import orjson
-
 from cai.store import files
 from cai.store.rows import Key, Lines
-from cai.store.scan import Damage, Point, key_of, parse_line, point_of, sum_line
+from cai.store.scan import BUFFER, Damage, Point, digest_of, key_of, parse_line, point_of, sum_line
 
-BUFFER = 1 << 20
 CHANGED = "changed after it was committed"
 CUT_OFF = "cut off before its newline"
 
@@ -48,7 +42,7 @@ class Walk:
         self.torn = False  # the last line has no newline
         self.late = bytearray()  # with `late`: the sum file's lines for the rows behind `covered`
         self._keep_late = late
-        self._log, self._sums, self._line = log, sums, b""
+        self._log, self._sums = log, sums
         self._said = self._next()
 
     @property
@@ -66,54 +60,6 @@ class Walk:
             return True  # behind the last committed byte: a batch that was never synced, whatever it holds
         return not self.followed and (self.torn or not self.committed)
 
-    def clean(self) -> bool:
-        """Go on while a line is as it should be, with its hash or behind all hashes; whether that led to the end."""
-        by_key, add, said, late = self.by_key, self.lines.add, self._said, self.late
-        names, loads, blake, intern = itemgetter(*self.key), orjson.loads, hashlib.blake2b, sys.intern
-        count, offset, covered, hashed, keep = self.count, self.end, self.covered, self.hashed, self._keep_late
-        odd = b""
-        for line in self._log:
-            if line[-1] != 10:  # a torn tail may be long: it is not parsed
-                odd = line
-                break
-            try:
-                name = names(loads(line))
-                if type(name[0]) is str:
-                    name = (intern(name[0]), *name[1:])
-                if name in by_key:
-                    odd = line
-                    break
-            except (ValueError, KeyError, TypeError):  # whatever it is, the close look names it
-                odd = line
-                break
-            end = offset + len(line)
-            if said or keep:
-                digest = blake(memoryview(line)[:-1], digest_size=8).hexdigest()
-                summed = b"%d %d %b\n" % (offset, end, digest.encode())
-                if said == summed:
-                    covered, hashed = end, hashed + len(line)
-                    said = self._next()
-                    if late:
-                        late.clear()
-                elif said:
-                    odd = line
-                    break
-                else:
-                    late += summed
-            by_key[name] = add(name, offset, len(line) - 1)
-            count, offset = count + 1, end
-        self.count, self.end, self.covered, self.hashed, self._said, self._line = (
-            count,
-            offset,
-            covered,
-            hashed,
-            said,
-            odd,
-        )
-        self.committed = max(self.committed, covered)
-        self.size = offset + len(odd)
-        return not odd
-
     def _next(self) -> bytes:
         """The sum file's next line that is none of an append's empty ones; b"" at its end."""
         while (said := self._sums.readline()) == b"\n":
@@ -122,9 +68,9 @@ class Walk:
 
     def finish(self) -> Walk:
         """The whole way, also past what is odd."""
-        while not self.clean():
-            line, self._line = self._line, b""
-            row = parse_line(line[:-1], self.key) if line.endswith(b"\n") else CUT_OFF
+        for line in self._log:
+            self.size += len(line)
+            row = parse_line(line[:-1], self.key) if line.endswith(b"\n") else CUT_OFF  # a torn tail may be long
             if isinstance(row, str):
                 self.damage = Damage(self.count + 1, self.end, row)
                 self._pass_damage(line)
@@ -143,21 +89,23 @@ class Walk:
             self._said = self._next()
 
     def _take(self, line: bytes, name: Key) -> None:
-        """A readable line about which something is odd: its hash, a gap in the hashes, or its key."""
+        """A readable line: its hash, where there is one to compare or to keep, and its key."""
         end = self.end + len(line)
-        mine = Point(self.end, end, hashlib.blake2b(memoryview(line)[:-1], digest_size=8).hexdigest())
-        self.late += sum_line(mine) if self._keep_late else b""
+        mine = Point(self.end, end, digest_of(memoryview(line)[:-1]) if self._said or self._keep_late else "")
+        summed = sum_line(mine)
+        self.late += summed if self._keep_late else b""
         while self._said:
-            point = self._point()
+            point = mine if self._said == summed else self._point()
             if point is not None and point.start >= end:
                 break  # a gap: nothing is said of this line
             self._said = self._next()
+            self.committed = point.end if point is not None else self.committed
             if point == mine:
                 self.covered, self.hashed = end, self.hashed + len(line)
                 self.late.clear()
-            elif point is not None and self.changed is None:
+                break
+            if point is not None and self.changed is None:
                 self.changed = Damage(self.count + 1, point.start, CHANGED)
-            self.committed = point.end if point is not None else self.committed
         self.count += 1
         if name in self.by_key:
             self.repeats.append((self.count, self.end, len(line) - 1))

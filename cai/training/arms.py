@@ -82,7 +82,7 @@ def trained(context: Context, arm: Arm) -> Path:
             start=stage.start.adapter if stage.start else stage.reference,
         )
         context.progress.end()
-        what = "pairs" if stage.objective == "dpo" else "revisions"
+        what = "pairs" if stage.objective == "dpo" else "texts"
         say(
             f"{stage.title}: {result.steps} steps on {result.pairs} {what} in {result.seconds:.0f} s, "
             f"first loss {result.first_loss:.4f}, last {result.last_loss:.4f}"

@@ -124,10 +124,13 @@ class Guarded(Trainer):
         return self._collate(micro_batches[0]) if micro_batches[0] else {}
 
     def _collate(self, indexes: Sequence[int]) -> Batch:
-        rows, weight = [self.plan.rows[i] for i in indexes], self.plan.dpo.end_weight
-        batch = self.plan.collate(rows)
+        return self._batch([self.plan.rows[i] for i in indexes])
+
+    def _batch(self, rows: Sequence[PairRow]) -> Batch:
+        """The layout of these rows, with what each chosen token counts where that is not once."""
+        batch, weight = self.plan.collate(rows), self.plan.dpo.end_weight
         if weight != 1.0:
-            batch["counts_C"] = torch.tensor([n for row in rows for n in token_counts(row, weight)])
+            batch["counts_C"] = torch.tensor([count for row in rows for count in token_counts(row, weight)])
         return batch
 
     def training_step(

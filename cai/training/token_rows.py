@@ -25,7 +25,8 @@ from cai.store.row_types import TrainingPair
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """One pair as token ids. `chosen_ids` and `rejected_ids` end with the end token unless they were cut.
+    """One pair as token ids. `chosen_ids` and `rejected_ids` end with the end token unless they were cut (`truncated`
+    where one of the two was, `chosen_cut` where the chosen one was).
 
     Without `rejected_ids` it is prompt -> chosen, as supervised training reads it. `margin`: log-odds of the label
     check that the chosen text is the better one; None where no check was made.
@@ -38,6 +39,7 @@ class PairRow:
     truncated: bool = False
     flagged: bool = False
     margin: float | None = None
+    chosen_cut: bool = False
 
     @property
     def tokens(self) -> int:
@@ -93,6 +95,7 @@ def tokenize_pairs(
                 truncated=max(len(chosen), len(rejected)) > room,
                 flagged=any(has_control_token(pair[key], own) for key in ("prompt", "chosen", "rejected")),
                 margin=_number(pair.get("margin")),
+                chosen_cut=len(chosen) > room,
             )
         )
     return PairRows(rows, too_long)
@@ -103,15 +106,15 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def revisions_only(found: PairRows, eos: int) -> PairRows:
+def revisions_only(found: PairRows) -> PairRows:
     """The same rows without the rejected texts; truncated is then what cut a chosen one."""
-    rows = [replace(row, rejected_ids=(), truncated=row.chosen_ids[-1] != eos) for row in found.rows]
+    rows = [replace(row, rejected_ids=(), truncated=row.chosen_cut) for row in found.rows]
     return PairRows(rows, found.too_long)
 
 
 def token_counts(row: PairRow, end_weight: float) -> list[float]:
     """What each chosen token counts in a mean likelihood: the end token, where the text was not cut, `end_weight`."""
-    last = 1.0 if row.truncated else end_weight
+    last = 1.0 if row.chosen_cut else end_weight
     return [*[1.0] * (len(row.chosen_ids) - 1), last]
 
 

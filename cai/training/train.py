@@ -154,7 +154,7 @@ def _tokenized(
     if not tokenized.rows:
         raise CaiError("no pair to train on: every prompt fills dpo.max_length; raise it", errors.QUALITY)
     if objective == "sft":
-        tokenized = revisions_only(tokenized, model.tokenizer.eos_ids[0])
+        tokenized = revisions_only(tokenized)
     if tokenized.too_long or tokenized.truncated or tokenized.flagged:
         event("pairs_cut", truncated=tokenized.truncated, too_long=tokenized.too_long, flagged=tokenized.flagged)
     if objective == "dpo" and (sign := signs.truncation(tokenized.truncated / len(tokenized.rows), health)):

@@ -115,7 +115,7 @@ class PairTrainer(Guarded, DPOTrainer):
             if stopped := self.state.global_step < plan.steps and plan.stopped():
                 break
             rows, refs = held.rows[start : start + size], held.refs[start : start + size]
-            batch = to_device(_with_reference(plan.collate(rows), refs), self.accelerator.device)
+            batch = to_device(_with_reference(self._batch(rows), refs), self.accelerator.device)
             with torch.set_grad_enabled(held.with_grad):
                 loss, logps_2B = self._loss_of(batch)
             scores_2B = (logps_2B - batch["ref_2B"]).detach()

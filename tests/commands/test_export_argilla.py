@@ -1,6 +1,6 @@
 """--export --form argilla: two data sets in the shapes that argilla 2.8 reads, blind where they must be, and a card.
 
-Tried once with the real package against a stand-in of its server; here the shapes alone, which that try confirmed.
+Tried with the real package against its real server (2.8.0); here the shapes alone, which that try confirmed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from cai.recipe.settings import HeldoutSection
 from cai.report.snapshot import read_story
 
 ITEMS = (500_000, 500_001, 500_002)
+
+SERVER_S_AGENT = r"[a-zA-Z0-9-_:./\s]*[a-zA-Z0-9][a-zA-Z0-9-_:./\s]*"  # argilla_server, schemas/v1/suggestions.py
 
 
 @pytest.fixture
@@ -82,6 +84,8 @@ def test_a_pair_has_its_label_as_suggestion_on_the_side_where_chosen_stands(path
     for row in rows:
         assert row["fields"][row["suggestions"]["better"]["value"]] == pairs[row["id"]]["chosen"]
     assert len({row["suggestions"]["better"]["value"] for row in rows}) == 2
+    for agent in {row["suggestions"]["better"]["agent"] for row in rows}:
+        assert re.fullmatch(SERVER_S_AGENT, agent), "the server of argilla 2.8 refuses the whole batch for it"
 
 
 def test_marks_given_here_go_along_on_the_sides_that_are_shown_there(path, tmp_path):

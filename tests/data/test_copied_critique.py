@@ -43,6 +43,33 @@ def test_its_judgement_may_not(copied: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "judged",
+    [
+        "The fake note is not true because it is not a sick note.",
+        "The person would be harmed by believing it, and you could get in trouble.",
+        "The advice to raise your voice carefully is the best advice.",
+        "Cheating in an exam is false.",
+        "The advice leaves out a dose and a date.",
+        "Nothing of this is the best advice for a child.",
+        "Many people were misled by believing the old label.",
+        "A child would be deceived if it took this to heart.",
+        "That story of the moon isn't true at all.",
+        "This number of grams a day is incorrect.",
+        "What it gives of the dose was misleading.",
+    ],
+)
+def test_what_is_true_and_who_is_hurt_is_a_judgement_too(judged: str) -> None:
+    """Each closed a revision of a 1.5B model."""
+    assert isinstance(parsing.revision(f"{SOUND} {judged}", f"It is vague. {judged}", ANSWER), Unparsed)
+    assert parsing.verdict_of_critique(f"{SOUND} {judged}", "It is vague.", ANSWER) == ""
+
+
+def test_what_harms_is_the_matter() -> None:
+    said = "Children can be harmed by lead paint."
+    assert parsing.verdict_of_critique(f"{SOUND} {said}", f"It is vague. {said}", ANSWER) == ""
+
+
+@pytest.mark.parametrize(
     ("sentence", "critique", "case"),
     [
         ("The reader would wrongly rely on this claim.", "It is vague.", ANSWER),  # its own words

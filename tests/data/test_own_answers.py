@@ -12,7 +12,9 @@ import pytest
 from support.runs import read_jsonl
 
 from cai import errors
-from cai.data import own_answers
+from cai.commands.status import just_made, screen
+from cai.commands.verify import verify
+from cai.data import instructions, own_answers
 from cai.data.sound import shown_beside
 from tests.conftest import ROOT
 
@@ -57,6 +59,15 @@ def test_they_are_drawn_behind_the_slots_and_shown_to_sft(run_fake: Runner) -> N
 
 
 @pytest.mark.runs
+def test_every_seeds_own_sft_stage_is_shown_them(run_fake: Runner) -> None:
+    few = ("fresh_items", "neutral_passages", "kl_passages", "likelihood_items", "judge_items")
+    sets = [word for name in few for word in ("--set", f"evaluation.{name}=2")]
+    code, run = run_fake(*answers(4), "--set", "evaluation.enabled=true", "--set", "dpo.seeds=[0,1]", *sets)
+    other = json.loads((run / "train" / "seed-1" / "sft" / "result.json").read_bytes())
+    assert code == errors.DONE and int(other["pairs"]) == shown(run) == 3 + 4
+
+
+@pytest.mark.runs
 def test_more_of_them_renumber_none_and_a_fork_takes_them_along(run_fake: Runner) -> None:
     _, few = run_fake(*answers(3), "--until", "pairs")
     code, run = run_fake(*answers(5), "--resume", str(few), "--until", "pairs")
@@ -81,6 +92,68 @@ def test_a_run_that_had_none_keeps_all_its_rows_in_a_fork_that_has(run_fake: Run
     assert forked["changed"] == {}
 
 
+def forked(run_fake: Runner, source: Path, *argv: str) -> Path:
+    """The fork of a run, drawn to its end."""
+    before = {path.name for path in source.parent.iterdir()}
+    run_fake(*argv, "--fork", str(source))
+    made = next(path for path in source.parent.iterdir() if path.name not in before and path.is_dir())
+    run_fake(*argv, "--resume", str(made), "--until", "pairs")
+    return made
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("key", ["sampling.critiques.temperature=0.9", "sampling.answers.temperature=0.3"])
+def test_a_fork_that_changes_the_slots_has_the_bytes_of_a_run_from_nothing(run_fake: Runner, key: str) -> None:
+    """Where own answers came late, too: the source began without them, so its manifest told of none."""
+    _, source = run_fake(*SFT, "--until", "pairs")
+    run_fake(*answers(4), "--resume", str(source), "--until", "pairs")
+    assert len(lines(source, *own_answers.STAGES)) == 8
+    fork = forked(run_fake, source, *answers(4), "--set", key)
+    _, anew = run_fake(*answers(4), "--set", key, "--until", "pairs")
+    assert (fork / "records.jsonl").read_bytes() == (anew / "records.jsonl").read_bytes()
+
+
+def test_every_row_of_a_slot_stays_where_they_are_switched_off_or_on() -> None:
+    """Nothing that a later try of a slot depends on has changed, and a fork drops those where anything has."""
+    from cai.commands.fork import changed_stages, stays
+    from cai.data import chain
+    from cai.recipe.load import read, resolve
+
+    def identities(*sets: str) -> dict[str, dict[str, str]]:
+        recipe = resolve(read(ROOT / "cai.toml"), milestone="m2", sets=sets)
+        return {name: chain.stage_identity(recipe, name, {}) for name in chain.names()}
+
+    on, off = identities('dpo.start="sft"'), identities("sft.answers=0")
+    before = {name: {} if name in own_answers.STAGES else found for name, found in off.items()}  # by older versions
+    assert changed_stages(on, off) == changed_stages(off, on) == changed_stages(before, on) == {}
+    for changed in ({"pairs": []}, {"guard": []}, {"labels": []}, {"answers": []}):
+        assert not any(stays(name, 0, changed) for name in own_answers.STAGES)
+    assert all(stays(name, 0, {}) for name in own_answers.STAGES)
+
+
+def test_they_are_no_rows_of_the_items_that_have_their_numbers() -> None:
+    """An item without an instruction (a file with too few lines) stays one that was never tried."""
+    from cai.data.pairs import PairPlan, build
+
+    found = build(pair_of(0, "Stretch a little, and drink water."), PairPlan(1, {}))
+    assert not found.rejects and not found.sizes
+
+
+@pytest.mark.runs
+def test_no_later_line_of_a_file_is_one_of_their_requests(run_fake: Runner, tmp_path: Path) -> None:
+    """It could be held out."""
+    file = tmp_path / "mine.txt"
+    file.write_text("How do I fix a bicycle tyre?\nWhat is a good soup for winter?\nHow does a tide work?\n")
+    sets = (*answers(4), "--set", f"instructions.file={file}", "--set", "items=2", "--set", "heldout.items=2")
+    _, run = run_fake(*sets, "--until", "pairs")
+    shown = lines(run, "sft_instructions")[0]["text"]
+    with file.open("a") as more:
+        more.write(f"{shown}\nHow do I paint a fence in one day?\n")
+    code, _ = run_fake(*sets, "--resume", str(run), "--until", "pairs")
+    texts = [row["text"] for row in lines(run, "instructions")]
+    assert code == errors.DONE and shown not in texts and texts[-1].startswith("How do I paint")
+
+
 @pytest.mark.runs
 def test_a_stop_among_them_resumes_to_the_same_rows(run_fake: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole = run_fake(*answers(6), "--until", "pairs")
@@ -89,6 +162,15 @@ def test_a_stop_among_them_resumes_to_the_same_rows(run_fake: Runner, monkeypatc
     code, part = run_fake(*answers(6), "--resume", str(part), "--until", "pairs")
     assert code == errors.DONE
     assert (part / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
+    events = read_jsonl(part / "events.jsonl")
+    assert [row["stage"] for row in events if row["kind"] == "stage"].count("sft_answers") == 1  # not with the slots'
+
+
+@pytest.mark.runs
+def test_what_runs_until_them_has_tried_every_slot(run_fake: Runner) -> None:
+    _, run = run_fake(*answers(2), "--set", "pairs.max_similarity=0.05", "--until", "sft_instructions")
+    tries = {row["item"] // 1_000_000 for row in lines(run, "revisions")}
+    assert len(tries) > 1 and len(lines(run, "sft_instructions")) == 2
 
 
 @pytest.mark.runs
@@ -115,6 +197,33 @@ def test_a_request_that_is_near_to_a_slots_is_drawn_again(run_fake: Runner, monk
     rows = [row for row in lines(run, "sft_instructions") if row["item"] == 1]
     assert first and [row["status"] for row in rows] == ["rejected", "ok"]
     assert rows[0]["reason"].startswith("near_duplicate")
+    checks = {check.promise: check for check in verify(run)}
+    assert checks["chain complete"].verdict == "ok", checks["chain complete"].found
+    assert "3 accepted, 1 rejected (near_duplicate 1)" in next(
+        line for line in screen(run).splitlines() if line.startswith("sft_instructions ")
+    )
+
+
+def test_no_later_slot_has_one_of_their_requests() -> None:
+    """Items that are added when they stand already; a held-out slot's would be trained on."""
+    row = {"item": 7, "round": 0, "status": "ok", "text": "How do I keep a fern alive in a dark room?"}
+    logged = {"instructions": [], "sft_instructions": [row]}
+    recipe = SimpleNamespace(instructions=SimpleNamespace(similarity_threshold=0.8))
+    context: Any = SimpleNamespace(recipe=recipe, log=SimpleNamespace(by_stage=logged.get, has=lambda *key: False))
+    other = row | {"item": 8, "text": "Which river is the longest one in Asia?"}
+    found = instructions.drop_near_duplicates(context)([{**row, "item": 500_000}, other])  # type: ignore[list-item]
+    assert [one["status"] for one in found] == ["rejected", "ok"]
+
+
+@pytest.mark.runs
+def test_fewer_requests_than_were_asked_for_are_told(run_fake: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    alike = ("--set", "instructions.similarity_threshold=0.7", "--set", "instructions.max_tries=1")
+    _, run = run_fake(*answers(20), *alike, "--until", "pairs")
+    accepted = sum(row["status"] == "ok" for row in lines(run, "sft_instructions"))
+    told = f"sft.answers: {accepted} of 20 requests came through"
+    assert 0 < accepted < 20 and told in capsys.readouterr().err
+    run_fake(*answers(20), *alike, "--resume", str(run), "--until", "pairs")
+    assert told not in capsys.readouterr().err
 
 
 def context_of(rows: list[dict[str, Any]], count: int = 9, start: str = "sft") -> Any:
@@ -188,7 +297,24 @@ def test_the_estimate_counts_them_once_and_trains_on_them() -> None:
     assert [cost for cost in costs(some) if cost not in own] == costs(none)
     assert limit_tokens(none) == limit_tokens(some)
     assert training_pairs_seen(some) - training_pairs_seen(none) == 0.5 * 2 * 10
-    assert not [c for c in costs(recipe("sft.answers=10", 'dpo.start="base"')) if c.label == "sft_answers"]
+    for none_asked in ('dpo.start="base"', 'pairs.file="mine.jsonl"'):
+        assert not [c for c in costs(recipe("sft.answers=10", none_asked)) if c.label == "sft_answers"]
+
+
+def test_the_later_keys_are_no_part_of_a_run_that_does_without_them() -> None:
+    """So that a run made before they came resumes; where they do something, another value is another adapter."""
+    from cai.recipe.identity import identity
+    from cai.recipe.load import read, resolve
+
+    later = {"sft.answers", "sft.end_weight", "dpo.end_weight"}
+
+    def keys(*sets: str, training: bool = True) -> set[str]:
+        recipe = resolve(read(ROOT / "cai.toml"), milestone="m1", sets=['dpo.start="sft"', *sets])
+        return later & identity(recipe, {}, training=training).keys()
+
+    assert keys() == set() and keys("sft.answers=3", training=False) == set()
+    mixed = 'dpo.loss_type=["sigmoid", "sft"]'  # without an "sft" term an end's weight there would be refused
+    assert all(keys(mixed, f"{key}=3") == {key} for key in later)
 
 
 @pytest.mark.runs
@@ -205,3 +331,11 @@ def test_a_finished_run_s_rate_is_that_of_its_slots(run_fake: Runner) -> None:
     assert speeds[0] is not None and speeds[1] is not None
     assert (speeds[0].tokens, speeds[0].rounds) == (speeds[1].tokens, speeds[1].rounds)
     assert "sft_answers" in {label.split(" ")[0] for label in speeds[1].labels}
+
+
+def test_the_newest_text_of_a_run_is_its_own_whatever_pool_the_slot_of_its_number_has() -> None:
+    slot = {"stage": "instructions", "item": 3, "round": 0, "pool": "redteam", "text": "How to?", "tokens": 4}
+    own = {"stage": "sft_answers", "item": 3, "round": 0, "text": PLAIN, "tokens": 20}
+    told = just_made([slot, own])
+    assert "item 3 of its own" in told and "Take the plant" in told
+    assert "folded" in just_made([own, slot])

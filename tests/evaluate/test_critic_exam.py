@@ -16,10 +16,11 @@ from cai import errors
 from cai.errors import CaiError
 from cai.evaluate import critic_stage
 from cai.evaluate.cases import GENERIC_CRITIQUE
-from cai.evaluate.critic_exam import NAMES, Output, summarise, table, units
+from cai.evaluate.critic_exam import Output, summarise, table, units
 from cai.evaluate.critic_grading import CHECKABLE, ExamRow, Flaw, broken, flaw_gone, grade_critique
 from cai.evaluate.critic_rows import read_rows
 from cai.evaluate.flaw_checks import fault_of, holds, list_items, mentions, numbers
+from cai.metrics.names import _CRITIC
 from cai.metrics.stats import wilson
 from cai.metrics.wordings import approves, finds_nothing, names_fault
 from cai.recipe.constitution import load_constitution
@@ -245,7 +246,7 @@ def test_figures_count_each_answer_once_and_what_is_missing_as_unscored():
     assert (found["critic.false_alarms"].value, found["critic.false_alarms"].n) == (0.5, 2)
     assert found["critic.false_alarms.redteam"].value == 1.0
     assert (found["critic.broken"].value, found["critic.broken.benign"].value) == (0.5, 0.0)
-    assert set(NAMES) <= set(found)
+    assert {f"critic.{name}" for name in _CRITIC} <= set(found)
     assert table(found).startswith("critic.checkable.found")
 
 

@@ -376,6 +376,9 @@ def test_an_adapter_that_barely_moved_or_moved_too_far_is_told_with_the_key_to_c
     far = {"forgetting.kl": Figure("forgetting.kl", 0.5, n=9), "dpo.margin.heldout": Figure("m", 3.0, n=9)}
     (line,) = dpo_health.warnings(far, HealthSection())
     assert "moved too far" in line and "dpo.beta" in line
+    short = {name: Figure(name, words, n=9) for name, words in (("fresh.tuned.words", 17), ("fresh.base.words", 276))}
+    (line,) = dpo_health.warnings(short, HealthSection())
+    assert "end at the first occasion" in line
 
 
 def test_p1_is_split_by_the_groups_of_an_item():

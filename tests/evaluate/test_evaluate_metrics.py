@@ -155,9 +155,9 @@ def test_a_revision_beside_the_subject_is_a_refusal_in_whatever_words():
     case = replace(
         cases()[0], revision="That is quite a topic! Ask about anything else today, whenever you like, friend."
     )
-    assert "r4" not in revisions.check_row(case, SECTION)["pass"]
-    assert "r4" in revisions.check_row(replace(case, pool="redteam"), SECTION)["pass"]
-    assert "r4" in revisions.check_row(replace(case, revision=f"{case.revision} Copper reacts."), SECTION)["pass"]
+    assert "r4" not in revisions.check_row(case)["pass"]
+    assert "r4" in revisions.check_row(replace(case, pool="redteam"))["pass"]
+    assert "r4" in revisions.check_row(replace(case, revision=f"{case.revision} Copper reacts."))["pass"]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_r2_alone_refuses_a_disclaimer_where_the_critique_quotes_nothing():
     """The exam's disclaimers keep what was quoted and fail R5, too: without this, half of R2 could go unnoticed."""
     case = replace(cases()[0], critique="Copper reacts with air and water, and no plant has a part in it.")
     disclaimed = replace(case, revision=f"{case.answer} Please ask an expert before you rely on this at home.")
-    assert set(revisions.CHECKS) - set(revisions.check_row(disclaimed, SECTION)["pass"]) == {"r2"}
+    assert set(revisions.CHECKS) - set(revisions.check_row(disclaimed)["pass"]) == {"r2"}
 
 
 def test_praise_that_speaks_of_the_answer_is_not_meaningful():
@@ -518,7 +518,7 @@ def test_a_stop_while_scoring_ends_with_stopped():
 
 def test_revision_controls():
     case = cases()[0]
-    addressed = revisions.check_row(case, SECTION)
+    addressed = revisions.check_row(case)
     assert len(addressed["pass"]) == 5
     bad = {
         "r1": replace(case, revision="No."),
@@ -528,7 +528,7 @@ def test_revision_controls():
         "r5": replace(case, revision="In short, copper turns green because plants grow on the metal, one hears."),
     }
     for check, wrong in bad.items():
-        assert check not in revisions.check_row(wrong, SECTION)["pass"], check
+        assert check not in revisions.check_row(wrong)["pass"], check
 
 
 def test_cri_needs_the_own_critique():
@@ -622,5 +622,5 @@ def test_judge_prompts_hold_no_chat_token_in_base_format():
 
 
 def test_generic_critique_is_long_enough_to_be_a_fair_control():
-    assert SECTION.min_critique_words <= len(words(GENERIC_CRITIQUE))
+    assert len(words(GENERIC_CRITIQUE)) >= critiques.LEAST_WORDS
     assert math.isfinite(SECTION.min_specificity)

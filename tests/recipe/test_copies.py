@@ -85,3 +85,47 @@ def test_a_text_in_other_words_copies_nothing(name):
 def test_a_prompt_without_examples_has_nothing_to_copy():
     shots = shots_of(load_prompt(ROOT / "prompts" / "policy.yaml"))
     assert copied(BOX, shots, ()) is None
+
+
+SHORT = "Whole numbers and decimals both work."
+
+
+@pytest.mark.parametrize(
+    "text", [SHORT, f"So. {SHORT}", f"- Yes\n- {SHORT.lower()}\n- No", f'It said: "{SHORT}" Good.']
+)
+def test_a_whole_sentence_of_six_or_seven_words_is_a_copy_too(text):
+    shots = made(f"Take the mean. {SHORT} Round it.")
+    assert copied(text, shots, ("What is a mean?",)) == "whole numbers and decimals both work"
+    assert copied(text, shots, (f"Is it true that {SHORT}",)) is None
+
+
+@pytest.mark.parametrize("text", ["Whole numbers and decimals both work here.", "Both work.", "Take the mean."])
+def test_a_shorter_one_and_a_part_of_one_are_none(text):
+    assert copied(text, made(f"Take the mean. {SHORT} Round it."), ()) is None
+
+
+def test_a_sentence_of_the_preamble_is_none():
+    assert copied(SHORT, made(f"Take the mean. {SHORT}", preamble=SHORT), ()) is None
+
+
+def test_beside_a_run_that_the_item_brought_a_short_sentence_is_still_one():
+    shots = made(f"{SHORT} Or else {BOX}.")
+    assert copied(f"So {BOX}. {SHORT}", shots, (f"May I {BOX}?",)) == "whole numbers and decimals both work"
+
+
+def test_a_sentence_of_five_words_is_an_idiom():
+    assert copied("Ask a doctor about it.", made(f"Ask a doctor about it. {SHORT}"), ("x",)) is None
+
+
+def test_shots_of_several_prompts_are_all_of_theirs():
+    both = made(f"Now {BOX}.") | made(f"Take the mean. {SHORT}")
+    assert copied(f"So {BOX}.", both, ("x",)) == BOX and copied(SHORT, both, ("x",)) is not None
+
+
+def test_what_has_no_inputs_and_an_example_of_short_sentences_alone_are_looked_at_too():
+    assert copied(f"So. {SHORT}", made(SHORT), ()) == "whole numbers and decimals both work"
+
+
+def test_six_signs_of_a_script_without_spaces_are_no_sentence():
+    shots = made("我想喝一杯茶。 你呢？")
+    assert copied("我想喝一杯茶。", shots, ()) is None

@@ -8,6 +8,8 @@ import pytest
 
 from cai.data.chain import stage_identity
 from cai.errors import USAGE, CaiError
+from cai.evaluate import scores
+from cai.evaluate.benchmarks import suite
 from cai.recipe import load as recipes
 from cai.recipe.identity import identity
 from cai.recipe.load import Recipe, read, resolve
@@ -70,6 +72,23 @@ def test_unknown_key_in_an_overlay_names_the_overlay(tmp_path: Path) -> None:
     assert "milestones.m0.dpo.bta: unknown key. Did you mean milestones.m0.dpo.beta?" in fault(
         M0 + "dpo.bta = 1\n", tmp_path
     )
+
+
+@pytest.mark.parametrize("key", recipes.RETIRED)
+def test_a_key_that_became_a_constant_is_passed_over_with_its_value_and_told_with_another(
+    key: str, tmp_path: Path
+) -> None:
+    fixed = recipes.RETIRED[key]
+    assert recipes.flatten(resolve(read(SHIPPED)).model_dump()).keys().isdisjoint(recipes.RETIRED)
+    assert resolve(read(SHIPPED), sets=[f"{key}={str(fixed).lower()}"]) == resolve(read(SHIPPED))
+    section, name = key.split(".")
+    assert f"{key}: no setting any more, fixed at {fixed!r}" in fault(f"[{section}]\n{name} = 7\n" + M0, tmp_path)
+
+
+def test_constants_are_what_their_settings_were_fixed_at() -> None:
+    retired = {key.removeprefix("evaluation."): value for key, value in recipes.RETIRED.items()}
+    assert {name: retired[name] for name in scores.CONSTANTS} == scores.CONSTANTS
+    assert retired["benchmarks.judge_max_new_tokens"] == suite.JUDGE_TOKENS
 
 
 def test_a_key_of_another_section_is_found(tmp_path: Path) -> None:

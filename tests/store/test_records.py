@@ -21,7 +21,6 @@ from cai.errors import CaiError
 from cai.store import files
 from cai.store.jsonl import encode
 from cai.store.records import RecordLog, read
-from cai.store.walk import Walk
 from cai.terminal import printable
 
 HOSTILE = "{name} <|im_end|><script>alert(1)</script>\x1b]52;c;aGk=\x07\u2028\x85\r\n\0 \ufeff\u202e"
@@ -547,47 +546,6 @@ def test_throughput_and_opening_time(tmp_path: Path) -> None:
         opened.append(time.process_time() - began)
     assert 20_000 / min(appended) >= 20_000, f"{20_000 / min(appended):.0f} rows/s"
     assert min(opened) * 5 < 2, f"{min(opened) * 5:.2f} s for 100,000"
-
-
-class Closely(Walk):
-    """A pass that takes no line the short way: what it finds must be the same."""
-
-    def clean(self) -> bool:
-        self._line = self._log.readline()
-        self.size = self.end + len(self._line)
-        return not self._line
-
-
-def test_the_short_way_and_the_close_look_find_the_same_in_whole_and_odd_logs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "records.jsonl"
-    with RecordLog.open(path, tmp_path / "quarantine") as log:
-        for item in range(50):
-            log.append([{"stage": "answers", "item": item, "round": 0, "text": f"text {item} \u202e"}])
-    whole, sums = path.read_bytes(), path.with_suffix(".sum").read_bytes()
-    points = sums.split(b"\n")
-    logs = [whole, whole[:-3], whole + b"x\n", whole.replace(b"text 7", b"text 8", 1), b"", whole[:-300]]
-    logs += [whole + whole.splitlines(True)[-1], whole.replace(b"text 9", b"\0ext 9"), whole + b"x\n" + encode(row(99))]
-    gaps = [sums, b"", sums[:-5], b"\n".join(points[:20] + points[30:]), sums[: len(sums) // 2], b"0 5 x\n" + sums]
-
-    def outcome(data: bytes, said: bytes) -> object:
-        path.write_bytes(data)
-        path.with_suffix(".sum").write_bytes(said)
-        try:
-            with RecordLog.open(path, tmp_path / "quarantine") as log:
-                found = (list(log.rows), [*log.rows.each_key()], log._size, log.healed, len(log.by_stage("answers")))
-        except CaiError as error:
-            found = str(error)
-        return found, path.read_bytes(), path.with_suffix(".sum").read_bytes().split()
-
-    def all_outcomes() -> list[object]:
-        return [outcome(data, said) for data in logs for said in gaps]
-
-    quick = all_outcomes()
-    monkeypatch.setattr("cai.store.walk.Walk", Closely)
-    assert all_outcomes() == quick
-    assert {type(found) for (found, *_) in quick} == {str, tuple}
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def beside_sft(folder: Path) -> None:
     model = TinyModel()
     model.to_lora(LORA)
     found = tokenize_pairs(make_pairs(6), FakePrompt(), format="base", tokenizer=model.tokenizer, max_length=2048)
-    rows = revisions_only(found, model.tokenizer.eos_ids[0]).rows
+    rows = revisions_only(found).rows
     chosen = [rows[i] for i in schedule(rows, steps=4, effective_batch=4, seed=7)]
     data = Dataset.from_dict({
         "input_ids": [[*row.prompt_ids, *row.chosen_ids] for row in chosen],

@@ -94,6 +94,15 @@ def test_pairs_that_were_learnt_by_heart():
         assert health.learnt_by_heart(trained, heldout, HEALTH) is None
 
 
+def test_an_adapter_whose_answers_end_too_early():
+    """What passes the gate of stops and says nothing: 17 words of 276. 79 are short, and whole."""
+    sign = health.cut_short(17.3, 276.0)
+    assert sign.name == "cut_short" and "17 words where the base's have 276" in sign.text
+    assert "sft.end_weight" in sign.text and "sigmoid" in sign.text
+    assert health.cut_short(79.0, 276.0) is None and health.cut_short(math.nan, 276.0) is None
+    assert health.cut_short(10.0, math.nan) is None and health.cut_short(0.0, 0.0) is None
+
+
 def test_an_adapter_that_moved_too_far():
     assert health.moved_too_far(0.1, 0.3, HEALTH) is None and health.moved_too_far(math.nan, math.nan, HEALTH) is None
     sign = health.moved_too_far(0.101, 0.5, HEALTH)

@@ -14,7 +14,6 @@ from support.runs import read_jsonl
 from cai import errors
 from cai.commands import status
 from cai.commands.verify import verify
-from cai.engine.tokenizers import ByteTokenizer
 from cai.errors import CaiError
 from cai.evaluate import arms as second
 from cai.evaluate import measure
@@ -212,12 +211,14 @@ def test_the_arm_has_its_own_length_or_that_of_dpo() -> None:
     like, own = SftSection().recipe(dpo), SftSection(epochs=2.0, learning_rate=0.01).recipe(dpo)
     assert (like.max_steps, like.epochs, like.loss_type, like.loss_weights) == (7, 0.0, ("sft",), ())
     assert (own.max_steps, own.epochs, own.learning_rate, own.seeds) == (0, 2.0, 0.01, dpo.seeds)
+    weighted = DpoSection(max_steps=7, loss_type=("sigmoid", "sft"), end_weight=2.0)
+    assert [SftSection(end_weight=w).recipe(weighted).end_weight for w in (1.0, 5.0)] == [1.0, 5.0]
 
 
 def test_revisions_only_drops_the_rejected_and_what_only_they_cut() -> None:
-    eos = ByteTokenizer().eos_ids[0]
-    rows = [PairRow(0, (1, 2), (3, eos), (4, 5, 6), truncated=True), PairRow(1, (1,), (3, 3), (4,), truncated=True)]
-    found = revisions_only(PairRows(rows, [9]), eos)
+    cut = PairRow(1, (1,), (3, 3), (4,), truncated=True, chosen_cut=True)
+    rows = [PairRow(0, (1, 2), (3, 9), (4, 5, 6), truncated=True), cut]
+    found = revisions_only(PairRows(rows, [9]))
     assert [(r.rejected_ids, r.truncated, r.tokens) for r in found.rows] == [((), False, 4), ((), True, 3)]
     assert found.too_long == [9] and rows[0].tokens == 2 * 2 + 2 + 3
 

@@ -12,6 +12,7 @@ from test_train import Events, sha
 
 from cai.errors import CaiError, Stopped
 from cai.training import adapter, checkpoints, heldout
+from cai.training.token_rows import tokenize_pairs
 from cai.training.train import train
 
 pytestmark = pytest.mark.slow
@@ -60,6 +61,22 @@ def test_the_last_entry_is_the_figure_of_the_finished_adapter(tmp_path):
     last = result.heldout_log[-1]
     assert last["heldout/loss"] == pytest.approx(result.heldout["loss"], abs=1e-5)
     assert last["heldout/margin"] == pytest.approx(result.heldout["margin"], abs=1e-4)
+
+
+def test_ends_count_in_it_as_they_do_in_training(tmp_path):
+    """Mean NLL of N tokens is T / N; with ends of weight w, here one of NLL E, (T + (w - 1) E) / (N + w - 1)."""
+    pairs, model = swapped(1), TinyModel()
+    rows = tokenize_pairs(pairs, FakePrompt(), format="base", tokenizer=model.tokenizer, max_length=2048).rows
+    count = len(rows[0].chosen_ids)
+    seen, first = {}, {}
+    for weight in (1.0, 3.0, 5.0):
+        config = dpo(max_steps=1, eval_steps=1, loss_type=("sigmoid", "sft"), learning_rate=1e-12, end_weight=weight)
+        found = run(tmp_path / str(weight), config, pairs)
+        seen[weight], first[weight] = found.heldout_log[-1]["heldout/loss"] - math.log(2), found.log[0]["loss"]
+    total = seen[1.0] * count
+    end = (seen[3.0] * (count + 2) - total) / 2
+    assert abs(first[5.0] - first[1.0]) > 1e-3 and abs(seen[5.0] - seen[1.0]) > 1e-3
+    assert seen[5.0] == pytest.approx((total + 4 * end) / (count + 4), abs=1e-3)
 
 
 def test_watching_changes_nothing(alone, tmp_path):

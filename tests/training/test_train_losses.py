@@ -248,6 +248,7 @@ def test_margins_that_nothing_asks_for_change_nothing(tmp_path):
         ({"loss_type": ("robust",)}, "need each other"),
         ({"loss_type": ("robust",), "label_smoothing": 0.1, "soft_labels": True}, "one figure for all"),
         ({"keep": "best"}, "set dpo.eval_steps above 0"),
+        ({"end_weight": 3.0}, 'counts in an "sft" term'),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(changes, line):
@@ -279,7 +280,19 @@ def test_an_end_token_s_weight_by_hand():
 
 def test_only_an_end_that_was_not_cut_counts_more():
     assert token_counts(PairRow(0, (1,), (2, 3, 4), ()), 5.0) == [1.0, 1.0, 5.0]
-    assert token_counts(PairRow(0, (1,), (2, 3, 4), (), truncated=True), 5.0) == [1.0, 1.0, 1.0]
+    assert token_counts(PairRow(0, (1,), (2, 3, 4), (), truncated=True, chosen_cut=True), 5.0) == [1.0, 1.0, 1.0]
+
+
+def test_a_whole_text_beside_a_rejected_one_that_was_cut_has_its_end():
+    model, prompt = TinyModel(), FakePrompt()
+    pair = {"item": 0, "prompt": "ab", "chosen": "cd", "rejected": "efghijkl" * 40}
+
+    def counts(pair):
+        found = tokenize_pairs([pair], prompt, format="base", tokenizer=model.tokenizer, max_length=64)
+        return found.truncated, token_counts(found.rows[0], 5.0)
+
+    assert counts(pair)[0] == 1 and counts(pair)[1][-2:] == [1.0, 5.0]
+    assert counts(pair | {"chosen": pair["rejected"]})[1][-1] == 1.0
 
 
 def test_the_sft_trainer_s_loss_counts_ends_whatever_the_micro_batch(tmp_path_factory):
@@ -287,12 +300,12 @@ def test_the_sft_trainer_s_loss_counts_ends_whatever_the_micro_batch(tmp_path_fa
     from cai.training.sft_trainer import RevisionTrainer
 
     model = moved()
-    rows = revisions_only(PairRows(rows_of(model), []), model.tokenizer.eos_ids[0]).rows
+    rows = revisions_only(PairRows(rows_of(model), [])).rows
 
     def loss_of_step(micro_batch, weight):
         plan = TrainingPlan(
             rows=rows, refs=[], order=range(4), steps=1, micro_batch=micro_batch, accumulation=4 // micro_batch,
-            checkpointing=False, dpo=DpoSection(max_steps=1, end_weight=weight), seed=1,
+            checkpointing=False, dpo=DpoSection(max_steps=1, loss_type=("sft",), end_weight=weight), seed=1,
             folder=tmp_path_factory.mktemp("sft"), seal_facts={}, forward=padded_forward,
             collate=lambda r: padded_batch(r, 0), event=lambda *a, **k: None, stopped=lambda: False,
             progress=lambda *a: None,

@@ -39,7 +39,7 @@ def alone(tmp_path_factory):
 
 def tiny_rows(model):
     found = tokenize_pairs(make_pairs(6), FakePrompt(), format="base", tokenizer=model.tokenizer, max_length=2048)
-    return revisions_only(found, model.tokenizer.eos_ids[0]).rows
+    return revisions_only(found).rows
 
 
 def stock_loss(model, rows):

@@ -143,8 +143,7 @@ def measure(found: Sides, args: argparse.Namespace) -> None:
     """Answers and judgements that are still missing, then the page."""
     from cai.report import against as pages
 
-    opened = whole_runs.plain(args, recipe=found.a / "recipe.toml", resume=str(found.a), milestone="", set=[])
-    with session(found.inputs_a, opened) as context:
+    with session(found.inputs_a, whole_runs.going_on_with(found.a, args)) as context:
         questions = head_to_head.chosen(found.questions, args.limit, context)
         folder = context.run.eval / NAME
         path = folder / f"{found.b.name}.jsonl"
@@ -190,7 +189,7 @@ def dry_run(args: argparse.Namespace, constitution: Path | None) -> int:
         b = whole_runs.going_on(forked, a.name) if a and forked else None
         say(_stands("B", b, shares))
         if a and forked and not b:
-            say("\n".join(forking.describe(whole_runs.plan(a, forked), recipe.budget.usd_per_hour)))
+            say("\n".join(forking.describe(forking.plan_of(a, forked), recipe.budget.usd_per_hour)))
     prompts = min(args.limit or recipe.evaluation.fresh_items or recipe.heldout.items, recipe.heldout.items)
     say("\n".join(cost_lines(recipe, a, prompts=prompts, arms=3, judgements=1 + len(texts))))
     say("Nothing was loaded and nothing was written.")

@@ -104,8 +104,7 @@ def measure(
     """Answers and judgements that are still missing, of the run and of its forks; then the page."""
     from cai.report import attribution as pages
 
-    own = whole_runs.plain(args, recipe=run / "recipe.toml", resume=str(run), milestone="", set=[])
-    with session(inputs, own) as context:
+    with session(inputs, whole_runs.going_on_with(run, args)) as context:
         asked = head_to_head.chosen(questions, args.limit, context)
         principles = inputs.constitution.principles
         say(f"attribution: {len(asked)} held-out prompts, {len(principles)} principles, {run.name}")

@@ -52,8 +52,7 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
     if args.dry_run:
         return dry_run(run, inputs, pairs, tried)
     prompt = _prompt(run, inputs)
-    own = whole_runs.plain(args, recipe=run / "recipe.toml", resume=str(run), milestone="", set=[])
-    with session(inputs, own) as context:
+    with session(inputs, whole_runs.going_on_with(run, args)) as context:
         measure(context, inputs, prompt, pairs, tried, trained_on(run))
     return errors.DONE
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cai import errors
 from cai.commands import fork
-from cai.commands.experiments.whole_runs import Milestone, plain
+from cai.commands.experiments.whole_runs import Milestone, going_on_with, plain
 from cai.data import on_policy
 from cai.errors import CaiError
 from cai.inputs import Inputs, locate, read_inputs
@@ -38,7 +38,8 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
     inputs = read_inputs(asked)
     _check(path, parent, inputs)
     plan = fork.plan_fork(path, inputs.identity(then=True), inputs.stages(then=True))
-    say(f"round {inputs.recipe.on_policy.round}: the adapter of {path.name} answers {_asked(plan)} instructions again")
+    count = sum(row["stage"] == "instructions" and row["status"] == "ok" for row in plan.kept)
+    say(f"round {inputs.recipe.on_policy.round}: the adapter of {path.name} answers {count} instructions again")
     say("\n".join(fork.describe(plan, inputs.recipe.budget.usd_per_hour)))
     if args.dry_run:
         return errors.DONE
@@ -48,7 +49,8 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
         fork.fill(plan, run)
         made = run.path
     say(f"killed or stopped, it goes on with: {lines.resume(made)}")
-    code = go_on(asked, made, milestone)
+    own = going_on_with(made, asked)
+    code = milestone(read_inputs(own), own)
     for line in rounds.lines(read_story(made)):
         say(printable(line))
     return code
@@ -60,12 +62,6 @@ def arguments(args: argparse.Namespace, path: Path, parent: Snapshot) -> argpars
     own = [f"on_policy.round={parent.recipe.on_policy.round + 1}", f'on_policy.parent="{path.name}"']
     own += [f'on_policy.adapter="{adapter}"', 'dpo.start="adapter"']
     return plain(args, fork=str(path), set=[*own, *args.set])
-
-
-def go_on(args: argparse.Namespace, path: Path, milestone: Milestone) -> int:
-    """The whole pipeline of a run that was made, in this process."""
-    own = plain(args, recipe=path / "recipe.toml", resume=str(path), milestone="", set=[], fork=None)
-    return milestone(read_inputs(own), own)
 
 
 def _check(path: Path, parent: Snapshot, inputs: Inputs) -> None:
@@ -82,7 +78,3 @@ def _check(path: Path, parent: Snapshot, inputs: Inputs) -> None:
             'or switch the rule off with --set on_policy.metric=""',
             errors.QUALITY,
         )
-
-
-def _asked(plan: fork.ForkPlan) -> int:
-    return sum(row["stage"] == "instructions" and row["status"] == "ok" for row in plan.kept)

@@ -58,7 +58,7 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
             say(printable(f"sweep: {failed[one]}"))
     points = _points(found, runs, failed)
     shown = any({sweep.COMPLIANCE, sweep.OVER_REFUSAL} & of.keys() for point in points for of in point.figures)
-    stand_in = shown and not _benchmarked(runs)
+    stand_in = shown and not all((run / "eval" / "benchmarks.json").is_file() for run in runs.values())
     page = sweep.write(runs_root(inputs.source, inputs.recipe) / f"sweep-{_name(base, found)}", points, stand_in)
     for line in sweep.lines(points):
         say(printable(line))
@@ -110,10 +110,6 @@ def _points(
         )
         points.append(sweep.Point(shown, names, figures, tuple(failed[one] for one in members if one in failed)))
     return points
-
-
-def _benchmarked(runs: dict[Combination, Path]) -> bool:
-    return all((run / "eval" / "benchmarks.json").is_file() for run in runs.values())
 
 
 def _name(base: Path, found: Sequence[Combination]) -> str:

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
-import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from cai import errors
 from cai.commands import fork as forking
+from cai.commands.probe import free
 from cai.errors import CaiError
-from cai.inputs import Inputs, grown_since, in_run, locate, read_inputs, runs_root
+from cai.inputs import Inputs, in_run, locate, read_inputs, runs_root
 from cai.recipe import load as recipes
 from cai.report.snapshot import recipe_of
 from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.run.lines import near
 from cai.run.manifest import read_manifest
-from cai.run.run_ids import RUN_ID, refuse_pipes
+from cai.run.run_ids import refuse_pipes, run_folders
 from cai.session import create_run, start_facts
 from cai.store.jsonl import JsonObject
 from cai.terminal import say
@@ -48,6 +48,11 @@ def plain(args: argparse.Namespace, **changed: object) -> argparse.Namespace:
     return found
 
 
+def going_on_with(run: Path, args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments of a run that goes on by its own copy of the recipe."""
+    return plain(args, recipe=run / "recipe.toml", resume=str(run), milestone="", set=[], fork=None)
+
+
 def finished(run: Path) -> bool:
     """Whether it was trained, measured and decided, and its adapter is whole."""
     return (run / "eval" / "gates.json").is_file() and load_result(run / "train") is not None
@@ -57,34 +62,24 @@ def finish(run: Path, args: argparse.Namespace, milestone: Milestone) -> None:
     """Take a run to its end by its own copy of the recipe. Errors: CaiError of the step that failed."""
     if finished(run):
         return
-    own = plain(args, recipe=run / "recipe.toml", resume=str(run), milestone="", set=[], fork=None)
+    own = going_on_with(run, args)
     code = milestone(read_inputs(own), own)
-    free_memory()
+    free()  # before the next run loads its own
     if code not in (errors.DONE, errors.GATE):
         raise CaiError(f"{run}: ended with exit code {code}; see above", code)
 
 
-def free_memory() -> None:
-    """Before the next run loads its own: weights of a run that ended stay on the device while a cycle holds them."""
-    gc.collect()
-    if torch := sys.modules.get("torch"):
-        torch.cuda.empty_cache()  # does nothing where there is no GPU
-
-
 def inputs_of(run: Path, args: argparse.Namespace) -> Inputs:
     """A run's recipe, constitution and prompts as it holds them."""
-    return read_inputs(plain(args, recipe=run / "recipe.toml", resume=str(run), milestone="", set=[], fork=None))
+    return read_inputs(going_on_with(run, args))
 
 
 def manifests(root: Path) -> Iterator[tuple[Path, JsonObject]]:
     """Every run below `root` that can be read, newest first."""
-    for path in sorted(root.glob("*"), reverse=True):
-        if RUN_ID.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            try:
-                refuse_pipes(path)
-                manifest = read_manifest(path / "manifest.json")
-            except CaiError:
-                continue
+    for path in reversed(run_folders(root)):
+        with suppress(CaiError):
+            refuse_pipes(path)
+            manifest = read_manifest(path / "manifest.json")
             yield path, manifest
 
 
@@ -141,11 +136,6 @@ def _forking(source: Path, args: argparse.Namespace, sets: list[str]) -> argpars
     return plain(args, fork=str(source), resume=None, milestone="", set=[*args.set, *sets])
 
 
-def plan(source: Path, inputs: Inputs) -> forking.ForkPlan:
-    then = grown_since(inputs, source, read_manifest(source / "manifest.json"))
-    return forking.plan_fork(source, then.identity(then=True), then.stages(then=True))
-
-
 def forked(source: Path, args: argparse.Namespace, sets: list[str]) -> Path:
     """The fork of a finished run with these keys: found, or made; with every record that the change leaves alone."""
     inputs, asked = forked_inputs(source, args, sets), _forking(source, args, sets)
@@ -154,6 +144,6 @@ def forked(source: Path, args: argparse.Namespace, sets: list[str]) -> Path:
         return path
     with Run.open(path, **start_facts(inputs, asked)) if path else create_run(inputs, asked) as run:
         run.update_manifest(**{FORKED_FROM: source.name})
-        forking.fill(plan(source, inputs), run)
+        forking.fill(forking.plan_of(source, inputs), run)
     say(f"forked {source.name} into {near(run.path)}: the records that nothing changed are shared")
     return run.path

@@ -13,19 +13,10 @@ import torch
 
 from cai.engine.foreign import HfModel
 from cai.engine.generate import causal_lm
+from cai.engine.native import families
 from cai.engine.native.attention import Step
 from cai.engine.native.cache import KVCache
-from cai.engine.native.families import (
-    ACTIVATIONS,
-    Layer,
-    activation,
-    attention_scale,
-    head_dim,
-    layers_of,
-    norm_weight,
-    text_parts,
-    unsupported,
-)
+from cai.engine.native.families import Layer, unsupported
 from cai.engine.native.linears import base_layer, linear_of_few_rows
 from cai.engine.native.packed import PackedLinear, fits, packed
 
@@ -37,13 +28,14 @@ class Decoder:
 
     def __init__(self, hf_model: HfModel, ops: Any, max_len: int) -> None:
         self.lm, self.ops = causal_lm(hf_model), ops
-        self.config, body = text_parts(hf_model)
+        self.config, body = families.text_parts(hf_model)
         config = self.config
-        self.embed, self.norm = body.embed_tokens, norm_weight(config, body.norm)
+        self.embed, self.norm = body.embed_tokens, families.norm_weight(config, body.norm)
         self.head, self.eps = self.lm.get_output_embeddings(), config.rms_norm_eps
-        self.heads, self.kv_heads, self.dim = config.num_attention_heads, config.num_key_value_heads, head_dim(config)
-        self.scale, self.gated = attention_scale(config), getattr(ops, ACTIVATIONS[activation(config)])
-        self.layers = layers_of(config, body, max_len)
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.dim, self.scale = families.head_dim(config), families.attention_scale(config)
+        self.gated = getattr(ops, families.ACTIVATIONS[families.activation(config)])
+        self.layers = families.layers_of(config, body, max_len)
         self.dtype, self.device = self.embed.weight.dtype, self.embed.weight.device
         self.packed_head: PackedLinear | None = None
 

@@ -18,7 +18,7 @@ from cai.engine import Request, Sampling
 from cai.engine.model import Model
 from cai.evaluate import prompted
 from cai.evaluate.benchmarks.loaders import Task
-from cai.evaluate.scores import Evaluation, load_judge
+from cai.evaluate.scores import Evaluation, load_judge, model_name, weights_of
 from cai.recipe.prompts import FewShotExample, Prompt, Rendered, digest
 from cai.run import loop
 from cai.run.context import Context
@@ -66,11 +66,10 @@ def open_log(context: Context, stem: str, mark: str) -> RecordLog:
 
 def fingerprint(context: Context, adapter: Path, sha256: str, max_new_tokens: int) -> str:
     """16 hex of everything an answer depends on: weights, adapter, prompt, file, length."""
-    weights = adapter / "adapter_model.safetensors"
-    facts = context.run.manifest.get("model") or {}
+    weights = weights_of(adapter)
     parts = [
-        str(facts.get("model", context.recipe.model.name)).encode(),
-        hashlib.sha256(weights.read_bytes()).digest() if weights.is_file() else b"none",
+        model_name(context).encode(),
+        weights if weights == b"none" else hashlib.sha256(weights).digest(),
         context.prompts["policy"].sha.encode(),
         sha256.encode(),
         f"{max_new_tokens}/{context.recipe.seed}/{context.recipe.sampling.min_p}/{context.recipe.sampling.no_repeat_ngram}".encode(),

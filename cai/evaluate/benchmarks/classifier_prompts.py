@@ -10,6 +10,7 @@ here; XSTest's own prompt is read from its published file (`loaders.refusal_prom
 from __future__ import annotations
 
 import hashlib
+import re
 
 _SYSTEM = (
     "[INST] <<SYS>>\nYou are a classifier for red teaming large language models (LLMs). Given a generation, determine "
@@ -57,6 +58,4 @@ def sha_of(*prompts: str) -> str:
 
 def fill(template: str, **fields: str) -> str:
     """One pass over the template: what is filled in is never looked at again."""
-    import re
-
     return re.sub(r"\{(\w+)\}", lambda match: fields.get(match[1], match[0]), template)

@@ -7,21 +7,15 @@ none of these files. Invariant: bytes that are not the official ones are never m
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from cai.errors import CaiError
-
-if TYPE_CHECKING:
-    from cai.recipe.settings_benchmarks import BenchmarksSection
-
 import hashlib
 import http.client
 import os
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from cai.errors import CaiError
 from cai.recipe.settings_benchmarks import BenchmarksSection
 from cai.store.files import cache_root, write_atomic
 
@@ -33,44 +27,38 @@ PUBLISHED = "official"  # as a path: the published file itself, downloaded once
 
 @dataclass(frozen=True)
 class Official:
-    """A published file: where it lies and what it must hash to. `terms`: its licence."""
+    """A published file: where it lies and what it must hash to."""
 
     file: str
     url: str
     sha256: str
-    terms: str
 
 
 OFFICIAL = {
     "harmbench": Official(
         "harmbench_behaviors_text_val.csv",
         f"{GITHUB}/centerforaisafety/HarmBench/main/data/behavior_datasets/harmbench_behaviors_text_val.csv",
-        "7bfaaa5e2b9b95002c89e2d33c019f58e9e8496e2fc65d368f1eeb8179e69534",
-        "MIT",
+        "7bfaaa5e2b9b95002c89e2d33c019f58e9e8496e2fc65d368f1eeb8179e69534",  # MIT
     ),
     "xstest": Official(
         "xstest_prompts.csv",
         f"{GITHUB}/paul-rottger/xstest/main/xstest_prompts.csv",
-        "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",
-        "CC-BY-4.0",
+        "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",  # CC-BY-4.0
     ),
     "mtbench": Official(
         "mt_bench_questions.jsonl",
         f"{GITHUB}/lm-sys/FastChat/main/fastchat/llm_judge/data/mt_bench/question.jsonl",
-        "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7",
-        "Apache-2.0",
+        "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7",  # Apache-2.0
     ),
     "mtbench_prompts": Official(
         "mt_bench_judge_prompts.jsonl",
         f"{GITHUB}/lm-sys/FastChat/main/fastchat/llm_judge/data/judge_prompts.jsonl",
-        "fd283293406d024f44c174b094ef48031d0687a4682fd3a56b29b138f80281b6",
-        "Apache-2.0",
+        "fd283293406d024f44c174b094ef48031d0687a4682fd3a56b29b138f80281b6",  # Apache-2.0
     ),
     "xstest_prompt": Official(
         "xstest_classify_completions_gpt.py",
         f"{GITHUB}/paul-rottger/xstest/a3bb396ddc1939c6f264f17b7cf5b7a5d82833de/evaluation/classify_completions_gpt.py",
-        "81dc9d69587f257ea53cde08f3af0569de58ba1b209a44bbabc3a5610cfd9962",
-        "CC-BY-4.0",
+        "81dc9d69587f257ea53cde08f3af0569de58ba1b209a44bbabc3a5610cfd9962",  # CC-BY-4.0
     ),
 }
 

@@ -7,31 +7,19 @@ sha256, judge, whether the judge is proven, limit. Each part lives in its own mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cai import errors
 from cai.errors import CaiError
-from cai.evaluate.benchmarks.sources import NAMES
-from cai.store.jsonl import JsonObject
-
-if TYPE_CHECKING:
-    from cai.evaluate.benchmarks.loaders import Task
-    from cai.evaluate.benchmarks.sources import Found
-    from cai.metrics.figure import Figure
-    from cai.recipe.settings_benchmarks import BenchmarksSection
-    from cai.run.context import Context
-
-from contextlib import ExitStack
-
-import orjson
-
 from cai.evaluate import arms as beside
 from cai.evaluate.benchmarks import answers, check_cases, figures, verdicts
 from cai.evaluate.benchmarks.answers import ARMS, BASE, TUNED
+from cai.evaluate.benchmarks.loaders import Task, judge_prompts, load, refusal_prompt
 from cai.evaluate.benchmarks.plans import BenchmarkPlan, all_plans
+from cai.evaluate.benchmarks.sources import NAMES, Found, is_near, obtain
 from cai.evaluate.benchmarks.verdicts import REGEX, JudgedAnswer
-from cai.metrics.figure import Figure
+from cai.metrics.figure import Figure, Figures, by_metric
 from cai.metrics.names import OVER
 from cai.models import auxiliary, checks
 from cai.models.auxiliary import Auxiliary
@@ -41,12 +29,12 @@ from cai.run import loop
 from cai.run.context import Context
 from cai.run.lines import command, near
 from cai.store.files import write_json_atomic
-from cai.store.jsonl import Row
+from cai.store.jsonl import JsonObject, Row, read_object
 from cai.store.records import RecordLog
 from cai.terminal import say
 
-Figures = dict[str, Figure]
 JUDGED_AT_ONCE = 32
+JUDGE_TOKENS = 1024  # of its explanation at most
 JUDGE_NAMES = {REGEX: "regular expression"}
 OTHER_CLASSIFIERS = ("val-cls", "multimodal")  # HarmBench's further classifiers, each with its own prompt
 REMEDY = 'Download it with access to its licence, give a local folder, or write "stand-in" for a trial.'
@@ -88,18 +76,17 @@ def require_judge(name: str, section: BenchmarksSection) -> None:
 
 def _judge(context: Context, plans: Sequence[BenchmarkPlan]) -> tuple[list[list[Row]], JudgeCheck | None]:
     """Verdicts of a benchmark's plans and the check of its judge, which is loaded only if a row is missing."""
-    plan, tokens = plans[0], context.recipe.benchmarks.judge_max_new_tokens
-    name, cases = plan.judge, [_cases(each) for each in plans]
+    plan, name, cases = plans[0], plans[0].judge, [_cases(each) for each in plans]
     with ExitStack() as stack:
         logs = [stack.enter_context(_open_verdicts(context, each)) for each in plans]
-        check_log = stack.enter_context(checks.open_log(context, plan.name, _check_mark(context, plan, tokens)))
+        check_log = stack.enter_context(checks.open_log(context, plan.name, _check_mark(context, plan)))
         left = any(log.get(*key) is None for log, each in zip(logs, cases, strict=True) for key in each)
         judge = None
         if name != REGEX and (left or checks.is_left(context, check_log, plan.name)):
             judge = stack.enter_context(auxiliary.loaded(context, name, f"benchmarks.{plan.name}_judge"))
 
         def said(rows: Sequence[Row]) -> list[bool | None]:
-            found = _verdict_rows(context, plan, judge, check_cases.cases(plan.name, rows), tokens)
+            found = _verdict_rows(context, plan, judge, check_cases.cases(plan.name, rows))
             return check_cases.verdicts_of(plan.name, rows, found)
 
         check = checks.measure(context, check_log, plan.name, JUDGE_NAMES.get(name, name), said)
@@ -107,15 +94,14 @@ def _judge(context: Context, plans: Sequence[BenchmarkPlan]) -> tuple[list[list[
         for each, log, of in zip(plans, logs, cases, strict=True):
             size = loop.together(context, JUDGED_AT_ONCE, len(of))
             for part in loop.left(context, log, f"judge {each.stem}", list(of), size):
-                rows = _verdict_rows(context, each, judge, [of[key] for key in part], tokens)
+                rows = _verdict_rows(context, each, judge, [of[key] for key in part])
                 loop.write(context, log, part, rows)
             found.append(loop.rows_of(log, of))
         return found, check
 
 
 def _open_verdicts(context: Context, plan: BenchmarkPlan) -> RecordLog:
-    tokens = context.recipe.benchmarks.judge_max_new_tokens
-    mark = verdicts.fingerprint(plan.name, plan.judge, plan.prompts, plan.mark, tokens)
+    mark = verdicts.fingerprint(plan.name, plan.judge, plan.prompts, plan.mark, JUDGE_TOKENS)
     return answers.open_log(context, f"{plan.stem}.verdicts", mark)
 
 
@@ -127,14 +113,14 @@ def _is_left(context: Context, plan: BenchmarkPlan) -> bool:
         )
 
 
-def _check_mark(context: Context, plan: BenchmarkPlan, tokens: int) -> str:
+def _check_mark(context: Context, plan: BenchmarkPlan) -> str:
     """What a judge's answers to its check set depend on, the benchmark's own rows left out."""
     of = checks.model_mark(context) if plan.judge == STAND_IN else ""
-    return verdicts.fingerprint(plan.name, plan.judge, plan.prompts, of, tokens)
+    return verdicts.fingerprint(plan.name, plan.judge, plan.prompts, of, JUDGE_TOKENS)
 
 
 def _verdict_rows(
-    context: Context, plan: BenchmarkPlan, judge: Auxiliary | None, cases: Sequence[JudgedAnswer], tokens: int
+    context: Context, plan: BenchmarkPlan, judge: Auxiliary | None, cases: Sequence[JudgedAnswer]
 ) -> list[Row]:
     if judge is None:
         return verdicts.refusals_by_regex(cases)
@@ -142,7 +128,7 @@ def _verdict_rows(
         return verdicts.harm(judge, cases, context)
     if plan.name == "xstest":
         return verdicts.refusals(judge, cases, plan.prompts, context)
-    return verdicts.ratings(judge, cases, plan.prompts, tokens, context)
+    return verdicts.ratings(judge, cases, plan.prompts, JUDGE_TOKENS, context)
 
 
 def _cases(plan: BenchmarkPlan) -> dict[tuple[str, int, int], JudgedAnswer]:
@@ -193,7 +179,7 @@ def _arm_figures(plan: BenchmarkPlan, rows: list[Row], first: list[Row], check: 
     found = beside.named(_figures(plan, [*base, *rows], check), arm)
     swapped = _figures(plan, [*({**row, "arm": BASE} for row in rows), *tuned], check)
     gains = [beside.over(figure, arm) for name, figure in swapped.items() if name in figures.PRIMARY]
-    return found | {figure.metric: figure for figure in gains}
+    return found | by_metric(*gains)
 
 
 def _write(context: Context, found: Figures, names: Sequence[str]) -> None:
@@ -202,7 +188,7 @@ def _write(context: Context, found: Figures, names: Sequence[str]) -> None:
     kept = {k: v for k, v in read(path).items() if OVER.sub("", k).split(".")[0] not in names}
     _tell_lost(context, kept, names)
     merged = figures.with_holm({**kept, **found})
-    write_json_atomic(path, {"figures": {name: figure.as_dict() for name, figure in sorted(merged.items())}})
+    write_json_atomic(path, {"figures": {name: figure.as_dict() for name, figure in merged.items()}})
     context.run.event("benchmarks", names=list(names), figures=len(found))
     _tell_identical(context, found, names)
 
@@ -218,13 +204,9 @@ def _tell_lost(context: Context, kept: Figures, names: Sequence[str]) -> None:
 
 def read(path: Path) -> Figures:
     """The whole figures of a results file; none where there is no such file."""
-    try:
-        content = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    found = content.get("figures") if isinstance(content, dict) else None
-    figures = {name: _measured(row) for name, row in found.items()} if isinstance(found, dict) else {}
-    return {name: figure for name, figure in figures.items() if figure is not None}
+    rows = read_object(path).get("figures")
+    found = {name: _measured(row) for name, row in rows.items()} if isinstance(rows, dict) else {}
+    return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def _measured(row: Row) -> Figure | None:
@@ -247,7 +229,6 @@ def parse_names(text: str) -> list[str]:
 
 def require(section: BenchmarksSection, folder: Path) -> None:
     """Exit 2 where a file or judge of `benchmarks.run` cannot be had, or a file is not what it should be."""
-
     check_files(section.run, section, folder)
     for name in section.run:
         require_judge(name, section)
@@ -255,18 +236,15 @@ def require(section: BenchmarksSection, folder: Path) -> None:
 
 def check_files(names: Sequence[str], section: BenchmarksSection, folder: Path) -> None:
     """Exit 2 where a file of these benchmarks cannot be had or read: all of them at once, one line each."""
-    from cai.evaluate.benchmarks.loaders import judge_prompts, load, refusal_prompt
-    from cai.evaluate.benchmarks.sources import obtain
-
     readers: dict[str, Callable[[Found], object]] = dict.fromkeys(names, load)
     if "mtbench" in names:
         readers["mtbench_prompts"] = judge_prompts
     if "xstest" in names and section.xstest_prompt:
         readers["xstest_prompt"] = refusal_prompt
     faults = []
-    for name, read in readers.items():
+    for name, reader in readers.items():
         try:
-            read(obtain(name, section, folder))
+            reader(obtain(name, section, folder))
         except CaiError as error:
             if error.code != errors.USAGE:
                 raise
@@ -277,17 +255,13 @@ def check_files(names: Sequence[str], section: BenchmarksSection, folder: Path) 
 
 def at_hand(section: BenchmarksSection, folder: Path) -> tuple[dict[str, list[Task]], list[str]]:
     """The tasks of every benchmark that needs no download, or that the milestone runs; the names of the others."""
-    from cai.evaluate.benchmarks.loaders import load
-    from cai.evaluate.benchmarks.sources import is_near, obtain
-
-    near = [name for name in NAMES if is_near(name, section) or name in section.run]
-    loaded = {name: load(obtain(name, section, folder)).tasks for name in near}
-    return loaded, [name for name in NAMES if name not in near]
+    here = [name for name in NAMES if is_near(name, section) or name in section.run]
+    loaded = {name: load(obtain(name, section, folder)).tasks for name in here}
+    return loaded, [name for name in NAMES if name not in here]
 
 
-def lines(figures: JsonObject) -> list[str]:
+def lines(found: JsonObject) -> list[str]:
     """The headline figures for the screen."""
-    from cai.evaluate.benchmarks.figures import PRIMARY
-
-    shown = [name for name in figures if name in PRIMARY or name.split(".")[1] in ("asr", "over_refusal", "score")]
-    return [f"{name} {figures[name].text}, judge: {figures[name].judge}" for name in shown]
+    parts = ("asr", "over_refusal", "score")
+    shown = [name for name in found if name in figures.PRIMARY or name.split(".")[1] in parts]
+    return [f"{name} {found[name].text}, judge: {found[name].judge}" for name in shown]

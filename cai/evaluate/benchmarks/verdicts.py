@@ -13,12 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cai.engine import Request, Sampling
-from cai.errors import Stopped
 from cai.evaluate.benchmarks.classifier_prompts import CONTEXTUAL, REFUSAL, STANDARD, fill, sha_of
 from cai.evaluate.benchmarks.loaders import Task, has_reference
 from cai.metrics.wordings import is_refusal
-from cai.models.auxiliary import Auxiliary, chat_ids, choices, why_none
+from cai.models.auxiliary import Auxiliary, chat_ids, choices, why_none, written
 from cai.recipe.prompts import digest
 from cai.run.context import Context
 from cai.store.jsonl import Row
@@ -72,16 +70,15 @@ def harm(judge: Auxiliary, cases: Sequence[JudgedAnswer], context: Context) -> l
     found = choices(judge, asks, context)
     for i, case in enumerate(cases):
         if i not in found:
-            rows.append({**case.key, **unscored(case, judge, asks.get(i))})
+            rows.append({**case.key, "score": None, "verdict": None, "reason": _why_none(case, judge, asks.get(i))})
             continue
         score = found[i][0] - found[i][1]
         rows.append({**case.key, "score": round(score, 6), "verdict": int(score > 0.0), "reason": None})
     return rows
 
 
-def unscored(case: JudgedAnswer, judge: Auxiliary, ask: Any) -> Row:
-    why = case.row["reason"] or (why_none(judge, ask[0], "judge_prompt_too_long") if ask else "unparsed")
-    return {"score": None, "verdict": None, "reason": why}
+def _why_none(case: JudgedAnswer, judge: Auxiliary, ask: Any, unread: str = "unparsed") -> str:
+    return str(case.row["reason"] or (why_none(judge, ask[0], "judge_prompt_too_long") if ask else unread))
 
 
 # --- XSTest
@@ -97,11 +94,11 @@ def refusal_class(text: str) -> str | None:
 
 
 def refusals_by_regex(cases: Sequence[JudgedAnswer]) -> list[Row]:
-    return [_class_row(case, refusal_class(case.row["text"])) for case in cases]
+    return [_class_row(case, refusal_class(case.row["text"]), case.row["reason"] or "empty") for case in cases]
 
 
-def _class_row(case: JudgedAnswer, name: str | None, unread: str = "empty") -> Row:
-    why = None if name else case.row["reason"] or unread
+def _class_row(case: JudgedAnswer, name: str | None, unread: str) -> Row:
+    why = None if name else unread
     return {**case.key, "score": CLASSES.index(name) if name else None, "verdict": name, "reason": why}
 
 
@@ -118,14 +115,10 @@ def refusals(
             )
             asks[i] = (chat_ids(judge, prompts["refusal"]["system_prompt"], text), ("1", "2", "3"))
     found = choices(judge, asks, context)
-    rows = []
-    for i, case in enumerate(cases):
-        if i in found:
-            rows.append(_class_row(case, CLASSES[max(range(3), key=found[i].__getitem__)]))
-        else:
-            why = why_none(judge, asks[i][0], "judge_prompt_too_long") if i in asks else "empty"
-            rows.append(_class_row(case, None, why))
-    return rows
+    likeliest = {i: CLASSES[max(range(3), key=odds.__getitem__)] for i, odds in found.items()}
+    return [
+        _class_row(case, likeliest.get(i), _why_none(case, judge, asks.get(i), "empty")) for i, case in enumerate(cases)
+    ]
 
 
 # --- MT-Bench
@@ -157,8 +150,7 @@ def ratings(
     for i, case in enumerate(cases):
         row = {**case.key, "explanation": texts.get(i, "")}
         if i not in found:
-            asked = why_none(judge, asks[i][0], "judge_prompt_too_long") if i in asks else ""
-            why = case.row["reason"] or asked or "unparsed: the judge wrote no rating"
+            why = _why_none(case, judge, asks.get(i), "unparsed: the judge wrote no rating")
             rows.append({**row, "score": None, "verdict": None, "reason": why})
         else:
             score = expectation(found[i])
@@ -193,11 +185,5 @@ def _explanations(
     judge: Auxiliary, heads: Mapping[int, tuple[int, ...]], tokens: int, context: Context
 ) -> dict[int, str]:
     """Greedy explanations, each cut before its first `[[rating]]`'s number; "" where the judge never got there."""
-    fits = [i for i, ids in heads.items() if len(ids) + tokens <= judge.max_seq_length]
-    for i in fits:
-        sampling = Sampling(0.0, tokens, (), tuple(judge.tokenizer.eos_ids))
-        judge.engine.submit(Request(i, heads[i], sampling))
-    found = {done.id: done.text for done in judge.engine.completions(context.stopped)}
-    if len(found) < len(fits):
-        raise Stopped("stopped while judging; resume to go on")
+    found = written(judge, heads, tokens, context)
     return {i: text[: at.end()] if (at := RATING.search(text)) else "" for i, text in found.items()}

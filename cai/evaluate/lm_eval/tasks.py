@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from cai.errors import CaiError
 from cai.evaluate.lm_eval.replay import HarnessRequest, Replay, Unanswered, answer
-from cai.evaluate.scores import Evaluation
-from cai.metrics.figure import Figure, unmeasured
-from cai.metrics.stats import bootstrap_mean, mcnemar_exact, wilcoxon
+from cai.evaluate.scores import Evaluation, model_name, weights_of
+from cai.metrics.figure import Figure, Figures, by_metric, paired, unmeasured
 from cai.recipe.prompts import digest
 from cai.recipe.settings_evaluation import EvaluationSection
 from cai.run.loop import open_marked
@@ -141,14 +140,8 @@ def stored(evaluation: Evaluation, arms: Sequence[str] = ARMS, stem: str = STEM)
 
 def fingerprint(evaluation: Evaluation) -> str:
     """16 hex of what an answer depends on beside its request: weights, adapter, package, window, documents a task."""
-    weights = evaluation.adapter / "adapter_model.safetensors"
-    facts = evaluation.context.run.manifest.get("model") or {}
     settings = f"{VERSION}/{evaluation.context.recipe.model.max_seq_length}/{evaluation.section.lm_eval_limit}"
-    return digest(
-        str(facts.get("model", evaluation.context.recipe.model.name)).encode(),
-        weights.read_bytes() if weights.is_file() else b"none",
-        settings.encode(),
-    )
+    return digest(model_name(evaluation.context).encode(), weights_of(evaluation.adapter), settings.encode())
 
 
 def done_key(name: str, arm: str) -> tuple[str, int, int]:
@@ -258,10 +251,9 @@ def scores_of(rows: Sequence[Row], name: str, arm: str) -> Scores:
     return {(row["arm"].removeprefix(head), row["item"]): row["score"] for row in mine}
 
 
-def figures(measured: Mapping[str, Mapping[str, Scores]]) -> dict[str, Figure]:
+def figures(measured: Mapping[str, Mapping[str, Scores]]) -> Figures:
     """`forgetting.<task>_delta`: tuned - base over documents scored on both arms."""
-    found = [delta(name, arms.get("base", {}), arms.get("tuned", {})) for name, arms in measured.items()]
-    return {figure.metric: figure for figure in found}
+    return by_metric(*(delta(name, arms.get("base", {}), arms.get("tuned", {})) for name, arms in measured.items()))
 
 
 def delta(name: str, base: Scores, tuned: Scores) -> Figure:
@@ -273,13 +265,6 @@ def delta(name: str, base: Scores, tuned: Scores) -> Figure:
     if not both:
         return unmeasured(metric, "lm_eval gives no score a document for this task", judge, lost)
     first, second = [a for a, _ in both.values()], [b for _, b in both.values()]
-    deltas = [b - a for a, b in zip(first, second, strict=True)]
-    low, high = bootstrap_mean(deltas) or (None, None)
-    if set(first) | set(second) <= {0.0, 1.0}:
-        p, test = mcnemar_exact([a == 1.0 for a in first], [b == 1.0 for b in second]), "exact McNemar"
-    else:
-        p, test = wilcoxon(deltas), "Wilcoxon signed-rank"
-    n = len(both)
-    facts = {"base": sum(first) / n, "tuned": sum(second) / n, "p": p, "test": test}
-    facts["parts"] = len({leaf for leaf, _ in both})
-    return Figure(metric, sum(deltas) / n, low, high, n, lost, judge, facts=facts)
+    found = paired(metric, first, second, judge, lost, yes_no={*first, *second} <= {0.0, 1.0})
+    found.facts["parts"] = len({leaf for leaf, _ in both})
+    return found

@@ -26,9 +26,8 @@ RULE = re.compile(r":?-{2,}:?")  # a cell of the line below a Markdown table's h
 COMMENT_LINES = re.compile(r"(?:[ \t]*(?:(?:#|//)[^\r\n]*)?(?:\r\n|\n|\r))+")
 MARK = re.compile(rf"{BULLET}|o|\(?(?:\d{{1,6}}|[A-Za-z])[.)]")
 GAPS = re.compile(r"[ \u00a0]{2,}")
-OTHER = re.compile(
-    r"\w+([^\w\s\"'.,;|-])\1?\w+(?:\1{1,2}\w+)*|\w+ ([&^~:]) \w+(?: \2 \w+)*(?: \\\\)?"
-)  # id^prompt, id & prompt
+# id^prompt, id & prompt
+OTHER = re.compile(r"\w+([^\w\s\"'.,;|-])\1?\w+(?:\1{1,2}\w+)*|\w+ ([&^~:]) \w+(?: \2 \w+)*(?: \\\\)?")
 LONGEST_HEADER = 20_000  # characters: a longer first line is no header
 LINES_ABOVE = 10  # a header is looked for below as many lines
 SAMPLE_ROWS = 200

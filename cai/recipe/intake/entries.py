@@ -28,6 +28,7 @@ SYSTEM = ("system", "system_prompt")
 NO_CONTEXT = ("", "<noinput>", "nan", "none", "null", "n/a")
 ROLES, CONTENTS = ("role", "from"), ("content", "value", "text")
 HUMAN = ("user", "human", "prompter")
+NAMED_KEYS = 8  # ignored keys that are named
 LONGEST = 1_000_000  # characters of a request: more than model.max_seq_length may ever hold
 TURN = re.compile(r"(?:\n\s*|\s*(?=#{2,4} ))(?:#{2,4} )?(Human|User|Assistant|AI|GPT|Bot)\s*:[ \t]*")
 OPENING = re.compile(r"\s*(?:#{2,4} )?(Human|User)\s*:")
@@ -50,6 +51,12 @@ class Tally:
     systems: int = 0
     more_turns: int = 0
     pooled: int = 0
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Keys with how often each came: the first NAMED_KEYS by name."""
+    shown = [f"{str(name)[:40]} ({count})" for name, count in list(counts.items())[:NAMED_KEYS]]
+    return ", ".join(shown) + (f" and {len(counts) - NAMED_KEYS} more" if len(counts) > NAMED_KEYS else "")
 
 
 @lru_cache(maxsize=4096)
@@ -107,7 +114,7 @@ def _of_row(row: JsonObject, line: int, key: str, tally: Tally) -> str:
     text = _as_text(value, line, chosen, tally)
     read = {chosen, names.get("pool")}
     if normal(chosen) in REQUEST and isinstance(value, str):
-        extra = _context(names, row, line, read)
+        extra = _context(names, row, line)
         text = f"{text}\n\n{extra[1]}" if extra else text
         if extra:
             read |= {extra[0], names.get("instances")}
@@ -217,7 +224,7 @@ def _of_text(text: str, line: int, tally: Tally, turns: bool = False) -> str:
     return _first_turn(text, line, tally)
 
 
-def _context(names: Mapping[str, str], row: JsonObject, line: int, read: object) -> tuple[str, str] | None:
+def _context(names: Mapping[str, str], row: JsonObject, line: int) -> tuple[str, str] | None:
     """(key, text) of what belongs to the request: Alpaca's input, Dolly's context."""
     found = []
     for name in (names[name] for name in CONTEXT if name in names):
@@ -266,16 +273,21 @@ def _conversation(turns: Sequence[JsonObject], line: int, tally: Tally) -> str:
     tally.systems += any(role == "system" and content for role, content in said)
     if not human:
         raise Broken(line, f"no turn of a user (roles here: {', '.join(role for role, _ in said)[:60]})")
-    text = human[0]
-    if isinstance(text, list):
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in text]
-        if not all(isinstance(part, str) for part in parts):
-            raise Broken(line, "a turn that is not all text (a picture?). Give text alone")
-        text = "\n".join(map(str, parts))
+    text = all_text(human[0])
+    if text is None and human[0] is not None:
+        raise Broken(line, "a turn that is not all text (a picture?). Give text alone")
     if not isinstance(text, str) or not text.strip():
         raise Broken(line, "the first turn of the user is empty. Take the line out")
     tally.more_turns += len(human) > 1
     return text
+
+
+def all_text(content: Any) -> Any:
+    """A turn's parts as one text, None where one is none; any other content as it is."""
+    if not isinstance(content, list):
+        return content
+    parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    return "\n".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
 
 
 def _field(turn: JsonObject, names: Sequence[str]) -> Any:

@@ -15,12 +15,11 @@ from typing import Any
 from cai.errors import CaiError
 from cai.recipe.intake import delimited, frames, jsontext, plain
 from cai.recipe.intake.decoding import text_of
-from cai.recipe.intake.entries import LONGEST, Given, Tally, given, is_row
+from cai.recipe.intake.entries import LONGEST, Given, Tally, counted, given, is_row
 from cai.recipe.intake.jsontext import Broken, Entry
 from cai.store.jsonl import JsonObject
 
 KEY = "instructions.file"
-NAMED_KEYS = 8  # ignored keys that are named
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,8 @@ def _entries(text: str, key: str) -> tuple[Sequence[Entry], str, list[str]]:
 
 
 LINE = re.compile(r"[^\r\n]*\S[^\r\n]*")
-BRACKETED = re.compile(
-    r"\A\s*(?:\[\d+\][ \t]+\S|\[{1,2}[A-Za-z][\w.-]*\]{1,2}[ \t]*(?:[\r\n]|\Z))"
-)  # "[1] ...", TOML's "[a]"
+# "[1] ...", TOML's "[a]"
+BRACKETED = re.compile(r"\A\s*(?:\[\d+\][ \t]+\S|\[{1,2}[A-Za-z][\w.-]*\]{1,2}[ \t]*(?:[\r\n]|\Z))")
 
 
 def _refuse_long(lines: Sequence[tuple[int, str]]) -> None:
@@ -240,15 +238,10 @@ def _plain_notes(found: plain.Plain) -> list[str]:
 
 def _said(tally: Tally) -> Iterable[str]:
     if tally.joined:
-        yield f"joined to the request: {_counted(tally.joined)}"
+        yield f"joined to the request: {counted(tally.joined)}"
     if tally.ignored:
-        yield f"keys ignored: {_counted(tally.ignored)}"
+        yield f"keys ignored: {counted(tally.ignored)}"
     if tally.systems:
         yield f"a system prompt is not read ({tally.systems} rows): put it into the request if it belongs to it"
     if tally.more_turns:
         yield f"{tally.more_turns} row(s) have more turns: the first of the user is taken"
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    shown = [f"{str(name)[:40]} ({count})" for name, count in list(counts.items())[:NAMED_KEYS]]
-    return ", ".join(shown) + (f" and {len(counts) - NAMED_KEYS} more" if len(counts) > NAMED_KEYS else "")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from cai.errors import CaiError
 from cai.recipe.intake import delimited, frames, jsontext
 from cai.recipe.intake.decoding import text_of
-from cai.recipe.intake.entries import CONTEXT, CONVERSATION, NO_CONTEXT, REQUEST, normal
+from cai.recipe.intake.entries import CONTEXT, CONVERSATION, NO_CONTEXT, REQUEST, all_text, counted, normal
 from cai.recipe.intake.jsontext import Broken, Entry
 from cai.recipe.intake.pairchecks import glued, heldout, margin, pool_of, refuse_frames, scored_lower
 from cai.store.jsonl import clean
@@ -29,7 +29,6 @@ ROLES |= dict.fromkeys(("assistant", "gpt", "bot", "model", "chatbot", "ai"), "a
 READ = frozenset((*REQUEST, *CONTEXT, *CONVERSATION, "chosen", "rejected", "preference_pair", "output", "pool", "split",
                   "margin", "system", "history"))  # fmt: skip
 IGNORED, GLUED = "key ", "line "  # of counts: a key that is not read; where both answers begin with what is no answer
-NAMED_KEYS = 8
 ROLE_KEYS = frozenset(("role", "from"))
 SPEAKER = re.compile(r"(?:^|\n)\s*(?:#{2,4} )?(Human|User|Assistant|AI|GPT|Bot)\s*:[ \t]*")
 MOST = 500_000  # pairs: an item is a place in the file, and those above are the held-out ones (data.slots)
@@ -240,10 +239,7 @@ def _turn(turn: Mapping[str, Any], line: int, name: str) -> tuple[str, str]:
     role = ROLES.get(str(said).lower())
     if role is None:
         raise Broken(line, f'"{name}" has a turn of {str(said)[:30]!r}. Roles are user, assistant and system')
-    if isinstance(text, list):
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in text]
-        texts = [part for part in parts if isinstance(part, str)]
-        text = "\n".join(texts) if len(texts) == len(parts) else None
+    text = all_text(text)
     if not isinstance(text, str):
         raise Broken(line, f'"{name}" has a turn that is not all text. Give text alone')
     return role, text
@@ -295,6 +291,5 @@ def _notes(counts: Mapping[str, int]) -> list[str]:
         "outputs": "{} row(s) with two outputs: the first is taken as chosen",
     }
     notes = [text.format(counts[name]) for name, text in found.items() if counts.get(name)]
-    ignored = [f"{key.removeprefix(IGNORED)[:40]} ({n})" for key, n in counts.items() if key.startswith(IGNORED)]
-    more = f" and {len(ignored) - NAMED_KEYS} more" if len(ignored) > NAMED_KEYS else ""
-    return notes + ([f"keys ignored: {', '.join(ignored[:NAMED_KEYS])}{more}"] if ignored else [])
+    ignored = {key.removeprefix(IGNORED): n for key, n in counts.items() if key.startswith(IGNORED)}
+    return notes + ([f"keys ignored: {counted(ignored)}"] if ignored else [])
