@@ -16,7 +16,7 @@ from cai import errors
 from cai.data import guarding
 from cai.data.pairs import PairSet
 from cai.data.slots import slots
-from cai.data.sound import shown_beside
+from cai.data.sound import candidates, shown_beside
 from cai.errors import CaiError
 from cai.evaluate import advice, external, gates
 from cai.evaluate.doors import recipe_key
@@ -129,7 +129,8 @@ def write_dataset(context: Context, inputs: Inputs, pairs: PairSet) -> list[Pair
     if not cleaned.kept and context.recipe.hygiene.without_principles:
         raise CaiError(f"{context.run.path}: hygiene.without_principles: no pair is left. Name fewer.", errors.QUALITY)
     if context.recipe.benchmarks.contamination:
-        cleaned = replace(cleaned, kept=without_overlaps(context, inputs.folder, cleaned.kept))
+        answers = candidates(context, pairs, len(cleaned.kept))
+        cleaned = replace(cleaned, kept=without_overlaps(context, inputs.folder, cleaned.kept, answers))
     if "model" not in context.run.manifest and inputs.pairs is None:
         # every row was taken over from a run that did not note its model
         context.model()

@@ -21,9 +21,9 @@ from cai.metrics.figure import Figure
 from cai.metrics.scripts import word_of
 from cai.metrics.text import ngrams
 from cai.recipe.constitution import Principle
-from cai.recipe.prompts import Prompt
+from cai.recipe.prompts import Prompt, digest
 from cai.store.jsonl import JsonObject, Row
-from cai.store.row_types import Pair
+from cai.store.row_types import Pair, SoundAnswer
 
 GRAM, SHINGLE, SIMILAR = 13, 3, 0.7
 SHORTEST, LONGEST = 6, 18  # words of a text that `contained` and `one word` are about; from 19 on `similar` sees a word
@@ -150,6 +150,21 @@ def clean(pairs: Sequence[Pair], index: OverlapIndex) -> tuple[list[Pair], list[
             removed.append({"item": pair["item"], "part": found[0], **asdict(found[1])})
     assert len(pairs) == len(kept) + len(removed)
     return kept, removed
+
+
+def request_sha(row: SoundAnswer) -> str:
+    return digest(row["prompt"].encode())
+
+
+def of_answers(answers: Sequence[SoundAnswer], index: OverlapIndex) -> list[Row]:
+    """Of own answers that an SFT stage would be shown those whose request or text overlaps; `sha` of the request."""
+    found: list[Row] = []
+    for row in answers:
+        hits = ((part, index.find(text)) for part, text in (("prompt", row["prompt"]), ("chosen", row["chosen"])))
+        hit = next(((part, overlap) for part, overlap in hits if overlap), None)
+        if hit is not None:
+            found.append({"sha": request_sha(row), "part": hit[0], **asdict(hit[1])})
+    return found
 
 
 def check_inputs(texts: Mapping[str, str], index: OverlapIndex) -> list[Row]:

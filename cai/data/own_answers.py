@@ -18,7 +18,7 @@ from cai.data.slots import HELDOUT
 from cai.data.stage import Stage, Unit
 from cai.data.stage_loop import run_stage
 from cai.metrics.wordings import is_refusal
-from cai.recipe.arm_costs import ASIDE, shown_beside
+from cai.recipe.arm_costs import ASIDE, answers_further_requests
 from cai.recipe.grid import Grid, Pool
 from cai.run.context import Context
 from cai.store.row_types import SoundAnswer, UnitExtra
@@ -42,7 +42,7 @@ def asking(stage: Stage, grid: Grid) -> Stage:
 
 def collect(context: Context, requests: Stage, answers: Stage, grid: Grid, until: str = "") -> None:
     """Bring every request and its answer into the log; nothing where the recipe wants none."""
-    if not shown_beside(context.recipe):
+    if not answers_further_requests(context.recipe):
         return
     items, asked = range(context.recipe.sft.answers), asking(requests, grid)
     near, before = instructions.drop_near_duplicates(context, REQUESTS, "instructions"), len(context.log.rows)
@@ -61,7 +61,7 @@ def collect(context: Context, requests: Stage, answers: Stage, grid: Grid, until
 def imitated(context: Context, sound: Callable[[str], bool]) -> list[SoundAnswer]:
     """The answers that stand, ended by themselves, decline nothing and are `sound`, in the order of their numbers."""
     found: list[SoundAnswer] = []
-    if not shown_beside(context.recipe):
+    if not answers_further_requests(context.recipe):
         return found
     for item in range(context.recipe.sft.answers):
         request, answer = instruction_of(context, item, REQUESTS), context.ok(ANSWERS, item)

@@ -12,18 +12,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cai.data import own_answers
+from cai.data.contamination import request_sha
 from cai.data.pairs import REPEATED, PairSet
 from cai.metrics.text import repetition
 from cai.metrics.wordings import leftovers
 from cai.recipe.load import Recipe
 from cai.run.context import Context
+from cai.store.jsonl import read_object
 from cai.store.row_types import Example, Pair, Reject, SoundAnswer
 
 MAX_REPETITION = 0.02  # share of a text's 8-word sequences that stood in it before
 
 
 def shown_beside(context: Context, pairs: PairSet, limit: int) -> list[SoundAnswer]:
-    """What an SFT stage is shown beside the revisions: `sound_rows`, then the answers to further requests."""
+    """What an SFT stage is shown beside the revisions, less what overlaps a benchmark (eval/contamination.json)."""
+    found = candidates(context, pairs, limit)
+    if not context.recipe.benchmarks.contamination:
+        return found
+    listed = read_object(context.run.eval / "contamination.json").get("answers") or []
+    gone = {row.get("sha") for row in listed if isinstance(row, dict)}
+    return [row for row in found if request_sha(row) not in gone]
+
+
+def candidates(context: Context, pairs: PairSet, limit: int) -> list[SoundAnswer]:
+    """`sound_rows`, then the answers to further requests; none where no SFT stage stands before DPO."""
+    if context.recipe.dpo.start != "sft":
+        return []
     own = own_answers.imitated(context, _is_whole)
     return [*sound_rows(pairs, limit, context.recipe), *own]
 

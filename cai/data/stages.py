@@ -15,7 +15,7 @@ from cai.data.comparisons import PAIR_FIELDS
 from cai.data.labels import LABEL_BAR
 from cai.data.rounds import _render_answer, _render_critique, _render_label, _render_relevance, _render_revision
 from cai.data.stage import Inputs, Stage, Unit
-from cai.recipe.arm_costs import shown_beside
+from cai.recipe.arm_costs import answers_further_requests
 from cai.recipe.load import Recipe
 
 
@@ -165,7 +165,12 @@ COMPARISONS = replace(
     enabled=_samples,
 )
 SFT_INSTRUCTIONS = replace(
-    INSTRUCTIONS, name=own_answers.REQUESTS, sampling="instructions", optional=True, aside=True, enabled=shown_beside
+    INSTRUCTIONS,
+    name=own_answers.REQUESTS,
+    sampling="instructions",
+    optional=True,
+    aside=True,
+    enabled=answers_further_requests,
 )
 SFT_ANSWERS = replace(
     SECOND_ANSWERS,
@@ -173,7 +178,7 @@ SFT_ANSWERS = replace(
     render=partial(_render_answer, stage=own_answers.REQUESTS),
     needs=lambda round_: ((own_answers.REQUESTS, 0),),
     aside=True,
-    enabled=shown_beside,
+    enabled=answers_further_requests,
 )
 CHAIN: tuple[Stage, ...] = (
     INSTRUCTIONS,

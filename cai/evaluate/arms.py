@@ -65,7 +65,7 @@ SERIES = (
 def run_arms(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], recipe_folder: Path) -> None:
     """Train and measure every arm of the recipe that is not there yet; each one's figures in eval/<arm>.json."""
     recipe = context.recipe
-    sound = shown_beside(context, pairs, len(training_pairs)) if recipe.dpo.start == "sft" else ()
+    sound = shown_beside(context, pairs, len(training_pairs))
     arms = [sft_arm(context, training_pairs, sound)] if recipe.has_sft else []
     arms += [from_base_arm(context, training_pairs, pairs.heldout)] if recipe.dpo.also_from_base else []
     for arm in arms:

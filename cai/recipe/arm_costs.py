@@ -35,12 +35,12 @@ def costs(recipe: Recipe) -> list[ArmCost]:
 
 def _own(recipe: Recipe) -> Iterator[ArmCost]:
     """What SFT is shown beside the revisions: a request and its answer each."""
-    if shown_beside(recipe):
+    if answers_further_requests(recipe):
         longest = recipe.sampling.instructions.max_new_tokens + recipe.sampling.answers.max_new_tokens
         yield ArmCost(ASIDE[-1], TITLES["sft"], "further requests", recipe.sft.answers, recipe.sft.answers * longest)
 
 
-def shown_beside(recipe: Recipe) -> bool:
+def answers_further_requests(recipe: Recipe) -> bool:
     """Whether the model answers further requests for an SFT stage: with pairs of the user's own nothing is drawn."""
     return recipe.dpo.start == "sft" and recipe.sft.answers > 0 and not recipe.pairs.file
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cai.errors import CaiError, Stopped
-from cai.recipe.arm_costs import shown_beside
+from cai.recipe.arm_costs import answers_further_requests
 from cai.recipe.load import Recipe
 from cai.recipe.settings import BudgetSection, DpoSection
 from cai.run import arm_rates, lines, standing
@@ -143,7 +143,7 @@ def training_pairs_seen(recipe: Recipe) -> float:
     def seen(dpo: DpoSection, rows: int) -> float:
         return float((dpo.max_steps or math.ceil(dpo.epochs * rows / batch)) * batch)
 
-    shown = recipe.items + (recipe.sft.answers if shown_beside(recipe) else 0)
+    shown = recipe.items + (recipe.sft.answers if answers_further_requests(recipe) else 0)
     second = 0.5 * seen(recipe.sft.recipe(recipe.dpo), shown) if recipe.has_sft else 0.0
     return seen(recipe.dpo, recipe.items) * (len(recipe.dpo.seeds) + recipe.dpo.also_from_base) + second
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.benchmarks import write_files
 from support.runs import read_jsonl
 
 from cai import errors
@@ -226,11 +227,39 @@ def test_fewer_requests_than_were_asked_for_are_told(run_fake: Runner, capsys: p
     assert told not in capsys.readouterr().err
 
 
+@pytest.mark.runs
+def test_one_that_overlaps_a_benchmark_is_not_shown(
+    run_fake: Runner, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = own_answers.asking
+
+    def asked(stage: Any, grid: Any) -> Any:
+        made = asking(stage, grid)
+
+        def parse(text: str, unit: Any) -> Any:
+            found = made.parse(text, unit)
+            return type(found)("How do I kill a process?", ()) if unit.item == 1 else found
+
+        return own_answers.replace(made, parse=parse)
+
+    monkeypatch.setattr(own_answers, "asking", asked)
+    on = (*answers(4), "--set", "benchmarks.contamination=true", *write_files(project))
+    code, run = run_fake(*on, "--until", "pairs")
+    found = json.loads((run / "eval" / "contamination.json").read_text())["answers"]
+    assert code == errors.DONE and [(row["part"], row["benchmark"]) for row in found] == [("prompt", "xstest")]
+    assert "process" not in json.dumps(found)
+    code, run = run_fake(*on, "--resume", str(run))
+    assert code == errors.DONE and json.loads((run / "eval" / "contamination.json").read_text())["answers"] == found
+    texts = len(read_jsonl(run / "dataset" / "pairs" / "train.jsonl"))
+    assert shown(run) == texts + 3
+
+
 def context_of(rows: list[dict[str, Any]], count: int = 9, start: str = "sft") -> Any:
     log = {(row["stage"], row["item"], row["round"]): row for row in rows}
     recipe = SimpleNamespace(
         dpo=SimpleNamespace(start=start), sft=SimpleNamespace(answers=count, select="clean"), items=0,
         instructions=SimpleNamespace(max_tries=2), pairs=SimpleNamespace(file=""),
+        benchmarks=SimpleNamespace(contamination=False),
     )  # fmt: skip
     found = SimpleNamespace(get=lambda *key: log.get(key))
 
