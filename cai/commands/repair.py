@@ -54,6 +54,11 @@ class RepairPlan:
     stay: int
     drops: tuple[Drop, ...] = ()
     restored: int = 0  # line ends (and byte-order mark) that an editor wrote, put back as they were committed
+    lost: int = 0  # committed lines of which nothing stands, before one that does: their sums go
+
+    @property
+    def mends(self) -> int:
+        return len(self.drops) + self.restored + self.lost
 
 
 Line = tuple[int, int, int, bytes, int]
@@ -90,7 +95,7 @@ def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> RepairPlan:
         path.open("rb") as file,
         walking(Lines(path, file.fileno()), file.fileno(), path.with_suffix(".sum"), key) as found,
     ):
-        bad, by_key = edited(path, found), found.by_key
+        (bad, lost), by_key = edited(path, found), found.by_key
         for place, (number, offset, raw, data, mended) in enumerate(lines_of(path)):
             restored += mended
             if reason := _fault(data, found, place < len(bad) and bad[place] == 1):
@@ -99,7 +104,7 @@ def plan(path: Path, key: tuple[str, ...] = RECORD_KEY) -> RepairPlan:
                 name = key_of(orjson.loads(data), key)
                 by_key[name] = found.lines.add(name, raw, len(data) - 1)
                 stay += 1
-    return RepairPlan(path, key, stay, tuple(drops), restored)
+    return RepairPlan(path, key, stay, tuple(drops), restored, lost)
 
 
 def lines_of(path: Path) -> Iterator[Line]:
@@ -129,8 +134,10 @@ def _fault(data: bytes, found: Walk, edited: bool) -> str:
     return "repeats an earlier row" if found.lines.row(before) == row else "a second, different row for its key"
 
 
-def edited(path: Path, found: Walk) -> bytearray:
-    """1 for each line that does not stand as committed, in order. Lines that no point covers do.
+def edited(path: Path, found: Walk) -> tuple[bytearray, int]:
+    """1 for each line that does not stand as committed, in order, and how many are gone before one that does.
+
+    Lines that no point covers stand as they are; of sums without lines at the end a log is opened anyway.
 
     An edit moves the lines behind it, so points and lines are aligned by their hashes, in order, as a diff aligns.
     """
@@ -139,19 +146,20 @@ def edited(path: Path, found: Walk) -> bytearray:
     count = len(digests)
     bad, order = bytearray(count), array("L", sorted(range(count), key=digests.__getitem__))
     next_line, covered = 0, 0  # the first line not judged yet, how far points reach without a gap
-    waiting = False  # a point found no line
+    waiting = lost = 0  # how many points in a row found no line
     for point in found.points():
         at = _place(int(point.digest, 16), next_line, digests, order)
         if at == count:
-            waiting = True
+            waiting += 1
         else:
             if waiting or point.start == covered:  # what lies in between is an edit, or was put there
                 bad[next_line:at] = bytes([1]) * (at - next_line)
-            next_line, waiting = at + 1, False
+            lost += max(waiting - (at - next_line), 0)
+            next_line, waiting = at + 1, 0
         covered = point.end
     if waiting:
         bad[next_line:] = bytes([1]) * (len(bad) - next_line)
-    return bad
+    return bad, lost
 
 
 def _place(digest: int, least: int, digests: array[int], order: array[int]) -> int:
@@ -174,10 +182,11 @@ def repair(run: Path, write: bool = False, say: Callable[[str], None] = print) -
         plans = [plan(path, key) for path, key in logs if path.exists()]
         for each in plans:
             again = f", {each.restored} line ends of an editor are put back" if each.restored else ""
-            say(f"{each.path}: {each.stay} lines stay, {len(each.drops)} go{again}")
+            gone = f", {each.lost} of those committed are gone" if each.lost else ""
+            say(f"{each.path}: {each.stay} lines stay, {len(each.drops)} go{gone}{again}")
             for drop in each.drops:
                 say(f"  {drop}")
-            if write and (each.drops or each.restored):
+            if write and each.mends:
                 _apply(each, run / "quarantine")
         for path, _ in logs:
             records.refuse_missing(path)
@@ -186,7 +195,7 @@ def repair(run: Path, write: bool = False, say: Callable[[str], None] = print) -
     finally:
         if lock is not None:
             lock.release()
-    total = sum(len(each.drops) + each.restored for each in plans)
+    total = sum(each.mends for each in plans)
     if total and not write:
         say(f"nothing was changed; mend these {total} lines with: python runner.py --repair {word(run)} --write")
     elif total:

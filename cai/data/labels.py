@@ -39,7 +39,8 @@ RISE = (
 def check(context: Context, units: Sequence[Unit]) -> list[Row]:
     """One row a unit: `margin`, `first`, `second` (log-odds by order), `used`; `bar`, or `fallen`, `risen` (nats)."""
     scorer, after = principles.scorer_of(context), {}
-    bar, judged = verdicts(context, units, "chosen", "rejected")
+    bar, asks = verdict_asks(context, units, "chosen", "rejected")
+    scores = score(scorer, asks)
     # the chosen texts, where the rejected ones have scores to compare with
     with_scores = [unit for unit in units if unit.extra["before"] and bar is None and not principles.by_critic(context)]
     if again := {(u.item,): (u.fields["instruction"], u.fields["chosen"]) for u in with_scores}:
@@ -47,14 +48,11 @@ def check(context: Context, units: Sequence[Unit]) -> list[Row]:
         found = score(scorer, answer_signs.question_asks(context, scorer, again, every))
         raw = answer_signs.raw_scores(found, again, every)
         after = {item: principles.centred(context, of) for (item,), of in raw.items()}
-    both = zip(units, judged, strict=True)
-    return [row_of(unit, row | _change(unit, after.get(unit.item)), bar) for unit, row in both]
+    return [row_of(u, verdict(scores, u, bar) | _change(u, after.get(u.item)), bar) for u in units]
 
 
-def verdicts(
-    context: Context, units: Sequence[Unit], ours: str, theirs: str
-) -> tuple[float | None, list[dict[str, float]]]:
-    """The bar, and the verdict over two texts of each unit, which are its fields `ours` and `theirs`."""
+def verdict_asks(context: Context, units: Sequence[Unit], ours: str, theirs: str) -> tuple[float | None, list[Ask]]:
+    """The bar, and what `verdict` reads the scores of: two texts of each unit, its fields `ours` and `theirs`."""
     scorer, bar = principles.scorer_of(context), bar_of(context)
     asks: list[Ask] = []
     for unit in units:
@@ -62,8 +60,7 @@ def verdicts(
         for id_, principle in under(context, unit, bar):
             asked = (unit.fields["instruction"], principle, *both)
             asks += comparison_asks(scorer, context.prompts["judge_pair"], (unit.item, id_), *asked)
-    scores = score(scorer, asks)
-    return bar, [verdict(scores, unit, bar) for unit in units]
+    return bar, asks
 
 
 def row_of(unit: Unit, found: Mapping[str, float], bar: float | None) -> Row:

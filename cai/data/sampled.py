@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from cai.data import examples, labels, principles, slots
 from cai.data.rounds import instruction_of
 from cai.data.stage import Unit
+from cai.engine.asks import score
 from cai.recipe.constitution import Principle, choose
 from cai.recipe.settings import PairsSection
 from cai.run.context import Context
@@ -53,8 +54,9 @@ def principles_of(context: Context, item: int, pool: str) -> list[Principle]:
 
 def compare(context: Context, units: Sequence[Unit]) -> list[Row]:
     """One row a unit: `first`, `second` (log-odds by order, for the first answer), their `margin`, and `used`."""
-    bar, found = labels.verdicts(context, units, "first", "second")
-    return [labels.row_of(unit, verdict, bar) for unit, verdict in zip(units, found, strict=True)]
+    bar, asks = labels.verdict_asks(context, units, "first", "second")
+    scores = score(principles.scorer_of(context), asks)
+    return [labels.row_of(unit, labels.verdict(scores, unit, bar), bar) for unit in units]
 
 
 def undecided(row: Record, config: PairsSection) -> str:

@@ -213,16 +213,38 @@ def test_a_dropped_line_is_shown_inert(run: Path) -> None:
 def test_repair_keeps_every_line_that_is_as_committed(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], data: st.DataObject
 ) -> None:
-    """Change some lines in place (not their order): exactly these are told from the others."""
-    touched = data.draw(st.sets(st.integers(0, max(len(lines) - 1, 0)), max_size=3)) if lines else set()
-    now = [b"changed %d\n" % i if i in touched else line for i, line in enumerate(lines)]
+    """Change some lines in place (not their order), take others out: exactly these are told from the others."""
+    places = st.sets(st.integers(0, max(len(lines) - 1, 0)), max_size=3)
+    touched = data.draw(places) if lines else set()
+    gone = data.draw(places) - touched if lines else set()
+    stay = [i for i in range(len(lines)) if i not in gone]
+    now = [b"changed %d\n" % i if i in touched else lines[i] for i in stay]
     path = tmp_path_factory.mktemp("edited") / "records.jsonl"
     path.write_bytes(b"".join(now))
     path.with_suffix(".sum").write_bytes(b"".join(encode_points(points_of(lines))))
     with path.open("rb") as file:
         start = walking(Lines(path, file.fileno()), file.fileno(), path.with_suffix(".sum"), RECORD_KEY)
         with start as found:
-            assert repair.edited(path, found) == bytes(index in touched for index in range(len(now)))
+            last = max((i for i in stay if i not in touched), default=-1)
+            lost = sum(i < last for i in gone)
+            assert repair.edited(path, found) == (bytes(i in touched for i in stay), lost)
+
+
+@pytest.mark.parametrize("gone", [{0}, {1}, {0, 1}])
+def test_whole_lines_that_are_lost_are_told_and_their_sums_go(run: Path, gone: set[int]) -> None:
+    """Else verify and resume point to a repair that finds nothing."""
+    log = run / "records.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(line for i, line in enumerate(lines) if i not in gone))
+    with pytest.raises(CaiError, match="--repair"), Run.open(run) as opened:
+        opened.records()
+    said: list[str] = []
+    assert repair.repair(run, say=said.append) == len(gone)
+    assert f"{len(gone)} of those committed are gone" in said[0] and "--write" in said[-1]
+    assert repair.repair(run, write=True, say=lambda line: None) == len(gone)
+    with Run.open(run) as again, again.records() as found:
+        assert [r["item"] for r in found.rows] == [r["item"] for i, r in enumerate(ROWS) if i not in gone]
+    assert repair.repair(run, say=lambda line: None) == 0
 
 
 # --- verify
