@@ -127,5 +127,5 @@ def test_what_has_no_inputs_and_an_example_of_short_sentences_alone_are_looked_a
 
 
 def test_six_signs_of_a_script_without_spaces_are_no_sentence():
-    shots = made("我想喝一杯茶。 你呢？")
-    assert copied("我想喝一杯茶。", shots, ()) is None
+    shots = made("我想喝一杯茶\n你呢")
+    assert copied("好\n我想喝一杯茶", shots, ()) is None
