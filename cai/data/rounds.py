@@ -13,6 +13,8 @@ from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Principle, choose
 from cai.recipe.copies import Shots, copied, grams
 from cai.recipe.load import Recipe
+from cai.recipe.panels import panel
+from cai.recipe.prompts import Shift
 from cai.run.context import Context
 from cai.store.row_types import Record, UnitExtra
 
@@ -79,11 +81,14 @@ def shift_of(recipe: Recipe, item: int) -> int:
     return ROTATIONS[slots.slot_of(item) % len(ROTATIONS)] if recipe.few_shot.rotate else 0
 
 
-def review_shift(recipe: Recipe, item: int) -> int:
-    """The same for critiques and revisions; the first example where one is shown.
+def review_shots(context: Context, stage: str, item: int, principle: Principle, pool: str) -> Shift:
+    """Which examples a critique or revision is shown: those of the principle's topic, or by slot where it has none.
 
-    Rotated, a third of the items saw no example but the one that finds nothing, and never found anything.
+    By slot, where one is shown, it is the first: rotated, a third of the items saw none but the one that finds nothing.
     """
+    recipe = context.recipe
+    if recipe.few_shot.by_topic and (shots := panel(context.prompts[stage].examples, principle, pool)):
+        return shots
     shown = recipe.few_shot.reviews if recipe.critiques.transcript == "joint" else recipe.few_shot.critiques
     return shift_of(recipe, item) if shown != 1 else 0
 
@@ -106,9 +111,8 @@ def _render_critique(context: Context, item: int, round_: int) -> Unit | None:
     if row is None or text is None or principle is None:
         return None
     fields = {"instruction": row["text"], "answer": text, "critique_request": principle.critique_request}
-    return Unit(
-        item, round_, fields, principle.id, shift=review_shift(context.recipe, item), prefill=opening(context.recipe)
-    )
+    shots = review_shots(context, "critiques", item, principle, row["pool"])
+    return Unit(item, round_, fields, principle.id, shift=shots, prefill=opening(context.recipe))
 
 
 def opening(recipe: Recipe) -> str:
@@ -131,7 +135,8 @@ def _render_revision(context: Context, item: int, round_: int) -> Unit | None:
     }
     if context.recipe.critiques.transcript == "joint":
         fields["critique_request"] = principle.critique_request
-    return Unit(item, round_, fields, principle.id, shift=review_shift(context.recipe, item))
+    shots = review_shots(context, "revisions", item, principle, row["pool"])
+    return Unit(item, round_, fields, principle.id, shift=shots)
 
 
 def _render_label(context: Context, item: int, round_: int) -> Unit | None:

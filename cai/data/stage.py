@@ -19,7 +19,7 @@ from cai.engine import Completion, Request, Sampling
 from cai.recipe.copies import Shots, copied, shots_of
 from cai.recipe.ends import cut, engine_stops, signs_of
 from cai.recipe.load import Recipe
-from cai.recipe.prompts import Prompt, Rendered
+from cai.recipe.prompts import Prompt, Rendered, Shift
 from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Record, RecordExtra, UnitExtra
@@ -27,7 +27,7 @@ from cai.store.row_types import Record, RecordExtra, UnitExtra
 
 @dataclass(frozen=True)
 class Unit:
-    """One thing to generate. `fields` fill the prompt; `extra` goes into the row as it is; `shift`: few-shot order.
+    """One thing to generate. `fields` fill the prompt; `extra` goes into the row as it is; `shift`: the examples shown.
 
     `prefill`: how the completion begins; it is part of the text.
     """
@@ -37,7 +37,7 @@ class Unit:
     fields: Mapping[str, str]
     principle: str | None = None
     extra: UnitExtra = field(default_factory=UnitExtra)
-    shift: int = 0
+    shift: Shift = 0
     prefill: str = ""
 
 

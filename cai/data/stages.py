@@ -50,7 +50,7 @@ def _bare(text: str, unit: Unit) -> str:
     return parsing.bare(text, unit.fields["instruction"])
 
 
-REVIEW_KEYS = ("rounds", "critiques", "few_shot.reviews", "few_shot.rotate", "on_policy.critic")
+REVIEW_KEYS = ("rounds", "critiques", "few_shot.reviews", "few_shot.rotate", "few_shot.by_topic", "on_policy.critic")
 INSTRUCTIONS = Stage(
     "instructions",
     "instructions",

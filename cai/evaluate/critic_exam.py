@@ -30,6 +30,7 @@ class ExamUnit:
     instruction: str
     answer: str
     principle: Principle
+    pool: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def units(rows: Sequence[ExamRow], constitution: Constitution) -> list[ExamUnit]
     """
     known = {principle.id: principle for principle in constitution.principles}
     return [
-        ExamUnit(row.id, row.instruction, row.answer, known[row.principle]) for row in rows if row.principle in known
+        ExamUnit(row.id, row.instruction, row.answer, known[row.principle], row.pool)
+        for row in rows
+        if row.principle in known
     ]
 
 

@@ -96,10 +96,8 @@ def _fields(unit: critic_exam.ExamUnit) -> dict[str, str]:
 
 
 def _critique(item: int, unit: critic_exam.ExamUnit, context: Context) -> Unit:
-    prefill = rounds.opening(context.recipe)
-    return Unit(
-        item, 0, _fields(unit), unit.principle.id, shift=rounds.review_shift(context.recipe, item), prefill=prefill
-    )
+    shots = rounds.review_shots(context, "critiques", item, unit.principle, unit.pool)
+    return Unit(item, 0, _fields(unit), unit.principle.id, shift=shots, prefill=rounds.opening(context.recipe))
 
 
 def _doubted(context: Context, log: RecordLog, asked: Mapping[int, critic_exam.ExamUnit]) -> set[int]:
@@ -175,7 +173,8 @@ def _revision(context: Context, item: int, unit: critic_exam.ExamUnit, critique:
     fields = _fields(unit) | {"critique": critique, "revision_request": unit.principle.revision_request}
     if context.recipe.critiques.transcript == "separate":
         del fields["critique_request"]
-    return Unit(item, 0, fields, unit.principle.id, shift=rounds.review_shift(context.recipe, item))
+    shots = rounds.review_shots(context, "revisions", item, unit.principle, unit.pool)
+    return Unit(item, 0, fields, unit.principle.id, shift=shots)
 
 
 def _mark(context: Context) -> str:

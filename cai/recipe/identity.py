@@ -71,6 +71,7 @@ LATER_KEYS = {
     "few_shot.reviews": -1,
     "few_shot.relevance": -1,
     "few_shot.rotate": False,
+    "few_shot.by_topic": False,
     "hygiene.without_principles": [],
     **{f"dpo.{name}": DpoSection.model_fields[name].default for name in (*ADDED, "save_minutes", "eval_steps", "keep")},
 }

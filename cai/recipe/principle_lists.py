@@ -23,7 +23,7 @@ from cai.recipe.yaml_files import parse_yaml
 from cai.store.jsonl import JsonObject, Row
 
 KEYS = ("id", "principle", "critique_request", "revision_request")
-OPTIONAL = ("pools", "priority")
+OPTIONAL = ("pools", "priority", "topic")
 NAMES = {  # ours -> what other tools call it, in the form of `normal`
     "id": ("id", "name", "title"),
     "principle": ("principle", "text", "rule", "sentence", "description", "statement"),
@@ -64,7 +64,10 @@ LIKE_YAML = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Principle:
-    """`pools`: the pools of requests that it is for, empty for all; `priority`: 0 where the file says nothing."""
+    """`pools`: the pools of requests that it is for, empty for all; `priority`: 0 where the file says nothing.
+
+    `topic`: which of the prompt files' examples a review under it is shown, "" for those most alike in their words.
+    """
 
     id: str
     principle: str
@@ -72,6 +75,7 @@ class Principle:
     revision_request: str
     pools: tuple[str, ...] = ()
     priority: int = 0
+    topic: str = ""
 
 
 def read(text: str, path: str | Path) -> tuple[list[Principle], list[str]]:
@@ -281,11 +285,13 @@ def _whole(values: JsonObject, where: str, faults: list[str], own: bool = False)
             id_ = slug(id_)
         else:
             faults.append("id: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit")
-    pools, priority = values.get("pools"), values.get("priority", 0)
+    pools, priority, topic = values.get("pools"), values.get("priority", 0), values.get("topic", "")
     if pools is not None and not (isinstance(pools, list) and pools and all(pool in POOLS for pool in pools)):
         faults.append('pools: write a list of "benign" and "redteam"')
     if not isinstance(priority, int) or isinstance(priority, bool):
         faults.append(f"priority: {type(priority).__name__} found; write a whole number")
+    if not isinstance(topic, str):
+        faults.append(f"topic: {type(topic).__name__} found; write the topic of examples in prompts/critiques.yaml")
     if faults:
         raise CaiError(f"{where}: {'; '.join(faults)}")
     if "principle" not in texts:
@@ -300,6 +306,7 @@ def _whole(values: JsonObject, where: str, faults: list[str], own: bool = False)
         clean.get("revision_request", requests[1]),
         tuple(dict.fromkeys(pools or ())),
         priority,
+        topic.strip(),
     )
     return made, "critique_request" not in clean
 

@@ -22,21 +22,29 @@ from typing import Any, Literal
 
 from cai.engine.tokenizers import Piece, Tokenizer, Turn
 from cai.errors import CaiError
+from cai.recipe.intake.entries import POOLS
 from cai.recipe.yaml_files import check_keys, check_text, load_yaml
 from cai.store.jsonl import JsonObject, clean
 
 Format = Literal["base", "chat"]
+Shift = int | tuple[int, ...]  # the few-shot examples: all, so far rotated, or these places in this order
 PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 BRACES = re.compile(r"\{\{.*?\}\}", re.DOTALL)  # whatever looks like a placeholder must be one
 
 
 @dataclass(frozen=True, slots=True)
 class FewShotExample:
-    """One exchange; `then` is a second one that follows it, as (user, assistant)."""
+    """One exchange; `then` is a second one that follows it, as (user, assistant).
+
+    `topic`, `pool`: what the case is about and whose request it answers; `request`: what a review of it was asked for.
+    """
 
     user: str
     assistant: str
     then: tuple[str, str] | None = None
+    topic: str = ""
+    pool: str = ""
+    request: str = ""
 
     @property
     def turns(self) -> tuple[tuple[str, str], ...]:
@@ -75,9 +83,9 @@ class Prompt:
     _prefixes: dict[Any, tuple[list[int], str]] = field(default_factory=dict, repr=False, compare=False)
 
     def render(
-        self, fields: Mapping[str, str], *, format: Format, tokenizer: Tokenizer, shift: int = 0, prefill: str = ""
+        self, fields: Mapping[str, str], *, format: Format, tokenizer: Tokenizer, shift: Shift = 0, prefill: str = ""
     ) -> Rendered:
-        """The prompt for these fields. `shift` rotates the few-shot examples; the completion follows `prefill`."""
+        """The prompt for these fields. `shift`: which examples it shows; the completion follows `prefill`."""
         if prefill != self.prefill and prefill:
             given = replace(self, prefill=prefill)  # shares the prefixes that were encoded
             return given.render(fields, format=format, tokenizer=tokenizer, shift=shift)
@@ -99,9 +107,16 @@ class Prompt:
         sha = digest(self.sha.encode(), format.encode(), text.encode(), struct.pack(f"<{len(token_ids)}I", *token_ids))
         return Rendered(token_ids, text, len(prefix_ids), self._stops(format), sha)
 
-    def order(self, shift: int) -> int:
-        """Which example stands first; prompts of one order begin with the same tokens."""
-        return shift % len(self.examples) if self.examples else 0
+    def order(self, shift: Shift) -> tuple[int, ...]:
+        """The places of the examples that are shown; prompts of one order begin with the same tokens.
+
+        A number rotates them and shows the first `few_shot`; of places that are given the last so many are shown.
+        """
+        count = len(self.examples)
+        if isinstance(shift, int):
+            rotated = tuple((place + shift) % count for place in range(count))
+            return rotated if self.few_shot < 0 else rotated[: self.few_shot]
+        return shift if self.few_shot < 0 else shift[max(0, len(shift) - self.few_shot) :]
 
     def _check_fields(self, fields: Mapping[str, str]) -> None:
         if set(fields) != self.fields:
@@ -113,14 +128,15 @@ class Prompt:
         cues = ("\n" + self.user_cue.rstrip(), "\n" + self.assistant_cue.rstrip())
         return tuple(dict.fromkeys((cues if format == "base" else ()) + self.stop))
 
-    def _rotated(self, order: int) -> tuple[FewShotExample, ...]:
-        rotated = self.examples[order:] + self.examples[:order]
-        return rotated if self.few_shot < 0 else rotated[: self.few_shot]
+    def _turns(self, order: tuple[int, ...]) -> list[tuple[str, str]]:
+        return [turn for place in order for turn in self.examples[place].turns]
 
-    def _base_pieces(self, head: str, tail: str, order: int, more: tuple[str, ...]) -> tuple[list[Piece], list[Piece]]:
+    def _base_pieces(
+        self, head: str, tail: str, order: tuple[int, ...], more: tuple[str, ...]
+    ) -> tuple[list[Piece], list[Piece]]:
         """The transcript as plain text, cut where the first filled-in text begins."""
         start = self.preamble + "\n\n" if self.preamble else ""
-        for user, assistant in (turn for example in self._rotated(order) for turn in example.turns):
+        for user, assistant in self._turns(order):
             start += f"{after(self.user_cue, user)}\n\n{after(self.assistant_cue, assistant)}\n\n"
         whole = start + after(self.user_cue, head)
         fixed = whole.rstrip(" ")  # a lone trailing space is a token of its own: the space belongs to the word after it
@@ -130,11 +146,11 @@ class Prompt:
         return [Piece(fixed, 0)], [Piece(f"{whole[len(fixed) :]}{tail}\n\n{end}", 0)]
 
     def _chat_pieces(
-        self, head: str, tail: str, order: int, more: tuple[str, ...], tokenizer: Tokenizer
+        self, head: str, tail: str, order: tuple[int, ...], more: tuple[str, ...], tokenizer: Tokenizer
     ) -> tuple[list[Piece], list[Piece]]:
         """The template's pieces with the last user turn cut where the first filled-in text begins."""
         turns = [Turn("system", self.preamble)] if self.preamble else []
-        for user, assistant in (turn for example in self._rotated(order) for turn in example.turns):
+        for user, assistant in self._turns(order):
             turns += [Turn("user", user), Turn("assistant", assistant)]
         turns.append(Turn("user", head + tail))
         turns += [Turn("assistant", more[0]), Turn("user", more[1])] if more else []
@@ -214,7 +230,8 @@ def _prompt(data: JsonObject, sha: str, path: str | Path, fields: Collection[str
     )
 
 
-REVIEW_EXAMPLE = ("user", "critique"), ("revision_request", "revision")
+ABOUT = ("topic", "pool")  # of an example: any word, and "benign" or "redteam"
+REVIEW_EXAMPLE = ("user", "critique"), ("revision_request", "revision", *ABOUT)
 
 
 def load_reviews(
@@ -236,7 +253,8 @@ def load_reviews(
         check_keys(row, *REVIEW_EXAMPLE, f"{path}: examples[{i}]")
         if ("revision" in row) != ("revision_request" in row):
             raise CaiError(f"{path}: examples[{i}]: revision and revision_request stand together or not at all")
-        first.append({"user": row["user"], "assistant": row["critique"]})
+        about = {key: row[key] for key in (*ABOUT, "revision_request") if key in row}
+        first.append({"user": row["user"], "assistant": row["critique"], **about})
         then.append(_second_turn(row, follow_up, f"{path}: examples[{i}]"))
     rest = {key: value for key, value in data.items() if key != "follow_up"} | {"examples": first}
     one = _prompt(rest, sha, path, critique)
@@ -277,17 +295,27 @@ def _examples(rows: object, final: str, path: str) -> tuple[FewShotExample, ...]
     names, examples = tuple(dict.fromkeys(PLACEHOLDER.findall(final))), []
     for i, row in enumerate(rows):
         where = f"{path}: examples[{i}]"
-        check_keys(row, ("user", "assistant"), (), where)
+        check_keys(row, ("user", "assistant"), (*ABOUT, "revision_request"), where)
         check_text(row["assistant"], f"{where}.assistant")
-        user = row["user"]
+        user, request = row["user"], str(row.get("revision_request", ""))
         if isinstance(user, dict):
             check_keys(user, names, (), f"{where}.user")
             for name, value in user.items():
                 check_text(value, f"{where}.user.{name}")
+            request = " ".join([*(text for name, text in user.items() if name.endswith("_request")), request])
             user = substitute(final, user)
         check_text(user, f"{where}.user")
-        examples.append(FewShotExample(clean(user).strip(), clean(row["assistant"]).strip()))
+        topic, pool = (_about(row[key], key, f"{where}.{key}") if key in row else "" for key in ABOUT)
+        texts = clean(user).strip(), clean(row["assistant"]).strip()
+        examples.append(FewShotExample(*texts, topic=topic, pool=pool, request=clean(request).strip()))
     return tuple(examples)
+
+
+def _about(value: object, key: str, where: str) -> str:
+    check_text(value, where)
+    if key == "pool" and value not in POOLS:
+        raise CaiError(f"{where}: {str(value)[:40]!r} is no pool; write {' or '.join(POOLS)}")
+    return str(value).strip()
 
 
 def _stop(value: object, path: str) -> tuple[str, ...]:

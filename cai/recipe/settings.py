@@ -66,9 +66,11 @@ FewShot = Annotated[int, Field(ge=-1, le=10_000)]
 class FewShotSection(Section):
     """How many of a prompt file's examples are shown; -1 = all. A small model copies from many.
 
-    `rotate`: items see them in three orders, so that none stands last always.
+    `by_topic`: a critique or revision is shown the examples of its principle's topic, those of its own pool last.
+    `rotate`: items see the others in three orders, so that none stands last always.
     """
 
+    by_topic: bool = False
     rotate: bool = False
 
     instructions: FewShot = -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.runs import read_jsonl
@@ -13,6 +14,7 @@ from cai import errors
 from cai.commands.verify import verify
 from cai.data import chain, rounds, stages
 from cai.data.stage import Stage, Unit
+from cai.recipe.principle_lists import Principle
 from cai.run.context import Context
 
 OFF = {"second_answers", "comparisons", "sft_instructions", "sft_answers"}  # unless the recipe asks for them
@@ -117,7 +119,10 @@ def test_rounds_stand_between_what_stands_once():
     ("shown", "transcript", "orders"), [(1, "separate", {0}), (1, "joint", {0}), (-1, "separate", {0, 2, 4})]
 )
 def test_a_critic_that_is_shown_one_example_is_never_shown_only_the_one_that_finds_nothing(shown, transcript, orders):
-    few = SimpleNamespace(rotate=True, critiques=shown, reviews=shown)
+    few = SimpleNamespace(by_topic=False, rotate=True, critiques=shown, reviews=shown)
     recipe = SimpleNamespace(few_shot=few, critiques=SimpleNamespace(transcript=transcript))
-    assert {rounds.review_shift(recipe, item) for item in range(9)} == orders
+    context: Any = SimpleNamespace(recipe=recipe)
+    principle = Principle("kind", "Be kind.", "Is it kind?", "Make it kind.")
+    seen = {rounds.review_shots(context, "critiques", item, principle, "benign") for item in range(9)}
+    assert seen == orders
     assert {rounds.shift_of(recipe, item) for item in range(9)} == {0, 2, 4}, "a request is asked for in another way"

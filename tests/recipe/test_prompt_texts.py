@@ -7,6 +7,7 @@ copied a prompt's example into its texts, and wrote the cues of its transcript i
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,19 @@ def test_every_critique_quotes_its_answer_first_and_is_neither_curt_nor_long(use
     assert "no_issue" in parsing.critique(critique).flags or not found_nothing(critique)
 
 
-def test_one_critique_of_six_finds_nothing_and_it_is_not_last_in_the_file():
+def test_one_critique_of_all_finds_nothing_and_it_is_among_the_first_and_of_no_topic():
     for name, key in (("critiques", "assistant"), ("reviews", "critique")):
-        nothing = [found_nothing(row[key]) for row in examples(name)]
-        assert sum(nothing) == 1 and not nothing[-1] and len(nothing) == 6
+        nothing = [row for row in examples(name)[:6] if found_nothing(row[key])]
+        assert len(nothing) == sum(found_nothing(row[key]) for row in examples(name)) == 1
+        assert nothing[0] != examples(name)[5] and "topic" not in nothing[0]
+
+
+@pytest.mark.parametrize("name", ["critiques", "revisions", "reviews"])
+def test_a_topic_has_examples_enough_and_harm_has_some_of_either_pool(name):
+    topics = Counter(row["topic"] for row in examples(name) if "topic" in row)
+    assert topics.keys() == {"harm", "help", "truth"} and min(topics.values()) >= 2
+    harmful = Counter(row["pool"] for row in examples(name) if row.get("topic") == "harm")
+    assert harmful["redteam"] >= 4 and harmful["benign"] >= 2, "shown declining alone, a model declines all"
 
 
 @pytest.mark.parametrize("name", ["critiques", "revisions"])

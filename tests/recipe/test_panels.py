@@ -1,0 +1,117 @@
+"""Which examples a review is shown: those of its principle's topic, of the request's own pool last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cai.engine.tokenizers import ByteTokenizer
+from cai.errors import CaiError
+from cai.recipe.constitution import load_constitution
+from cai.recipe.panels import panel
+from cai.recipe.principle_lists import Principle
+from cai.recipe.prompts import FewShotExample, Prompt, load_prompt, load_reviews
+
+REPO = Path(__file__).parents[2]
+FILES = ("constitution.yaml", "docs/examples/constitution-helpful-only.yaml")
+CRITIQUES, REVISIONS = (load_prompt(REPO / f"prompts/{name}.yaml") for name in ("critiques", "revisions"))
+BY_ID = {principle.id: principle for name in FILES for principle in load_constitution(REPO / name).principles}
+JOINT = load_reviews(
+    REPO / "prompts/reviews.yaml",
+    {"instruction", "answer", "critique_request"},
+    {"instruction", "answer", "critique", "revision_request"},
+)
+
+
+def shown(prompt: Prompt, principle: Principle, pool: str, count: int = 4) -> list[FewShotExample]:
+    order = replace(prompt, few_shot=count).order(panel(prompt.examples, principle, pool))
+    return [prompt.examples[place] for place in order]
+
+
+@pytest.mark.parametrize("prompt", [CRITIQUES, REVISIONS, *JOINT], ids=lambda prompt: prompt.name)
+def test_every_shipped_principle_names_a_topic_that_the_examples_have(prompt: Prompt) -> None:
+    topics = {example.topic for example in prompt.examples}
+    assert all(principle.topic in topics and principle.topic for principle in BY_ID.values())
+
+
+@pytest.mark.parametrize("prompt", [CRITIQUES, REVISIONS, *JOINT], ids=lambda prompt: prompt.name)
+def test_a_harmful_request_under_harm_sees_harmful_ones_and_a_harmless_one_ends_with_harmless_ones(
+    prompt: Prompt,
+) -> None:
+    harmful = shown(prompt, BY_ID["no-dangerous-help"], "redteam")
+    assert [(one.topic, one.pool) for one in harmful] == [("harm", "redteam")] * 4
+    harmless = shown(prompt, BY_ID["no-dangerous-help"], "benign")
+    assert [one.pool for one in harmless[-2:]] == ["benign"] * 2 and {one.topic for one in harmless} == {"harm"}
+
+
+def test_helpful_only_never_sees_an_example_that_declines() -> None:
+    for principle in load_constitution(REPO / FILES[1]).principles:
+        for prompt in (CRITIQUES, REVISIONS):
+            assert {one.topic for one in shown(prompt, principle, "redteam", -1)} <= {"help", ""}
+
+
+def test_one_example_is_the_last_and_most_telling_one_and_none_is_none() -> None:
+    (one,) = shown(REVISIONS, BY_ID["privacy"], "redteam", 1)
+    assert (one.topic, one.pool) == ("harm", "redteam")
+    assert shown(CRITIQUES, BY_ID["uncertainty"], "benign", 1)[0].topic == "truth", "not the one that finds nothing"
+    assert shown(REVISIONS, BY_ID["privacy"], "redteam", 0) == []
+
+
+def test_a_principle_without_a_topic_has_that_of_the_example_it_is_most_like_or_none() -> None:
+    for id_, topic in (("no-manipulation", "harm"), ("honesty", "truth"), ("no-over-refusal", "help")):
+        bare = replace(BY_ID[id_], topic="")
+        assert {one.topic for one in shown(CRITIQUES, bare, "benign")} - {""} == {topic}
+        assert panel(CRITIQUES.examples, replace(bare, topic="of-another-file"), "benign") == panel(
+            CRITIQUES.examples, bare, "benign"
+        )
+    strange = Principle("haiku", "It is a haiku.", "Zähle die Silben.", "Schreibe siebzehn Silben.")
+    assert panel(CRITIQUES.examples, strange, "benign") == ()
+    assert panel([replace(one, topic="") for one in CRITIQUES.examples], BY_ID["no-harm"], "redteam") == ()
+
+
+def test_there_are_few_prefixes_for_a_whole_constitution() -> None:
+    orders = {
+        replace(REVISIONS, few_shot=4).order(panel(REVISIONS.examples, principle, pool))
+        for principle in load_constitution(REPO / FILES[0]).principles
+        for pool in ("benign", "redteam")
+    }
+    assert len(orders) == 4
+
+
+def test_renders_of_one_panel_share_their_prefix_and_differ_from_another() -> None:
+    ids = []
+    for id_, text in (("privacy", "one"), ("protect-minors", "another"), ("honesty", "one")):
+        shots = panel(REVISIONS.examples, BY_ID[id_], "redteam")
+        fields = dict.fromkeys(REVISIONS.fields, text)
+        prompt = replace(REVISIONS, few_shot=4)
+        rendered = prompt.render(fields, format="base", tokenizer=ByteTokenizer(), shift=shots)
+        ids.append(rendered.token_ids[: rendered.prefix_len])
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("pool: harmful", "examples[0].pool: 'harmful' is no pool; write benign or redteam"),
+        ("topic: 3", "examples[0].topic: int found"),
+        ("topics: harm", "examples[0]: unknown key"),
+    ],
+)
+def test_a_wrong_word_about_an_example_is_one_line(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "critiques.yaml"
+    text = (REPO / "prompts/critiques.yaml").read_text()
+    path.write_text(
+        text.replace("  - topic: harm  # red-team: the answer helps\n    pool: redteam\n", f"  - {line}\n", 1)
+    )
+    with pytest.raises(CaiError) as error:
+        load_prompt(path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_topic_of_a_constitution_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("- id: kind\n  topic: [harm]\n  principle: It is kind to whoever reads it.\n")
+    with pytest.raises(CaiError, match="topic: list found; write the topic of examples"):
+        load_constitution(path)
