@@ -22,6 +22,7 @@ from cai.run.arm_rates import SHORT
 from cai.run.rates import Range
 
 Row = dict[str, Any]
+ESTIMATED = "the estimate: the whole training, about 1,160 tokens a pair"
 NOWHERE = ROOT / "no runs are here"  # no earlier run: the estimate is the table's
 KNOWN = 40  # rows of a check set, all of them (`checks.limit`)
 
@@ -72,7 +73,7 @@ def training(inputs: Inputs) -> Iterator[Phase]:
     seen = budget.training_pairs_seen(recipe)
     time = budget.estimate(recipe, "cuda", NOWHERE, inputs.limit_tokens).training
     once = lambda count: Range(count, count)  # noqa: E731
-    yield Phase("train: the steps", once(seen), "pairs", "dpo.seconds_a_pair", time, "the estimate: the whole training")
+    yield Phase("train: the steps", once(seen), "pairs", "dpo.seconds_a_pair", time, ESTIMATED)
     steps = seen / (dpo.batch_size * dpo.gradient_accumulation)
     if not dpo.save_minutes:
         yield Phase("train: checkpoints", once(float(-(-steps // dpo.save_steps))), "saves", "dpo.save_seconds")

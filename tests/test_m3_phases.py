@@ -57,7 +57,7 @@ def test_a_phase_takes_its_count_times_the_rate(whole):
     }
     for name, seconds in expected.items():
         assert whole[name]["minutes"] == pytest.approx([value / 60 for value in seconds], abs=0.006), name
-        assert whole[name]["note"] in ("", "the estimate: the whole training")
+        assert whole[name]["note"] in ("", m3_counts.ESTIMATED)
 
 
 def test_the_total_is_the_sum_and_the_estimate_is_the_dry_runs(whole):
