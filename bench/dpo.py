@@ -97,16 +97,16 @@ class Clock:
         }
 
 
-def ours(options: argparse.Namespace) -> dict[str, Any]:
-    """cai.training's Job on the model as the pipeline loads it."""
+def ours(options: argparse.Namespace, model: Any = None, clock: Clock | None = None) -> dict[str, Any]:
+    """cai.training's Job on the model as the pipeline loads it, or on one that was made before; `clock` follows it."""
     from cai.models.policy import load
     from cai.recipe.settings import LoraSection, ModelSection
     from cai.training.job import Job
 
     section = ModelSection(name=options.model, format="base", quantization=options.quantization)
-    if options.model.startswith("made:"):
+    if model is None and options.model.startswith("made:"):
         model = made_model(options.model)
-    else:
+    elif model is None:
         model = load(section, "embedded" if options.cpu else "cuda")
         model = cpu_model(options.model, model) if options.cpu else model
     model.to_lora(LoraSection(rank=RANK, alpha=ALPHA), SEED)
@@ -114,7 +114,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     cap(options.cap_gb)
     rows = make_rows(options.rows, options.tokens, options.prompt)
     notes: list[dict[str, Any]] = []
-    clock = Clock(options.pairs * options.accumulation)
+    clock = clock or Clock(options.pairs * options.accumulation)
 
     def event(kind: str, **fields: Any) -> None:
         if kind == "train_step":
@@ -306,7 +306,7 @@ def run_child(name: str, options: argparse.Namespace, argv: list[str]) -> dict[s
         return json.loads(out.read_bytes()) if out.exists() else {"error": f"exit {done.returncode}"}
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
@@ -326,7 +326,11 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="dry run with a tiny bf16 checkpoint")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     if options.child:
         result = ours(options) if options.child == "ours" else default(options, options.child == "unsloth")
         options.out.write_text(json.dumps(result))

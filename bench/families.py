@@ -72,10 +72,18 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny-olmo2": ("Olmo2Config", TINY),
     "tiny-guard": ("Qwen3Config", {**TINY, "head_dim": 32, "tie_word_embeddings": True}),
     "tiny-llama31": ("LlamaConfig", {**TINY, "rope_parameters": LLAMA3}),
+    "judge-13b": (  # HarmBench's classifier
+        "LlamaConfig",
+        {
+            **{"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+            **{"num_key_value_heads": 40, "vocab_size": 32000},
+        },
+    ),
+    "tiny-judge": ("LlamaConfig", {**TINY, "num_key_value_heads": 4}),
 }
 
 
-GUARDS = ("guard", "tiny-guard")
+GUARDS = ("guard", "tiny-guard", "judge-13b", "tiny-judge")  # in bf16, asked about exchanges
 
 
 class Numbers:
