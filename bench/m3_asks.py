@@ -25,6 +25,7 @@ from cai.data.comparisons import PAIR_FIELDS, comparison_asks  # noqa: E402
 from cai.data.stage import Unit  # noqa: E402
 from cai.engine import Score, ScoreRequest  # noqa: E402
 from cai.engine.asks import Ask, Name, Scorer, score  # noqa: E402
+from cai.engine.native.nesting import by_prefix  # noqa: E402
 from cai.evaluate import likelihood  # noqa: E402
 from cai.evaluate.cases import Case  # noqa: E402
 from cai.evaluate.judge import JUDGE_FIELDS, Judge, judge_critiques, judge_revisions  # noqa: E402
@@ -83,24 +84,26 @@ def label_asks(inputs: Inputs, pairs: int) -> list[Ask]:
 
 
 class Counter:
-    """Stands for the engine: counts the tokens that it would compute, a shared beginning and an equal row once."""
+    """Stands for the engine: counts the tokens that it would compute, a part of a prefix and an equal row once."""
 
     def __init__(self) -> None:
         self.tokens = 0
-        self.prefixes: set[tuple[int, ...]] = set()
+        self.parts: set[tuple[tuple[int, ...], int]] = set()
 
     def score(self, requests: Sequence[ScoreRequest], stopped: Any = None) -> Iterator[Score]:
-        before: tuple[int, ...] = ()
-        for request in requests:
-            prefix = request.context_ids[: request.prefix_len]
-            if prefix not in self.prefixes:
-                self.prefixes.add(prefix)
-                self.tokens += len(prefix)
-            row = (*request.context_ids, *request.continuation_ids)[:-1]
-            if row != before[: len(row)]:
-                self.tokens += len(row) - len(prefix)
-                before = row
-            yield Score(request.id, (-1.0,) * len(request.continuation_ids))
+        for prefix, group in by_prefix(requests):
+            start, before = 0, ()
+            for end in prefix.ends:
+                if (part := (prefix.token_ids[:end], start)) not in self.parts:
+                    self.parts.add(part)
+                    self.tokens += end - start
+                start = end
+            for request in group:
+                row = (*request.context_ids, *request.continuation_ids)[:-1]
+                if row != before[: len(row)]:
+                    self.tokens += len(row) - start
+                    before = row
+                yield Score(request.id, (-1.0,) * len(request.continuation_ids))
 
 
 def evaluation_tokens(inputs: Inputs) -> dict[str, float]:
@@ -136,20 +139,24 @@ def evaluation_tokens(inputs: Inputs) -> dict[str, float]:
 
 def shrunk(asks: Sequence[Ask], vocab: int, scale: float = 1.0, seed: int = 0) -> list[Ask]:
     """The same asks in ids of no meaning, a fourth as many as bytes: equal beginnings and contexts stay equal."""
-    draw, heads, tails = random.Random(f"{SEED}-asks-{seed}"), {}, {}  # type: ignore[var-annotated]
-    words: dict[tuple[int, ...], int] = {}
+    draw, words = random.Random(f"{SEED}-asks-{seed}"), {}  # type: ignore[var-annotated]
+    made_of: dict[tuple[int, ...], tuple[int, ...]] = {(): ()}
 
-    def ids(size: int) -> tuple[int, ...]:
-        return tuple(draw.randrange(1000, min(vocab, 30000)) for _ in range(max(2, round(size / BYTES * scale))))
+    def ids(context: tuple[int, ...], start: int, end: int) -> tuple[int, ...]:
+        """What stands for the first `end` of a context, behind what stands for the first `start`."""
+        if (found := made_of.get(context[:end])) is None:
+            size = max(2, round((end - start) / BYTES * scale))
+            more = (draw.randrange(1000, min(vocab, 30000)) for _ in range(size))
+            found = made_of[context[:end]] = (*made_of[context[:start]], *more)
+        return found
 
     made = []
     for ask in asks:
-        if (head := heads.get(ask.context[: ask.shared])) is None:
-            head = heads[ask.context[: ask.shared]] = ids(ask.shared) if ask.shared else ()
-        if (tail := tails.get(ask.context)) is None:
-            tail = tails[ask.context] = ids(len(ask.context) - ask.shared)
+        head = ids(ask.context, 0, ask.head)
+        shared = ids(ask.context, ask.head, ask.shared)
+        context = ids(ask.context, ask.shared, len(ask.context))
         word = words.setdefault(ask.continuation, 11 + len(words))
-        made.append(Ask(ask.name, (*head, *tail), (word,), len(head)))
+        made.append(Ask(ask.name, context, (word,), len(shared), len(head)))
     return made
 
 

@@ -93,11 +93,24 @@ def test_what_the_estimate_has_of_the_rest_is_in_the_total():
 
 
 def test_a_shared_beginning_and_an_equal_row_are_computed_once():
-    counter, head = m3_asks.Counter(), (1, 2, 3)
-    requests = [ScoreRequest(i, (*head, 4, 5), (word,), 3) for i, word in enumerate((7, 8))]  # one row: 4 5
-    requests += [ScoreRequest(2, (*head, 6), (7,), 3), ScoreRequest(3, (9, 9), (7, 8), 0)]
-    assert len(list(counter.score(requests))) == 4
-    assert counter.tokens == 3 + 2 + 1 + 3
+    counter, head, case = m3_asks.Counter(), tuple(range(20)), tuple(range(50, 80))
+    requests = [ScoreRequest(i, (*head, 4, 5), (word,), 20) for i, word in enumerate((7, 8))]  # one row: 4 5
+    requests += [ScoreRequest(2, (*head, 6), (7,), 20), ScoreRequest(3, (9, 9), (7, 8), 0)]
+    requests += [ScoreRequest(i, (*head, *case, i), (7,), 50, 20) for i in (4, 5)]  # its head is saved
+    for _ in range(2):
+        assert len(list(counter.score(requests))) == 6
+    assert counter.tokens == 20 + 30 + 2 * (2 + 1 + 3 + 2)
+
+
+def test_the_examples_of_a_relevance_are_computed_once_for_all_answers():
+    inputs, answers = m3_asks.m3(), 5
+    asks, counter = m3_asks.relevance_asks(inputs, answers), m3_asks.Counter()
+    score(m3_asks.scorer_of(inputs, counter), asks)
+    (head,) = {ask.head for ask in asks}
+    cases = {ask.context[: ask.shared] for ask in asks}
+    assert len(cases) == answers and len({ask.context[:head] for ask in asks}) == 1 and head > 4_000  # bytes
+    own = sum(len(ask.context) - ask.shared for ask in asks)
+    assert counter.tokens == head + sum(map(len, cases)) - answers * head + own
 
 
 def test_asks_in_ids_of_no_meaning_share_what_the_programs_share():
@@ -113,6 +126,7 @@ def test_asks_in_ids_of_no_meaning_share_what_the_programs_share():
             tokens.append(counter.tokens / size)
         assert tokens[1] == pytest.approx(tokens[0], rel=0.02)
         assert len({ask.context for ask in made}) == len({ask.context for ask in asks})
+        assert len({ask.context[: ask.shared] for ask in made}) == len({ask.context[: ask.shared] for ask in asks})
 
 
 def test_a_step_that_is_cut_off_keeps_what_it_has_and_the_next_one_runs(tmp_path, monkeypatch):

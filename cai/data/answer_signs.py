@@ -27,7 +27,8 @@ def question_asks(
 ) -> list[Ask]:
     """Both wordings of every principle's question about (instruction, answer) texts; `raw_scores` reads the scores.
 
-    All questions about one answer share the prompt up to the question; the engine computes that part once.
+    All questions about one answer share the prompt up to the question, all answers its examples; the engine computes
+    either part once.
     """
     asks: list[Ask] = []
     for name, (instruction, answer) in answers.items():
@@ -59,7 +60,7 @@ def _asks(
     for (id_, side), found in rendered.items():
         lead = "" if found.text[-1:].isspace() else " "
         yes = tuple(scorer.encode(f"{lead}Yes"))
-        yield Ask((*name, id_, side), found.token_ids, yes, min(shared, len(found.token_ids) - 1))
+        yield Ask((*name, id_, side), found.token_ids, yes, min(shared, len(found.token_ids) - 1), found.prefix_len)
 
 
 def common(first: Sequence[int], other: Sequence[int]) -> int:

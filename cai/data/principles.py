@@ -146,7 +146,8 @@ def calibrated(context: Context) -> bool:
 def every_ask(context: Context, scorer: Scorer, answers: Mapping[Name, tuple[str, str]]) -> list[Ask]:
     """What says how much each answer breaks each principle (`principles.by`); `scores_of` reads the scores.
 
-    What the requests about one answer share is computed once: the request stands last in the critic's prompt.
+    What the requests about one answer share is computed once: the request stands last in the critic's prompt. What all
+    answers share, the examples, is its head.
     """
     every = context.constitution.principles
     if not by_critic(context):
@@ -156,7 +157,7 @@ def every_ask(context: Context, scorer: Scorer, answers: Mapping[Name, tuple[str
     for ask in asks:
         known = shared.get(ask.name[:-1])
         shared[ask.name[:-1]] = ask.context if known is None else known[: common(known, ask.context)]
-    return [replace(ask, shared=min(len(shared[ask.name[:-1]]), len(ask.context) - 1)) for ask in asks]
+    return [replace(ask, shared=min(len(shared[ask.name[:-1]]), len(ask.context) - 1), head=ask.shared) for ask in asks]
 
 
 def spreads(context: Context) -> dict[str, tuple[float, float]]:

@@ -70,12 +70,17 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """Log-probabilities of `continuation_ids` (at least one) after `context_ids` (at least one) are wanted."""
+    """Log-probabilities of `continuation_ids` (at least one) after `context_ids` (at least one) are wanted.
+
+    `prefix_len`: how many leading tokens it shares with others (0 = unknown); the first `head_len` of these are shared
+    by requests whose prefixes differ behind them, too.
+    """
 
     id: int
     context_ids: tuple[int, ...]
     continuation_ids: tuple[int, ...]
     prefix_len: int = 0
+    head_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)

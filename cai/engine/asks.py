@@ -24,12 +24,14 @@ class Ask:
     """`name` is the caller's; equal (context, continuation) pairs are scored once.
 
     `shared`: how many leading tokens of the context other asks begin with too; the engine computes them once.
+    `head`: how many of these all asks of the stage begin with, whatever case they are about; computed once a stage.
     """
 
     name: Name
     context: tuple[int, ...]
     continuation: tuple[int, ...]
     shared: int = 0
+    head: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def score(scorer: Scorer, asks: Iterable[Ask]) -> dict[Name, Score]:
     pairs, last = list(number), dict(zip(numbers, range(len(listed)), strict=True))
     groups: dict[tuple[int, ...], int] = {}  # prefix -> its place, in the order of first use
     shared = [listed[last[n]].shared for n in range(len(pairs))]
+    heads = [listed[last[n]].head for n in range(len(pairs))]
     group = [groups.setdefault(pair[0][:length], len(groups)) for pair, length in zip(pairs, shared, strict=True)]
 
     def place(n: int) -> tuple[Any, ...]:
@@ -85,7 +88,7 @@ def score(scorer: Scorer, asks: Iterable[Ask]) -> dict[Name, Score]:
     found: dict[int, Score] = {}
     for start in range(0, len(order), scorer.batch):
         part = order[start : start + scorer.batch]
-        requests = [ScoreRequest(i, *pairs[n], prefix_len=shared[n]) for i, n in enumerate(part)]
+        requests = [ScoreRequest(i, *pairs[n], shared[n], heads[n]) for i, n in enumerate(part)]
         scores = list(scorer.engine.score(requests, scorer.stopped))
         if len(scores) < len(requests):
             raise Stopped("stopped while scoring; resume the run to go on")

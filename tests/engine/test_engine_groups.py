@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -184,13 +183,3 @@ def test_the_engine_counts_the_factors_of_its_adapters():
     plain, model = tiny("llama"), tuned(ADAPTERS["v and down"])
     factors = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     assert factors and NativeEngine(model, Letters()).beside == NativeEngine(plain, Letters()).beside + 4 * factors
-
-
-def test_every_rotation_of_the_shipped_examples_has_a_place():
-    """Instructions run one rotation after another, and a retry wave comes back to each."""
-    from cai.recipe.prompts import load_prompt
-
-    folder = Path(__file__).resolve().parents[2] / "prompts"
-    names = ("instructions", "answers", "critiques", "revisions")
-    rotations = max(len(load_prompt(folder / f"{name}.yaml").examples) for name in names)
-    assert prefixes.SAVED > rotations > 1

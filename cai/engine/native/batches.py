@@ -6,7 +6,7 @@ Pure bookkeeping over lists and index tensors. Doesn't own rows, blocks or the o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from cai.engine import ScoreRequest
 from cai.engine.native.attention import Step
 from cai.engine.native.cache import Prefix
-from cai.engine.native.scheduler import MIN_PREFIX, Running
+from cai.engine.native.scheduler import Running
 
 Packed = list[tuple[list[int], list[int]]]  # (tokens, blocks) of each row of a prefill
 
@@ -59,18 +59,6 @@ def packed_step(packed: Packed, prefix: Prefix, block_tokens: int, device: torch
     moved = [x.to(device) for x in (places_T + len(prefix.token_ids), blocks_T, places_T % block_tokens, table)]
     lens_B = torch.tensor(lens, dtype=torch.int32, device=device)
     return Step(moved[0], moved[1], moved[2], moved[3], lens_B, prefix, prefill=True, lens=lens)
-
-
-def by_prefix(requests: Sequence[ScoreRequest]) -> Iterator[tuple[tuple[int, ...], list[ScoreRequest]]]:
-    """Requests grouped by the prefix that at least two of them share; the others without one."""
-    groups: dict[tuple[int, ...], list[ScoreRequest]] = {}
-    for request in requests:
-        length = min(request.prefix_len, len(request.context_ids) - 1)
-        groups.setdefault(request.context_ids[:length] if length >= MIN_PREFIX else (), []).append(request)
-    alone = [prefix for prefix, group in groups.items() if prefix and len(group) == 1]
-    for prefix in alone:
-        groups.setdefault((), []).extend(groups.pop(prefix))
-    yield from groups.items()
 
 
 def score_places(

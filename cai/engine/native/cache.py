@@ -100,12 +100,12 @@ class Prefix:
         return self.keys.shape[2]
 
     def set(self, token_ids: tuple[int, ...], keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
-        """Put a computed prefix in place; no keys for the empty one."""
+        """Put a computed prefix, or its last part behind what is in place; no keys for the empty one."""
         self.token_ids = token_ids
         self.length.fill_(len(token_ids))
         if keys is not None and values is not None:
-            self.keys[:, :, : len(token_ids)] = keys
-            self.values[:, :, : len(token_ids)] = values
+            part = slice(len(token_ids) - keys.shape[2], len(token_ids))
+            self.keys[:, :, part], self.values[:, :, part] = keys, values
 
 
 def small_card(device: torch.device) -> bool:

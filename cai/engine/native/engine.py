@@ -22,6 +22,7 @@ from cai.engine.native.batches import Flight, Packed, packed_step
 from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, KVShape, Prefix, gpu_blocks, small_card
 from cai.engine.native.decoder import Decoder
 from cai.engine.native.families import text_parts
+from cai.engine.native.nesting import Nested
 from cai.engine.native.scheduler import Running, Scheduler, prompt_tokens
 from cai.engine.native.state import RowState
 from cai.engine.sampling import allowed, pick, seed_tensor
@@ -30,7 +31,6 @@ from cai.engine.stopping import TokenDecoder as TokenDecoder
 from cai.errors import RESUMABLE, CaiError
 
 if TYPE_CHECKING:
-    from cai.engine.native.adapters import Signature
     from cai.engine.native.graphs import Graphs
 
 MAX_LEN = 4096  # where neither model nor loader says
@@ -72,11 +72,11 @@ class NativeEngine:
         self.device, self.pieces = self.decoder.device, Pieces(tokenizer)
         self.shape = KVShape(len(self.decoder.layers), self.decoder.kv_heads, self.decoder.dim, self.decoder.dtype)
         self.stats = EngineStats(batch_size=batch_size or (GPU_ROWS if self.gpu else CPU_ROWS))
-        self.saved: dict[tuple[tuple[int, ...], Signature], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.saved: dict[prefixes.Key, tuple[torch.Tensor, torch.Tensor]] = {}  # the one used last at the end
         self.graphs: Graphs | None = None
-        self.current: tuple[tuple[int, ...], Signature] | None = None  # (tokens, adapter) of the prefix in place
+        self.current: prefixes.Key | None = None  # of the prefix in place
         self.attached = AttachedAdapter(tuned_module(hf_model), self.decoder.dtype)
-        self.beside = prefixes.SAVED * prefixes.EXPECTED_TOKENS * self.shape.bytes_per_token
+        self.beside = prefixes.SAVED_TOKENS * self.shape.bytes_per_token
         self.beside += factor_bytes(hf_model, self.decoder.dtype)
         with generate.memory_named("when the engine was set up"):
             if self.gpu:
@@ -324,6 +324,6 @@ class NativeEngine:
         self.stats.prompt_tokens_computed += len(ids)
         return self.decoder.forward(torch.tensor(ids, device=self.device), step, self.cache, wanted)
 
-    def use_prefix(self, token_ids: tuple[int, ...]) -> None:
-        """Make the shared prefix, and the adapter that is on, current."""
-        prefixes.use_prefix(self, token_ids)
+    def use_prefix(self, token_ids: tuple[int, ...], head_len: int = 0) -> None:
+        """Make the shared prefix, and the adapter that is on, current; its head is saved apart from the rest."""
+        prefixes.use_prefix(self, Nested(token_ids, head_len))

@@ -13,7 +13,8 @@ import torch
 
 from cai.engine import Score, ScoreRequest, generate
 from cai.engine.generate import HEAD_CHUNK_BYTES
-from cai.engine.native.batches import Packed, by_prefix, score_places
+from cai.engine.native.batches import Packed, score_places
+from cai.engine.native.nesting import by_prefix
 from cai.errors import RESUMABLE, CaiError
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ def score(engine: NativeEngine, requests: Sequence[ScoreRequest], stopped: Calla
         if stopped():
             return
         with torch.no_grad():
-            engine.use_prefix(prefix)
+            engine.use_prefix(*prefix)
         while group and not stopped():
-            scores = _some(engine, group, len(prefix))
+            scores = _some(engine, group, len(prefix.token_ids))
             del group[: len(scores)]
             yield from scores
 
