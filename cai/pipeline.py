@@ -161,7 +161,8 @@ def evaluate(
     context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path
 ) -> dict[str, Figure]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
-    from cai.evaluate import agreement, chain_figures, critic_stage, measure, probes, prompted
+    from cai.evaluate import agreement, chain_figures, critic_stage, measure, preference, probes, prompted
+    from cai.evaluate import arms as beside
     from cai.evaluate.benchmarks import suite
     from cai.evaluate.lm_eval import tasks
 
@@ -181,17 +182,18 @@ def evaluate(
             results |= measure.fresh_figures(fresh)
             for arm in evaluation.section.prompted if evaluation.judges else ():
                 results |= prompted.measure(evaluation, arm, wanted, fresh, training_pairs)
-            results |= measure.p3_figures(evaluation, wanted, fresh)
+            p3 = prompted.judged(evaluation, "preference.p3", measure.of_p3(evaluation, wanted, fresh))
+            results |= preference.summarise_fresh(p3, evaluation.judge_name)
             results |= agreement.of_answers(evaluation, wanted, fresh)
             results |= measure.forgetting_figures(evaluation)
             results |= tasks.figures(tasks.measure(evaluation, inputs.folder))
             results |= measure.training_figures(context)
         measure.write(context, results)
     probes.ask(context, inputs.probes, adapter)
-    if context.recipe.has_sft or context.recipe.dpo.also_from_base:
-        from cai.evaluate import arms as measured_arms
-
-        measured_arms.run_arms(context, pairs, training_pairs, inputs.folder)
+    for name, trained, figures in beside.run_arms(context, pairs, training_pairs):
+        if context.recipe.evaluation.enabled:
+            figures |= beside.measure(context, pairs, training_pairs, name, trained, inputs.folder)
+            figures |= beside.answered(context, pairs, name, trained) | beside.gains(context, name)
     if context.recipe.benchmarks.run:
         suite.measure_all(context, context.recipe.benchmarks.run, inputs.folder)
     if len(context.recipe.dpo.seeds) > 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cai import errors
 from cai.errors import CaiError
+from cai.recipe.arm_costs import answers_further_requests
 from cai.report import arms_table
 from cai.report.snapshot import Snapshot
 from cai.run import digests, lines
@@ -98,5 +99,12 @@ def whole_adapter(arm: ExportedArm, run: Path) -> Path:
 
 def told(arm: ExportedArm, snapshot: Snapshot) -> str:
     """How this adapter was trained, before "on N pairs": part of the card's first sentence."""
-    from_sft = snapshot.recipe.dpo.start == "sft" and arm.name != "from-base"
-    return "supervised fine-tuning on the revisions, then DPO" if from_sft else "DPO"
+    if snapshot.recipe.dpo.start != "sft" or arm.name == "from-base":
+        return "DPO"
+    return f"supervised fine-tuning on the revisions{further(snapshot, ' and')}, then DPO"
+
+
+def further(snapshot: Snapshot, joined: str) -> str:
+    """What an SFT stage was shown beside the revisions of the run."""
+    own = answers_further_requests(snapshot.recipe)
+    return f"{joined} its own answers to further benign requests" if own else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cai.commands.export_arm import OWN, ExportedArm, arm_named, told
+from cai.commands.export_arm import OWN, ExportedArm, arm_named, further, told
 from cai.commands.export_base import Base
 from cai.commands.export_lines import vllm_rank
 from cai.commands.export_prompt import Asking
@@ -63,6 +63,7 @@ def model_card(
         "figures": [{"metric": name, **figure(m)} for name, m in measured_here.items()],
         "arm": arm,
         "how": told(arm, snapshot),
+        "further": further(snapshot, ", and"),
         "training": arm.result() if arm.name else snapshot.training,
         "money": money(snapshot),
         "loaded_as": _loaded_as(snapshot),

@@ -14,7 +14,7 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cai.data import chain, marks, on_policy
@@ -23,6 +23,7 @@ from cai.data.slots import slot_of, try_of
 from cai.errors import CaiError
 from cai.evaluate import taken
 from cai.inputs import Inputs, grown_since
+from cai.recipe.arm_costs import ASIDE
 from cai.recipe.intake.input_files import PAIRS
 from cai.run import digests
 from cai.run.events import lineage, read_events
@@ -195,13 +196,14 @@ def standing(plan: ForkPlan) -> Standing:
         then = manifest["identity"]
         kind, rounds = str(then.get("pairs.kind", "")).strip("'"), int(then.get("rounds", 1))
         slots = len({slot_of(item) for item in chain.whole_items(map(dict, plan.kept), rounds, kind)})
-    return Standing(share, slots, scored=not plan.changed and taken.at_hand(plan.source))
+    own = sum(key[0] == ASIDE[-1] for key in keys_of(plan.kept))
+    return Standing(share, slots, not plan.changed and taken.at_hand(plan.source), own)
 
 
 def _weights(rows: Sequence[Record], rates: Mapping[str, Rate]) -> float:
-    """Seconds of these rows; where no stage's rate is known, their tokens."""
+    """Seconds of these rows of slots; where no stage's rate is known, their tokens."""
     counts, tokens = Counter[str](), Counter[str]()
-    for row in of_stages(rows, chain.names()):
+    for row in of_stages(rows, [name for name in chain.names() if name not in ASIDE]):
         counts[row["stage"]] += 1
         tokens[row["stage"]] += int(row.get("tokens") or 0)
     if not rates:
@@ -224,7 +226,7 @@ def fill(plan: ForkPlan, run: Run) -> None:
     counts = Counter(key[0] for key in keys_of(plan.again))
     made = {stage: counts[stage] for stage in chain.names()}
     stands = standing(plan)
-    took = {"share": round(stands.share, 4), "slots": stands.slots, "scored": stands.scored}
+    took = {**asdict(stands), "share": round(stands.share, 4)}
     run.event("forked", source=plan.source.name, kept=len(plan.kept), again=made, changed=plan.changed, **took)
 
 

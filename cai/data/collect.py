@@ -81,7 +81,9 @@ def collect(context: Context, grid: Grid, given: Intake | None, until: str = "")
         if recipe.guard.enabled and guarding.run_guard(context, pairs.examples):
             pairs = pairs_so_far(context, pairs, attempt)
     if until in ("", "pairs", *own_answers.STAGES):
-        own_answers.collect(context, stages.SFT_INSTRUCTIONS, stages.SFT_ANSWERS, grid, until)
+        further = own_answers.passes(context, stages.SFT_INSTRUCTIONS, stages.SFT_ANSWERS, grid, until)
+        for stage, numbers, again, accept in further:
+            run_stage(context, stage, numbers, again, accept)
     if len(context.log.rows) > before:
         found = instructions.summary(context.log.by_stage("instructions"), len(slots.slots(recipe)))
         context.run.event("instructions_summary", **found)

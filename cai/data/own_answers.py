@@ -9,14 +9,13 @@ out or not; the rows of all other stages are what they are without it, and more 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from cai.data import instructions
 from cai.data.rounds import instruction_of
 from cai.data.slots import HELDOUT
-from cai.data.stage import Stage, Unit
-from cai.data.stage_loop import run_stage
+from cai.data.stage import Accept, Stage, Unit
 from cai.metrics.wordings import is_refusal
 from cai.recipe.arm_costs import ASIDE, answers_further_requests
 from cai.recipe.grid import Grid, Pool
@@ -40,14 +39,19 @@ def asking(stage: Stage, grid: Grid) -> Stage:
     return replace(stage, render=render)
 
 
-def collect(context: Context, requests: Stage, answers: Stage, grid: Grid, until: str = "") -> None:
-    """Bring every request and its answer into the log; nothing where the recipe wants none."""
+def passes(
+    context: Context, requests: Stage, answers: Stage, grid: Grid, until: str = ""
+) -> Iterator[tuple[Stage, Sequence[int], int, Accept]]:
+    """What `run_stage` brings into the log, one after the other: each pass is told of when the one before has run.
+
+    Every request, its tries, then its answer; nothing where the recipe wants none.
+    """
     if not answers_further_requests(context.recipe):
         return
     items, asked = range(context.recipe.sft.answers), asking(requests, grid)
     near, before = instructions.drop_near_duplicates(context, REQUESTS, "instructions"), len(context.log.rows)
     for again in range(context.recipe.instructions.max_tries):
-        run_stage(context, asked, instructions.rejected(context, items, again, REQUESTS), again, accept=near)
+        yield asked, instructions.rejected(context, items, again, REQUESTS), again, near
     accepted = sum(instruction_of(context, item, REQUESTS) is not None for item in items)
     if accepted < len(items) and len(context.log.rows) > before:
         context.progress.say(
@@ -55,7 +59,7 @@ def collect(context: Context, requests: Stage, answers: Stage, grid: Grid, until
             "is shown fewer. A --fork with a higher instructions.max_tries or a wider prompts/grid.yaml gives more."
         )
     if until != REQUESTS:
-        run_stage(context, answers, items)
+        yield answers, items, 0, lambda rows: rows
 
 
 def imitated(context: Context, sound: Callable[[str], bool]) -> list[SoundAnswer]:

@@ -54,11 +54,9 @@ def of_answers(evaluation: Evaluation, wanted: Mapping[int, Pair], answers: Sequ
     if evaluation.external is None or evaluation.judge is None or not wanted:
         return {}
     subset = sample([(item, 0) for item in wanted], AGREEMENT)
-    for part in evaluation.left("preference.p3.base", subset, SLICE):
-        both = [(wanted[item], texts_of[item]["tuned"], texts_of[item]["base"]) for item, _ in part]
-        rows = prompted.compared(evaluation, both, by_base=True)
-        evaluation.write("preference.p3.base", part, [{"metric": "preference.p3.base", **row} for row in rows])
-    judged, base = (evaluation.rows(metric, subset) for metric in ("preference.p3", "preference.p3.base"))
+    both = {item: (wanted[item], texts_of[item]["tuned"], texts_of[item]["base"]) for item, _ in subset}
+    base = prompted.judged(evaluation, "preference.p3.base", both, by_base=True)
+    judged = evaluation.rows("preference.p3", subset)
     return by_metric(agreement("preference.p3.agreement", judged, base, "log_odds", evaluation.judge_name))
 
 

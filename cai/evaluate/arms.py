@@ -7,7 +7,7 @@ rows that both have). The metrics are those of `whole`, the adapters those of `c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from cai.evaluate import measure as whole
 from cai.evaluate import prompted, started
 from cai.evaluate.dpo_health import LOGPS
 from cai.evaluate.lm_eval import tasks as harness
-from cai.evaluate.preference import POLICY, implicit, normalised, win
+from cai.evaluate.preference import POLICY, implicit, normalised, summarise_fresh, win
 from cai.evaluate.scores import KEY, Evaluation, fingerprint, load_judge
 from cai.metrics.figure import Figure, Figures, by_metric, finite_rows, unmeasured
 from cai.metrics.figure import paired as paired_difference
@@ -62,23 +62,26 @@ SERIES = (
 )  # fmt: skip
 
 
-def run_arms(context: Context, pairs: PairSet, training_pairs: Sequence[Pair], recipe_folder: Path) -> None:
-    """Train and measure every arm of the recipe that is not there yet; each one's figures in eval/<arm>.json."""
+def run_arms(context: Context, pairs: PairSet, training_pairs: Sequence[Pair]) -> Iterator[tuple[str, Path, Figures]]:
+    """Name, adapter and figures of every arm of the recipe, one trained after the other where it is not there yet.
+
+    What is added to an arm's figures before the next one is asked for goes with them into eval/<arm>.json.
+    """
     recipe = context.recipe
+    if not (recipe.has_sft or recipe.dpo.also_from_base):
+        return
     sound = shown_beside(context, pairs, len(training_pairs))
     arms = [sft_arm(context, training_pairs, sound)] if recipe.has_sft else []
     arms += [from_base_arm(context, training_pairs, pairs.heldout)] if recipe.dpo.also_from_base else []
     for arm in arms:
-        adapter = trained(context, arm)
-        figures = _trained(arm)
-        if recipe.evaluation.enabled:
-            figures |= measure(context, pairs, training_pairs, arm.name, adapter, recipe_folder)
+        adapter, figures = trained(context, arm), of_training(arm)
+        yield arm.name, adapter, figures
         content = {"figures": {name: figure.as_dict() for name, figure in figures.items()}}
         context.run.eval.mkdir(exist_ok=True)
         write_json_atomic(context.run.eval / f"{arm.name}.json", content)
 
 
-def _trained(arm: Arm) -> Figures:
+def of_training(arm: Arm) -> Figures:
     result = training.load_result(arm.folder)
     if result is None:
         return {}
@@ -89,22 +92,20 @@ def _trained(arm: Arm) -> Figures:
 def measure(
     context: Context, pairs: PairSet, training_pairs: Sequence[Pair], arm: str, adapter: Path, folder: Path
 ) -> Figures:
-    """The arm's figures and the run's gain over it. Resumes from its rows; with none missing, no model is loaded."""
+    """The arm's figures on given texts. Resumes from its rows; with none missing, no model is loaded."""
     mark = fingerprint(context, pairs, adapter, None)
     with open_marked(context, context.run.eval / f"{arm}-scores.jsonl", mark, KEY) as log:
         evaluation = Evaluation(context, log, adapter, None)
         known = started.known(context) if arm == SFT else {}
         found = whole.preference_figures(evaluation, pairs, training_pairs, own=False, known=known)
         found |= whole.forgetting_figures(evaluation)
-        mine = list(log.rows)
         tasks = _tasks(evaluation, arm, folder)
-    theirs = records.read(context.run.eval / "scores.jsonl", KEY)
-    figures = named({name: figure for name, figure in found.items() if name in KEPT}, arm) | tasks
-    return figures | _answered(context, pairs, arm, adapter, theirs) | added(mine, theirs, arm)
+    return named({name: figure for name, figure in found.items() if name in KEPT}, arm) | tasks
 
 
-def _answered(context: Context, pairs: PairSet, arm: str, adapter: Path, theirs: Sequence[Row]) -> Figures:
+def answered(context: Context, pairs: PairSet, arm: str, adapter: Path) -> Figures:
     """The arm's fresh answers where base and tuned gave theirs: how they end, and judged by the base against both."""
+    theirs = records.read(context.run.eval / "scores.jsonl", KEY)
     given = {r["item"]: r for r in theirs if r["metric"] == "preference.fresh" and "skipped" not in r}
     wanted = {pair["item"]: pair for pair in pairs.heldout if pair["item"] in given}
     if not wanted:
@@ -118,10 +119,17 @@ def _answered(context: Context, pairs: PairSet, arm: str, adapter: Path, theirs:
             known = [{name: given[row["item"]][name] for name in BASE_TEXT} for row in rows]
             evaluation.write("preference.fresh", part, [row | base for row, base in zip(rows, known, strict=True)])
         rows = evaluation.rows("preference.fresh", keys)
-        found = whole.fresh_figures(rows) | whole.p3_figures(evaluation, wanted, rows)
+        p3 = prompted.judged(evaluation, "preference.p3", whole.of_p3(evaluation, wanted, rows))
+        found = whole.fresh_figures(rows) | summarise_fresh(p3, evaluation.judge_name)
         both = {row["item"]: (wanted[row["item"]], given[row["item"]]["tuned"], row["tuned"]) for row in rows}
-        over = prompted.against(evaluation, f"over.{arm}", arm, both) if evaluation.judges else {}
-    return named(found, arm) | over
+        over = prompted.judged(evaluation, f"over.{arm}", both) if evaluation.judges else None
+    return named(found, arm) | (prompted.against(over, evaluation.judge_name, arm) if over is not None else {})
+
+
+def gains(context: Context, arm: str) -> Figures:
+    """What the run's adapter has over the arm's, by the rows of both."""
+    mine, theirs = (records.read(context.run.eval / f"{name}.jsonl", KEY) for name in (f"{arm}-scores", "scores"))
+    return added(mine, theirs, arm)
 
 
 def _tasks(evaluation: Evaluation, arm: str, folder: Path) -> Figures:

@@ -7,13 +7,14 @@ lm_eval's tasks are `harness`'s. KL needs whole distributions, so it uses the we
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
-from cai.engine.asks import Ask, Scorer, score
+from cai.engine import Score
+from cai.engine.asks import Ask, Name, Scorer
 from cai.engine.foreign import HfModel
 from cai.engine.model import Model
 from cai.metrics.figure import Figure, Scored, finite_rows, indicator, mean, rate, unmeasured, unscored, worst_rows
@@ -35,16 +36,14 @@ def passages() -> tuple[str, ...]:
     return tuple(orjson.loads(line)["text"] for line in DATA.read_bytes().split(b"\n") if line)
 
 
-def nll_rows(scorer: Scorer, model: Model, chosen: Sequence[int]) -> list[Row]:
-    """Mean NLL a token of each passage under base and tuned; the first token is context only."""
-    asks = []
-    for index in chosen:
-        ids = tuple(scorer.encode(passages()[index]))
-        asks.append(Ask((index,), ids[:1], ids[1:]))
-    found = {}
-    for on in (False, True):
-        with model.adapter(on):
-            found[on] = score(scorer, asks)
+def nll_asks(scorer: Scorer, chosen: Sequence[int]) -> list[Ask]:
+    """Each passage; its first token is context only."""
+    listed = ((index, tuple(scorer.encode(passages()[index]))) for index in chosen)
+    return [Ask((index,), ids[:1], ids[1:]) for index, ids in listed]
+
+
+def nll_rows(found: Mapping[bool, Mapping[Name, Score]], chosen: Sequence[int]) -> list[Row]:
+    """Mean NLL a token of each passage under base and tuned. `found`: adapter on -> the scores of `nll_asks`."""
     return [
         {
             "metric": "forgetting.nll",

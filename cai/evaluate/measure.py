@@ -15,9 +15,11 @@ from cai.data import labels as known_labels
 from cai.data.kinds import one_a_prompt
 from cai.data.pairs import PairSet
 from cai.engine import Sampling
-from cai.evaluate import data_checks, dpo_health, forgetting, kinds, preference, prompted, started, taken
+from cai.engine.asks import score
+from cai.evaluate import data_checks, dpo_health, forgetting, kinds, preference, started, taken
 from cai.evaluate.answering import drawn
 from cai.evaluate.external import closing, external_of
+from cai.evaluate.prompted import Compared
 from cai.evaluate.scores import Evaluation, Row, fingerprint, load_judge, open_scores
 from cai.metrics.figure import Figures, by_metric, count, sample, unmeasured
 from cai.run import loop
@@ -147,17 +149,11 @@ def fresh_figures(rows: Sequence[Row]) -> Figures:
     return figures
 
 
-def p3_figures(evaluation: Evaluation, wanted: Mapping[int, Pair], answers: Sequence[Row]) -> Figures:
-    """P3: the judge's preference between the fresh answers of tuned and base."""
+def of_p3(evaluation: Evaluation, wanted: Mapping[int, Pair], answers: Sequence[Row]) -> dict[int, Compared]:
+    """P3: the fresh answers of tuned and base between which the judge is asked to prefer; none where it is off."""
     texts_of = {row["item"]: row for row in answers}
-    if not evaluation.judges:
-        return preference.summarise_fresh([], evaluation.judge_name)
-    keys = sample([(item, 0) for item in wanted], evaluation.section.fresh_items)
-    for part in evaluation.left("preference.p3", keys, SLICE):
-        both = [(wanted[item], texts_of[item]["tuned"], texts_of[item]["base"]) for item, _ in part]
-        rows = [{"metric": "preference.p3", **row} for row in prompted.compared(evaluation, both)]
-        evaluation.write("preference.p3", part, rows)
-    return preference.summarise_fresh(evaluation.rows("preference.p3", keys), evaluation.judge_name)
+    items = sample(wanted, evaluation.section.fresh_items) if evaluation.judges else []
+    return {item: (wanted[item], texts_of[item]["tuned"], texts_of[item]["base"]) for item in items}
 
 
 BOTH = (("base", False), ("tuned", True))  # arms, and whether the adapter is on
@@ -183,8 +179,12 @@ def forgetting_figures(evaluation: Evaluation) -> Figures:
     chosen = sample(range(len(forgetting.passages())), section.neutral_passages)
     keys = [(index, 0) for index in chosen]
     for part in evaluation.left("forgetting.nll", keys, 20):
-        found = forgetting.nll_rows(evaluation.scorer(), evaluation.model(), [index for index, _ in part])
-        evaluation.write("forgetting.nll", part, found)
+        scorer, model, passages = evaluation.scorer(), evaluation.model(), [index for index, _ in part]
+        asks, scores = forgetting.nll_asks(scorer, passages), {}
+        for on in (False, True):
+            with model.adapter(on):
+                scores[on] = score(scorer, asks)
+        evaluation.write("forgetting.nll", part, forgetting.nll_rows(scores, passages))
     figures = forgetting.summarise_nll(evaluation.rows("forgetting.nll", keys))
     of_kl = sample(keys, section.kl_passages)
     for part in evaluation.left("forgetting.kl", of_kl, 10):

@@ -26,7 +26,6 @@ from cai.store.row_types import Pair, PairScore
 
 if TYPE_CHECKING:
     from cai.recipe.prompts import Prompt
-    from cai.training.token_rows import PairRow
 
 POLICY = "policy against its base"
 PERMUTATIONS = 200
@@ -50,25 +49,20 @@ def pair_rows(
     from cai.training import train
 
     tokenized = train.pair_rows(model, pairs, prompt, max_length)
-    if model.hf is None:
-        scored = _by_engine(model, tokenized, engine)
-    else:
-        scored = [asdict(s) for s in train.pair_logps(model, tokenized, reference=reference, stopped=stopped)]
     by_item = {pair["item"]: pair for pair in pairs}
-    return [_row(logps, by_item[logps["item"]]) for logps in scored]
-
-
-def _by_engine(model: Model, rows: Sequence[PairRow], engine: Engine) -> list[Row]:
+    if model.hf is not None:
+        scored = [asdict(s) for s in train.pair_logps(model, tokenized, reference=reference, stopped=stopped)]
+        return [_row(logps, by_item[logps["item"]]) for logps in scored]
     found: list[Row] = [
-        {"item": r.item, "chosen_tokens": len(r.chosen_ids), "rejected_tokens": len(r.rejected_ids)} for r in rows
+        {"item": r.item, "chosen_tokens": len(r.chosen_ids), "rejected_tokens": len(r.rejected_ids)} for r in tokenized
     ]
     for on, prefix in ((True, ""), (False, "ref_")):
         for side in ("chosen", "rejected"):
-            requests = [ScoreRequest(i, row.prompt_ids, getattr(row, f"{side}_ids")) for i, row in enumerate(rows)]
+            requests = [ScoreRequest(i, row.prompt_ids, getattr(row, f"{side}_ids")) for i, row in enumerate(tokenized)]
             with model.adapter(on):
                 for score in engine.score(requests):
                     found[score.id][prefix + side] = score.total
-    return found
+    return [_row(logps, by_item[logps["item"]]) for logps in found]
 
 
 def _row(logps: Row, pair: Pair) -> PairScore:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from cai.data.comparisons import comparison_asks, pair_log_odds, pair_win
 from cai.engine import Sampling, Score
-from cai.engine.asks import Name, score
+from cai.engine.asks import Ask, Name, Scorer, score
 from cai.engine.model import Model
 from cai.evaluate import answering, forgetting, preference
 from cai.evaluate.judge import finite
@@ -27,6 +27,7 @@ from cai.run.context import Context
 from cai.store.jsonl import Row
 from cai.store.row_types import Pair
 
+Compared = tuple[Pair, str, str]  # the prompt's pair, our answer, theirs
 SLICE = 8  # prompts answered, or comparisons judged, between two writes
 SHOWN = 6  # pairs in the few-shot arm's transcript: as many as the chain's own prompts show
 
@@ -68,57 +69,66 @@ def measure(
     evaluation: Evaluation, arm: str, wanted: Mapping[int, Pair], fresh: Sequence[Row], training_pairs: Sequence[Pair]
 ) -> Figures:
     """One arm's figures. `fresh`: rows with the tuned model's answers, `wanted`: prompts."""
+    context, section = evaluation.context, evaluation.section
     tuned = {row["item"]: row["tuned"] for row in fresh}
     keys: list[Key] = [(item, 0) for item in wanted if item in tuned]
-    name = f"{arm}_{evaluation.section.best_of}" if arm == "best_of_n" else arm
-    for part in evaluation.left(f"prompted.{name}", keys, loop.together(evaluation.context, SLICE, len(keys))):
+    heat, count, metric = 0.0, 1, f"prompted.{arm}"
+    if arm == "best_of_n":
+        heat, count, metric = (
+            context.recipe.sampling.answers.temperature,
+            section.best_of,
+            f"{metric}_{section.best_of}",
+        )
+    for part in evaluation.left(metric, keys, loop.together(context, SLICE, len(keys))):
         asked = [wanted[item] for item, _ in part]
-        if arm == "best_of_n":
-            rows = _best(evaluation, asked)
-        else:
-            prompt, greedy = prompt_of(evaluation.context, arm, training_pairs), evaluation.section.fresh_max_new_tokens
-            rows = [drawn[0] for drawn in _drawn(evaluation, prompt, asked, Sampling(0.0, greedy), 1)]
-        keyed = [{"metric": f"prompted.{name}", "item": pair["item"], "round": 0} for pair in asked]
-        answers = [key | row for key, row in zip(keyed, rows, strict=True)]
-        evaluation.write(f"prompted.{name}", part, answers)
-    rows = evaluation.rows(f"prompted.{name}", keys)
-    texts = {row["item"]: row["text"] for row in rows}
-    figures = forgetting.of_answers(list(texts.values()), [row["finish"] for row in rows], arm)
-    both = {item: (wanted[item], tuned[item], text) for item, text in texts.items()} if evaluation.judge else {}
-    return figures | against(evaluation, f"prompted.{name}.judged", arm, both)
+        prompt = prompt_of(context, arm, training_pairs)
+        drawn = _drawn(evaluation, prompt, asked, Sampling(heat, section.fresh_max_new_tokens), count)
+        texts, judged_rows = [[row["text"] for row in rows if "text" in row] for rows in drawn], list[Row]()
+        if both := rivals([pair["prompt"] for pair in asked], texts):
+            with evaluation.judging() as scorer:
+                judged_rows = compared(score(scorer, comparisons(evaluation, scorer, both)), both)
+        rows = [candidates[at] for candidates, at in zip(drawn, best(texts, judged_rows), strict=True)]
+        keyed = [{"metric": metric, "item": pair["item"], "round": 0} for pair in asked]
+        evaluation.write(metric, part, [key | row for key, row in zip(keyed, rows, strict=True)])
+    rows = evaluation.rows(metric, keys)
+    texts_of = {row["item"]: row["text"] for row in rows}
+    figures = forgetting.of_answers(list(texts_of.values()), [row["finish"] for row in rows], arm)
+    pairs = {item: (wanted[item], tuned[item], text) for item, text in texts_of.items()} if evaluation.judge else {}
+    return figures | against(judged(evaluation, f"{metric}.judged", pairs), evaluation.judge_name, arm)
 
 
-def against(evaluation: Evaluation, metric: str, arm: str, both: Mapping[int, tuple[Pair, str, str]]) -> Figures:
-    """How often the judge prefers the tuned model's answer to an arm's. `both`: item -> (pair, tuned, arm's answer)."""
+def judged(evaluation: Evaluation, metric: str, both: Mapping[int, Compared], by_base: bool = False) -> list[Row]:
+    """The rows of these comparisons, by item, made by the judge, or the base; what is missing is asked for."""
     keys = [(item, 0) for item in both]
     for part in evaluation.left(metric, keys, SLICE):
-        rows = [{"metric": metric, **row} for row in compared(evaluation, [both[item] for item, _ in part])]
-        evaluation.write(metric, part, rows)
+        asked = [both[item] for item, _ in part]
+        with evaluation.base() if by_base else evaluation.judging() as scorer:
+            scores = score(scorer, comparisons(evaluation, scorer, asked))
+        evaluation.write(metric, part, [{"metric": metric, **row} for row in compared(scores, asked)])
+    return evaluation.rows(metric, keys)
+
+
+def against(rows: Sequence[Row], judge: str, arm: str) -> Figures:
+    """How often the judge prefers the tuned model's answer to an arm's, by the rows of `judged`."""
     found: Figures = {}
-    for figure in preference.summarise_fresh(evaluation.rows(metric, keys), evaluation.judge_name).values():
+    for figure in preference.summarise_fresh(rows, judge).values():
         name = figure.metric.replace("preference.p3", f"preference.over.{arm}")
         found[name] = replace(figure, metric=name)
     return found
 
 
-def _best(evaluation: Evaluation, asked: Sequence[Pair]) -> list[Row]:
-    """Of `best_of` answers drawn at the answer temperature, the one that the judge likes most beside the first."""
-    policy, count = evaluation.context.prompts["policy"], evaluation.section.best_of
-    drawn = Sampling(evaluation.context.recipe.sampling.answers.temperature, evaluation.section.fresh_max_new_tokens)
-    candidates = _drawn(evaluation, policy, asked, drawn, count)
-    fits = [place for place, rows in enumerate(candidates) if "text" in rows[0]]
-    best = [rows[0] for rows in candidates]
-    texts = [[row["text"] for row in candidates[place]] for place in fits]
-    for place, at in zip(fits, chosen(evaluation, [asked[place]["prompt"] for place in fits], texts), strict=True):
-        best[place] = candidates[place][at]
-    return best
+def rivals(prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[Compared]:
+    """Each prompt's later answers, each against the first."""
+    both = [(text, other, row[0]) for text, row in zip(prompts, candidates, strict=True) for other in row[1:]]
+    return [(_asked(place, text), other, first) for place, (text, other, first) in enumerate(both)]
 
 
-def chosen(evaluation: Evaluation, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[int]:
-    """Which of each prompt's answers the judge likes most beside the first; an unscored one is not chosen."""
-    both = [(text, row[0], other) for text, row in zip(prompts, candidates, strict=True) for other in row[1:]]
-    asked = [(_asked(place, text), other, first) for place, (text, first, other) in enumerate(both)]
-    odds = iter([row["log_odds"] for row in compared(evaluation, asked)] if asked else [])
+def best(candidates: Sequence[Sequence[str]], rows: Sequence[Row]) -> list[int]:
+    """Which of each prompt's answers the judge likes most beside the first; an unscored one is not chosen.
+
+    `rows`: of its `rivals`, as `compared` gives them.
+    """
+    odds = iter([row["log_odds"] for row in rows])
     found = []
     for row in candidates:
         ahead = [0.0, *(-math.inf if value is None else value for _, value in zip(row[1:], odds, strict=False))]
@@ -144,14 +154,17 @@ def _drawn(
     return [rows[first : first + count] for first in range(0, len(rows), count)]
 
 
-def compared(evaluation: Evaluation, both: Sequence[tuple[Pair, str, str]], by_base: bool = False) -> list[Row]:
-    """(pair, ours, theirs) -> how the judge, or the base, takes `ours` against `theirs`, blind, in both orders."""
+def comparisons(evaluation: Evaluation, scorer: Scorer, both: Sequence[Compared]) -> list[Ask]:
+    """What asks how `ours` is taken against `theirs`, blind, in both orders."""
     assert evaluation.judge is not None
-    with evaluation.base() if by_base else evaluation.judging() as scorer:
-        asks = []
-        for place, (pair, *texts) in enumerate(both):
-            asks += comparison_asks(scorer, evaluation.judge.pair, (place,), pair["prompt"], "", *texts)
-        scores = score(scorer, asks)
+    asks = []
+    for place, (pair, *texts) in enumerate(both):
+        asks += comparison_asks(scorer, evaluation.judge.pair, (place,), pair["prompt"], "", *texts)
+    return asks
+
+
+def compared(scores: Mapping[Name, Score], both: Sequence[Compared]) -> list[Row]:
+    """A row of each comparison, from the scores of `comparisons`."""
     return [_row(scores, place, *texts) for place, texts in enumerate(both)]
 
 

@@ -5,11 +5,11 @@ Owns the times of `cai.recipe.arm_costs`; the sum of a milestone and its price a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cai.recipe.arm_costs import ArmCost, costs
+from cai.recipe.arm_costs import ASIDE, ArmCost, costs
 from cai.recipe.load import Recipe
-from cai.run.rates import Range, Speed, table_rates
+from cai.run.rates import HIGH, LOW, Range, Speed, table_rates
 
 SHORT = 0.25  # the share of the token limit that an answer uses, at least, where nothing says better
 
@@ -25,7 +25,20 @@ class TimedArm:
 
 def timed(recipe: Recipe, backend: str, earlier: Speed | None) -> list[TimedArm]:
     """Every arm that the recipe switches on."""
-    return [TimedArm(cost, *drawing(cost.tokens, cost.answers, backend, earlier)) for cost in costs(recipe)]
+    found = []
+    for cost in costs(recipe):
+        took = _as_earlier(cost.answers, earlier) if cost.label == ASIDE[-1] else None
+        found.append(TimedArm(cost, *(took or drawing(cost.tokens, cost.answers, backend, earlier))))
+    return found
+
+
+def _as_earlier(answers: int, earlier: Speed | None) -> tuple[Range, Range] | None:
+    """Tokens and seconds of so many own answers, with their requests, as the earlier run's took; None: it had none."""
+    if earlier is None or not earlier.own_answers:
+        return None
+    share, gain = answers / earlier.own_answers, table_rates(earlier.backend).gain(earlier.own_answers, answers)
+    tokens, seconds = (Range(LOW * share * of, HIGH * share * of) for of in (earlier.own_tokens, earlier.own_seconds))
+    return tokens, Range(seconds.low / gain, seconds.high / gain)
 
 
 def drawing(limit: int, answers: int, backend: str, earlier: Speed | None) -> tuple[Range, Range | None]:
@@ -36,7 +49,13 @@ def drawing(limit: int, answers: int, backend: str, earlier: Speed | None) -> tu
     return tokens, Range(tokens.low / speed, tokens.high / speed) if speed else None
 
 
-def left(recipe: Recipe, backend: str, earlier: Speed | None) -> list[TimedArm]:
-    """Those that the earlier run, whose time is scaled, did not measure."""
+def left(recipe: Recipe, backend: str, earlier: Speed | None, own_answers: int = 0) -> list[TimedArm]:
+    """Those that the earlier run, whose time is scaled, did not measure; `own_answers`: how many stand already."""
     seen = earlier.labels if earlier else frozenset()
-    return [arm for arm in timed(recipe, backend, earlier) if not any(s.startswith(arm.cost.label) for s in seen)]
+    found = [arm for arm in timed(recipe, backend, earlier) if not any(s.startswith(arm.cost.label) for s in seen)]
+    return [_without(arm, own_answers) if arm.cost.label == ASIDE[-1] else arm for arm in found]
+
+
+def _without(arm: TimedArm, answers: int) -> TimedArm:
+    share = max(0.0, 1.0 - answers / arm.cost.answers)
+    return replace(arm, tokens=arm.tokens.times(share), seconds=arm.seconds and arm.seconds.times(share))

@@ -23,7 +23,7 @@ from cai.recipe.settings import BudgetSection, DpoSection
 from cai.run import arm_rates, lines, standing
 from cai.run.arm_rates import SHORT
 from cai.run.folder import Run
-from cai.run.rates import Range, Speed, measured_before, table_rates
+from cai.run.rates import HIGH, LOW, Range, Speed, measured_before, table_rates
 from cai.run.standing import Standing
 from cai.store.jsonl import Row
 from cai.terminal import duration, printable, usd, usd_fine
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from cai.run.context import Context
 
-# Only an estimate's margins: what one run's rate says about the next run's. Linear scaling, -30% / +50%.
-LOW, HIGH = 0.7, 1.5
 SIDE_BY_SIDE = 8  # rows of what is generated once a run
 TRIES = 1.5  # items tried a slot at the upper end, where no run says better
 
@@ -102,7 +100,7 @@ def estimate(
         time = stands.drawing(found.generation, slots) if found.generation else None
         others = stands.rest(found.rest, earlier, slots) if found.rest else None
         found = replace(found, tokens=stands.drawing(found.tokens, slots), generation=time, rest=others)
-    for arm in arm_rates.left(recipe, backend, earlier):
+    for arm in arm_rates.left(recipe, backend, earlier, stands.own_answers if stands else 0):
         found = _with_arm(found, arm)
     if not once_tokens or (earlier and earlier.probed):
         return found

@@ -5,6 +5,7 @@ Owns reading the rates; `budget` scales them. Each rate names its source and mac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from cai.run.manifest import read_manifest
 from cai.run.run_ids import refuse_pipes, run_folders
 from cai.store.jsonl import JsonObject, Row
 from cai.world import world
+
+# Only an estimate's margins: what one run's rate says about the next run's. Linear scaling, -30% / +50%.
+LOW, HIGH = 0.7, 1.5
 
 
 class Range(NamedTuple):
@@ -96,11 +100,16 @@ class Speed:
     growing_seconds: float = 0.0
     base_seconds: float = 0.0  # the part of the rest that a fork takes along: scores of the base, the critic's exam
     probed: bool = False  # the probes were answered, which the rest holds
-    labels: frozenset[str] = frozenset()  # of everything that was made or measured
+    labels: frozenset[str] = frozenset()  # of everything that the numbers above hold
+    own_answers: int = 0  # to further requests, for an SFT stage: with their requests, no part of the generation
+    own_tokens: int = 0
+    own_seconds: float = 0.0
+    arms_seconds: float = 0.0  # training of arms, the SFT stage among them: an estimate counts them as pairs seen
 
     @property
     def rest_seconds(self) -> float:
-        return max(self.seconds - self.generation_seconds - self.training_seconds, 0.0)
+        parts = (self.generation_seconds, self.training_seconds, self.own_seconds, self.arms_seconds)
+        return max(self.seconds - math.fsum(parts), 0.0)
 
 
 def measured_before(root: Path, recipe: Recipe, backend: str) -> Speed | None:
@@ -129,7 +138,7 @@ def _measured(folder: Path, recipe: Recipe, backend: str) -> Speed | None:
 def from_events(run_id: str, manifest: JsonObject, events: list[Row]) -> Speed | None:
     """None where the events don't tell what generation took (no stage event, or a fork that took records over)."""
     known = manifest.get("stages", {})  # evaluation and training have events of this kind, too
-    slots = [name for name in known if name not in ASIDE]  # what SFT alone is shown does not grow with the slots
+    slots = [name for name in known if name not in ASIDE]  # what SFT alone is shown grows with `sft.answers`
     stages = [e for e in events if e["kind"] == "stage" and e.get("stage") in slots]
     if not stages or any(e["kind"] == "forked" and e.get("kept") for e in events):
         return None
@@ -138,7 +147,9 @@ def from_events(run_id: str, manifest: JsonObject, events: list[Row]) -> Speed |
         return None  # a run that was killed or stopped says how long it lay in pieces, not how long a whole one takes
     if any(e["kind"] == "attempt" and e["attempt"] in worked and e.get("processes", 1) != world().size for e in events):
         return None
+    own = [e for e in events if e["kind"] == "stage" and e.get("stage") in ASIDE]
     trained = [e for e in events if e["kind"] == "trained" and "arm" not in e]
+    arms = [e for e in events if e["kind"] == "trained" and "arm" in e]
     rounds = {e.get("round", 0) for e in stages if e.get("stage") != "instructions"}  # whose rounds are tries
     return Speed(
         run_id=run_id,
@@ -155,7 +166,11 @@ def from_events(run_id: str, manifest: JsonObject, events: list[Row]) -> Speed |
         seconds=spent(e for e in events if e["attempt"] in worked)["seconds"],
         growing_seconds=_seconds(events, GROWING),
         base_seconds=_seconds(events, OF_BASE),
-        labels=frozenset(str(e.get("stage")) for e in events if e["kind"] == "stage"),
+        labels=frozenset(str(e.get("stage")) for e in events if e["kind"] == "stage").difference(ASIDE),
+        own_answers=sum(int(e.get("items") or 0) for e in own if e["stage"] == ASIDE[-1]),
+        own_tokens=sum(int(e.get("tokens") or 0) for e in own),
+        own_seconds=sum(float(e.get("seconds") or 0) for e in own),
+        arms_seconds=sum(float(e.get("seconds") or 0) for e in arms),
         probed=any(e["kind"] == "stage" and str(e.get("stage")).startswith("probes") for e in events),
     )
 

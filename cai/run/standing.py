@@ -15,11 +15,15 @@ from cai.run.rates import Range, Speed
 
 @dataclass(frozen=True)
 class Standing:
-    """`share` of what drawing so many `slots` takes stands; `scored`: so do the scores of the base."""
+    """`share` of what drawing so many `slots` takes stands; `scored`: so do the scores of the base.
+
+    `own_answers`: how many answers to further requests do, which are no slot's.
+    """
 
     share: float
     slots: int
     scored: bool = False
+    own_answers: int = 0
 
     def left(self, slots: int) -> float:
         """The share of the drawing of `slots` that is still to do."""
@@ -40,5 +44,6 @@ def of_run(path: Path) -> Standing | None:
     for event in read_events(path / "events.jsonl"):
         share, slots = event.get("share"), event.get("slots")
         if event.get("kind") == "forked" and isinstance(share, int | float) and isinstance(slots, int):
-            return Standing(float(share), slots, bool(event.get("scored")))
+            own = event.get("own_answers")
+            return Standing(float(share), slots, bool(event.get("scored")), own if isinstance(own, int) else 0)
     return None

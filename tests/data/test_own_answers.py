@@ -175,7 +175,9 @@ def test_what_runs_until_them_has_tried_every_slot(run_fake: Runner) -> None:
 
 
 @pytest.mark.runs
-def test_a_request_that_is_near_to_a_slots_is_drawn_again(run_fake: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_is_near_to_a_slots_is_drawn_again(
+    run_fake: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Held-out prompts among them: no near-duplicate of one is trained on."""
     _, source = run_fake(*SFT, "--until", "pairs")
     taken = next(row["text"] for row in lines(source, "instructions") if row["split"] == "heldout")
@@ -195,6 +197,10 @@ def test_a_request_that_is_near_to_a_slots_is_drawn_again(run_fake: Runner, monk
 
     monkeypatch.setattr(own_answers, "asking", asking)
     _, run = run_fake(*answers(3), "--until", "pairs")
+    first_try, second = [line for line in capsys.readouterr().err.splitlines() if "further requests, for SFT" in line]
+    place, words = first_try.split(", ", 1)
+    assert place.startswith("step ") and words.startswith("further requests, for SFT: 3/3 (1 rejected)")
+    assert second.startswith(f"{place}, further requests, for SFT, try 2: 1/1")
     rows = [row for row in lines(run, "sft_instructions") if row["item"] == 1]
     assert first and [row["status"] for row in rows] == ["rejected", "ok"]
     assert rows[0]["reason"].startswith("near_duplicate")
@@ -359,7 +365,7 @@ def test_a_finished_run_s_rate_is_that_of_its_slots(run_fake: Runner) -> None:
         speeds.append(from_events(run.name, json.loads((run / "manifest.json").read_bytes()), events))
     assert speeds[0] is not None and speeds[1] is not None
     assert (speeds[0].tokens, speeds[0].rounds) == (speeds[1].tokens, speeds[1].rounds)
-    assert "sft_answers" in {label.split(" ")[0] for label in speeds[1].labels}
+    assert speeds[1].own_answers == 7 and "sft_answers" not in speeds[1].labels
 
 
 def test_the_newest_text_of_a_run_is_its_own_whatever_pool_the_slot_of_its_number_has() -> None:

@@ -84,27 +84,11 @@ def test_what_each_arm_puts_before_the_prompt(measured_run, monkeypatch):
     assert prompted.prompt_of(Context, "best_of_n", pairs) == policy
 
 
-def test_the_best_of_n_is_the_one_that_the_judge_puts_ahead(monkeypatch):
-    candidates = [
-        [{"text": "first"}, {"text": "second"}, {"text": "third"}],
-        [{"text": "one"}, {"text": "two"}, {"text": "3"}],
-    ]
+def test_the_best_of_n_is_the_one_that_the_judge_puts_ahead():
+    """One without an answer (no room for it), and one alone, are asked nothing."""
+    candidates = [["first", "second", "third"], [], ["one", "two", "3"], ["alone"]]
     odds = {"second": -1.0, "third": 2.0, "two": -0.5, "3": None}
-    monkeypatch.setattr(prompted, "_drawn", lambda *args: candidates)
-    monkeypatch.setattr(
-        prompted, "compared", lambda evaluation, both: [{"log_odds": odds[ours]} for _, ours, _ in both]
-    )
-
-    class Bench:
-        class section:
-            best_of, fresh_max_new_tokens = 3, 10
-
-        class context:
-            prompts = dict(policy=None)  # noqa: RUF012 - a stand-in
-
-            class recipe:
-                class sampling:
-                    class answers:
-                        temperature = 1.0
-
-    assert [row["text"] for row in prompted._best(Bench, [{"prompt": "a?"}, {"prompt": "b?"}])] == ["third", "one"]
+    both = prompted.rivals(["a?", "", "b?", ""], candidates)
+    assert [(pair["prompt"], *texts) for pair, *texts in both[1:3]] == [("a?", "third", "first"), ("b?", "two", "one")]
+    assert len({pair["item"] for pair, *_ in both}) == 4
+    assert prompted.best(candidates, [{"log_odds": odds[ours]} for _, ours, _ in both]) == [2, 0, 0, 0]

@@ -11,6 +11,7 @@ from support.pages import make_run, recipe, records, row
 from cai.data import chain
 from cai.recipe import load as recipes
 from cai.run import progress as module
+from cai.run import words
 from cai.run.folder import Run
 from cai.run.pace import Pace
 from cai.run.progress import Progress
@@ -169,16 +170,22 @@ def test_a_try_is_not_called_a_round(stage, round_, name):
     assert chain.label(stage, round_) == name
 
 
-STEPS = (("instructions", 0), ("critiques", 0), ("revisions", 0), ("critiques", 1), ("train", 0), ("evaluate", 0))
+STEPS = (
+    *(("instructions", 0), ("critiques", 0), ("revisions", 0), ("critiques", 1), ("train", 0), ("evaluate", 0)),
+    *(("sft_instructions", 0), ("sft_answers", 0)),
+)
 
 
 def test_a_step_is_told_with_its_place_and_in_words(run, clock, capsys):
     shown = Progress(run, 0.0, steps=STEPS)
     for stage, round_, per_round, said in (
-        ("critiques", 1, True, "step 4 of 6, critiques, round 2: 0/2"),
-        ("instructions", 2, False, "step 1 of 6, instructions, try 3: 0/2"),
-        ("evaluate revisions.cri", 0, False, "step 6 of 6, measuring: do revisions follow their critiques (CRI): 0/2"),
-        ("train", 0, False, "step 5 of 6, training: 0/2"),
+        ("critiques", 1, True, "step 4 of 8, critiques, round 2: 0/2"),
+        ("instructions", 2, False, "step 1 of 8, instructions, try 3: 0/2"),
+        ("sft_instructions", 0, False, "step 7 of 8, further requests, for SFT: 0/2"),
+        ("sft_instructions", 1, False, "step 7 of 8, further requests, for SFT, try 2: 0/2"),
+        ("sft_answers", 0, False, "step 8 of 8, the model's own answers to them: 0/2"),
+        ("evaluate revisions.cri", 0, False, "step 6 of 8, measuring: do revisions follow their critiques (CRI): 0/2"),
+        ("train", 0, False, "step 5 of 8, training: 0/2"),
         ("calibration", 0, False, "where the critic draws its line: 0/2"),
     ):
         shown.begin(stage, round_, total=2, per_round=per_round)
@@ -186,7 +193,18 @@ def test_a_step_is_told_with_its_place_and_in_words(run, clock, capsys):
         assert capsys.readouterr().err.startswith(said), stage
     shown.begin("critiques", 0, total=1, per_round=True)
     status = run.read_status()
-    assert (status["step"], status["steps"], status["stage"]) == (2, 6, "critiques"), "names stay what they are"
+    assert (status["step"], status["steps"], status["stage"]) == (2, 8, "critiques"), "names stay what they are"
+
+
+def test_a_later_try_of_a_stage_that_has_tries_is_no_other_step():
+    from cai.data.stages import CHAIN
+
+    steps = [(stage.name, 0) for stage in CHAIN]
+    tried = [stage.name for stage in CHAIN if stage.attempts]
+    assert tried == ["instructions", "sft_instructions"]
+    for name in tried:
+        assert words.place(steps, name, 3) == words.place(steps, name, 0) == steps.index((name, 0)) + 1
+    assert words.place(steps, "critiques", 3) == 0, "whose rounds are steps"
 
 
 @pytest.mark.runs

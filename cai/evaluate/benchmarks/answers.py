@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cai.data.slots import seed_of
 from cai.engine import Request, Sampling
+from cai.engine.asks import score
 from cai.engine.model import Model
 from cai.evaluate import prompted
 from cai.evaluate.benchmarks.loaders import Task
@@ -81,17 +82,22 @@ def answer(
     policy: Policy, log: RecordLog, name: str, tasks: Sequence[Task], max_new_tokens: int, arms: Sequence[str] = ARMS
 ) -> list[Row]:
     """Every arm's answers, first turns before second ones. The model is loaded only if a row is missing."""
-    by_item = {task.item: task for task in tasks}
-    rows: list[Row] = []
+    context, by_item, rows = policy.context, {task.item: task for task in tasks}, list[Row]()
+    evaluation = Evaluation(context, log, policy.adapter, load_judge(context))
     for arm in arms:
         for turn in range(max((len(task.turns) for task in tasks), default=0)):
             keys = [(arm, task.item, turn) for task in tasks if turn < len(task.turns)]
             chunk = 0 if all(log.has(*key) for key in keys) else _chunk(policy, arm)
-            for part in loop.left(policy.context, log, f"{name} {policy.name or arm} turn {turn + 1}", keys, chunk):
+            for part in loop.left(context, log, f"{name} {policy.name or arm} turn {turn + 1}", keys, chunk):
                 chosen = [by_item[item] for _, item, _ in part]
-                drawn = _generate(policy, log, name, arm, turn, chosen, max_new_tokens)
-                given = [rows[0] for rows in drawn] if policy.best_of == 1 else _best(policy, log, chosen, turn, drawn)
-                loop.write(policy.context, log, part, given)
+                drawn, judged = _generate(policy, log, name, arm, turn, chosen, max_new_tokens), list[Row]()
+                asked = [_conversation(task, turn, log.get(arm, task.item, 0)) for task in chosen]
+                texts = [[row["text"] for row in each if row["status"] == "ok"] for each in drawn]
+                if both := prompted.rivals(asked, texts):
+                    with evaluation.judging() as scorer:
+                        judged = prompted.compared(score(scorer, prompted.comparisons(evaluation, scorer, both)), both)
+                best = prompted.best(texts, judged)
+                loop.write(context, log, part, [_best(each, at) for each, at in zip(drawn, best, strict=True)])
             rows += loop.rows_of(log, keys)
     return rows
 
@@ -132,18 +138,11 @@ def _generate(
     return rows
 
 
-def _best(policy: Policy, log: RecordLog, tasks: Sequence[Task], turn: int, drawn: Sequence[list[Row]]) -> list[Row]:
-    """Of each task's answers the one that the run's judge, the base, likes most beside the first."""
-    evaluation = Evaluation(policy.context, log, policy.adapter, load_judge(policy.context))
-    best = [rows[0] for rows in drawn]
-    fits = [place for place, row in enumerate(best) if row["status"] == "ok"]
-    firsts = [log.get(best[place]["arm"], tasks[place].item, 0) for place in fits]
-    asked = [_conversation(tasks[place], turn, first) for place, first in zip(fits, firsts, strict=True)]
-    texts = [[row["text"] for row in drawn[place]] for place in fits]
-    for place, at in zip(fits, prompted.chosen(evaluation, asked, texts), strict=True):
-        tokens = sum(row["tokens"] for row in drawn[place])
-        best[place] = {**drawn[place][at], "draw": at, "draws": policy.best_of, "tokens": tokens}
-    return best
+def _best(drawn: Sequence[Row], at: int) -> Row:
+    """A task's row: of several answers the one that the run's judge, the base, likes most beside the first."""
+    if len(drawn) == 1 or drawn[0]["status"] != "ok":
+        return drawn[0]
+    return {**drawn[at], "draw": at, "draws": len(drawn), "tokens": sum(row["tokens"] for row in drawn)}
 
 
 def _conversation(task: Task, turn: int, first: JsonObject | None) -> str:
