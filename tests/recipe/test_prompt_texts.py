@@ -6,6 +6,7 @@ copied a prompt's example into its texts, and wrote the cues of its transcript i
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -97,6 +98,13 @@ def test_a_revision_is_as_long_as_its_answer_and_does_not_copy_it(user, revision
 
 def test_no_two_revisions_begin_alike():
     assert len({revision.split()[0].lower() for _, revision in REVISIONS}) == len(REVISIONS)
+
+
+@pytest.mark.parametrize("name", ["critiques", "revisions"])
+def test_no_two_examples_say_six_words_alike(name):
+    """What several examples end with, a model ends with: 87 critiques of a run were refused as copies of one ending."""
+    said = [grams(row["assistant"].replace('"', ""), 6) for row in examples(name)]
+    assert not [one & other for one, other in itertools.combinations(said, 2) if one & other]
 
 
 def test_the_cases_are_the_same_in_critiques_revisions_and_reviews():
