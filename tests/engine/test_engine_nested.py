@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 
 from test_engine import Letters, complete, requests, tiny  # noqa: E402
+from test_engine_families import checkpoint  # noqa: E402
 from test_nesting import ASKS, CASE, CASES, HEAD, OWN, asked  # noqa: E402
 
 from cai.commands.cli import parse  # noqa: E402
@@ -66,6 +67,15 @@ def test_scores_are_the_same_and_the_head_is_computed_once(kind):
     assert again == nested and tokens == own
     assert computed(engine, OTHER_CASES)[1] == CASES * (CASE + 3) + own  # the head was kept
     assert totals(engine, NESTED) == nested
+
+
+@pytest.mark.parametrize("kind", ["mistral with a window", "qwen2 with windows", "olmo3", "gemma3"])
+def test_windows_that_end_within_the_case_see_the_same(kind):
+    """Windows of 24 tokens, parts of 100 and 30."""
+    model = checkpoint(kind)
+    nested, flat = (totals(NativeEngine(model, Letters(), batch_size=4), wanted) for wanted in (NESTED, FLAT))
+    assert nested == pytest.approx(flat, abs=1e-4)
+    assert nested == pytest.approx(totals(ReferenceEngine(model, Letters()), FLAT), abs=1e-3)
 
 
 def test_drawing_behind_the_head_finds_it_saved():
