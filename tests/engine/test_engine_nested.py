@@ -165,3 +165,12 @@ def test_every_prefix_of_a_stage_has_a_place():
         found = [prompt.render(fields, format="base", tokenizer=ByteCounter(), shift=shift) for shift in shifts]
         tokens = sum(one.prefix_len for one in found) / 4  # bytes a token, as `--dry-run` has it
         assert len(shifts) > 1 and tokens <= prefixes.SAVED_TOKENS, stage
+
+
+def test_after_a_kill_the_rest_has_the_same_bits():
+    whole, resumed = (NativeEngine(tiny(), Letters(), batch_size=4) for _ in range(2))
+    totals(whole, NESTED[: 2 * ASKS])
+    rest = NESTED[2 * ASKS : -1]  # the last case has fewer asks than the others
+    assert totals(whole, rest) == totals(resumed, rest)
+    alone = NESTED[::ASKS]  # a slice with one ask of each case
+    assert totals(whole, alone) == totals(NativeEngine(tiny(), Letters(), batch_size=4), alone)
