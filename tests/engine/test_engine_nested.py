@@ -23,6 +23,7 @@ from cai.engine.native import prefixes  # noqa: E402
 from cai.engine.native.engine import NativeEngine  # noqa: E402
 from cai.engine.native.nesting import Nested  # noqa: E402
 from cai.engine.oracle import ReferenceEngine  # noqa: E402
+from cai.errors import CaiError  # noqa: E402
 from cai.inputs import read_inputs  # noqa: E402
 from cai.models.tokenizer_file import ByteCounter  # noqa: E402
 
@@ -174,3 +175,14 @@ def test_after_a_kill_the_rest_has_the_same_bits():
     assert totals(whole, rest) == totals(resumed, rest)
     alone = NESTED[::ASKS]  # a slice with one ask of each case
     assert totals(whole, alone) == totals(NativeEngine(tiny(), Letters(), batch_size=4), alone)
+
+
+def test_what_could_not_be_put_is_not_taken_for_the_prefix_before(monkeypatch):
+    engine = NativeEngine(tiny(), Letters(), batch_size=4)
+    last = NESTED[-ASKS:]
+    expected = totals(engine, last)
+    with monkeypatch.context() as patched:
+        patched.setattr(prefixes, "_computed", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("always")))
+        with pytest.raises(CaiError, match="for the prefix of a stage"):
+            totals(engine, NESTED[:ASKS])
+    assert totals(engine, last) == expected
