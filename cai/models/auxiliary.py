@@ -266,8 +266,7 @@ def choices(
         shares = judge.on_cpu and any(len(continuation) > 1 for continuation in continuations)
         for place, continuation in enumerate(continuations):
             where[len(requests)] = (i, place)
-            own = (len(ids), common) if shares else (common, 0)
-            requests.append(ScoreRequest(len(requests), tuple(ids), continuation, *own))
+            requests.append(ScoreRequest(len(requests), tuple(ids), continuation, len(ids) if shares else common))
     found: dict[int, list[float]] = {i: [math.nan] * len(asks[i][1]) for i, _ in where.values()}
     count = 0
     for score in judge.engine.score(requests, context.stopped):

@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 
 from test_engine import Letters, complete, requests, tiny  # noqa: E402
+from test_engine_families import checkpoint  # noqa: E402
 from test_nesting import ASKS, CASE, CASES, HEAD, OWN, asked  # noqa: E402
 
 from cai.commands.cli import parse  # noqa: E402
@@ -22,6 +23,7 @@ from cai.engine.native import prefixes  # noqa: E402
 from cai.engine.native.engine import NativeEngine  # noqa: E402
 from cai.engine.native.nesting import Nested  # noqa: E402
 from cai.engine.oracle import ReferenceEngine  # noqa: E402
+from cai.errors import CaiError  # noqa: E402
 from cai.inputs import read_inputs  # noqa: E402
 from cai.models.tokenizer_file import ByteCounter  # noqa: E402
 
@@ -66,6 +68,15 @@ def test_scores_are_the_same_and_the_head_is_computed_once(kind):
     assert again == nested and tokens == own
     assert computed(engine, OTHER_CASES)[1] == CASES * (CASE + 3) + own  # the head was kept
     assert totals(engine, NESTED) == nested
+
+
+@pytest.mark.parametrize("kind", ["mistral with a window", "qwen2 with windows", "olmo3", "gemma3"])
+def test_windows_that_end_within_the_case_see_the_same(kind):
+    """Windows of 24 tokens, parts of 100 and 30."""
+    model = checkpoint(kind)
+    nested, flat = (totals(NativeEngine(model, Letters(), batch_size=4), wanted) for wanted in (NESTED, FLAT))
+    assert nested == pytest.approx(flat, abs=1e-4)
+    assert nested == pytest.approx(totals(ReferenceEngine(model, Letters()), FLAT), abs=1e-3)
 
 
 def test_drawing_behind_the_head_finds_it_saved():
@@ -155,3 +166,23 @@ def test_every_prefix_of_a_stage_has_a_place():
         found = [prompt.render(fields, format="base", tokenizer=ByteCounter(), shift=shift) for shift in shifts]
         tokens = sum(one.prefix_len for one in found) / 4  # bytes a token, as `--dry-run` has it
         assert len(shifts) > 1 and tokens <= prefixes.SAVED_TOKENS, stage
+
+
+def test_after_a_kill_the_rest_has_the_same_bits():
+    whole, resumed = (NativeEngine(tiny(), Letters(), batch_size=4) for _ in range(2))
+    totals(whole, NESTED[: 2 * ASKS])
+    rest = NESTED[2 * ASKS : -1]  # the last case has fewer asks than the others
+    assert totals(whole, rest) == totals(resumed, rest)
+    alone = NESTED[::ASKS]  # a slice with one ask of each case
+    assert totals(whole, alone) == totals(NativeEngine(tiny(), Letters(), batch_size=4), alone)
+
+
+def test_what_could_not_be_put_is_not_taken_for_the_prefix_before(monkeypatch):
+    engine = NativeEngine(tiny(), Letters(), batch_size=4)
+    last = NESTED[-ASKS:]
+    expected = totals(engine, last)
+    with monkeypatch.context() as patched:
+        patched.setattr(prefixes, "_computed", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("always")))
+        with pytest.raises(CaiError, match="for the prefix of a stage"):
+            totals(engine, NESTED[:ASKS])
+    assert totals(engine, last) == expected
