@@ -35,6 +35,7 @@ from cai.store.files import holds, write_atomic
 from cai.store.jsonl import JsonObject, Row
 
 LONGEST_NAME = 100  # of a file that a run may make, its id included
+JUDGE = ("judge", "judge_pair")  # prompts that measurements read, both or neither (`evaluate.scores.load_judge`)
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,17 @@ class Inputs:
 
     def identity(self, training: bool = False, *, then: bool = False) -> dict[str, str]:
         model = {"model.backend": self.backend}
-        hashes = {k: v for k, v in (self.hashes_then if then else self.hashes).items() if k != probe_files.NAME}
-        return identity.identity(self.recipe, hashes, training=training) | model
+        return identity.identity(self.recipe, self._deciding(then), training=training) | model
 
     def stages(self, *, then: bool = False) -> dict[str, dict[str, str]]:
-        hashes = self.hashes_then if then else self.hashes
+        hashes = self._deciding(then)
         return {stage: chain.stage_identity(self.recipe, stage, hashes) for stage in chain.names()}
+
+    def _deciding(self, then: bool) -> dict[str, str]:
+        """The hashes of what decides a record; what probes and the judge's prompts measure has marks of its own."""
+        measured_with = {f"prompts/{name}.yaml" for name in JUDGE if name not in chain.prompt_files(self.recipe)}
+        hashes = self.hashes_then if then else self.hashes
+        return {name: sha for name, sha in hashes.items() if name not in {probe_files.NAME, *measured_with}}
 
     @property
     def limit_tokens(self) -> int:
@@ -173,6 +179,11 @@ def _paths(source: Source, recipe: Recipe) -> dict[str, Path]:
     prompts = source.folder / ("prompts" if inside else recipe.prompts)
     paths = {"constitution.yaml": source.folder / ("constitution.yaml" if inside else recipe.constitution)}
     paths |= {f"prompts/{name}.yaml": prompts / f"{name}.yaml" for name in (*chain.prompt_files(recipe), "grid")}
+    for folder in (prompts, home(source) / recipe.prompts) if inside else (prompts,):
+        judge = {f"prompts/{name}.yaml": folder / f"{name}.yaml" for name in JUDGE}
+        if all(path.is_file() for path in judge.values()):
+            paths = judge | paths
+            break
     if recipe.evaluation.enabled and recipe.evaluation.probes:
         copy = source.folder / probe_files.NAME
         paths[probe_files.NAME] = copy if inside and copy.is_file() else home(source) / recipe.evaluation.probes

@@ -69,7 +69,7 @@ def open_run(inputs: Inputs, args: argparse.Namespace) -> Run:
         _keep_recipe(run, inputs, args)
         if inputs.override != run.manifest.get("override", ""):
             run.update_manifest(override=inputs.override)
-        if run.manifest.get("files") != inputs.hashes:  # probes that were edited: what is not part of the identity
+        if run.manifest.get("files") != inputs.hashes:  # edited probes or judge prompts: no part of the identity
             run.update_manifest(files=inputs.hashes)
         copy_inputs(inputs, run.path)  # a kill may have come before the first copy
     except BaseException:

@@ -244,4 +244,4 @@ def _estimate(inputs: Inputs, run: Path | None) -> list[str]:
         lines.append("              the upper end exceeds budget.max_hours: the run would stop there, resumable")
     if recipe.budget.max_usd and found.usd and found.usd.high > recipe.budget.max_usd:
         lines.append("              the upper end exceeds budget.max_usd: the run would stop there, resumable")
-    return [*lines, *dry_run_arms.lines(inputs)]
+    return [*lines, *dry_run_arms.lines(inputs, stands)]

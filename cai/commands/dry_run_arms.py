@@ -10,6 +10,7 @@ from cai.recipe.arm_costs import TITLES
 from cai.recipe.load import Recipe
 from cai.run import arm_rates, budget
 from cai.run.rates import Range, measured_before
+from cai.run.standing import Standing
 from cai.terminal import duration, number, usd
 
 WHY = (  # measured on the embedded model in base form: mean log p of the end token after the chosen text
@@ -18,12 +19,12 @@ WHY = (  # measured on the embedded model in base form: mean log p of the end to
 )
 
 
-def lines(inputs: Inputs) -> list[str]:
-    """Nothing where base and tuned stand alone and nothing is advised."""
+def lines(inputs: Inputs, stands: Standing | None = None) -> list[str]:
+    """Nothing where base and tuned stand alone and nothing is advised. `stands`: what a fork took over."""
     recipe, root = inputs.recipe, runs_root(inputs.source, inputs.recipe)
     earlier = None if recipe.pairs.file else measured_before(root, recipe, inputs.backend)
     told = []
-    for arm in arm_rates.timed(recipe, inputs.backend, earlier):
+    for arm in arm_rates.timed(recipe, inputs.backend, earlier, stands.own_answers if stands else 0):
         count, where = number(arm.cost.answers), arm.cost.where
         where = f"{count} {where}" if where == "fresh answers" else f"{where}, {count} answers"
         tokens = f"at most {number(arm.cost.tokens)} tokens"

@@ -4,8 +4,9 @@ Owns which rows stay. A row stays if nothing that made it changed, its own stage
 instructions -> answers -> critiques r0 -> revisions r0 -> critiques r1 -> ... -> guard. Later tries of a slot exist
 because of how an earlier pair came out, so they stay only if every stage does. Invariant: the fork ends with the rows
 that a run from nothing with the new recipe would end with (on a CPU, where no text depends on its batch), and with its
-very bytes unless items were added, which stand behind the rows that were kept, or taken away: rows of items that are no
-longer wanted stay in the log, and make no pair. What wrote the kept rows goes along.
+very bytes unless items were added, which stand behind the rows that were kept (and give way to those that they are near
+to), or taken away: rows that are no longer wanted stay in the log, and make no pair. Rows of `label_bar` are no item's:
+they stay in front of what is made again. What wrote the kept rows goes along.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from cai.data import chain, marks, on_policy
 from cai.data.marks import REVIEW_KEY
-from cai.data.slots import slot_of, try_of
+from cai.data.slots import slot_of, slots, try_of
+from cai.data.stage import Stage
+from cai.data.stages import CHAIN
 from cai.errors import CaiError
 from cai.evaluate import taken
 from cai.inputs import Inputs, grown_since
 from cai.recipe.arm_costs import ASIDE
 from cai.recipe.intake.input_files import PAIRS
+from cai.recipe.load import Recipe
 from cai.run import digests
 from cai.run.events import lineage, read_events
 from cai.run.folder import Run
@@ -57,7 +61,10 @@ class Rate:
 
 @dataclass(frozen=True)
 class ForkPlan:
-    """`kept` rows in file order, `again` rows that must be made anew; `changed`: stage -> what changed for it."""
+    """`kept` rows in file order, `again` rows that must be made anew; `changed`: stage -> what changed for it.
+
+    `unwanted`: rows that do not stay and that the recipe asks for no more. `off`: stages that it does without.
+    """
 
     source: Path
     kept: Sequence[Record]
@@ -66,6 +73,8 @@ class ForkPlan:
     rates: dict[str, Rate]
     model: Row = field(default_factory=dict)  # what wrote the kept rows
     rebatched: bool = False  # engine.batch_size is another one now
+    unwanted: Sequence[Record] = ()
+    off: frozenset[str] = frozenset()
 
 
 def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) -> ForkPlan:
@@ -97,7 +106,24 @@ def plan_fork(source: Path, identity: Identity, stages: Mapping[str, Identity]) 
 def plan_of(source: Path, inputs: Inputs) -> ForkPlan:
     """The plan of a fork with these inputs; a file of instructions that only grew counts as what it was."""
     then = grown_since(inputs, source, read_manifest(source / "manifest.json"))
-    return plan_fork(source, then.identity(then=True), then.stages(then=True))
+    plan, recipe = plan_fork(source, then.identity(then=True), then.stages(then=True)), inputs.recipe
+    assert isinstance(plan.again, Rows)
+    wanted = set(slots(recipe))
+    again, unwanted = _parts(plan.again, (asked_for(recipe, wanted, *key) for key in plan.again.each_key()))
+    off = frozenset(stage.name for stage in CHAIN if not stage.enabled(recipe))
+    return replace(plan, again=again, unwanted=unwanted, off=off)
+
+
+def asked_for(recipe: Recipe, wanted: Set[int], stage: str, item: int, round_: int) -> bool:
+    """Whether a run of this recipe, with these slots, makes such a row."""
+    found = chain.named(stage)
+    if found is None:
+        return recipe.guard.enabled or stage != chain.GUARD
+    if not found.enabled(recipe) or (found.per_round and round_ >= recipe.rounds):
+        return False
+    if found.aside:
+        return item < recipe.sft.answers
+    return found.items is not Stage.items or slot_of(item) in wanted  # some stages have numbers of their own
 
 
 def verified_rows(path: Path) -> Rows[Record]:
@@ -124,13 +150,21 @@ def changed_stages(then: Mapping[str, Identity], now: Mapping[str, Identity]) ->
 
 def parted(rows: Rows[Record], differs: JsonObject, *, first_tries_only: bool) -> tuple[Rows[Record], Rows[Record]]:
     """The rows that stay and the others, in file order; told by their keys, none of them is read."""
-    parts, fates = (array("L"), array("L")), dict[tuple[str, int], bool]()
-    for number, (stage, item, round_) in enumerate(rows.each_key()):
+    fates, stay = dict[tuple[str, int], bool](), bytearray()
+    for stage, item, round_ in rows.each_key():
         if (fate := fates.get((stage, round_))) is None:
             fate = fates[stage, round_] = stays(stage, round_, differs)
-        parts[not fate or (first_tries_only and bool(try_of(item)))].append(number)
-    kept, again = (Rows[Record](rows.lines, numbers) for numbers in parts)
-    return kept, again
+        stay.append(fate and not (first_tries_only and try_of(item)))
+    return _parts(rows, stay)
+
+
+def _parts(rows: Rows[Record], stay: Iterable[int]) -> tuple[Rows[Record], Rows[Record]]:
+    """The rows of which this is true, and the others."""
+    parts = (array("L"), array("L"))
+    for number, fate in zip(rows.numbers, stay, strict=True):
+        parts[not fate].append(number)
+    first, second = (Rows[Record](rows.lines, numbers) for numbers in parts)
+    return first, second
 
 
 def stays(stage: str, round_: int, differs: JsonObject) -> bool:
@@ -161,7 +195,11 @@ def describe(plan: ForkPlan, usd_per_hour: float = 0.0, whole: str = "") -> list
     own = sum(key[0] not in chain.names() for key in keys_of(plan.again))
     beside = f" ({own} of them the tuned model's own: probes, guard)" if own else ""
     lines = [f"fork of {plan.source}: {len(plan.kept)} records stay, {len(plan.again)} are made again{beside}"]
+    if plan.unwanted:
+        lines.append(f"  {len(plan.unwanted)} others go, which this recipe does not ask for")
     for stage, keys in plan.changed.items():
+        if stage in plan.off:
+            continue
         lines.append(f"  changed for {stage}: {', '.join(keys)}")
     if plan.rebatched and plan.kept:
         lines.append(f"  {BATCH_KEY} changed: what stays was drawn in batches of the old size")
@@ -187,8 +225,8 @@ def standing(plan: ForkPlan) -> Standing:
 
     Of a source that was not done with its data: the slots whose chain is whole.
     """
-    kept, again = (_weights(rows, plan.rates) for rows in (plan.kept, plan.again))
-    share = kept / (kept + again) if kept else 0.0
+    kept, *others = (_weights(rows, plan.rates) for rows in (plan.kept, plan.again, plan.unwanted))
+    share = kept / math.fsum((kept, *others)) if kept else 0.0
     manifest = read_manifest(plan.source / "manifest.json")
     if (plan.source / "dataset" / "pairs").is_dir():
         slots = int(manifest.get("items", 0)) + int(manifest.get("heldout_items", 0))

@@ -73,7 +73,8 @@ def settle(context: Context, log: RecordLog[Row], of: str) -> None:
         return
     found = unchanged(context.run.path, TAKEN)
     theirs = next((row["of"] for row in found if row["metric"] == MARK), None)
-    wanted = [name for name in METRICS if not (context.recipe.evaluation.judge_model and name in JUDGED)]
+    judged = not context.recipe.evaluation.judge_model and context.recipe.evaluation.judge != "off"
+    wanted = [name for name in METRICS if judged or name not in JUDGED]
     rows = [row for row in found if row["metric"] in wanted] if theirs == of else []
     log.append([{"metric": MARK, "item": 0, "round": 0, "of": of}, *rows])
     if rows:

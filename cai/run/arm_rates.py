@@ -23,12 +23,17 @@ class TimedArm:
     seconds: Range | None
 
 
-def timed(recipe: Recipe, backend: str, earlier: Speed | None) -> list[TimedArm]:
-    """Every arm that the recipe switches on."""
+def timed(recipe: Recipe, backend: str, earlier: Speed | None, own_answers: int = 0) -> list[TimedArm]:
+    """Every arm that the recipe switches on; of its own answers those that do not stand already."""
     found = []
     for cost in costs(recipe):
-        took = _as_earlier(cost.answers, earlier) if cost.label == ASIDE[-1] else None
-        found.append(TimedArm(cost, *(took or drawing(cost.tokens, cost.answers, backend, earlier))))
+        took = None
+        if cost.label == ASIDE[-1]:
+            left = max(0, cost.answers - own_answers)
+            cost = replace(cost, answers=left, tokens=cost.tokens // cost.answers * left)
+            took = _as_earlier(left, earlier)
+        if cost.answers:
+            found.append(TimedArm(cost, *(took or drawing(cost.tokens, cost.answers, backend, earlier))))
     return found
 
 
@@ -51,11 +56,5 @@ def drawing(limit: int, answers: int, backend: str, earlier: Speed | None) -> tu
 
 def left(recipe: Recipe, backend: str, earlier: Speed | None, own_answers: int = 0) -> list[TimedArm]:
     """Those that the earlier run, whose time is scaled, did not measure; `own_answers`: how many stand already."""
-    seen = earlier.labels if earlier else frozenset()
-    found = [arm for arm in timed(recipe, backend, earlier) if not any(s.startswith(arm.cost.label) for s in seen)]
-    return [_without(arm, own_answers) if arm.cost.label == ASIDE[-1] else arm for arm in found]
-
-
-def _without(arm: TimedArm, answers: int) -> TimedArm:
-    share = max(0.0, 1.0 - answers / arm.cost.answers)
-    return replace(arm, tokens=arm.tokens.times(share), seconds=arm.seconds and arm.seconds.times(share))
+    seen, every = earlier.labels if earlier else frozenset(), timed(recipe, backend, earlier, own_answers)
+    return [arm for arm in every if not any(label.startswith(arm.cost.label) for label in seen)]

@@ -94,6 +94,16 @@ def test_a_judge_of_another_family_is_asked_again(run_fake: Runner) -> None:
     assert measured(third) == set(taken.METRICS)
 
 
+def test_a_fork_that_asks_no_judge_takes_no_word_of_one(run_fake: Runner) -> None:
+    """Its log is that of a run that measured by itself."""
+    _, first = run_fake(*FEW)
+    second = forked(run_fake, first, "evaluation.judge=off")
+    assert measured(second) == set() and not [row for row in of_base(second) if row["metric"] in taken.JUDGED]
+    _, fresh = run_fake(*FEW, "--set", "evaluation.judge=off")
+    ours, theirs = ((run / "eval/scores.jsonl").read_bytes() for run in (second, fresh))
+    assert ours == theirs
+
+
 def test_a_score_that_was_edited_is_not_taken(run_fake: Runner) -> None:
     _, first = run_fake(*FEW)
     log = first / "eval" / "scores.jsonl"
