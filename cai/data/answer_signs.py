@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from cai.engine import Score
-from cai.engine.asks import Ask, Name, Scorer
+from cai.engine.asks import Ask, Name, Scorer, common
 from cai.recipe.constitution import Principle
 from cai.recipe.prompts import Prompt
 from cai.run.context import Context
@@ -61,18 +61,6 @@ def _asks(
         lead = "" if found.text[-1:].isspace() else " "
         yes = tuple(scorer.encode(f"{lead}Yes"))
         yield Ask((*name, id_, side), found.token_ids, yes, min(shared, len(found.token_ids) - 1), found.prefix_len)
-
-
-def common(first: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids both begin with. By halves: two prompts share hundreds, one by one took a tenth of a fake run."""
-    low, high = 0, min(len(first), len(other))  # the first `low` are equal, not more than `high`
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _raw(breaks: float, keeps: float) -> float:

@@ -10,19 +10,24 @@ import math
 from collections.abc import Iterable, Mapping
 
 from cai.engine import Score
-from cai.engine.asks import Ask, Name, Scorer
+from cai.engine.asks import Ask, Name, Scorer, common
 from cai.recipe.prompts import Prompt
 
 PAIR_FIELDS = frozenset({"instruction", "principle", "first", "second"})
 
 
 def verdict_asks(
-    scorer: Scorer, prompt: Prompt, name: Name, fields: Mapping[str, str], words: tuple[str, str]
+    scorer: Scorer, prompt: Prompt, name: Name, fields: Mapping[str, str], words: tuple[str, str], apart: str = ""
 ) -> Iterable[Ask]:
+    """An ask a word. `apart`: the field in which the asks about a case differ; what stands before it they share."""
     rendered = prompt.render(fields, format=scorer.format, tokenizer=scorer.tokenizer)
     lead = "" if rendered.text[-1:].isspace() else " "
+    shared, head = rendered.prefix_len, 0
+    if apart:
+        other = prompt.render({**fields, apart: "?"}, format=scorer.format, tokenizer=scorer.tokenizer)
+        shared, head = max(shared, common(rendered.token_ids, other.token_ids)), rendered.prefix_len
     for word in words:
-        yield Ask((*name, word), tuple(rendered.token_ids), tuple(scorer.encode(lead + word)), rendered.prefix_len)
+        yield Ask((*name, word), tuple(rendered.token_ids), tuple(scorer.encode(lead + word)), shared, head)
 
 
 def log_odds(scores: Mapping[Name, Score], name: Name, words: tuple[str, str]) -> float:
@@ -80,5 +85,5 @@ def comparison_asks(
             "first": scorer.cut(first),
             "second": scorer.cut(second),
         }
-        asks += verdict_asks(scorer, prompt, (*name, "j4", order), fields, ("A", "B"))
+        asks += verdict_asks(scorer, prompt, (*name, "j4", order), fields, ("A", "B"), apart="principle")
     return asks

@@ -23,10 +23,10 @@ from pathlib import Path
 import orjson
 
 from cai.data import rounds
-from cai.data.answer_signs import common, critic_asks, critic_odds, question_asks, raw_scores
+from cai.data.answer_signs import critic_asks, critic_odds, question_asks, raw_scores
 from cai.data.stage import Unit
 from cai.engine import Score
-from cai.engine.asks import Ask, Name, Scorer, score
+from cai.engine.asks import Ask, Name, Scorer, common, score
 from cai.recipe.constitution import Constitution, Principle
 from cai.run.context import Context
 from cai.store.jsonl import Row

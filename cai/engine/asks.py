@@ -6,7 +6,7 @@ is the caller's (relevance of principles, comparisons, CSI, CRI, the judge).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,6 +64,18 @@ class Scorer:
         for place, part in enumerate(parts):
             ids += self.continuation(part) if place % 2 else tuple(self.encode(part))
         return tuple(ids)
+
+
+def common(first: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids both begin with. By halves: two prompts share hundreds, one by one took a tenth of a fake run."""
+    low, high = 0, min(len(first), len(other))  # the first `low` are equal, not more than `high`
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def score(scorer: Scorer, asks: Iterable[Ask]) -> dict[Name, Score]:

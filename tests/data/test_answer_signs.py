@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cai.data.answer_signs import common
+from cai.engine.asks import common
 
 
 @pytest.mark.parametrize("shared", range(9))
