@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cai import errors
+from cai.data import stage_loop
 from cai.models.fake import FakeEngine
+from cai.run import sharing
 from cai.training import fake_training
 
 DEEPEST = {"submit": 6, "score": 6}  # a ratchet: the engine's and the trainer's own call is the last of them
@@ -70,3 +73,23 @@ def test_from_main_to_engine_scoring_and_trainer_are_at_most_six_calls(
         deepest, most = max(ways, key=len), DEEPEST.get(name, trainer)
         assert len(deepest) <= most, " > ".join(("main", *deepest))
         assert len(deepest) == most, f"{name}: only {len(deepest)} now. Lower what stands here to it."
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("streams", [False, True])
+def test_so_it_is_where_rows_come_and_go_one_by_one_and_where_processes_share_them(
+    run_fake: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, streams: bool, shared: bool
+) -> None:
+    """What draws on a GPU, and on several."""
+    seen: set[tuple[str, ...]] = set()
+    monkeypatch.setattr(FakeEngine, "submit", watched(FakeEngine.submit, seen))
+    monkeypatch.setattr(FakeEngine, "streams", streams)
+    monkeypatch.setattr(stage_loop, "streaming", lambda context: streams)
+    if shared:
+        monkeypatch.setattr(stage_loop, "world", lambda: SimpleNamespace(several=True))
+        monkeypatch.setattr(sharing, "begin", sharing.Shared)
+    keys = [word for key in TINY for word in ("--set", key)]
+    assert run_fake("--milestone", "m2", "--until", "pairs", *keys)[0] == errors.DONE
+    deepest = max(seen, key=len)
+    assert len(deepest) <= DEEPEST["submit"], " > ".join(("main", *deepest))

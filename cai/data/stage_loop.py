@@ -47,41 +47,37 @@ def run_stage(
         return
     units = [unit for item in items if (unit := stage.render(context, item, round_)) is not None]
     cuda = context.model().backend == "cuda"  # its loading is no part of the stage's time
-    if stage.score is not None:
-        of = {unit.item: unit for unit in units}
-        keys = [(stage.name, unit.item, round_) for unit in units]
-        chunk = SCORED_AT_ONCE if cuda else SCORED_AT_ONCE_CPU
-        with on_policy.writer(context, stage.name):
+    with on_policy.writer(context, stage.name):
+        if stage.score is not None:
+            of = {unit.item: unit for unit in units}
+            keys = [(stage.name, unit.item, round_) for unit in units]
+            chunk = SCORED_AT_ONCE if cuda else SCORED_AT_ONCE_CPU
             for part in loop.left(context, context.log, stage.name, keys, chunk, round_, stage.per_round):
                 chosen = [of[item] for _, item, _ in part]
                 found = zip(chosen, stage.score(context, chosen), strict=True)
                 made = [measured(context, stage, unit, fields) for unit, fields in found]
                 loop.write(context, context.log, part, made)
-        return
-    with on_policy.writer(context, stage.name):
-        _drawn(context, stage, units, todo, round_, accept)
-
-
-def _drawn(context: Context, stage: Stage, units: Sequence[Unit], todo: set[int], round_: int, accept: Accept) -> None:
-    """The text of these units, of which `todo` have no row yet."""
-    size = sharing.agreed(max(context.engine.stats.batch_size, 1), f"in {stage.name}")
-    batch_size = size * (2 if context.engine.streams else 1)
-    done = len(units) - len(todo)
-    context.progress.begin(stage.name, round_, total=len(units), done=done, together=size, per_round=stage.per_round)
-    if streaming(context) and not world().several:
-        released = Released(context, stage, [unit for unit in units if unit.item in todo], round_)
-        _commit(context, accept(released.take([])))  # what an earlier attempt kept
-        for rows in _stream(context, stage, released.missing, size * STREAM_WINDOW):
-            _commit(context, accept(released.take(rows)))
-        released.end()
-    elif shared := sharing.begin(context, context.log, stage.name, round_):
-        _run_shared(context, stage, units, todo, batch_size, shared, accept)
-    else:  # a resume must give the same bytes, so the same rows run together
-        for start in range(0, len(units), batch_size):
-            batch = units[start : start + batch_size]
-            if any(unit.item in todo for unit in batch):
-                _commit(context, accept(draw(context, stage, batch)))
-    context.progress.end(context.engine.stats)
+            return
+        size = sharing.agreed(max(context.engine.stats.batch_size, 1), f"in {stage.name}")
+        batch_size = size * (2 if context.engine.streams else 1)
+        done = len(units) - len(todo)
+        context.progress.begin(
+            stage.name, round_, total=len(units), done=done, together=size, per_round=stage.per_round
+        )
+        if streaming(context) and not world().several:
+            released = Released(context, stage, [unit for unit in units if unit.item in todo], round_)
+            _commit(context, accept(released.take([])))  # what an earlier attempt kept
+            for rows in _stream(context, stage, released.missing, size * STREAM_WINDOW):
+                _commit(context, accept(released.take(rows)))
+            released.end()
+        elif shared := sharing.begin(context, context.log, stage.name, round_):
+            _run_shared(context, stage, units, todo, batch_size, shared, accept)
+        else:  # a resume must give the same bytes, so the same rows run together
+            for start in range(0, len(units), batch_size):
+                batch = units[start : start + batch_size]
+                if any(unit.item in todo for unit in batch):
+                    _commit(context, accept(draw(context, stage, batch)))
+        context.progress.end(context.engine.stats)
 
 
 def streaming(context: Context) -> bool:
@@ -150,13 +146,14 @@ def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) 
     rows: dict[int, Record] = {}
     draws: dict[int, Draw] = {}
 
-    def feed() -> None:
+    def wanted() -> Iterator[Request]:
+        """What fills the window; a unit that has no room is a row at once."""
         while waiting and len(draws) < window:
             first = first_draw(context, stage, waiting.popleft())
             request = asked(context, first)
             if isinstance(request, Request):
                 draws[first.unit.item] = first
-                context.engine.submit(request)
+                yield request
             else:
                 rows[first.unit.item] = request
 
@@ -166,7 +163,8 @@ def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) 
         return found
 
     while waiting or draws:
-        feed()
+        for request in wanted():
+            context.engine.submit(request)
         for completion in context.engine.completions(context.stopped):
             if (again := _taken(context, draws, rows, completion)) is not None:
                 context.engine.submit(replace(again, first=True))
@@ -174,7 +172,8 @@ def _stream(context: Context, stage: Stage, units: Sequence[Unit], window: int) 
                 del draws[completion.id]
             if len(rows) >= KEPT_AT_ONCE:
                 yield finished()
-            feed()
+            for request in wanted():
+                context.engine.submit(request)
         if rows:
             yield finished()
         context.check_stop(f"in {stage.name}")
