@@ -80,7 +80,7 @@ SAME = 0.8  # share of a sentence's 4-word sequences that stood there before, fr
 
 
 def before_repetition(text: str) -> str:
-    """The text up to the first sentence that says what an earlier one said, or that begins the verdict anew.
+    """The text up to the first sentence that says what an earlier one said, begins the verdict anew or is a heading.
 
     A base model that has said what it had to say goes on; of 30 critiques refused as looping, 30 had begun soundly.
     """
@@ -90,7 +90,7 @@ def before_repetition(text: str) -> str:
         units = re.findall(r"\w+", found[0].lower())
         grams = [tuple(units[i : i + 4]) for i in range(max(1, len(units) - 3))] if units else []
         again = len(units) > 3 and sum(gram in seen for gram in grams) >= SAME * len(grams)
-        if end and (again or re.match(r"\W*no (?:issue|problem)s?\b\W*:", found[0], re.I)):
+        if end and (again or re.match(r"\W*no (?:issue|problem)s?\b\W*:|\s*#{1,6}\s", found[0], re.I)):
             return text[:end].rstrip()
         seen.update(grams)
         end = found.end()

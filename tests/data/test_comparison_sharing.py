@@ -6,12 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cai.data.comparisons import comparison_asks
 from cai.engine.asks import Ask, Scorer
 from cai.engine.tokenizers import ByteTokenizer
-from cai.recipe.prompts import load_prompt
+from cai.recipe.prompts import Prompt, load_prompt
 
-PROMPT = load_prompt(Path(__file__).parents[2] / "prompts/judge_pair.yaml")
+SHIPPED = load_prompt(Path(__file__).parents[2] / "prompts/judge_pair.yaml")
+PARTS = {"principle": "Principle:", "first": "A:", "second": "B:"}
+
+
+def ordered(*names: str) -> Prompt:
+    """The comparison with its fields in this order, behind the instruction."""
+    final = "\n\n".join(["Instruction:\n{{instruction}}", *(f"{PARTS[name]}\n{{{{{name}}}}}" for name in names)])
+    return replace(SHIPPED, final=final, _prefixes={})
+
+
 NONE: Any = None
 SCORER = Scorer(NONE, ByteTokenizer(), "base", limit=4000)
 TEXTS = (
@@ -21,17 +32,19 @@ TEXTS = (
 )
 
 
-def asks_under(*principles: str) -> list[Ask]:
+def asks_under(prompt: Prompt, *principles: str) -> list[Ask]:
     instruction, ours, theirs = TEXTS
     return [
         ask
         for place, principle in enumerate(principles)
-        for ask in comparison_asks(SCORER, PROMPT, (place,), instruction, principle, ours, theirs)
+        for ask in comparison_asks(SCORER, prompt, (place,), instruction, principle, ours, theirs)
     ]
 
 
 def test_both_texts_stand_in_what_all_principles_share_and_no_principle_does() -> None:
-    asks = asks_under("It is kind.", "", "It is honest and says how sure it is.")
+    asks = asks_under(
+        ordered("first", "second", "principle"), "It is kind.", "", "It is honest and says how sure it is."
+    )
     begun = {ask.context[: ask.shared] for ask in asks}
     assert len(begun) == 2, "one beginning an order, whatever the principle"
     for ids in begun:
@@ -41,8 +54,7 @@ def test_both_texts_stand_in_what_all_principles_share_and_no_principle_does() -
     assert all(ask.shared < len(ask.context) for ask in asks)
 
 
-def test_a_prompt_file_of_before_shares_what_stands_before_its_principle() -> None:
-    final = "Instruction:\n{{instruction}}\n\nPrinciple:\n{{principle}}\n\nA:\n{{first}}\n\nB:\n{{second}}"
-    old = replace(PROMPT, final=final, _prefixes={})
-    for ask in comparison_asks(SCORER, old, (0,), TEXTS[0], "It is kind.", *TEXTS[1:]):
+@pytest.mark.parametrize("prompt", [SHIPPED, ordered("principle", "first", "second")])
+def test_where_the_principle_stands_before_the_texts_only_the_instruction_is_shared(prompt: Prompt) -> None:
+    for ask in comparison_asks(SCORER, prompt, (0,), TEXTS[0], "It is kind.", *TEXTS[1:]):
         assert ByteTokenizer().decode(ask.context[: ask.shared]).endswith("Principle:\n")
