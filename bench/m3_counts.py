@@ -19,7 +19,7 @@ from cai.inputs import Inputs
 from cai.recipe.arm_costs import BENCHMARK_ANSWERS
 from cai.run import budget
 from cai.run.arm_rates import SHORT
-from cai.run.rates import Range
+from cai.run.rates import Range, table_rates
 
 Row = dict[str, Any]
 ESTIMATED = "the estimate: the whole training, about 1,160 tokens a pair"
@@ -46,7 +46,8 @@ def drawn_stages(inputs: Inputs) -> Iterator[Phase]:
     for name in dict.fromkeys(stage.name for stage in every):
         same = [stage for stage in every if stage.name == name]
         limit = sum(getattr(recipe.sampling, str(stage.drawn)).max_new_tokens for stage in same)
-        time = budget.estimate(recipe, "cuda", NOWHERE, limit).generation
+        whole, scored = (budget.estimate(recipe, "cuda", NOWHERE, tokens).generation for tokens in (limit, 0))
+        time = whole.plus(scored.times(-1.0)) if whole and scored else None
         count = Range(float(slots * len(same)), slots * len(same) * budget.TRIES)
         yield Phase(name, count, "rows", f"generation.stages.{name}.seconds_a_request", time)
 
@@ -54,14 +55,16 @@ def drawn_stages(inputs: Inputs) -> Iterator[Phase]:
 def scored_stages(inputs: Inputs) -> Iterator[Phase]:
     recipe, slots = inputs.recipe, budget.slot_count(inputs.recipe)
     names = [stage.name for stage, _ in chain.ordered(recipe.rounds, recipe)]
+    each = budget.scored_seconds(recipe, table_rates("cuda"))
+    times = {name: Range(slots * one, slots * one * budget.TRIES) for name, one in each.items()}
     if rounds := names.count("relevance"):
         first = float(len(principles.known_answers()) + principles.OWN)  # what scores are compared with
         count = Range(slots * rounds + first, slots * rounds * budget.TRIES + first)
-        yield Phase("relevance", count, "answers", "scoring.relevance.seconds_a_unit")
+        yield Phase("relevance", count, "answers", "scoring.relevance.seconds_a_unit", times.get("relevance"))
     if "labels" in names:
         first = float(len(principles.cases()))
         count = Range(slots + first, slots * budget.TRIES + first)
-        yield Phase("labels", count, "pairs", "scoring.labels.seconds_a_unit")
+        yield Phase("labels", count, "pairs", "scoring.labels.seconds_a_unit", times.get("labels"))
     if recipe.guard.enabled:
         count = Range(2.0 * slots + KNOWN, 2 * slots * budget.TRIES + KNOWN)
         yield Phase("guard", count, "exchanges", "guard.seconds_an_exchange")

@@ -23,7 +23,7 @@ from cai.recipe.settings import BudgetSection, DpoSection
 from cai.run import arm_rates, lines, standing
 from cai.run.arm_rates import SHORT
 from cai.run.folder import Run
-from cai.run.rates import HIGH, LOW, Range, Speed, measured_before, table_rates
+from cai.run.rates import HIGH, LOW, Range, Speed, TableRates, measured_before, table_rates
 from cai.run.standing import Standing
 from cai.store.jsonl import Row
 from cai.terminal import duration, printable, usd, usd_fine
@@ -178,14 +178,22 @@ def _from_table(recipe: Recipe, backend: str, limit_tokens: int) -> Estimate:
     pair = rates.seconds_per_pair
     start = rates.set_up or Range(0.0, 0.0)
     training = Range(pair.low * pairs + start.low, pair.high * pairs + start.high) if pair else None
+    scored = slot_count(recipe) * sum(scored_seconds(recipe, rates).values())
     return Estimate(
         tokens=tokens,
-        generation=Range(tokens.low / speed, tokens.high / speed),
+        generation=Range(tokens.low / speed + scored, tokens.high / speed + TRIES * scored),
         training=training,
         rest=rates.rest,
         source=rates.source,
         usd_per_hour=hourly(recipe),
     )
+
+
+def scored_seconds(recipe: Recipe, rates: TableRates) -> dict[str, float]:
+    """Of one slot, in the stages that read likelihoods: which principle its answers break, is the last one better."""
+    found = {"relevance": rates.answer_scored * recipe.rounds, "labels": rates.compared * (recipe.rounds + 1)}
+    asked = {"relevance": recipe.principles.choice == "relevant", "labels": recipe.pairs.label == "judge"}
+    return {name: seconds for name, seconds in found.items() if asked[name]}
 
 
 class Budget:

@@ -37,13 +37,18 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class TableRates:
-    """`tokens_per_second`: batch size -> generated tokens/s. `set_up`: seconds before the first training step."""
+    """`tokens_per_second`: batch size -> generated tokens/s. `set_up`: seconds before the first training step.
+
+    `answer_scored`: seconds until the principle of an answer is chosen; `compared`: of one comparison of two texts.
+    """
 
     source: str
     tokens_per_second: Mapping[int, float]
     seconds_per_pair: Range | None = None
     set_up: Range | None = None
     rest: Range | None = None  # loading, preflight, the critic's exam and evaluation of a run of few items
+    answer_scored: float = 0.0
+    compared: float = 0.0
 
     def at(self, items: int) -> float:
         """Tokens/s with `items` sequences side by side: the largest measured batch that they fill."""
@@ -69,6 +74,8 @@ H200 = TableRates(
     {1: 24.0, 10: 200.0, 160: 1876.0},
     Range(0.24, 0.40),  # about 1,160 tokens a pair
     Range(10.0, 30.0),  # set-up of the trainer and the first, compiling step
+    answer_scored=0.167,  # 18 principles; with nothing else on the card, as bench/results/m3-phases-h200.json has it
+    compared=0.127,  # both orders; a pair has one for each of its principles and one under none
 )
 NOTHING = TableRates("nothing was measured for the fake model", {})
 

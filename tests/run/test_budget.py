@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,9 @@ from support.pages import make_run, recipe
 from cai.commands.status import screen
 from cai.data import chain
 from cai.errors import Stopped
-from cai.recipe.settings import BudgetSection, DpoSection
+from cai.recipe.settings import BudgetSection, DpoSection, PrinciplesSection
 from cai.run import budget
-from cai.run.budget import Budget, announce, enforced, training_pairs_seen
+from cai.run.budget import Budget, announce, enforced, slot_count, training_pairs_seen
 from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.run.progress import Progress
@@ -72,14 +73,26 @@ def test_a_fork_tells_no_rate(tmp_path):
 
 
 def test_estimate_without_a_rate_says_so():
-    from pathlib import Path
-
     found = estimate(recipe(), "fake", Path("no-such-folder"))
     assert found.seconds is None
     assert "no estimate" in found.line
     cuda = estimate(recipe(), "cuda", Path("no-such-folder"))
     assert cuda.missing == ["loading and evaluation"]
     assert "H200" in cuda.line
+
+
+def test_what_is_read_by_likelihood_is_in_the_table_s_estimate_where_it_is_asked_for():
+    """Relevance and labels took longer than drawing in an M3 at the 32B's shapes, and the estimate had neither."""
+    plain = recipe(items=100, rounds=2)
+    table = lambda **parts: estimate(plain.model_copy(update=parts), "cuda", Path("no-such-folder")).generation  # noqa: E731
+    relevant = PrinciplesSection(choice="relevant")
+    judged = plain.pairs.model_copy(update={"label": "judge"})
+    slots, without = slot_count(plain), table()
+    answers = table(principles=relevant)
+    assert answers.low - without.low == pytest.approx(slots * 2 * H200.answer_scored) and H200.answer_scored > 0
+    assert answers.high - without.high == pytest.approx(1.5 * (answers.low - without.low))
+    both = table(principles=relevant, pairs=judged)
+    assert both.low - answers.low == pytest.approx(slots * 3 * H200.compared) and H200.compared > 0
 
 
 def test_pairs_seen_by_steps_and_by_epochs():
