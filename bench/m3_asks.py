@@ -68,9 +68,10 @@ def context_of(inputs: Inputs) -> Any:
 
 
 def relevance_asks(inputs: Inputs, answers: int) -> list[Ask]:
-    """What `relevance` asks about so many answers of a round."""
+    """What `relevance` asks about so many answers of a round, every other one to a red-team request."""
     texts: dict[Name, tuple[str, str]] = {(i,): (text("instructions", i), text("answers", i)) for i in range(answers)}
-    return principles.every_ask(context_of(inputs), scorer_of(inputs), texts)
+    fits = {(i,): principles.fitting(inputs.constitution, ("benign", "redteam")[i % 2]) for i in range(answers)}
+    return principles.every_ask(context_of(inputs), scorer_of(inputs), texts, fits)
 
 
 def label_asks(inputs: Inputs, pairs: int) -> list[Ask]:

@@ -16,6 +16,7 @@ import m3_asks
 import m3_counts
 import m3_phases
 
+from cai.data import principles
 from cai.engine import ScoreRequest
 from cai.engine.asks import score
 from cai.run import budget
@@ -116,7 +117,8 @@ def test_the_examples_of_a_relevance_are_computed_once_for_all_answers():
 def test_asks_in_ids_of_no_meaning_share_what_the_programs_share():
     inputs = m3_asks.m3()
     of = {"relevance": m3_asks.relevance_asks(inputs, 2), "labels": m3_asks.label_asks(inputs, 2)}
-    assert len(of["relevance"]) == 2 * len(inputs.constitution.principles)
+    fits = [principles.fitting(inputs.constitution, pool) for pool in ("benign", "redteam")]
+    assert len(of["relevance"]) == sum(map(len, fits)) < 2 * len(inputs.constitution.principles)
     assert len(of["labels"]) == 2 * (inputs.recipe.rounds + 1) * 4  # a principle a round and none; orders and letters
     for asks in of.values():
         made, tokens = m3_asks.shrunk(asks, 40_000), []

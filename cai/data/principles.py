@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -143,16 +143,24 @@ def calibrated(context: Context) -> bool:
     return context.recipe.critiques.found == "calibrated"
 
 
-def every_ask(context: Context, scorer: Scorer, answers: Mapping[Name, tuple[str, str]]) -> list[Ask]:
+Fits = Mapping[Name, Sequence[Principle]]  # an answer -> the principles that are for its pool
+
+
+def every_ask(
+    context: Context, scorer: Scorer, answers: Mapping[Name, tuple[str, str]], fits: Fits | None = None
+) -> list[Ask]:
     """What says how much each answer breaks each principle (`principles.by`); `scores_of` reads the scores.
 
+    `fits`: the principles that an answer is asked about, where they are not all of them.
     What the requests about one answer share is computed once: the request stands last in the critic's prompt. What all
     answers share, the examples, is its head.
     """
-    every = context.constitution.principles
+    of = fits or dict.fromkeys(answers, context.constitution.principles)
     if not by_critic(context):
-        return question_asks(context, scorer, answers, every)
-    asks = critic_asks(context, scorer, {(*name, p.id): (*texts, p) for name, texts in answers.items() for p in every})
+        each = (question_asks(context, scorer, {name: texts}, of[name]) for name, texts in answers.items())
+        return [ask for asks in each for ask in asks]
+    asked = {(*name, p.id): (*texts, p) for name, texts in answers.items() for p in of[name]}
+    asks = critic_asks(context, scorer, asked)
     shared: dict[Name, tuple[int, ...]] = {}
     for ask in asks:
         known = shared.get(ask.name[:-1])
@@ -172,22 +180,17 @@ def spreads(context: Context) -> dict[str, tuple[float, float]]:
     return {id_: (statistics.fmean(v), statistics.pstdev(v) or 1.0) for id_, v in found.items() if len(v) > 1}
 
 
-def scores_of(
-    context: Context, scores: Mapping[Name, Score], answers: Iterable[Name]
-) -> dict[Name, dict[str, float | None]]:
-    """How much each answer breaks each principle, from what `every_ask` asked and stage `calibration` measured.
+def scores_of(context: Context, scores: Mapping[Name, Score], fits: Fits) -> dict[Name, dict[str, float | None]]:
+    """How much each answer breaks each principle that fits it, from what `every_ask` asked and `calibration` measured.
 
     None where there is no number.
     """
-    every, names = context.constitution.principles, list(answers)
     if not by_critic(context):
-        return {name: centred(context, raw) for name, raw in raw_scores(scores, names, every).items()}
+        return {name: centred(context, raw_scores(scores, [name], some)[name]) for name, some in fits.items()}
     odds, of = critic_odds(scores), spreads(context)
     return {
-        name: rounded(
-            {p.id: (odds[*name, p.id] - of[p.id][0]) / of[p.id][1] if p.id in of else math.nan for p in every}
-        )
-        for name in names
+        name: rounded({p.id: (odds[*name, p.id] - of[p.id][0]) / of[p.id][1] if p.id in of else math.nan for p in some})
+        for name, some in fits.items()
     }
 
 
@@ -242,7 +245,8 @@ def relevance(context: Context, units: Sequence[Unit]) -> list[Row]:
     """Each unit's scores and the principle that its round is about; None where no principle is broken."""
     answers: dict[Name, tuple[str, str]] = {(u.item,): (u.fields["instruction"], u.fields["answer"]) for u in units}
     scorer = scorer_of(context)
-    found = scores_of(context, score(scorer, every_ask(context, scorer, answers)), answers)
+    fits: Fits = {(u.item,): fitting(context.constitution, u.extra["pool"]) for u in units}
+    found = scores_of(context, score(scorer, every_ask(context, scorer, answers, fits)), fits)
     scores = {unit.item: found[unit.item,] for unit in units}
     most = {unit.item: most_broken(context, unit, scores[unit.item]) for unit in units}
     unscored = {unit.item: _unscored(context, unit, scores[unit.item]) for unit in units}

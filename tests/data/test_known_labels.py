@@ -116,10 +116,11 @@ def test_the_critics_sign_is_read_in_spreads_over_known_answers(monkeypatch):
     )
     odds = {(7, "loud"): 4.5, (7, "calm"): -2.7}
     monkeypatch.setattr(principles, "critic_odds", lambda scores: odds)
-    found = principles.scores_of(ours, {}, [(7,)])[7,]
+    found = principles.scores_of(ours, {}, {(7,): two})[7,]
     assert found == {"loud": 0.5, "calm": 3.0}, "the likelier word is not the more broken principle"
     odds[7, "calm"] = math.nan
-    assert principles.scores_of(ours, {}, [(7,)])[7,]["calm"] is None
+    assert principles.scores_of(ours, {}, {(7,): two})[7,]["calm"] is None
+    assert principles.scores_of(ours, {}, {(7,): two[:1]})[7,] == {"loud": 0.5}, "one that does not fit has no score"
 
 
 @pytest.mark.parametrize(
