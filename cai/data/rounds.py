@@ -6,6 +6,8 @@ a round that finds nothing leaves the text as it is. All of it is computed from 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cai.data import parsing, slots
 from cai.data.parsing import Parsed, Unparsed
 from cai.data.stage import Unit
@@ -14,7 +16,7 @@ from cai.recipe.constitution import Principle, choose
 from cai.recipe.copies import Shots, copied, grams
 from cai.recipe.load import Recipe
 from cai.recipe.panels import panel
-from cai.recipe.prompts import Shift
+from cai.recipe.prompts import Prompt, Shift
 from cai.run.context import Context
 from cai.store.row_types import Record, UnitExtra
 
@@ -86,8 +88,14 @@ def review_shots(context: Context, stage: str, item: int, principle: Principle, 
 
     By slot, where one is shown, it is the first: rotated, a third of the items saw none but the one that finds nothing.
     """
-    recipe = context.recipe
-    if recipe.few_shot.by_topic and (shots := panel(context.prompts[stage].examples, principle, pool)):
+    return shots_of(context.recipe, context.prompts, stage, item, principle, pool)
+
+
+def shots_of(
+    recipe: Recipe, prompts: Mapping[str, Prompt], stage: str, item: int, principle: Principle, pool: str
+) -> Shift:
+    """The same, of the inputs alone."""
+    if recipe.few_shot.by_topic and (shots := panel(prompts[stage].examples, principle, pool)):
         return shots
     shown = recipe.few_shot.reviews if recipe.critiques.transcript == "joint" else recipe.few_shot.critiques
     return shift_of(recipe, item) if shown != 1 else 0

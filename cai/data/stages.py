@@ -52,7 +52,7 @@ def _bare(text: str, unit: Unit) -> str:
 
 
 REVIEW_KEYS = ("rounds", "critiques", "few_shot.reviews", "few_shot.rotate", "few_shot.by_topic", "on_policy.critic")
-# of [few_shot], what runs have had of it among calibration's keys; `by_topic` is of what is drawn, not of what is scored
+# of [few_shot], what runs have had among calibration's keys; `by_topic` is of what is drawn, not of what is scored
 SHOWN = tuple(f"few_shot.{name}" for name in FewShotSection.model_fields if name != "by_topic")
 INSTRUCTIONS = Stage(
     "instructions",

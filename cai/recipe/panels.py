@@ -6,12 +6,12 @@ A small model does what the last examples did, whatever it is asked: shown a rot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from cai.metrics.text import grounding, idf
 from cai.recipe.principle_lists import Principle
-from cai.recipe.prompts import FewShotExample
+from cai.recipe.prompts import FewShotExample, Prompt
 
 ALIKE = 0.2  # IDF-weighted share of a request's words that one example's request has, from which on it is its topic
 
@@ -28,6 +28,22 @@ def panel(examples: Sequence[FewShotExample], principle: Principle, pool: str) -
         return ()
     shown = [place for place, example in enumerate(examples) if example.topic in ("", topic)]
     return tuple(sorted(shown, key=lambda place: (examples[place].topic != "", examples[place].pool == pool, place)))
+
+
+def without_panel(prompts: Iterable[Prompt], principles: Sequence[Principle]) -> list[str]:
+    """What is to be said of files whose examples have no topic, and of topics that are of no example: a line each."""
+    said: dict[str, None] = {}
+    for prompt in prompts:
+        topics = {example.topic for example in prompt.examples if example.topic}
+        lacking = dict.fromkeys(p.topic for p in principles if p.topic not in topics and p.topic)
+        if not topics and prompt.examples:
+            said[f"few_shot.by_topic: no example of {prompt.path} has a topic, so the first ones are shown"] = None
+        elif topics and lacking:
+            named = ", ".join(repr(topic[:40]) for topic in list(lacking)[:5])
+            known = ", ".join(topic[:40] for topic in sorted(topics)[:8])
+            line = f"constitution: no example of {prompt.path} has the topic {named} (its topics: {known})"
+            said[f"{line}, so the principle's words choose the examples"] = None
+    return list(said)
 
 
 @lru_cache(maxsize=1024)

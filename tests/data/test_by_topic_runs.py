@@ -1,4 +1,4 @@
-"""Runs made before `few_shot.by_topic`, and forks that turn it: what stands, what is made again, what a log belongs to."""
+"""Runs made before `few_shot.by_topic`, and forks that turn it: what stands, what is made again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def recipe(by_topic: bool) -> Recipe:
 
 
 def test_a_fork_that_turns_it_makes_critiques_and_revisions_again_and_keeps_what_is_only_scored() -> None:
-    """Calibration had all of [few_shot] among its keys: 56 scores of a run of ten items were made again, for nothing."""
+    """All of [few_shot] were calibration's keys: 46 scores of a run of ten items were made again for nothing."""
     on, off = ({name: chain.stage_identity(recipe(by), name, {}) for name in chain.names()} for by in (True, False))
     assert {name for name in on if on[name] != off[name]} == {"critiques", "revisions"}
     assert not any("by_topic" in key for of in off.values() for key in of), "a run made before it resumes"
