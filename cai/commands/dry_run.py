@@ -183,12 +183,9 @@ def render(
 
 def longest(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> tuple[int, int, str]:
     """(orders of examples, tokens of the longest prompt, the principle's id): over all that a review may be shown."""
-    recipe, prompt, found = inputs.recipe, inputs.prompts[stage], {}
-    for principle in inputs.constitution.principles:
-        pools, items = principle.pools or POOLS, range(len(rounds.ROTATIONS))
-        each = (rounds.shots_of(recipe, inputs.prompts, stage, i, principle, pool) for pool in pools for i in items)
-        for shift in dict.fromkeys(each):
-            found[prompt.order(shift), principle.id] = shift, principle
+    prompt = inputs.prompts[stage]
+    every = rounds.every_shots(inputs.recipe, inputs.prompts, stage, inputs.constitution)
+    found = {(prompt.order(shift), principle.id): (shift, principle) for shift, principle in every}
     counts = {key: counted(tokenizer, render(inputs, stage, tokenizer, *of))[0] for key, of in found.items()}
     most = max(counts, key=lambda key: counts[key])
     return len({order for order, _ in counts}), counts[most], most[1]
@@ -207,7 +204,8 @@ def _prompts(inputs: Inputs, tokenizer: Tokenizer, source: str) -> list[str]:
 
 def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
     recipe, prompt = inputs.recipe, inputs.prompts[stage]
-    review, shift = stage in ("critiques", "revisions"), 0
+    review = stage in ("critiques", "revisions")
+    shift: Shift = 0
     if review:
         shift = rounds.shots_of(recipe, inputs.prompts, stage, 0, first_principle(inputs), POOLS[0])
     rendered = render(inputs, stage, tokenizer, shift)

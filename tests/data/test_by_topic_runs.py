@@ -6,9 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.runs import FAKE, ROOT
 
-from cai.data import chain, stages
+from cai.commands import cli
+from cai.data import chain, rounds, stages
 from cai.evaluate import critic_stage
+from cai.inputs import read_inputs
+from cai.models.fake import FakeModel
 from cai.recipe.load import Recipe
 from cai.recipe.settings import FewShotSection
 
@@ -50,3 +54,14 @@ def test_the_exam_of_a_run_made_before_is_not_drawn_again(monkeypatch: pytest.Mo
     """A resume put its log aside and drew every critique and revision of it anew."""
     monkeypatch.setattr(critic_stage, "writer", lambda context: "base")
     assert mark(FewShotSection()) == mark(Before()) != mark(FewShotSection(by_topic=True))
+
+
+@pytest.mark.parametrize(("length", "told"), [(1900, ["revisions"]), (4096, []), (1450, ["critiques", "revisions"])])
+def test_what_leaves_no_room_under_one_topic_is_known_before_anything_is_drawn(length: int, told: list[str]) -> None:
+    """It was a rejected row each, once requests, answers and the first principles had been paid for."""
+    inputs = read_inputs(cli.parse([str(ROOT / "cai.toml"), *FAKE, "--set", f"model.max_seq_length={length}"]))
+    model: Any = FakeModel(inputs.recipe.model)
+    found = rounds.without_room(inputs.recipe, inputs.prompts, inputs.constitution, model)
+    assert list(found) == told
+    if length == 1900:
+        assert "self-harm-care" in found["revisions"] and "honesty" not in found["revisions"]
