@@ -56,3 +56,16 @@ def test_room_is_asked_for_the_longest_choice(capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().err
     assert "revisions.yaml: " in said and " tokens under " in said and "exceed model.max_seq_length = 2400" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.runs
+def test_a_run_says_it_before_it_draws_and_again_where_no_pair_is_left(
+    run_fake: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended with "change prompts, or raise pairs.replacements"."""
+    code, _ = run_fake("--milestone", "m0", "--set", "model.max_seq_length=1500", "--until", "pairs")
+    said = capsys.readouterr()
+    first = next(line for line in said.out.splitlines() if line.startswith("revisions: under "))
+    assert "leave no room in model.max_seq_length = 1500: all are refused (prompt_too_long)" in first
+    assert said.out.index(first) < said.out.index("step 1 of ")
+    assert code == errors.QUALITY and "then shorten the examples or raise model.max_seq_length: " in said.err
