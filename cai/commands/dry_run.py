@@ -207,7 +207,8 @@ def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
     review = stage in ("critiques", "revisions")
     shift: Shift = 0
     if review:
-        shift = rounds.shots_of(recipe, inputs.prompts, stage, 0, first_principle(inputs), POOLS[0])
+        principle = first_principle(inputs)
+        shift = rounds.shots_of(recipe, inputs.prompts, stage, 0, principle, (principle.pools or POOLS)[0])
     rendered = render(inputs, stage, tokenizer, shift)
     count, prefix = counted(tokenizer, rendered)
     orders, most, under = longest(inputs, stage, tokenizer) if review else (1, count, "")

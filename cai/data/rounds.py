@@ -108,7 +108,8 @@ def every_shots(
 ) -> Iterator[tuple[Shift, Principle]]:
     """All that a critique or revision may be shown, each once a principle."""
     for principle in constitution.principles:
-        pools, items = principle.pools or POOLS, range(len(ROTATIONS))
+        pools = (principle.pools if recipe.principles.choice == "relevant" else ()) or POOLS  # dealt to any request
+        items = range(len(ROTATIONS))
         each = (shots_of(recipe, prompts, stage, item, principle, pool) for pool in pools for item in items)
         for shift in dict.fromkeys(each):
             yield shift, principle

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from cai.metrics.text import grounding, idf
-from cai.recipe.principle_lists import Principle
+from cai.recipe.principle_lists import Principle, requests_for
 from cai.recipe.prompts import FewShotExample, Prompt
 
 ALIKE = 0.2  # IDF-weighted share of a request's words that one example's request has, from which on it is its topic
@@ -22,7 +22,9 @@ def panel(examples: Sequence[FewShotExample], principle: Principle, pool: str) -
     Examples without a topic stand first, then those of the other pool, then those of the request's own.
     """
     topics = tuple(dict.fromkeys(example.topic for example in examples if example.topic))
-    asked = f"{principle.critique_request} {principle.revision_request}"
+    requests = principle.critique_request, principle.revision_request
+    made = requests == requests_for(principle.principle)  # of a sentence: the words around it are of no topic
+    asked = principle.principle if made else " ".join(requests)
     topic = principle.topic if principle.topic in topics else nearest(tuple(examples), asked)
     if not topic:
         return ()

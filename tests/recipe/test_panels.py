@@ -11,7 +11,7 @@ from cai.engine.tokenizers import ByteTokenizer
 from cai.errors import CaiError
 from cai.recipe.constitution import load_constitution
 from cai.recipe.panels import panel, without_panel
-from cai.recipe.principle_lists import Principle
+from cai.recipe.principle_lists import Principle, requests_for
 from cai.recipe.prompts import FewShotExample, Prompt, load_prompt, load_reviews
 
 REPO = Path(__file__).parents[2]
@@ -179,3 +179,22 @@ def test_odd_files_render_whatever_number_is_shown(tmp_path: Path, about: tuple[
 def test_a_revision_request_of_an_example_is_text(tmp_path: Path) -> None:
     with pytest.raises(CaiError, match=r"examples\[0\]\.revision_request: list found; write text"):
         of_topics(tmp_path, "    revision_request: [a, b]\n")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "topic"),
+    [
+        ("Schreibe freundlich.", ""),
+        ("An answer is a haiku about autumn leaves.", ""),
+        ("It protects privacy and personal data.", ""),
+        ("An answer does not help anybody to hurt people.", "harm"),
+        ("It never refuses what is harmless.", "help"),
+        ("An answer invents no facts and says how sure it is.", "truth"),
+    ],
+)
+def test_a_sentence_has_its_topic_by_its_own_words(sentence: str, topic: str) -> None:
+    """By "falls short of this principle, and quote the words that do", which all have, German ones were about truth."""
+    own = Principle("own", sentence, *requests_for(sentence))
+    assert {CRITIQUES.examples[place].topic for place in panel(CRITIQUES.examples, own, "benign")} - {""} == (
+        {topic} - {""}
+    )
