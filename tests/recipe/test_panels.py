@@ -185,6 +185,7 @@ def test_a_revision_request_of_an_example_is_text(tmp_path: Path) -> None:
     ("sentence", "topic"),
     [
         ("Schreibe freundlich.", ""),
+        ("Be gentle.", ""),
         ("An answer is a haiku about autumn leaves.", ""),
         ("It protects privacy and personal data.", ""),
         ("An answer does not help anybody to hurt people.", "harm"),
@@ -193,8 +194,9 @@ def test_a_revision_request_of_an_example_is_text(tmp_path: Path) -> None:
     ],
 )
 def test_a_sentence_has_its_topic_by_its_own_words(sentence: str, topic: str) -> None:
-    """By "falls short of this principle, and quote the words that do", which all have, German ones were about truth."""
+    """By "falls short of this principle, and quote the words that do", which all have, short ones were about truth."""
     own = Principle("own", sentence, *requests_for(sentence))
+    assert topic or panel(REVISIONS.examples, own, "benign") == ()
     assert {CRITIQUES.examples[place].topic for place in panel(CRITIQUES.examples, own, "benign")} - {""} == (
         {topic} - {""}
     )
