@@ -19,7 +19,7 @@ from cai.inputs import Inputs
 from cai.recipe.arm_costs import BENCHMARK_ANSWERS
 from cai.run import budget
 from cai.run.arm_rates import SHORT
-from cai.run.rates import Range, table_rates
+from cai.run.rates import Range, scored_seconds, table_rates
 
 Row = dict[str, Any]
 ESTIMATED = "the estimate: the whole training, about 1,160 tokens a pair"
@@ -55,7 +55,7 @@ def drawn_stages(inputs: Inputs) -> Iterator[Phase]:
 def scored_stages(inputs: Inputs) -> Iterator[Phase]:
     recipe, slots = inputs.recipe, budget.slot_count(inputs.recipe)
     names = [stage.name for stage, _ in chain.ordered(recipe.rounds, recipe)]
-    each = budget.scored_seconds(recipe, table_rates("cuda"))
+    each = scored_seconds(recipe, table_rates("cuda"))
     times = {name: Range(slots * one, slots * one * budget.TRIES) for name, one in each.items()}
     if rounds := names.count("relevance"):
         first = float(len(principles.known_answers()) + principles.OWN)  # what scores are compared with

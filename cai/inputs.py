@@ -26,6 +26,7 @@ from cai.recipe.intake.input_files import InputFile
 from cai.recipe.intake.instructionfile import Intake
 from cai.recipe.intake.pairfile import PairIntake
 from cai.recipe.load import Recipe, Source
+from cai.recipe.panels import without_panel
 from cai.recipe.paths import expanded
 from cai.recipe.probes import Probe
 from cai.recipe.prompts import Prompt
@@ -103,6 +104,9 @@ class Inputs:
     def told(self) -> list[str]:
         """What is to be said about the files before anything starts."""
         notes = [file.note for file in self.files.values() if file.note] + list(self.constitution.notes)
+        if self.recipe.few_shot.by_topic and self.recipe.pairs.revised:
+            reviews = (self.prompts[name] for name in ("critiques", "revisions"))
+            notes += without_panel(reviews, self.constitution.principles)
         if self.pairs is not None:
             return [*notes, *own_pairs.about(self.pairs, str(self.files[intake_files.PAIRS].path), self.recipe)]
         if self.given is None:

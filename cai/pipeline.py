@@ -47,10 +47,12 @@ def require_pairs(context: Context, inputs: Inputs, pairs: PairSet) -> None:
         cure = (
             pool_cure(pairs.reasons, asked, inputs.given is not None) + "change prompts, or raise pairs.replacements."
         )
-        answers = context.log.by_stage("answers")
-        too_long = sum(str(row["reason"]).startswith("prompt_too_long") for row in answers)
-        if 2 * too_long > len(answers):
-            cure = f"shorten the requests or raise model.max_seq_length: {too_long} leave no room (prompt_too_long)."
+        for stage, what in (("answers", "requests"), ("critiques", "examples"), ("revisions", "examples")):
+            rows = context.log.by_stage(stage)
+            too_long = sum(str(row["reason"]).startswith("prompt_too_long") for row in rows)
+            if 2 * too_long > len(rows):
+                told = f"{too_long} of {stage} leave no room (prompt_too_long)"
+                cure = f"shorten the {what} or raise model.max_seq_length: {told}."
         if "guard" in pairs.reasons:
             cure = "change guard.model or guard.threshold, or set guard.enabled=false, in a --fork of this run."
         raise CaiError(

@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from cai import errors, world
-from cai.data import chain
+from cai.data import chain, rounds
 from cai.engine import Rules
 from cai.engine.model import Model
 from cai.errors import CaiError, Stopped
@@ -183,6 +183,7 @@ class ModelOnDemand:
             self.run.event("model_loaded", **facts)
             if not known:
                 self.run.update_manifest(model=facts)
+                self._tell_room(self.model)
             how = f"{facts.get('quantization', 'none')}, {self.model.device}"
             if isinstance(count := facts.get("threads"), int):
                 how += f", {threads.in_words(count, os.environ)}"
@@ -200,6 +201,19 @@ class ModelOnDemand:
         ):
             if line:
                 say(line)
+
+    def _tell_room(self, model: Model) -> None:
+        """Which reviews will all be refused (`prompt_too_long`), before anything is drawn."""
+        inputs, recipe = self.inputs, self.inputs.recipe
+        if not recipe.pairs.revised:
+            return
+        for stage, ids in rounds.without_room(recipe, inputs.prompts, inputs.constitution, model).items():
+            named = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+            say(
+                f"{stage}: under {named} the examples of {inputs.prompts[stage].path} leave no room in "
+                f"model.max_seq_length = {recipe.model.max_seq_length}: all are refused (prompt_too_long). "
+                "Shorten them or raise it."
+            )
 
     def set_aside(self) -> None:
         self.model = None

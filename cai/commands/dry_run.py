@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cai import errors
 from cai.commands import dry_run_arms
-from cai.data import chain
+from cai.data import chain, rounds
 from cai.data.answer_signs import WORDINGS
 from cai.engine.tokenizers import Tokenizer
 from cai.evaluate.benchmarks.suite import check_files
@@ -24,8 +24,10 @@ from cai.models.loading import refuse_unknown
 from cai.models.policy import refuse_missing
 from cai.models.tokenizer_file import ByteCounter, modules_at_hand, tokenizer_at_hand
 from cai.preflight.download import download_line
+from cai.recipe.constitution import Principle, choose
+from cai.recipe.intake.entries import POOLS
 from cai.recipe.load import Recipe
-from cai.recipe.prompts import Prompt, Rendered
+from cai.recipe.prompts import Prompt, Rendered, Shift
 from cai.run import budget, standing, tracker
 from cai.run.events import read_events, spent
 from cai.terminal import duration, for_stream, number, printable, usd
@@ -146,14 +148,16 @@ def _budget(recipe: Recipe) -> str:
     return ", ".join([price, *(limits or ["no limit"])])
 
 
-def sample_fields(inputs: Inputs, stage: str) -> Mapping[str, str]:
+def first_principle(inputs: Inputs) -> Principle:
+    return choose(inputs.constitution, inputs.recipe.seed, 0, inputs.recipe.rounds)[0]
+
+
+def sample_fields(inputs: Inputs, stage: str, principle: Principle | None = None) -> Mapping[str, str]:
     """What fills one prompt of a stage: the seed's first cell, the constitution's first choice, sample texts."""
     recipe = inputs.recipe
     if stage == "instructions":
         return inputs.grid.cell(recipe.seed, 0, inputs.grid.pool(recipe.seed, 0, recipe.instructions.red_team_share))
-    from cai.recipe.constitution import choose
-
-    principle = choose(inputs.constitution, recipe.seed, 0, recipe.rounds)[0]
+    principle = principle or first_principle(inputs)
     texts = [row.text for row in inputs.given.requests if len(row.text) <= SHOWN_CHARACTERS] if inputs.given else []
     own = {"instruction": texts[0]} if texts else {}
     whole = (
@@ -170,9 +174,21 @@ def sample_fields(inputs: Inputs, stage: str) -> Mapping[str, str]:
     return {name: whole[name] for name in inputs.prompts[stage].fields}
 
 
-def render(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> Rendered:
+def render(
+    inputs: Inputs, stage: str, tokenizer: Tokenizer, shift: Shift = 0, principle: Principle | None = None
+) -> Rendered:
+    fields = sample_fields(inputs, stage, principle)
+    return inputs.prompts[stage].render(fields, format=inputs.recipe.model.format, tokenizer=tokenizer, shift=shift)
+
+
+def longest(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> tuple[int, int, str]:
+    """(orders of examples, tokens of the longest prompt, the principle's id): over all that a review may be shown."""
     prompt = inputs.prompts[stage]
-    return prompt.render(sample_fields(inputs, stage), format=inputs.recipe.model.format, tokenizer=tokenizer)
+    every = rounds.every_shots(inputs.recipe, inputs.prompts, stage, inputs.constitution)
+    found = {(prompt.order(shift), principle.id): (shift, principle) for shift, principle in every}
+    counts = {key: counted(tokenizer, render(inputs, stage, tokenizer, *of))[0] for key, of in found.items()}
+    most = max(counts, key=lambda key: counts[key])
+    return len({order for order, _ in counts}), counts[most], most[1]
 
 
 def _prompts(inputs: Inputs, tokenizer: Tokenizer, source: str) -> list[str]:
@@ -188,16 +204,25 @@ def _prompts(inputs: Inputs, tokenizer: Tokenizer, source: str) -> list[str]:
 
 def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
     recipe, prompt = inputs.recipe, inputs.prompts[stage]
-    rendered = render(inputs, stage, tokenizer)
+    review = stage in ("critiques", "revisions")
+    shift: Shift = 0
+    if review:
+        principle = first_principle(inputs)
+        shift = rounds.shots_of(recipe, inputs.prompts, stage, 0, principle, (principle.pools or POOLS)[0])
+    rendered = render(inputs, stage, tokenizer, shift)
     count, prefix = counted(tokenizer, rendered)
+    orders, most, under = longest(inputs, stage, tokenizer) if review else (1, count, "")
     about = "~" if isinstance(tokenizer, ByteCounter) else ""
-    head = f"--- {stage} ({prompt.path}): {about}{count} tokens, of these {about}{prefix} the same in every prompt"
+    every = f"in every prompt with these examples (of {orders} choices)" if orders > 1 else "in every prompt"
+    head = f"--- {stage} ({prompt.path}): {about}{count} tokens, of these {about}{prefix} the same {every}"
+    head += f"; under {under} {about}{most}, the most" if most > count else ""
     if section := chain.drawn(stage):
         drawn = getattr(recipe.sampling, section)
         head += f"; then up to {drawn.max_new_tokens} at T={drawn.temperature:g}"
-        if count + drawn.max_new_tokens > recipe.model.max_seq_length:
+        if most + drawn.max_new_tokens > recipe.model.max_seq_length:
             raise errors.CaiError(
-                f"{prompt.path}: {count} tokens and sampling.{stage}.max_new_tokens = {drawn.max_new_tokens} exceed "
+                f"{prompt.path}: {most} tokens{f' under {under}' if most > count else ''} and "
+                f"sampling.{stage}.max_new_tokens = {drawn.max_new_tokens} exceed "
                 f"model.max_seq_length = {recipe.model.max_seq_length}. Shorten the examples or raise it."
             )
     else:
@@ -206,7 +231,7 @@ def _one_prompt(inputs: Inputs, stage: str, tokenizer: Tokenizer) -> list[str]:
     lines = [head]
     if rendered.text[:start].strip():
         opening = " ".join(rendered.text[:start].split())
-        shots = len(prompt.examples) if prompt.few_shot < 0 else min(prompt.few_shot, len(prompt.examples))
+        shots = len(prompt.order(shift))
         lines.append(f"[{opening[:100]} ... {shots} example{'s' * (shots != 1)}, {start:,} characters in all]")
     lines.append(rendered.text[start:])
     if rendered.stop:

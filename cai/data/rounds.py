@@ -6,15 +6,19 @@ a round that finds nothing leaves the text as it is. All of it is computed from 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from cai.data import parsing, slots
 from cai.data.parsing import Parsed, Unparsed
 from cai.data.stage import Unit
+from cai.engine.model import Model
 from cai.metrics.wordings import finds_nothing
-from cai.recipe.constitution import Principle, choose
+from cai.recipe.constitution import Constitution, Principle, choose
 from cai.recipe.copies import Shots, copied, grams
+from cai.recipe.intake.entries import POOLS
 from cai.recipe.load import Recipe
 from cai.recipe.panels import panel
-from cai.recipe.prompts import Shift
+from cai.recipe.prompts import Prompt, Shift
 from cai.run.context import Context
 from cai.store.row_types import Record, UnitExtra
 
@@ -86,11 +90,44 @@ def review_shots(context: Context, stage: str, item: int, principle: Principle, 
 
     By slot, where one is shown, it is the first: rotated, a third of the items saw none but the one that finds nothing.
     """
-    recipe = context.recipe
-    if recipe.few_shot.by_topic and (shots := panel(context.prompts[stage].examples, principle, pool)):
+    return shots_of(context.recipe, context.prompts, stage, item, principle, pool)
+
+
+def shots_of(
+    recipe: Recipe, prompts: Mapping[str, Prompt], stage: str, item: int, principle: Principle, pool: str
+) -> Shift:
+    """The same, of the inputs alone."""
+    if recipe.few_shot.by_topic and (shots := panel(prompts[stage].examples, principle, pool)):
         return shots
     shown = recipe.few_shot.reviews if recipe.critiques.transcript == "joint" else recipe.few_shot.critiques
     return shift_of(recipe, item) if shown != 1 else 0
+
+
+def every_shots(
+    recipe: Recipe, prompts: Mapping[str, Prompt], stage: str, constitution: Constitution
+) -> Iterator[tuple[Shift, Principle]]:
+    """All that a critique or revision may be shown, each once a principle."""
+    for principle in constitution.principles:
+        pools = (principle.pools if recipe.principles.choice == "relevant" else ()) or POOLS  # dealt to any request
+        items = range(len(ROTATIONS))
+        each = (shots_of(recipe, prompts, stage, item, principle, pool) for pool in pools for item in items)
+        for shift in dict.fromkeys(each):
+            yield shift, principle
+
+
+def without_room(
+    recipe: Recipe, prompts: Mapping[str, Prompt], constitution: Constitution, model: Model
+) -> dict[str, list[str]]:
+    """Stage -> the principles under which the examples leave no room for what it draws: all its rows are refused."""
+    found: dict[str, dict[str, None]] = {}
+    for stage in ("critiques", "revisions"):
+        empty = dict.fromkeys(prompts[stage].fields, "")
+        room = model.max_seq_length - getattr(recipe.sampling, stage).max_new_tokens
+        for shift, principle in every_shots(recipe, prompts, stage, constitution):
+            rendered = prompts[stage].render(empty, format=model.format, tokenizer=model.tokenizer, shift=shift)
+            if len(rendered.token_ids) > room:
+                found.setdefault(stage, {})[principle.id] = None
+    return {stage: list(ids) for stage, ids in found.items()}
 
 
 def _render_answer(context: Context, item: int, round_: int, stage: str = "instructions") -> Unit | None:

@@ -17,6 +17,7 @@ from cai.data.rounds import _render_answer, _render_critique, _render_label, _re
 from cai.data.stage import Inputs, Stage, Unit
 from cai.recipe.arm_costs import answers_further_requests
 from cai.recipe.load import Recipe
+from cai.recipe.settings import FewShotSection
 
 
 def _texts(unit: Unit) -> tuple[str, ...]:
@@ -51,6 +52,8 @@ def _bare(text: str, unit: Unit) -> str:
 
 
 REVIEW_KEYS = ("rounds", "critiques", "few_shot.reviews", "few_shot.rotate", "few_shot.by_topic", "on_policy.critic")
+# of [few_shot], what runs have had among calibration's keys; `by_topic` is of what is drawn, not of what is scored
+SHOWN = tuple(f"few_shot.{name}" for name in FewShotSection.model_fields if name != "by_topic")
 INSTRUCTIONS = Stage(
     "instructions",
     "instructions",
@@ -90,7 +93,7 @@ CALIBRATION = Stage(
     principles.calibration_unit,
     score=principles.calibrate,
     reads=_answer,
-    keys=("principles", "critiques", "few_shot"),
+    keys=("principles", "critiques", *SHOWN),
     files=("constitution.yaml", "prompts/answers.yaml", "prompts/critiques.yaml", "prompts/reviews.yaml"),
     fields=principles.FIELDS,
     enabled=_relevant,

@@ -306,7 +306,7 @@ def _whole(values: JsonObject, where: str, faults: list[str], own: bool = False)
         clean.get("revision_request", requests[1]),
         tuple(dict.fromkeys(pools or ())),
         priority,
-        topic.strip(),
+        normal(topic),
     )
     return made, "critique_request" not in clean
 

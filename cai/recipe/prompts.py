@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from cai.engine.tokenizers import Piece, Tokenizer, Turn
 from cai.errors import CaiError
-from cai.recipe.intake.entries import POOLS
+from cai.recipe.intake.entries import POOLS, normal
 from cai.recipe.yaml_files import check_keys, check_text, load_yaml
 from cai.store.jsonl import JsonObject, clean
 
@@ -297,7 +297,8 @@ def _examples(rows: object, final: str, path: str) -> tuple[FewShotExample, ...]
         where = f"{path}: examples[{i}]"
         check_keys(row, ("user", "assistant"), (*ABOUT, "revision_request"), where)
         check_text(row["assistant"], f"{where}.assistant")
-        user, request = row["user"], str(row.get("revision_request", ""))
+        user, request = row["user"], row.get("revision_request", "")
+        check_text(request, f"{where}.revision_request", empty="revision_request" not in row)
         if isinstance(user, dict):
             check_keys(user, names, (), f"{where}.user")
             for name, value in user.items():
@@ -315,7 +316,7 @@ def _about(value: object, key: str, where: str) -> str:
     check_text(value, where)
     if key == "pool" and value not in POOLS:
         raise CaiError(f"{where}: {str(value)[:40]!r} is no pool; write {' or '.join(POOLS)}")
-    return str(value).strip()
+    return normal(value) if key == "topic" else str(value)
 
 
 def _stop(value: object, path: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from cai.recipe.settings import BudgetSection, DpoSection
 from cai.run import arm_rates, lines, standing
 from cai.run.arm_rates import SHORT
 from cai.run.folder import Run
-from cai.run.rates import HIGH, LOW, Range, Speed, TableRates, measured_before, table_rates
+from cai.run.rates import HIGH, LOW, Range, Speed, measured_before, scored_seconds, table_rates
 from cai.run.standing import Standing
 from cai.store.jsonl import Row
 from cai.terminal import duration, printable, usd, usd_fine
@@ -187,13 +187,6 @@ def _from_table(recipe: Recipe, backend: str, limit_tokens: int) -> Estimate:
         source=rates.source,
         usd_per_hour=hourly(recipe),
     )
-
-
-def scored_seconds(recipe: Recipe, rates: TableRates) -> dict[str, float]:
-    """Of one slot, in the stages that read likelihoods: which principle its answers break, is the last one better."""
-    found = {"relevance": rates.answer_scored * recipe.rounds, "labels": rates.compared * (recipe.rounds + 1)}
-    asked = {"relevance": recipe.principles.choice == "relevant", "labels": recipe.pairs.label == "judge"}
-    return {name: seconds for name, seconds in found.items() if asked[name]}
 
 
 class Budget:

@@ -84,6 +84,28 @@ def table_rates(backend: str) -> TableRates:
     return {"embedded": EMBEDDED, "cuda": H200}.get(backend, NOTHING)
 
 
+def scored_seconds(recipe: Recipe, rates: TableRates) -> dict[str, float]:
+    """Of one slot, in the stages that read likelihoods: which principle its answers break, which text is the better.
+
+    Nothing of pairs that were made elsewhere. Two sampled answers are compared whatever `pairs.label` says.
+    """
+    section, judged = recipe.pairs, recipe.pairs.label == "judge"
+    if section.file:
+        return {}
+    under = rates.compared * (recipe.rounds + (judged and section.false_labels > 0))  # none in particular, with a bar
+    found = {
+        "relevance": rates.answer_scored * (recipe.rounds if section.revised else 1),
+        "labels": under,
+        "comparisons": under,
+    }
+    asked = {
+        "relevance": recipe.principles.choice == "relevant",
+        "labels": judged and section.revised,
+        "comparisons": "sampled" in section.kinds,
+    }
+    return {name: seconds for name, seconds in found.items() if asked[name]}
+
+
 GROWING = ("evaluate critiques", "evaluate revisions", "evaluate preference.pairs")  # labels whose rows are the items'
 OF_BASE = ("evaluate critiques", "evaluate revisions", "critic's exam")
 

@@ -121,7 +121,7 @@ def test_rounds_stand_between_what_stands_once():
 def test_a_critic_that_is_shown_one_example_is_never_shown_only_the_one_that_finds_nothing(shown, transcript, orders):
     few = SimpleNamespace(by_topic=False, rotate=True, critiques=shown, reviews=shown)
     recipe = SimpleNamespace(few_shot=few, critiques=SimpleNamespace(transcript=transcript))
-    context: Any = SimpleNamespace(recipe=recipe)
+    context: Any = SimpleNamespace(recipe=recipe, prompts={})
     principle = Principle("kind", "Be kind.", "Is it kind?", "Make it kind.")
     seen = {rounds.review_shots(context, "critiques", item, principle, "benign") for item in range(9)}
     assert seen == orders

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from cai.data.comparisons import comparison_asks
+from cai.data.comparisons import PAIR_FIELDS, comparison_asks
+from cai.engine import ScoreRequest
 from cai.engine.asks import Ask, Scorer
+from cai.engine.native.nesting import by_prefix
 from cai.engine.tokenizers import ByteTokenizer
+from cai.errors import CaiError
 from cai.recipe.prompts import Prompt, load_prompt
 
 SHIPPED = load_prompt(Path(__file__).parents[2] / "prompts/judge_pair.yaml")
@@ -58,3 +61,29 @@ def test_both_texts_stand_in_what_all_principles_share_and_no_principle_does() -
 def test_where_the_principle_stands_before_the_texts_only_the_instruction_is_shared(prompt: Prompt) -> None:
     for ask in comparison_asks(SCORER, prompt, (0,), TEXTS[0], "It is kind.", *TEXTS[1:]):
         assert ByteTokenizer().decode(ask.context[: ask.shared]).endswith("Principle:\n")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("first", "second", "principle"), ("principle", "first", "second"), ("principle", "first", "principle", "second")],
+)
+@pytest.mark.parametrize("principle", ["?", "? Is it", "It is kind.", "Être poli. 礼"])
+def test_wherever_the_principle_stands_what_is_shared_is_never_the_whole_and_begins_every_ask(
+    names: tuple[str, ...], principle: str
+) -> None:
+    """`?` stands for another principle; one that is it shares all but its last token, and the engine's groups hold."""
+    asks = asks_under(ordered(*names), principle, "", "It is honest.")
+    requests = [ScoreRequest(i, ask.context, ask.continuation, ask.shared, ask.head) for i, ask in enumerate(asks)]
+    groups = list(by_prefix(requests))
+    assert sorted(request.id for _, group in groups for request in group) == list(range(len(asks)))
+    for prefix, group in groups:
+        for request in group:
+            assert request.context_ids[: len(prefix.token_ids)] == prefix.token_ids != request.context_ids
+
+
+def test_a_file_without_the_principle_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "judge_pair.yaml"
+    text = (Path(__file__).parents[2] / "prompts/judge_pair.yaml").read_text()
+    path.write_text(text.replace("  Principle:\n  {{principle}}\n\n", ""))
+    with pytest.raises(CaiError, match=r"placeholder \{\{principle\}\} is not used; add it to the text"):
+        load_prompt(path, PAIR_FIELDS)

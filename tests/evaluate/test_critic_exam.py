@@ -460,7 +460,7 @@ def test_whose_spreads_a_principle_is_drawn_by_is_no_part_of_the_exams_mark(monk
 
     def mark(over: str, **changed: Any) -> str:
         recipe: Any = SimpleNamespace(seed=0, pairs=SimpleNamespace(label="judge", false_labels=0.0))
-        other = SimpleNamespace(model_dump_json=lambda: "{}")
+        other = SimpleNamespace(by_topic=False, model_dump_json=lambda exclude=None: "{}")
         recipe.model, recipe.sampling, recipe.few_shot, recipe.critiques = (
             SimpleNamespace(name="m"),
             other,

@@ -10,8 +10,8 @@ import pytest
 from cai.engine.tokenizers import ByteTokenizer
 from cai.errors import CaiError
 from cai.recipe.constitution import load_constitution
-from cai.recipe.panels import panel
-from cai.recipe.principle_lists import Principle
+from cai.recipe.panels import panel, without_panel
+from cai.recipe.principle_lists import Principle, requests_for
 from cai.recipe.prompts import FewShotExample, Prompt, load_prompt, load_reviews
 
 REPO = Path(__file__).parents[2]
@@ -115,3 +115,88 @@ def test_a_topic_of_a_constitution_is_text(tmp_path: Path) -> None:
     path.write_text("- id: kind\n  topic: [harm]\n  principle: It is kind to whoever reads it.\n")
     with pytest.raises(CaiError, match="topic: list found; write the topic of examples"):
         load_constitution(path)
+
+
+def of_topics(tmp_path: Path, *about: str, name: str = "critiques") -> Prompt:
+    """A prompt file whose examples are texts, each with these lines about it."""
+    path = tmp_path / f"{name}.yaml"
+    rows = "".join(f"  - user: a case\n    assistant: said {i}\n{lines}" for i, lines in enumerate(about))
+    path.write_text(
+        "preamble: p\ncues: {user: 'Case:', assistant: 'Said:'}\nfinal: 'Look at {{answer}}'\n"
+        f"examples:{chr(10) + rows if rows else ' []'}\n",
+        encoding="utf-8",
+    )
+    return load_prompt(path)
+
+
+@pytest.mark.parametrize("written", ["harm", " Harm ", "HARM", "'harm  '"])
+def test_a_topic_is_the_same_in_other_case_and_with_spaces(tmp_path: Path, written: str) -> None:
+    """Otherwise the examples were chosen by words, and nothing was said."""
+    prompt = of_topics(tmp_path, f"    topic: {written}\n", "    topic: help\n")
+    path = tmp_path / "own.yaml"
+    path.write_text("- {id: one, topic: 'Harm', principle: It hurts nobody at all.}\n")
+    (own,) = load_constitution(path).principles
+    assert panel(prompt.examples, own, "benign") == (0,)
+    assert without_panel([prompt], [own]) == []
+
+
+def test_topics_are_any_text_and_one_of_two_forms_of_a_letter(tmp_path: Path) -> None:
+    prompt = of_topics(tmp_path, "    topic: Höflichkeit\n", "    topic: 礼\n", "    pool: redteam\n")
+    polite = Principle("a", "Sei höflich.", "c", "r", topic="höflichkeit")
+    assert [prompt.examples[place].topic for place in panel(prompt.examples, polite, "redteam")] == ["", polite.topic]
+
+
+def test_what_has_no_panel_is_told_once_a_file(tmp_path: Path) -> None:
+    one, two = Principle("a", "p", "c", "r", topic="haiku"), Principle("b", "p", "c", "r", topic="harm")
+    (line,) = without_panel(JOINT, [one, two])
+    assert "reviews.yaml has the topic 'haiku' (its topics: harm, help, truth)" in line
+    (line,) = without_panel([of_topics(tmp_path, "", "")], [two])
+    assert "no example of " in line and "has a topic, so the first ones are shown" in line
+    assert without_panel([of_topics(tmp_path)], [two]) == [] == without_panel(JOINT, [two, replace(two, topic="")])
+
+
+ODD = {  # lines about each example -> what a principle of the topic "harm" is shown to a red-team request
+    (): (),
+    ("",): (),
+    ("    pool: redteam\n",): (),
+    ("    topic: harm\n",): (0,),
+    ("    topic: harm\n    pool: redteam\n", "    topic: harm\n", "    pool: benign\n"): (2, 1, 0),
+    ("    topic: harm\n",) * 200: tuple(range(200)),
+}
+
+
+@pytest.mark.parametrize("about", ODD, ids=[str(len(about)) + "".join(about)[:30].strip() for about in ODD])
+@pytest.mark.parametrize("count", [-1, 0, 1, 3, 10_000])
+def test_odd_files_render_whatever_number_is_shown(tmp_path: Path, about: tuple[str, ...], count: int) -> None:
+    prompt = replace(of_topics(tmp_path, *about), few_shot=count)
+    shots = panel(prompt.examples, BY_ID["no-harm"], "redteam")
+    assert shots == ODD[about]
+    rendered = prompt.render({"answer": "x"}, format="base", tokenizer=ByteTokenizer(), shift=shots or 0)
+    shown_here = min(len(shots or about), count if count >= 0 else 10_000)
+    assert rendered.text.count("said ") == shown_here
+
+
+def test_a_revision_request_of_an_example_is_text(tmp_path: Path) -> None:
+    with pytest.raises(CaiError, match=r"examples\[0\]\.revision_request: list found; write text"):
+        of_topics(tmp_path, "    revision_request: [a, b]\n")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "topic"),
+    [
+        ("Schreibe freundlich.", ""),
+        ("Be gentle.", ""),
+        ("An answer is a haiku about autumn leaves.", ""),
+        ("It protects privacy and personal data.", ""),
+        ("An answer does not help anybody to hurt people.", "harm"),
+        ("It never refuses what is harmless.", "help"),
+        ("An answer invents no facts and says how sure it is.", "truth"),
+    ],
+)
+def test_a_sentence_has_its_topic_by_its_own_words(sentence: str, topic: str) -> None:
+    """By "falls short of this principle, and quote the words that do", which all have, short ones were about truth."""
+    own = Principle("own", sentence, *requests_for(sentence))
+    assert topic or panel(REVISIONS.examples, own, "benign") == ()
+    assert {CRITIQUES.examples[place].topic for place in panel(CRITIQUES.examples, own, "benign")} - {""} == (
+        {topic} - {""}
+    )

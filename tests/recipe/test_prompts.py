@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -340,4 +341,5 @@ def test_the_embedded_tokenizer_keeps_control_strings_out():
         assert control_ids_in(base.token_ids, tokenizer) == [] and tokenizer.decode(chat.token_ids) == chat.text
         plain = prompt.render(dict.fromkeys(prompt.fields, "x"), format="chat", tokenizer=tokenizer)
         assert control_ids_in(chat.token_ids, tokenizer) == control_ids_in(plain.token_ids, tokenizer)
-        assert name == "policy" or 300 <= base.prefix_len <= 3100
+        some = replace(prompt, few_shot=6).render(fields, format="base", tokenizer=tokenizer)  # of one topic are fewer
+        assert name == "policy" or 300 <= some.prefix_len <= 3100

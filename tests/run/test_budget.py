@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +14,13 @@ from support.pages import make_run, recipe
 from cai.commands.status import screen
 from cai.data import chain
 from cai.errors import Stopped
-from cai.recipe.settings import BudgetSection, DpoSection, PrinciplesSection
+from cai.recipe.settings import BudgetSection, DpoSection, PairsSection, PrinciplesSection
 from cai.run import budget
 from cai.run.budget import Budget, announce, enforced, slot_count, training_pairs_seen
 from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.run.progress import Progress
-from cai.run.rates import EMBEDDED, H200, Range
+from cai.run.rates import EMBEDDED, H200, Range, scored_seconds
 from cai.run.stop import StopSwitch
 from cai.run.words import in_words
 
@@ -92,7 +93,32 @@ def test_what_is_read_by_likelihood_is_in_the_table_s_estimate_where_it_is_asked
     assert answers.low - without.low == pytest.approx(slots * 2 * H200.answer_scored) and H200.answer_scored > 0
     assert answers.high - without.high == pytest.approx(1.5 * (answers.low - without.low))
     both = table(principles=relevant, pairs=judged)
-    assert both.low - answers.low == pytest.approx(slots * 3 * H200.compared) and H200.compared > 0
+    assert both.low - answers.low == pytest.approx(slots * 2 * H200.compared) and H200.compared > 0
+
+
+SCORED = {  # [pairs] -> how many answers of a slot are scored, and how often two of its texts are compared
+    'label="always"': (2, 0),
+    'label="judge" false_labels=0.1': (2, 3),
+    'kind="sampled"': (1, 2),
+    'kind="sampled" label="judge" false_labels=0.1': (1, 3),
+    'kind="both" label="judge"': (2, 4),
+    'file="pairs.jsonl" label="judge"': (0, 0),
+}
+
+
+@pytest.mark.parametrize("keys", SCORED)
+def test_only_stages_that_run_are_in_the_estimate(keys: str) -> None:
+    section = tomllib.loads("\n".join(keys.split()))
+    chosen = recipe(pairs=PairsSection(**section), principles=PrinciplesSection(choice="relevant"), rounds=2)
+    found = scored_seconds(chosen, H200)
+    compared = found.get("labels", 0.0) + found.get("comparisons", 0.0)
+    wanted = SCORED[keys]
+    assert (found.get("relevance", 0.0), compared) == pytest.approx(
+        (wanted[0] * H200.answer_scored, wanted[1] * H200.compared)
+    )
+    run = {stage.name for stage, _ in chain.ordered(2, chosen)} if not chosen.pairs.file else set()
+    assert set(found) == run & {"relevance", "labels", "comparisons"}
+    assert not scored_seconds(chosen.model_copy(update={"principles": PrinciplesSection()}), H200).get("relevance")
 
 
 def test_pairs_seen_by_steps_and_by_epochs():
