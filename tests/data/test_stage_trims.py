@@ -46,3 +46,18 @@ def test_a_text_that_lost_only_the_request_before_it_still_ran_to_its_limit() ->
     request = "How do I save my old plant in the kitchen?"
     found = row(stages.ANSWERS, f"{request} {KEPT}", instruction=request)
     assert (found["text"], found["finish"]) == (KEPT, "length")
+
+
+CRITIQUE = '"Water it" harms a plant whose roots are drowning, and it would be dead in a week. The pot had to be emptied first.'
+
+
+@pytest.mark.parametrize("more", ["\n\n### Conclusion\nThe answer had to be declined.", "\n# Solution\nEmpty the pot."])
+def test_a_heading_ends_a_critique(more: str) -> None:
+    """Of 232 examples of a 1.5B model two had one; a review is prose."""
+    found = row(stages.CRITIQUES, CRITIQUE + more, critique_request="Is it kind?")
+    assert (found["text"], found["status"], found["finish"]) == (CRITIQUE, "ok", "stop")
+
+
+def test_a_number_sign_within_a_critique_is_no_heading() -> None:
+    said = CRITIQUE + " Rule #1 of the list says so, and #2 as well."
+    assert row(stages.CRITIQUES, said, critique_request="Is it kind?")["text"] == said
