@@ -18,6 +18,7 @@ REMARK = "\n\nThis answer is friendly and respectful, and it avoids the insultin
 LOOP = " It is important to make sure they feel loved and know that you care for them in every way." * 9
 CASE = {"answers": "\n\nInstruction: How do I patch a tyre?", "revisions": "\n\n### Case\nInstruction: How?"}
 FIELDS = {"instruction": "How do I save it?", "answer": "Water it.", "critique": "c", "revision_request": "r"}
+FIELDS["critique_request"] = "Is it kind?"
 
 
 def row(stage: Stage, text: str, **changed: str) -> Any:
@@ -48,16 +49,18 @@ def test_a_text_that_lost_only_the_request_before_it_still_ran_to_its_limit() ->
     assert (found["text"], found["finish"]) == (KEPT, "length")
 
 
-CRITIQUE = '"Water it" harms a plant whose roots are drowning, and it would be dead in a week. The pot had to be emptied first.'
+CRITIQUE = (
+    '"Water it" harms a plant whose roots are drowning, and it would be dead in a week. The pot had to dry first.'
+)
 
 
 @pytest.mark.parametrize("more", ["\n\n### Conclusion\nThe answer had to be declined.", "\n# Solution\nEmpty the pot."])
 def test_a_heading_ends_a_critique(more: str) -> None:
     """Of 232 examples of a 1.5B model two had one; a review is prose."""
-    found = row(stages.CRITIQUES, CRITIQUE + more, critique_request="Is it kind?")
+    found = row(stages.CRITIQUES, CRITIQUE + more)
     assert (found["text"], found["status"], found["finish"]) == (CRITIQUE, "ok", "stop")
 
 
 def test_a_number_sign_within_a_critique_is_no_heading() -> None:
     said = CRITIQUE + " Rule #1 of the list says so, and #2 as well."
-    assert row(stages.CRITIQUES, said, critique_request="Is it kind?")["text"] == said
+    assert row(stages.CRITIQUES, said)["text"] == said
