@@ -50,7 +50,7 @@ def test_a_text_that_lost_only_the_request_before_it_still_ran_to_its_limit() ->
 
 
 CRITIQUE = (
-    '"Water it" harms a plant whose roots are drowning, and it would be dead in a week. The pot had to dry first.'
+    '"Water it" harms a plant whose roots are drowning, and it would be dead in a week. The pot had to dry.'
 )
 
 
