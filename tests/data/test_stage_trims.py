@@ -49,9 +49,7 @@ def test_a_text_that_lost_only_the_request_before_it_still_ran_to_its_limit() ->
     assert (found["text"], found["finish"]) == (KEPT, "length")
 
 
-CRITIQUE = (
-    '"Water it" harms a plant whose roots are drowning, and it would be dead in a week. The pot had to dry.'
-)
+CRITIQUE = '"Water it" harms a plant whose roots are drowning, and it would be dead in a week. The pot had to dry.'
 
 
 @pytest.mark.parametrize("more", ["\n\n### Conclusion\nThe answer had to be declined.", "\n# Solution\nEmpty the pot."])
