@@ -67,5 +67,5 @@ def test_a_run_says_it_before_it_draws_and_again_where_no_pair_is_left(
     said = capsys.readouterr()
     first = next(line for line in said.out.splitlines() if line.startswith("revisions: under "))
     assert "leave no room in model.max_seq_length = 1500: all are refused (prompt_too_long)" in first
-    assert said.out.index(first) < said.out.index("step 1 of ")
+    assert said.out.index(first) < said.out.index("model: fake loaded"), "before anything is drawn"
     assert code == errors.QUALITY and "then shorten the examples or raise model.max_seq_length: " in said.err
