@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from cai.engine import Score
 from cai.engine.asks import Ask, Name, Scorer, common
-from cai.recipe.prompts import Prompt
+from cai.recipe.prompts import PLACEHOLDER, Prompt
 
 PAIR_FIELDS = frozenset({"instruction", "principle", "first", "second"})
 
@@ -19,11 +19,14 @@ PAIR_FIELDS = frozenset({"instruction", "principle", "first", "second"})
 def verdict_asks(
     scorer: Scorer, prompt: Prompt, name: Name, fields: Mapping[str, str], words: tuple[str, str], apart: str = ""
 ) -> Iterable[Ask]:
-    """An ask a word. `apart`: the field in which the asks about a case differ; what stands before it they share."""
+    """An ask a word. `apart`: the field in which the asks about a case differ; they share what stands before it.
+
+    Only where it stands last: before the texts it leaves a case little to share, and a pass of its own for it.
+    """
     rendered = prompt.render(fields, format=scorer.format, tokenizer=scorer.tokenizer)
     lead = "" if rendered.text[-1:].isspace() else " "
     shared, head = rendered.prefix_len, 0
-    if apart:
+    if apart and PLACEHOLDER.findall(prompt.final)[-1] == apart:
         other = prompt.render({**fields, apart: "?"}, format=scorer.format, tokenizer=scorer.tokenizer)
         shared, head = max(shared, common(rendered.token_ids, other.token_ids)), rendered.prefix_len
     for word in words:

@@ -58,9 +58,13 @@ def test_both_texts_stand_in_what_all_principles_share_and_no_principle_does() -
 
 
 @pytest.mark.parametrize("prompt", [SHIPPED, ordered("principle", "first", "second")])
-def test_where_the_principle_stands_before_the_texts_only_the_instruction_is_shared(prompt: Prompt) -> None:
-    for ask in comparison_asks(SCORER, prompt, (0,), TEXTS[0], "It is kind.", *TEXTS[1:]):
-        assert ByteTokenizer().decode(ask.context[: ask.shared]).endswith("Principle:\n")
+def test_where_the_principle_stands_before_the_texts_all_cases_share_the_head_and_no_case_has_a_pass_of_its_own(
+    prompt: Prompt,
+) -> None:
+    head = len(prompt.render(dict.fromkeys(PAIR_FIELDS, "x"), format="base", tokenizer=ByteTokenizer()).token_ids)
+    asks = comparison_asks(SCORER, prompt, (0,), TEXTS[0], "It is kind.", *TEXTS[1:])
+    assert {(ask.shared, ask.head) for ask in asks} == {(asks[0].shared, 0)} and 0 < asks[0].shared < head
+    assert "knife" not in ByteTokenizer().decode(asks[0].context[: asks[0].shared]), "not the case's instruction"
 
 
 @pytest.mark.parametrize(
