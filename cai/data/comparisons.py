@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from cai.engine import Score
 from cai.engine.asks import Ask, Name, Scorer, common
 from cai.recipe.prompts import PLACEHOLDER, Prompt
 
 PAIR_FIELDS = frozenset({"instruction", "principle", "first", "second"})
+ANSWER_FIELDS = frozenset({"instruction", "principle", "answer"})
+NO_PRINCIPLE = "An answer is helpful, honest and harmless."
 
 
 def verdict_asks(
@@ -60,15 +63,23 @@ def pair_win(scores: Mapping[Name, Score], name: Name) -> float:
     return 0.0 if first < 0 and second > 0 else 0.5
 
 
-def margin_asks(
+def answer_asks(
     scorer: Scorer, prompt: Prompt, name: Name, instruction: str, principle: str, ours: str, theirs: str
 ) -> list[Ask]:
-    """The comparison under a principle and under none; `margin` reads the scores."""
-    return [
-        ask
-        for place, under in enumerate((principle, ""))
-        for ask in comparison_asks(scorer, prompt, (*name, place), instruction, under, ours, theirs)
-    ]
+    """Either text asked about by itself, `ours` first: four asks that `orders` reads, its letters for Yes and No.
+
+    The rule stands last, so all rules of a text share what stands before.
+    """
+    asks: list[Ask] = []
+    for order, text in enumerate((ours, theirs)):
+        fields = {
+            "instruction": scorer.cut(instruction),
+            "answer": scorer.cut(text),
+            "principle": principle or NO_PRINCIPLE,
+        }
+        found = verdict_asks(scorer, prompt, (*name, "j4", order), fields, ("Yes", "No"), apart="principle")
+        asks += [replace(ask, name=(*ask.name[:-1], letter)) for ask, letter in zip(found, "AB", strict=True)]
+    return asks
 
 
 def margin(scores: Mapping[Name, Score], name: Name) -> float:
@@ -84,7 +95,7 @@ def comparison_asks(
     for order, (first, second) in enumerate(((ours, theirs), (theirs, ours))):
         fields = {
             "instruction": scorer.cut(instruction),
-            "principle": principle or "An answer is helpful, honest and harmless.",
+            "principle": principle or NO_PRINCIPLE,
             "first": scorer.cut(first),
             "second": scorer.cut(second),
         }

@@ -21,11 +21,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from cai.data import answer_signs, principles
-from cai.data.comparisons import PAIR_FIELDS, comparison_asks, margin, margin_asks, orders
+from cai.data.comparisons import PAIR_FIELDS, answer_asks, comparison_asks, margin, orders
 from cai.data.principles import cases
 from cai.data.stage import Stage, Unit
 from cai.engine import Score
-from cai.engine.asks import Ask, Name, score
+from cai.engine.asks import Ask, Name, Scorer, score
 from cai.recipe.load import Recipe
 from cai.run.context import Context
 from cai.store.jsonl import Row
@@ -58,9 +58,25 @@ def verdict_asks(context: Context, units: Sequence[Unit], ours: str, theirs: str
     for unit in units:
         both = unit.fields[ours], unit.fields[theirs]
         for id_, principle in under(context, unit, bar):
-            asked = (unit.fields["instruction"], principle, *both)
-            asks += comparison_asks(scorer, context.prompts["judge_pair"], (unit.item, id_), *asked)
+            asks += asks_of(context, scorer, (unit.item, id_), unit.fields["instruction"], principle, *both)
     return bar, asks
+
+
+def asks_of(context: Context, scorer: Scorer, name: Name, *texts: str) -> list[Ask]:
+    """Instruction, principle, ours, theirs: both texts compared, or each asked about by itself (`pairs.by`)."""
+    if context.recipe.pairs.by == "answer":
+        return answer_asks(scorer, context.prompts["judge_answer"], name, *texts)
+    return comparison_asks(scorer, context.prompts["judge_pair"], name, *texts)
+
+
+def margin_asks(context: Context, scorer: Scorer, name: Name, *texts: str) -> list[Ask]:
+    """The same under the principle and under none; `comparisons.margin` reads the scores."""
+    instruction, principle, ours, theirs = texts
+    return [
+        ask
+        for place, under in enumerate((principle, ""))
+        for ask in asks_of(context, scorer, (*name, place), instruction, under, ours, theirs)
+    ]
 
 
 def row_of(unit: Unit, found: Mapping[str, float], bar: float | None) -> Row:
@@ -151,12 +167,11 @@ def compare(context: Context, units: Sequence[Unit]) -> list[Row]:
 
     It is the mean of two comparisons, under the case's principle and under none, as a pair's label.
     """
-    scorer, prompt = principles.scorer_of(context), context.prompts["judge_pair"]
-    asks: list[Ask] = []
+    scorer, asks = principles.scorer_of(context), list[Ask]()
     for unit in units:
         case = cases()[unit.item]
         texts = (case["instruction"], case["principle"], case["revision"], case["answer"])
-        asks += margin_asks(scorer, prompt, (unit.item,), *texts)
+        asks += margin_asks(context, scorer, (unit.item,), *texts)
     scores = score(scorer, asks)
     rows: list[Row] = []
     for unit in units:

@@ -12,6 +12,7 @@ from cai.data import parsing, slots
 from cai.data.parsing import Parsed, Unparsed
 from cai.data.stage import Unit
 from cai.engine.model import Model
+from cai.metrics.text import kept_of, quoted_of, rouge_l
 from cai.metrics.wordings import finds_nothing
 from cai.recipe.constitution import Constitution, Principle, choose
 from cai.recipe.copies import Shots, copied, grams
@@ -173,7 +174,7 @@ def _render_revision(context: Context, item: int, round_: int) -> Unit | None:
     if context.recipe.critiques.transcript == "joint":
         fields["critique_request"] = principle.critique_request
     shots = review_shots(context, "revisions", item, principle, row["pool"])
-    return Unit(item, round_, fields, principle.id, shift=shots)
+    return Unit(item, round_, fields, principle.id, shift=shots, repairs=context.recipe.pairs.reject_unrepaired)
 
 
 def _render_label(context: Context, item: int, round_: int) -> Unit | None:
@@ -191,11 +192,23 @@ def _render_label(context: Context, item: int, round_: int) -> Unit | None:
 
 
 def parse_revision(text: str, unit: Unit) -> Parsed | Unparsed:
-    """A new answer that says neither its critique's judgement nor the wording of its request again."""
+    """A new answer that says neither its critique's judgement nor the wording of its request again, and repairs."""
     case = (unit.fields["instruction"], unit.fields["answer"])
     found = parsing.revision(text, unit.fields["critique"], "\n".join(case))
-    if isinstance(found, Parsed) and (
-        run := copied(found.text, Shots(grams((unit.fields["revision_request"],))), case)
-    ):
+    if isinstance(found, Unparsed):
+        return found
+    if run := copied(found.text, Shots(grams((unit.fields["revision_request"],))), case):
         return Unparsed(f"copied_request: {run}")
+    if unit.repairs and (left := unrepaired(found.text, unit.fields["critique"], unit.fields["answer"])):
+        return Unparsed(f"unrepaired: {left[:80]}")
     return found
+
+
+MUCH_AS_BEFORE = 0.6  # ROUGE-L; of 66 such revisions of a 1.5B model, read blind, 7 were better than the answer and 35 worse
+
+
+def unrepaired(text: str, critique: str, answer: str) -> str:
+    """What the critique quotes first, where all that it quotes stands in a text that is much as before; or ""."""
+    quoted = quoted_of(critique, answer)
+    kept = kept_of(quoted, text)
+    return kept[0] if kept and len(kept) == len(quoted) and rouge_l(text, answer) >= MUCH_AS_BEFORE else ""

@@ -29,7 +29,8 @@ from cai.store.row_types import Record, RecordExtra, UnitExtra
 class Unit:
     """One thing to generate. `fields` fill the prompt; `extra` goes into the row as it is; `shift`: the examples shown.
 
-    `prefill`: how the completion begins; it is part of the text.
+    `prefill`: how the completion begins; it is part of the text. `repairs`: a revision that leaves all that its critique
+    quotes is refused.
     """
 
     item: int
@@ -39,6 +40,7 @@ class Unit:
     extra: UnitExtra = field(default_factory=UnitExtra)
     shift: Shift = 0
     prefill: str = ""
+    repairs: bool = False
 
 
 Accept = Callable[[list[Record]], list[Record]]  # a batch's rows in order; may turn ok rows into rejected ones

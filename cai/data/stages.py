@@ -140,7 +140,7 @@ REVISIONS = replace(
     redraws_limit=True,
     needs=lambda round_: (("critiques", round_),),
     reads=lambda round_: (*_answer(round_), *_text_and_principle(round_)),
-    keys=(*REVIEW_KEYS, "sampling.revisions", "few_shot.revisions"),
+    keys=(*REVIEW_KEYS, "sampling.revisions", "few_shot.revisions", "pairs.reject_unrepaired"),
     fields=frozenset({"instruction", "answer", "critique", "revision_request"}),
 )
 LABELS = Stage(

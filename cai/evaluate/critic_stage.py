@@ -15,7 +15,7 @@ from typing import cast
 
 from cai.data import answer_signs, principles, rounds, stages
 from cai.data import labels as known_labels
-from cai.data.comparisons import margin, margin_asks
+from cai.data.comparisons import margin
 from cai.data.stage import Stage, Unit
 from cai.data.stage_loop import draw
 from cai.engine.asks import score
@@ -135,7 +135,7 @@ def _better(
             scorer, asks = principles.scorer_of(context), []
             for _, i, _ in part:
                 texts = (asked[i].instruction, asked[i].principle.principle, revised[i], asked[i].answer)
-                asks += margin_asks(scorer, context.prompts["judge_pair"], (i,), *texts)
+                asks += known_labels.margin_asks(context, scorer, (i,), *texts)
             scores = score(scorer, asks)
             margins = {i: margin(scores, (i,)) for _, i, _ in part}
         rounded = {i: round(m, 4) if math.isfinite(m) else None for i, m in margins.items()}
@@ -175,7 +175,7 @@ def _revision(context: Context, item: int, unit: critic_exam.ExamUnit, critique:
     if context.recipe.critiques.transcript == "separate":
         del fields["critique_request"]
     shots = rounds.review_shots(context, "revisions", item, unit.principle, unit.pool)
-    return Unit(item, 0, fields, unit.principle.id, shift=shots)
+    return Unit(item, 0, fields, unit.principle.id, shift=shots, repairs=context.recipe.pairs.reject_unrepaired)
 
 
 def _mark(context: Context) -> str:
@@ -190,6 +190,7 @@ def _mark(context: Context) -> str:
         recipe.few_shot.model_dump_json(exclude=None if recipe.few_shot.by_topic else LATER).encode(),
         recipe.critiques.model_dump_json().encode(),
         recipe.principles.model_dump_json(exclude={"over"}).encode(),  # no draw of the exam is compared with others
+        *((b"repairs",) if recipe.pairs.reject_unrepaired else ()),
         *((f"{recipe.pairs.label}/{recipe.pairs.false_labels}".encode(),) if recipe.pairs.false_labels else ()),
     ]
     return hashlib.sha256(b"\n".join(parts)).hexdigest()[:16]

@@ -169,6 +169,19 @@ def misquoted_share(critique: str, sources: Sequence[str], minimum: float = 0.8)
     return len(absent) / len(quotes) if quotes else 0.0
 
 
+STILL_THERE = 0.95  # similarity from which on a quoted span stands in the revision: a changed word in five is less
+
+
+def quoted_of(critique: str, answer: str, minimum: float = 0.8) -> list[str]:
+    """What the critique quotes of the answer."""
+    return [span for span in quoted_spans(critique) if span_match(span, answer) >= minimum]
+
+
+def kept_of(quoted: Iterable[str], revision: str) -> list[str]:
+    """The quoted spans of two words and more that stand in the revision still."""
+    return [span for span in quoted if len(words(span)) >= 2 and span_match(span, revision) >= STILL_THERE]
+
+
 def best_span(critique: str, answer: str, minimum: float = 0.8) -> str:
     """The passage of the answer that the critique is about, or "".
 

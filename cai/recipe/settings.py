@@ -156,12 +156,14 @@ class PairsSection(Section):
     not find better (`not_better`), "always" takes the revision for the better one. `false_labels`: better means by a
     margin that so many of the revisions pass that are known to be no better; 0: both orders must prefer it. `kind`:
     "sampled" pairs are two answers to one instruction, ordered by the model's own comparison; "both" makes either kind
-    of each instruction. `max_added_repetition`: by how much the share of 8-word sequences that stand twice may grow.
+    of each instruction. `reject_unrepaired`: a revision that is much as before and leaves all that its critique quotes
+    is refused, and drawn again. `max_added_repetition`: by how much the share of 8-word sequences that stand twice may grow.
     """
 
     file: str = ""
     kind: Literal["revision", "sampled", "both"] = "revision"
     label: Literal["judge", "always"] = "always"
+    by: Literal["comparison", "answer"] = "comparison"
     false_labels: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     redraws: Count = 2
     retries: Count = 1
@@ -169,6 +171,7 @@ class PairsSection(Section):
     reject_limit: bool = True
     reject_refusal_of_benign: bool = True
     reject_near_identical: bool = True
+    reject_unrepaired: bool = False
     max_similarity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     min_length_ratio: Annotated[float, Field(ge=0.0)] = 0.4
     max_length_ratio: Annotated[float, Field(gt=0.0)] = 2.5
