@@ -1,8 +1,8 @@
 """How well do wordings of the comparison sort revisions that somebody marked: AUC by prompt file, pool and principle.
 
-Marked revisions: JSON lines `instruction, principle, answer, revision, pool, better` (1, 0, -1, by somebody who did not
-know which text was which). A prompt file with the fields `first` and `second` compares both texts in both orders; one with
-`answer` asks about each text by itself (Yes, No). The known revisions of cai/data/cases are sorted beside them.
+Marked revisions: JSON lines `instruction, principle, answer, revision, pool, better` (1, 0, -1, by somebody who did
+not know which text was which). A prompt file with the fields `first` and `second` compares both texts in both orders;
+one with `answer` asks about each text by itself (Yes, No). The known revisions of cai/data/cases are sorted, too.
 
     python bench/label_signs.py --marked marked.jsonl --prompts prompts/judge_pair.yaml others/ --out signs.json
 """

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cai.data import sampled, slots
+from cai.data import labels, sampled, slots
+from cai.data.comparisons import ANSWER_FIELDS
 from cai.data.stage import Stage, Unit
 from cai.data.stages import CHAIN, COMPARISONS, CRITIQUES, INSTRUCTIONS, REVISIONS, revises
 from cai.recipe.grid import Grid
@@ -70,7 +71,7 @@ def drawn(prompt: str) -> str:
 def prompt_files(recipe: Recipe) -> tuple[str, ...]:
     """The prompt files that a run of this recipe reads; the policy's is trained and measured with."""
     examined = (CRITIQUES, REVISIONS)  # where no pair is revised, too: calibration reads the critic's prompt
-    files = dict.fromkeys(stage.prompt for stage in CHAIN if stage.enabled(recipe) or stage in examined)
+    files = dict.fromkeys(stage.prompt_of(recipe) for stage in CHAIN if stage.enabled(recipe) or stage in examined)
     joint = {CRITIQUES.prompt, REVISIONS.prompt} if recipe.critiques.transcript == "joint" else set()
     found = [name for name in files if name not in joint]
     return (*found, *((REVIEWS,) if joint else ()), "policy")
@@ -92,6 +93,8 @@ def read_prompts(contents: Mapping[str, tuple[Path, bytes]], recipe: Recipe) -> 
 
 def fields_of(prompt: str) -> frozenset[str]:
     """The names that a prompt file fills in."""
+    if prompt == labels.BY_ANSWER:
+        return ANSWER_FIELDS
     return next((stage.fields for stage in CHAIN if stage.prompt == prompt), frozenset({"instruction"}))
 
 
@@ -137,7 +140,7 @@ def stage_identity(recipe: Recipe, stage: str, files: Mapping[str, str]) -> dict
     drop_unset(keep)
     keep |= rounding(recipe) if stage == CHAIN[0].name else {}
     keep |= {"pairs.kind": repr(recipe.pairs.kind)} if found in (CRITIQUES, REVISIONS) and not revises(recipe) else {}
-    inputs = {f"prompts/{found.prompt}.yaml", *found.files} if found else set()
+    inputs = {f"prompts/{found.prompt_of(recipe)}.yaml", *found.files} if found else set()
     return keep | {f"sha256({name})": sha for name, sha in files.items() if name in inputs}
 
 

@@ -62,10 +62,23 @@ def verdict_asks(context: Context, units: Sequence[Unit], ours: str, theirs: str
     return bar, asks
 
 
+BY_ANSWER = "judge_answer"  # the prompt file that asks about one text
+
+
+def chosen(recipe: Recipe) -> str:
+    """The prompt file where texts are asked about one by one; "" where they are compared."""
+    return BY_ANSWER if recipe.pairs.by == "answer" else ""
+
+
+def asked_alone(recipe: Recipe) -> bool:
+    """Whether labels are checked, and that by asking about one text at a time."""
+    return recipe.pairs.label == "judge" and bool(chosen(recipe))
+
+
 def asks_of(context: Context, scorer: Scorer, name: Name, *texts: str) -> list[Ask]:
     """Instruction, principle, ours, theirs: both texts compared, or each asked about by itself (`pairs.by`)."""
-    if context.recipe.pairs.by == "answer":
-        return answer_asks(scorer, context.prompts["judge_answer"], name, *texts)
+    if chosen(context.recipe):
+        return answer_asks(scorer, context.prompts[BY_ANSWER], name, *texts)
     return comparison_asks(scorer, context.prompts["judge_pair"], name, *texts)
 
 
@@ -184,10 +197,11 @@ def compare(context: Context, units: Sequence[Unit]) -> list[Row]:
 def bar_of(context: Context) -> float | None:
     """The margin that `pairs.false_labels` of the known non-improvements pass, never below 0.
 
-    None where the recipe asks for none (both orders must agree then); infinite where too few margins are finite.
+    Where the recipe asks for none it is None (both orders must agree then), or 0 where texts are asked about one by
+    one; infinite where too few margins are finite.
     """
     if not barred(context.recipe):
-        return None
+        return 0.0 if asked_alone(context.recipe) else None
     rows = [row for row in rows_of(context) if row["status"] == "ok" and row["use"] == "bar"]
     worse = sorted(m for row in rows if row["known"] == "no better" and (m := row["margin"]) is not None)
     if len(worse) < LEAST:
@@ -206,8 +220,9 @@ LABEL_BAR = Stage(
     "judge_pair",
     lambda context, item, round_: Unit(item, 0, {}) if item < len(cases()) else None,
     score=compare,
-    keys=("principles.max_text_tokens", "pairs.label", "pairs.false_labels"),
+    keys=("principles.max_text_tokens", "pairs.label", "pairs.by", "pairs.false_labels"),
     fields=PAIR_FIELDS,
+    chosen=chosen,
     optional=True,
     enabled=barred,
     items=lambda context, items: range(len(cases())),

@@ -29,8 +29,8 @@ from cai.store.row_types import Record, RecordExtra, UnitExtra
 class Unit:
     """One thing to generate. `fields` fill the prompt; `extra` goes into the row as it is; `shift`: the examples shown.
 
-    `prefill`: how the completion begins; it is part of the text. `repairs`: a revision that leaves all that its critique
-    quotes is refused.
+    `prefill`: how the completion begins; it is part of the text. `repairs`: a revision that leaves all that its
+    critique quotes is refused.
     """
 
     item: int
@@ -64,6 +64,7 @@ class Stage:
     `optional`: a stage that came later: where it is off it adds nothing to an identity, so that runs of before fork.
     `trims(text, unit)`: a text without what is no part of it. One that loses its end is finished.
     `limit_is_fault`: a completion that ran to the token limit is rejected here (else flagged, and judged as a pair).
+    `chosen(recipe)`: the prompt file where it is another than `prompt`.
     `redraws`: a rejected (or, with `redraws_limit`, cut) completion is drawn again, `pairs.redraws` times at most.
     """
 
@@ -89,6 +90,11 @@ class Stage:
     enabled: Callable[[Recipe], bool] = lambda recipe: True
     items: Callable[[Context, Sequence[int]], Sequence[int]] = lambda context, items: items
     inputs: Callable[[Unit], Sequence[str]] = lambda unit: tuple(unit.fields.values())
+    chosen: Callable[[Recipe], str] = lambda recipe: ""
+
+    def prompt_of(self, recipe: Recipe) -> str:
+        """The prompt file that a run of the recipe asks with."""
+        return self.chosen(recipe) or self.prompt
 
     @property
     def drawn(self) -> str:
@@ -206,6 +212,6 @@ def _row(context: Context, draw: Draw, text: str, reason: str | None, completion
 
 def measured(context: Context, stage: Stage, unit: Unit, fields: Row) -> Record:
     """The row of a unit that was scored instead of drawn."""
-    prompt = context.prompts.get(stage.prompt)
+    prompt = context.prompts.get(stage.prompt_of(context.recipe))
     row = plain_row(stage.name, unit.item, unit.round, "", unit.principle)
     return cast(Record, row | {"prompt_sha": prompt.sha if prompt else ""} | fields)

@@ -151,9 +151,10 @@ LABELS = Stage(
     needs=_answer,
     # of any round: what they depend on is the same
     reads=lambda round_: (("revisions", 1), ("relevance", 0), (LABEL_BAR.name, 0)),
-    keys=("principles.max_text_tokens", "pairs.label"),
+    keys=("principles.max_text_tokens", "pairs.label", "pairs.by"),
     files=("constitution.yaml",),
     fields=PAIR_FIELDS,
+    chosen=labels.chosen,
     enabled=lambda recipe: recipe.pairs.label == "judge" and revises(recipe),
 )
 COMPARISONS = replace(
@@ -163,7 +164,7 @@ COMPARISONS = replace(
     score=sampled.compare,
     needs=lambda round_: (("answers", 0), (sampled.SECOND, 0)),
     reads=lambda round_: (("relevance", 0), (LABEL_BAR.name, 0)),
-    keys=("rounds", "principles"),
+    keys=("rounds", "principles", "pairs.by"),
     optional=True,
     enabled=_samples,
 )

@@ -190,6 +190,7 @@ def _mark(context: Context) -> str:
         recipe.few_shot.model_dump_json(exclude=None if recipe.few_shot.by_topic else LATER).encode(),
         recipe.critiques.model_dump_json().encode(),
         recipe.principles.model_dump_json(exclude={"over"}).encode(),  # no draw of the exam is compared with others
+        *((context.prompts[known_labels.BY_ANSWER].sha.encode(),) if known_labels.asked_alone(recipe) else ()),
         *((b"repairs",) if recipe.pairs.reject_unrepaired else ()),
         *((f"{recipe.pairs.label}/{recipe.pairs.false_labels}".encode(),) if recipe.pairs.false_labels else ()),
     ]

@@ -33,6 +33,7 @@ NOUNS = (
 MENDED = " mended"  # a revision holds it once more than the text it revises
 REVISING = re.compile(r"Revision request:|new answer", re.I)
 ANSWERS = re.compile(r"Answer A:(.*)Answer B:(.*)", re.S)
+ALONE = re.compile(r"\nAnswer:\n(.*)\n\nRule:\n", re.S)
 REVIEW = re.compile(r"Review request:\s+(.+?)\s+(?:### Critique|$)", re.DOTALL)
 RULE = re.compile(r"Does this answer (break|keep to) the rule: (.*)", re.S)
 HOSTILE = (
@@ -74,6 +75,9 @@ def verdict(context: str, word: str, taste: bool = False) -> float | None:
     elif word in ("Yes", "No") and (asked := RULE.search(tail[-600:])):
         z = _hash(asked[2], context[-1500:-600]) % 1000 / 250 - 1.5 - 1.0 * context[-2500:].count(MENDED)
         z *= (1 if asked[1] == "break" else -1) * (1 if word == "Yes" else -1)
+    elif word in ("Yes", "No") and (alone := ALONE.search(tail.rpartition("Instruction:\n")[2])):
+        z = alone[1].count(MENDED) - 0.5 + (_hash(alone[1].strip()) % 8 / 10 if taste else 0.0)
+        z *= 1 if word == "Yes" else -1
     elif word in ("N", "No") and (request := REVIEW.search(tail[-900:])):
         # how a critique begins: "No issue", or a fault
         answer = tail[:-900] if len(tail) > 900 else tail

@@ -153,11 +153,13 @@ class PairsSection(Section):
     `file`: pairs of your own (prompt, chosen, rejected); then nothing is generated and the rest says nothing.
     `redraws`: a refused completion, with new seeds; `retries`: a refused pair, the same instruction again;
     `replacements`: then a fresh instruction. `label`: "judge" refuses a pair whose chosen text the model itself does
-    not find better (`not_better`), "always" takes the revision for the better one. `false_labels`: better means by a
+    not find better (`not_better`), "always" takes the revision for the better one. `by`: each text is asked about by
+    itself ("answer"), or both are compared in both orders ("comparison"). `false_labels`: better means by a
     margin that so many of the revisions pass that are known to be no better; 0: both orders must prefer it. `kind`:
     "sampled" pairs are two answers to one instruction, ordered by the model's own comparison; "both" makes either kind
     of each instruction. `reject_unrepaired`: a revision that is much as before and leaves all that its critique quotes
-    is refused, and drawn again. `max_added_repetition`: by how much the share of 8-word sequences that stand twice may grow.
+    is refused, and drawn again. `max_added_repetition`: by how much the share of 8-word sequences that stand twice may
+    grow.
     """
 
     file: str = ""

@@ -14,7 +14,8 @@ ANSWER = (
 )
 CRITIQUE = '"Paint the wound with tar" does harm: tar keeps the wound wet and the bark cannot close over it.'
 KEPT = ANSWER + " The tree will thank you for it."
-GONE = ANSWER.replace("Paint the wound with tar so that no rain gets in.", "Leave the wound bare, and it closes by itself.")
+TAR = "Paint the wound with tar so that no rain gets in."
+GONE = ANSWER.replace(TAR, "Leave the wound bare, and it closes by itself.")
 FIELDS = {"instruction": "How do I cut a branch off my pear tree?", "answer": ANSWER, "critique": CRITIQUE}
 
 

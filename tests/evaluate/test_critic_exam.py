@@ -456,10 +456,10 @@ def test_whose_spreads_a_principle_is_drawn_by_is_no_part_of_the_exams_mark(monk
     """A finished run of before has no such key: its exam would be set aside and sat again."""
     from types import SimpleNamespace
 
-    from cai.recipe.settings import PrinciplesSection
+    from cai.recipe.settings import PairsSection, PrinciplesSection
 
     def mark(over: str, **changed: Any) -> str:
-        recipe: Any = SimpleNamespace(seed=0, pairs=SimpleNamespace(label="judge", false_labels=0.0))
+        recipe: Any = SimpleNamespace(seed=0, pairs=PairsSection(label="judge"))
         other = SimpleNamespace(by_topic=False, model_dump_json=lambda exclude=None: "{}")
         recipe.model, recipe.sampling, recipe.few_shot, recipe.critiques = (
             SimpleNamespace(name="m"),
