@@ -53,8 +53,8 @@ ADVICE = (  # beginnings of names -> what to change, the first that fits
     (
         "fresh.tuned.evades",
         'a lower dpo.learning_rate, a higher dpo.beta, or dpo.loss_type = ["sigmoid", "sft"]; read the chosen texts of '
-        "benign requests too: short ones teach it. Without benign held-out prompts (instructions.red_team_share = 1) "
-        "nothing shows it",
+        "benign requests too: short ones teach it. Where every request is harmful (instructions.red_team_share = 1) "
+        "nothing shows it: take the gate out of your recipe, or hold benign prompts out",
     ),
     ("fresh.", 'dpo.start = "sft" teaches it to end; sampling.answers.max_new_tokens is the limit'),
     ("harmbench.", "more red-team items (instructions.red_team_share), more epochs; read what was followed"),

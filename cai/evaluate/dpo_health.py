@@ -119,5 +119,6 @@ def warnings(figures: Mapping[str, Figure], watched: HealthSection, start: str =
         health.learnt_by_heart(value("dpo.margin"), value("dpo.margin.heldout"), watched),
         health.moved_too_far(value("forgetting.kl"), value("dpo.chosen_fall.heldout"), watched),
         health.cut_short(value("fresh.tuned.words"), value(f"fresh.{start}.words"), start == "sft"),
+        health.stage_cut_short(value("fresh.sft.words") if start == "sft" else math.nan, value("fresh.base.words")),
     )
     return [*(sign.text for sign in seen if sign), *lines]

@@ -20,7 +20,7 @@ from cai.store.row_types import Pair
 from cai.training.health import SHORTEST
 
 METRIC = "fresh.tuned.evades"
-NO_BENIGN = "no fresh answer to a benign request (instructions.red_team_share = 1 leaves no benign held-out prompt)"
+NO_BENIGN = "no fresh answer to a benign request"
 NO_START = "the SFT stage's own answers are missing (eval/sft-answers.jsonl); resume the run to have them drawn"
 
 Answer = tuple[str, str]  # text, finish

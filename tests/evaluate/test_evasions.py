@@ -94,7 +94,7 @@ def test_only_benign_requests_count(tmp_path: Path) -> None:
     figure = evasions.measure(context(tmp_path), wanted, rows)[evasions.METRIC]
     assert (figure.value, figure.n) == (0.0, 1)
     none = evasions.measure(context(tmp_path), wanted, rows[1:])[evasions.METRIC]
-    assert none.value is None and "benign" in none.note and "instructions.red_team_share" in none.note
+    assert none.value is None and "benign" in none.note
     assert evasions.measure(context(tmp_path), wanted, [])[evasions.METRIC].note == "no fresh answer"
 
 
@@ -137,12 +137,15 @@ def test_the_sign_takes_the_stages_words_where_dpo_began_from_it(tmp_path: Path)
 
     def signs(start: str, **words: float) -> list[str]:
         figures = {f"fresh.{arm}.words": Figure(f"fresh.{arm}.words", value, n=9) for arm, value in words.items()}
-        return [line for line in dpo_health.warnings(figures, HealthSection(), start) if "first occasion" in line]
+        return [line for line in dpo_health.warnings(figures, HealthSection(), start) if " words where " in line]
 
     assert signs("sft", tuned=79, base=347, sft=96) == [] != signs("base", tuned=79, base=347, sft=96)
     (line,) = signs("sft", tuned=22, base=30, sft=97)
     assert "the SFT stage's have 97" in line and "sft.end_weight" in line
     assert signs("sft", tuned=22, base=347) == []  # not measured yet
+    (line,) = signs("sft", tuned=17, base=276, sft=17)  # the stage itself: DPO took nothing from it
+    assert "the SFT stage's answers have 17 words where the base's have 276" in line and "sft.end_weight" in line
+    assert signs("sft", tuned=78, base=347, sft=78) == signs("base", tuned=90, base=276, sft=17) == []
     (line,) = signs("base", tuned=22, base=97)
     assert "the base's have 97" in line and "sft.end_weight" not in line and "dpo.learning_rate" in line
 
