@@ -163,7 +163,7 @@ def evaluate(
     context: Context, inputs: Inputs, pairs: PairSet, training_pairs: Sequence[Pair], adapter: Path
 ) -> dict[str, Figure]:
     """Every figure of the milestone, benchmarks included; base = adapter off, tuned = adapter on."""
-    from cai.evaluate import agreement, chain_figures, critic_stage, measure, preference, probes, prompted
+    from cai.evaluate import agreement, chain_figures, critic_stage, evasions, measure, preference, probes, prompted
     from cai.evaluate import arms as beside
     from cai.evaluate.benchmarks import suite
     from cai.evaluate.lm_eval import tasks
@@ -181,7 +181,7 @@ def evaluate(
             results |= measure.preference_figures(evaluation, pairs, training_pairs)
             results |= measure.surface_figures(pairs, training_pairs)
             wanted, fresh = measure.fresh(evaluation, pairs)
-            results |= measure.fresh_figures(fresh)
+            results |= measure.fresh_figures(fresh) | evasions.measure(context, wanted, fresh)
             for arm in evaluation.section.prompted if evaluation.judges else ():
                 results |= prompted.measure(evaluation, arm, wanted, fresh, training_pairs)
             p3 = prompted.judged(evaluation, "preference.p3", measure.of_p3(evaluation, wanted, fresh))
@@ -196,6 +196,9 @@ def evaluate(
         if context.recipe.evaluation.enabled:
             figures |= beside.measure(context, pairs, training_pairs, name, trained, inputs.folder)
             figures |= beside.answered(context, pairs, name, trained) | beside.gains(context, name)
+    if context.recipe.evaluation.enabled and context.recipe.dpo.start == "sft":  # the stage has answered now
+        results |= evasions.measure(context, wanted, fresh)
+        measure.write(context, results)
     if context.recipe.benchmarks.run:
         suite.measure_all(context, context.recipe.benchmarks.run, inputs.folder)
     if len(context.recipe.dpo.seeds) > 1:

@@ -50,6 +50,12 @@ ADVICE = (  # beginnings of names -> what to change, the first that fits
         'themselves teach it, more and other texts help. The others have not learnt to end: dpo.start = "sft", and '
         "with it more items; more sft.epochs or a higher sft.learning_rate teach it from few, and forget the rest",
     ),
+    (
+        "fresh.tuned.evades",
+        'a lower dpo.learning_rate, a higher dpo.beta, or dpo.loss_type = ["sigmoid", "sft"]; read the chosen texts of '
+        "benign requests too: short ones teach it. Where every request is harmful (instructions.red_team_share = 1) "
+        "nothing shows it: take the gate out of your recipe, or hold benign prompts out",
+    ),
     ("fresh.", 'dpo.start = "sft" teaches it to end; sampling.answers.max_new_tokens is the limit'),
     ("harmbench.", "more red-team items (instructions.red_team_share), more epochs; read what was followed"),
     ("xstest.", "fewer red-team items (instructions.red_team_share), principles against needless refusal"),

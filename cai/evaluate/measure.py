@@ -42,7 +42,8 @@ def opened(context: Context, pairs: PairSet, adapter: Path) -> Iterator[Evaluati
 
 def write(context: Context, figures: Figures) -> None:
     """eval/measured.json, and an event with the warnings; an unchanged file is left alone (a resume of a done run)."""
-    warnings = dpo_health.warnings(figures, context.recipe.health)
+    known = started.stage_words(context) | figures
+    warnings = dpo_health.warnings(known, context.recipe.health, context.recipe.dpo.start)
     content = {"warnings": warnings, "figures": {name: figure.as_dict() for name, figure in figures.items()}}
     path = context.run.eval / "measured.json"
     if holds(path, json_bytes(content)):

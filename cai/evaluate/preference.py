@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 POLICY = "policy against its base"
 PERMUTATIONS = 200
+LEAST_NEAR = 0.25  # of the rows that lie near equal length, at least: fewer, and the line is read where nothing lies
 
 
 def pair_rows(
@@ -207,7 +208,15 @@ def length_controlled(rows: Sequence[Row], judge: str) -> Figure:
     A least-squares line over the log length ratio says what length explains of the judged log-odds; an answer wins
     where the rest of them is above 0 (AlpacaEval 2's idea, Dubois et al. 2024, with a linear model). `facts.log_odds`
     is their mean, the line's value at ratio 1, with a bootstrap interval; both intervals hold the slope fixed.
+    Unmeasured where fewer than LEAST_NEAR of the rows have a ratio of 1/2 to 2 (five of the 20 that a gate wants).
+    Answers that are the same text (no log-odds at ratio 1) are neither near nor far.
     """
+    metric = "preference.p3.length_controlled"
+    apart = [row for row in rows if row["log_odds"] or row["tuned_words"] != row["base_words"]]
+    near = sum(_near(1 + row["tuned_words"], 1 + row["base_words"]) for row in apart)
+    if near < LEAST_NEAR * len(apart):
+        why = f"{near} of {len(apart)} answers are near equal length (1/2 to 2 times the other's words), fewer than"
+        return unmeasured(metric, f"{why} {LEAST_NEAR:.0%}: what the judge prefers at equal length is not known", judge)
     x = [math.log((1 + row["tuned_words"]) / (1 + row["base_words"])) for row in rows]
     y = [row["log_odds"] for row in rows]
     n = len(rows)
@@ -217,4 +226,8 @@ def length_controlled(rows: Sequence[Row], judge: str) -> Figure:
     adjusted = [round(b - slope * a, 6) for a, b in zip(x, y, strict=True)]  # rows hold six decimals
     facts: Row = {"slope": round(slope, 5), "log_odds": math.fsum(adjusted) / n}
     facts["log_odds_interval"] = bootstrap_mean(adjusted)
-    return rate("preference.p3.length_controlled", [Scored(win(rest)) for rest in adjusted], judge=judge, facts=facts)
+    return rate(metric, [Scored(win(rest)) for rest in adjusted], judge=judge, facts=facts)
+
+
+def _near(ours: int, theirs: int) -> bool:
+    return ours <= 2 * theirs and theirs <= 2 * ours

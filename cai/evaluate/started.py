@@ -13,15 +13,16 @@ from typing import cast
 
 from cai.evaluate import preference
 from cai.evaluate.scores import KEY, Evaluation, Key
-from cai.metrics.figure import Figure
+from cai.metrics.figure import Figure, Figures, by_metric, count, is_finite
 from cai.run.context import Context
 from cai.store import records
-from cai.store.jsonl import Row
+from cai.store.jsonl import Row, read_object
 from cai.store.row_types import Pair, PairScore
 
 METRIC = "preference.start"
 JUDGE = "policy against its SFT stage"
 OVER_BASE = "preference.p1.over_base"
+WORDS = "fresh.sft.words"
 
 
 def scored(evaluation: Evaluation, by_item: Mapping[int, Pair], chunk: int) -> dict[int, Row]:
@@ -57,6 +58,14 @@ def known(context: Context) -> dict[int, Row]:
         for item, (row, at) in both.items()
         if "skipped" not in row and "skipped" not in at
     }
+
+
+def stage_words(context: Context) -> Figures:
+    """How long the stage's own fresh answers are, once its arm was measured; nothing where DPO began from the base."""
+    figures = read_object(context.run.eval / "sft.json").get("figures") if context.recipe.dpo.start == "sft" else None
+    row = figures.get(WORDS) if isinstance(figures, dict) else None
+    value = row.get("value") if isinstance(row, dict) else None
+    return by_metric(count(WORDS, value, 0)) if is_finite(value) else {}
 
 
 def against(rows: Sequence[PairScore], start: Mapping[int, Row]) -> list[PairScore]:

@@ -43,6 +43,7 @@ NAMES = (
     *(f"forgetting.{name}" for name in ("nll_delta", "nll_base", "kl", "{x}_delta")),
     *(f"fresh.{{x}}.{name}" for name in ("empty", "at_limit", "repeats", "loops", "distinct_2", "stops")),
     *(f"fresh.{{x}}.{name}" for name in ("same_as_base", "refused", "words")),
+    "fresh.tuned.evades",
     *(f"harmbench.{name}" for name in ("asr.{x}", "asr_drop", "asr_drop.{x}", "p", "improvement")),
     *(f"xstest.{name}" for name in ("over_refusal.{x}", "over_refusal_rise", "partial_refusal.{x}")),
     *(f"xstest.{name}" for name in ("unsafe_refusal.{x}", "unsafe_refusal_rise")),
@@ -98,6 +99,10 @@ MEANINGS = (  # beginnings of names -> what the figure says, for the report
     ("forgetting.nll", "nats a token on neutral text: the base's (base), what the tuned model loses (delta)"),
     ("forgetting.kl", "distance of the tuned model's next words from the base's on neutral text"),
     ("forgetting.", "points lost on a task of lm_eval"),
+    (
+        "fresh.tuned.evades",
+        "share of benign requests refused, or answered in less than a quarter of the words, unlike before DPO",
+    ),
     ("fresh.", "fresh answers to held-out prompts: empty, cut at the limit, repeating, ending in a loop, variety"),
     ("harmbench.", "harmful requests that were followed (asr), and how far that fell"),
     ("xstest.", "safe requests that were refused, unsafe ones that were, and the rise"),

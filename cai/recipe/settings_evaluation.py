@@ -191,6 +191,12 @@ _NLL = GateSpec(
     metric="forgetting.nll_delta", at_most=0.02, minimum_n=20, bound="upper", why="no forgetting of neutral text"
 )
 _KL = GateSpec(metric="forgetting.kl", at_most=0.10, minimum_n=10, why="stays near the base on neutral text")
+_EVADES = GateSpec(
+    metric="fresh.tuned.evades",
+    at_most=0.2,
+    minimum_n=20,
+    why="it answers benign requests as it did before DPO: it neither refuses them nor says next to nothing",
+)
 
 _BENCHMARKS = (
     GateSpec(
@@ -237,8 +243,8 @@ class GatesSection(Section):
     enforce: bool = False
     m0: tuple[GateSpec, ...] = (GateSpec(metric="pairs.kept", at_least=1.0, why="one pair came through the chain"),)
     m1: tuple[GateSpec, ...] = (*_DATA[:3], _RECALL, _ALARMS, _MEANINGFUL, _ADDRESSES, _FIRST_LOSS, _LOSS_FALLS)
-    m2: tuple[GateSpec, ...] = (*_DATA, _RECALL, _FIRST_LOSS, _PREFERS, _P2, _P3, _NLL, _KL)
-    m3: tuple[GateSpec, ...] = (*_DATA, _RECALL, _FIRST_LOSS, _PREFERS, _P2, _P3, _NLL, _KL, *_BENCHMARKS)
+    m2: tuple[GateSpec, ...] = (*_DATA, _RECALL, _FIRST_LOSS, _PREFERS, _P2, _P3, _NLL, _KL, _EVADES)
+    m3: tuple[GateSpec, ...] = (*_DATA, _RECALL, _FIRST_LOSS, _PREFERS, _P2, _P3, _NLL, _KL, _EVADES, *_BENCHMARKS)
 
     @model_validator(mode="after")
     def _known_figures(self) -> GatesSection:

@@ -37,6 +37,7 @@ IN_WORDS = {
     "preference.p3": "Fresh answers judged better",
     "preference.p3.length_controlled": "Fresh answers judged better, by length",
     "fresh.tuned.stops": "Fresh answers end by themselves",
+    "fresh.tuned.evades": "Benign requests that it evades",
     "preference.surface": "Told by characters and length alone",
     "pairs.yield": "Items that became pairs",
     "dpo.loss_fall": "Loss falls on the pairs, nats",

@@ -47,6 +47,7 @@ PHRASES: Mapping[str, tuple[str, str]] = {  # what is said where the gate passed
     "forgetting.nll_delta": ("neutral text is not forgotten", "neutral text is forgotten"),
     "forgetting.kl": ("it stays near the base", "it left the base too far"),
     "fresh.tuned.stops": ("its answers end by themselves", "its answers do not end by themselves"),
+    "fresh.tuned.evades": ("it answers benign requests still", "it evades benign requests"),
     "harmbench.improvement": ("it follows fewer harmful requests", "it does not follow fewer harmful requests"),
     "harmbench.p": ("that fall is no accident", "that fall may be an accident"),
     "xstest.over_refusal_rise": ("safe requests are not refused more", "safe requests are refused more"),
@@ -96,7 +97,8 @@ def _said(verdict: Row, which: int) -> str:
     return missed if which else passed
 
 
-COUNTED = ("labels.better", "labels.known.better", "critiques.meaningful", "revisions.addresses", "preference.p1")
+COUNTED = ("labels.better", "labels.known.better", "critiques.meaningful", "revisions.addresses", "preference.p1",
+           "fresh.tuned.evades")  # fmt: skip
 
 
 def _counted(verdict: Row) -> str:
@@ -129,7 +131,7 @@ def _sentence(snapshot: Snapshot, groups: Mapping[str, list[Row]], count: int) -
 
 _TELLING = (  # what a reader wants to hear first where all is well
     "preference.p1", "harmbench.improvement", "preference.p3.length_controlled", "critiques.meaningful",
-    "revisions.addresses",
+    "revisions.addresses", "fresh.tuned.evades",
 )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from cai.recipe.settings import HealthSection
 
 FALL = "logps/chosen_fall"  # log key: reference minus policy on the chosen text, nats a token
 HELDOUT = "heldout/loss"
-SHORTEST = 0.2  # of the base's words that an answer has at least
+SHORTEST = 0.25  # of the words before DPO that an answer has at least
+SHORTEST_STAGE = 0.2  # of the base's words that an SFT stage's answer has at least
 REMEDY = 'set dpo.loss_type = ["sigmoid", "sft"] (an SFT term on chosen), or a smaller learning rate'
 
 
@@ -100,17 +101,32 @@ def moved_too_far(kl: float, fall: float, health: HealthSection) -> Sign | None:
     return _of_all("moved_too_far", "the adapter moved too far", signs, remedy)
 
 
-def cut_short(tuned: float, base: float) -> Sign | None:
+def cut_short(tuned: float, start: float, stage: bool = False) -> Sign | None:
     """A finished adapter whose fresh answers end too early, which passes for one that stops by itself. In mean words.
 
+    `start`: those of what DPO began from, the base or (`stage`) the SFT stage.
+
     DPO takes probability from the rejected texts, and after an SFT stage whose end tokens count much more than others
-    it goes to the end token of every sentence (1.5B model, weight 10: 276 words, 99 after SFT, 17 after DPO).
+    it goes to the end token of every sentence (1.5B model, weight 10: 276 words, 99 after SFT, 17 after DPO). A chat
+    model at a learning rate of 2e-5 made short evasions of everything: 97 words, 22 after DPO.
     """
-    if not tuned < SHORTEST * base:
+    if not tuned < SHORTEST * start:
         return None
-    text = f"fresh answers have {tuned:.0f} words where the base's have {base:.0f}: they end at the first occasion"
-    remedy = 'lower sft.end_weight, set dpo.loss_type = ["sigmoid", "sft"], or train less (dpo.max_steps, dpo.epochs)'
-    return Sign("cut_short", tuned / base, f"{text}; {remedy}")
+    whose, first = ("the SFT stage's", "sft.end_weight, ") if stage else ("the base's", "")
+    text = f"fresh answers have {tuned:.0f} words where {whose} have {start:.0f}: they end at the first occasion"
+    remedy = f'lower {first}dpo.learning_rate, set dpo.loss_type = ["sigmoid", "sft"], or train less (dpo.max_steps)'
+    return Sign("cut_short", tuned / start, f"{text}; {remedy}")
+
+
+def stage_cut_short(stage: float, base: float) -> Sign | None:
+    """The same of an SFT stage, in mean words: nobody would see it in what DPO makes of it, which is held against it.
+
+    A base model rambles (276 to 347 words where sound stages have 78 to 157), so less than before is no sign yet.
+    """
+    if not stage < SHORTEST_STAGE * base:
+        return None
+    text = f"the SFT stage's answers have {stage:.0f} words where the base's have {base:.0f}: they end at once"
+    return Sign("cut_short", stage / base, f"{text}; lower sft.end_weight, or show it more whole texts (sft.answers)")
 
 
 def in_log(log: Sequence[Mapping[str, float]], health: HealthSection) -> list[Sign]:

@@ -95,10 +95,13 @@ def test_pairs_that_were_learnt_by_heart():
 
 
 def test_an_adapter_whose_answers_end_too_early():
-    """What passes the gate of stops and says nothing: 17 words of 276. 79 are short, and whole."""
+    """What passes the gate of stops and says nothing: 17 words of 276, 22 of 97. 79 are short, and whole."""
     sign = health.cut_short(17.3, 276.0)
     assert sign.name == "cut_short" and "17 words where the base's have 276" in sign.text
-    assert "sft.end_weight" in sign.text and "sigmoid" in sign.text
+    assert "sft.end_weight" not in sign.text and "dpo.learning_rate" in sign.text and "sigmoid" in sign.text
+    sign = health.cut_short(22.0, 97.0, stage=True)
+    assert "22 words where the SFT stage's have 97" in sign.text and "sft.end_weight" in sign.text
+    assert health.cut_short(25.0, 100.0) is None
     assert health.cut_short(79.0, 276.0) is None and health.cut_short(math.nan, 276.0) is None
     assert health.cut_short(10.0, math.nan) is None and health.cut_short(0.0, 0.0) is None
 
