@@ -77,6 +77,7 @@ H200 = TableRates(
     answer_scored=0.167,  # 18 principles; with nothing else on the card, as bench/results/m3-phases-h200.json has it
     compared=0.127,  # both orders; a pair has one for each of its principles and one under none
 )
+ALONE = 0.3  # of a comparison's prompt tokens, where each text is asked about by itself: 450 of 1,533, not timed
 NOTHING = TableRates("nothing was measured for the fake model", {})
 
 
@@ -92,7 +93,8 @@ def scored_seconds(recipe: Recipe, rates: TableRates) -> dict[str, float]:
     section, judged = recipe.pairs, recipe.pairs.label == "judge"
     if section.file:
         return {}
-    under = rates.compared * (recipe.rounds + (judged and section.false_labels > 0))  # none in particular, with a bar
+    one = rates.compared * (ALONE if section.by == "answer" else 1.0)
+    under = one * (recipe.rounds + (judged and section.false_labels > 0))  # none in particular, with a bar
     found = {
         "relevance": rates.answer_scored * (recipe.rounds if section.revised else 1),
         "labels": under,

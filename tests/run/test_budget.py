@@ -20,7 +20,7 @@ from cai.run.budget import Budget, announce, enforced, slot_count, training_pair
 from cai.run.events import read_events
 from cai.run.folder import Run
 from cai.run.progress import Progress
-from cai.run.rates import EMBEDDED, H200, Range, scored_seconds
+from cai.run.rates import ALONE, EMBEDDED, H200, Range, scored_seconds
 from cai.run.stop import StopSwitch
 from cai.run.words import in_words
 
@@ -102,6 +102,7 @@ SCORED = {  # [pairs] -> how many answers of a slot are scored, and how often tw
     'kind="sampled"': (1, 2),
     'kind="sampled" label="judge" false_labels=0.1': (1, 3),
     'kind="both" label="judge"': (2, 4),
+    'label="judge" false_labels=0.1 by="answer"': (2, 3 * ALONE),
     'file="pairs.jsonl" label="judge"': (0, 0),
 }
 
