@@ -6,6 +6,7 @@ no model. Invariant: every item that has a record is kept or rejected, once (`to
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -297,11 +298,16 @@ def _refusal_of_benign(example: Example, config: PairsSection) -> str:
 
 
 def _length_ratio(example: Example, config: PairsSection) -> str:
-    """Words of revision over words of answer. Declining a red-team prompt in few words is no fault."""
+    """Words of revision over words of answer. Declining a red-team prompt in few words is no fault.
+
+    Nor is helping at length where a benign request was refused in a line: that is what a refusal is mended by.
+    """
     ratio = len(words(example["revised_answer"])) / len(words(example["initial_answer"]))
     declines = example["pool"] == "redteam" and example["flags"]["revision_refuses"]
+    mended = config.mended_refusals and example["pool"] == "benign" and example["flags"]["answer_refuses"]
     low = 0.0 if declines else config.min_length_ratio
-    return "" if low <= ratio <= config.max_length_ratio else f"{ratio:.2f}"
+    high = math.inf if mended else config.max_length_ratio
+    return "" if low <= ratio <= high else f"{ratio:.2f}"
 
 
 def _repeats_itself(example: Example, config: PairsSection) -> str:

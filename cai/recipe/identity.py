@@ -65,6 +65,7 @@ LATER_KEYS = {
     "pairs.false_labels": 0.0,
     "pairs.max_added_repetition": 1.0,
     "pairs.reject_unrepaired": False,
+    "pairs.mended_refusals": False,
     "pairs.file": "",
     "pairs.kind": "revision",
     "on_policy.round": 1,

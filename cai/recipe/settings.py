@@ -158,7 +158,8 @@ class PairsSection(Section):
     margin that so many of the revisions pass that are known to be no better; 0: both orders must prefer it. `kind`:
     "sampled" pairs are two answers to one instruction, ordered by the model's own comparison; "both" makes either kind
     of each instruction. `reject_unrepaired`: a revision that is much as before and leaves all that its critique quotes
-    is refused, and drawn again. `max_added_repetition`: by how much the share of 8-word sequences that stand twice may
+    is refused, and drawn again. `mended_refusals`: `max_length_ratio` says nothing of a benign request that the answer
+    refused. `max_added_repetition`: by how much the share of 8-word sequences that stand twice may
     grow.
     """
 
@@ -177,6 +178,7 @@ class PairsSection(Section):
     max_similarity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     min_length_ratio: Annotated[float, Field(ge=0.0)] = 0.4
     max_length_ratio: Annotated[float, Field(gt=0.0)] = 2.5
+    mended_refusals: bool = False
     max_added_repetition: Fraction = 1.0
 
     @property

@@ -117,6 +117,17 @@ def test_a_short_refusal_of_a_red_team_prompt_is_a_pair():
     assert len(pairs.kept) == 1
 
 
+def test_help_in_place_of_a_refused_harmless_request_may_be_long():
+    """ "I can't help with that." to two paragraphs is eight times as long: what mends a refusal made no pair."""
+    long = " ".join((REVISED, *(f"Point {n} says something of its own." for n in "abcdef")))
+    refused = {"answer": "I'm sorry, but I can't help with that.", "revised": long}
+    on = PairsSection(mended_refusals=True)
+    assert build(item_rows(**refused), PLAN).rejects[0]["reason"] == "length_ratio", "a run of before has what it had"
+    assert len(build(item_rows(**refused), PLAN, on).kept) == 1
+    assert build(item_rows(pool="redteam", **refused), PLAN, on).rejects[0]["reason"] == "length_ratio"
+    assert build(item_rows(answer="Ten grams do.", revised=long), PLAN, on).rejects[0]["reason"] == "length_ratio"
+
+
 def test_missing_stage_names_the_stage_and_why():
     rows = [*item_rows()[:-1], row("revisions", 0, 1, "", "rejected", reason="unparsed")]
     assert build(rows, PLAN).rejects == [
