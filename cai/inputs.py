@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -247,6 +248,11 @@ def later_sets(before: Sequence[str], now: Sequence[str]) -> list[str]:
     """What --set says from now on: it holds on for the next resume, and a key set again is there once."""
     again = {text.partition("=")[0].strip() for text in now}
     return [text for text in before if text.partition("=")[0].strip() not in again] + list(now)
+
+
+def kept_sets(sets: Sequence[str], now: Sequence[str]) -> list[str]:
+    """Which of `later_sets` nobody said now: a fork has them of the run that it began from, recipe or not."""
+    return [f"--set {shlex.quote(text)}" for text in sets if text not in now]
 
 
 def copy_inputs(inputs: Inputs, folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cai import errors
 from cai.commands import cli
-from cai.inputs import Inputs, locate, read_inputs
+from cai.inputs import Inputs, kept_sets, locate, read_inputs
 from cai.run import budget, lines
 from cai.run.manifest import read_manifest
 from cai.session import create_run
@@ -75,6 +75,8 @@ def _fork(args: argparse.Namespace) -> int:
         inputs.recipe, inputs.backend, path.parent, inputs.limit_tokens, inputs.once_tokens, stands
     ).line
     say("\n".join(forking.describe(plan, inputs.recipe.budget.usd_per_hour, whole)))
+    if held := kept_sets(inputs.sets, args.set):
+        say(f"  as that run was begun: {' '.join(held)} (give it again with another value to change it)")
     if inputs.pairs is not None:
         say("  the pairs are those of pairs.file: nothing is generated")
     if args.dry_run:

@@ -127,3 +127,20 @@ def test_a_prompt_folder_without_the_file_is_told_of_in_one_line(project: Path) 
     with pytest.raises(CaiError, match=r"judge_answer\.yaml: prompts: cannot read it .* Give an existing file") as told:
         read_inputs(cli.parse([str(project / "cai.toml"), *FAKE, *ALONE, "--set", "pairs.label=judge"]))
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.runs
+def test_a_fork_tells_which_settings_it_has_of_the_run_that_it_began_from(
+    run_fake: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fork that was to check labels checked none: the run had been begun with `pairs.label = "always"`."""
+    _, run = run_fake(*FEW, "--set", 'pairs.label="always"', "--until", "pairs")
+    capsys.readouterr()
+    held = [word for key in KEYS for word in ("--set", key)]
+    assert run_fake("--milestone", "m1", *held, *ALONE, "--fork", str(run), "--dry-run")[0] == errors.DONE
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "as that run was begun" in line]
+    assert line.strip() == (
+        "as that run was begun: --set 'pairs.label=\"always\"' (give it again with another value to change it)"
+    )
+    assert run_fake(*FEW, "--set", "pairs.label=judge", "--fork", str(run), "--dry-run")[0] == errors.DONE
+    assert "as that run was begun" not in capsys.readouterr().out
