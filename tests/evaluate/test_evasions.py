@@ -148,6 +148,7 @@ def test_the_sign_takes_the_stages_words_where_dpo_began_from_it(tmp_path: Path)
     assert signs("sft", tuned=78, base=347, sft=78) == signs("base", tuned=90, base=276, sft=17) == []
     (line,) = signs("base", tuned=22, base=97)
     assert "the base's have 97" in line and "sft.end_weight" not in line and "dpo.learning_rate" in line
+    assert signs("adapter", tuned=22, base=97) == [line]  # a further round, which goes on with an adapter
 
 
 def test_the_stages_words_are_read_where_its_arm_wrote_them(tmp_path: Path) -> None:
