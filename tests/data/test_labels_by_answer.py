@@ -73,8 +73,16 @@ def pairs(**keys: Any) -> Any:
 def test_without_a_share_of_false_labels_the_chosen_text_must_only_be_more_of_a_yes() -> None:
     assert labels.bar_of(pairs(label="judge", by="answer", false_labels=0.0)) == 0.0
     assert labels.bar_of(pairs(label="judge", by="comparison", false_labels=0.0)) is None, "both orders must agree"
-    assert labels.bar_of(pairs(label="always", by="answer", false_labels=0.0)) is None
+    assert labels.bar_of(pairs(label="always", by="comparison", false_labels=0.2)) is None
     assert labels.bar_of(pairs(label="judge", by="answer", false_labels=0.2)) == math.inf, "no known revision scored"
+
+
+def test_comparisons_that_a_fork_keeps_are_read_by_the_bar_that_they_were_made_with() -> None:
+    """Turned from "always" to "judge", a fork kept rows without a bar, and read two answers' Yes as two orders."""
+    always, judge = (pairs(kind="sampled", label=label, by="answer") for label in ("always", "judge"))
+    assert labels.bar_of(always) == labels.bar_of(judge) == 0.0
+    of = [chain.stage_identity(context.recipe, "comparisons", FILES) for context in (always, judge)]
+    assert of[0] == of[1] and "pairs.by" in of[0]
 
 
 def test_it_changes_the_labels_and_no_stage_before_them() -> None:
@@ -127,3 +135,23 @@ def test_a_prompt_folder_without_the_file_is_told_of_in_one_line(project: Path) 
     with pytest.raises(CaiError, match=r"judge_answer\.yaml: prompts: cannot read it .* Give an existing file") as told:
         read_inputs(cli.parse([str(project / "cai.toml"), *FAKE, *ALONE, "--set", "pairs.label=judge"]))
     assert "\n" not in str(told.value)
+
+
+def test_a_fork_by_a_run_s_own_recipe_finds_the_prompt_that_the_run_did_not_ask_with(project: Path) -> None:
+    """The run's folder holds what it read; what its fork asks beside that is the project's."""
+    own = project / "runs" / "one"
+    (own / "prompts").mkdir(parents=True)
+    for name in ("cai.toml", "constitution.yaml"):
+        (own / name.replace("cai", "recipe")).write_bytes((project / name).read_bytes())
+    for path in (project / "prompts").glob("*.yaml"):
+        if path.stem not in ("judge_answer", "policy"):
+            (own / "prompts" / path.name).write_bytes(path.read_bytes())
+    (own / "manifest.json").write_text('{"schema": 1, "home": "../.."}')
+    asked = cli.parse([str(own / "recipe.toml"), *FAKE, *ALONE, "--set", "pairs.label=judge"])
+    files = read_inputs(asked).files
+    at = {name: files[f"prompts/{name}.yaml"].path.resolve() for name in ("judge_answer", "policy", "answers", "judge")}
+    assert {name for name, path in at.items() if path.parent == project / "prompts"} == {"judge_answer", "policy"}
+    (project / "prompts" / "judge_answer.yaml").unlink()
+    with pytest.raises(CaiError, match=r"judge_answer\.yaml: prompts: cannot read it .* Give an existing file") as told:
+        read_inputs(asked)
+    assert "runs/one/prompts" not in str(told.value), "where it is to be put"
