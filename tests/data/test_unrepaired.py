@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+from support.runs import ROOT
 
 from cai.data.parsing import Parsed, Unparsed
-from cai.data.rounds import parse_revision, unrepaired
+from cai.data.rounds import _render_revision, parse_revision, unrepaired
 from cai.data.stage import Unit
+from cai.recipe.constitution import load_constitution
+from cai.recipe.load import Recipe
+from cai.recipe.settings import CritiquesSection, PairsSection
 
 ANSWER = (
     "Cut the branch close to the trunk on a dry day. Paint the wound with tar so that no rain gets in. "
@@ -43,3 +50,32 @@ def test_it_is_refused_only_where_the_recipe_says_so() -> None:
     assert parse_revision(KEPT, strict) == Unparsed("unrepaired: Paint the wound with tar")
     assert isinstance(parse_revision(KEPT, before), Parsed)
     assert isinstance(parse_revision(GONE, strict), Parsed)
+
+
+@pytest.mark.parametrize(
+    ("critique", "flags", "on", "repairs"),
+    [
+        (CRITIQUE, [], True, True),
+        (CRITIQUE, [], False, False),
+        ('No issue: "Paint the wound with tar" says what to do.', [], True, False),
+        ('"Paint the wound with tar" is just what a gardener does.', ["no_issue"], True, False),
+    ],
+)
+def test_what_a_critique_that_finds_nothing_quotes_may_stay(
+    critique: str, flags: list[str], on: bool, repairs: bool
+) -> None:
+    """With `critiques.no_issue = "revise"` such a text is revised all the same: nothing in it is called wrong."""
+    rows: dict[str, dict[str, Any]] = {
+        "instructions": {"status": "ok", "text": FIELDS["instruction"], "pool": "benign"},
+        "answers": {"text": ANSWER},
+        "critiques": {"text": critique, "flags": flags, "principle": "no-harm"},
+    }
+    context: Any = SimpleNamespace(
+        recipe=Recipe(critiques=CritiquesSection(no_issue="revise"), pairs=PairsSection(reject_unrepaired=on)),
+        constitution=load_constitution(ROOT / "constitution.yaml"),
+        prompts={},
+        log=SimpleNamespace(get=lambda stage, item, round_: rows.get(stage)),
+        ok=lambda stage, item, round_=0: rows.get(stage),
+    )
+    unit = _render_revision(context, 0, 0)
+    assert unit is not None and unit.repairs is repairs
