@@ -97,7 +97,7 @@ def from_pairs(
 
 
 def warnings(figures: Mapping[str, Figure], watched: HealthSection, start: str = "base") -> list[str]:
-    """One line for each sign of ill health, with the remedy. `start`: `dpo.start`; "adapter" is held against the base."""
+    """One line for each sign of ill health, with the remedy. `start`: `dpo.start`; "adapter" counts as the base."""
     staged = start == "sft"
 
     def value(name: str) -> float:
