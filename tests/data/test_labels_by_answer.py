@@ -55,6 +55,12 @@ def test_each_text_is_asked_about_once_and_all_rules_share_what_stands_before() 
     )
 
 
+def test_a_long_request_and_a_long_answer_are_cut_to_what_a_reader_is_given() -> None:
+    four = answer_asks(SCORER, PROMPT, (0,), "How long? " * 900, "It is kind.", "Word by word. " * 900, "In the rain.")
+    case = SCORER.tokenizer.decode(four[0].context).rpartition("Instruction:\n")[2]
+    assert (case.count("How long?"), case.count("Word by word.")) == (640 // 10, 640 // 14)
+
+
 def test_the_margin_is_half_the_difference_of_both_yeses_and_swapping_the_texts_negates_it() -> None:
     def scores(ours: float, theirs: float) -> dict[tuple[Any, ...], Score]:
         odds = {0: ours, 1: theirs}
@@ -89,7 +95,7 @@ def test_it_changes_the_labels_and_no_stage_before_them() -> None:
     of = {by: {n: chain.stage_identity(pairs(label="judge", false_labels=0.2, by=by).recipe, n, FILES)
                for n in chain.names()} for by in ("comparison", "answer")}  # fmt: skip
     changed = {name for name in of["answer"] if of["answer"][name] != of["comparison"][name]}
-    assert changed == {"labels", "label_bar"}
+    assert changed == {"labels", "label_bar"} == {name for name in of["answer"] if "pairs.by" in of["answer"][name]}
     assert "sha256(prompts/judge_answer.yaml)" in of["answer"]["labels"]
     assert "sha256(prompts/judge_pair.yaml)" not in of["answer"]["labels"], "what is not asked decides nothing"
     assert not any("pairs.by" in key for keys in of["comparison"].values() for key in keys), "runs of before resume"
