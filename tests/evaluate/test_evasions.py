@@ -108,7 +108,9 @@ def test_after_an_sft_stage_its_answers_are_the_measure(tmp_path: Path) -> None:
     assert decide(missing, gate("m2")).status == "UNMEASURED"
     stage = [row(0, say(40), say(400)), row(1, say(200), say(400))]
     other = {"metric": "preference.p3", "item": 2, "tuned": "", "base": ""}
-    (tmp_path / "sft-answers.jsonl").write_text("".join(json.dumps({**r, "round": 0}) + "\n" for r in (*stage, other)))
+    passed = {"metric": "preference.fresh", "item": 2, "skipped": "prompt too long"}
+    lines = [json.dumps({**r, "round": 0}) + "\n" for r in (*stage, other, passed)]
+    (tmp_path / "sft-answers.jsonl").write_text("".join(lines))
     figure = evasions.measure(context(tmp_path, "sft"), wanted, rows)[evasions.METRIC]
     assert (figure.value, figure.n, figure.unscored) == (0.5, 2, 1) and "SFT" in figure.judge
     assert figure.worst[0]["start"] == say(200)[:400]
@@ -201,3 +203,11 @@ def test_a_run_whose_recipe_has_gates_of_its_own_keeps_them(run_paper) -> None: 
     assert code == errors.DONE and figure_of(run)["judge"] == "tuned against base"
     gates = json.loads((run / "eval/gates.json").read_text())
     assert [v["metric"] for v in gates["verdicts"]] == ["pairs.kept"] and gates["passed"]
+
+
+@pytest.mark.runs
+def test_a_run_from_an_sft_stage_that_measures_nothing_ends_as_well(run_paper) -> None:  # type: ignore[no-untyped-def]
+    code, run = run_paper(*SMALL, "--set", "evaluation.enabled=false")
+    assert code == errors.DONE and not (run / "eval/measured.json").exists()
+    verdicts = json.loads((run / "eval/gates.json").read_text())["verdicts"]
+    assert [v["status"] for v in verdicts if v["metric"] == evasions.METRIC] == ["UNMEASURED"]
