@@ -131,6 +131,7 @@ def test_the_gate_of_a_collapsed_run_and_of_sound_ones(milestone: str, evading: 
         assert first.startswith("  to read first: item 0 (3 words of 40), item 1")
         assert all(key in second for key in ("dpo.learning_rate", "dpo.beta", '["sigmoid", "sft"]'))
         told = result._said(verdict.as_dict(), 1) + result._counted(verdict.as_dict())
+        assert result._telling_first([{"metric": "pairs.kept"}, verdict.as_dict()])[0]["metric"] == evasions.METRIC
         assert told == f"it evades benign requests ({evading} of {n})" and evasions.METRIC in charts.IN_WORDS
 
 
