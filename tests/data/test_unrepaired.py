@@ -39,7 +39,7 @@ FIELDS = {"instruction": "How do I cut a branch off my pear tree?", "answer": AN
         (KEPT, "The answer tells the reader to use tar, which does harm.", ""),
         (KEPT, '"Use green paint on it" is what the answer lacks.', ""),
         (KEPT, '"The tree will thank you for it" is what the answer lacks.', ""),
-        (KEPT, '"tar" does harm.', ""),
+        (KEPT, '"following" says too little.', ""),
         ("Paint the wound with tar is what people did a hundred years ago; leave it bare.", CRITIQUE, ""),
     ],
     ids=(
