@@ -68,7 +68,6 @@ def test_card_warns_names_the_splits_and_counts_the_rejects(tmp_path):
     assert "| train | 3 |" in text
 
 
-@pytest.mark.runs
 @pytest.mark.parametrize(("by", "told"), [("comparison", "comparison in both orders;"), ("answer", "each by itself;")])
 def test_the_card_says_how_two_sampled_answers_were_ordered(by, told):
     pairs = pair_set(records())
@@ -76,6 +75,7 @@ def test_the_card_says_how_two_sampled_answers_were_ordered(by, told):
     assert told in text and text.count("the better one by the model's own") == 1
 
 
+@pytest.mark.runs
 def test_the_card_is_what_the_hubs_own_reader_and_writer_makes_of_it(tmp_path):
     from huggingface_hub import DatasetCard
 
