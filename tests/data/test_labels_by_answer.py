@@ -104,6 +104,26 @@ def test_it_changes_the_labels_and_no_stage_before_them() -> None:
 FILES = {"prompts/judge_answer.yaml": "a", "prompts/judge_pair.yaml": "b", "constitution.yaml": "c"}
 
 
+def test_a_fork_by_a_run_s_own_recipe_finds_the_prompt_that_the_run_did_not_ask_with(project: Path) -> None:
+    """The run's folder holds what it read; what its fork asks beside that is the project's."""
+    own = project / "runs" / "one"
+    (own / "prompts").mkdir(parents=True)
+    for name in ("cai.toml", "constitution.yaml"):
+        (own / name.replace("cai", "recipe")).write_bytes((project / name).read_bytes())
+    for path in (project / "prompts").glob("*.yaml"):
+        if path.stem not in ("judge_answer", "policy"):
+            (own / "prompts" / path.name).write_bytes(path.read_bytes())
+    (own / "manifest.json").write_text('{"schema": 1, "home": "../.."}')
+    asked = cli.parse([str(own / "recipe.toml"), *FAKE, *ALONE, "--set", "pairs.label=judge"])
+    files = read_inputs(asked).files
+    at = {name: files[f"prompts/{name}.yaml"].path.resolve() for name in ("judge_answer", "policy", "answers", "judge")}
+    assert {name for name, path in at.items() if path.parent == project / "prompts"} == {"judge_answer", "policy"}
+    (project / "prompts" / "judge_answer.yaml").unlink()
+    with pytest.raises(CaiError, match=r"judge_answer\.yaml: prompts: cannot read it .* Give an existing file") as told:
+        read_inputs(asked)
+    assert "runs/one/prompts" not in str(told.value), "where it is to be put"
+
+
 @pytest.mark.runs
 def test_a_whole_run_a_fork_of_one_that_compared_and_a_resume(run_fake: Runner) -> None:
     code, compared = run_fake(*FEW, "--set", "pairs.label=judge")
@@ -141,23 +161,3 @@ def test_a_prompt_folder_without_the_file_is_told_of_in_one_line(project: Path) 
     with pytest.raises(CaiError, match=r"judge_answer\.yaml: prompts: cannot read it .* Give an existing file") as told:
         read_inputs(cli.parse([str(project / "cai.toml"), *FAKE, *ALONE, "--set", "pairs.label=judge"]))
     assert "\n" not in str(told.value)
-
-
-def test_a_fork_by_a_run_s_own_recipe_finds_the_prompt_that_the_run_did_not_ask_with(project: Path) -> None:
-    """The run's folder holds what it read; what its fork asks beside that is the project's."""
-    own = project / "runs" / "one"
-    (own / "prompts").mkdir(parents=True)
-    for name in ("cai.toml", "constitution.yaml"):
-        (own / name.replace("cai", "recipe")).write_bytes((project / name).read_bytes())
-    for path in (project / "prompts").glob("*.yaml"):
-        if path.stem not in ("judge_answer", "policy"):
-            (own / "prompts" / path.name).write_bytes(path.read_bytes())
-    (own / "manifest.json").write_text('{"schema": 1, "home": "../.."}')
-    asked = cli.parse([str(own / "recipe.toml"), *FAKE, *ALONE, "--set", "pairs.label=judge"])
-    files = read_inputs(asked).files
-    at = {name: files[f"prompts/{name}.yaml"].path.resolve() for name in ("judge_answer", "policy", "answers", "judge")}
-    assert {name for name, path in at.items() if path.parent == project / "prompts"} == {"judge_answer", "policy"}
-    (project / "prompts" / "judge_answer.yaml").unlink()
-    with pytest.raises(CaiError, match=r"judge_answer\.yaml: prompts: cannot read it .* Give an existing file") as told:
-        read_inputs(asked)
-    assert "runs/one/prompts" not in str(told.value), "where it is to be put"
