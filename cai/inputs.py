@@ -183,8 +183,9 @@ def _paths(source: Source, recipe: Recipe) -> dict[str, Path]:
     inside = in_run(source)
     prompts = source.folder / ("prompts" if inside else recipe.prompts)
     paths = {"constitution.yaml": source.folder / ("constitution.yaml" if inside else recipe.constitution)}
-    paths |= {f"prompts/{name}.yaml": prompts / f"{name}.yaml" for name in (*chain.prompt_files(recipe), "grid")}
-    for folder in (prompts, home(source) / recipe.prompts) if inside else (prompts,):
+    folders = (prompts, home(source) / recipe.prompts) if inside else (prompts,)
+    paths |= {f"prompts/{name}.yaml": _first(folders, f"{name}.yaml") for name in (*chain.prompt_files(recipe), "grid")}
+    for folder in folders:
         judge = {f"prompts/{name}.yaml": folder / f"{name}.yaml" for name in JUDGE}
         if all(path.is_file() for path in judge.values()):
             paths = judge | paths
@@ -199,6 +200,11 @@ def _paths(source: Source, recipe: Recipe) -> dict[str, Path]:
         copy = source.folder / intake_files.PAIRS
         paths[intake_files.PAIRS] = copy if inside and copy.is_file() else home(source) / recipe.pairs.file
     return paths
+
+
+def _first(folders: Sequence[Path], name: str) -> Path:
+    """The file in the first folder that has it: a run has no copy of a prompt that only its fork asks with."""
+    return next((path for folder in folders if (path := folder / name).is_file()), folders[-1] / name)
 
 
 def _given(recipe: Recipe, files: Mapping[str, InputFile]) -> Intake | None:

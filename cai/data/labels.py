@@ -198,10 +198,10 @@ def bar_of(context: Context) -> float | None:
     """The margin that `pairs.false_labels` of the known non-improvements pass, never below 0.
 
     Where the recipe asks for none it is None (both orders must agree then), or 0 where texts are asked about one by
-    one; infinite where too few margins are finite.
+    one, whatever `pairs.label` says: a fork that turns it keeps the comparisons. Infinite where too few are finite.
     """
     if not barred(context.recipe):
-        return 0.0 if asked_alone(context.recipe) else None
+        return 0.0 if chosen(context.recipe) else None
     rows = [row for row in rows_of(context) if row["status"] == "ok" and row["use"] == "bar"]
     worse = sorted(m for row in rows if row["known"] == "no better" and (m := row["margin"]) is not None)
     if len(worse) < LEAST:

@@ -174,7 +174,8 @@ def _render_revision(context: Context, item: int, round_: int) -> Unit | None:
     if context.recipe.critiques.transcript == "joint":
         fields["critique_request"] = principle.critique_request
     shots = review_shots(context, "revisions", item, principle, row["pool"])
-    return Unit(item, round_, fields, principle.id, shift=shots, repairs=context.recipe.pairs.reject_unrepaired)
+    wrong = context.recipe.pairs.reject_unrepaired and not found_nothing(critique)  # what praise quotes may stay
+    return Unit(item, round_, fields, principle.id, shift=shots, repairs=wrong)
 
 
 def _render_label(context: Context, item: int, round_: int) -> Unit | None:

@@ -97,7 +97,8 @@ def from_pairs(
 
 
 def warnings(figures: Mapping[str, Figure], watched: HealthSection, start: str = "base") -> list[str]:
-    """One line for each sign of ill health, with the remedy. `start`: what DPO began from, "base" or "sft"."""
+    """One line for each sign of ill health, with the remedy. `start`: `dpo.start`; "adapter" counts as the base."""
+    staged = start == "sft"
 
     def value(name: str) -> float:
         found = figures.get(name)
@@ -118,7 +119,7 @@ def warnings(figures: Mapping[str, Figure], watched: HealthSection, start: str =
         ),
         health.learnt_by_heart(value("dpo.margin"), value("dpo.margin.heldout"), watched),
         health.moved_too_far(value("forgetting.kl"), value("dpo.chosen_fall.heldout"), watched),
-        health.cut_short(value("fresh.tuned.words"), value(f"fresh.{start}.words"), start == "sft"),
-        health.stage_cut_short(value("fresh.sft.words") if start == "sft" else math.nan, value("fresh.base.words")),
+        health.cut_short(value("fresh.tuned.words"), value(f"fresh.{'sft' if staged else 'base'}.words"), staged),
+        health.stage_cut_short(value("fresh.sft.words") if staged else math.nan, value("fresh.base.words")),
     )
     return [*(sign.text for sign in seen if sign), *lines]

@@ -93,8 +93,9 @@ def scored_seconds(recipe: Recipe, rates: TableRates) -> dict[str, float]:
     section, judged = recipe.pairs, recipe.pairs.label == "judge"
     if section.file:
         return {}
-    one = rates.compared * (ALONE if section.by == "answer" else 1.0)
-    under = one * (recipe.rounds + (judged and section.false_labels > 0))  # none in particular, with a bar
+    alone = section.by == "answer"
+    barred = alone or (judged and section.false_labels > 0)  # under none in particular, too
+    under = rates.compared * (ALONE if alone else 1.0) * (recipe.rounds + barred)
     found = {
         "relevance": rates.answer_scored * (recipe.rounds if section.revised else 1),
         "labels": under,

@@ -10,6 +10,7 @@ import yaml
 from support.pages import Cleaned, item_rows, make_run, pair_set, recipe, records
 
 from cai.data.dataset import write_dataset
+from cai.recipe.settings import PairsSection
 from cai.report.cards import card
 from cai.run.folder import Run
 
@@ -65,6 +66,13 @@ def test_card_warns_names_the_splits_and_counts_the_rejects(tmp_path):
     assert "small embedded model" in text
     assert "identical 1" in text
     assert "| train | 3 |" in text
+
+
+@pytest.mark.parametrize(("by", "told"), [("comparison", "comparison in both orders;"), ("answer", "each by itself;")])
+def test_the_card_says_how_two_sampled_answers_were_ordered(by, told):
+    pairs = pair_set(records())
+    text = card(pairs, [], [], recipe=recipe(pairs=PairsSection(kind="sampled", by=by)), facts=FACTS)
+    assert told in text and text.count("the better one by the model's own") == 1
 
 
 @pytest.mark.runs

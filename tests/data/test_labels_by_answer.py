@@ -55,6 +55,12 @@ def test_each_text_is_asked_about_once_and_all_rules_share_what_stands_before() 
     )
 
 
+def test_a_long_request_and_a_long_answer_are_cut_to_what_a_reader_is_given() -> None:
+    four = answer_asks(SCORER, PROMPT, (0,), "How long? " * 900, "It is kind.", "Word by word. " * 900, "In the rain.")
+    case = SCORER.tokenizer.decode(four[0].context).rpartition("Instruction:\n")[2]
+    assert (case.count("How long?"), case.count("Word by word.")) == (640 // 10, 640 // 14)
+
+
 def test_the_margin_is_half_the_difference_of_both_yeses_and_swapping_the_texts_negates_it() -> None:
     def scores(ours: float, theirs: float) -> dict[tuple[Any, ...], Score]:
         odds = {0: ours, 1: theirs}
@@ -73,21 +79,49 @@ def pairs(**keys: Any) -> Any:
 def test_without_a_share_of_false_labels_the_chosen_text_must_only_be_more_of_a_yes() -> None:
     assert labels.bar_of(pairs(label="judge", by="answer", false_labels=0.0)) == 0.0
     assert labels.bar_of(pairs(label="judge", by="comparison", false_labels=0.0)) is None, "both orders must agree"
-    assert labels.bar_of(pairs(label="always", by="answer", false_labels=0.0)) is None
+    assert labels.bar_of(pairs(label="always", by="comparison", false_labels=0.2)) is None
     assert labels.bar_of(pairs(label="judge", by="answer", false_labels=0.2)) == math.inf, "no known revision scored"
+
+
+def test_comparisons_that_a_fork_keeps_are_read_by_the_bar_that_they_were_made_with() -> None:
+    """Turned from "always" to "judge", a fork kept rows without a bar, and read two answers' Yes as two orders."""
+    always, judge = (pairs(kind="sampled", label=label, by="answer") for label in ("always", "judge"))
+    assert labels.bar_of(always) == labels.bar_of(judge) == 0.0
+    of = [chain.stage_identity(context.recipe, "comparisons", FILES) for context in (always, judge)]
+    assert of[0] == of[1] and "pairs.by" in of[0]
 
 
 def test_it_changes_the_labels_and_no_stage_before_them() -> None:
     of = {by: {n: chain.stage_identity(pairs(label="judge", false_labels=0.2, by=by).recipe, n, FILES)
                for n in chain.names()} for by in ("comparison", "answer")}  # fmt: skip
     changed = {name for name in of["answer"] if of["answer"][name] != of["comparison"][name]}
-    assert changed == {"labels", "label_bar"}
+    assert changed == {"labels", "label_bar"} == {name for name in of["answer"] if "pairs.by" in of["answer"][name]}
     assert "sha256(prompts/judge_answer.yaml)" in of["answer"]["labels"]
     assert "sha256(prompts/judge_pair.yaml)" not in of["answer"]["labels"], "what is not asked decides nothing"
     assert not any("pairs.by" in key for keys in of["comparison"].values() for key in keys), "runs of before resume"
 
 
 FILES = {"prompts/judge_answer.yaml": "a", "prompts/judge_pair.yaml": "b", "constitution.yaml": "c"}
+
+
+def test_a_fork_by_a_run_s_own_recipe_finds_the_prompt_that_the_run_did_not_ask_with(project: Path) -> None:
+    """The run's folder holds what it read; what its fork asks beside that is the project's."""
+    own = project / "runs" / "one"
+    (own / "prompts").mkdir(parents=True)
+    for name in ("cai.toml", "constitution.yaml"):
+        (own / name.replace("cai", "recipe")).write_bytes((project / name).read_bytes())
+    for path in (project / "prompts").glob("*.yaml"):
+        if path.stem not in ("judge_answer", "policy"):
+            (own / "prompts" / path.name).write_bytes(path.read_bytes())
+    (own / "manifest.json").write_text('{"schema": 1, "home": "../.."}')
+    asked = cli.parse([str(own / "recipe.toml"), *FAKE, *ALONE, "--set", "pairs.label=judge"])
+    files = read_inputs(asked).files
+    at = {name: files[f"prompts/{name}.yaml"].path.resolve() for name in ("judge_answer", "policy", "answers", "judge")}
+    assert {name for name, path in at.items() if path.parent == project / "prompts"} == {"judge_answer", "policy"}
+    (project / "prompts" / "judge_answer.yaml").unlink()
+    with pytest.raises(CaiError, match=r"judge_answer\.yaml: prompts: cannot read it .* Give an existing file") as told:
+        read_inputs(asked)
+    assert "runs/one/prompts" not in str(told.value), "where it is to be put"
 
 
 @pytest.mark.runs

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -24,6 +26,7 @@ from cai.metrics.names import _CRITIC
 from cai.metrics.stats import wilson
 from cai.metrics.wordings import approves, finds_nothing, names_fault
 from cai.recipe.constitution import load_constitution
+from cai.recipe.settings import PairsSection, PrinciplesSection
 from tests.conftest import ROOT
 
 FILE = critic_stage.DATA
@@ -452,26 +455,28 @@ def _each_row_is_counted_once(run: Path) -> None:
         assert told[f"critic's exam: {stage}"]["tokens"] >= sum(row["tokens"] for row in own)
 
 
-def test_whose_spreads_a_principle_is_drawn_by_is_no_part_of_the_exams_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+def mark(pairs: Mapping[str, Any], **principles: Any) -> str:
+    other = SimpleNamespace(by_topic=False, model_dump_json=lambda exclude=None: "{}")
+    recipe: Any = SimpleNamespace(seed=0, pairs=PairsSection(**pairs), principles=PrinciplesSection(**principles))
+    recipe.model, recipe.sampling, recipe.few_shot, recipe.critiques = SimpleNamespace(name="m"), other, other, other
+    prompts = {name: SimpleNamespace(sha=name) for name in ("critiques", "revisions", "judge_answer")}
+    context: Any = SimpleNamespace(
+        recipe=recipe, run=SimpleNamespace(manifest={}), prompts=prompts, constitution=SimpleNamespace(sha="0")
+    )
+    return critic_stage._mark(context)
+
+
+def test_whose_spreads_a_principle_is_drawn_by_is_no_part_of_the_exams_mark() -> None:
     """A finished run of before has no such key: its exam would be set aside and sat again."""
-    from types import SimpleNamespace
+    judge = {"label": "judge"}
+    assert mark(judge, over="run") == mark(judge, over="known") != mark(judge, over="run", max_text_tokens=7)
 
-    from cai.recipe.settings import PairsSection, PrinciplesSection
 
-    def mark(over: str, **changed: Any) -> str:
-        recipe: Any = SimpleNamespace(seed=0, pairs=PairsSection(label="judge"))
-        other = SimpleNamespace(by_topic=False, model_dump_json=lambda exclude=None: "{}")
-        recipe.model, recipe.sampling, recipe.few_shot, recipe.critiques = (
-            SimpleNamespace(name="m"),
-            other,
-            other,
-            other,
-        )
-        recipe.principles = PrinciplesSection(over=over, **changed)
-        prompts = {name: SimpleNamespace(sha="0") for name in ("critiques", "revisions")}
-        context: Any = SimpleNamespace(
-            recipe=recipe, run=SimpleNamespace(manifest={}), prompts=prompts, constitution=SimpleNamespace(sha="0")
-        )
-        return critic_stage._mark(context)
-
-    assert mark("run") == mark("known") != mark("run", max_text_tokens=7)
+def test_the_exams_mark_asks_which_revisions_are_refused_and_how_labels_ask() -> None:
+    """Else rows of another way are graded; a run of before, or one that checks no label, has the mark it had."""
+    before = "cd54ca3bb45c8a8a"
+    assert mark({"label": "judge", "reject_unrepaired": False, "by": "comparison"}) == before
+    assert mark({"label": "always", "by": "answer"}) == mark({"label": "always"}) == before
+    others = [mark({"label": "judge", **more}) for more in ({"by": "answer"}, {"reject_unrepaired": True})]
+    assert len({before, *others}) == 3
+    assert mark({"label": "judge", "mended_refusals": True}) == before, "no pair is made in it"

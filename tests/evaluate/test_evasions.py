@@ -108,7 +108,9 @@ def test_after_an_sft_stage_its_answers_are_the_measure(tmp_path: Path) -> None:
     assert decide(missing, gate("m2")).status == "UNMEASURED"
     stage = [row(0, say(40), say(400)), row(1, say(200), say(400))]
     other = {"metric": "preference.p3", "item": 2, "tuned": "", "base": ""}
-    (tmp_path / "sft-answers.jsonl").write_text("".join(json.dumps({**r, "round": 0}) + "\n" for r in (*stage, other)))
+    passed = {"metric": "preference.fresh", "item": 2, "skipped": "prompt too long"}
+    lines = [json.dumps({**r, "round": 0}) + "\n" for r in (*stage, other, passed)]
+    (tmp_path / "sft-answers.jsonl").write_text("".join(lines))
     figure = evasions.measure(context(tmp_path, "sft"), wanted, rows)[evasions.METRIC]
     assert (figure.value, figure.n, figure.unscored) == (0.5, 2, 1) and "SFT" in figure.judge
     assert figure.worst[0]["start"] == say(200)[:400]
@@ -129,6 +131,7 @@ def test_the_gate_of_a_collapsed_run_and_of_sound_ones(milestone: str, evading: 
         assert first.startswith("  to read first: item 0 (3 words of 40), item 1")
         assert all(key in second for key in ("dpo.learning_rate", "dpo.beta", '["sigmoid", "sft"]'))
         told = result._said(verdict.as_dict(), 1) + result._counted(verdict.as_dict())
+        assert result._telling_first([{"metric": "pairs.kept"}, verdict.as_dict()])[0]["metric"] == evasions.METRIC
         assert told == f"it evades benign requests ({evading} of {n})" and evasions.METRIC in charts.IN_WORDS
 
 
@@ -148,6 +151,7 @@ def test_the_sign_takes_the_stages_words_where_dpo_began_from_it(tmp_path: Path)
     assert signs("sft", tuned=78, base=347, sft=78) == signs("base", tuned=90, base=276, sft=17) == []
     (line,) = signs("base", tuned=22, base=97)
     assert "the base's have 97" in line and "sft.end_weight" not in line and "dpo.learning_rate" in line
+    assert signs("adapter", tuned=22, base=97) == [line]  # a further round, which goes on with an adapter
 
 
 def test_the_stages_words_are_read_where_its_arm_wrote_them(tmp_path: Path) -> None:
@@ -200,3 +204,11 @@ def test_a_run_whose_recipe_has_gates_of_its_own_keeps_them(run_paper) -> None: 
     assert code == errors.DONE and figure_of(run)["judge"] == "tuned against base"
     gates = json.loads((run / "eval/gates.json").read_text())
     assert [v["metric"] for v in gates["verdicts"]] == ["pairs.kept"] and gates["passed"]
+
+
+@pytest.mark.runs
+def test_a_run_from_an_sft_stage_that_measures_nothing_ends_as_well(run_paper) -> None:  # type: ignore[no-untyped-def]
+    code, run = run_paper(*SMALL, "--set", "evaluation.enabled=false")
+    assert code == errors.DONE and not (run / "eval/measured.json").exists()
+    verdicts = json.loads((run / "eval/gates.json").read_text())["verdicts"]
+    assert [v["status"] for v in verdicts if v["metric"] == evasions.METRIC] == ["UNMEASURED"]

@@ -138,3 +138,15 @@ def test_the_keys_of_a_round_are_the_commands(run_fake, capsys):
     assert "--next-round" in capsys.readouterr().err
     assert run_fake("--set", "dpo.start=adapter")[0] == errors.USAGE
     assert "--next-round" in capsys.readouterr().err
+
+
+@pytest.mark.runs
+def test_the_preview_of_a_round_after_an_sft_stage_counts_what_the_round_makes(run_paper, capsys):
+    """It goes on with the adapter: no SFT stage, no answers to further requests, and no row of them is made again."""
+    _, one = run_paper(*SMALL, "--set", "dpo.start=sft", "--set", "sft.answers=4", "--set", "dpo.max_steps=1")
+    assert texts(one, "sft_answers")
+    capsys.readouterr()
+    assert run_paper("--next-round", one.name, "--dry-run", fake=())[0] == errors.DONE
+    told = capsys.readouterr().out
+    assert "others go, which this recipe does not ask for" in told and "sft_" not in told
+    assert "  answers: 5 again" in told

@@ -11,8 +11,9 @@ from cai.errors import USAGE, CaiError
 from cai.evaluate import scores
 from cai.evaluate.benchmarks import suite
 from cai.recipe import load as recipes
-from cai.recipe.identity import identity
+from cai.recipe.identity import LATER_KEYS, identity
 from cai.recipe.load import Recipe, read, resolve
+from cai.recipe.settings import PairsSection
 from cai.recipe.settings_evaluation import GatesSection, HygieneSection
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,3 +216,17 @@ def test_gates_that_are_no_list_of_tables(tmp_path: Path) -> None:
     head = f"{M0}[dpo]\nmax_steps = 1\n"
     assert "gates.m0: input should be a valid list" in fault(f'{head}[gates.m0]\nmetric = "a"\n', tmp_path)
     assert "gates.m0.0: input should be a valid table" in fault(f"{head}[gates]\nm0 = [1]\n", tmp_path)
+
+
+FIRST_OF_PAIRS = {  # the keys that [pairs] began with: every run has them in its identity
+    "redraws", "retries", "replacements", "reject_limit", "reject_refusal_of_benign", "reject_near_identical",
+    "max_similarity", "min_length_ratio", "max_length_ratio",
+}  # fmt: skip
+
+
+def test_a_key_of_pairs_that_came_later_is_off_by_default_and_in_no_run_of_before() -> None:
+    """A run made before would not resume: `pairs.x: (absent) -> 'False'`."""
+    later = {name: field.default for name, field in PairsSection.model_fields.items() if name not in FIRST_OF_PAIRS}
+    assert {f"pairs.{name}": value for name, value in later.items()} == {
+        key: value for key, value in LATER_KEYS.items() if key.startswith("pairs.")
+    }

@@ -103,6 +103,8 @@ SCORED = {  # [pairs] -> how many answers of a slot are scored, and how often tw
     'kind="sampled" label="judge" false_labels=0.1': (1, 3),
     'kind="both" label="judge"': (2, 4),
     'label="judge" false_labels=0.1 by="answer"': (2, 3 * ALONE),
+    'label="judge" by="answer"': (2, 3 * ALONE),
+    'kind="sampled" by="answer"': (1, 3 * ALONE),
     'file="pairs.jsonl" label="judge"': (0, 0),
 }
 

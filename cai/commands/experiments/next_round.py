@@ -37,7 +37,7 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
     asked = arguments(args, path, parent)
     inputs = read_inputs(asked)
     _check(path, parent, inputs)
-    plan = fork.plan_fork(path, inputs.identity(then=True), inputs.stages(then=True))
+    plan = fork.plan_of(path, inputs)
     count = sum(row["stage"] == "instructions" and row["status"] == "ok" for row in plan.kept)
     say(f"round {inputs.recipe.on_policy.round}: the adapter of {path.name} answers {count} instructions again")
     say("\n".join(fork.describe(plan, inputs.recipe.budget.usd_per_hour)))
