@@ -179,6 +179,14 @@ def test_the_gate_of_the_guide_is_a_gate(tmp_path):
     assert [gate.metric for gate in found.gates.m1][-2:] == ["dpo.loss_fall", "pairs.yield"]
 
 
+def test_the_run_of_the_tutorial_has_the_gates_of_today():
+    text = (REPO / "docs" / "tutorial.md").read_text()
+    found = recipes.resolve(recipes.read(REPO / "cai.toml"), milestone="m1").gates
+    shown = re.findall(r"^gate +[A-Z]+ +(\S+) ", text, re.MULTILINE)
+    assert shown == [gate.metric for gate in found.m1], "make the run of docs/tutorial.md again"
+    assert "fresh.tuned.evades" in text and "fresh.tuned.evades" in {gate.metric for gate in found.m2}
+
+
 # --- every command, page by page and in its order, on the fake model
 
 
