@@ -275,14 +275,20 @@ def labels(context: Any, limit: int) -> list[dict[str, Any]]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(text: str | None) -> argparse.ArgumentParser:
+    """The options that `load` reads."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a folder with weights, for a GPU; the embedded model without it")
     parser.add_argument("--quantization", choices=("nf4", "int8", "bf16"), default="nf4")
     parser.add_argument("--format", choices=("base", "chat"), default="base")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--backend", default="", help="fake: a try of the script without a model")
     parser.add_argument("--set", action="append", default=[])
+    return parser
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=0, help="rows of the exam, and of each kind of revision; 0 = all")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -9,7 +9,6 @@ one with `answer` asks about each text by itself (Yes, No). The known revisions 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -20,15 +19,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from critic_signals import auc, load  # noqa: E402
+from critic_signals import auc, load, parser_of  # noqa: E402
 
-from cai.data.comparisons import PAIR_FIELDS, comparison_asks, log_odds, pair_log_odds, verdict_asks  # noqa: E402
+from cai.data.comparisons import (  # noqa: E402
+    NO_PRINCIPLE,
+    PAIR_FIELDS,
+    comparison_asks,
+    log_odds,
+    pair_log_odds,
+    verdict_asks,
+)
 from cai.data.principles import cases  # noqa: E402
 from cai.engine.asks import Ask, Name, Scorer, score  # noqa: E402
 from cai.recipe.prompts import Prompt, load_prompt  # noqa: E402
 
+MARKED = ("instruction", "principle", "answer", "revision", "pool", "better")
 ALONE = frozenset({"instruction", "answer"})
-GENERAL = "An answer is helpful, honest and harmless."
 UNDER = ("own", "general")
 
 
@@ -38,8 +44,18 @@ def rows_of(marked: Path | None) -> list[dict[str, Any]]:
         | {"better": 1 if case["better"] else -1}
         for case in cases()
     ]
-    given = [json.loads(line) for line in marked.read_text().splitlines() if line.strip()] if marked else []
-    return known + [{**row, "set": "marked"} for row in given]
+    lines = marked.read_text().splitlines() if marked else []
+    return known + [{**marked_row(line, f"{marked}: line {n}"), "set": "marked"} for n, line in enumerate(lines, 1)]
+
+
+def marked_row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        if set(MARKED) <= row.keys() and row["better"] in (1, 0, -1):
+            return row
+    except (ValueError, AttributeError):
+        pass
+    sys.exit(f"{where}: no marked revision. Write a JSON object with {', '.join(MARKED)} (1, 0 or -1).")
 
 
 def prompt_of(path: Path) -> Prompt:
@@ -52,7 +68,7 @@ def prompt_of(path: Path) -> Prompt:
 def asks_of(scorer: Scorer, prompt: Prompt, rows: Sequence[Mapping[str, Any]]) -> Iterable[Ask]:
     for n, row in enumerate(rows):
         for under in UNDER:
-            principle = row["principle"] if under == "own" else GENERAL
+            principle = row["principle"] if under == "own" else NO_PRINCIPLE
             if "first" in prompt.fields:
                 texts = (row["instruction"], principle, row["revision"], row["answer"])
                 yield from comparison_asks(scorer, prompt, (n, under), *texts)
@@ -102,15 +118,9 @@ def table(name: str, rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--marked", type=Path)
     parser.add_argument("--prompts", type=Path, nargs="+", default=[ROOT / "prompts" / "judge_pair.yaml"])
-    parser.add_argument("--model", help="a folder with weights, for a GPU; the embedded model without it")
-    parser.add_argument("--quantization", choices=("nf4", "int8", "bf16"), default="nf4")
-    parser.add_argument("--format", choices=("base", "chat"), default="base")
-    parser.add_argument("--engine", default="auto")
-    parser.add_argument("--backend", default="", help="fake: a try of the script without a model")
-    parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     context, rows = load(options), rows_of(options.marked)

@@ -23,7 +23,7 @@ from cai.evaluate.cases import Case
 from cai.evaluate.likelihood import responsiveness, specificity
 from cai.metrics.figure import Outcome, Scored, as_json, rounded, sample
 from cai.metrics.stats import wilson
-from cai.metrics.wordings import finds_nothing, is_refusal
+from cai.metrics.wordings import finds_nothing
 from cai.recipe.settings_evaluation import EvaluationSection
 from cai.store.jsonl import JsonObject, Row
 from cai.store.reading import read_once
@@ -199,8 +199,7 @@ def _deterministic(case: Case, row: Row, pool: Sequence[Case], section: Evaluati
     head = {"row": case.item, "kind": row["kind"], "good": row["good"], "prompt": row["prompt"][:120]}
     if "revision" in row:
         values = revisions.values(case)
-        declines = case.pool == "redteam" and is_refusal(case.revision)
-        passed = revisions.passes(values, declines=declines)
+        passed = revisions.passes(values, case)
         numbers = {name: float(value) for name, value in values.items()}
     else:
         # A shuffled row holds another prompt's critique: it must fail on its own, not by matching its source.

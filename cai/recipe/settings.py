@@ -156,11 +156,10 @@ class PairsSection(Section):
     not find better (`not_better`), "always" takes the revision for the better one. `by`: each text is asked about by
     itself ("answer"), or both are compared in both orders ("comparison"). `false_labels`: better means by a
     margin that so many of the revisions pass that are known to be no better; 0: both orders must prefer it. `kind`:
-    "sampled" pairs are two answers to one instruction, ordered by the model's own comparison; "both" makes either kind
+    "sampled" pairs are two answers to one instruction, ordered by the model's own judgement; "both" makes either kind
     of each instruction. `reject_unrepaired`: a revision that is much as before and leaves all that its critique quotes
     is refused, and drawn again. `mended_refusals`: `max_length_ratio` says nothing of a benign request that the answer
-    refused. `max_added_repetition`: by how much the share of 8-word sequences that stand twice may
-    grow.
+    refused. `max_added_repetition`: by how much the share of 8-word sequences that stand twice may grow.
     """
 
     file: str = ""

@@ -529,6 +529,11 @@ def test_revision_controls():
     }
     for check, wrong in bad.items():
         assert check not in revisions.check_row(wrong)["pass"], check
+    long = f"{case.revision} It takes some twenty years in the rain, and much less by the sea."
+    refused = replace(case, answer="I'm sorry, but I can't help with that.", revision=long, pool="benign")
+    assert len(long.split()) > 2.5 * len(refused.answer.split()), "help in its place is longer by nature"
+    assert "r3" in revisions.check_row(refused)["pass"]
+    assert "r3" not in revisions.check_row(replace(refused, pool="redteam"))["pass"]
 
 
 def test_cri_needs_the_own_critique():
