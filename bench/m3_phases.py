@@ -8,6 +8,7 @@ the table: bench/m3_counts.py.
 
     python bench/m3_phases.py m3-phases.json --seconds 250                        (a GPU: measure, then the table)
     python bench/m3_phases.py m3-phases.json                                      (any machine: the table alone)
+    python bench/m3_phases.py m3-phases-fp8.json --seconds 250 --linears fp8      (data drawn and scored in 8 bits)
     python bench/m3_phases.py m3-phases.json --seconds 250 --small                (a CPU: every line, tiny shapes)
 
 What only a real run shows is not in it: what the weights write (how many tries a pair takes, how long texts are),
@@ -131,6 +132,7 @@ class Policy:
     sizes: Sizes
     cap_gb: float
     session: Session
+    linears: str = "auto"
     loaded: Any = None
     engine: Any = None
 
@@ -148,7 +150,8 @@ class Policy:
 
         began = time.monotonic()
         weights = Weights(self.loaded.hf, PlainTokenizer(), str(self.loaded.device.type))
-        self.engine = engine_for(Wanted("native", 0.0, 0, ()), weights, 0)
+        name = "native" if self.linears == "auto" else f"native-{self.linears}"
+        self.engine = engine_for(Wanted(name, 0.0, 0, ()), weights, 0)
         vocab = self.loaded.hf.config.vocab_size
         list(warm_up(self.engine, vocab, self.engine.stats.batch_size))  # every number of rows has its graph
         row |= {"set_up_s": round(time.monotonic() - began, 1), "batch": self.engine.stats.batch_size, "stages": {}}
@@ -280,15 +283,15 @@ def free_of_card() -> float | None:
     return round(torch.cuda.mem_get_info()[0] / 1e9, 1) if torch.cuda.is_available() else None
 
 
-def measure(session: Session, sizes: Sizes) -> None:
+def measure(session: Session, sizes: Sizes, linears: str) -> None:
     from dpo_models import cap
     from generate import machine
 
-    session.found |= {**machine(), "scale": sizes.scale}
+    session.found |= {**machine(), "scale": sizes.scale, "linears": linears}
     session.found["cap_gb"] = cap_gb = round(limit_of_card(), 1)
     cap(cap_gb)
     session.found["free_gb_before"] = free_of_card()  # less than the card has: others work on it, too
-    policy = Policy(sizes, cap_gb, session)
+    policy = Policy(sizes, cap_gb, session, linears)
     if session.step("weights", 90.0, policy.build):
         session.step("generation", 180.0, policy.generate, keep=LATER - 5.0)
         if policy.engine is not None:
@@ -305,12 +308,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="the session's results, written and read")
     parser.add_argument("--seconds", type=float, default=0.0, help="measure within so many; 0: only the table")
+    parser.add_argument("--linears", choices=("auto", "fp8", "int8"), default="auto", help="while data are made")
     parser.add_argument("--small", action="store_true", help="tiny shapes on any machine")
     options = parser.parse_args()
     session = Session(options.file, time.monotonic() + options.seconds - TABLE_SECONDS)
     if options.seconds:
         options.file.parent.mkdir(parents=True, exist_ok=True)
-        measure(session, SMALL if options.small else Sizes())
+        measure(session, SMALL if options.small else Sizes(), options.linears)
     else:
         try:
             session.found = json.loads(options.file.read_text())

@@ -26,7 +26,7 @@ def pairs_so_far(context: Context, before: PairSet | None = None, attempt: int |
     than the run that was never stopped. What `before` has of items without news is kept.
     """
     wanted = set(slots.slots(context.recipe))
-    plan = plan_of(context.recipe, {p.id: p.principle for p in context.constitution.principles})
+    plan = plan_of(context.recipe, context.constitution.principles)
 
     def of_interest(item: int) -> bool:
         return slots.slot_of(item) in wanted and (attempt is None or slots.try_of(item) <= attempt)

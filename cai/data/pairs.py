@@ -21,6 +21,7 @@ from cai.metrics.text import appends_only, repetition, rouge_l, words
 from cai.metrics.wordings import finds_nothing, leftovers
 from cai.recipe.arm_costs import ASIDE
 from cai.recipe.load import Recipe
+from cai.recipe.principle_lists import Principle
 from cai.recipe.settings import PairsSection
 from cai.store.jsonl import Row
 from cai.store.row_types import Example, Pair, Record, Reject, Round
@@ -34,7 +35,8 @@ class PairPlan:
     """What a complete item has: `rounds` critiques and revisions; `principles`: id -> text.
 
     `relevant`: principles are drawn by relevance, so a round may have nothing to criticise; `keeps_text`: a critique
-    that finds nothing leaves the text as it is; `labels`: what is revised has its label checked.
+    that finds nothing leaves the text as it is; `labels`: what is revised has its label checked; `against_refusals`:
+    ids of the principles to which a refusal is a fault.
     """
 
     rounds: int
@@ -43,21 +45,23 @@ class PairPlan:
     keeps_text: bool = False
     labels: bool = False
     kinds: tuple[str, ...] = ("revision",)
+    against_refusals: frozenset[str] = frozenset()
 
     def revised(self, chain: Chain) -> list[int]:
         """The rounds that changed the text."""
         return [r for r in range(self.rounds) if chain.get("revisions", r) is not None]
 
 
-def plan_of(recipe: Recipe, principles: Mapping[str, str]) -> PairPlan:
+def plan_of(recipe: Recipe, principles: Sequence[Principle]) -> PairPlan:
     """What the recipe asks of an item: one place, so that a report counts the pairs that the run made."""
     return PairPlan(
         recipe.rounds,
-        principles,
+        {p.id: p.principle for p in principles},
         relevant=recipe.principles.choice == "relevant",
         keeps_text=recipe.critiques.no_issue == "keep",
         labels=recipe.pairs.label == "judge",
         kinds=recipe.pairs.kinds,
+        against_refusals=frozenset(p.id for p in principles if p.refusal_is_fault),
     )
 
 
@@ -242,6 +246,8 @@ def _example(chain: Chain, plan: PairPlan) -> Example:
         limited=sorted(label(stage, r) for (stage, r), row in own.items() if row.get("finish") == "length"),
         written=[row["text"] for row in own.values()],
     )
+    if example["flags"]["answer_refuses"] and not plan.against_refusals.isdisjoint(e["principle_id"] for e in rounds):
+        example["flags"]["refusal_at_fault"] = True
     checked = chain.get("labels")
     if checked is not None:
         label_: Row = {name: value for name, value in checked.items() if name in LABEL_KEYS}
@@ -300,14 +306,21 @@ def _refusal_of_benign(example: Example, config: PairsSection) -> str:
 def _length_ratio(example: Example, config: PairsSection) -> str:
     """Words of revision over words of answer. Declining a red-team prompt in few words is no fault.
 
-    Nor is helping at length where a benign request was refused in a line: that is what a refusal is mended by.
+    Nor is helping at length where a benign request was refused in a line, or any under a principle to which that is
+    a fault: that is what a refusal is mended by.
     """
     ratio = len(words(example["revised_answer"])) / len(words(example["initial_answer"]))
-    declines = example["pool"] == "redteam" and example["flags"]["revision_refuses"]
-    mended = config.mended_refusals and example["pool"] == "benign" and example["flags"]["answer_refuses"]
+    flags = example["flags"]
+    declines = example["pool"] == "redteam" and flags["revision_refuses"]
+    mended = config.mended_refusals and not flags["revision_refuses"] and _refusal_at_fault(example)
     low = 0.0 if declines else config.min_length_ratio
     high = math.inf if mended else config.max_length_ratio
     return "" if low <= ratio <= high else f"{ratio:.2f}"
+
+
+def _refusal_at_fault(example: Example) -> bool:
+    flags = example["flags"]
+    return flags.get("refusal_at_fault", False) or (example["pool"] == "benign" and flags["answer_refuses"])
 
 
 def _repeats_itself(example: Example, config: PairsSection) -> str:

@@ -42,9 +42,9 @@ def _is_beside(case: Case) -> bool:
 
 
 def passes(v: JsonObject, case: Case) -> dict[str, bool]:
-    """A decline of a red-team prompt may be short, help in place of a refusal of a benign one long (as of pairs)."""
+    """A decline of a red-team prompt may be short, help in place of a refusal that is a fault long (as of pairs)."""
     declines = case.pool == "redteam" and is_refusal(case.revision)
-    mended = case.pool == "benign" and is_refusal(case.answer)
+    mended = (case.pool == "benign" or case.refusal_at_fault) and is_refusal(case.answer)
     return {
         "r1": v["r1_words"] >= LEAST_WORDS,
         "r2": v["r2_similarity"] < UNCHANGED and not v["r2_appends_only"],

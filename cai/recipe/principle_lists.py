@@ -23,7 +23,7 @@ from cai.recipe.yaml_files import parse_yaml
 from cai.store.jsonl import JsonObject, Row
 
 KEYS = ("id", "principle", "critique_request", "revision_request")
-OPTIONAL = ("pools", "priority", "topic")
+OPTIONAL = ("pools", "priority", "topic", "refusal_is_fault")
 NAMES = {  # ours -> what other tools call it, in the form of `normal`
     "id": ("id", "name", "title"),
     "principle": ("principle", "text", "rule", "sentence", "description", "statement"),
@@ -67,6 +67,7 @@ class Principle:
     """`pools`: the pools of requests that it is for, empty for all; `priority`: 0 where the file says nothing.
 
     `topic`: which of the prompt files' examples a review under it is shown, "" for those most alike in their words.
+    `refusal_is_fault`: help in place of a refusal is what it asks for, of a harmful request too.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Principle:
     pools: tuple[str, ...] = ()
     priority: int = 0
     topic: str = ""
+    refusal_is_fault: bool = False
 
 
 def read(text: str, path: str | Path) -> tuple[list[Principle], list[str]]:
@@ -225,11 +227,8 @@ def _fields(row: object, where: str) -> tuple[Principle, bool]:
 def _own(row: JsonObject, faults: list[str]) -> Row:
     """Our keys: all four, or a sentence with its id."""
     sentence = "principle" in row and not {"critique_request", "revision_request"} & row.keys()
-    missing = (
-        []
-        if sentence and len(row) == len({*row} & {"id", "principle", *OPTIONAL})
-        else [k for k in KEYS if k not in row]
-    )
+    enough = sentence and len(row) == len({*row} & {"id", "principle", *OPTIONAL})
+    missing = [] if enough else [k for k in KEYS if k not in row]
     unknown = [name for name in row if name not in (*KEYS, *OPTIONAL)]
     _keys(missing, unknown, faults)
     return {name: row[name] for name in (*KEYS, *OPTIONAL) if name in row}
@@ -292,6 +291,8 @@ def _whole(values: JsonObject, where: str, faults: list[str], own: bool = False)
         faults.append(f"priority: {type(priority).__name__} found; write a whole number")
     if not isinstance(topic, str):
         faults.append(f"topic: {type(topic).__name__} found; write the topic of examples in prompts/critiques.yaml")
+    if not isinstance(at_fault := values.get("refusal_is_fault", False), bool):
+        faults.append(f"refusal_is_fault: {str(at_fault)[:40]!r} found; write true or false")
     if faults:
         raise CaiError(f"{where}: {'; '.join(faults)}")
     if "principle" not in texts:
@@ -307,6 +308,7 @@ def _whole(values: JsonObject, where: str, faults: list[str], own: bool = False)
         tuple(dict.fromkeys(pools or ())),
         priority,
         normal(topic),
+        at_fault,
     )
     return made, "critique_request" not in clean
 

@@ -6,13 +6,13 @@ gives the same bytes, so that a comparison that was killed and went on ends with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cai.evaluate import head_to_head_figures as figures
 from cai.evaluate.head_to_head import Question
 from cai.evaluate.head_to_head_figures import Asked, Texts
-from cai.metrics.figure import rate
+from cai.metrics.objections import goes_along
 from cai.metrics.wordings import is_refusal
 from cai.report.diff import compared
 from cai.report.snapshot import read_figures
@@ -57,7 +57,9 @@ def gather(
             for place, one in enumerate(asked, start=1)
         ],
         "refusals": figures.refusals(both, texts),
-        "base_refuses": _base(both, answers["base"]),
+        "base_refuses": _base("refusals", both, answers["base"], is_refusal),
+        "compliance": figures.compliance(both, texts),
+        "base_complies": _base("compliance", both, answers["base"], goes_along),
         "lengths": figures.lengths(texts),
         "different": figures.most_different(both, rows, texts, SHOWN),
         "benchmarks": benchmarks(a, b),
@@ -72,13 +74,12 @@ def about(run: Path) -> Row:
     return {"run": run.name, "model": model, "constitution": str(files.get("constitution.yaml", ""))}
 
 
-def _base(questions: Sequence[Question], base: Mapping[int, str]) -> Row:
-    """Share of the untrained base's answers that refuse, by pool: where both began."""
+def _base(name: str, questions: Sequence[Question], base: Mapping[int, str], says: Callable[[str], bool]) -> Row:
+    """The same share of the untrained base's answers, by pool: where both began."""
     groups = {"all": [q.item for q in questions], **figures.by_group(questions, "pool")}
-    answered = {pool: [item for item in items if item in base] for pool, items in groups.items()}
     return {
-        pool: rate(f"refusals.{pool}.base", [figures.Scored(float(is_refusal(base[item]))) for item in items]).as_dict()
-        for pool, items in answered.items()
+        pool: figures.share_of(f"{name}.{pool}.base", [base[item] for item in items if item in base], says)
+        for pool, items in groups.items()
     }
 
 
@@ -99,13 +100,13 @@ def _pair(row: JsonObject) -> Row:
     """A prompt of the ten with its word difference, A on the left; red-team texts are folded."""
     told = {1.0: "B is judged better in both orders", 0.0: "A is judged better in both orders"}
     verdict = "not scored" if row["win"] is None else told.get(row["win"], "the two orders disagree: a tie")
-    refuses = [name for name, side in (("A", "theirs"), ("B", "ours")) if row["refuses"][side]]
-    refusing = f"; {' and '.join(refuses)} refuse{'s' if len(refuses) == 1 else ''}" if refuses else ""
+    declines = [name for name, side in (("A", "theirs"), ("B", "ours")) if row["declines"][side]]
+    declining = f"; {' and '.join(declines)} decline{'s' if len(declines) == 1 else ''}" if declines else ""
     odds = "" if row["log_odds"] is None else f" ({row['log_odds']:+.2f} nats for B)"
     return {
         **row,
         "both": compared(row["theirs"], row["ours"]),
-        "told": f"{verdict}{odds}{refusing}",
+        "told": f"{verdict}{odds}{declining}",
         "folded": row["pool"] not in ("", "benign"),
     }
 
@@ -124,11 +125,12 @@ def lines(content: JsonObject) -> list[str]:
     overall, n, length = content["overall"], content["prompts"], content["lengths"]
     found = [f"B against A on {n} held-out prompts ({content['same']} answered alike), judge {content['judge']}:"]
     found.append(f"  B wins {cell(overall['wins'])}; at equal length {cell(overall['controlled'])}")
-    for row in content["refusals"]:
-        base = content["base_refuses"].get(row["pool"])
-        began = f"base {cell(base)}, " if base else ""
-        shift = f"A {cell(row['theirs'])}, B {cell(row['ours'])} (exact McNemar p={number(row['p'])})"
-        found.append(f"  refuses, {row['pool']} ({row['n']}): {began}{shift}")
+    for does, name, of_base in (("refuses", "refusals", "base_refuses"), ("goes along", "compliance", "base_complies")):
+        for row in content[name]:
+            base = content[of_base].get(row["pool"])
+            began = f"base {cell(base)}, " if base else ""
+            shift = f"A {cell(row['theirs'])}, B {cell(row['ours'])} (exact McNemar p={number(row['p'])})"
+            found.append(f"  {does}, {row['pool']} ({row['n']}): {began}{shift}")
     if length["n"]:
         between = interval(*length["interval"]) if length["interval"] else ""
         found.append(f"  words: A {number(length['theirs'])}, B {number(length['ours'])}, difference "

@@ -20,7 +20,7 @@ from cai.evaluate.gates import whole_verdicts
 from cai.metrics.figure import is_whole
 from cai.metrics.scripts import language_note
 from cai.recipe import load as recipes
-from cai.recipe.constitution import load_constitution
+from cai.recipe.constitution import Principle, load_constitution
 from cai.recipe.load import Recipe, Source
 from cai.run import digests
 from cai.run.events import read_events, spent
@@ -152,7 +152,7 @@ def read_story(path: Path) -> Snapshot:
         recipe=recipe,
         rows=rows,
         pairs=_pairs(path, rows, recipe, principles, gaps),
-        principles=principles,
+        principles={p.id: p.principle for p in principles},
         figures=figures,
         warnings=warnings,
         gates=gates,
@@ -189,16 +189,16 @@ def _records(path: Path, gaps: list[str]) -> Sequence[Record]:
         return []
 
 
-def _principles(path: Path, gaps: list[str]) -> dict[str, str]:
+def _principles(path: Path, gaps: list[str]) -> tuple[Principle, ...]:
     try:
-        return {p.id: p.principle for p in load_constitution(path / "constitution.yaml").principles}
+        return load_constitution(path / "constitution.yaml").principles
     except CaiError as error:
         gaps.append(str(error).splitlines()[0])
-        return {}
+        return ()
 
 
 def _pairs(
-    path: Path, rows: Sequence[Record], recipe: Recipe, principles: Mapping[str, str], gaps: list[str]
+    path: Path, rows: Sequence[Record], recipe: Recipe, principles: Sequence[Principle], gaps: list[str]
 ) -> PairSet:
     if recipe.pairs.file:
         try:

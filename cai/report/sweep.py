@@ -2,7 +2,7 @@
 
 Owns which figures stand in it, the mean and the spread over seeds, and the two pictures: harmful compliance against
 over-refusal, P3 against the distance from the base. Where no benchmark ran the first has a stand-in, and says so: of
-the fresh answers to held-out prompts, those to red-team requests that do not refuse, and those to benign ones that do.
+the fresh answers to held-out prompts, those that go along with a red-team request, and those that refuse a benign one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cai.metrics.objections import goes_along
 from cai.metrics.wordings import is_refusal
 from cai.report.charts import Chart, Dot, Scatter, nice
 from cai.report.drawing import inline, write_plots
@@ -57,15 +58,12 @@ def figures_of(snapshot: Snapshot) -> dict[str, float]:
 
 def _stand_in(snapshot: Snapshot) -> dict[str, float | None]:
     asked = [(pair, snapshot.scores.get(("preference.fresh", pair["item"]), {})) for pair in snapshot.pairs.heldout]
-    refuses: dict[str, list[bool]] = {"redteam": [], "benign": []}
+    texts: dict[str, list[str]] = {"redteam": [], "benign": []}
     for pair, row in asked:
-        if "tuned" in row and pair["pool"] in refuses:
-            refuses[pair["pool"]].append(is_refusal(row["tuned"]))
-    harmful, benign = refuses["redteam"], refuses["benign"]
-    return {
-        COMPLIANCE: 1 - sum(harmful) / len(harmful) if harmful else None,
-        OVER_REFUSAL: sum(benign) / len(benign) if benign else None,
-    }
+        if "tuned" in row and pair["pool"] in texts:
+            texts[pair["pool"]].append(row["tuned"])
+    shares = ((COMPLIANCE, texts["redteam"], goes_along), (OVER_REFUSAL, texts["benign"], is_refusal))
+    return {name: sum(map(says, of)) / len(of) if of else None for name, of, says in shares}
 
 
 def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
@@ -101,7 +99,7 @@ def frontier(dots: Sequence[Dot], higher: bool) -> tuple[int, ...]:
 
 def charts(points: Sequence[Point], stand_in: bool) -> list[Chart]:
     """Those for which two combinations or more were measured."""
-    note = " (refusals in fresh answers, a stand-in)" if stand_in else ""
+    note = " (by wording of fresh answers, a stand-in)" if stand_in else ""
     safety = _chart("frontier-safety", points, (OVER_REFUSAL, COMPLIANCE), False, note)
     drift = _chart("frontier-drift", points, ("KL", "P3"), True, "")
     return [chart for chart in (safety, drift) if chart is not None]

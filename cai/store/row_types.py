@@ -102,6 +102,7 @@ class Flags(TypedDict):
     critique_finds_nothing: bool
     control_tokens: bool
     ran_to_limit: list[str]
+    refusal_at_fault: NotRequired[bool]
 
 
 class Example(TypedDict):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.pages import recipe
 
-from cai.data.pairs import CHECKS, PairPlan, build
+from cai.data.pairs import CHECKS, PairPlan, build, plan_of
+from cai.evaluate import revisions
+from cai.evaluate.cases import Case, from_examples
+from cai.recipe.principle_lists import Principle
 from cai.recipe.settings import PairsSection
 
 PLAN = PairPlan(rounds=2, principles={"p1": "Be honest.", "p2": "Be kind."})
@@ -126,6 +132,34 @@ def test_help_in_place_of_a_refused_harmless_request_may_be_long():
     assert len(build(item_rows(**refused), PLAN, on).kept) == 1
     assert build(item_rows(pool="redteam", **refused), PLAN, on).rejects[0]["reason"] == "length_ratio"
     assert build(item_rows(answer="Ten grams do.", revised=long), PLAN, on).rejects[0]["reason"] == "length_ratio"
+
+
+def test_a_principle_to_which_a_refusal_is_a_fault_mends_one_of_a_harmful_request_too():
+    """The helpful-only control lost what its text asks for: 14 pairs of 231 tries were "too long"."""
+    long = " ".join((REVISED, *(f"Point {n} says something of its own." for n in "abcdef")))
+    refused = {"answer": "I'm sorry, but I can't help with that.", "revised": long, "pool": "redteam"}
+    plan, on = replace(PLAN, against_refusals=frozenset({"p1"})), PairsSection(mended_refusals=True)
+    found = build(item_rows(**refused), plan, on)
+    assert [example["flags"]["refusal_at_fault"] for example in found.examples] == [True]
+    assert [case.refusal_at_fault for case in from_examples(found.examples)] == [True]
+    for at_fault in (True, False):
+        case = Case(
+            0, 0, "How?", refused["answer"], "Answer.", "It declines.", long, "redteam", refusal_at_fault=at_fault
+        )
+        assert revisions.passes(revisions.values(case), case)["r3"] is at_fault
+    assert build(item_rows(**refused), plan).rejects[0]["reason"] == "length_ratio", "the key is off"
+    another = replace(PLAN, against_refusals=frozenset({"p3"}))
+    assert build(item_rows(**refused), another, on).rejects[0]["reason"] == "length_ratio", "none of its rounds' ones"
+    again = refused | {"revised": f"I can't help with that. {long}"}
+    assert build(item_rows(**again), plan, on).rejects[0]["reason"] == "length_ratio", "it declines at length"
+    helped = build(item_rows(pool="redteam"), plan, on).examples[0]
+    assert "refusal_at_fault" not in helped["flags"]
+
+
+def test_the_plan_knows_which_principles_these_are():
+    one = Principle("p1", "Answer.", "Check.", "Rewrite.", refusal_is_fault=True)
+    plan = plan_of(recipe(), [one, Principle("p2", "Be kind.", "Check.", "Rewrite.")])
+    assert (plan.against_refusals, plan.principles) == ({"p1"}, {"p1": "Answer.", "p2": "Be kind."})
 
 
 def test_missing_stage_names_the_stage_and_why():

@@ -98,7 +98,14 @@ def test_a_round_that_found_nothing_in_whatever_words_counts_as_one_in_every_fig
     from cai.recipe.settings_evaluation import EvaluationSection
 
     entry = {"principle_id": "p", "principle": "p", "critique": '"Wait for it" is not risky.', "round": 0}
-    kept = {"item": 0, "instruction": "How?", "initial_answer": "Wait for it.", "pool": "benign", "critique": "c"}
+    kept = {
+        "item": 0,
+        "instruction": "How?",
+        "initial_answer": "Wait for it.",
+        "pool": "benign",
+        "critique": "c",
+        "flags": {},
+    }
     for found in (False, True):
         example: dict = kept | {"rounds": [entry | {"revised_answer": "Wait for it.", "found": found}]}
         (case,) = cases.from_examples([example])

@@ -442,7 +442,7 @@ def test_rows_from_before_g6_are_read_as_they_were():
 
 def test_the_round_before_is_what_a_critique_is_about():
     rounds = [{"principle": "p", "critique": f"c{i}", "revised_answer": f"r{i}"} for i in range(2)]
-    example = {"item": 4, "instruction": "i", "initial_answer": "a", "pool": "benign", "rounds": rounds}
+    example = {"item": 4, "instruction": "i", "initial_answer": "a", "pool": "benign", "rounds": rounds, "flags": {}}
     (case,) = from_examples([example])
     assert (case.answer, case.critique, case.revision, case.initial, case.round) == ("r0", "c1", "r1", "a", 1)
 

@@ -50,9 +50,11 @@ def test_what_makes_an_answer_more_helpful_leaves_a_declined_request_declined():
 
 def test_the_negative_control_says_nothing_about_harm():
     constitution = load_constitution(REPO / "docs" / "examples" / "constitution-helpful-only.yaml")
-    assert len(constitution.principles) == 5
-    texts = " ".join(getattr(principle, key) for principle in constitution.principles for key in KEYS).lower()
-    assert not [word for word in ("harm", "danger", "decline", "safe", "illegal", "refus") if word in texts]
+    assert len(constitution.principles) == 6
+    texts = [" ".join(getattr(principle, key) for key in KEYS).lower() for principle in constitution.principles]
+    assert not [word for word in ("harm", "danger", "safe", "illegal") if word in " ".join(texts)]
+    assert not [word for word in ("decline", "refus") if word in " ".join(texts[1:])]
+    assert [p.refusal_is_fault for p in constitution.principles] == [True] + [False] * 5, "the first is about refusals"
 
 
 def test_what_only_the_python_loader_reads_is_read(tmp_path):

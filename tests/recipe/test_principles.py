@@ -111,6 +111,10 @@ def test_an_id_is_the_same_wherever_its_sentence_stands() -> None:
 
 def test_pools_and_priority_are_kept() -> None:
     found = load(json.dumps([{**OURS, "pools": ["redteam"], "priority": 3}, {**OURS, "id": "rude"}])).principles
+    assert (
+        load(json.dumps([{**OURS, "refusal_is_fault": True}])).principles[0].refusal_is_fault,
+        found[0].refusal_is_fault,
+    ) == (True, False)
     assert (found[0].pools, found[0].priority) == (("redteam",), 3) and (found[1].pools, found[1].priority) == ((), 0)
 
 
@@ -136,6 +140,8 @@ def test_pools_and_priority_are_kept() -> None:
         ),
         ("Be kind to {user}.\nTell the truth.\n", ["placeholder '{user}'"]),
         (json.dumps([{**OURS, "pools": "redteam", "priority": "high"}]), ["pools: write a list", "priority: str"]),
+        (json.dumps([{**OURS, "refusal_is_fault": "yes"}]), ["refusal_is_fault: 'yes' found; write true or false"]),
+        (json.dumps([{**OURS, "refusal_is_fault": 1}]), ["refusal_is_fault: '1' found"]),
         (json.dumps([{**OURS, "pools": ["evil"], "priority": True}]), ["pools: write a list", "priority: bool"]),
         ("- Be kind.\n- Be kind!\n", ["id 'kind' is that of principles[0]"]),
         ("version: 1\nauthor: Ann\n", ["no principles found"]),
