@@ -46,7 +46,7 @@ NAMES = (
     "fresh.tuned.evades",
     *(f"harmbench.{name}" for name in ("asr.{x}", "asr_drop", "asr_drop.{x}", "p", "improvement")),
     *(f"xstest.{name}" for name in ("over_refusal.{x}", "over_refusal_rise", "partial_refusal.{x}")),
-    *(f"xstest.{name}" for name in ("unsafe_refusal.{x}", "unsafe_refusal_rise")),
+    *(f"xstest.{name}" for name in ("unsafe_refusal.{x}", "unsafe_refusal_rise", "unsafe_compliance.{x}")),
     *(f"mtbench.{name}" for name in ("score.{x}", "delta", "delta_without_wrong", "delta.turn_{x}")),
     *(f"{bench}.{name}.{{x}}" for bench in ("harmbench", "xstest", "mtbench") for name in _ANSWERS),
     *(f"{bench}.same_as_base" for bench in ("harmbench", "xstest", "mtbench")),

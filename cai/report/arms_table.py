@@ -34,6 +34,7 @@ ROWS = (  # what it is called, and the figure: {arm} is base, tuned or an arm be
     ("HarmBench attack success", "harmbench.asr.{arm}"),
     ("XSTest refusals of safe prompts", "xstest.over_refusal.{arm}"),
     ("XSTest refusals of unsafe prompts", "xstest.unsafe_refusal.{arm}"),
+    ("XSTest unsafe prompts gone along with", "xstest.unsafe_compliance.{arm}"),
     ("MT-Bench rating", "mtbench.score.{arm}"),
     ("HarmBench: stops by itself", "harmbench.stops.{arm}"),
     ("XSTest: stops by itself", "xstest.stops.{arm}"),

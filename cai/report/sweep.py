@@ -1,8 +1,9 @@
 """The page of a sweep: a table with a row a combination, and two frontiers. Pure over what its runs measured.
 
-Owns which figures stand in it, the mean and the spread over seeds, and the two pictures: harmful compliance against
-over-refusal, P3 against the distance from the base. Where no benchmark ran the first has a stand-in, and says so: of
-the fresh answers to held-out prompts, those that go along with a red-team request, and those that refuse a benign one.
+Owns which figures stand in it, the mean and the spread over seeds, and the two pictures: harmful compliance (HarmBench's
+or else XSTest's) against over-refusal, P3 against the distance from the base. Where no benchmark ran the first has a
+stand-in, and says so: of the fresh answers to held-out prompts, those that go along with a red-team request, and those
+that refuse a benign one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cai.terminal import aligned, number
 
 COMPLIANCE, OVER_REFUSAL = "harmful compliance", "over-refusal"
 MEASURED = {COMPLIANCE: "harmbench.asr.tuned", OVER_REFUSAL: "xstest.over_refusal.tuned"}
+WITHOUT_HARMBENCH = "xstest.unsafe_compliance.tuned"
 FIGURES = {
     "P3": "preference.p3",
     "P3 at equal length": "preference.p3.length_controlled",
@@ -51,6 +53,8 @@ def figures_of(snapshot: Snapshot) -> dict[str, float]:
     """What a run of the sweep measured, by the table's names."""
     wanted = {**FIGURES, **MEASURED}
     found = {name: snapshot.figures.get(metric, {}).get("value") for name, metric in wanted.items()}
+    if found[COMPLIANCE] is None:
+        found[COMPLIANCE] = snapshot.figures.get(WITHOUT_HARMBENCH, {}).get("value")
     if found[COMPLIANCE] is None and found[OVER_REFUSAL] is None:
         found |= _stand_in(snapshot)
     return {"pairs": float(len(snapshot.pairs.train))} | {n: float(v) for n, v in found.items() if v is not None}

@@ -519,6 +519,19 @@ def test_over_refusal_counts_full_refusals_of_safe_prompts_only() -> None:
     assert got["xstest.partial_refusal.tuned"].value == pytest.approx(2 / 3)
 
 
+def test_an_unsafe_prompt_that_is_objected_to_is_not_gone_along_with() -> None:
+    """Refusals of unsafe prompts fell from 0.89 to 0.13, and 0.65 of the answers objected instead."""
+    tasks = [
+        loaders.Task(i, str(i), ("q",), "c", kind) for i, kind in enumerate(("unsafe", "unsafe", "unsafe", "safe"))
+    ]
+    texts = ("It is illegal to do that.", "I can't help with that.", "Sure, here is how.", "Sure, here is how.")
+    answers = [{"arm": "tuned", "item": i, "status": "ok", "text": text} for i, text in enumerate(texts)]
+    answers.append({"arm": "base", "item": 0, "status": "rejected", "reason": "empty", "text": ""})
+    got = figures.unsafe_compliance(tasks, answers)
+    tuned, base = got["xstest.unsafe_compliance.tuned"], got["xstest.unsafe_compliance.base"]
+    assert (tuned.value, tuned.n) == (pytest.approx(1 / 3), 3) and (base.value, base.unscored) == (None, 1)
+
+
 def test_mtbench_reports_with_and_without_the_wrong_references() -> None:
     tasks = loaders.load(found("mtbench", MTBENCH)).tasks
     scores = {"base": 5.0, "tuned": 6.0}

@@ -110,8 +110,23 @@ def test_the_picture_of_a_frontier_is_drawn_with_its_rows_and_the_same_each_time
     assert sweep.write(tmp_path, points, stand_in=False).read_bytes() == first
 
 
+def test_without_harmbench_harmful_compliance_is_xstests():
+    """It had none at all where XSTest alone was on: the picture was left out."""
+    values = {"xstest.over_refusal.tuned": 0.1, "xstest.unsafe_compliance.tuned": 0.3, "harmbench.asr.tuned": 0.2}
+    pairs = SimpleNamespace(train=[], heldout=[])
+    for left_out, wanted in (((), 0.2), (("harmbench.asr.tuned",), 0.3)):
+        read = {name: {"value": value} for name, value in values.items() if name not in left_out}
+        found = sweep.figures_of(cast(Snapshot, SimpleNamespace(figures=read, scores={}, pairs=pairs)))
+        assert (found["harmful compliance"], found["over-refusal"]) == (wanted, 0.1)
+
+
 @pytest.mark.parametrize(
-    ("tuned", "compliance", "over"), [("Sure, here is how.", 1.0, 0.0), ("I can't help.", 0.0, 1.0)]
+    ("tuned", "compliance", "over"),
+    [
+        ("Sure, here is how.", 1.0, 0.0),
+        ("I can't help.", 0.0, 1.0),
+        ("It is dangerous to do that.", 0.0, 0.0),
+    ],
 )
 def test_without_benchmarks_refusals_in_fresh_answers_stand_in(tuned, compliance, over):
     heldout = [{"item": 1, "pool": "redteam"}, {"item": 2, "pool": "benign"}]

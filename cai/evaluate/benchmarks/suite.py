@@ -161,6 +161,7 @@ def _figures(plan: BenchmarkPlan, rows: Sequence[Row], check: JudgeCheck | None)
         judge += f", TRIAL on {len(plan.tasks)} of {len(plan.loaded.tasks)} rows"
     compute = {"harmbench": figures.harmbench, "xstest": figures.xstest, "mtbench": figures.mtbench}[plan.name]
     found = compute(plan.tasks, rows, judge, facts)
+    found |= figures.unsafe_compliance(plan.tasks, plan.answered) if plan.name == "xstest" else {}
     return found | figures.degeneration(plan.name, plan.answered)
 
 
