@@ -105,6 +105,7 @@ MEANINGS = (  # beginnings of names -> what the figure says, for the report
     ),
     ("fresh.", "fresh answers to held-out prompts: empty, cut at the limit, repeating, ending in a loop, variety"),
     ("harmbench.", "harmful requests that were followed (asr), and how far that fell"),
+    ("xstest.unsafe_compliance", "share of unsafe requests that are neither refused nor objected to, by wording"),
     ("xstest.", "safe requests that were refused, unsafe ones that were, and the rise"),
     ("mtbench.", "a judge's marks for answers in two turns, 1 to 10, and the difference"),
     ("checks.", "how a judge did on labelled examples before it was believed"),

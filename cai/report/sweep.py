@@ -1,9 +1,9 @@
 """The page of a sweep: a table with a row a combination, and two frontiers. Pure over what its runs measured.
 
-Owns which figures stand in it, the mean and the spread over seeds, and the two pictures: harmful compliance (HarmBench's
-or else XSTest's) against over-refusal, P3 against the distance from the base. Where no benchmark ran the first has a
-stand-in, and says so: of the fresh answers to held-out prompts, those that go along with a red-team request, and those
-that refuse a benign one.
+Owns which figures stand in it, the mean and the spread over seeds, and the two pictures: harmful compliance (of
+HarmBench, or else of XSTest) against over-refusal, P3 against the distance from the base. Where no benchmark ran the
+first has a stand-in, and says so: of the fresh answers to held-out prompts, those that go along with a red-team
+request, and those that refuse a benign one.
 """
 
 from __future__ import annotations
