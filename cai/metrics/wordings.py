@@ -82,7 +82,9 @@ def has_control_token(text: str, others: Collection[str] = ()) -> bool:
 
 _LEFTOVERS = {
     "announced": re.compile(
-        r"\b(?:here(?:['’]s| is| are)|below is|this is) (?:(?:a|an|the|my|your) )?(?:\w+ ){0,3}?"
+        r"\b(?:here(?:['’]s| is| are)|below is|this is"
+        r"|i(?:['’]ll| will| can| have)(?: now)? (?:provide|give|writ|offer)\w*(?: you)?(?: with)?) "
+        r"(?:(?:a|an|the|my|your) )?(?:\w+ ){0,3}?"
         r"(?:(?:revis|rewrit|re-writ|reword|rephras)\w*|(?:new|improved|updated|corrected|edited) "
         r"(?:answer|response|version|reply|text|sentence))\b"
         r"|\bi(?:['’]ve| have) (?:revised|rewritten|reworded|rephrased)\b",
@@ -288,7 +290,6 @@ _REPORTED = any_of(
     r"\b(?:explain|describ|nam|not|mention|list|cover|address|point(?:s|ing)? out|discuss|convey|cit)(?:e?s|ing|ed)?\b"
     r"(?: \w+){0,3} (?:the|its|their|possible|real|common|main|potential|any)\b",
 )
-
 
 _AS_IT_SHOULD = re.compile(r"\b(?:as|where|when|what) (?:\w+ ){1,2}$", re.IGNORECASE)
 _BAD_OBJECT = any_of(

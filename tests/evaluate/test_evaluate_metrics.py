@@ -228,7 +228,10 @@ def test_finds_something(text):
 
 def test_leftovers_leave_ordinary_text_alone():
     assert leftovers("A good critique of films says why. An improved version of the phone is out.") == ""
+    assert leftovers("I'll give you a hand. I can provide you with a list of new phones.") == ""
     assert leftovers("Here is the improved answer you wanted").startswith("announced")
+    assert leftovers("I'll provide you with a rewritten version of the answer.").startswith("announced")
+    assert leftovers("I will now write the improved answer:").startswith("announced")
     assert leftovers("It is the moon.<|im_end|>") == "control token: <|im_end|>"
 
 
