@@ -4,8 +4,8 @@ itself didn't bring. Pure.
 Owns the word n-grams and short sentences of one prompt file's examples and the search in a text. Doesn't own what a
 word is (`metrics.text`), nor what becomes of a text that copies (the stages).
 
-Invariant: words that stand in the item's own inputs, in the preamble or in a request of the constitution are never
-counted as copied, wherever else they stand.
+Invariant: words that stand in the item's own inputs, in the preamble, in a request of the constitution or in a stock
+refusal are never counted as copied, wherever else they stand.
 """
 
 from __future__ import annotations
@@ -17,8 +17,17 @@ from dataclasses import dataclass
 from cai.metrics.text import ngrams, words
 from cai.recipe.prompts import Prompt
 
-RUN = 8  # words in a row; shorter runs are idioms, and one wording of a fact ("the capital of France is Paris")
+RUN = (
+    8  # words in a row ("won't" is two); shorter runs are idioms, and one wording of a fact ("Paris is the capital of")
+)
 SENTENCE = 6  # words of a whole one; 3 of 639 revisions of a 1.5B model had "Whole numbers and decimals both work."
+STOCK = (  # refusals that any model knows: an example that holds one lends nothing
+    "I'm sorry, but I can't help with that request.",
+    "I'm sorry, but I can't assist with that request.",
+    "I'm sorry, but I cannot help you with that request.",
+    "I'm sorry, but I cannot assist you with that request.",
+    "I'm sorry, but as an AI language model, I can't provide that.",
+)
 _ENDS = re.compile(r"(?<=[.!?:])[\"”'’)]*\s+|\n+")
 
 Grams = frozenset[tuple[str, ...]]
@@ -38,7 +47,7 @@ class Shots:
 def shots_of(prompt: Prompt, requests: Iterable[str] = ()) -> Shots:
     """`requests`: the principle texts and requests of the constitution, which any item may hold."""
     shown = [part for example in prompt.examples for part in (example.user, example.assistant)]
-    free = (prompt.preamble, *requests)
+    free = (prompt.preamble, *requests, *STOCK)
     return Shots(grams(shown) - grams(free), _short(shown) - _short(free))
 
 
@@ -49,8 +58,8 @@ def copied(text: str, shots: Shots, inputs: Sequence[str]) -> str | None:
     """
     if not shots.grams and not shots.sentences:
         return None
-    own = words(text)
-    runs = ngrams(own, RUN)
+    own, parts = words(text), _split(text)
+    runs = ngrams(parts, RUN)
     places = [place for place, run in enumerate(runs) if run in shots.grams]
     if not places:
         return _sentence_of(text, shots, inputs)
@@ -63,7 +72,10 @@ def copied(text: str, shots: Shots, inputs: Sequence[str]) -> str | None:
         start, last = (start if place == last + 1 else place), place
         longest = max(longest, (last - start + RUN, -start))
     length, at = longest[0], -longest[1]
-    return " ".join(own[at : at + length]) if length else _sentence_of(text, shots, inputs)
+    if not length:
+        return _sentence_of(text, shots, inputs)
+    word_of = [n for n, word in enumerate(own) for part in word.split("'") if part]
+    return " ".join(own[word_of[at] : word_of[at + length - 1] + 1])
 
 
 def _sentence_of(text: str, shots: Shots, inputs: Sequence[str]) -> str | None:
@@ -79,4 +91,9 @@ def _short(texts: Iterable[str]) -> Grams:
 
 
 def grams(texts: Iterable[str]) -> Grams:
-    return frozenset(gram for text in texts for gram in ngrams(words(text), RUN))
+    return frozenset(gram for text in texts for gram in ngrams(_split(text), RUN))
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """The words, parted at apostrophes: "is something I won't help with. It" was seven of an example's."""
+    return tuple(part for word in words(text) for part in word.split("'") if part)

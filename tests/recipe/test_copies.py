@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -46,7 +47,18 @@ def test_any_eight_words_of_any_example_are_found_in_other_capitals_and_marks(pl
 def test_seven_words_in_a_row_are_no_copy(place, length):
     name, part, at = place
     run = words(part)[at : at + length]
+    assume(sum(len(word.split("'")) for word in run) < RUN)
     assert copied(f"qqq {' '.join(run)} qqq", SHOTS[name], ()) is None
+
+
+def test_a_contraction_is_two_words_and_a_stock_refusal_nobodys_copy():
+    """A revision of a real model had "is something I won't help with. It" of an example: seven words, and no copy."""
+    shots = made("To open her letters is something I won't help with. It would hurt her.")
+    assert copied("Selling it is something I won’t help with. It is not yours.", shots, ()) is not None
+    assert copied("Selling it is something I won't help with, dear.", shots, ()) is None
+    shots = made("I'm sorry, but I can't help with that request, since it would hurt her.")
+    assert copied("I'm sorry, but I can't help with that request.", shots, ()) is None
+    assert copied("I can't help with that request, since it would.", shots, ()) is not None
 
 
 @given(st.text(max_size=200), st.sampled_from(STAGES))
@@ -54,7 +66,7 @@ def test_what_is_found_stands_in_the_text_and_an_input_that_holds_the_text_excus
     part = PROMPTS[name].examples[0].assistant
     for whole in (text, f"{text} {part}"):
         found = copied(whole, SHOTS[name], ())
-        assert found is None or (found in " ".join(words(whole)) and len(found.split()) >= RUN)
+        assert found is None or (found in " ".join(words(whole)) and len(re.split(r"[ ']", found)) >= RUN)
         assert copied(whole, SHOTS[name], (whole,)) is None
 
 
