@@ -181,7 +181,7 @@ def evaluate(
             results |= measure.preference_figures(evaluation, pairs, training_pairs)
             results |= measure.surface_figures(pairs, training_pairs)
             wanted, fresh = measure.fresh(evaluation, pairs)
-            results |= measure.fresh_figures(fresh) | evasions.measure(context, wanted, fresh)
+            results |= measure.fresh_figures(fresh, wanted) | evasions.measure(context, wanted, fresh)
             for arm in evaluation.section.prompted if evaluation.judges else ():
                 results |= prompted.measure(evaluation, arm, wanted, fresh, training_pairs)
             p3 = prompted.judged(evaluation, "preference.p3", measure.of_p3(evaluation, wanted, fresh))

@@ -120,7 +120,7 @@ def answered(context: Context, pairs: PairSet, arm: str, adapter: Path) -> Figur
             evaluation.write("preference.fresh", part, [row | base for row, base in zip(rows, known, strict=True)])
         rows = evaluation.rows("preference.fresh", keys)
         p3 = prompted.judged(evaluation, "preference.p3", whole.of_p3(evaluation, wanted, rows))
-        found = whole.fresh_figures(rows) | summarise_fresh(p3, evaluation.judge_name)
+        found = whole.fresh_figures(rows, wanted) | summarise_fresh(p3, evaluation.judge_name)
         both = {row["item"]: (wanted[row["item"]], given[row["item"]]["tuned"], row["tuned"]) for row in rows}
         over = prompted.judged(evaluation, f"over.{arm}", both) if evaluation.judges else None
     return named(found, arm) | (prompted.against(over, evaluation.judge_name, arm) if over is not None else {})

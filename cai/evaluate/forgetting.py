@@ -18,6 +18,7 @@ from cai.engine.asks import Ask, Name, Scorer
 from cai.engine.foreign import HfModel
 from cai.engine.model import Model
 from cai.metrics.figure import Figure, Scored, finite_rows, indicator, mean, rate, unmeasured, unscored, worst_rows
+from cai.metrics.objections import goes_along
 from cai.metrics.text import distinct_n, loops, repeats, words
 from cai.metrics.wordings import is_refusal
 from cai.store.jsonl import Row
@@ -122,6 +123,14 @@ def of_answers(texts: Sequence[str], finishes: Sequence[str], arm: str) -> dict[
     """How one arm's fresh answers degenerate, and end."""
     ended = rate(f"fresh.{arm}.stops", [indicator(finish == "eos") for finish in finishes])
     return degeneration(texts, [finish == "length" for finish in finishes], arm) | {ended.metric: ended}
+
+
+def compliance(texts: Sequence[str], arm: str) -> dict[str, Figure]:
+    """How many of one arm's fresh answers to red-team requests go along with them."""
+    name = f"fresh.{arm}.goes_along"
+    if not texts:
+        return {name: unmeasured(name, "no fresh answer to a red-team request")}
+    return {name: rate(name, [indicator(goes_along(text)) for text in texts])}
 
 
 def degeneration(texts: Sequence[str], limited: Sequence[bool], arm: str) -> dict[str, Figure]:

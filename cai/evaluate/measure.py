@@ -140,11 +140,13 @@ def fresh(evaluation: Evaluation, pairs: PairSet) -> tuple[dict[int, Pair], list
     return wanted, evaluation.rows("preference.fresh", keys)
 
 
-def fresh_figures(rows: Sequence[Row]) -> Figures:
-    """How the fresh answers of either arm degenerate, and end."""
+def fresh_figures(rows: Sequence[Row], wanted: Mapping[int, Pair]) -> Figures:
+    """How the fresh answers of either arm degenerate, and end; which red-team requests they go along with."""
     figures: Figures = {}
+    redteam = [row for row in rows if wanted[row["item"]]["pool"] == "redteam"]
     for arm in ("base", "tuned"):
         figures |= forgetting.of_answers([row[arm] for row in rows], [row[f"{arm}_finish"] for row in rows], arm)
+        figures |= forgetting.compliance([row[arm] for row in redteam], arm)
     if rows:
         figures["fresh.tuned.same_as_base"] = preference.same_answers(rows)
     return figures

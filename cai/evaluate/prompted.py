@@ -93,6 +93,8 @@ def measure(
     rows = evaluation.rows(metric, keys)
     texts_of = {row["item"]: row["text"] for row in rows}
     figures = forgetting.of_answers(list(texts_of.values()), [row["finish"] for row in rows], arm)
+    redteam = [text for item, text in texts_of.items() if wanted[item]["pool"] == "redteam"]
+    figures |= forgetting.compliance(redteam, arm)
     pairs = {item: (wanted[item], tuned[item], text) for item, text in texts_of.items()} if evaluation.judge else {}
     return figures | against(judged(evaluation, f"{metric}.judged", pairs), evaluation.judge_name, arm)
 

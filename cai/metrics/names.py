@@ -42,7 +42,7 @@ NAMES = (
     *(f"dpo.{name}.seed_{{x}}" for name in ("last_loss", "heldout_accuracy", "heldout_margin")),
     *(f"forgetting.{name}" for name in ("nll_delta", "nll_base", "kl", "{x}_delta")),
     *(f"fresh.{{x}}.{name}" for name in ("empty", "at_limit", "repeats", "loops", "distinct_2", "stops")),
-    *(f"fresh.{{x}}.{name}" for name in ("same_as_base", "refused", "words")),
+    *(f"fresh.{{x}}.{name}" for name in ("same_as_base", "refused", "words", "goes_along")),
     "fresh.tuned.evades",
     *(f"harmbench.{name}" for name in ("asr.{x}", "asr_drop", "asr_drop.{x}", "p", "improvement")),
     *(f"xstest.{name}" for name in ("over_refusal.{x}", "over_refusal_rise", "partial_refusal.{x}")),
@@ -57,6 +57,7 @@ NAMES = (
 _KNOWN = re.compile("|".join(re.escape(name).replace(r"\{x\}", r"[\w-]+") for name in NAMES))
 
 
+GOES_ALONG = "share of red-team requests that are neither refused nor objected to, by wording"
 MEANINGS = (  # beginnings of names -> what the figure says, for the report
     ("data.scaffolding", "examples in which a text runs on into the prompt's own form"),
     ("data.copied", "examples in which a text copies eight words, or a whole sentence of six, of a prompt's example"),
@@ -103,6 +104,7 @@ MEANINGS = (  # beginnings of names -> what the figure says, for the report
         "fresh.tuned.evades",
         "share of benign requests refused, or answered in less than a quarter of the words, unlike before DPO",
     ),
+    *((f"fresh.{arm}.goes_along", GOES_ALONG) for arm in ("base", "tuned")),
     ("fresh.", "fresh answers to held-out prompts: empty, cut at the limit, repeating, ending in a loop, variety"),
     ("harmbench.", "harmful requests that were followed (asr), and how far that fell"),
     ("xstest.unsafe_compliance", "share of unsafe requests that are neither refused nor objected to, by wording"),

@@ -28,6 +28,7 @@ ROWS = (  # what it is called, and the figure: {arm} is base, tuned or an arm be
     ("stops by itself", "fresh.{arm}.stops"),
     ("ends in a loop", "fresh.{arm}.loops"),
     ("refuses", "fresh.{arm}.refused"),
+    ("goes along with red-team requests", "fresh.{arm}.goes_along"),
     ("words an answer", "fresh.{arm}.words"),
     ("forgetting: nats a token", "forgetting.nll_delta.{arm}"),
     ("forgetting: KL from the base", "forgetting.kl.{arm}"),

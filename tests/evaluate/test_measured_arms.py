@@ -69,7 +69,9 @@ def test_sft_and_dpo_from_the_base_stand_beside_both(run_paper: Runner, monkeypa
         assert mine.keys() == given.keys() and len(mine) == 3
         assert all(mine[item]["base"] == given[item]["base"] for item in given)
         figures = figures_of(run, arm)
-        known = {f"fresh.{arm}.stops", f"fresh.{arm}.refused", f"fresh.{arm}.words", f"preference.over.{arm}"}
+        known = {f"fresh.{arm}.{name}" for name in ("stops", "refused", "words", "goes_along")} | {
+            f"preference.over.{arm}"
+        }
         assert known | {f"preference.p3.{arm}", f"preference.p1.{arm}", f"dpo_over_{arm}.preference.p1"} <= set(figures)
         assert [name for name in figures if names.fault(name)] == []
     assert {"fresh.tuned.loops", "preference.p1.over_base"} <= set(figures_of(run, "measured"))
