@@ -43,6 +43,7 @@ _QUESTION = re.compile(r"\bQuestion\b[^\n:]{0,10}:")
 _MORE = re.compile(r"[ \t>*_#]*(?:additional|another|new|next|other|further|second|following|more)[ \t]+\Z", re.I)
 _GLUED = re.compile(r"(?<=[.!?…\"”'’)])([*_])\1*\Z")
 _ANSWERED = re.compile(r"\bAnswer\b[^\n:]{0,10}:")
+_ANNOUNCED = re.compile(r"\b(?:questions?|quiz\w*|riddles?|exercises?|tests?|exams?|FAQs?)\b|[:：]\s*\Z|\A\s*\Z", re.I)
 _OWN_REQUEST = re.compile(
     r"\s*(?:I(?:['’]m|['’]d| want| need| would| am| have| was)|(?:Can|Could|Would|Will) (?:you|I|we)"
     r"|How (?:do|can|should|would) I|(?:Please )?[Tt]ell me|(?:My|Our) [^.!?]{1,80}[.!?] (?:What|How|Can|Should))\b"
@@ -229,6 +230,8 @@ def _turn_sign(text: str, found: re.Match[str]) -> bool:
     if found["asked"]:  # the second of two belongs to a list of them, and one that is answered to a riddle
         rest = text[found.end() : found.end() + NEAR]
         alone = not (_QUESTION.search(text, 0, found.start()) or _ANSWERED.search(rest))
+        if text.endswith("\n\n", 0, found.start()):  # a paragraph that nothing in front of it has announced
+            return alone and not _ANNOUNCED.search(text, 0, found.start())
         return alone and bool(_OWN_REQUEST.match(rest) or re.search(r"\binstruction\b", rest))
     return found["name"].title() in FIXED or not _in_row(text, text.rfind("\n", 0, found.start("name")) + 1)
 

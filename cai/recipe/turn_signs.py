@@ -101,7 +101,7 @@ def _fields(user: str, labels: tuple[str, ...]) -> list[tuple[str, str]]:
 class Patterns:
     """`own`: the assistant's cue or a role's, at the start of a text; `lone`: a cue's name on a line, without its '#';
     `phrase`: words of names only, ending as a name does; `label`: a name and its colon; `turn`: a role and its
-    colon, or the question of another case behind a sentence.
+    colon, or the question of another case behind a sentence or as a paragraph.
     """
 
     own: re.Pattern[str]
@@ -118,6 +118,7 @@ def patterns_of(signs: Signs) -> Patterns:
     colon = rf"{_NAME_END}[ \t]*[:：]"
     roles, turns = "|".join(TURNS[:3]), "|".join((*TURNS, *map(str.upper, TURNS)))
     any_name = "|".join(map(_spelt, signs.names))
+    asked = r"(?:(?<=[.!?][ \t])|(?<=\n\n)[*_]{0,3})"
     return Patterns(
         own=re.compile(
             rf"#{{1,6}}[ \t]*[*_]{{0,3}}{own}[ \t]*[:：]?[*_]{{0,3}}[ \t]*(?:\n\s*|\Z)"
@@ -128,7 +129,7 @@ def patterns_of(signs: Signs) -> Patterns:
         lone=_lone(signs, any_name),
         phrase=_phrase(signs.names),
         label=re.compile(rf"(?<![^\W_])(?<![^\W_]_)(?<!-)(?P<name>{any_name})(?P<plural>s?){colon}[*_]{{0,3}}", re.I),
-        turn=re.compile(rf"{_LINE_HEAD}(?P<name>{turns}){colon}|(?<=[.!?][ \t])(?P<asked>Question){colon}", re.M),
+        turn=re.compile(rf"{_LINE_HEAD}(?P<name>{turns}){colon}|{asked}(?P<asked>Question){colon}", re.M),
     )
 
 
