@@ -8,7 +8,7 @@ the table: bench/m3_counts.py.
 
     python bench/m3_phases.py m3-phases.json --seconds 250                        (a GPU: measure, then the table)
     python bench/m3_phases.py m3-phases.json                                      (any machine: the table alone)
-    python bench/m3_phases.py m3-phases-fp8.json --seconds 250 --linears fp8      (data drawn and scored in 8 bits)
+    python bench/m3_phases.py m3-phases-fp8.json --seconds 250 --linears fp8      (data drawn in 8 bits; scores are exact)
     python bench/m3_phases.py m3-phases.json --seconds 250 --small                (a CPU: every line, tiny shapes)
 
 What only a real run shows is not in it: what the weights write (how many tries a pair takes, how long texts are),
@@ -308,7 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="the session's results, written and read")
     parser.add_argument("--seconds", type=float, default=0.0, help="measure within so many; 0: only the table")
-    parser.add_argument("--linears", choices=("auto", "fp8", "int8"), default="auto", help="while data are made")
+    parser.add_argument("--linears", choices=("auto", "fp8", "int8"), default="auto", help="of what is drawn")
     parser.add_argument("--small", action="store_true", help="tiny shapes on any machine")
     options = parser.parse_args()
     session = Session(options.file, time.monotonic() + options.seconds - TABLE_SECONDS)

@@ -232,7 +232,9 @@ def _example(chain: Chain, plan: PairPlan) -> Example:
             "critique": critique["text"],
             "revised_answer": text,
         }
-        rounds.append(entry | {"round": r, "found": revision is not None} if plan.keeps_text else entry)
+        entry |= {"round": r, "found": revision is not None} if plan.keeps_text else {}
+        entry |= {"refusal_is_fault": True} if id_ in plan.against_refusals and revision is not None else {}
+        rounds.append(entry)
     found = [entry for entry in rounds if entry.get("found", True)]
     own = {key: row for key, row in chain.rows.items() if key[0] != "second_answers"}  # that is of its other pair
     example = example_of(
@@ -246,8 +248,6 @@ def _example(chain: Chain, plan: PairPlan) -> Example:
         limited=sorted(label(stage, r) for (stage, r), row in own.items() if row.get("finish") == "length"),
         written=[row["text"] for row in own.values()],
     )
-    if example["flags"]["answer_refuses"] and not plan.against_refusals.isdisjoint(e["principle_id"] for e in rounds):
-        example["flags"]["refusal_at_fault"] = True
     checked = chain.get("labels")
     if checked is not None:
         label_: Row = {name: value for name, value in checked.items() if name in LABEL_KEYS}
@@ -312,15 +312,18 @@ def _length_ratio(example: Example, config: PairsSection) -> str:
     ratio = len(words(example["revised_answer"])) / len(words(example["initial_answer"]))
     flags = example["flags"]
     declines = example["pool"] == "redteam" and flags["revision_refuses"]
-    mended = config.mended_refusals and not flags["revision_refuses"] and _refusal_at_fault(example)
+    at_fault = any(entry.get("refusal_is_fault") for entry in example["rounds"])
+    mended = config.mended_refusals and mends(
+        example["pool"], at_fault, refused=flags["answer_refuses"], refuses=flags["revision_refuses"]
+    )
     low = 0.0 if declines else config.min_length_ratio
     high = math.inf if mended else config.max_length_ratio
     return "" if low <= ratio <= high else f"{ratio:.2f}"
 
 
-def _refusal_at_fault(example: Example) -> bool:
-    flags = example["flags"]
-    return flags.get("refusal_at_fault", False) or (example["pool"] == "benign" and flags["answer_refuses"])
+def mends(pool: str, at_fault: bool, *, refused: bool, refuses: bool) -> bool:
+    """Help in place of a refusal that was a fault: of a benign request, or under a principle that says so."""
+    return refused and not refuses and (pool == "benign" or at_fault)
 
 
 def _repeats_itself(example: Example, config: PairsSection) -> str:

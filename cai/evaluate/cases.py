@@ -35,7 +35,7 @@ class Case:
     pool: str = "benign"
     initial: str = ""
     nothing: bool = False  # the critique found nothing, in whatever words: the text stayed as it was
-    refusal_at_fault: bool = False  # by a principle of its rounds, whatever was asked for
+    refusal_is_fault: bool = False  # to its principle, whatever was asked for
 
     @property
     def key(self) -> tuple[int, int]:
@@ -79,7 +79,7 @@ def _case(example: Example, entry: Round, round_: int, answer: str, initial: str
         pool=example["pool"],
         initial=initial,
         nothing=not found,
-        refusal_at_fault=example["flags"].get("refusal_at_fault", False),
+        refusal_is_fault=entry.get("refusal_is_fault", False),
     )
 
 

@@ -82,11 +82,11 @@ def has_control_token(text: str, others: Collection[str] = ()) -> bool:
 
 _LEFTOVERS = {
     "announced": re.compile(
-        r"\b(?:here(?:['’]s| is| are)|below is|this is"
-        r"|i(?:['’]ll| will| can| have)(?: now)? (?:provide|give|writ|offer)\w*(?: you)?(?: with)?) "
-        r"(?:(?:a|an|the|my|your) )?(?:\w+ ){0,3}?"
+        r"\b(?:here(?:['’]s| is| are)|below is|this is) (?:(?:a|an|the|my|your) )?(?:\w+ ){0,3}?"
         r"(?:(?:revis|rewrit|re-writ|reword|rephras)\w*|(?:new|improved|updated|corrected|edited) "
         r"(?:answer|response|version|reply|text|sentence))\b"
+        r"|\bi(?:['’]ll| will)(?: now)? (?:provide|give|write|offer)(?: you)?(?: with)? (?:(?:a|an|the|my|your) )?"
+        r"(?:revised|rewritten|reworded|rephrased|improved|corrected) (?:answer|response|version|reply)\b"
         r"|\bi(?:['’]ve| have) (?:revised|rewritten|reworded|rephrased)\b",
         re.I,
     ),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from cai.metrics.text import ngrams, words
 from cai.recipe.prompts import Prompt
@@ -21,12 +22,13 @@ RUN = (
     8  # words in a row ("won't" is two); shorter runs are idioms, and one wording of a fact ("Paris is the capital of")
 )
 SENTENCE = 6  # words of a whole one; 3 of 639 revisions of a 1.5B model had "Whole numbers and decimals both work."
+_DECLINES = product(
+    ("can't", "cannot"), ("help", "assist"), ("", " you"), ("that", "that request", "this", "your request")
+)
 STOCK = (  # refusals that any model knows: an example that holds one lends nothing
-    "I'm sorry, but I can't help with that request.",
-    "I'm sorry, but I can't assist with that request.",
-    "I'm sorry, but I cannot help you with that request.",
-    "I'm sorry, but I cannot assist you with that request.",
-    "I'm sorry, but as an AI language model, I can't provide that.",
+    *(f"I'm sorry, but I {can} {help}{whom} with {what}." for can, help, whom, what in _DECLINES),
+    *(f"I'm sorry, but I {can} {do} that for you." for can, do in product(("can't", "cannot"), ("do", "provide"))),
+    *(f"I'm sorry, but as an AI language model, I {can} provide that." for can in ("can't", "cannot")),
 )
 _ENDS = re.compile(r"(?<=[.!?:])[\"”'’)]*\s+|\n+")
 

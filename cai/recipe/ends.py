@@ -39,11 +39,15 @@ _ALONE = re.compile(r"[\]*_]{0,4}[ \t]*[:：.]?[*_]{0,3}[ \t]*#*[ \t]*(?:\r?\n|\
 _COLON = re.compile(r"[\]*_]{0,4}[ \t]*[:：]")
 _GAP = re.compile(r"[ \t]*")
 _LINE_HEAD = re.compile(r"[ \t]*(?:>[ \t]*)*(?:[*_]{1,3})?\[?\Z")
-_QUESTION = re.compile(r"\bQuestion\b[^\n:]{0,10}:")
+_QUESTION = re.compile(r"\bQuestion\b[^\n:：]{0,10}[:：]")
 _MORE = re.compile(r"[ \t>*_#]*(?:additional|another|new|next|other|further|second|following|more)[ \t]+\Z", re.I)
 _GLUED = re.compile(r"(?<=[.!?…\"”'’)])([*_])\1*\Z")
-_ANSWERED = re.compile(r"\bAnswer\b[^\n:]{0,10}:")
-_ANNOUNCED = re.compile(r"\b(?:questions?|quiz\w*|riddles?|exercises?|tests?|exams?|FAQs?)\b|[:：]\s*\Z|\A\s*\Z", re.I)
+_ANSWERED = re.compile(r"\b(?:Answer|Back|Reply|A)\b[^\n:：]{0,10}[:：]|^[ \t]*\(?[Aa1][.)]", re.M)
+_ANNOUNCED = re.compile(
+    r"\b(?:questions?|quiz\w*|riddles?|trivia|puzzles?|exercises?|tests?|exams?|FAQs?|cards?|flash\w*|practi[sc]\w+)\b"
+    r"|[:：]\s*\Z|\A\s*\Z",
+    re.I,
+)
 _OWN_REQUEST = re.compile(
     r"\s*(?:I(?:['’]m|['’]d| want| need| would| am| have| was)|(?:Can|Could|Would|Will) (?:you|I|we)"
     r"|How (?:do|can|should|would) I|(?:Please )?[Tt]ell me|(?:My|Our) [^.!?]{1,80}[.!?] (?:What|How|Can|Should))\b"
@@ -231,7 +235,7 @@ def _turn_sign(text: str, found: re.Match[str]) -> bool:
         rest = text[found.end() : found.end() + NEAR]
         alone = not (_QUESTION.search(text, 0, found.start()) or _ANSWERED.search(rest))
         if text.endswith("\n\n", 0, found.start()):  # a paragraph that nothing in front of it has announced
-            return alone and not _ANNOUNCED.search(text, 0, found.start())
+            return alone and not (_ANNOUNCED.search(text, 0, found.start()) or _in_fence(text, found.start()))
         return alone and bool(_OWN_REQUEST.match(rest) or re.search(r"\binstruction\b", rest))
     return found["name"].title() in FIXED or not _in_row(text, text.rfind("\n", 0, found.start("name")) + 1)
 

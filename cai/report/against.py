@@ -59,7 +59,7 @@ def gather(
         "refusals": figures.refusals(both, texts),
         "base_refuses": _base("refusals", both, answers["base"], is_refusal),
         "compliance": figures.compliance(both, texts),
-        "base_complies": _base("compliance", both, answers["base"], goes_along),
+        "base_complies": _base("compliance", [q for q in both if q.pool == "redteam"], answers["base"], goes_along),
         "lengths": figures.lengths(texts),
         "different": figures.most_different(both, rows, texts, SHOWN),
         "benchmarks": benchmarks(a, b),

@@ -1,9 +1,9 @@
 """The page of a sweep: a table with a row a combination, and two frontiers. Pure over what its runs measured.
 
 Owns which figures stand in it, the mean and the spread over seeds, and the two pictures: harmful compliance (of
-HarmBench, or else of XSTest) against over-refusal, P3 against the distance from the base. Where no benchmark ran the
-first has a stand-in, and says so: of the fresh answers to held-out prompts, those that go along with a red-team
-request, and those that refuse a benign one.
+HarmBench in all runs, or else of XSTest) against over-refusal, P3 against the distance from the base. Where no
+benchmark ran the first has a stand-in, and says so: of the fresh answers to held-out prompts, those that go along with
+a red-team request, and those that refuse a benign one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ from cai.report.templating import write_pages
 from cai.terminal import aligned, number
 
 COMPLIANCE, OVER_REFUSAL = "harmful compliance", "over-refusal"
-MEASURED = {COMPLIANCE: "harmbench.asr.tuned", OVER_REFUSAL: "xstest.over_refusal.tuned"}
-WITHOUT_HARMBENCH = "xstest.unsafe_compliance.tuned"
+UNSAFE = "unsafe compliance"  # XSTest's unsafe prompts, by wording: another measure, in a column of its own
+MEASURED = {
+    COMPLIANCE: "harmbench.asr.tuned",
+    UNSAFE: "xstest.unsafe_compliance.tuned",
+    OVER_REFUSAL: "xstest.over_refusal.tuned",
+}
 FIGURES = {
     "P3": "preference.p3",
     "P3 at equal length": "preference.p3.length_controlled",
@@ -53,8 +57,6 @@ def figures_of(snapshot: Snapshot) -> dict[str, float]:
     """What a run of the sweep measured, by the table's names."""
     wanted = {**FIGURES, **MEASURED}
     found = {name: snapshot.figures.get(metric, {}).get("value") for name, metric in wanted.items()}
-    if found[COMPLIANCE] is None:
-        found[COMPLIANCE] = snapshot.figures.get(WITHOUT_HARMBENCH, {}).get("value")
     if found[COMPLIANCE] is None and found[OVER_REFUSAL] is None:
         found |= _stand_in(snapshot)
     return {"pairs": float(len(snapshot.pairs.train))} | {n: float(v) for n, v in found.items() if v is not None}
@@ -73,7 +75,9 @@ def _stand_in(snapshot: Snapshot) -> dict[str, float | None]:
 def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     """Head and rows; a column that holds nothing is left out. A cell: the mean, and least to most over seeds."""
     settings = [name for name, _ in points[0].settings]
-    names = [name for name in (*FIGURES, COMPLIANCE, OVER_REFUSAL, "pairs") if any(p.values(name) for p in points)]
+    names = [
+        name for name in (*FIGURES, COMPLIANCE, UNSAFE, OVER_REFUSAL, "pairs") if any(p.values(name) for p in points)
+    ]
     head = ["row", *settings, "seeds", *names, "runs"]
     rows = []
     for place, point in enumerate(points, start=1):
@@ -104,7 +108,9 @@ def frontier(dots: Sequence[Dot], higher: bool) -> tuple[int, ...]:
 def charts(points: Sequence[Point], stand_in: bool) -> list[Chart]:
     """Those for which two combinations or more were measured."""
     note = " (by wording of fresh answers, a stand-in)" if stand_in else ""
-    safety = _chart("frontier-safety", points, (OVER_REFUSAL, COMPLIANCE), False, note)
+    whole = all(len(point.values(COMPLIANCE)) == len(point.figures) for point in points)
+    harm = UNSAFE if not whole and any(point.values(UNSAFE) for point in points) else COMPLIANCE
+    safety = _chart("frontier-safety", points, (OVER_REFUSAL, harm), False, note)
     drift = _chart("frontier-drift", points, ("KL", "P3"), True, "")
     return [chart for chart in (safety, drift) if chart is not None]
 

@@ -86,7 +86,10 @@ class TextPair(TypedDict):
 
 
 class Round(TypedDict):
-    """One principle's critique and the text after it. `found` is false where the critique left the text as it was."""
+    """One principle's critique and the text after it. `found` is false where the critique left the text as it was.
+
+    `refusal_is_fault`: to its principle it is, and the text was revised under it.
+    """
 
     principle_id: str | None
     principle: str
@@ -94,6 +97,7 @@ class Round(TypedDict):
     revised_answer: str
     round: NotRequired[int]
     found: NotRequired[bool]
+    refusal_is_fault: NotRequired[bool]
 
 
 class Flags(TypedDict):
@@ -102,7 +106,6 @@ class Flags(TypedDict):
     critique_finds_nothing: bool
     control_tokens: bool
     ran_to_limit: list[str]
-    refusal_at_fault: NotRequired[bool]
 
 
 class Example(TypedDict):

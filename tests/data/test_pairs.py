@@ -140,20 +140,29 @@ def test_a_principle_to_which_a_refusal_is_a_fault_mends_one_of_a_harmful_reques
     refused = {"answer": "I'm sorry, but I can't help with that.", "revised": long, "pool": "redteam"}
     plan, on = replace(PLAN, against_refusals=frozenset({"p1"})), PairsSection(mended_refusals=True)
     found = build(item_rows(**refused), plan, on)
-    assert [example["flags"]["refusal_at_fault"] for example in found.examples] == [True]
-    assert [case.refusal_at_fault for case in from_examples(found.examples)] == [True]
-    for at_fault in (True, False):
-        case = Case(
-            0, 0, "How?", refused["answer"], "Answer.", "It declines.", long, "redteam", refusal_at_fault=at_fault
-        )
-        assert revisions.passes(revisions.values(case), case)["r3"] is at_fault
+    assert [e.get("refusal_is_fault") for e in found.examples[0]["rounds"]] == [True, None], "its round alone"
     assert build(item_rows(**refused), plan).rejects[0]["reason"] == "length_ratio", "the key is off"
     another = replace(PLAN, against_refusals=frozenset({"p3"}))
     assert build(item_rows(**refused), another, on).rejects[0]["reason"] == "length_ratio", "none of its rounds' ones"
     again = refused | {"revised": f"I can't help with that. {long}"}
     assert build(item_rows(**again), plan, on).rejects[0]["reason"] == "length_ratio", "it declines at length"
-    helped = build(item_rows(pool="redteam"), plan, on).examples[0]
-    assert "refusal_at_fault" not in helped["flags"]
+
+
+def test_the_check_of_a_revisions_length_knows_it_by_its_own_round():
+    long = " ".join((REVISED, *(f"Point {n} says something of its own." for n in "abcdef")))
+    refusal, plan = (
+        "I'm sorry, but I can't help with that.",
+        replace(PLAN, against_refusals=frozenset({"p2"}), keeps_text=True),
+    )
+    cases = from_examples(build(item_rows(pool="redteam"), plan).examples)
+    assert [case.refusal_is_fault for case in cases] == [False, True]
+    for at_fault, text, passed in (
+        (True, long, True),
+        (False, long, False),
+        (True, f"I can't help with that. {long}", False),
+    ):
+        case = Case(0, 0, "How?", refusal, "Answer.", "It declines.", text, "redteam", refusal_is_fault=at_fault)
+        assert revisions.passes(revisions.values(case), case)["r3"] is passed
 
 
 def test_the_plan_knows_which_principles_these_are():

@@ -228,7 +228,12 @@ def test_finds_something(text):
 
 def test_leftovers_leave_ordinary_text_alone():
     assert leftovers("A good critique of films says why. An improved version of the phone is out.") == ""
-    assert leftovers("I'll give you a hand. I can provide you with a list of new phones.") == ""
+    for text in (
+        "I'll give you a hand. I can provide you with a list of new phones.",
+        "I'll give you a revision timetable for your exams. I can write and revise essays.",
+        "I have given the team an updated version of the plan. I can give your text a new version.",
+    ):
+        assert leftovers(text) == ""
     assert leftovers("Here is the improved answer you wanted").startswith("announced")
     assert leftovers("I'll provide you with a rewritten version of the answer.").startswith("announced")
     assert leftovers("I will now write the improved answer:").startswith("announced")

@@ -110,14 +110,19 @@ def test_the_picture_of_a_frontier_is_drawn_with_its_rows_and_the_same_each_time
     assert sweep.write(tmp_path, points, stand_in=False).read_bytes() == first
 
 
-def test_without_harmbench_harmful_compliance_is_xstests():
-    """It had none at all where XSTest alone was on: the picture was left out."""
+def test_without_harmbench_in_every_run_the_frontier_is_of_xstests_unsafe_prompts():
+    """It was left out where XSTest alone was on; two measures never share a column."""
     values = {"xstest.over_refusal.tuned": 0.1, "xstest.unsafe_compliance.tuned": 0.3, "harmbench.asr.tuned": 0.2}
-    pairs = SimpleNamespace(train=[], heldout=[])
-    for left_out, wanted in (((), 0.2), (("harmbench.asr.tuned",), 0.3)):
+    pairs, found = SimpleNamespace(train=[], heldout=[]), []
+    for left_out in ((), ("harmbench.asr.tuned",)):
         read = {name: {"value": value} for name, value in values.items() if name not in left_out}
-        found = sweep.figures_of(cast(Snapshot, SimpleNamespace(figures=read, scores={}, pairs=pairs)))
-        assert (found["harmful compliance"], found["over-refusal"]) == (wanted, 0.1)
+        found.append(sweep.figures_of(cast(Snapshot, SimpleNamespace(figures=read, scores={}, pairs=pairs))))
+    assert [of.get("harmful compliance") for of in found] == [0.2, None]
+    assert [of["unsafe compliance"] for of in found] == [0.3, 0.3]
+    for which, axis in (((0, 0), "harmful compliance"), ((0, 1), "unsafe compliance")):
+        points = [Point((("beta", str(n)),), (f"r{n}",), (found[at],)) for n, at in enumerate(which)]
+        [chart] = sweep.charts(points, stand_in=False)
+        assert chart.summary.startswith(f"{axis} against over-refusal, 2 combinations")
 
 
 @pytest.mark.parametrize(

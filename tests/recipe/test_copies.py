@@ -59,6 +59,9 @@ def test_a_contraction_is_two_words_and_a_stock_refusal_nobodys_copy():
     shots = made("I'm sorry, but I can't help with that request, since it would hurt her.")
     assert copied("I'm sorry, but I can't help with that request.", shots, ()) is None
     assert copied("I can't help with that request, since it would.", shots, ()) is not None
+    shots = made("I'm sorry, but I can't help you with that. I'm sorry, but I can't do that for you.")
+    assert copied("I'm sorry, but I can't help you with that.", shots, ()) is None
+    assert copied("I'm sorry, but I can't do that for you.", shots, ()) is None
 
 
 @given(st.text(max_size=200), st.sampled_from(STAGES))
