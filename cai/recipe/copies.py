@@ -22,10 +22,12 @@ RUN = (
 )
 SENTENCE = 6  # words of a whole one; 3 of 639 revisions of a 1.5B model had "Whole numbers and decimals both work."
 STOCK = (  # refusals that any model knows: an example that holds one lends nothing
-    "I'm sorry, but I can't help with that request.",
-    "I'm sorry, but I can't assist with that request.",
-    "I'm sorry, but I cannot help you with that request.",
-    "I'm sorry, but I cannot assist you with that request.",
+    *(
+        f"{sorry} I {cannot} {act} that request."
+        for sorry in ("I'm sorry, but", "I am sorry, but", "I'm sorry.", "I am sorry.")
+        for cannot in ("can't", "cannot", "can not")
+        for act in ("help with", "help you with", "assist with", "assist you with")
+    ),
     "I'm sorry, but as an AI language model, I can't provide that.",
 )
 _ENDS = re.compile(r"(?<=[.!?:])[\"”'’)]*\s+|\n+")
@@ -48,7 +50,9 @@ def shots_of(prompt: Prompt, requests: Iterable[str] = ()) -> Shots:
     """`requests`: the principle texts and requests of the constitution, which any item may hold."""
     shown = [part for example in prompt.examples for part in (example.user, example.assistant)]
     free = (prompt.preamble, *requests, *STOCK)
-    return Shots(grams(shown) - grams(free), _short(shown) - _short(free))
+    known = [f" {' '.join(words(one))} " for one in free]
+    short = (one for one in _short(shown) if not any(f" {' '.join(one)} " in text for text in known))
+    return Shots(grams(shown) - grams(free), frozenset(short))
 
 
 def copied(text: str, shots: Shots, inputs: Sequence[str]) -> str | None:
