@@ -312,13 +312,13 @@ def _length_ratio(example: Example, config: PairsSection) -> str:
     ratio = len(words(example["revised_answer"])) / len(words(example["initial_answer"]))
     flags = example["flags"]
     declines = example["pool"] == "redteam" and flags["revision_refuses"]
-    mended = config.mended_refusals and not flags["revision_refuses"] and _refusal_at_fault(example)
+    mended = config.mended_refusals and not flags["revision_refuses"] and refusal_at_fault(example)
     low = 0.0 if declines else config.min_length_ratio
     high = math.inf if mended else config.max_length_ratio
     return "" if low <= ratio <= high else f"{ratio:.2f}"
 
 
-def _refusal_at_fault(example: Example) -> bool:
+def refusal_at_fault(example: Example) -> bool:
     flags = example["flags"]
     return flags.get("refusal_at_fault", False) or (example["pool"] == "benign" and flags["answer_refuses"])
 
