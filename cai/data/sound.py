@@ -86,7 +86,7 @@ def _bettered(example: Example) -> bool:
 
 
 def _whole(example: Example) -> bool:
-    """It ended by itself, says nothing twice, holds nothing of its prompt and declines nothing where that is a fault."""
+    """It ended by itself, says nothing twice, holds nothing of its prompt; no refusal where that is a fault."""
     return (
         not refusal_at_fault(example)
         and "answers" not in example["flags"]["ran_to_limit"]
