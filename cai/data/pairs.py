@@ -312,18 +312,16 @@ def _length_ratio(example: Example, config: PairsSection) -> str:
     ratio = len(words(example["revised_answer"])) / len(words(example["initial_answer"]))
     flags = example["flags"]
     declines = example["pool"] == "redteam" and flags["revision_refuses"]
-    at_fault = any(entry.get("refusal_is_fault") for entry in example["rounds"])
-    mended = config.mended_refusals and mends(
-        example["pool"], at_fault, refused=flags["answer_refuses"], refuses=flags["revision_refuses"]
-    )
+    mended = config.mended_refusals and refusal_at_fault(example) and not flags["revision_refuses"]
     low = 0.0 if declines else config.min_length_ratio
     high = math.inf if mended else config.max_length_ratio
     return "" if low <= ratio <= high else f"{ratio:.2f}"
 
 
-def mends(pool: str, at_fault: bool, *, refused: bool, refuses: bool) -> bool:
-    """Help in place of a refusal that was a fault: of a benign request, or under a principle that says so."""
-    return refused and not refuses and (pool == "benign" or at_fault)
+def refusal_at_fault(example: Example) -> bool:
+    """The answer refuses a benign request, or any that was revised under a principle to which that is a fault."""
+    named = any(entry.get("refusal_is_fault", False) for entry in example["rounds"])
+    return example["flags"]["answer_refuses"] and (named or example["pool"] == "benign")
 
 
 def _repeats_itself(example: Example, config: PairsSection) -> str:

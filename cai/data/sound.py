@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from cai.data import own_answers
 from cai.data.contamination import request_sha
-from cai.data.pairs import REPEATED, PairSet
+from cai.data.pairs import REPEATED, PairSet, refusal_at_fault
 from cai.metrics.text import repetition
 from cai.metrics.wordings import leftovers
 from cai.recipe.load import Recipe
@@ -86,10 +86,12 @@ def _bettered(example: Example) -> bool:
 
 
 def _whole(example: Example) -> bool:
-    """It ended by itself, says nothing twice, holds nothing of its prompt and does not decline a benign request."""
-    flags = example["flags"]
-    declines = example["pool"] == "benign" and flags["answer_refuses"]
-    return not declines and "answers" not in flags["ran_to_limit"] and _is_whole(example["initial_answer"])
+    """It ended by itself, says nothing twice, holds nothing of its prompt; no refusal where that is a fault."""
+    return (
+        not refusal_at_fault(example)
+        and "answers" not in example["flags"]["ran_to_limit"]
+        and _is_whole(example["initial_answer"])
+    )
 
 
 def _is_whole(answer: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from cai.evaluate import preference
 from cai.evaluate.head_to_head import Question
 from cai.metrics.figure import Figure, Outcome, Scored, Unscored, finite_rows, mean, rate, unmeasured
-from cai.metrics.objections import goes_along
+from cai.metrics.objections import goes_along, objects
 from cai.metrics.stats import bootstrap_mean, mcnemar_exact
 from cai.metrics.text import words
 from cai.metrics.wordings import is_refusal
@@ -177,7 +177,7 @@ def most_different(questions: Sequence[Question], rows: Sequence[Row], texts: Te
 
 
 def _declines(text: str, pool: str) -> bool:
-    return not goes_along(text) if pool == "redteam" else is_refusal(text)
+    return is_refusal(text) or (pool == "redteam" and objects(text))
 
 
 def _distance(row: Row) -> tuple[bool, float, int]:

@@ -85,14 +85,15 @@ _LEFTOVERS = {
         r"\b(?:here(?:['’]s| is| are)|below is|this is) (?:(?:a|an|the|my|your) )?(?:\w+ ){0,3}?"
         r"(?:(?:revis|rewrit|re-writ|reword|rephras)\w*|(?:new|improved|updated|corrected|edited) "
         r"(?:answer|response|version|reply|text|sentence))\b"
-        r"|\bi(?:['’]ll| will)(?: now)? (?:provide|give|write|offer)(?: you)?(?: with)? (?:(?:a|an|the|my|your) )?"
-        r"(?:revised|rewritten|reworded|rephrased|improved|corrected) (?:answer|response|version|reply)\b"
+        r"|\bi(?:['’]ll| will)(?: now)? (?:provide|give|write|offer) (?:\w+,? ){0,6}?"
+        r"(?:(?:re-?writ|re(?:vis|word|phras))\w*|new|improved|updated|corrected|edited) (?:answer|response"
+        r"|(?:version|text)(?=\W*(?:\n|\Z)|[:.]| of (?:the|my|this|that) (?:\w+ )?(?:answer|response)))\b"
         r"|\bi(?:['’]ve| have) (?:revised|rewritten|reworded|rephrased)\b",
         re.I,
     ),
     "label": re.compile(
-        r"(?:^|\n)[#*_>\s]*(?:(?:the )?(?:revised|rewritten|new|improved|corrected|updated|original|initial|old|final) "
-        r"(?:answer|response|version|text|instruction|revision|rewrite|draft|critique)(?: is)?"
+        r"(?:^|\n)(?:[#*_>]|[^\S\n])*+(?:(?:the )?(?:revised|rewritten|new|improved|corrected|updated|original|initial"
+        r"|old|final) (?:answer|response|version|text|instruction|revision|rewrite|draft|critique)(?: is)?"
         r"|(?:revision|critique)(?: request)?|review request|instruction|rewrite)[*_]*\s*(?::|\n|\Z)"
         r"|(?:^|\n)[ \t]*##[^\n]{0,30}\b(?:new|revised|rewritten|final|original|initial) (?:answer|response)\b",
         re.I,
@@ -100,14 +101,14 @@ _LEFTOVERS = {
     "a critique's word": re.compile(r"^\W*no (?:issue|flaw)s?(?: (?:found|here|to fix))?\s*[:.\n]", re.I),
     "about the task": re.compile(
         r"\b(?:revised|rewritten|re-written) (?:answer|response)\b|\b(?:original|initial|previous|old) answer\b"
-        r"|\bthe original text\b|(?:^|\n)\W*(?:this answer|the instruction|the question) is (?:not |also )?(?:\w+ly )?"
-        r"(?:in)?(?:correct|wrong|missing|complete)\b|^\W*the answer is [\"“]"
-        r"|(?:^|\n)\W*rewrite (?:the|this|your|another)\b"
+        r"|\bthe original text\b|(?:^|\n)[^\w\n]*+(?:this answer|the instruction|the question) is (?:not |also )?"
+        r"(?:\w+ly )?(?:in)?(?:correct|wrong|missing|complete)\b|^\W*the answer is [\"“]"
+        r"|(?:^|\n)[^\w\n]*+rewrite (?:the|this|your|another)\b"
         r"|\bthe answer (?:says|states|claims|mentions|is wrong|should (?:say|have)|does not (?:say|mention|address))\b"
         r"|\b(?:the|this|that|your|my|above) critique\b|\b(?:critique|revision|review) request\b",
         re.I,
     ),
-    "role tag": re.compile(r"(?:^|\n)\s*(?:human|user|assistant)\s*:", re.I),
+    "role tag": re.compile(r"(?:^|\n)[^\S\n]*+(?:human|user|assistant)\s*:", re.I),
     "control token": CONTROL_TOKEN,
 }
 

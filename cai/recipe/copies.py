@@ -22,11 +22,16 @@ RUN = (
     8  # words in a row ("won't" is two); shorter runs are idioms, and one wording of a fact ("Paris is the capital of")
 )
 SENTENCE = 6  # words of a whole one; 3 of 639 revisions of a 1.5B model had "Whole numbers and decimals both work."
+_SORRY = ("I'm sorry, but", "I am sorry, but", "I'm sorry.", "I am sorry.")
 _DECLINES = product(
-    ("can't", "cannot"), ("help", "assist"), ("", " you"), ("that", "that request", "this", "your request")
+    _SORRY,
+    ("can't", "cannot", "can not"),
+    ("help", "assist"),
+    ("", " you"),
+    ("that", "that request", "this", "your request"),
 )
 STOCK = (  # refusals that any model knows: an example that holds one lends nothing
-    *(f"I'm sorry, but I {can} {help}{whom} with {what}." for can, help, whom, what in _DECLINES),
+    *(f"{sorry} I {can} {help}{whom} with {what}." for sorry, can, help, whom, what in _DECLINES),
     *(f"I'm sorry, but I {can} {do} that for you." for can, do in product(("can't", "cannot"), ("do", "provide"))),
     *(f"I'm sorry, but as an AI language model, I {can} provide that." for can in ("can't", "cannot")),
 )
@@ -50,7 +55,9 @@ def shots_of(prompt: Prompt, requests: Iterable[str] = ()) -> Shots:
     """`requests`: the principle texts and requests of the constitution, which any item may hold."""
     shown = [part for example in prompt.examples for part in (example.user, example.assistant)]
     free = (prompt.preamble, *requests, *STOCK)
-    return Shots(grams(shown) - grams(free), _short(shown) - _short(free))
+    known = [f" {' '.join(words(one))} " for one in free]
+    short = (one for one in _short(shown) if not any(f" {' '.join(one)} " in text for text in known))
+    return Shots(grams(shown) - grams(free), frozenset(short))
 
 
 def copied(text: str, shots: Shots, inputs: Sequence[str]) -> str | None:

@@ -35,6 +35,7 @@ ABOUT = ("author", "version", "license", "date", "url", "comment", "notes", "sys
 CONTAINERS = ("principles", "constitution", "constitutions")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LONGEST_SLUG = 48
+CELLS: Mapping[str, type] = {"refusal_is_fault": bool, "priority": int, "pools": list}  # of a table, which has but text
 LONGEST_TEXT = 10_000  # characters of a principle or a request: beside the examples it has to fit into a prompt
 SMALL_WORDS = frozenset(
     "a an and any are as be by for from in is it its of on or please s that the this to was with".split()
@@ -142,11 +143,7 @@ def _table(text: str, path: str | Path) -> list[Any] | None:
         for name in (name for key in KEYS[1:] for name in NAMES[key]):
             if delimited.headed(text, name):
                 table = delimited.parse(text, name)
-                return (
-                    [{k: v for k, v in entry.value.items() if k and v.strip()} for entry in table.rows]
-                    if table
-                    else None
-                )
+                return None if table is None else [delimited.typed(entry.value, CELLS) for entry in table.rows]
         delimited.parse(text)
     except Broken as broken:
         why = broken.why.split(": ")[0].split(" in which ")[0]

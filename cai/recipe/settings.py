@@ -158,8 +158,9 @@ class PairsSection(Section):
     margin that so many of the revisions pass that are known to be no better; 0: both orders must prefer it. `kind`:
     "sampled" pairs are two answers to one instruction, ordered by the model's own judgement; "both" makes either kind
     of each instruction. `reject_unrepaired`: a revision that is much as before and leaves all that its critique quotes
-    is refused, and drawn again. `mended_refusals`: `max_length_ratio` says nothing of help with a benign request that the
-    answer refused, or with any under a principle with `refusal_is_fault`. `max_added_repetition`: by how much the share of 8-word sequences that stand twice may grow.
+    is refused, and drawn again. `mended_refusals`: `max_length_ratio` says nothing of help where a benign request was
+    refused, or any under a principle with `refusal_is_fault`. `max_added_repetition`: by how much the share of 8-word
+    sequences that stand twice may grow.
     """
 
     file: str = ""

@@ -44,6 +44,7 @@ class Point:
     runs: tuple[str, ...]
     figures: tuple[Mapping[str, float], ...]
     failed: tuple[str, ...] = ()
+    stand_in: bool = False  # some run had neither HarmBench nor XSTest
 
     def values(self, name: str) -> list[float]:
         return [of[name] for of in self.figures if name in of]
@@ -55,11 +56,22 @@ class Point:
 
 def figures_of(snapshot: Snapshot) -> dict[str, float]:
     """What a run of the sweep measured, by the table's names."""
-    wanted = {**FIGURES, **MEASURED}
-    found = {name: snapshot.figures.get(metric, {}).get("value") for name, metric in wanted.items()}
-    if found[COMPLIANCE] is None and found[OVER_REFUSAL] is None:
-        found |= _stand_in(snapshot)
+    found = {name: _value(snapshot, metric) for name, metric in FIGURES.items()}
+    found |= _stand_in(snapshot) if stands_in(snapshot) else _benchmarked(snapshot)
     return {"pairs": float(len(snapshot.pairs.train))} | {n: float(v) for n, v in found.items() if v is not None}
+
+
+def stands_in(snapshot: Snapshot) -> bool:
+    """Whether the wording of fresh answers is all that there is: neither HarmBench nor XSTest measured anything."""
+    return all(value is None for value in _benchmarked(snapshot).values())
+
+
+def _benchmarked(snapshot: Snapshot) -> dict[str, float | None]:
+    return {name: _value(snapshot, metric) for name, metric in MEASURED.items()}
+
+
+def _value(snapshot: Snapshot, metric: str) -> float | None:
+    return snapshot.figures.get(metric, {}).get("value")
 
 
 def _stand_in(snapshot: Snapshot) -> dict[str, float | None]:
@@ -133,11 +145,12 @@ def _chart(name: str, points: Sequence[Point], axes: tuple[str, str], higher: bo
     return Chart(name, f"{axes[1]} against {axes[0]}", summary, drawn)
 
 
-def write(folder: Path, points: Sequence[Point], stand_in: bool) -> Path:
+def write(folder: Path, points: Sequence[Point]) -> Path:
     """sweep.html, sweep.md, sweep.json and the pictures; equal points give equal bytes."""
     head, rows = table(points)
-    drawn = charts(points, stand_in)
-    content = {"head": head, "rows": rows, "charts": drawn, "stand_in": stand_in, "picture": inline}
+    stand_in = {COMPLIANCE, OVER_REFUSAL} & {*head} and any(point.stand_in for point in points)
+    drawn = charts(points, bool(stand_in))
+    content = {"head": head, "rows": rows, "charts": drawn, "stand_in": bool(stand_in), "picture": inline}
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     data = [
         {"settings": dict(p.settings), "runs": p.runs, "figures": [dict(of) for of in p.figures], "failed": p.failed}

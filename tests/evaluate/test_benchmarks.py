@@ -633,6 +633,8 @@ def test_all_three_on_a_run_with_an_adapter(
     drop = content["harmbench.asr_drop"]
     assert drop["n"] == 3 and drop["judge"].startswith("STAND-IN") and drop["facts"]["stand_in"]
     assert drop["facts"]["checksum"] == "unchecked" and len(drop["facts"]["judge_prompt_sha256"]) == 64
+    assert [content[f"xstest.unsafe_compliance.{arm}"]["n"] for arm in ("base", "tuned")] == [1, 1]
+    assert not [name for name in content if "unsafe_compliance" in name and not name.startswith("xstest.")]
     assert content["xstest.over_refusal_rise"]["n"] == 3 and content["mtbench.delta"]["n"] == 3
     assert "p_holm" in content["mtbench.delta"]["facts"] and "harmbench.empty.tuned" in content
     rows = [row for row in read_jsonl(run / "eval/benchmarks/mtbench.jsonl") if row["arm"] != "fingerprint"]

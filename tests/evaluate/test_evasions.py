@@ -58,7 +58,8 @@ def test_only_red_team_requests_are_gone_along_with() -> None:
         (0.5, 2),
         (0.0, 2),
     ]
-    assert measure.fresh_figures(rows[2:], wanted)["fresh.tuned.goes_along"].value is None
+    without = measure.fresh_figures(rows[2:], wanted)["fresh.tuned.goes_along"]
+    assert (without.value, without.note) == (None, "no fresh answer to a red-team request")
 
 
 @pytest.mark.parametrize(

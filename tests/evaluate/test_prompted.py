@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 from support.runs import read_jsonl
 
@@ -35,7 +36,10 @@ def test_every_arm_answers_the_held_out_prompts_and_is_compared_with_the_tuned_m
         for row in judged:  # the tuned model's own fresh answer against this arm's
             assert row["tuned"] == fresh[row["item"]]["tuned"][:400] and row["base"] == texts[row["item"]][:400]
     figures = (measured_run / "eval" / "measured.json").read_text()
+    recorded = orjson.loads(figures)["figures"]
+    redteam = {row["item"] for row in read_jsonl(measured_run / "records.jsonl") if row.get("pool") == "redteam"}
     for arm in ARMS:
+        assert recorded[f"fresh.{arm}.goes_along"]["n"] == len(redteam & fresh.keys()) > 0
         assert f'"preference.over.{arm}.length_controlled"' in figures and f'"fresh.{arm}.stops"' in figures
 
 

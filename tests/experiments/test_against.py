@@ -23,6 +23,7 @@ from cai.evaluate.judge import Judge
 from cai.models.fake import FakeEngine
 from cai.recipe.constitution import Constitution, Principle
 from cai.recipe.load import Recipe
+from cai.report import against
 from cai.run.manifest import read_manifest
 
 SMALL = (
@@ -117,7 +118,13 @@ def test_both_runs_share_instructions_and_answers_and_the_better_answers_win(pro
     assert whose == {"A", "B"} and len(content["principles"]) == 24
     assert all(row["wins"]["n"] == 4 for row in content["principles"])
     assert len(content["different"]) == 4 and content["lengths"]["difference"] == 4.0
+    (complies,) = content["compliance"]
+    assert [complies[arm]["value"] for arm in ("theirs", "ours")] == [1.0, 1.0] and complies["pool"] == "redteam"
+    assert content["base_complies"]["redteam"]["value"] == 1.0, "no text of the fake refuses or objects"
+    told = next(line for line in against.lines(content) if "goes along, redteam" in line)
+    assert told.count("100%") >= 3 and "Goes along" in pages(a, b)["md"].decode()
     html = pages(a, b)["html"].decode()
+    assert "A goes along" in html
     assert "<ins>" in html and "mended" in html and "does-the-task (B)" in html
 
 
@@ -240,6 +247,8 @@ def test_of_a_harmful_request_an_objection_is_no_compliance() -> None:
         (0, {"theirs": True, "ours": False}),
         (1, {"theirs": False, "ours": False}),
     ]
+    (silent,) = head_to_head_figures.most_different(questions[:1], rows, Texts({0: ""}, {0: objects}))
+    assert silent["declines"] == {"theirs": True, "ours": False}, "who says nothing does not decline"
 
 
 def test_the_time_that_the_first_run_took_is_not_counted_as_the_forks() -> None:

@@ -103,11 +103,11 @@ def test_a_cell_is_the_mean_with_least_and_most_over_seeds_and_a_failure_is_name
 def test_the_picture_of_a_frontier_is_drawn_with_its_rows_and_the_same_each_time(tmp_path):
     both = [({"P3": 0.5, "KL": 0.01},), ({"P3": 0.6, "KL": 0.02},)]
     points = [Point((("rounds", str(n)),), (f"r{n}",), of) for n, of in enumerate(both)]
-    page = sweep.write(tmp_path, points, stand_in=False)
+    page = sweep.write(tmp_path, points)
     first = page.read_bytes()
     assert b"<svg" in first and b"KL" in first
     assert (tmp_path / "plots" / "frontier-drift.svg").is_file()
-    assert sweep.write(tmp_path, points, stand_in=False).read_bytes() == first
+    assert sweep.write(tmp_path, points).read_bytes() == first
 
 
 def test_without_harmbench_in_every_run_the_frontier_is_of_xstests_unsafe_prompts():
@@ -139,6 +139,37 @@ def test_without_benchmarks_refusals_in_fresh_answers_stand_in(tuned, compliance
     read = SimpleNamespace(figures={}, scores=scores, pairs=SimpleNamespace(train=[], heldout=heldout))
     found = sweep.figures_of(cast(Snapshot, read))
     assert (found["harmful compliance"], found["over-refusal"]) == (compliance, over)
+
+
+@pytest.mark.parametrize(
+    ("figures", "stands_in"),
+    [
+        ({}, True),
+        ({"mtbench.score.tuned": {"value": 5.0}}, True),
+        ({"xstest.over_refusal.tuned": {"value": None}}, True),
+        ({"xstest.over_refusal.tuned": {"value": 0.1}}, False),
+        ({"harmbench.asr.tuned": {"value": 0.0}}, False),
+    ],
+)
+def test_a_stand_in_is_what_stands_in_not_what_ran(tmp_path, figures, stands_in):
+    """MT-Bench alone hid that the figures are a stand-in; a combination that failed said it of measured ones."""
+    heldout = [{"item": 1, "pool": "redteam"}, {"item": 2, "pool": "benign"}]
+    scores = {("preference.fresh", item): {"tuned": "Sure, here is how."} for item in (1, 2)}
+    read = cast(
+        Snapshot, SimpleNamespace(figures=figures, scores=scores, pairs=SimpleNamespace(train=[], heldout=heldout))
+    )
+    assert sweep.stands_in(read) is stands_in
+    measured = Point((("dpo.beta", "0.1"),), ("a",), (sweep.figures_of(read),), stand_in=sweep.stands_in(read))
+    failed = Point((("dpo.beta", "9"),), ("b",), (), ("not finite",))
+    sweep.write(tmp_path, [measured, failed])
+    assert [b"stand-in" in path.read_bytes() for path in sorted(tmp_path.glob("sweep.[hm]*"))] == [stands_in] * 2
+    drawn = [Point((("rounds", str(n)),), ("a",), measured.figures, (), measured.stand_in) for n in (1, 2)]
+    assert (
+        b"stand-in"
+        not in sweep.write(
+            tmp_path, [Point(p.settings, p.runs, ({"P3": 0.5, "KL": 0.1},), (), True) for p in drawn]
+        ).read_bytes()
+    )
 
 
 def test_a_sweep_of_more_runs_than_anybody_wants_is_refused_before_they_are_listed():

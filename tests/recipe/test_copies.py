@@ -64,6 +64,43 @@ def test_a_contraction_is_two_words_and_a_stock_refusal_nobodys_copy():
     assert copied("I'm sorry, but I can't do that for you.", shots, ()) is None
 
 
+@pytest.mark.parametrize("said", ["I can't help with that request.", "I can't assist you with that request."])
+def test_a_stock_refusal_of_two_sentences_is_nobodys_copy(said):
+    """The second, six words and an end, was "a whole sentence of an example": each decline would have been refused."""
+    shots = made(f"I'm sorry. {said} It would hurt her.")
+    assert copied(f"I am so sorry. {said} Ask a friend.", shots, ()) is None
+    longer = said.replace("I can't", "I'm sorry, but I can't")
+    assert copied(longer, made(f"{longer} It would hurt her."), ()) is None
+
+
+def test_a_short_sentence_within_a_longer_one_of_the_preamble_is_nobodys_copy():
+    shots = made("Whole numbers and decimals both work.", "Say that whole numbers and decimals both work.")
+    assert copied("Whole numbers and decimals both work.", shots, ()) is None
+    assert (
+        copied("Whole numbers and decimals both work.", made("Whole numbers and decimals both work."), ()) is not None
+    )
+
+
+@given(
+    st.lists(
+        st.sampled_from(["it", "won't", "rock'n'roll", "l\u2019\u00e9t\u00e9", "dogs'", "'tis", "\u732b", "o'", "\n"]),
+        max_size=24,
+    )
+)
+def test_a_copy_holds_eight_parts_in_a_row_of_an_example(run):
+    """Apostrophes at the ends of words, several in one, other scripts: what is found is in the text and the example."""
+    example = "'Tis the rock'n'roll of l'été, dogs' bowls won't o' nights: it won't, it won't, 猫 won't rock'n'roll it."
+    found = copied(" ".join(run), made(example), ())
+    if found is not None:
+        parts = re.split(r"[ ']", found)
+        shown = [part for word in words(example) for part in word.split("'")]
+        assert len(parts) >= RUN
+        assert all(
+            parts[at : at + RUN] in [shown[n : n + RUN] for n in range(len(shown))]
+            for at in range(len(parts) - RUN + 1)
+        )
+
+
 @given(st.text(max_size=200), st.sampled_from(STAGES))
 def test_what_is_found_stands_in_the_text_and_an_input_that_holds_the_text_excuses_it(text, name):
     part = PROMPTS[name].examples[0].assistant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -277,3 +278,26 @@ def test_braces_that_nothing_would_fill_in_may_stand() -> None:
     text = '- Code such as {"a": 1} must be valid.\n- A price such as $5 or 10% must be right.\n'
     text += "- Tags such as <b> are closed.\n"
     assert len(load_constitution("mine", text.encode()).principles) == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "at_fault"), [("true", True), ("TRUE ", True), ("yes", True), ("false", False), ("", False)]
+)
+def test_a_table_says_what_a_list_says_of_a_principle(said: str, at_fault: bool) -> None:
+    """Each cell is text: "true" was refused with "write true or false", and 2 with "write a whole number"."""
+    text = f"id,principle,pools,priority,refusal_is_fault\nkind,{KIND},benign;redteam,2,{said}\n"
+    one = load_constitution("mine", text.encode()).principles[0]
+    assert (one.refusal_is_fault, one.pools, one.priority) == (at_fault, ("benign", "redteam"), 2)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "fault"),
+    [
+        ("refusal_is_fault", "maybe", "refusal_is_fault: 'maybe' found; write true or false"),
+        ("priority", "high", "priority: str found; write a whole number"),
+        ("pools", "evil", 'pools: write a list of "benign" and "redteam"'),
+    ],
+)
+def test_a_cell_of_another_kind_is_named(column: str, cell: str, fault: str) -> None:
+    with pytest.raises(CaiError, match=re.escape(fault)):
+        load_constitution("mine", f"id,principle,{column}\nkind,{KIND},{cell}\n".encode())

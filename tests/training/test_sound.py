@@ -71,6 +71,8 @@ def test_nothing_found_makes_no_red_team_answer_sound_unless_it_declines() -> No
     rows = [reject(1, "no_issue", pool="redteam"), reject(2, "no_issue", pool="redteam", flags=declines)]
     assert items(rows, "clean") == [2]
     assert items(rows, "all") == [1, 2]
+    at_fault = reject(3, "no_issue", pool="redteam", flags=declines | {"refusal_at_fault": True})
+    assert items([at_fault, *rows], "clean") == [2], "to a principle of its own that refusal is a fault"
 
 
 def test_few_pairs_leave_room_for_as_many_answers_as_the_run_wants_items() -> None:

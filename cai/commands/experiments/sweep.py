@@ -57,9 +57,7 @@ def command(args: argparse.Namespace, milestone: Milestone) -> int:
             failed[one] = str(error).splitlines()[0]
             say(printable(f"sweep: {failed[one]}"))
     points = _points(found, runs, failed)
-    shown = any({sweep.COMPLIANCE, sweep.OVER_REFUSAL} & of.keys() for point in points for of in point.figures)
-    stand_in = shown and not all((run / "eval" / "benchmarks.json").is_file() for run in runs.values())
-    page = sweep.write(runs_root(inputs.source, inputs.recipe) / f"sweep-{_name(base, found)}", points, stand_in)
+    page = sweep.write(runs_root(inputs.source, inputs.recipe) / f"sweep-{_name(base, found)}", points)
     for line in sweep.lines(points):
         say(printable(line))
     say(f"the table and the frontiers: {word(lines.near(page))}")
@@ -103,12 +101,14 @@ def _points(
     points = []
     for settings, members in groups.items():
         good = [one for one in members if one not in failed]
-        figures = tuple(sweep.figures_of(read_story(runs[one])) for one in good)
+        stories = [read_story(runs[one]) for one in good]
+        figures = tuple(map(sweep.figures_of, stories))
         names = tuple(runs[one].name for one in members)
         shown = tuple(
             (KEYS[name], f"{value:g}" if isinstance(value, float) else str(value)) for name, value in settings
         )
-        points.append(sweep.Point(shown, names, figures, tuple(failed[one] for one in members if one in failed)))
+        why = tuple(failed[one] for one in members if one in failed)
+        points.append(sweep.Point(shown, names, figures, why, any(map(sweep.stands_in, stories))))
     return points
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from cai.recipe.intake.entries import CONTEXT, CONVERSATION, PAIR, REQUEST, normal
 from cai.recipe.intake.jsontext import Broken, Entry
 from cai.recipe.intake.plain import BULLET, LINE_END, TERMINATED
+from cai.store.jsonl import Row
 from cai.store.reading import MOST_BYTES
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -31,6 +32,7 @@ OTHER = re.compile(r"\w+([^\w\s\"'.,;|-])\1?\w+(?:\1{1,2}\w+)*|\w+ ([&^~:]) \w+(
 LONGEST_HEADER = 20_000  # characters: a longer first line is no header
 LINES_ABOVE = 10  # a header is looked for below as many lines
 SAMPLE_ROWS = 200
+TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # as in YAML
 KNOWN = frozenset((*REQUEST, *CONTEXT, *CONVERSATION, *PAIR))
 
 
@@ -71,6 +73,20 @@ def headed(text: str, key: str) -> bool:
     first = next((line for line in LINE_END.split(text, 50) if line.strip() and not line.lstrip().startswith("#")), "")
     rows = [next(csv.reader([first[:LONGEST_HEADER]], delimiter=delimiter), []) for delimiter in DELIMITERS]
     return any(len(cells) > 1 and key in map(normal, cells) for cells in rows)
+
+
+def typed(row: Mapping[str, str], kinds: Mapping[str, type]) -> Row:
+    """A row without its empty cells, those of `kinds` read as in YAML; a cell that is not of its kind stays text."""
+    cells: Row = {name: text for name, text in row.items() if name and text.strip()}
+    for name, text in cells.items():
+        kind, said = kinds.get(normal(name)), text.strip().lower()
+        if kind is bool and said in TRUTHS:
+            cells[name] = TRUTHS[said]
+        elif kind is int and re.fullmatch(r"[+-]?[0-9]{1,9}", said):
+            cells[name] = int(said)
+        elif kind is list:
+            cells[name] = re.findall(r"[^\s,;|]+", said)
+    return cells
 
 
 def _header(text: str, key: str, wanted: str) -> tuple[str, list[str]]:
