@@ -85,7 +85,7 @@ _LEFTOVERS = {
         r"\b(?:here(?:['’]s| is| are)|below is|this is) (?:(?:a|an|the|my|your) )?(?:\w+ ){0,3}?"
         r"(?:(?:revis|rewrit|re-writ|reword|rephras)\w*|(?:new|improved|updated|corrected|edited) "
         r"(?:answer|response|version|reply|text|sentence))\b"
-        r"|\bi(?:['’]ll| will)(?: now)? (?:provide|give|write|offer) (?:\w+,? ){0,6}?"
+        r"|\bi(?:['’]ll| will| can| have)(?: now)? (?:provide|give|writ|offer)\w* (?:\w+,? ){0,6}?"
         r"(?:(?:re-?writ|re(?:vis|word|phras))\w*|new|improved|updated|corrected|edited) (?:answer|response"
         r"|(?:version|text)(?=\W*(?:\n|\Z)|[:.]| of (?:the|my|this|that) (?:\w+ )?(?:answer|response)))\b"
         r"|\bi(?:['’]ve| have) (?:revised|rewritten|reworded|rephrased)\b",

@@ -231,7 +231,7 @@ def test_leftovers_leave_ordinary_text_alone():
     for text in (
         "I'll give you a hand. I can provide you with a list of new phones.",
         "I'll give you a revision timetable for your exams. I can write and revise essays.",
-        "I have given the team an updated version of the plan. I can give your text a new version.",
+        "I have given the team an updated version of the plan.",
     ):
         assert leftovers(text) == ""
     assert leftovers("Here is the improved answer you wanted").startswith("announced")
