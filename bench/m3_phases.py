@@ -8,7 +8,7 @@ the table: bench/m3_counts.py.
 
     python bench/m3_phases.py m3-phases.json --seconds 250                        (a GPU: measure, then the table)
     python bench/m3_phases.py m3-phases.json                                      (any machine: the table alone)
-    python bench/m3_phases.py m3-phases-fp8.json --seconds 250 --linears fp8      (data drawn in 8 bits; scores are exact)
+    python bench/m3_phases.py m3-phases-fp8.json --seconds 250 --linears fp8      (data drawn in 8 bits)
     python bench/m3_phases.py m3-phases.json --seconds 250 --small                (a CPU: every line, tiny shapes)
 
 What only a real run shows is not in it: what the weights write (how many tries a pair takes, how long texts are),
