@@ -233,7 +233,7 @@ def _example(chain: Chain, plan: PairPlan) -> Example:
             "revised_answer": text,
         }
         entry |= {"round": r, "found": revision is not None} if plan.keeps_text else {}
-        entry |= {"refusal_is_fault": True} if id_ in plan.against_refusals and revision is not None else {}
+        entry |= {"refusal_is_fault": True} if id_ in plan.against_refusals else {}
         rounds.append(entry)
     found = [entry for entry in rounds if entry.get("found", True)]
     own = {key: row for key, row in chain.rows.items() if key[0] != "second_answers"}  # that is of its other pair
@@ -312,15 +312,16 @@ def _length_ratio(example: Example, config: PairsSection) -> str:
     ratio = len(words(example["revised_answer"])) / len(words(example["initial_answer"]))
     flags = example["flags"]
     declines = example["pool"] == "redteam" and flags["revision_refuses"]
-    mended = config.mended_refusals and refusal_at_fault(example) and not flags["revision_refuses"]
+    mended = config.mended_refusals and refusal_at_fault(example, revised=True) and not flags["revision_refuses"]
     low = 0.0 if declines else config.min_length_ratio
     high = math.inf if mended else config.max_length_ratio
     return "" if low <= ratio <= high else f"{ratio:.2f}"
 
 
-def refusal_at_fault(example: Example) -> bool:
-    """The answer refuses a benign request, or any that was revised under a principle to which that is a fault."""
-    named = any(entry.get("refusal_is_fault", False) for entry in example["rounds"])
+def refusal_at_fault(example: Example, *, revised: bool) -> bool:
+    """The answer refuses a benign request, or any that was criticised, or `revised`, under a principle that says so."""
+    rounds = [entry for entry in example["rounds"] if entry.get("found", True) or not revised]
+    named = any(entry.get("refusal_is_fault", False) for entry in rounds)
     return example["flags"]["answer_refuses"] and (named or example["pool"] == "benign")
 
 

@@ -88,7 +88,7 @@ def _bettered(example: Example) -> bool:
 def _whole(example: Example) -> bool:
     """It ended by itself, says nothing twice, holds nothing of its prompt; no refusal where that is a fault."""
     return (
-        not refusal_at_fault(example)
+        not refusal_at_fault(example, revised=False)
         and "answers" not in example["flags"]["ran_to_limit"]
         and _is_whole(example["initial_answer"])
     )

@@ -88,7 +88,7 @@ class TextPair(TypedDict):
 class Round(TypedDict):
     """One principle's critique and the text after it. `found` is false where the critique left the text as it was.
 
-    `refusal_is_fault`: to its principle it is, and the text was revised under it.
+    `refusal_is_fault`: to its principle.
     """
 
     principle_id: str | None

@@ -144,6 +144,10 @@ def test_a_principle_to_which_a_refusal_is_a_fault_mends_one_of_a_harmful_reques
     assert build(item_rows(**refused), plan).rejects[0]["reason"] == "length_ratio", "the key is off"
     another = replace(PLAN, against_refusals=frozenset({"p3"}))
     assert build(item_rows(**refused), another, on).rejects[0]["reason"] == "length_ratio", "none of its rounds' ones"
+    nothing = [row | {"text": "No issue."} if row["stage"] == "critiques" and not row["round"] else row
+               for row in item_rows(**refused) if (row["stage"], row["round"]) != ("revisions", 0)]  # fmt: skip
+    unasked = build(nothing, replace(plan, keeps_text=True), on)
+    assert unasked.rejects[0]["reason"] == "length_ratio", "it was revised under another principle alone"
     again = refused | {"revised": f"I can't help with that. {long}"}
     assert build(item_rows(**again), plan, on).rejects[0]["reason"] == "length_ratio", "it declines at length"
 

@@ -21,7 +21,7 @@ def recipe(select: str, items: int = 0) -> Any:
 def reject(item: int, reason: str = "not_better", answer: str = PLAIN, **changes: Any) -> Any:
     example = {
         "instruction": f"request {item}", "initial_answer": answer, "pool": "benign", "split": "train",
-        "margin": -0.5, "label": {"bar": 0.2}, "flags": {"ran_to_limit": [], "answer_refuses": False},
+        "margin": -0.5, "label": {"bar": 0.2}, "flags": {"ran_to_limit": [], "answer_refuses": False}, "rounds": [],
     }  # fmt: skip
     return {"item": item, "reason": reason, "detail": "", "all": [reason], "example": example | changes}
 
@@ -71,7 +71,8 @@ def test_nothing_found_makes_no_red_team_answer_sound_unless_it_declines() -> No
     rows = [reject(1, "no_issue", pool="redteam"), reject(2, "no_issue", pool="redteam", flags=declines)]
     assert items(rows, "clean") == [2]
     assert items(rows, "all") == [1, 2]
-    at_fault = reject(3, "no_issue", pool="redteam", flags=declines | {"refusal_at_fault": True})
+    found: Any = [{"refusal_is_fault": True, "found": False}]
+    at_fault = reject(3, "no_issue", pool="redteam", flags=declines, rounds=found)
     assert items([at_fault, *rows], "clean") == [2], "to a principle of its own that refusal is a fault"
 
 
