@@ -132,8 +132,8 @@ def _sweep(folder: Path, count: int) -> str:
         )
         settings = (("dpo.beta", f"{0.05 * (n + 1):g}"), ("instructions.red_team_share", "0.5"))
         failed = ("exit 6: no pair is left to train on",) if n == 2 else ()
-        points.append(sweep.Point(settings, (f"2026112{n}-024317-m1-a8203d",) * 2, seeds, failed))
-    return sweep.write(folder / "sweep", points, stand_in=count > 1).read_text()
+        points.append(sweep.Point(settings, (f"2026112{n}-024317-m1-a8203d",) * 2, seeds, failed, stand_in=count > 1))
+    return sweep.write(folder / "sweep", points).read_text()
 
 
 def _rounds(folder: Path) -> str:
