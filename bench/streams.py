@@ -27,11 +27,11 @@ from shapes import SEED, STAGES, StageShape
 
 from cai.data import stage_loop
 from cai.engine import Completion, EngineStats, Request, Sampling
+from cai.engine.native.nesting import Part
 from cai.engine.native.scheduler import Running, Scheduler
 
 BLOCK = 32
-GPU_TOKENS_A_STEP = 150  # as `native.engine` has it, which imports torch
-ROTATIONS = {"instructions": 6, "answers": 3, "critiques": 3, "revisions": 3}  # as cai.toml asks for
+ROTATIONS = {"instructions": 6, "answers": 3, "critiques": 4, "revisions": 4}  # as cai.toml asks for
 # rows and milliseconds of a decode step, own tokens that the cache holds, prompt tokens a second; measured on an H200
 # (up to 256 rows under 80 GB; 512 from the growth of a row)
 CARDS = {
@@ -72,9 +72,9 @@ class Clocked:
 
     name, streams = "clocked", True
 
-    def __init__(self, card: str, length: Any) -> None:
+    def __init__(self, card: str, length: Any, several: bool = True) -> None:
         *self.steps_ms, tokens, self.prompt_rate = CARDS[card]
-        self.scheduler, self.length = Scheduler(Blocks(tokens), 512, 4096, tokens_a_step=GPU_TOKENS_A_STEP), length
+        self.scheduler, self.length = Scheduler(Blocks(tokens), 512, 4096, several=several), length
         self.stats = EngineStats(batch_size=512)
         self.seconds = self.prefill_seconds = 0.0
         self.steps = self.row_steps = self.prefixes = 0
@@ -91,13 +91,7 @@ class Clocked:
     def completions(self, stopped: Any = None) -> Iterator[Completion]:
         scheduler = self.scheduler
         while not scheduler.idle:
-            before = scheduler.prefix
-            if scheduler.choose_prefix() != before:
-                self.prefixes += 1
-                if scheduler.prefix not in self.seen:
-                    self.seen.add(scheduler.prefix)
-                    self._prefilled(len(scheduler.prefix))
-            if admitted := scheduler.admit():
+            if admitted := scheduler.admit(self._place, self.seen.__contains__):
                 self._prefilled(sum(running.tokens for running in admitted))
                 drawn = admitted
             else:
@@ -111,6 +105,13 @@ class Clocked:
                 for running in drawn:
                     running.tokens += 1
             yield from self._land(drawn)
+
+    def _place(self, prefix: tuple[int, ...]) -> Part:
+        if prefix and prefix not in self.seen:
+            self.seen.add(prefix)
+            self.prefixes += 1
+            self._prefilled(len(prefix))
+        return Part(len(self.seen), len(prefix))
 
     def _prefilled(self, tokens: int) -> None:
         self.seconds += tokens / self.prompt_rate
@@ -126,14 +127,14 @@ class Clocked:
                 yield Completion(row.request.id, tuple(row.ids), "", "eos")
 
 
-def run(shape: StageShape, items: int, card: str) -> dict[str, Any]:
+def run(shape: StageShape, items: int, card: str, several: bool = True) -> dict[str, Any]:
     """One stage of so many units through the loop."""
     draws = [random.Random(f"{SEED}-{shape.name}-{item}") for item in range(items)]
     own = [round(draw.uniform(*shape.inputs)) for draw in draws]
     lengths = [draw.randint(*shape.outputs) for draw in draws]
     rotations = ROTATIONS.get(shape.name, 1)
     prefixes = [tuple(range(turn * shape.prefix, (turn + 1) * shape.prefix)) for turn in range(rotations)]
-    engine = Clocked(card, lambda request: lengths[request.id])
+    engine = Clocked(card, lambda request: lengths[request.id], several)
     waits = {"rows": 0, "most": 0}
 
     def asked(context: Any, draw: Any) -> Request:
@@ -182,10 +183,15 @@ class Draw:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=5200)
+    parser.add_argument("--one", action="store_true", help="rows of one prefix at a time, as on a CPU")
     parser.add_argument("--card", choices=CARDS, default="whole")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    found = {shape.name: run(shape, options.items, options.card) for shape in STAGES if shape.name in ROTATIONS}
+    found = {
+        shape.name: run(shape, options.items, options.card, not options.one)
+        for shape in STAGES
+        if shape.name in ROTATIONS
+    }
     print("| stage | steps | rows in a step | seconds | of them prompts | useful tokens/s | a kill loses |")
     print("| --- " * 7 + "|")
     for name, row in found.items():

@@ -277,10 +277,10 @@ def test_native_decodes_fewer_rows_when_memory_runs_out(model, monkeypatch):
     engine = NativeEngine(model, Letters(), batch_size=8)
     real = engine.decode_on_device
 
-    def tight(rows, longest=0):
+    def tight(rows, *more):
         if rows > 2:
             raise torch.OutOfMemoryError("injected")
-        return real(rows, longest)
+        return real(rows, *more)
 
     monkeypatch.setattr(engine, "decode_on_device", tight)
     assert complete(engine, wanted) == expected
@@ -299,10 +299,10 @@ def test_native_scores_less_at_a_time_when_memory_runs_out(model, monkeypatch):
     expected = {score.id: score.logps for score in engine.score(wanted)}
     real = engine.prefill
 
-    def tight(packed, prefix, wanted_T):
+    def tight(packed, wanted_T):
         if len(packed) > 2:
             raise torch.OutOfMemoryError("injected")
-        return real(packed, prefix, wanted_T)
+        return real(packed, wanted_T)
 
     monkeypatch.setattr(engine, "prefill", tight)
     found = {score.id: score.logps for score in engine.score(wanted)}
@@ -323,7 +323,7 @@ def test_close_frees_the_cache_over_a_dozen_cycles(model):
     for _ in range(12):
         engine = NativeEngine(model, Letters(), batch_size=4)
         complete(engine, wanted)
-        caches += [weakref.ref(engine.cache.keys), weakref.ref(engine.prefix.keys)]
+        caches += [weakref.ref(engine.cache.keys), weakref.ref(engine.store.keys)]
         engine.close()
         engine.close()
     gc.collect()

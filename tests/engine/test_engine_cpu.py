@@ -11,7 +11,8 @@ from test_engine import PREFIX, Loaded, ScoreRequest, complete, requests, tiny  
 
 from cai.engine.build import make_engine  # noqa: E402
 from cai.engine.native import attention, packed  # noqa: E402
-from cai.engine.native.cache import KVCache, KVShape, Prefix  # noqa: E402
+from cai.engine.native.cache import KVCache, KVShape, PrefixStore  # noqa: E402
+from cai.engine.native.nesting import Part  # noqa: E402
 from cai.engine.sampling import mask_min_p, pick  # noqa: E402
 
 
@@ -48,16 +49,16 @@ def test_only_plain_fp32_linears_are_packed(other):
 def test_attention_in_two_parts_equals_one_softmax(prefix_length, window):
     torch.manual_seed(3)
     shape, device, lens = KVShape(2, 2, 16, torch.float32), torch.device("cpu"), [30, 1, 12]
-    cache, prefix = KVCache(shape, 4, 64, device, by_slot=True), Prefix.empty(shape, 64, device)
+    cache, store = KVCache(shape, 4, 64, device, by_slot=True), PrefixStore(shape, 64, device)
     cache.keys.normal_(), cache.values.normal_()
     if prefix_length:
         keys, values = torch.randn(2, 2, 2, prefix_length, 16)
-        prefix.set(tuple(range(prefix_length)), keys, values)
+        store.put(Part(5, prefix_length), keys, values)
     lens_B = torch.tensor(lens, dtype=torch.int32)
     places = (lens_B.long() + prefix_length, torch.arange(1, 4), lens_B.long() - 1)
-    step = attention.Step(*places, torch.zeros(3, 1), lens_B, prefix, prefill=False, longest=max(lens))
+    step = attention.Step(*places, torch.zeros(3, 1), lens_B, store, prefill=False, longest=max(lens))
     q_BMGD, own = torch.randn(3, 2, 3, 16), (cache.keys[1, 1:4, :, :30], cache.values[1, 1:4, :, :30])
-    shared = prefix.keys[1, :, :prefix_length], prefix.values[1, :, :prefix_length]
+    shared = store.read(1, Part(5, prefix_length))
     made = [parts(q_BMGD, own, shared, step, 0.25, window) for parts in (attention.fused_parts, attention.plain_parts)]
     torch.testing.assert_close(*made, atol=1e-5, rtol=1e-5)
 

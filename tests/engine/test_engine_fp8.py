@@ -216,8 +216,9 @@ def test_prompts_and_draws_are_rounded_scores_and_prefixes_are_not(card, monkeyp
     monkeypatch.setattr(linears.Group, "base", lambda group, x, way: seen.append(way) or real(group, x, way))
     drawn = [complete(each, requests(temperature=0.0)) for each in (plain, engine)]  # drawn first: prefixes are new
     assert drawn[0] != drawn[1]
-    for key, saved in engine.saved.items():
-        for one, other in zip(saved, plain.saved[key], strict=True):
+    assert engine.store.parts and engine.store.parts == plain.store.parts
+    for part in engine.store.parts.values():
+        for one, other in zip(engine.store.read(1, part), plain.store.read(1, part), strict=True):
             assert torch.allclose(one, other, atol=1e-5)
     wanted = [ScoreRequest(i, (*PREFIX, i), (3, 1, 4), len(PREFIX)) for i in range(4)]
     scores = [[score.total for score in each.score(wanted)] for each in (plain, engine)]
@@ -268,7 +269,7 @@ def test_close_frees_the_copies(card):
 def test_divergence_is_the_kl_of_the_exact_distribution_from_the_drawn_one(card, monkeypatch, at_once):
     engine, ids = eight_bit(), tuple(range(7, 47))
     monkeypatch.setattr(scoring, "HEAD_CHUNK_BYTES", at_once * 8 * engine.decoder.config.vocab_size)
-    engine.use_prefix(PREFIX)  # of an earlier stage
+    engine.place(PREFIX)  # of an earlier stage
     nats, same = scoring.divergence(engine, ids)
     exact = torch.stack([logps_after(engine, ids[: n + 1]) for n in range(len(ids))])
     engine.shared.choose = lambda tokens: "fp8"

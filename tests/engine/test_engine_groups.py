@@ -155,20 +155,20 @@ def test_memory_that_runs_out_over_the_factors_is_given_back_once_then_named(tim
             raise failures.pop()
         return ["gone"]
 
-    attached = SimpleNamespace(follow=follow, forget=lambda: said.append("forget"))
+    attached = SimpleNamespace(follow=follow, forget=lambda: said.append("forget"), tuned=None, signature=("on",))
     graphs = SimpleNamespace(forget=said.append)
     engine = SimpleNamespace(
         gpu=True, attached=attached, groups=[], graphs=graphs, memory_ran_out=lambda: said.append("freed")
     )
     if times == 2:
         with pytest.raises(CaiError, match="out of memory for the adapter's factors"):
-            prefixes.follow_adapter(engine, ("on",))
+            prefixes.follow_adapter(engine)
     else:
-        prefixes.follow_adapter(engine, ("on",))
+        prefixes.follow_adapter(engine)
         assert said == (["forget", "freed"] if times else []) + [["gone"]]
 
 
-def test_the_cache_leaves_room_for_saved_prefixes_and_factors(monkeypatch):
+def test_the_cache_leaves_room_for_what_comes_later(monkeypatch):
     shape = KVShape(layers=4, kv_heads=2, dim=64, dtype=torch.bfloat16)
     monkeypatch.setattr(cache, "reserve_bytes", lambda device: 1 << 30)
     monkeypatch.setattr(cache, "free_gpu_bytes", lambda device: 9 << 30)
@@ -183,3 +183,14 @@ def test_the_engine_counts_the_factors_of_its_adapters():
     plain, model = tiny("llama"), tuned(ADAPTERS["v and down"])
     factors = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     assert factors and NativeEngine(model, Letters()).beside == NativeEngine(plain, Letters()).beside + 4 * factors
+
+
+def test_the_store_has_room_for_a_stage_and_less_on_a_small_card(monkeypatch):
+    shape = KVShape(layers=4, kv_heads=2, dim=64, dtype=torch.bfloat16)
+    monkeypatch.setattr(prefixes, "reserve_bytes", lambda device: 0)
+    monkeypatch.setattr(prefixes, "PrefixStore", lambda shape, tokens, device: tokens)
+    for free_tokens, expected in ((1 << 20, prefixes.SAVED_TOKENS), (8 * 3000, 3000), (8 * 100, 1024), (-5, 1024)):
+        free = free_tokens * shape.bytes_per_token
+        monkeypatch.setattr(prefixes, "free_gpu_bytes", lambda device, free=free: free)
+        assert prefixes.new_store(shape, torch.device("cuda"), 4096) == expected
+    assert prefixes.new_store(shape, torch.device("cuda"), 64) == 64  # a context shorter than that

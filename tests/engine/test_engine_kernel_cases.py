@@ -20,8 +20,9 @@ pytest.importorskip("triton")
 from cai.engine import sampling  # noqa: E402
 from cai.engine.native import attention, fp8, int8, kernels, nf4  # noqa: E402
 from cai.engine.native.attention import Step  # noqa: E402
-from cai.engine.native.cache import KVCache, KVShape, Prefix  # noqa: E402
+from cai.engine.native.cache import KVCache, KVShape, PrefixStore  # noqa: E402
 from cai.engine.native.linears import Nf4  # noqa: E402
+from cai.engine.native.nesting import NOWHERE, Part, length_of  # noqa: E402
 from cai.engine.native.rounded import round_into  # noqa: E402
 
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -62,8 +63,11 @@ SHAPE = KVShape(layers=2, kv_heads=2, dim=16, dtype=DTYPE)
 HEADS = 6
 
 
-def filled(lens, prefix_length, block_tokens=4):
-    """A cache with random contents, each row's blocks scattered; (cache, table, prefix, dense keys, dense values)."""
+def filled(lens, parts, block_tokens=4):
+    """A cache and a store with random contents, each row's blocks scattered; `parts`: what stands before each row.
+
+    (cache, table, store, dense keys and values of each row)
+    """
     blocks = sum(-(-n // block_tokens) for n in lens)
     cache = KVCache(SHAPE, blocks, block_tokens, DEVICE)
     cache.keys.copy_(random(*cache.keys.shape))
@@ -71,17 +75,21 @@ def filled(lens, prefix_length, block_tokens=4):
     order = (torch.randperm(blocks) + 1).tolist()
     width = max(-(-n // block_tokens) for n in lens)
     table, dense = [], []
-    prefix = Prefix.empty(SHAPE, 80, DEVICE)
-    prefix.keys.copy_(random(*prefix.keys.shape))
-    prefix.values.copy_(random(*prefix.values.shape))
-    prefix.set(tuple(range(prefix_length)), None, None)
-    for n in lens:
+    store = PrefixStore(SHAPE, 200, DEVICE)
+    store.keys.copy_(random(*store.keys.shape))
+    store.values.copy_(random(*store.values.shape))
+    for n, before in zip(lens, parts, strict=True):
         mine = [order.pop() for _ in range(-(-n // block_tokens))]
         table.append(mine + [0] * (width - len(mine)))
         own = cache.gather(mine, n)
-        shared = (prefix.keys[:, :, :prefix_length], prefix.values[:, :, :prefix_length])
-        dense.append([torch.cat(pair, 2)[1].double() for pair in zip(shared, own, strict=True)])
-    return cache, torch.tensor(table, dtype=torch.int32, device=DEVICE), prefix, dense
+        pieces = [*(store.read(1, part) for part in before), [x[1] for x in own]]
+        dense.append([torch.cat(pair, 1).double() for pair in zip(*pieces, strict=True)])
+    return cache, torch.tensor(table, dtype=torch.int32, device=DEVICE), store, dense
+
+
+def behind(rows, *parts):
+    """The same parts before each of so many rows; a length of 0 is none."""
+    return (tuple(part for part in parts if part.length),) * rows
 
 
 SCALE = SHAPE.dim**-0.5 / 2  # of a model that has a scale of its own
@@ -101,14 +109,45 @@ def expected_attention(q_ND, keys, values, window):
 )
 @pytest.mark.parametrize("lens", [(1,), (3, 9, 70), tuple(range(1, 12))])
 def test_decode_attention_joins_prefix_and_own_keys(lens, prefix_length, window):
-    cache, table, prefix, dense = filled(lens, prefix_length)
+    decoded(lens, behind(len(lens), Part(9, prefix_length)), window)
+
+
+OF_EACH = (Part(0, 70), Part(70, 3), NOWHERE, Part(80, 66), Part(150, 40))
+
+
+@pytest.mark.parametrize("window", [WIDE, 1, 33, 90])
+@pytest.mark.parametrize("rows", [5, 40])
+@pytest.mark.parametrize("turn", [1, 3, 7])
+def test_rows_of_several_prefixes_each_see_their_own(rows, turn, window):
+    """In any order over the tiles: by turns, and runs of three and seven."""
+    parts = [OF_EACH[row // turn % len(OF_EACH)] for row in range(rows)]
+    decoded(tuple(row % 9 + 1 for row in range(rows)), [behind(1, part)[0] for part in parts], window)
+
+
+def test_a_row_s_bits_do_not_hang_on_the_prefixes_of_the_others():
+    lens = (5,) * 9
+    out = []
+    for others in (Part(9, 70), Part(100, 33)):
+        torch.manual_seed(7)
+        parts = [behind(1, Part(9, 70) if row == 4 else others)[0] for row in range(9)]
+        out.append(decoded(lens, parts, WIDE)[4])
+    assert torch.equal(*out)
+
+
+def decoded(lens, parts, window):
+    """What decode attention gives, each row compared with its own dense keys."""
+    cache, table, store, dense = filled(lens, parts)
     lens_B = torch.tensor(lens, dtype=torch.int32, device=DEVICE)
     nothing = torch.zeros(0, device=DEVICE)
-    step = Step(nothing, nothing, nothing, table, lens_B, prefix, prefill=False)
+    wide = torch.zeros((len(lens), 5), dtype=torch.int32, device=DEVICE)  # columns of a wider table, as in `state`
+    shared = wide[:, 1:3]
+    shared.copy_(torch.tensor([list(before[0]) if before else [0, 0] for before in parts]))
+    step = Step(nothing, nothing, nothing, table, lens_B, store, prefill=False, shared=shared)
     q = random(len(lens), HEADS, SHAPE.dim)
     out = kernels.decode_attention(q, cache.keys[1], cache.values[1], step, 1, SCALE, window)
     for row in range(len(lens)):
         close(out[row], expected_attention(q[row], *dense[row], window))
+    return out
 
 
 @pytest.mark.parametrize(
@@ -116,16 +155,26 @@ def test_decode_attention_joins_prefix_and_own_keys(lens, prefix_length, window)
 )
 @pytest.mark.parametrize("lens", [(1,), (3, 70), (65, 2, 7)])
 def test_prefill_attention_is_causal_over_own_and_full_over_prefix(lens, prefix_length, window):
-    cache, table, prefix, dense = filled(lens, prefix_length)
+    prefilled(lens, behind(len(lens), Part(9, prefix_length)), window)
+
+
+@pytest.mark.parametrize("window", [WIDE, 1, 20, 66, 90])
+def test_prefill_attention_reads_a_head_and_what_stands_behind_it(window):
+    parts = ((Part(60, 70), Part(3, 40)), (Part(60, 70), Part(140, 9)), (Part(60, 70),), ())
+    prefilled((3, 70, 2, 7), parts, window)
+
+
+def prefilled(lens, parts, window):
+    cache, table, store, dense = filled(lens, parts)
     nothing = torch.zeros(0, device=DEVICE)
     lens_B = torch.tensor(lens, dtype=torch.int32, device=DEVICE)
-    step = Step(nothing, nothing, nothing, table, lens_B, prefix, prefill=True, lens=lens)
-    step.tiles = kernels.query_tiles(lens, DEVICE)
+    step = Step(nothing, nothing, nothing, table, lens_B, store, prefill=True, lens=lens, parts=tuple(parts))
+    step.tiles = kernels.query_tiles(lens, step.parts, DEVICE)
     q, at = random(sum(lens), HEADS, SHAPE.dim), 0
     out = kernels.prefill_attention(q, cache.keys[1], cache.values[1], step, 1, SCALE, window)
     for row, length in enumerate(lens):
         for place in {0, length // 2, length - 1}:
-            keys, values = (x[:, : prefix_length + place + 1] for x in dense[row])
+            keys, values = (x[:, : length_of(parts[row]) + place + 1] for x in dense[row])
             close(out[at + place], expected_attention(q[at + place], keys, values, window))
         at += length
 
@@ -135,7 +184,7 @@ def test_prefill_attention_is_causal_over_own_and_full_over_prefix(lens, prefix_
 )
 def test_rope_and_store_equals_eager(norm, once):
     lens = (3, 6)
-    cache, table, prefix, _ = filled(lens, 5)
+    cache, table, store, _ = filled(lens, behind(2, Part(0, 5)))
     other = KVCache(SHAPE, cache.blocks, 4, DEVICE)
     other.keys.copy_(cache.keys)
     other.values.copy_(cache.values)
@@ -143,7 +192,7 @@ def test_rope_and_store_equals_eager(norm, once):
     blocks = torch.tensor([table[0, 0]] * 3 + [table[1, 0]] * 4 + [table[1, 1]] * 2, device=DEVICE)
     offsets = torch.tensor([0, 1, 2, 0, 1, 2, 3, 0, 1], device=DEVICE)
     positions = torch.arange(tokens, device=DEVICE) + 5
-    step = Step(positions, blocks.long(), offsets, table, torch.zeros(2), prefix, prefill=True)
+    step = Step(positions, blocks.long(), offsets, table, torch.zeros(2), store, prefill=True)
     packed = random(tokens, (HEADS + 2 * SHAPE.kv_heads) * SHAPE.dim)
     q, k, v = packed.split([HEADS * SHAPE.dim, SHAPE.kv_heads * SHAPE.dim, SHAPE.kv_heads * SHAPE.dim], -1)
     angles = torch.rand(64, SHAPE.dim // 2, device=DEVICE)

@@ -126,18 +126,18 @@ def test_a_stop_while_scoring_sets_up_no_further_prefix():
     assert engine.stats.prompt_tokens_computed == 0
 
 
-def test_saved_prefixes_make_room_for_a_new_one(monkeypatch):
+def test_memory_that_runs_out_over_a_prefix_is_tried_once_more(monkeypatch):
     engine = NativeEngine(tiny(), Letters(), batch_size=2)
     first, second = ([ScoreRequest(i, (at, *PREFIX, i), (1,), len(PREFIX)) for i in range(2)] for at in (5, 6))
     expected = {score.id: score.logps for score in engine.score(second)}
-    engine.saved.clear()
+    engine.store.parts.clear()
     list(engine.score(first))
-    real = engine.prefill
+    real, faults = engine.prefill, [torch.OutOfMemoryError("injected")]
 
-    def tight(packed, prefix, wanted):
-        if engine.saved and not prefix.token_ids:
-            raise torch.OutOfMemoryError("injected")
-        return real(packed, prefix, wanted)
+    def tight(packed, wanted):
+        if faults:
+            raise faults.pop()
+        return real(packed, wanted)
 
     monkeypatch.setattr(engine, "prefill", tight)
     assert {score.id: score.logps for score in engine.score(second)} == expected

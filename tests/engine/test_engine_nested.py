@@ -91,44 +91,44 @@ def test_drawing_behind_the_head_finds_it_saved():
     assert found == complete(ReferenceEngine(tiny(), Letters()), drawn)
 
 
-@pytest.mark.parametrize("room", [HEAD + 2 * CASE, HEAD + CASE, HEAD, CASE, 0])
+@pytest.mark.parametrize("room", [HEAD + 2 * CASE, HEAD + CASE, HEAD, CASE, 1])
 def test_what_is_saved_keeps_to_its_tokens_and_the_head_stays(room, monkeypatch):
     expected = totals(NativeEngine(tiny(), Letters(), batch_size=4), NESTED)
     monkeypatch.setattr(prefixes, "SAVED_TOKENS", room)
     engine = NativeEngine(tiny(), Letters(), batch_size=4)
     found, tokens = computed(engine, NESTED)
     assert found == expected
-    assert sum(keys.shape[2] for keys, _ in engine.saved.values()) <= room
+    grown = HEAD + CASE + prefixes.GROWN_BY  # what a case needs, where that is more
+    assert sum(part.length for part in engine.store.parts.values()) <= engine.store.capacity <= max(room, grown)
     if room >= HEAD + CASE:
         assert tokens == HEAD + CASES * CASE + CASES * ASKS * OWN
-        assert Nested(NESTED[0].context_ids[:HEAD]) in [prefix for prefix, _ in engine.saved]
+        assert Nested(NESTED[0].context_ids[:HEAD]) in [prefix for prefix, _ in engine.store.parts]
 
 
 def test_a_place_that_is_too_small_grows_with_both_parts():
     engine = NativeEngine(tiny(), Letters(), batch_size=4)
     expected = totals(engine, NESTED)
-    small_one = prefixes.Prefix.empty(engine.shape, HEAD + 5, engine.device)
-    engine.prefix, engine.current = small_one, None
+    engine.store = prefixes.PrefixStore(engine.shape, HEAD + 5, engine.device)
     assert totals(engine, NESTED) == expected
-    assert engine.prefix.capacity >= HEAD + CASE
+    assert engine.store.capacity >= HEAD + CASE
 
 
 @pytest.mark.parametrize("at", [1, 2, 4])
 def test_memory_that_runs_out_over_a_part_is_given_back_and_all_parts_are_put_anew(at, monkeypatch):
     engine = NativeEngine(tiny(), Letters(), batch_size=4)
     expected = totals(engine, NESTED)
-    engine.saved.clear()
-    engine.current, calls, real = None, [], prefixes._computed
+    engine.store.parts.clear()
+    calls, real = [], prefixes._compute
 
-    def tight(engine, token_ids):
-        calls.append(len(token_ids))
+    def tight(engine, new, parts):
+        calls.append(prefixes._length(new[0]))
         if len(calls) == at:
             raise torch.OutOfMemoryError("injected")
-        return real(engine, token_ids)
+        return real(engine, new, parts)
 
-    monkeypatch.setattr(prefixes, "_computed", tight)
+    monkeypatch.setattr(prefixes, "_compute", tight)
     assert totals(engine, NESTED) == expected
-    assert engine.stats.out_of_memory == 1 and calls.count(HEAD) == 2  # what was saved was given back
+    assert engine.stats.out_of_memory == 1 and calls[at] == calls[at - 1]  # it had its place in vain, and has it again
     assert len(engine.cache.free) == engine.cache.blocks
 
 
@@ -182,7 +182,7 @@ def test_what_could_not_be_put_is_not_taken_for_the_prefix_before(monkeypatch):
     last = NESTED[-ASKS:]
     expected = totals(engine, last)
     with monkeypatch.context() as patched:
-        patched.setattr(prefixes, "_computed", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("always")))
+        patched.setattr(prefixes, "_compute", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("always")))
         with pytest.raises(CaiError, match="for the prefix of a stage"):
             totals(engine, NESTED[:ASKS])
     assert totals(engine, last) == expected

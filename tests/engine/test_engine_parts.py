@@ -10,6 +10,8 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
 
 from cai.engine import Request, Sampling, sampling  # noqa: E402
+from cai.engine.native.cache import KVShape, PrefixStore  # noqa: E402
+from cai.engine.native.nesting import Part  # noqa: E402
 from cai.engine.native.scheduler import Scheduler  # noqa: E402
 from cai.engine.stopping import Pieces, Row  # noqa: E402
 
@@ -134,7 +136,6 @@ def test_rows_enter_free_slots_up_to_the_prefill_budget():
     s = scheduler(rows=8, prefill=20)
     for i in range(5):
         s.add(row(i))
-    s.choose_prefix()
     assert [r.slot for r in s.admit()] == [0, 1]
     assert [r.slot for r in s.admit()] == [2, 3]
     s.release(s.active[1])
@@ -149,10 +150,13 @@ def test_a_cache_of_one_block_a_row_fills_every_slot():
     s = Scheduler(blocks, 16, 20)
     for i in range(16):
         s.add(row(i))
-    s.choose_prefix()
     while s.admit():
         pass
     assert len(s.active) == 16
+
+
+def ids(running):
+    return [r.row.request.id for r in running]
 
 
 def test_groups_by_prefix_run_one_after_another_and_a_lone_prefix_is_not_set_up():
@@ -160,45 +164,61 @@ def test_groups_by_prefix_run_one_after_another_and_a_lone_prefix_is_not_set_up(
     s.add(row(0, tokens=40, prefix=20))
     s.add(row(1, tokens=41, prefix=30))
     s.add(row(2, tokens=42, prefix=20))
-    assert s.choose_prefix() == tuple(range(20))
-    assert [r.row.request.id for r in s.admit()] == [0, 2]
-    assert s.choose_prefix() == tuple(range(20))
-    for running in list(s.active.values()):
+    admitted = s.admit()
+    assert ids(admitted) == [0, 2] and {r.part.length for r in admitted} == {20}
+    assert s.admit() == []  # they run
+    for running in admitted:
         s.release(running)
-    assert s.choose_prefix() == ()
-    assert [r.tokens for r in s.admit()] == [41]
+    assert [(r.tokens, r.part.length) for r in s.admit()] == [(41, 0)]
 
 
-def rows_of_prefixes(s, each, limit=100):
-    """`each` rows of three prefixes of 20, 30 and 40 tokens."""
+def rows_of_prefixes(s, each):
+    """`each` rows of three prefixes of 20, 30 and 40 tokens, by turns."""
     for i in range(3 * each):
-        s.add(row(i, tokens=60, prefix=20 + 10 * (i % 3), new=limit))
+        s.add(row(i, tokens=60, prefix=20 + 10 * (i % 3)))
 
 
-def test_few_rows_of_several_prefixes_run_together_without_one():
-    """A run for each of three prefixes is two runs of 100 steps more: 2,000 tokens of 10 a step, against 90 an item."""
+def test_rows_of_several_prefixes_enter_together_one_prefix_after_another():
     s = scheduler(rows=64, prefill=10_000)
-    s.tokens_a_step = 10
-    rows_of_prefixes(s, 5)
-    assert s.choose_prefix() == ()
-    assert [r.tokens for r in s.admit()] == [60] * 15
+    s.several = True
+    rows_of_prefixes(s, 4)
+    assert ids(s.admit()) == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
+    assert s.admit() == [] and not s.waiting
     again = row(99, tokens=60, prefix=30)
-    s.add(again, first=True)  # a redraw: its prefix waits for no run of its own
-    assert [r.row for r in s.admit()] == [again]
-    for running in list(s.active.values()):
-        s.release(running)
-    rows_of_prefixes(s, 30)  # the next stage has many of them
-    assert s.choose_prefix() == tuple(range(20))
-    assert {len(prefix) for prefix in s.waiting} == {20, 30, 40}
+    s.add(row(98, tokens=60, prefix=20))
+    s.add(again, first=True)  # a redraw: before all that wait, with the prefix that is there
+    admitted = s.admit(holds=lambda prefix: True)
+    assert ids(admitted) == [99, 98] and [r.part.length for r in admitted] == [30, 20]
 
 
-@pytest.mark.parametrize("other", [{"tokens_a_step": 0}, {"tokens_a_step": 10, "lone_prefixes": True}])
-def test_on_a_cpu_and_where_draws_are_rounded_every_prefix_has_its_run(other):
-    s = scheduler(rows=64)
-    for name, value in other.items():
-        setattr(s, name, value)
-    rows_of_prefixes(s, 5)
-    assert s.choose_prefix() == tuple(range(20))
+def test_among_several_a_lone_row_has_its_prefix_where_that_is_there_or_draws_are_rounded():
+    for holds, lone, length in ((False, False, 0), (True, False, 30), (False, True, 30)):
+        s = scheduler(rows=64, prefill=10_000)
+        s.several, s.lone_prefixes = True, lone
+        s.add(row(0, tokens=60, prefix=30))
+        assert [r.part.length for r in s.admit(holds=lambda prefix, holds=holds: holds)] == [length]
+
+
+def test_a_prefix_for_which_there_is_no_room_waits_until_rows_leave():
+    s, room = scheduler(rows=64, prefill=10_000), {20: Part(0, 20), 30: None, 40: Part(50, 40)}
+    s.several = True
+    rows_of_prefixes(s, 2)
+    assert ids(s.admit(lambda prefix: room[len(prefix)])) == [0, 3]
+    assert s.admit(lambda prefix: room[len(prefix)]) == []
+    room[30] = Part(20, 30)
+    assert ids(s.admit(lambda prefix: room[len(prefix)])) == [1, 4, 2, 5]
+
+
+def test_the_store_gives_way_to_what_is_new_but_never_what_rows_read():
+    store = PrefixStore(KVShape(1, 1, 1, torch.float32), 100, torch.device("cpu"))
+    a, b, c = (store.take(name, length, ()) for name, length in (("a", 30), ("b", 30), ("c", 30)))
+    assert [a, b, c] == [(0, 30), (30, 30), (60, 30)]
+    assert store.find("a") == a and list(store.parts) == ["b", "c", "a"]  # used last
+    assert store.take("d", 40, {b}) == (60, 40)  # c gave way, b is read
+    assert list(store.parts) == ["b", "a", "d"]
+    assert store.take("e", 41, {a, b}) is None
+    assert store.take("f", 101, ()) is None and list(store.parts) == ["b", "a"]
+    assert store.take("g", 100, ()) == (0, 100) and list(store.parts) == ["g"]
 
 
 def test_growth_preempts_the_row_that_has_drawn_least():

@@ -1,8 +1,8 @@
 """Norms, rotary embedding and attention in plain torch: the CPU's operations and the reference of the GPU kernels.
 
 Owns `Step` (what attention has to know about a batch) and the eager operations; `kernels` has the same names in Triton.
-The shared prefix is read once for all rows: its scores are one dense product, joined with each row's own by one
-softmax.
+A shared prefix is read once for all rows that have it: its scores are one dense product, joined with each row's own by
+one softmax.
 Axes: T tokens, B rows, N query heads, M key/value heads, G = N / M query heads of a group, D head dimension, P prefix.
 """
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from cai.engine.native.cache import Prefix
+from cai.engine.native.cache import PrefixStore
+from cai.engine.native.nesting import NOWHERE, Parts, length_of
 
 WIDE = 1 << 30  # the window of a layer that sees everything
 KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -31,11 +32,13 @@ class Step:
     offsets_T: torch.Tensor
     table_BW: torch.Tensor  # blocks of each row, int32
     lens_B: torch.Tensor  # own tokens of each row, this step's included, int32
-    prefix: Prefix
+    store: PrefixStore
     prefill: bool
     lens: tuple[int, ...] = ()  # prefill: host copy of the lengths
+    parts: tuple[Parts, ...] = ()  # of each row, but for a decode step on a GPU
+    shared: torch.Tensor | None = None  # decode on a GPU: (B, 2) place and length of each row's prefix, int32
     longest: int = 0  # decode on a CPU: the largest length
-    tiles: torch.Tensor | None = None  # prefill on a GPU: (row, first token, length, start) of each query tile
+    tiles: torch.Tensor | None = None  # prefill on a GPU: of each query tile, see `query_tiles`
     kept: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)  # on a CPU: what all layers read
 
 
@@ -132,10 +135,14 @@ def decode_attention(
     rows, kv_heads, dim = q_BND.shape[0], k_cache.shape[1], q_BND.shape[2]
     own = k_cache[1 : rows + 1, :, : step.longest], v_cache[1 : rows + 1, :, : step.longest]
     q_BMGD = q_BND.view(rows, kv_heads, -1, dim)
-    length = len(step.prefix.token_ids)
-    prefix = step.prefix.keys[layer, :, :length], step.prefix.values[layer, :, :length]
-    attend = fused_parts if q_BND.dtype == torch.float32 and (window == WIDE or not length) else plain_parts
-    return attend(q_BMGD, own, prefix, step, scale, window)
+    of_row = [parts[0] if parts else NOWHERE for parts in step.parts]
+    found = {}
+    for part in dict.fromkeys(of_row):
+        attend = fused_parts if q_BND.dtype == torch.float32 and (window == WIDE or not part.length) else plain_parts
+        found[part] = attend(q_BMGD, own, step.store.read(layer, part), step, scale, window)
+    if len(found) == 1:
+        return found[of_row[0]]
+    return torch.stack([found[part][row] for row, part in enumerate(of_row)])
 
 
 def fused_parts(
@@ -197,16 +204,17 @@ def prefill_attention(
     window: int = WIDE,
 ) -> torch.Tensor:
     """Whole rows from their first own token: all of the prefix, causal over the own part. Row by row."""
-    shared = len(step.prefix.token_ids)
-    masked = bool(shared) or window != WIDE
     outputs, at = [], 0
-    for row, length in enumerate(step.lens):
+    for row, (length, parts) in enumerate(zip(step.lens, step.parts, strict=True)):
+        shared = length_of(parts)
+        masked = bool(shared) or window != WIDE
         q_1NTD = q_TND[at : at + length].transpose(0, 1)[None]
         block = int(step.table_BW[row, 0])
         k_MTD, v_MTD = k_cache[block, :, :length], v_cache[block, :, :length]
         if shared:
-            k_MTD = torch.cat((step.prefix.keys[layer, :, :shared], k_MTD), 1)
-            v_MTD = torch.cat((step.prefix.values[layer, :, :shared], v_MTD), 1)
+            before = [step.store.read(layer, part) for part in parts]
+            k_MTD = torch.cat([keys for keys, _ in before] + [k_MTD], 1)
+            v_MTD = torch.cat([values for _, values in before] + [v_MTD], 1)
         if masked:
             keys_K, queries_T1 = torch.arange(shared + length), torch.arange(shared, shared + length)[:, None]
             seen = (keys_K <= queries_T1) & (keys_K > queries_T1 - window)

@@ -1,7 +1,8 @@
 """Attention on the GPU in Triton while decoding: one query a row over blocks and the shared prefix.
 
-Nothing here needs Hopper. Decode attention splits the keys of a row over programs and reads the shared prefix once for
-all rows; the parts are joined by their log-sum-exps (base 2 throughout). Sums are fp32 and in a fixed order.
+Nothing here needs Hopper. Decode attention splits the keys of a row over programs and reads a shared prefix once for
+each tile of rows that have it; the parts are joined by their log-sum-exps (base 2 throughout). Sums are fp32 and in a
+fixed order, which no other row changes.
 Axes as in `attention`; S parts of the keys.
 """
 
@@ -14,6 +15,7 @@ import triton.language as tl
 from cai.engine.native.attention import WIDE, Step
 
 LOG2E = 1.4426950408889634
+NO_PLACE = tl.constexpr(1 << 30)  # behind every place of the store
 TILE_KEYS = 64
 TILE_OWN_KEYS = 32  # decode, own keys: 3.9 TB/s with one warp; tiles of 64 and 4 warps gave 3.5, 128 gave 3.0 (H200)
 
@@ -90,10 +92,11 @@ def _decode_prefix(
     q,
     keys,
     values,
-    prefix_length,
+    shared,
     lens,
     part_o,
     part_l,
+    shared_stride,
     head_stride,
     rows,
     scale,
@@ -107,28 +110,36 @@ def _decode_prefix(
 ):
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     heads = tl.num_programs(1) * G
-    length = tl.load(prefix_length)
-    part = tl.cdiv(tl.cdiv(length, SPLITS), TILE) * TILE
-    low = split * part
-    high = tl.minimum(length, low + part)
     flat = tile * QUERIES + tl.arange(0, QUERIES)
     row, head = flat // G, kv_head * G + flat % G
     real, dim = row < rows, tl.arange(0, D)
-    first = length + tl.load(lens + row, mask=real, other=window) - window  # that the query sees
-    low = tl.maximum(low, tl.min(first, 0))
+    own_length = tl.load(lens + row, mask=real, other=0)
+    # place and length of each row's prefix; a tile goes through those of its rows, one after another
+    start_of = tl.load(shared + row * shared_stride, mask=real, other=0)
+    length_of = tl.load(shared + row * shared_stride + 1, mask=real, other=0)
+    start_of = tl.where(length_of > 0, start_of, NO_PLACE)
     query = tl.load(q + (row * heads + head)[:, None] * D + dim[None, :], mask=real[:, None], other=0.0)
     top = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, D], tl.float32)
-    base = kv_head.to(tl.int64) * head_stride
-    for start in range(low, high, TILE):
-        token = start + tl.arange(0, TILE)
-        seen = token < high
-        key = tl.load(keys + base + token[None, :] * D + dim[:, None], mask=seen[None, :], other=0.0)
-        visible = seen[None, :] & (token[None, :] >= first[:, None])
-        scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
-        value = tl.load(values + base + token[:, None] * D + dim[None, :], mask=seen[:, None], other=0.0)
-        top, total, acc = _soften(scores, top, total, acc, value)
+    place = tl.min(start_of, 0)
+    while place < NO_PLACE:
+        mine = start_of == place
+        length = tl.max(tl.where(mine, length_of, 0), 0)
+        part = tl.cdiv(tl.cdiv(length, SPLITS), TILE) * TILE
+        first = length + own_length - window  # that the query sees
+        low = tl.maximum(split * part, tl.min(tl.where(mine, first, length), 0))
+        high = tl.minimum(length, split * part + part)
+        base = kv_head.to(tl.int64) * head_stride + place.to(tl.int64) * D
+        for start in range(low, high, TILE):
+            token = start + tl.arange(0, TILE)
+            seen = token < high
+            key = tl.load(keys + base + token[None, :] * D + dim[:, None], mask=seen[None, :], other=0.0)
+            visible = seen[None, :] & mine[:, None] & (token[None, :] >= first[:, None])
+            scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
+            value = tl.load(values + base + token[:, None] * D + dim[None, :], mask=seen[:, None], other=0.0)
+            top, total, acc = _soften(scores, top, total, acc, value)
+        place = tl.min(tl.where(start_of > place, start_of, NO_PLACE), 0)
     at = ((FIRST + split) * rows + row) * heads + head
     safe_total = tl.where(total > 0, total, 1.0)
     tl.store(part_o + at[:, None] * D + dim[None, :], acc / safe_total[:, None], mask=real[:, None])
@@ -219,19 +230,21 @@ def _attend_prefix(
     parts: tuple[torch.Tensor, torch.Tensor],
     splits: tuple[int, int, int],
 ) -> None:
-    """The part of the keys that all rows share, into `parts` behind the rows' own. `splits`: key heads, own, shared."""
+    """The part of the keys that rows share, into `parts` behind the rows' own. `splits`: key heads, own, shared."""
     rows, heads, dim = q_BND.shape
     kv_heads, own, shared = splits
     group = heads // kv_heads
-    prefix, queries = step.prefix, 64
+    queries = 64
+    assert step.shared is not None
     _decode_prefix[(triton.cdiv(rows * group, queries), kv_heads, shared)](
         q_BND,
-        prefix.keys[layer],
-        prefix.values[layer],
-        prefix.length,
+        step.store.keys[layer],
+        step.store.values[layer],
+        step.shared,
         step.lens_B,
         *parts,
-        prefix.keys.stride(1),
+        step.shared.stride(0),
+        step.store.keys.stride(1),
         rows,
         scale * LOG2E,
         window,

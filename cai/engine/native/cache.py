@@ -1,4 +1,4 @@
-"""Where keys and values live: blocks of tokens for the rows' own parts, one contiguous buffer for the shared prefix.
+"""Where keys and values live: blocks of tokens for the rows' own parts, one store for the prefixes that rows share.
 
 Owns the memory, its size and the free list. Doesn't know rows or requests. Block 0 is never handed out: rows that are
 not there write into it. On a CPU a block is a whole row, so attention reads it in place.
@@ -7,12 +7,14 @@ not there write into it. On a CPU a block is a whole row, so attention reads it 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from cai.engine.memory import free_gpu_bytes
+from cai.engine.native.nesting import Part
 from cai.errors import CaiError
 
 TRASH = 0
@@ -80,32 +82,54 @@ def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> to
     return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(size)
 
 
-@dataclass(slots=True)
-class Prefix:
-    """The tokens that a stage's prompts share, computed once. Keys and values are (L, M, capacity, D)."""
+class PrefixStore:
+    """What prompts share, each piece computed once: keys and values (L, M, capacity, D), read in place.
 
-    token_ids: tuple[int, ...]
-    keys: torch.Tensor
-    values: torch.Tensor
-    length: torch.Tensor  # int32 scalar on the device, so that a captured graph follows a change
+    `parts`: what stands there under which name, the one used last at the end. Rows of several prefixes may read it in
+    one step.
+    """
 
-    @classmethod
-    def empty(cls, shape: KVShape, capacity: int, device: torch.device) -> Prefix:
+    def __init__(self, shape: KVShape, capacity: int, device: torch.device) -> None:
         size = (shape.layers, shape.kv_heads, capacity, shape.dim)
-        keys, values = (torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(2))
-        return cls((), keys, values, torch.zeros((), dtype=torch.int32, device=device))
+        self.keys, self.values = (zeros(size, shape.dtype, device) for _ in range(2))
+        self.capacity = capacity
+        self.parts: dict[Hashable, Part] = {}
 
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[2]
+    def find(self, name: Hashable) -> Part | None:
+        """The part of that name, which is used now."""
+        if (part := self.parts.pop(name, None)) is not None:
+            self.parts[name] = part
+        return part
 
-    def set(self, token_ids: tuple[int, ...], keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
-        """Put a computed prefix, or its last part behind what is in place; no keys for the empty one."""
-        self.token_ids = token_ids
-        self.length.fill_(len(token_ids))
-        if keys is not None and values is not None:
-            part = slice(len(token_ids) - keys.shape[2], len(token_ids))
-            self.keys[:, :, part], self.values[:, :, part] = keys, values
+    def take(self, name: Hashable, length: int, held: Collection[Part]) -> Part | None:
+        """A place for `length` tokens; what was used longest ago gives way, but no part that is held. None: no room."""
+        if length > self.capacity:
+            return None
+        idle = [other for other, part in self.parts.items() if part not in held]
+        while (start := self._gap(length)) is None and idle:
+            del self.parts[idle.pop(0)]
+        if start is None:
+            return None
+        self.parts[name] = Part(start, length)
+        return self.parts[name]
+
+    def _gap(self, length: int) -> int | None:
+        end = 0
+        for start, taken in sorted(self.parts.values()):
+            if start - end >= length:
+                return end
+            end = start + taken
+        return end if self.capacity - end >= length else None
+
+    def put(self, part: Part, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Computed keys and values (L, M, tokens, D) in their place."""
+        place = slice(part.start, part.start + part.length)
+        self.keys[:, :, place], self.values[:, :, place] = keys, values
+
+    def read(self, layer: int, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer, (M, tokens, D)."""
+        place = slice(part.start, part.start + part.length)
+        return self.keys[layer, :, place], self.values[layer, :, place]
 
 
 def small_card(device: torch.device) -> bool:
@@ -120,7 +144,7 @@ def reserve_bytes(device: torch.device) -> int:
 def gpu_blocks(shape: KVShape, device: torch.device, wanted_tokens: int, beside: int = 0) -> int:
     """How many blocks fit beside the reserve, at most what `wanted_tokens` need. Error: less than one long row.
 
-    `beside`: bytes that come later, saved prefixes and copies of LoRA factors; no row goes without for them.
+    `beside`: bytes that come later, copies of LoRA factors; no row goes without for them.
     """
     room = free_gpu_bytes(device) - reserve_bytes(device)
     room -= min(beside, room // 8)

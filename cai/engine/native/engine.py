@@ -18,11 +18,11 @@ from cai.engine import Completion, EngineStats, Request, Rules, Score, ScoreRequ
 from cai.engine.foreign import HfModel
 from cai.engine.native import attention, prefixes, scoring
 from cai.engine.native.adapters import AttachedAdapter, factor_bytes, tuned_module
-from cai.engine.native.batches import Flight, Packed, packed_step
-from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, KVShape, Prefix, gpu_blocks, small_card
+from cai.engine.native.batches import Flight, Packed, Prompt, packed_step
+from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, KVShape, gpu_blocks, small_card
 from cai.engine.native.decoder import Decoder
 from cai.engine.native.families import text_parts
-from cai.engine.native.nesting import Nested
+from cai.engine.native.nesting import NOWHERE, Nested, Part, Parts
 from cai.engine.native.scheduler import Running, Scheduler, prompt_tokens
 from cai.engine.native.state import RowState
 from cai.engine.sampling import allowed, pick, seed_tensor
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 MAX_LEN = 4096  # where neither model nor loader says
 CPU_ROWS, GPU_ROWS = 16, 512
 CPU_PREFILL_TOKENS, GPU_PREFILL_TOKENS, SMALL_GPU_PREFILL_TOKENS = 1024, 4096, 1024
-# Prompt tokens computed in the time of a step of few rows, 16-bit products over memory: an H200 173 of 32B shapes (with
-# the whole card; under 80 GB 270); a smaller model has both smaller alike
-GPU_TOKENS_A_STEP = 150
 GPU_ROW_TOKENS = 1024  # own tokens a row is expected to need at most, for the size of the cache
 
 
@@ -72,18 +69,17 @@ class NativeEngine:
         self.device, self.pieces = self.decoder.device, Pieces(tokenizer)
         self.shape = KVShape(len(self.decoder.layers), self.decoder.kv_heads, self.decoder.dim, self.decoder.dtype)
         self.stats = EngineStats(batch_size=batch_size or (GPU_ROWS if self.gpu else CPU_ROWS))
-        self.saved: dict[prefixes.Key, tuple[torch.Tensor, torch.Tensor]] = {}  # the one used last at the end
         self.graphs: Graphs | None = None
-        self.current: prefixes.Key | None = None  # of the prefix in place
         self.attached = AttachedAdapter(tuned_module(hf_model), self.decoder.dtype)
-        self.beside = prefixes.SAVED_TOKENS * self.shape.bytes_per_token
-        self.beside += factor_bytes(hf_model, self.decoder.dtype)
+        self.beside = factor_bytes(hf_model, self.decoder.dtype)
         with generate.memory_named("when the engine was set up"):
             if self.gpu:
                 from cai.engine.native import tuning
 
                 self.ops.rms_norm(self.decoder.norm[None], self.decoder.norm, 1.0)  # no compiler: the error comes here
-                self.stats.extra["linears"] = tuning.choose(self.decoder, linears, self.beside)
+                self.stats.extra["linears"] = tuning.choose(
+                    self.decoder, linears, self.beside + prefixes.SAVED_TOKENS * self.shape.bytes_per_token
+                )
             else:
                 self.decoder.pack()
             self.groups = [group for layer in self.decoder.layers for group in layer.linears.groups]
@@ -92,6 +88,7 @@ class NativeEngine:
 
     def _allocate(self) -> None:
         rows = self.stats.batch_size
+        self.store = prefixes.new_store(self.shape, self.device, self.max_len)
         if self.gpu:
             blocks = gpu_blocks(self.shape, self.device, max(rows * GPU_ROW_TOKENS, 2 * self.max_len), self.beside)
             self.cache = KVCache(self.shape, blocks, GPU_BLOCK_TOKENS, self.device)
@@ -99,10 +96,8 @@ class NativeEngine:
         else:  # the last slot is the scratch row of a prefix
             self.cache = KVCache(self.shape, rows + 1, self.max_len, self.device, by_slot=True)
             prefill_tokens = CPU_PREFILL_TOKENS
-        self.prefix = Prefix.empty(self.shape, min(1024, self.max_len), self.device)
         self.state = RowState(rows, self.cache.blocks_for(self.max_len) + 1, self.max_len, self.device)
-        few = GPU_TOKENS_A_STEP if self.gpu else 0  # a CPU's bytes hang on the rows beside a row
-        self.scheduler = Scheduler(self.cache, rows, prefill_tokens, bool(self.shared.rounding), few)
+        self.scheduler = Scheduler(self.cache, rows, prefill_tokens, bool(self.shared.rounding), several=self.gpu)
         self.dirty = False
         self.stats.extra["kv_tokens"] = self.cache.blocks * self.cache.block_tokens
         if self.gpu:
@@ -151,7 +146,7 @@ class NativeEngine:
             group.drop()
         if (graphs := getattr(self, "graphs", None)) is not None:
             graphs.clear()
-        for name in "graphs cache prefix state scheduler saved decoder groups shared attached".split():
+        for name in "graphs cache store state scheduler decoder groups shared attached".split():
             self.__dict__.pop(name, None)
         gc.collect()
         if self.gpu:
@@ -168,14 +163,14 @@ class NativeEngine:
             self.dirty = True
         if scheduler.idle:
             return None
-        self.use_prefix(scheduler.choose_prefix())
+        prefixes.follow_adapter(self)
+        admitted = scheduler.admit(self.place, self.holds)  # prefixes are exact, so before the draws
         with self.shared.draws():
-            admitted = scheduler.admit()
             return self._prefill_rows(admitted) if admitted else self._decode()
 
     def _prefill_rows(self, admitted: list[Running]) -> Flight | None:
         """None where memory ran out: the rows wait again, and prompts are computed in pieces half as long."""
-        packed: Packed = [(list(prompt_tokens(r.row, self.scheduler.prefix)), r.blocks) for r in admitted]
+        packed = [Prompt(prompt_tokens(r.row, r.part.length), r.blocks, of(r.part)) for r in admitted]
         drawn = generate.unless_memory_runs_out(lambda: self._first_draws(admitted, packed))
         if drawn is None:
             if len(admitted) == 1:
@@ -189,8 +184,8 @@ class NativeEngine:
         return Flight.of(admitted, list(range(len(admitted))), drawn)
 
     def _first_draws(self, admitted: list[Running], packed: Packed) -> torch.Tensor:
-        ends = [end - 1 for end in itertools.accumulate(len(ids) for ids, _ in packed)]
-        hidden_BH = self.prefill(packed, self.prefix, torch.tensor(ends, device=self.device))
+        ends = [end - 1 for end in itertools.accumulate(len(prompt.ids) for prompt in packed)]
+        hidden_BH = self.prefill(packed, torch.tensor(ends, device=self.device))
         temperatures = torch.tensor([r.row.request.sampling.temperature for r in admitted], device=self.device)
         seeds = seed_tensor([r.row.request.seed for r in admitted], self.device)
         draws = torch.tensor([len(r.row.ids) for r in admitted], device=self.device)
@@ -223,9 +218,8 @@ class NativeEngine:
         self.dirty = True
 
     def memory_ran_out(self) -> None:
-        """Free what can be made again: graphs and saved prefixes."""
+        """Free what can be made again: the graphs."""
         self.stats.out_of_memory += 1
-        self.saved.clear()
         if self.graphs is not None:
             self.graphs.clear()
         gc.collect()
@@ -245,8 +239,8 @@ class NativeEngine:
             self.dirty = False
         rows = [scheduler.active[slot] for slot in sorted(scheduler.active)]
         span, longest = rows[-1].slot + 1, 1 + max(r.tokens for r in rows)
-        graphs = self.graphs
-        step = (lambda: graphs.run(span)) if graphs else (lambda: self.decode_on_device(span, longest))
+        graphs, parts = self.graphs, tuple(of(r.part) for r in rows)
+        step = (lambda: graphs.run(span)) if graphs else (lambda: self.decode_on_device(span, longest, parts))
         drawn = generate.unless_memory_runs_out(step)
         if drawn is None:
             self._decode_fewer(rows)
@@ -258,9 +252,9 @@ class NativeEngine:
         self.stats.decode_steps += 1
         return flight
 
-    def decode_on_device(self, rows: int, longest: int = 0) -> torch.Tensor:
+    def decode_on_device(self, rows: int, longest: int = 0, parts: tuple[Parts, ...] = ()) -> torch.Tensor:
         """The device's part of a decode step: no host reads, so that it can be captured."""
-        step = self.state.decode_step(rows, self.cache.block_tokens, self.prefix, longest)
+        step = self.state.decode_step(rows, self.cache.block_tokens, self.store, longest, parts)
         hidden_BH = self.decoder.forward(self.state.ids[:rows], step, self.cache)
         drawn = self._pick(hidden_BH, *self.state.sampling(rows), self.state.history[:rows])
         self.state.advance(rows, drawn)
@@ -315,15 +309,25 @@ class NativeEngine:
 
     # -- prefill
 
-    def prefill(self, packed: Packed, prefix: Prefix, wanted: torch.Tensor) -> torch.Tensor:
+    def prefill(self, packed: Packed, wanted: torch.Tensor) -> torch.Tensor:
         """Hidden states of the wanted tokens of whole rows, packed; their keys and values go into their blocks."""
-        ids = [token for tokens, _ in packed for token in tokens]
-        step = packed_step(packed, prefix, self.cache.block_tokens, self.device)
+        ids = [token for prompt in packed for token in prompt.ids]
+        step = packed_step(packed, self.store, self.cache.block_tokens, self.device)
         if self.gpu:
-            step.tiles = self.ops.query_tiles(step.lens, self.device)
+            step.tiles = self.ops.query_tiles(step.lens, step.parts, self.device)
         self.stats.prompt_tokens_computed += len(ids)
         return self.decoder.forward(torch.tensor(ids, device=self.device), step, self.cache, wanted)
 
-    def use_prefix(self, token_ids: tuple[int, ...], head_len: int = 0) -> None:
-        """Make the shared prefix, and the adapter that is on, current; its head is saved apart from the rest."""
-        prefixes.use_prefix(self, Nested(token_ids, head_len))
+    def place(self, prefix: tuple[int, ...]) -> Part | None:
+        """Where a prefix stands, computed if it is not there; None where rows that run have to leave first."""
+        held = {running.part for running in self.scheduler.active.values()}
+        parts = prefixes.placed(self, [Nested(prefix)], held)
+        return None if parts is None else next(iter(parts[0]), NOWHERE)
+
+    def holds(self, prefix: tuple[int, ...]) -> bool:
+        """Whether it is there, so that one row is no reason to run without it; on a CPU bytes don't hang on that."""
+        return self.scheduler.several and (Nested(prefix), self.attached.signature) in self.store.parts
+
+
+def of(part: Part) -> Parts:
+    return (part,) if part.length else ()

@@ -1,4 +1,4 @@
-"""Which score requests run behind which prefix: what at least two share, itself behind a head that several share.
+"""What requests share: a prefix in parts, and which score requests run behind which.
 
 Pure host logic, no torch. Owns the grouping on two levels (the head of a stage's prompts, the text of a case), neither
 the requests nor what is saved (`prefixes`). Invariant: a request's group depends on the requests beside it alone, never
@@ -11,7 +11,23 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from cai.engine import ScoreRequest
-from cai.engine.native.scheduler import MIN_PREFIX
+
+MIN_PREFIX = 16  # a shorter shared part is not worth a group of its own
+
+
+class Part(NamedTuple):
+    """Where a piece of a prefix stands in the store, in tokens."""
+
+    start: int
+    length: int
+
+
+Parts = tuple[Part, ...]  # of one prefix, in their order: a head, and what stands behind it
+NOWHERE = Part(0, 0)
+
+
+def length_of(parts: Parts) -> int:
+    return sum(part.length for part in parts)
 
 
 class Nested(NamedTuple):

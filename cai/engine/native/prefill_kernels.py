@@ -1,4 +1,4 @@
-"""Attention of whole prompts behind a shared prefix, in Triton: packed rows of many lengths, causal, tile by tile.
+"""Attention of whole prompts behind what they share, in Triton: packed rows of many lengths, causal, tile by tile.
 
 The running softmax and the axes are `attention_kernels`', which decodes.
 """
@@ -11,8 +11,11 @@ import triton.language as tl
 
 from cai.engine.native.attention import WIDE, Step
 from cai.engine.native.attention_kernels import LOG2E, TILE_KEYS, _soften, pipeline_stages
+from cai.engine.native.nesting import NOWHERE, Parts
 
 TILE_QUERIES = 64
+PARTS = tl.constexpr(2)  # of a prefix at most: a head, and a case behind it
+COLUMNS = tl.constexpr(8)  # of a tile
 
 
 @triton.jit
@@ -25,7 +28,6 @@ def _prefill(
     out,
     tiles,
     table,
-    prefix_length,
     table_stride,
     head_stride,
     scale,
@@ -39,8 +41,8 @@ def _prefill(
 ):
     tile, head = tl.program_id(0), tl.program_id(1)
     heads, kv_head = tl.num_programs(1), head // G
-    row, first = tl.load(tiles + tile * 4), tl.load(tiles + tile * 4 + 1)
-    length, at = tl.load(tiles + tile * 4 + 2), tl.load(tiles + tile * 4 + 3)
+    tiles += tile * COLUMNS
+    row, first, length, at = tl.load(tiles), tl.load(tiles + 1), tl.load(tiles + 2), tl.load(tiles + 3)
     dim, own = tl.arange(0, D), first + tl.arange(0, QUERIES)
     real = own < length
     place_q = ((at + own).to(tl.int64) * heads + head)[:, None] * D + dim[None, :]
@@ -48,17 +50,20 @@ def _prefill(
     top = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, D], tl.float32)
-    base = kv_head.to(tl.int64) * head_stride
-    shared = tl.load(prefix_length)
-    # first the shared prefix, of which a query sees all that its window reaches; then the row's own tokens, causally
-    for start in range(tl.maximum(shared + first + 1 - window, 0), shared, TILE):
-        token = start + tl.arange(0, TILE)
-        seen = token < shared
-        key = tl.load(keys + base + token[None, :] * D + dim[:, None], mask=seen[None, :], other=0.0)
-        visible = seen[None, :] & (token[None, :] > shared + own[:, None] - window)
-        scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
-        value = tl.load(values + base + token[:, None] * D + dim[None, :], mask=seen[:, None], other=0.0)
-        top, total, acc = _soften(scores, top, total, acc, value)
+    # first the parts of the prefix, of which a query sees all that its window reaches; then its own tokens, causally
+    behind = tl.load(tiles + 5) + tl.load(tiles + 7)  # tokens from the part's first one to the row's own
+    for part in tl.static_range(PARTS):
+        shared = tl.load(tiles + 5 + 2 * part)
+        base = kv_head.to(tl.int64) * head_stride + tl.load(tiles + 4 + 2 * part).to(tl.int64) * D
+        for start in range(tl.maximum(behind + first + 1 - window, 0), shared, TILE):
+            token = start + tl.arange(0, TILE)
+            seen = token < shared
+            key = tl.load(keys + base + token[None, :] * D + dim[:, None], mask=seen[None, :], other=0.0)
+            visible = seen[None, :] & (token[None, :] > behind + own[:, None] - window)
+            scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
+            value = tl.load(values + base + token[:, None] * D + dim[None, :], mask=seen[:, None], other=0.0)
+            top, total, acc = _soften(scores, top, total, acc, value)
+        behind -= shared
     for start in range(tl.maximum(first + 1 - window, 0), tl.minimum(length, first + QUERIES), TILE):
         token = start + tl.arange(0, TILE)
         seen = token < length
@@ -74,11 +79,13 @@ def _prefill(
     )
 
 
-def query_tiles(lens: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """(row, first token, length, start of the row among the packed tokens) of each tile of queries, int32."""
+def query_tiles(lens: tuple[int, ...], parts: tuple[Parts, ...], device: torch.device) -> torch.Tensor:
+    """Of each tile of queries, int32: row, first token, length, start of the row among the packed tokens; and place and
+    length of both parts before it."""
     tiles, at = [], 0
-    for row, length in enumerate(lens):
-        tiles += [(row, first, length, at) for first in range(0, length, TILE_QUERIES)]
+    for row, (length, before) in enumerate(zip(lens, parts, strict=True)):
+        places = [number for part in (*before, NOWHERE, NOWHERE)[:2] for number in part]
+        tiles += [(row, first, length, at, *places) for first in range(0, length, TILE_QUERIES)]
         at += length
     return torch.tensor(tiles, dtype=torch.int32, device=device)
 
@@ -95,19 +102,18 @@ def prefill_attention(
     tokens, heads, dim = q_TND.shape
     out = torch.empty((tokens, heads * dim), dtype=q_TND.dtype, device=q_TND.device)
     assert step.tiles is not None
-    prefix = step.prefix
+    store = step.store
     _prefill[(step.tiles.shape[0], heads)](
         q_TND,
         k_cache,
         v_cache,
-        prefix.keys[layer],
-        prefix.values[layer],
+        store.keys[layer],
+        store.values[layer],
         out,
         step.tiles,
         step.table_BW,
-        prefix.length,
         step.table_BW.stride(0),
-        prefix.keys.stride(1),
+        store.keys.stride(1),
         scale * LOG2E,
         window,
         k_cache.shape[1],

@@ -1,79 +1,139 @@
-"""The shared prefix of a stage's prompts: put in place as it is, from the saved parts, or computed once.
+"""The prefixes that prompts share: found in the store, or computed once and put there.
 
-Owns how many tokens are saved and what gives way where memory runs out. A prefix with a head (`nesting`) is saved in
-two parts: the head once, for all cases of the stage, and each case's own keys and values, computed behind it. It and
-the linears follow the adapter's state, which is the caller's (see `LoadedModel.adapter`). The buffers are
-`cache.Prefix`.
+Owns how many tokens are kept, what gives way, and what is done where memory runs out. A prefix with a head (`nesting`)
+is two parts: the head once, for all cases of the stage, and each case's own keys and values, computed behind it. The
+linears follow the adapter's state, which is the caller's (see `LoadedModel.adapter`). The memory is
+`cache.PrefixStore`.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from cai.engine import generate
+from cai.engine.memory import free_gpu_bytes
 from cai.engine.native.adapters import Signature, adapter_signature
-from cai.engine.native.cache import Prefix
-from cai.engine.native.nesting import Nested
+from cai.engine.native.batches import Prompt
+from cai.engine.native.cache import KVShape, PrefixStore, reserve_bytes
+from cai.engine.native.nesting import Nested, Part, Parts
 
 if TYPE_CHECKING:
     from cai.engine.native.engine import NativeEngine
 
 Key = tuple[Nested, Signature]
-# Of all saved parts together, and what the reserve counts: the six few-shot rotations of the instructions (3,000), or a
-# stage's head and the cases behind it; a stage that comes back (a retry wave) finds its prefix
+# Of all parts together: a stage's few-shot orders (the instructions' six are 3,000), or its head and the cases behind
+# it; a stage that comes back (a retry wave) finds its prefix
 SAVED_TOKENS = 8192
+GROWN_BY = 256
 
 
-def use_prefix(engine: NativeEngine, prefix: Nested) -> None:
-    """Make the shared prefix current, under the adapter that is on."""
-    signature = adapter_signature(engine.attached.tuned)
-    if signature != engine.attached.signature:
-        follow_adapter(engine, signature)
-    key = (prefix, signature)
-    if engine.current == key:
-        return
-    if generate.unless_memory_runs_out(lambda: _put(engine, prefix, signature)) is None:
+def new_store(shape: KVShape, device: torch.device, max_len: int) -> PrefixStore:
+    """As many tokens as are kept; on a small card an eighth of what is free, one short prefix at least."""
+    tokens = SAVED_TOKENS
+    if device.type == "cuda":
+        fitting = (free_gpu_bytes(device) - reserve_bytes(device)) // 8 // shape.bytes_per_token
+        tokens = min(tokens, max(fitting, min(1024, max_len)))
+    return PrefixStore(shape, tokens, device)
+
+
+def placed(engine: NativeEngine, wanted: Sequence[Nested], held: Collection[Part] = ()) -> list[Parts] | None:
+    """The parts of each prefix, those that are missing computed, together. None: rows hold what would have to give way.
+
+    `held`: the parts that running rows read; where there are none the store grows to what is wanted.
+    """
+    found = generate.unless_memory_runs_out(lambda: _placed(engine, wanted, held))
+    if found is None:
         engine.memory_ran_out()
         with generate.memory_named("for the prefix of a stage"):
-            _put(engine, prefix, signature)
-    engine.current = key
+            found = _placed(engine, wanted, held)
+    return found[0]
 
 
-def _put(engine: NativeEngine, prefix: Nested, signature: Signature) -> bool:
-    """Put part behind part, those that are not saved computed behind what is in place."""
-    engine.current = None
-    if len(prefix.token_ids) > engine.prefix.capacity:
-        engine.prefix = Prefix.empty(engine.shape, min(engine.max_len, len(prefix.token_ids) + 256), engine.device)
-        if engine.graphs is not None:
-            engine.graphs.clear()
-    engine.prefix.set((), None, None)
-    start = 0
-    for end in prefix.ends:
-        key = (Nested(prefix.token_ids[:end], start), signature)
-        part = engine.saved.pop(key, None)
-        if part is None:
-            _make_room(engine, end - start)
-            part = _computed(engine, prefix.token_ids[start:end])
-        if end - start <= SAVED_TOKENS:
-            engine.saved[key] = part
-        engine.prefix.set(prefix.token_ids[:end], *part)
-        start = end
-    return True
+def _placed(engine: NativeEngine, wanted: Sequence[Nested], held: Collection[Part]) -> tuple[list[Parts] | None]:
+    signature = engine.attached.signature or ()
+    names = [_names(prefix, signature) for prefix in wanted]
+    parts: dict[Key, Part] = {}  # none of them gives way to another
+    for level in range(2):  # heads first, then what stands behind them
+        if not _level(engine, dict.fromkeys(each[level] for each in names if len(each) > level), parts, held):
+            if held:
+                return (None,)
+            _grow(engine, sum(_length(name) for name in {name for each in names for name in each}))
+            return _placed(engine, wanted, held)
+    return ([tuple(parts[name] for name in each) for each in names],)
 
 
-def _make_room(engine: NativeEngine, tokens: int) -> None:
-    """What was used longest ago gives way; a head was used with each of its cases."""
-    held = {key: keys.shape[2] for key, (keys, _) in engine.saved.items()}
-    for key in list(held):
-        if sum(held.values()) + tokens <= SAVED_TOKENS:
-            return
-        del held[key], engine.saved[key]
+def _names(prefix: Nested, signature: Signature) -> list[Key]:
+    """Of its parts: all that stands up to the part's end, and where it begins."""
+    starts = (0, *prefix.ends)
+    return [(Nested(prefix.token_ids[:end], start), signature) for start, end in zip(starts, prefix.ends, strict=False)]
 
 
-def follow_adapter(engine: NativeEngine, signature: Signature) -> None:
+def _length(name: Key) -> int:
+    return len(name[0].token_ids) - name[0].head_len
+
+
+def _level(engine: NativeEngine, names: Iterable[Key], parts: dict[Key, Part], held: Collection[Part]) -> bool:
+    """Add the parts of these names to `parts`, behind those it has; False where store or cache has no room now."""
+    new: list[Key] = []
+    try:
+        for name in names:
+            part = engine.store.find(name)
+            if part is None:
+                part = engine.store.take(name, _length(name), {*held, *parts.values()})
+                if part is None:
+                    return False
+                new.append(name)
+            parts[name] = part
+        if held and sum(engine.cache.blocks_for(_length(name)) for name in new) > len(engine.cache.free):
+            return False
+        while new:
+            _compute(engine, new, parts)
+        return True
+    finally:  # what has a place and was not computed
+        for name in new:
+            del engine.store.parts[name]
+
+
+def _compute(engine: NativeEngine, new: list[Key], parts: dict[Key, Part]) -> None:
+    """The first of these parts in one pass; they leave the list."""
+    cache, packed, budget = engine.cache, [], engine.scheduler.prefill_tokens  # type: ignore[var-annotated]
+    for (prefix, signature), length in ((name, _length(name)) for name in new):
+        need = cache.blocks_for(length)
+        if packed and (length > budget or need > len(cache.free)):
+            break
+        before = (parts[prefix.outer, signature],) if prefix.head_len else ()
+        ids = list(prefix.token_ids[prefix.head_len :])
+        packed.append(Prompt(ids, cache.take(need, engine.stats.batch_size), before))
+        budget -= length
+    try:
+        ends = [end - 1 for end in itertools.accumulate(len(prompt.ids) for prompt in packed)]
+        engine.prefill(packed, torch.tensor(ends, device=engine.device))
+        for name, prompt in zip(new, packed, strict=False):
+            engine.store.put(parts[name], *cache.gather(prompt.blocks, len(prompt.ids)))
+    finally:
+        for prompt in packed:
+            cache.give_back(prompt.blocks)
+    extra, tokens = engine.stats.extra, sum(len(prompt.ids) for prompt in packed)
+    extra["prefix_tokens_computed"] = extra.get("prefix_tokens_computed", 0) + tokens
+    del new[: len(packed)]
+
+
+def _grow(engine: NativeEngine, tokens: int) -> None:
+    """A store that holds so many; nothing runs, so all parts go, and the graphs, which read them where they lay."""
+    engine.store = PrefixStore(engine.shape, max(tokens + GROWN_BY, engine.store.capacity), engine.device)
+    if engine.graphs is not None:
+        engine.graphs.clear()
+
+
+def follow_adapter(engine: NativeEngine) -> None:
     """The linears that have copies of the weights hold the adapter's factors; a CPU without them asks the modules."""
+    signature = adapter_signature(engine.attached.tuned)
+    if signature == engine.attached.signature:
+        return
     if not engine.gpu and all(group.packed is None for group in engine.groups):
         engine.attached.signature = signature
         return
@@ -85,17 +145,3 @@ def follow_adapter(engine: NativeEngine, signature: Signature) -> None:
             gone = engine.attached.follow(signature, engine.groups)
     if engine.graphs is not None:
         engine.graphs.forget(gone)
-
-
-def _computed(engine: NativeEngine, token_ids: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of these tokens behind the prefix that is in place."""
-    blocks = engine.cache.take(engine.cache.blocks_for(len(token_ids)), engine.stats.batch_size)
-    last = torch.tensor([len(token_ids) - 1], device=engine.device)
-    try:
-        engine.prefill([(list(token_ids), blocks)], engine.prefix, last)
-        computed = engine.cache.gather(blocks, len(token_ids))
-    finally:
-        engine.cache.give_back(blocks)
-    extra = engine.stats.extra
-    extra["prefix_tokens_computed"] = extra.get("prefix_tokens_computed", 0) + len(token_ids)
-    return computed

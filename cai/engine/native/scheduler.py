@@ -1,21 +1,23 @@
 """Who runs: requests waiting by shared prefix, rows in slots, blocks for their tokens. Pure host logic, no torch.
 
-Owns admission, growth, preemption and slots. Invariants: all rows that run share one prefix; a row's blocks cover every
+Owns admission, growth, preemption and slots. Rows of several prefixes run together where `several` says so (a GPU);
+else, on a CPU, whose bytes hang on the rows beside a row, one prefix at a time. Invariants: a row's blocks cover every
 token that a launched step may write; a preempted row starts again from its prompt and what it has drawn, and draws the
 same text (the draw depends on seed and position only).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cai.engine.native.nesting import MIN_PREFIX, NOWHERE, Part
 from cai.engine.stopping import Row
 
 GROW_TOKENS = 64  # blocks are taken ahead for this many new tokens
-MIN_PREFIX = 16  # a shorter shared part is not worth a group of its own
 
 
 class Blocks(Protocol):
@@ -37,6 +39,7 @@ class Running:
     slot: int
     blocks: list[int]
     tokens: int
+    part: Part = NOWHERE
     launched: int = 0  # draws launched; one more than `len(row.ids)` while a step is in flight
     alive: bool = True
 
@@ -44,6 +47,18 @@ class Running:
     def exhausted(self) -> bool:
         """Every draw it may make is launched."""
         return self.launched >= self.row.request.sampling.max_new_tokens
+
+
+Place = Callable[[tuple[int, ...]], Part | None]
+Holds = Callable[[tuple[int, ...]], bool]
+
+
+def anywhere(prefix: tuple[int, ...]) -> Part | None:
+    return Part(0, len(prefix))
+
+
+def nowhere(prefix: tuple[int, ...]) -> bool:
+    return False
 
 
 @dataclass
@@ -54,20 +69,19 @@ class Scheduler:
     max_rows: int
     prefill_tokens: int  # the most prompt tokens computed at a time (a single longer row is allowed)
     lone_prefixes: bool = False  # also what a single row has is set up: where a row's own tokens are computed otherwise
-    tokens_a_step: int = 0  # prompt tokens computed in the time of a decode step of few rows; 0: only lone rows join
+    several: bool = False  # rows of several prefixes run together
     waiting: OrderedDict[tuple[int, ...], deque[Row]] = field(default_factory=OrderedDict)
     active: dict[int, Running] = field(default_factory=dict)
-    prefix: tuple[int, ...] = ()
-    joined: set[tuple[int, ...]] = field(default_factory=set)  # prefixes whose rows run without one
+    prefix: tuple[int, ...] = ()  # of the rows that were admitted last
     preemptions: int = 0
 
     def add(self, row: Row, first: bool = False) -> None:
-        """Queue a row under the prefix it shares."""
-        if self.idle:
-            self.joined.clear()
+        """Queue a row under the prefix it shares; `first`: before all that wait."""
         prefix = shared_prefix(row)
-        group = self.waiting.setdefault(() if prefix in self.joined else prefix, deque())
+        group = self.waiting.setdefault(prefix, deque())
         group.appendleft(row) if first else group.append(row)
+        if first and self.several:
+            self.waiting.move_to_end(prefix, last=False)
 
     @property
     def idle(self) -> bool:
@@ -78,67 +92,60 @@ class Scheduler:
             self.release(running)
         self.waiting.clear()
 
-    def choose_prefix(self) -> tuple[int, ...]:
-        """The prefix to run next: the current one while rows wait for it or run, else the longest-waiting group's.
+    def _turns(self, holds: Holds) -> list[tuple[int, ...]]:
+        """The prefixes whose rows may enter now, in their order: one where rows of one run at a time.
 
-        A prefix that a single row has is not set up (but see `lone_prefixes`); that row joins those without a prefix.
-        So do all where they are so few that computing their prefixes again takes less than running group after group.
+        That is the present one while rows wait for it or run, else the longest-waiting group's. A prefix that a single
+        row has is not set up (but see `lone_prefixes`) unless it is there: that row joins those without a prefix.
         """
-        if self.active or self.prefix in self.waiting:
-            return self.prefix
-        lone = [prefix for prefix, group in self.waiting.items() if prefix and len(group) == 1]
-        few = [] if self.lone_prefixes else self._few()
-        self.joined = set(few)
-        for prefix in () if self.lone_prefixes else few or lone:
+        if not self.several and (self.active or self.prefix in self.waiting):
+            return [self.prefix] if self.prefix in self.waiting else []
+        alone = [prefix for prefix, group in self.waiting.items() if prefix and len(group) == 1 and not holds(prefix)]
+        for prefix in () if self.lone_prefixes else alone:
             self.waiting.setdefault((), deque()).extend(self.waiting.pop(prefix))
-        self.prefix = next(iter(self.waiting), self.prefix)
-        return self.prefix
+        return list(self.waiting) if self.several else list(self.waiting)[:1]
 
-    def _few(self) -> list[tuple[int, ...]]:
-        """All prefixes that wait, where computing them anew for every row takes less than a run for each of them."""
-        groups = {prefix: group for prefix, group in self.waiting.items() if prefix}
-        again = sum(len(prefix) * len(group) for prefix, group in groups.items())
-        # of a group one row comes near its limit; together all run as long as one group does
-        steps = sorted(max(row.request.sampling.max_new_tokens for row in group) for group in groups.values())
-        return list(groups) if again < self.tokens_a_step * sum(steps[:-1]) else []
+    def admit(self, place: Place = anywhere, holds: Holds = nowhere) -> list[Running]:
+        """Rows to prefill now, in slots; empty if it is better to decode on, or nothing waits or fits.
 
-    def own_tokens(self, row: Row) -> int:
-        return len(row.request.token_ids) - len(self.prefix) + len(row.ids)
-
-    def admit(self) -> list[Running]:
-        """Rows to prefill now, in slots; empty if it is better to decode on, or nothing waits or fits."""
-        group = self.waiting.get(self.prefix)
-        if not group or not self._worth_it(group):
+        `place(prefix)`: where it stands, computed if need be; None where rows that run have to leave first.
+        """
+        turns, admitted = self._turns(holds), []  # type: ignore[var-annotated]
+        if not self._worth_it(turns):
             return []
-        slots = (slot for slot in range(self.max_rows) if slot not in self.active)
-        admitted: list[Running] = []
+        slots = iter([slot for slot in range(self.max_rows) if slot not in self.active])
         budget = self.prefill_tokens
         # half of what the running rows may still grow by: most end before their limit, and a row that is preempted pays
         # its prompt twice
         reserve = 0 if self.blocks.by_slot else len(self.active) * self.blocks.blocks_for(GROW_TOKENS) // 2
-        for slot in slots:
-            if not group:
+        for prefix in turns:
+            if (part := place(prefix)) is None:
                 break
-            tokens = self.own_tokens(group[0])
-            need = self.blocks.blocks_for(tokens + self._ahead(group[0]))
-            # the first row always fits the budget: one longer than a whole piece would else wait for ever
-            if (admitted and tokens > budget) or need > len(self.blocks.free) - (reserve if self.active else 0):
-                break
-            admitted.append(Running(group.popleft(), slot, self.blocks.take(need, slot), tokens))
-            self.active[slot] = admitted[-1]
-            budget -= tokens
-        if not group:
-            del self.waiting[self.prefix]
+            self.prefix, group = prefix, self.waiting[prefix]
+            while group:
+                tokens = own_tokens(group[0], len(prefix))
+                need = self.blocks.blocks_for(tokens + self._ahead(group[0]))
+                full = need > len(self.blocks.free) - (reserve if self.active else 0)
+                # the first row always fits the budget: one longer than a whole piece would else wait for ever
+                if full or (admitted and tokens > budget) or (slot := next(slots, None)) is None:
+                    return admitted
+                admitted.append(Running(group.popleft(), slot, self.blocks.take(need, slot), tokens, part))
+                self.active[slot] = admitted[-1]
+                budget -= tokens
+            del self.waiting[prefix]
         return admitted
 
-    def _worth_it(self, group: deque[Row]) -> bool:
+    def _worth_it(self, turns: list[tuple[int, ...]]) -> bool:
         """Prefill in large pieces: a sixteenth of the slots free, or as many prompt tokens as one piece holds."""
         room = self.max_rows - len(self.active)
-        if room == 0:
+        if not turns or room == 0:
             return False
-        if not self.active or room >= max(1, self.max_rows // 16) or room >= len(group):
+        if not self.active or room >= max(1, self.max_rows // 16):
             return True
-        return sum(self.own_tokens(row) for _, row in zip(range(room), group, strict=False)) >= self.prefill_tokens
+        if room >= sum(len(self.waiting[prefix]) for prefix in turns):
+            return True
+        rows = ((row, len(prefix)) for prefix in turns for row in self.waiting[prefix])
+        return sum(own_tokens(row, shared) for row, shared in itertools.islice(rows, room)) >= self.prefill_tokens
 
     def _ahead(self, row: Row) -> int:
         return min(GROW_TOKENS, row.request.sampling.max_new_tokens - len(row.ids)) + 1
@@ -193,6 +200,11 @@ def shared_prefix(row: Row) -> tuple[int, ...]:
     return request.token_ids[:length] if length >= MIN_PREFIX else ()
 
 
-def prompt_tokens(row: Row, prefix: tuple[int, ...]) -> Iterable[int]:
+def own_tokens(row: Row, shared: int) -> int:
+    """How many tokens a row computes by itself behind the `shared` ones of its prefix."""
+    return len(row.request.token_ids) - shared + len(row.ids)
+
+
+def prompt_tokens(row: Row, shared: int) -> list[int]:
     """What a row has to feed: its prompt behind the prefix, and what it had drawn before a preemption."""
-    return [*row.request.token_ids[len(prefix) :], *row.ids]
+    return [*row.request.token_ids[shared:], *row.ids]

@@ -1,7 +1,8 @@
 """The rows' state on the device: one small int32 table that the host rewrites when membership changes.
 
-Owns the columns (own length, draws, temperature bits, seed halves, block table), the drawn ids, and the copy to
-the device. A decode step reads and advances them on the device, so that steps follow one another without the host.
+Owns the columns (own length, draws, temperature bits, seed halves, place and length of the prefix, block table), the
+drawn ids, and the copy to the device. A decode step reads and advances them there, so that steps follow one another
+without the host.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 
 from cai.engine.native.attention import Step
-from cai.engine.native.cache import TRASH, Prefix
+from cai.engine.native.cache import TRASH, PrefixStore
+from cai.engine.native.nesting import Parts
 from cai.engine.native.scheduler import Running
 from cai.engine.sampling import signed64
 
-LENGTH, DRAWS, TEMPERATURE, SEED_LOW, SEED_HIGH, COLUMNS = range(6)
+LENGTH, DRAWS, TEMPERATURE, SEED_LOW, SEED_HIGH, START, SHARED, COLUMNS = range(8)
 
 
 class RowState:
@@ -37,7 +39,8 @@ class RowState:
             row[:] = TRASH
             row[LENGTH], row[DRAWS] = running.tokens, running.launched
             row[TEMPERATURE : TEMPERATURE + 1].view(np.float32)[0] = sampling.temperature
-            row[SEED_LOW:COLUMNS].view(np.int64)[0] = signed64(running.row.request.seed)
+            row[SEED_LOW:START].view(np.int64)[0] = signed64(running.row.request.seed)
+            row[START:COLUMNS] = running.part
             row[COLUMNS : COLUMNS + len(running.blocks)] = running.blocks
         fresh = torch.from_numpy(self.host.copy())  # pinned memory is kept until the transfer is done
         self.table.copy_(fresh.pin_memory() if self.device.type == "cuda" else fresh, non_blocking=True)
@@ -60,13 +63,17 @@ class RowState:
         low, high = part[:, SEED_LOW].to(torch.int64) & 0xFFFFFFFF, part[:, SEED_HIGH].to(torch.int64)
         return part[:, TEMPERATURE].contiguous().view(torch.float32), (high << 32) | low, part[:, DRAWS]
 
-    def decode_step(self, rows: int, block_tokens: int, prefix: Prefix, longest: int) -> Step:
-        """The step that feeds each row its last drawn token."""
+    def decode_step(
+        self, rows: int, block_tokens: int, store: PrefixStore, longest: int, parts: tuple[Parts, ...]
+    ) -> Step:
+        """The step that feeds each row its last drawn token. A CPU is told the parts, a GPU reads the table."""
         lengths, table = self.table[:rows, LENGTH].to(torch.int64), self.table[:rows, COLUMNS:]
         blocks = table.gather(1, (lengths // block_tokens)[:, None])[:, 0].to(torch.int64)
-        offsets, positions = lengths % block_tokens, lengths + prefix.length
+        offsets, positions = lengths % block_tokens, lengths + self.table[:rows, SHARED]
         lens_B = (lengths + 1).to(torch.int32)
-        return Step(positions, blocks, offsets, table, lens_B, prefix, prefill=False, longest=longest)
+        shared = self.table[:rows, START:COLUMNS]
+        where = (positions, blocks, offsets, table, lens_B)
+        return Step(*where, store, prefill=False, longest=longest, parts=parts, shared=shared)
 
     def advance(self, rows: int, drawn: torch.Tensor) -> None:
         """After a step: the drawn ids are fed next; empty slots stay empty."""
