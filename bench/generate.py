@@ -11,7 +11,8 @@ Groups of backends run in processes of their own (Unsloth rewrites transformers 
     unsloth    unsloth (Unsloth generate, static batches)  native  native-bnb/-fused/-bf16/-fp8/-int8 (linears)
 `@80` behind a name caps the process's memory to 80 GB. `:N` takes N requests of each stage (default --per-stage);
 `:N/a+b` only of the stages a and b. `--mix`: what a run really asks for, six rotations of the instructions' examples
-and 8% of answers, critiques and revisions drawn again; only the last draw of a request is useful.
+and 8% of answers, critiques and revisions drawn again; only the last draw of a request is useful. `--together`: the
+requests of all stages at once, as one pool has them; else a stage begins when the one before has ended.
 
 In place of a folder, "made:SHAPE/LAYERS" makes random weights of a shape of bench/families.py on the card, without a
 file and without Unsloth: "made:qwen2-32b/16" has a quarter of the layers. With a quarter of the memory (`@20`) what is
@@ -42,7 +43,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from decode_step import ceilings, profile_steps, roofline, step_times
-from shapes import STAGES, StageShape, stage_requests
+from shapes import STAGES, Again, never, the_requests
 
 from cai.engine import Request, Sampling
 
@@ -154,15 +155,15 @@ def engine_for(wanted: Wanted, weights: Weights, batch_size: int) -> Any:
     return make_engine("native", weights, linears=linears, batch_size=0)
 
 
-def run_stage(engine: Any, requests: list[Request], stage: StageShape | None = None) -> tuple[int, float, int]:
-    """(useful tokens, seconds, draws that a refusal followed); `stage`: whose completions are drawn again."""
+def run_stage(engine: Any, requests: list[Request], again: Again = never) -> tuple[int, float, int]:
+    """(useful tokens, seconds, draws that a refusal followed)."""
     began = time.monotonic()
     of, number = {request.id: request for request in requests}, dict.fromkeys((r.id for r in requests), 0)
     for request in requests:
         engine.submit(request)
     drawn = {}
     for done in engine.completions():
-        if stage is not None and stage.again(done.id, number[done.id]):
+        if again(done.id, number[done.id]):
             number[done.id] += 1
             engine.submit(replace(of[done.id], seed=of[done.id].seed ^ number[done.id], first=True))
         else:
@@ -187,20 +188,16 @@ def measure(wanted: Wanted, weights: Weights, options: argparse.Namespace) -> di
     row: dict[str, Any] = {"backend": shown, "requests": 0, "stages": {}, "prompt_tokens": 0}
     row |= {"set_up_s": round(set_up, 1), "batch": engine.stats.batch_size}
     tokens, seconds, computed = 0, 0.0, engine.stats.prompt_tokens_computed
-    for stage in STAGES:
-        if stage.name not in wanted.stages:
-            continue
-        rotations, refused = (stage.rotations, stage) if options.mix else (1, None)
-        requests = stage_requests(stage, wanted.count, vocab, options.scale, rotations)
+    for name, requests, again in the_requests(wanted.stages, wanted.count, vocab, options):
         before = engine.stats.prompt_tokens_computed
-        drawn, spent, redraws = run_stage(engine, requests, refused)
+        drawn, spent, redraws = run_stage(engine, requests, again)
         row["requests"] += len(requests)
         row["prompt_tokens"] += sum(len(request.token_ids) for request in requests)
         prefill = engine.stats.prompt_tokens_computed - before
-        row["stages"][stage.name] = {"tokens": drawn, "seconds": round(spent, 2), "prompt_tokens_computed": prefill}
-        row["stages"][stage.name] |= {"tokens_per_s": round(drawn / spent, 1), "redraws": redraws}
+        row["stages"][name] = {"tokens": drawn, "seconds": round(spent, 2), "prompt_tokens_computed": prefill}
+        row["stages"][name] |= {"tokens_per_s": round(drawn / spent, 1), "redraws": redraws}
         tokens, seconds = tokens + drawn, seconds + spent
-        print(f"# {row['backend']} {stage.name}: {drawn} tokens, {spent:.1f} s = {drawn / spent:.0f}/s", flush=True)
+        print(f"# {row['backend']} {name}: {drawn} tokens, {spent:.1f} s = {drawn / spent:.0f}/s", flush=True)
     row |= {"tokens": tokens, "seconds": round(seconds, 2), "tokens_per_s": round(tokens / seconds, 1)}
     row["prompt_tokens_computed"] = engine.stats.prompt_tokens_computed - computed
     if wanted.name.startswith("native") and options.steps:
@@ -304,6 +301,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=0, help="of the static backends (0 = from free memory)")
     parser.add_argument("--scale", type=float, default=1.0, help="of all lengths, for small machines")
     parser.add_argument("--mix", action="store_true", help="rotated prefixes and redraws")
+    parser.add_argument("--together", action="store_true", help="the requests of all stages at once")
     parser.add_argument("--steps", type=int, nargs="*", default=[16, 64, 256])
     parser.add_argument("--out", default="generate.json")
     parser.add_argument("--group", action="store_true", help=argparse.SUPPRESS)
@@ -315,6 +313,7 @@ def main() -> None:
         "model": options.model if options.model.startswith("made:") else Path(options.model).name,
         "per_stage": options.per_stage,
         "mix": options.mix,
+        "together": options.together,
         "rows": [],
     }
 
@@ -330,6 +329,7 @@ def main() -> None:
             shared = ["--per-stage", str(options.per_stage), "--batch-size", str(options.batch_size)]
             shared += ["--scale", str(options.scale), "--steps", *map(str, options.steps), "--out", part.name]
             shared += ["--bf16-model", options.bf16_model, *(["--mix"] if options.mix else [])]
+            shared += ["--together"] if options.together else []
             subprocess.run([sys.executable, __file__, options.model, "--group", *shared, "--run", *runs], check=False)
             text = Path(part.name).read_text()
         found = (

@@ -171,7 +171,7 @@ class Policy:
 
         before = self.engine.stats.prompt_tokens_computed
         requests = stage_requests(stage, count, vocab, self.sizes.scale, stage.rotations)
-        tokens, seconds, redraws = run_stage(self.engine, requests, stage)
+        tokens, seconds, redraws = run_stage(self.engine, requests, stage.again)
         return {
             "requests": count, "tokens": tokens, "seconds": round(seconds, 3), "redraws": redraws,
             "tokens_per_s": round(tokens / seconds, 1), "seconds_a_request": seconds / count,

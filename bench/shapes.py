@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 from cai.engine import Request, Sampling
 
@@ -56,3 +58,29 @@ def stage_requests(stage: StageShape, count: int, vocab: int, scale: float, rota
         ids = (*prefix[turn:], *prefix[:turn], *(draw.randrange(1000, top) for _ in range(own)))
         made.append(Request(item, ids, Sampling(0.7, new), seed=draw.getrandbits(63), prefix_len=len(prefix)))
     return made
+
+
+Again = Callable[[int, int], bool]  # whether draw so-and-so of a request is refused
+APART = 1_000_000  # between the ids of two stages, where all are asked at once
+
+
+def never(id_: int, number: int) -> bool:
+    return False
+
+
+def the_requests(
+    stages: Collection[str], count: int, vocab: int, options: Any
+) -> Iterator[tuple[str, list[Request], Again]]:
+    """Name, requests and refusals of each stage, or of all of them at once; `options`: scale, mix and together."""
+    found = []
+    for place, stage in enumerate(stage for stage in STAGES if stage.name in stages):
+        requests = stage_requests(stage, count, vocab, options.scale, stage.rotations if options.mix else 1)
+        requests = [replace(request, id=request.id + place * APART) for request in requests]
+        found.append((stage, requests))
+    shapes = [stage for stage, _ in found]
+    again = (lambda id_, number: shapes[id_ // APART].again(id_ % APART, number)) if options.mix else never
+    if options.together:
+        yield "together", [request for _, requests in found for request in requests], again
+        return
+    for stage, requests in found:
+        yield stage.name, requests, again

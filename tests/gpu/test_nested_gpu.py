@@ -43,7 +43,7 @@ def flat(wanted):
 def totals(engine, wanted):
     """(totals in order, prompt tokens computed, seconds), with nothing saved before."""
     engine.store.parts.clear()
-    engine.current, before, began = None, engine.stats.prompt_tokens_computed, time.perf_counter()
+    before, began = engine.stats.prompt_tokens_computed, time.perf_counter()
     found = [score.total for score in sorted(engine.score(wanted), key=lambda score: score.id)]
     return found, engine.stats.prompt_tokens_computed - before, time.perf_counter() - began
 
