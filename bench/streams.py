@@ -6,6 +6,8 @@ by stage: decode steps, mean rows in a step, seconds, and how many finished rows
 
     python bench/streams.py --items 5200                    (a minute and a half; no GPU, no torch)
     python bench/streams.py --items 5200 --card 80
+    python bench/streams.py --items 5200 --one              (rows of one prefix at a time)
+    python bench/streams.py --pool                          (two rounds and their waves: stage by stage, or one pool)
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import bisect
 import json
 import random
 import sys
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from shapes import SEED, STAGES, StageShape
+from shapes import APART, SEED, STAGES, StageShape
 
 from cai.data import stage_loop
 from cai.engine import Completion, EngineStats, Request, Sampling
@@ -171,6 +174,69 @@ def run(shape: StageShape, items: int, card: str, several: bool = True) -> dict[
     }  # fmt: skip
 
 
+CHAIN = ("answers", "critiques", "revisions", "critiques", "revisions")
+WAVES = (5200, 1300, 325, 81, 20, 5)  # three of four items have their pair after each
+
+
+def pooled(items: int, names: Sequence[str], card: str, several: bool = True) -> Clocked:
+    """Stages of which an item has each as soon as it has the one before; `stage_loop`'s window, redraws first."""
+    lanes, shapes = range(len(names)), {shape.name: shape for shape in STAGES}
+    draws = [[random.Random(f"{SEED}-{names[k]}-{k}-{item}") for item in range(items)] for k in lanes]
+    sizes = [
+        [(round(d.uniform(*shapes[names[k]].inputs)), d.randint(*shapes[names[k]].outputs)) for d in draws[k]]
+        for k in lanes
+    ]
+    engine = Clocked(card, lambda request: sizes[request.id % len(names)][request.id // len(names)][1], several)
+    number: Counter[int] = Counter()
+    waiting = deque(sorted(range(items), key=lambda item: item % ROTATIONS[names[0]]))
+    open_ = 0
+
+    def submit(item: int, lane: int, first: bool) -> None:
+        shape = shapes[names[lane]]
+        turn = item % ROTATIONS[shape.name] + 10 * STAGES.index(shape)
+        prefix = tuple(range(turn * 10_000, turn * 10_000 + shape.prefix))
+        ids = prefix + (0,) * sizes[lane][item][0]
+        sampling = Sampling(0.7, shape.outputs[1])
+        engine.submit(Request(item * len(names) + lane, ids, sampling, 0, len(prefix), first=first))
+
+    while waiting or open_:
+        for done in engine.completions() if open_ else ():
+            item, lane = divmod(done.id, len(names))
+            refused = shapes[names[lane]].again(item + lane * APART, number[done.id])
+            number[done.id] += refused
+            if refused or lane + 1 < len(names):
+                submit(item, lane + (not refused), True)
+                continue
+            open_ -= 1
+            if waiting:
+                submit(waiting.popleft(), 0, False)
+                open_ += 1
+        while waiting and open_ < 512 * stage_loop.STREAM_WINDOW:
+            submit(waiting.popleft(), 0, False)
+            open_ += 1
+    return engine
+
+
+def pools(card: str) -> None:
+    stages = [(name,) for name in CHAIN]
+    ways = {
+        "stage by stage, one prefix at a time, s": (stages, False),
+        "several prefixes together": (stages, True),
+        "critique and revision pooled, too": ([CHAIN[:1], CHAIN[1:3], CHAIN[3:]], True),
+        "one pool": ([CHAIN], True),
+    }
+    print(f"| items | {' | '.join(ways)} |\n" + "| --- " * (len(ways) + 1) + "|")
+    total = dict.fromkeys(ways, 0.0)
+    for items in WAVES:
+        found = {
+            way: sum(pooled(items, names, card, several).seconds for names in parts)
+            for way, (parts, several) in ways.items()
+        }
+        total = {way: total[way] + found[way] for way in ways}
+        print(f"| {items} | " + " | ".join(f"{seconds:.0f}" for seconds in found.values()) + " |", flush=True)
+    print("| all | " + " | ".join(f"{seconds:.0f}" for seconds in total.values()) + " |")
+
+
 @dataclass(frozen=True)
 class Draw:
     """One try of a unit, as the loop handles it."""
@@ -186,7 +252,10 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help="rows of one prefix at a time, as on a CPU")
     parser.add_argument("--card", choices=CARDS, default="whole")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--pool", action="store_true", help="two rounds with their waves, stage by stage and pooled")
     options = parser.parse_args()
+    if options.pool:
+        return pools(options.card)
     found = {
         shape.name: run(shape, options.items, options.card, not options.one)
         for shape in STAGES
