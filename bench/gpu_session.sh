@@ -78,7 +78,7 @@ PARALLEL=""
 STAGES=instructions+answers+critiques+revisions
 
 TESTS="$PYTHON -m pytest -m '' -rfE --durations=5 --junitxml $PARTS/tests.xml tests/gpu/test_engine_families_gpu.py \
-  tests/gpu/test_frozen_gpu.py tests/engine/test_engine_kernel_cases.py"
+  tests/gpu/test_frozen_gpu.py tests/engine/test_engine_kernel_cases.py tests/engine/test_engine_attention_cases.py"
 
 # pytest's 3 and 4: its plugins do not fit together
 step tests 140 bash -c "$TESTS $PARALLEL; rc=\$?; [ -n '$PARALLEL' ] && [[ \$rc = [34] ]] && exec $TESTS; exit \$rc"

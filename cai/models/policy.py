@@ -75,7 +75,7 @@ class LoadedModel:
     rules: Rules = field(default_factory=Rules)
     say: Callable[[str], None] = print
     _engine: Engine | None = None
-    _linears: str = ""  # which the engine was asked for
+    _asked: tuple[str, str] = ("", "")  # linears and kv that the engine was asked for
 
     @property
     def embedded(self) -> bool:
@@ -87,16 +87,16 @@ class LoadedModel:
         `rounded`: data are made, for which the recipe may ask for 8-bit products; what measures never gets them.
         """
         section = section if rounded else section.exact
-        if self._engine is not None and section.linears != self._linears:
+        if self._engine is not None and (section.linears, section.kv) != self._asked:
             self.release()
         if self._engine is None:
             from cai.engine.build import make_engine
 
             self.mode("generate")
-            self._linears = section.linears
-            self._engine = make_engine(section.backend, self, batch_size=section.batch_size, linears=section.linears)
+            self._asked = linears, kv = section.linears, section.kv
+            self._engine = make_engine(section.backend, self, batch_size=section.batch_size, linears=linears, kv=kv)
             self._engine.rules = self.rules
-            for note in ("engine", "linears"):  # what was chosen for this model and card, and why
+            for note in ("engine", "linears", "kv"):  # what was chosen for this model and card, and why
                 if note in self._engine.stats.extra:
                     self.say(f"engine: {self._engine.stats.extra[note]}")
         return self._engine

@@ -155,7 +155,7 @@ def gpu_checks(recipe: Recipe) -> Iterator[Check]:
         )
     config = local_config(recipe.model.name)
     yield memory_check(recipe, config, free / 2**30)
-    if recipe.engine.rounded:
+    if recipe.engine.rounded_products:
         yield eight_bit_check(recipe, (card.major, card.minor), config, free / 2**30)
 
 

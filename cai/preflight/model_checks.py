@@ -15,10 +15,11 @@ from cai.engine import Completion, Engine, Request, Sampling, ScoreRequest
 from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.recipe.load import Recipe
+from cai.recipe.prompts import Prompt
 
 if TYPE_CHECKING:
     from cai.engine.native.engine import NativeEngine
-    from cai.recipe.prompts import Prompt
+    from cai.recipe.settings import EngineSection
     from cai.training.forward import Layout
 
 Status = Literal["ok", "warn", "fail"]
@@ -49,7 +50,7 @@ def model_checks(model: Model, recipe: Recipe, prompts: Mapping[str, Prompt]) ->
     yield padding_check(model, recipe, texts)
     yield stop_check(model, recipe, min(texts, key=len))
     if recipe.engine.rounded:
-        yield rounding_check(model.engine(recipe.engine, rounded=True), texts, recipe.engine.linears)
+        yield rounding_check(model.engine(recipe.engine, rounded=True), texts, recipe.engine)
     model.release()
     yield from training_checks(model, recipe)
 
@@ -116,12 +117,15 @@ def padding_check(model: Model, recipe: Recipe, prompts: list[tuple[int, ...]]) 
     return Check("padded batch = alone", "fail", f'{text}. Set engine.backend = "reference" and report it')
 
 
-def rounding_check(engine: Engine, prompts: Sequence[tuple[int, ...]], linears: str) -> Check:
-    """How far 8-bit products move this model's own distribution while it draws, on the longest of the prompts.
+def rounding_check(engine: Engine, prompts: Sequence[tuple[int, ...]], section: EngineSection) -> Check:
+    """How far 8 bits move this model's own distribution while it draws, on the longest of the prompts.
 
     "int8" has no exponent: beyond FAR a model's channels stand out too much for it, and it is refused.
     """
-    unused = f'nothing is rounded: engine.linears = "{linears}" is for the native engine on a GPU'
+    wishes = {"engine.linears": section.linears, "engine.kv": section.kv}
+    asked = {key: wish for key, wish in wishes.items() if wish in ("fp8", "int8")}
+    said = " and ".join(f'{key} = "{wish}"' for key, wish in asked.items())
+    unused = f"nothing is rounded: {said} is for the native engine on a GPU"
     if engine.name != "native":
         return Check("8-bit drawing", "warn", unused)
     from cai.engine.native.scoring import divergence
@@ -133,8 +137,9 @@ def rounding_check(engine: Engine, prompts: Sequence[tuple[int, ...]], linears: 
     text = f"KL {nats:.4f} nats a token, the same first choice at {same:.1%} of {len(ids)} tokens (exact against drawn)"
     if nats <= FAR:
         return Check("8-bit drawing", "ok", text, told=True)
-    status: Status = "fail" if linears == "int8" else "warn"
-    return Check("8-bit drawing", status, f'{text}. More than {FAR}: engine.linears = "auto" draws exactly')
+    status: Status = "fail" if "int8" in asked.values() else "warn"
+    remedy = " and ".join(f'{key} = "auto"' for key in asked)
+    return Check("8-bit drawing", status, f"{text}. More than {FAR}: {remedy} draws exactly")
 
 
 def greedy(engine: Engine, prompts: Sequence[tuple[int, ...]], *, at_once: bool) -> list[tuple[int, ...]]:

@@ -93,8 +93,10 @@ def drop_unset(keep: dict[str, str]) -> None:
 
 
 def rounding(recipe: Recipe) -> dict[str, str]:
-    """8-bit products change what is drawn; the other ways of the linears draw the same text."""
-    return {"engine.linears": repr(recipe.engine.linears)} if recipe.engine.rounded else {}
+    """8 bits change what is drawn; the other ways of the linears draw the same text."""
+    engine = recipe.engine
+    found = {"engine.linears": repr(engine.linears)} if engine.rounded_products else {}
+    return found | ({"engine.kv": repr(engine.kv)} if engine.kv != "auto" else {})
 
 
 def short_hash(values: Mapping[str, str]) -> str:

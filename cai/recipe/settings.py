@@ -120,16 +120,22 @@ class EngineSection(Section):
     backend: Literal["auto", "reference", "static", "native"] = "auto"
     batch_size: Count = 0
     linears: Literal["auto", "bnb", "bf16", "fused", "fp8", "int8"] = "auto"  # in 8 bits: only where data are made
+    kv: Literal["auto", "int8"] = "auto"  # keys and values of rows that are drawn; in 8 bits: only where data are made
     max_gpu_gb: Annotated[float, Field(ge=0.0)] = 0.0  # 10^9 bytes this process may use; 0 = the card
 
     @property
     def exact(self) -> EngineSection:
-        """The same without 8-bit products: for everything that measures."""
-        return self.model_copy(update={"linears": "auto"}) if self.rounded else self
+        """The same without 8 bits: for everything that measures."""
+        linears = "auto" if self.rounded_products else self.linears
+        return self.model_copy(update={"linears": linears, "kv": "auto"}) if self.rounded else self
 
     @property
     def rounded(self) -> bool:
-        """Whether data are drawn through 8-bit products."""
+        """Whether data are drawn through 8 bits: products, or keys and values."""
+        return self.rounded_products or self.kv == "int8"
+
+    @property
+    def rounded_products(self) -> bool:
         return self.linears in ("fp8", "int8")
 
 

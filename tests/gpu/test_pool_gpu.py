@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from cai.engine import Request, Sampling, ScoreRequest  # noqa: E402
-from cai.engine.native import prefixes  # noqa: E402
+from cai.engine.native import prefixes, scoring  # noqa: E402
 from cai.engine.native.engine import NativeEngine  # noqa: E402
 from cai.engine.oracle import ReferenceEngine  # noqa: E402
 from tests.gpu.test_engine_gpu import VOCAB, Numbers, complete, model, quantised  # noqa: E402
@@ -104,3 +104,40 @@ def test_scores_of_many_cases_in_one_pass_are_those_of_each_alone():
     for request in wanted:
         (score,) = alone.score([request])
         assert found[request.id] == pytest.approx(score.total, abs=1e-3)
+
+
+def eight(model_, **options):
+    return NativeEngine(model_, Numbers(), device="cuda", batch_size=16, kv="int8", **options)
+
+
+def test_keys_and_values_in_8_bits_draw_nearly_the_same_and_score_exactly():
+    """Prefixes and scores do not know of it; a row draws the same alone, beside others and after it gave way."""
+    plain, engine = NativeEngine(model(), Numbers(), device="cuda", batch_size=16), eight(model())
+    assert engine.cache.keys.dtype == torch.int8 and engine.exact.keys.dtype == torch.float32
+    wanted = [ScoreRequest(i, r.token_ids, (3, 1, 4), r.prefix_len) for i, r in enumerate(mixed())]
+    scores = [sorted((s.id, s.total) for s in each.score(wanted)) for each in (plain, engine)]
+    assert [total for _, total in scores[1]] == pytest.approx([total for _, total in scores[0]], abs=1e-4)
+    found, expected = complete(engine, mixed(temperature=0.0)), complete(plain, mixed(temperature=0.0))
+    same = sum(found[i].token_ids[:4] == expected[i].token_ids[:4] for i in found)
+    print(f"{same} of {len(found)} begin alike", end=" ")
+    assert same >= 0.8 * len(found)
+    together = complete(eight(model()), mixed())
+    assert complete(engine, mixed()[::-1]) == together
+    for request in mixed()[:6]:
+        assert complete(eight(model()), [request]) == {request.id: together[request.id]}
+    nats, agree = scoring.divergence(engine, mixed()[3].token_ids)
+    print(f"KL {nats:.5f} nats a token, {agree:.1%} the same first choice", end=" ")
+    assert 0 < nats < 0.05 and scoring.divergence(plain, mixed()[3].token_ids) == (0.0, 1.0)
+    assert len(engine.cache.free) == engine.cache.blocks and len(engine.exact.free) == engine.exact.blocks
+
+
+@pytest.mark.parametrize("linears", ["bnb", "bf16", "fused", "fp8", "int8"])
+def test_twice_as_many_tokens_fit_and_every_way_of_the_linears_draws(linears):
+    if linears == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("a card without fp8")
+    engine = eight(quantised(), linears=linears)
+    assert engine.drawn.bytes_per_token < 0.54 * engine.shape.bytes_per_token
+    assert "8 bits" in engine.stats.extra["kv"]
+    found = complete(engine, mixed())
+    assert {i: len(done.token_ids) for i, done in found.items()} == {r.id: r.sampling.max_new_tokens for r in mixed()}
+    engine.close()

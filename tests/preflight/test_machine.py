@@ -250,16 +250,31 @@ def test_what_8_bit_drawing_changes_is_measured_and_said(monkeypatch, linears, n
 
     seen = []
     monkeypatch.setattr(scoring, "divergence", lambda engine, ids: seen.append(ids) or (nats, 0.9))
-    check = doctor_model.rounding_check(SimpleNamespace(name="native"), [(1, 2), (1, 2, 3)], linears)
+    section = wishing(linears).engine
+    check = doctor_model.rounding_check(SimpleNamespace(name="native"), [(1, 2), (1, 2, 3)], section)
     assert (check.status, seen) == (status, [(1, 2, 3)]) and words in check.seen
     said: list[str] = []
     if status != "fail":
         doctor.preflight("model", iter([check]), lambda *a, **k: None, said.append)
         assert said == [check.line()]  # the price of rounding is on screen, however low
-    other = doctor_model.rounding_check(SimpleNamespace(name="static"), [(1, 2)], linears)
+    other = doctor_model.rounding_check(SimpleNamespace(name="static"), [(1, 2)], section)
     assert (
         other.status == "warn" and f'nothing is rounded: engine.linears = "{linears}"' in other.seen and len(seen) == 1
     )
+
+
+@pytest.mark.parametrize(("linears", "status"), [("auto", "fail"), ("fp8", "fail"), ("fused", "fail")])
+def test_8_bit_keys_and_values_are_measured_and_named_with_the_products(monkeypatch, linears, status):
+    from cai.engine.native import scoring
+
+    monkeypatch.setattr(scoring, "divergence", lambda engine, ids: (0.2, 0.5))
+    section = wishing(linears).engine.model_copy(update={"kv": "int8"})
+    check = doctor_model.rounding_check(SimpleNamespace(name="native"), [(1, 2)], section)
+    assert check.status == status and 'engine.kv = "auto" draws exactly' in check.seen
+    assert ('engine.linears = "auto" and' in check.seen) == (linears == "fp8")
+    monkeypatch.setattr(scoring, "divergence", lambda engine, ids: (0.0, 1.0))
+    unused = doctor_model.rounding_check(SimpleNamespace(name="native"), [(1, 2)], section)
+    assert 'engine.kv = "int8" is for the native engine on a GPU' in unused.seen
 
 
 @pytest.mark.parametrize("linears", ["fp8", "int8", "auto"])

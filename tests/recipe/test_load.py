@@ -187,6 +187,10 @@ def test_8_bit_drawing_is_part_of_what_made_the_data_and_the_exact_ways_are_not(
     )
     assert identity(fused, {}) == identity(recipe, {}) and "engine.linears" not in identity(recipe, {})
     assert identity(fp8, {}) == identity(recipe, {}) | {"engine.linears": "'fp8'"}
+    kv = resolve(read(SHIPPED), milestone="m1", sets=["engine.kv=int8", "engine.linears=fused"])
+    assert identity(kv, {}) == identity(recipe, {}) | {"engine.kv": "'int8'"} and "engine.kv" not in identity(fp8, {})
+    assert kv.engine.rounded and (kv.engine.exact.kv, kv.engine.exact.linears) == ("auto", "fused")
+    assert not recipe.engine.rounded and recipe.engine.exact is recipe.engine
     first, later = (stage_identity(fp8, stage, {}) for stage in ("instructions", "answers"))
     assert first == stage_identity(recipe, "instructions", {}) | {"engine.linears": "'fp8'"}
     assert later == stage_identity(recipe, "answers", {})  # a fork at a stage compares all stages before it, too

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from cai.engine.native.cache import PrefixStore
+from cai.engine.native.cache import LayerCache, PrefixStore
 from cai.engine.native.nesting import NOWHERE, Parts, length_of
 
 WIDE = 1 << 30  # the window of a layer that sees everything
@@ -91,17 +91,16 @@ def rope_and_store(
     cos: torch.Tensor,
     sin: torch.Tensor,
     step: Step,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    cache: LayerCache,
     norms: HeadNorms | None = None,
 ) -> torch.Tensor:
-    """Rotated queries (T, N, D); rotated keys and values go into one layer's cache (blocks, M, block_tokens, D)."""
+    """Rotated queries (T, N, D); rotated keys and values go into one layer's cache."""
     heads, kv_heads, dim = shape
     if norms is not None:
         q, k = (normed_heads(x, weight, norms[2], dim) for x, weight in zip((q, k), norms[:2], strict=True))
     cos_T1D, sin_T1D = turns(cos, sin, step, q.dtype)
-    store(rotate(k.unflatten(-1, (kv_heads, dim)), cos_T1D, sin_T1D), step, k_cache)
-    store(v.unflatten(-1, (kv_heads, dim)), step, v_cache)
+    store(rotate(k.unflatten(-1, (kv_heads, dim)), cos_T1D, sin_T1D), step, cache.keys)
+    store(v.unflatten(-1, (kv_heads, dim)), step, cache.values)
     return rotate(q.unflatten(-1, (heads, dim)), cos_T1D, sin_T1D)
 
 
@@ -124,16 +123,15 @@ def normed_heads(x_TK: torch.Tensor, weight: torch.Tensor, eps: float, dim: int)
 
 def decode_attention(
     q_BND: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    cache: LayerCache,
     step: Step,
     layer: int,
     scale: float,
     window: int = WIDE,
 ) -> torch.Tensor:
     """One query a row. Blocks are whole rows here; rows sit in blocks 1..B (`engine` keeps them packed)."""
-    rows, kv_heads, dim = q_BND.shape[0], k_cache.shape[1], q_BND.shape[2]
-    own = k_cache[1 : rows + 1, :, : step.longest], v_cache[1 : rows + 1, :, : step.longest]
+    rows, kv_heads, dim = q_BND.shape[0], cache.keys.shape[1], q_BND.shape[2]
+    own = cache.keys[1 : rows + 1, :, : step.longest], cache.values[1 : rows + 1, :, : step.longest]
     q_BMGD = q_BND.view(rows, kv_heads, -1, dim)
     of_row = [parts[0] if parts else NOWHERE for parts in step.parts]
     found = {}
@@ -196,8 +194,7 @@ def plain_parts(
 
 def prefill_attention(
     q_TND: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    cache: LayerCache,
     step: Step,
     layer: int,
     scale: float,
@@ -210,7 +207,7 @@ def prefill_attention(
         masked = bool(shared) or window != WIDE
         q_1NTD = q_TND[at : at + length].transpose(0, 1)[None]
         block = int(step.table_BW[row, 0])
-        k_MTD, v_MTD = k_cache[block, :, :length], v_cache[block, :, :length]
+        k_MTD, v_MTD = cache.keys[block, :, :length], cache.values[block, :, :length]
         if shared:
             before = [step.store.read(layer, part) for part in parts]
             k_MTD = torch.cat([keys for keys, _ in before] + [k_MTD], 1)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from cai.engine.native.attention import WIDE, Step
+from cai.engine.native.cache import LayerCache
 
 LOG2E = 1.4426950408889634
 NO_PLACE = tl.constexpr(1 << 30)  # behind every place of the store
@@ -21,8 +22,8 @@ TILE_OWN_KEYS = 32  # decode, own keys: 3.9 TB/s with one warp; tiles of 64 and 
 
 
 @triton.jit
-def _soften(scores, top, total, acc, v):
-    """One tile of the running softmax (base 2): new maximum, sum and weighted values."""
+def _soften(scores, top, total, acc, v, v_scales, EIGHT: tl.constexpr):
+    """One tile of the running softmax (base 2): new maximum, sum, weighted values (those in 8 bits by their scales)."""
     # with m the new maximum: l = l 2^(m_old - m) + sum 2^(s - m), acc likewise with the values; a tile of which nothing
     # is seen has m = -inf, and 2^(-inf + inf) would be NaN: then 0 stands for m
     new_top = tl.maximum(top, tl.max(scores, 1))
@@ -30,8 +31,19 @@ def _soften(scores, top, total, acc, v):
     weights = tl.exp2(scores - safe_top[:, None])
     keep = tl.exp2(top - safe_top)
     total = total * keep + tl.sum(weights, 1)
+    if EIGHT:
+        weights = weights * v_scales[None, :]
     acc = acc * keep[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
     return new_top, total, acc
+
+
+@triton.jit
+def _own_scales(scales, at, seen, EIGHT: tl.constexpr):
+    """What stands beside the numbers of a tile's tokens in 8 bits; else nothing that is read."""
+    found = seen.to(tl.float32)
+    if EIGHT:
+        found = tl.load(scales + at, mask=seen, other=0.0)
+    return found
 
 
 @triton.jit
@@ -39,6 +51,8 @@ def _decode_own(
     q,
     k_cache,
     v_cache,
+    k_scales,
+    v_scales,
     table,
     lens,
     part_o,
@@ -53,6 +67,7 @@ def _decode_own(
     BLOCK_TOKENS: tl.constexpr,
     TILE: tl.constexpr,
     SPLITS: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv_heads = tl.num_programs(1)
@@ -74,11 +89,15 @@ def _decode_own(
         token = tile + tl.arange(0, TILE)
         seen = token < high
         block = tl.load(table + row * table_stride + token // BLOCK_TOKENS, mask=seen, other=0).to(tl.int64)
-        place = ((block * kv_heads + kv_head) * BLOCK_TOKENS + token % BLOCK_TOKENS) * D
-        key = tl.load(k_cache + place[None, :] + dim[:, None], mask=seen[None, :], other=0.0)
-        scores = tl.where(seen[None, :], tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
-        value = tl.load(v_cache + place[:, None] + dim[None, :], mask=seen[:, None], other=0.0)
-        top, total, acc = _soften(scores, top, total, acc, value)
+        at_token = (block * kv_heads + kv_head) * BLOCK_TOKENS + token % BLOCK_TOKENS
+        key = tl.load(k_cache + at_token[None, :] * D + dim[:, None], mask=seen[None, :], other=0).to(query.dtype)
+        scores = tl.dot(query, key, input_precision="ieee") * scale
+        if EIGHT:
+            scores = scores * _own_scales(k_scales, at_token, seen, EIGHT)[None, :]
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        value = tl.load(v_cache + at_token[:, None] * D + dim[None, :], mask=seen[:, None], other=0).to(query.dtype)
+        v_scale = _own_scales(v_scales, at_token, seen, EIGHT)
+        top, total, acc = _soften(scores, top, total, acc, value, v_scale, EIGHT)
     at = (split * rows + row) * heads + head
     safe_total = tl.where(total > 0, total, 1.0)
     tl.store(part_o + at[:, None] * D + dim[None, :], acc / safe_total[:, None], mask=(group < G)[:, None])
@@ -138,7 +157,7 @@ def _decode_prefix(
             visible = seen[None, :] & mine[:, None] & (token[None, :] >= first[:, None])
             scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
             value = tl.load(values + base + token[:, None] * D + dim[None, :], mask=seen[:, None], other=0.0)
-            top, total, acc = _soften(scores, top, total, acc, value)
+            top, total, acc = _soften(scores, top, total, acc, value, own_length, False)
         place = tl.min(tl.where(start_of > place, start_of, NO_PLACE), 0)
     at = ((FIRST + split) * rows + row) * heads + head
     safe_total = tl.where(total > 0, total, 1.0)
@@ -179,25 +198,31 @@ def splits_for(rows: int) -> tuple[int, int]:
     return (2, 2) if rows <= 128 else (1, 1)
 
 
+def pointers(cache: LayerCache) -> tuple[torch.Tensor, ...]:
+    """Keys, values and their scales; where there are none the numbers stand for them, unread."""
+    keys, values = cache.keys, cache.values
+    if cache.key_scales is None or cache.value_scales is None:
+        return keys, values, keys, values
+    return keys, values, cache.key_scales, cache.value_scales
+
+
 def decode_attention(
     q_BND: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    cache: LayerCache,
     step: Step,
     layer: int,
     scale: float,
     window: int = WIDE,
 ) -> torch.Tensor:
     rows, heads, dim = q_BND.shape
-    kv_heads, block_tokens = k_cache.shape[1], k_cache.shape[2]
+    kv_heads, block_tokens = cache.keys.shape[1], cache.keys.shape[2]
     group = heads // kv_heads
     own, shared = splits_for(rows)
     part_o = torch.empty((own + shared, rows, heads, dim), dtype=torch.float32, device=q_BND.device)
     part_l = torch.empty((own + shared, rows, heads), dtype=torch.float32, device=q_BND.device)
     _decode_own[(rows, kv_heads, own)](
         q_BND,
-        k_cache,
-        v_cache,
+        *pointers(cache),
         step.table_BW,
         step.lens_B,
         part_o,
@@ -212,6 +237,7 @@ def decode_attention(
         block_tokens,
         TILE_OWN_KEYS,
         own,
+        cache.key_scales is not None,
         num_warps=1,
         num_stages=max(2, pipeline_stages(q_BND)),
     )

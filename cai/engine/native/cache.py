@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +19,13 @@ from cai.engine.native.nesting import Part
 from cai.errors import CaiError
 
 TRASH = 0
+SCALE = torch.float32  # of what is kept in 8 bits
 GPU_BLOCK_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one token's keys and values take."""
+    """What one token's keys and values take: numbers of a type, or (int8) 8 bits and a scale a head."""
 
     layers: int
     kv_heads: int
@@ -31,8 +33,22 @@ class KVShape:
     dtype: torch.dtype
 
     @property
+    def eight_bits(self) -> bool:
+        return self.dtype == torch.int8
+
+    @property
     def bytes_per_token(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.dim * self.dtype.itemsize
+        head = self.dim * self.dtype.itemsize + (SCALE.itemsize if self.eight_bits else 0)
+        return 2 * self.layers * self.kv_heads * head
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer (blocks, M, block_tokens, D); in 8 bits also the scale of each token's head."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    key_scales: torch.Tensor | None = None  # (blocks, M, block_tokens), fp32
+    value_scales: torch.Tensor | None = None
 
 
 class KVCache:
@@ -43,8 +59,12 @@ class KVCache:
     ) -> None:
         size = (shape.layers, blocks + 1, shape.kv_heads, block_tokens, shape.dim)
         self.keys, self.values = (zeros(size, shape.dtype, device) for _ in range(2))
+        self.scales = [zeros(size[:-1], SCALE, device) for _ in range(2)] if shape.eight_bits else []
         self.block_tokens, self.blocks, self.by_slot = block_tokens, blocks, by_slot
         self.free = list(range(blocks, TRASH, -1))
+
+    def layer(self, index: int) -> LayerCache:
+        return LayerCache(self.keys[index], self.values[index], *(scales[index] for scales in self.scales))
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)

@@ -83,11 +83,11 @@ class Decoder:
     def _attend(self, layer: Layer, index: int, x_TH: torch.Tensor, step: Step, cache: KVCache) -> torch.Tensor:
         q, k, v = layer.linears.qkv(x_TH)
         shape = (self.heads, self.kv_heads, self.dim)
-        k_cache, v_cache = cache.keys[index], cache.values[index]
+        held = cache.layer(index)
         norms = None if layer.head_norms is None else (*layer.head_norms, self.eps)
-        q_TND = self.ops.rope_and_store(q, k, v, shape, *layer.rope, step, k_cache, v_cache, norms)
+        q_TND = self.ops.rope_and_store(q, k, v, shape, *layer.rope, step, held, norms)
         attend = self.ops.prefill_attention if step.prefill else self.ops.decode_attention
-        return attend(q_TND, k_cache, v_cache, step, index, self.scale, layer.window)
+        return attend(q_TND, held, step, index, self.scale, layer.window)
 
     def logits(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """(T, V) in the model's dtype."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,6 +55,7 @@ class NativeEngine:
         batch_size: int = 0,
         device: str = "cpu",
         linears: str = "auto",
+        kv: str = "auto",
         max_len: int = 0,
     ) -> None:
         config, _ = text_parts(hf_model)
@@ -68,6 +70,7 @@ class NativeEngine:
         self.decoder = Decoder(hf_model, self.ops, self.max_len)
         self.device, self.pieces = self.decoder.device, Pieces(tokenizer)
         self.shape = KVShape(len(self.decoder.layers), self.decoder.kv_heads, self.decoder.dim, self.decoder.dtype)
+        self.drawn = self.shape if kv == "auto" or not self.gpu else replace(self.shape, dtype=torch.int8)
         self.stats = EngineStats(batch_size=batch_size or (GPU_ROWS if self.gpu else CPU_ROWS))
         self.graphs: Graphs | None = None
         self.attached = AttachedAdapter(tuned_module(hf_model), self.decoder.dtype)
@@ -77,8 +80,10 @@ class NativeEngine:
                 from cai.engine.native import tuning
 
                 self.ops.rms_norm(self.decoder.norm[None], self.decoder.norm, 1.0)  # no compiler: the error comes here
+                smaller = self.drawn.bytes_per_token / self.shape.bytes_per_token
+                store = prefixes.SAVED_TOKENS * self.shape.bytes_per_token
                 self.stats.extra["linears"] = tuning.choose(
-                    self.decoder, linears, self.beside + prefixes.SAVED_TOKENS * self.shape.bytes_per_token
+                    self.decoder, linears, self.beside + store, int(tuning.KV_BYTES_WANTED * smaller)
                 )
             else:
                 self.decoder.pack()
@@ -90,14 +95,22 @@ class NativeEngine:
         rows = self.stats.batch_size
         self.store = prefixes.new_store(self.shape, self.device, self.max_len)
         if self.gpu:
-            blocks = gpu_blocks(self.shape, self.device, max(rows * GPU_ROW_TOKENS, 2 * self.max_len), self.beside)
-            self.cache = KVCache(self.shape, blocks, GPU_BLOCK_TOKENS, self.device)
+            if self.drawn.eight_bits:  # scores and prefixes stay exact: a place of their own
+                few = -(-max(2 * GPU_PREFILL_TOKENS, self.max_len) // GPU_BLOCK_TOKENS)
+                self.exact = KVCache(self.shape, few, GPU_BLOCK_TOKENS, self.device)
+            blocks = gpu_blocks(self.drawn, self.device, max(rows * GPU_ROW_TOKENS, 2 * self.max_len), self.beside)
+            self.cache = KVCache(self.drawn, blocks, GPU_BLOCK_TOKENS, self.device)
             prefill_tokens = SMALL_GPU_PREFILL_TOKENS if small_card(self.device) else GPU_PREFILL_TOKENS
         else:  # the last slot is the scratch row of a prefix
             self.cache = KVCache(self.shape, rows + 1, self.max_len, self.device, by_slot=True)
             prefill_tokens = CPU_PREFILL_TOKENS
+        if not self.drawn.eight_bits:
+            self.exact = self.cache
+        if self.drawn.eight_bits:
+            tokens = self.cache.blocks * self.cache.block_tokens
+            self.stats.extra["kv"] = f"kv: 8 bits and a scale a head for rows that are drawn, {tokens:,} tokens"
         self.state = RowState(rows, self.cache.blocks_for(self.max_len) + 1, self.max_len, self.device)
-        self.scheduler = Scheduler(self.cache, rows, prefill_tokens, bool(self.shared.rounding), several=self.gpu)
+        self.scheduler = Scheduler(self.cache, rows, prefill_tokens, self.rounds, several=self.gpu)
         self.dirty = False
         self.stats.extra["kv_tokens"] = self.cache.blocks * self.cache.block_tokens
         if self.gpu:
@@ -105,17 +118,23 @@ class NativeEngine:
 
             self.graphs = Graphs(self)
 
+    @property
+    def rounds(self) -> bool:
+        """Whether a row's own tokens are computed otherwise than prefixes and scores are: in 8 bits."""
+        return bool(self.shared.rounding) or self.drawn.eight_bits
+
     # -- requests in, completions out
 
     def submit(self, request: Request) -> None:
         self.require(len(request.token_ids) + request.sampling.max_new_tokens, f"request {request.id}")
         self.scheduler.add(Row(request, self.pieces), request.first)
 
-    def require(self, tokens: int, what: str) -> None:
-        """Refuse a row that is longer than the model's context or than all of the cache."""
+    def require(self, tokens: int, what: str, cache: KVCache | None = None) -> None:
+        """Refuse a row that is longer than the model's context or than all of the cache (of that which draws)."""
+        cache = cache or self.cache
         if tokens > self.max_len:
             raise CaiError(f"engine: {what} needs {tokens} tokens, the model holds {self.max_len}.")
-        if (room := self.cache.blocks * self.cache.block_tokens - 1) < tokens:
+        if (room := cache.blocks * cache.block_tokens - 1) < tokens:
             raise CaiError(f"engine: {what} needs {tokens} tokens, memory has room for {room}. Use a larger card.")
 
     def completions(self, stopped: Callable[[], bool] = never) -> Iterator[Completion]:
@@ -146,7 +165,7 @@ class NativeEngine:
             group.drop()
         if (graphs := getattr(self, "graphs", None)) is not None:
             graphs.clear()
-        for name in "graphs cache store state scheduler decoder groups shared attached".split():
+        for name in "graphs cache exact store state scheduler decoder groups shared attached".split():
             self.__dict__.pop(name, None)
         gc.collect()
         if self.gpu:
@@ -185,7 +204,7 @@ class NativeEngine:
 
     def _first_draws(self, admitted: list[Running], packed: Packed) -> torch.Tensor:
         ends = [end - 1 for end in itertools.accumulate(len(prompt.ids) for prompt in packed)]
-        hidden_BH = self.prefill(packed, torch.tensor(ends, device=self.device))
+        hidden_BH = self.prefill(packed, torch.tensor(ends, device=self.device), self.cache)
         temperatures = torch.tensor([r.row.request.sampling.temperature for r in admitted], device=self.device)
         seeds = seed_tensor([r.row.request.seed for r in admitted], self.device)
         draws = torch.tensor([len(r.row.ids) for r in admitted], device=self.device)
@@ -309,14 +328,14 @@ class NativeEngine:
 
     # -- prefill
 
-    def prefill(self, packed: Packed, wanted: torch.Tensor) -> torch.Tensor:
+    def prefill(self, packed: Packed, wanted: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """Hidden states of the wanted tokens of whole rows, packed; their keys and values go into their blocks."""
         ids = [token for prompt in packed for token in prompt.ids]
-        step = packed_step(packed, self.store, self.cache.block_tokens, self.device)
+        step = packed_step(packed, self.store, cache.block_tokens, self.device)
         if self.gpu:
             step.tiles = self.ops.query_tiles(step.lens, step.parts, self.device)
         self.stats.prompt_tokens_computed += len(ids)
-        return self.decoder.forward(torch.tensor(ids, device=self.device), step, self.cache, wanted)
+        return self.decoder.forward(torch.tensor(ids, device=self.device), step, cache, wanted)
 
     def place(self, prefix: tuple[int, ...]) -> Part | None:
         """Where a prefix stands, computed if it is not there; None where rows that run have to leave first."""

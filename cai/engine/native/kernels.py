@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from cai.engine.native.attention import HeadNorms, Step
-from cai.engine.native.attention_kernels import decode_attention
+from cai.engine.native.attention_kernels import decode_attention, pointers
+from cai.engine.native.cache import LayerCache
 from cai.engine.native.prefill_kernels import prefill_attention, query_tiles
 from cai.engine.sampling import row_keys
 
@@ -141,6 +142,19 @@ def _rotated(
 
 
 @triton.jit
+def _store(first, second, cache, scales, place, at, inside, HALF: tl.constexpr, EIGHT: tl.constexpr):
+    """Both halves of each head into the cache; in 8 bits as round(x / s) with s = max|x| / 127, kept beside it."""
+    if EIGHT:
+        first, second = first.to(tl.float32), second.to(tl.float32)
+        largest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))[:, None]
+        scale = tl.maximum(largest, 1e-30) / 127.0
+        tl.store(scales + at, scale, mask=inside)
+        first, second = tl.floor(first / scale + 0.5), tl.floor(second / scale + 0.5)
+    tl.store(cache + place, first.to(cache.dtype.element_ty), mask=inside)
+    tl.store(cache + place + HALF, second.to(cache.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _rope_and_store(
     q,
     k,
@@ -148,6 +162,8 @@ def _rope_and_store(
     out,
     k_cache,
     v_cache,
+    k_scales,
+    v_scales,
     cos,
     sin,
     positions,
@@ -167,6 +183,7 @@ def _rope_and_store(
     HALF: tl.constexpr,
     NORM: tl.constexpr,
     ONCE: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     half = tl.arange(0, HALF)[None, :]
@@ -179,16 +196,16 @@ def _rope_and_store(
     tl.store(target, first.to(out.dtype.element_ty), mask=head < heads)
     tl.store(target + HALF, second.to(out.dtype.element_ty), mask=head < heads)
     kv_head = tl.arange(0, KV_HEADS)[:, None]
-    place = tl.load(blocks + token) * kv_heads * BLOCK_TOKENS + kv_head * BLOCK_TOKENS + tl.load(offsets + token)
-    place = place * 2 * HALF + half
+    at = tl.load(blocks + token) * kv_heads * BLOCK_TOKENS + kv_head * BLOCK_TOKENS + tl.load(offsets + token)
+    place = at * 2 * HALF + half
     first, second = _rotated(
         k, token, k_stride, token_cos, token_sin, kv_heads, k_weight, eps, KV_HEADS, HALF, NORM, ONCE
     )
-    tl.store(k_cache + place, first.to(k_cache.dtype.element_ty), mask=kv_head < kv_heads)
-    tl.store(k_cache + place + HALF, second.to(k_cache.dtype.element_ty), mask=kv_head < kv_heads)
+    _store(first, second, k_cache, k_scales, place, at, kv_head < kv_heads, HALF, EIGHT)
     source = v + token * v_stride + kv_head * 2 * HALF + half
-    tl.store(v_cache + place, tl.load(source, mask=kv_head < kv_heads), mask=kv_head < kv_heads)
-    tl.store(v_cache + place + HALF, tl.load(source + HALF, mask=kv_head < kv_heads), mask=kv_head < kv_heads)
+    first = tl.load(source, mask=kv_head < kv_heads, other=0.0)
+    second = tl.load(source + HALF, mask=kv_head < kv_heads, other=0.0)
+    _store(first, second, v_cache, v_scales, place, at, kv_head < kv_heads, HALF, EIGHT)
 
 
 def rope_and_store(
@@ -199,8 +216,7 @@ def rope_and_store(
     cos: torch.Tensor,
     sin: torch.Tensor,
     step: Step,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    cache: LayerCache,
     norms: HeadNorms | None = None,
 ) -> torch.Tensor:
     heads, kv_heads, dim = shape
@@ -212,8 +228,7 @@ def rope_and_store(
         k,
         v,
         out,
-        k_cache,
-        v_cache,
+        *pointers(cache),
         cos,
         sin,
         step.positions_T,
@@ -227,12 +242,13 @@ def rope_and_store(
         q_weight,
         k_weight,
         eps,
-        k_cache.shape[2],
+        cache.keys.shape[2],
         triton.next_power_of_2(heads),
         triton.next_power_of_2(kv_heads),
         dim // 2,
         norm,
         q_weight.dtype == torch.float32,
+        cache.key_scales is not None,
         num_warps=4,
     )
     return out

@@ -10,7 +10,15 @@ import triton
 import triton.language as tl
 
 from cai.engine.native.attention import WIDE, Step
-from cai.engine.native.attention_kernels import LOG2E, TILE_KEYS, _soften, pipeline_stages
+from cai.engine.native.attention_kernels import (
+    LOG2E,
+    TILE_KEYS,
+    _own_scales,
+    _soften,
+    pipeline_stages,
+    pointers,
+)
+from cai.engine.native.cache import LayerCache
 from cai.engine.native.nesting import NOWHERE, Parts
 
 TILE_QUERIES = 64
@@ -23,6 +31,8 @@ def _prefill(
     q,
     k_cache,
     v_cache,
+    k_scales,
+    v_scales,
     keys,
     values,
     out,
@@ -38,6 +48,7 @@ def _prefill(
     BLOCK_TOKENS: tl.constexpr,
     QUERIES: tl.constexpr,
     TILE: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):
     tile, head = tl.program_id(0), tl.program_id(1)
     heads, kv_head = tl.num_programs(1), head // G
@@ -62,18 +73,22 @@ def _prefill(
             visible = seen[None, :] & (token[None, :] > behind + own[:, None] - window)
             scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
             value = tl.load(values + base + token[:, None] * D + dim[None, :], mask=seen[:, None], other=0.0)
-            top, total, acc = _soften(scores, top, total, acc, value)
+            top, total, acc = _soften(scores, top, total, acc, value, token, False)
         behind -= shared
     for start in range(tl.maximum(first + 1 - window, 0), tl.minimum(length, first + QUERIES), TILE):
         token = start + tl.arange(0, TILE)
         seen = token < length
         block = tl.load(table + row * table_stride + token // BLOCK_TOKENS, mask=seen, other=0).to(tl.int64)
-        place = ((block * kv_heads + kv_head) * BLOCK_TOKENS + token % BLOCK_TOKENS) * D
-        key = tl.load(k_cache + place[None, :] + dim[:, None], mask=seen[None, :], other=0.0)
+        at_token = (block * kv_heads + kv_head) * BLOCK_TOKENS + token % BLOCK_TOKENS
+        key = tl.load(k_cache + at_token[None, :] * D + dim[:, None], mask=seen[None, :], other=0).to(query.dtype)
         visible = seen[None, :] & (token[None, :] <= own[:, None]) & (token[None, :] > own[:, None] - window)
-        scores = tl.where(visible, tl.dot(query, key, input_precision="ieee") * scale, float("-inf"))
-        value = tl.load(v_cache + place[:, None] + dim[None, :], mask=seen[:, None], other=0.0)
-        top, total, acc = _soften(scores, top, total, acc, value)
+        scores = tl.dot(query, key, input_precision="ieee") * scale
+        if EIGHT:
+            scores = scores * _own_scales(k_scales, at_token, seen, EIGHT)[None, :]
+        scores = tl.where(visible, scores, float("-inf"))
+        value = tl.load(v_cache + at_token[:, None] * D + dim[None, :], mask=seen[:, None], other=0).to(query.dtype)
+        v_scale = _own_scales(v_scales, at_token, seen, EIGHT)
+        top, total, acc = _soften(scores, top, total, acc, value, v_scale, EIGHT)
     tl.store(
         out + place_q, (acc / tl.where(total > 0, total, 1.0)[:, None]).to(out.dtype.element_ty), mask=real[:, None]
     )
@@ -92,8 +107,7 @@ def query_tiles(lens: tuple[int, ...], parts: tuple[Parts, ...], device: torch.d
 
 def prefill_attention(
     q_TND: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    cache: LayerCache,
     step: Step,
     layer: int,
     scale: float,
@@ -105,8 +119,7 @@ def prefill_attention(
     store = step.store
     _prefill[(step.tiles.shape[0], heads)](
         q_TND,
-        k_cache,
-        v_cache,
+        *pointers(cache),
         store.keys[layer],
         store.values[layer],
         out,
@@ -116,12 +129,13 @@ def prefill_attention(
         store.keys.stride(1),
         scale * LOG2E,
         window,
-        k_cache.shape[1],
-        heads // k_cache.shape[1],
+        cache.keys.shape[1],
+        heads // cache.keys.shape[1],
         dim,
-        k_cache.shape[2],
+        cache.keys.shape[2],
         TILE_QUERIES,
         TILE_KEYS,
+        cache.key_scales is not None,
         num_warps=4 if dim <= 128 else 8,
         num_stages=pipeline_stages(q_TND),
     )

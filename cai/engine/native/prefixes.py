@@ -88,7 +88,7 @@ def _level(engine: NativeEngine, names: Iterable[Key], parts: dict[Key, Part], h
                     return False
                 new.append(name)
             parts[name] = part
-        if held and sum(engine.cache.blocks_for(_length(name)) for name in new) > len(engine.cache.free):
+        if held and sum(engine.exact.blocks_for(_length(name)) for name in new) > len(engine.exact.free):
             return False
         while new:
             _compute(engine, new, parts)
@@ -100,7 +100,7 @@ def _level(engine: NativeEngine, names: Iterable[Key], parts: dict[Key, Part], h
 
 def _compute(engine: NativeEngine, new: list[Key], parts: dict[Key, Part]) -> None:
     """The first of these parts in one pass; they leave the list."""
-    cache, packed, budget = engine.cache, [], engine.scheduler.prefill_tokens  # type: ignore[var-annotated]
+    cache, packed, budget = engine.exact, [], engine.scheduler.prefill_tokens  # type: ignore[var-annotated]
     for (prefix, signature), length in ((name, _length(name)) for name in new):
         need = cache.blocks_for(length)
         if packed and (length > budget or need > len(cache.free)):
@@ -111,7 +111,7 @@ def _compute(engine: NativeEngine, new: list[Key], parts: dict[Key, Part]) -> No
         budget -= length
     try:
         ends = [end - 1 for end in itertools.accumulate(len(prompt.ids) for prompt in packed)]
-        engine.prefill(packed, torch.tensor(ends, device=engine.device))
+        engine.prefill(packed, torch.tensor(ends, device=engine.device), cache)
         for name, prompt in zip(new, packed, strict=False):
             engine.store.put(parts[name], *cache.gather(prompt.blocks, len(prompt.ids)))
     finally:

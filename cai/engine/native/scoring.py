@@ -15,6 +15,7 @@ from cai.engine import Score, ScoreRequest, generate
 from cai.engine.generate import HEAD_CHUNK_BYTES
 from cai.engine.native import prefixes
 from cai.engine.native.batches import Packed, Prompt, score_places
+from cai.engine.native.cache import KVCache
 from cai.engine.native.nesting import Nested, Parts, by_prefix, length_of
 from cai.errors import RESUMABLE, CaiError
 
@@ -28,7 +29,9 @@ Placed = tuple[ScoreRequest, Parts]  # a request and what stands before it
 def score(engine: NativeEngine, requests: Sequence[ScoreRequest], stopped: Callable[[], bool]) -> Iterator[Score]:
     assert engine.scheduler.idle, "scoring while rows are being drawn"
     for request in requests:
-        engine.require(len(request.context_ids) + len(request.continuation_ids), f"score request {request.id}")
+        engine.require(
+            len(request.context_ids) + len(request.continuation_ids), f"score request {request.id}", engine.exact
+        )
     with torch.no_grad():
         prefixes.follow_adapter(engine)
     for groups in _together(engine, by_prefix(requests)):
@@ -73,7 +76,7 @@ def _some(engine: NativeEngine, waiting: list[Placed]) -> list[Score]:
         scores = generate.unless_memory_runs_out(lambda: _scores(engine, scored, packed, row_of))
     finally:
         for prompt in packed:
-            engine.cache.give_back(prompt.blocks)
+            engine.exact.give_back(prompt.blocks)
     if scores is not None:
         return scores
     if len(packed) == 1:
@@ -86,7 +89,7 @@ def _packed(engine: NativeEngine, waiting: list[Placed]) -> tuple[Packed, list[i
     """Rows of one prefill in their blocks, and the row of each request that is in it."""
     packed: Packed = []
     row_of: list[int] = []
-    budget, cache = engine.scheduler.prefill_tokens, engine.cache
+    budget, cache = engine.scheduler.prefill_tokens, engine.exact
     for request, parts in waiting:
         ids = [*request.context_ids, *request.continuation_ids][length_of(parts) : -1]
         # "Yes" and "No" after one question are the same row, and so is what another's row begins with
@@ -104,7 +107,7 @@ def _packed(engine: NativeEngine, waiting: list[Placed]) -> tuple[Packed, list[i
 @torch.no_grad()
 def _scores(engine: NativeEngine, scored: list[ScoreRequest], packed: Packed, row_of: list[int]) -> list[Score]:
     wanted, targets = (torch.tensor(x, device=engine.device) for x in score_places(scored, packed, row_of))
-    hidden_TH = engine.prefill(packed, wanted)
+    hidden_TH = engine.prefill(packed, wanted, engine.exact)
     return list(generate.split_scores(scored, generate.head_logps(engine.decoder.head, hidden_TH, targets).tolist()))
 
 
@@ -114,14 +117,9 @@ def divergence(engine: NativeEngine, token_ids: Sequence[int]) -> tuple[float, f
     of tokens whose most likely successor is the same)."""
     prefixes.follow_adapter(engine)
     wanted = torch.arange(len(token_ids), device=engine.device)
-    blocks = engine.cache.take(engine.cache.blocks_for(len(token_ids)), engine.stats.batch_size)
-    packed = [Prompt(list(token_ids), blocks)]
-    try:
-        exact_TH = engine.prefill(packed, wanted)
-        with engine.shared.draws():
-            drawn_TH = engine.prefill(packed, wanted)
-    finally:
-        engine.cache.give_back(blocks)
+    exact_TH = _hidden(engine, token_ids, wanted, engine.exact)
+    with engine.shared.draws():
+        drawn_TH = _hidden(engine, token_ids, wanted, engine.cache)
     nats, same = 0.0, 0
     step = max(1, HEAD_CHUNK_BYTES // (8 * engine.decoder.config.vocab_size))
     for at in range(0, len(token_ids), step):
@@ -129,3 +127,11 @@ def divergence(engine: NativeEngine, token_ids: Sequence[int]) -> tuple[float, f
         nats += (p_CV.exp() * (p_CV - q_CV)).sum().item()
         same += int((p_CV.argmax(-1) == q_CV.argmax(-1)).sum())
     return nats / len(token_ids), same / len(token_ids)
+
+
+def _hidden(engine: NativeEngine, token_ids: Sequence[int], wanted: torch.Tensor, cache: KVCache) -> torch.Tensor:
+    blocks = cache.take(cache.blocks_for(len(token_ids)), engine.stats.batch_size)
+    try:
+        return engine.prefill([Prompt(list(token_ids), blocks)], wanted, cache)
+    finally:
+        cache.give_back(blocks)

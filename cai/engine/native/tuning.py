@@ -39,10 +39,10 @@ AGREE_WITHIN = 1e-2  # relative; both round their weights to bf16 alike and diff
 AGREES_WITHIN: dict[Way, float] = {"fp8": 0.1, "int8": 0.05}  # 0.038 and 0.013 were seen on random inputs
 
 
-def choose(decoder: Decoder, linears: str, beside: int = 0) -> str:
+def choose(decoder: Decoder, linears: str, beside: int = 0, wanted: int = KV_BYTES_WANTED) -> str:
     """Set up the ways that `linears` allows, measure them, put the fastest in place, and say why it is.
 
-    `beside`: bytes that others will take of what is free.
+    `beside`: bytes that others will take of what is free; `wanted`: those of the KV cache before any copy.
     """
     for layer in decoder.layers:
         layer.linears.split(is_nf4)
@@ -63,13 +63,13 @@ def choose(decoder: Decoder, linears: str, beside: int = 0) -> str:
                 f'engine.linears: "{linears}" is made of weights that come out wrong on this card. Use "bnb".'
             )
         return "linears: the loaded modules, since own dequantisation differs from bitsandbytes' on this card"
-    copied = 0 if linears == "fused" or shared.rounding else copy_layers(decoder, linears == "bf16", beside)
+    copied = 0 if linears == "fused" or shared.rounding else copy_layers(decoder, linears == "bf16", beside, wanted)
     if copied < len(decoder.layers):
         shared.buffer = torch.empty(max(group.numel for group in groups), dtype=decoder.dtype, device=decoder.device)
     if shared.rounding:
         round_layers(decoder, shared.rounding, beside)
         if shared.rounding == "int8":  # what is not rounded, down_proj, is copied as far as the cache leaves room
-            copied = copy_layers(decoder, False, beside)
+            copied = copy_layers(decoder, False, beside, wanted)
     others = len(every) - len(groups)
     return set_ways(decoder, shared, copied, linears) + (f"; {others} groups are not NF4, as loaded" if others else "")
 
@@ -141,7 +141,7 @@ def room_for_copies(decoder: Decoder, beside: int) -> int:
     return free_gpu_bytes(decoder.device) - reserve_bytes(decoder.device) - beside
 
 
-def copy_layers(decoder: Decoder, must: bool, beside: int = 0) -> int:
+def copy_layers(decoder: Decoder, must: bool, beside: int = 0, wanted: int = KV_BYTES_WANTED) -> int:
     """Copy as many layers to bf16 as leave room for the KV cache, without what has an 8-bit copy; the number copied."""
     layers = [[group for group in nf4_groups(layer) if group.int8 is None] for layer in decoder.layers]
     sizes = [sum(group.numel for group in groups) * decoder.dtype.itemsize for groups in layers]
@@ -149,7 +149,7 @@ def copy_layers(decoder: Decoder, must: bool, beside: int = 0) -> int:
     if must and room < sum(sizes) * 1.05:
         need = sum(sizes) / 2**30
         raise CaiError(f'engine.linears: "bf16" needs {need:.0f} GiB, {room / 2**30:.0f} are free. Use "auto".')
-    budget = room if must else room - min(KV_BYTES_WANTED, int(KV_SHARE * room))
+    budget = room if must else room - min(wanted, int(KV_SHARE * room))
     copied = sum(size <= budget for size in itertools.accumulate(sizes))
     for group in itertools.chain(*layers[:copied]):
         rows = sum(base_layer(module).out_features for module in group.modules)
