@@ -121,7 +121,8 @@ def test_backward_formulas_equal_autograd():
     torch.testing.assert_close(kernels.rms_norm_backward(grad, x, weight, 1e-5, residual), dx + residual)
     g, u, dm = torch.randn(5, 24), torch.randn(5, 24), torch.randn(5, 24)
     m, (dg, du) = autograd_of(lambda a, b: torch.nn.functional.silu(a) * b, g, u, grad=dm)
-    for found, expected in zip(kernels.swiglu_backward(dm, g, u), (m, dg, du), strict=True):
+    places = torch.empty_like(g), torch.empty_like(u)
+    for found, expected in zip((kernels.swiglu_backward(dm, g, u, *places), *places), (m, dg, du), strict=True):
         torch.testing.assert_close(found, expected)
     heads = torch.randn(5, 3, 8)
     angles = torch.randn(5, 4)
@@ -135,10 +136,17 @@ from cai.training import kernels as k
 torch.manual_seed(0)
 x, w, g, r = torch.randn(5, 24), torch.rand(24) + 0.5, torch.randn(5, 24), torch.randn(5, 24)
 heads, angles = torch.randn(5, 6, 8)[:, :5], torch.randn(5, 4)
+def back(dm, g, u, room):
+    dg, du = room[:, 24:48], room[:, :24]
+    return [k.swiglu_backward(dm, g, u, dg, du), dg, du]
 def values():
-    return [k.rms_norm(x, w, 1e-5), k.rms_norm_backward(g, x, w, 1e-5, r), k.rms_norm_backward(g, x, w, 1e-5, None),
-            k.swiglu(x, g), *k.swiglu_backward(r, x, g), k.rotate(heads, angles.cos(), angles.sin()),
-            k.rotate(heads, angles.cos(), angles.sin(), inverse=True)]
+    room, gu = torch.full((5, 400), 7.0), torch.cat([x, g, r], 1)
+    turned = room[:, 100:140].unflatten(1, (5, 8))
+    return [k.rms_norm(x, w, 1e-5), k.rms_norm(x, w, 1e-5, room[:, 200:224]),
+            k.rms_norm_backward(g, x, w, 1e-5, r), k.rms_norm_backward(g, x, w, 1e-5, None),
+            k.swiglu(x, g), k.swiglu(gu[:, :24], gu[:, 24:48], room[:, 300:324]), *back(r, x, g, room),
+            *back(r, gu[:, :24], gu[:, 24:48], torch.full((5, 64), 7.0)), k.rotate(heads, angles.cos(), angles.sin()),
+            k.rotate(heads, angles.cos(), angles.sin(), turned, inverse=True), room]
 expected = values()
 k.FORCE_TRITON = True
 for found, wanted in zip(values(), expected, strict=True):

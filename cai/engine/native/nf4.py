@@ -65,23 +65,29 @@ REGISTERS = tl.constexpr("=&r," * 8 + "r")
 
 
 @triton.jit
-def _dequantise(codes, absmax, table, out, BYTES: tl.constexpr):
+def _dequantise(codes, absmax, table, out, BYTES: tl.constexpr, WIDTH: tl.constexpr = 0, STRIDE: tl.constexpr = 0):
     at = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
     byte = tl.load(codes + at).to(tl.int32)
     scale = tl.load(absmax + at // 32)
     even = (tl.load(table + (byte >> 4)) * scale).to(out.dtype.element_ty)
     odd = (tl.load(table + (byte & 15)) * scale).to(out.dtype.element_ty)
-    first = tl.program_id(0).to(tl.int64) * BYTES * 2
-    tl.store(out + first + tl.arange(0, BYTES * 2), tl.interleave(even, odd))
+    if WIDTH:  # rows of this width lie apart; 32 bits for the division
+        element = tl.program_id(0) * (BYTES * 2) + tl.arange(0, BYTES * 2)
+        place = (element // WIDTH).to(tl.int64) * STRIDE + element % WIDTH
+        tl.store(out + place, tl.interleave(even, odd))
+    else:
+        first = tl.program_id(0).to(tl.int64) * BYTES * 2
+        tl.store(out + first + tl.arange(0, BYTES * 2), tl.interleave(even, odd))
 
 
 def dequantise(weight: Nf4, out_OK: torch.Tensor) -> torch.Tensor:
-    """Write the weight into `out_OK` (contiguous, bf16, fp16 or fp32)."""
+    """Write the weight into `out_OK` (bf16, fp16 or fp32; rows may lie apart)."""
     size = weight.codes.numel()
     block = BLOCK_BYTES
     while size % block:
         block //= 2  # K is a multiple of 64, so a block of 32 bytes always divides
-    _dequantise[(size // block,)](weight.codes, weight.absmax, weight.table, out_OK, block, num_warps=4)
+    apart = () if out_OK.is_contiguous() else (weight.shape[1], out_OK.stride(0))
+    _dequantise[(size // block,)](weight.codes, weight.absmax, weight.table, out_OK, block, *apart, num_warps=4)
     return out_OK
 
 
