@@ -14,6 +14,9 @@ from typing import Any, Protocol
 class Streams(Protocol):
     """The products' stream and the writing one; a mark is a place in one of them."""
 
+    def lend(self, buffer: Any) -> None:
+        """The writing stream will use this buffer."""
+
     def reached(self) -> Any:
         """A mark behind everything that was launched for products so far."""
 

@@ -18,7 +18,7 @@ import torch
 
 from cai.engine.foreign import HfModule
 from cai.engine.native.linears import Nf4, is_nf4, nf4_of
-from cai.training.ahead import Turns
+from cai.training.ahead import Streams, Turns
 
 if TYPE_CHECKING:
     from cai.training.linears import Group
@@ -51,12 +51,15 @@ class Frozen:
         for group in order:
             for base in group.bases:
                 self._ready(base, like.dtype)
-        ahead = AHEAD and like.is_cuda and bool(self.own)
-        streams = CudaStreams() if ahead else OneStream()
-        self._buffers = [torch.empty(size, dtype=like.dtype, device=like.device) for _ in range(2 if ahead else 1)]
+        streams, count = self._streams(like)
+        self._buffers = [torch.empty(size, dtype=like.dtype, device=like.device) for _ in range(count)]
         for buffer in self._buffers:
             streams.lend(buffer)
         self._turns = Turns(len(self._buffers), self._fill, streams)
+
+    def _streams(self, like: torch.Tensor) -> tuple[Streams, int]:
+        """The streams and how many buffers they need."""
+        return (CudaStreams(), 2) if AHEAD and like.is_cuda and self.own else (OneStream(), 1)
 
     def weight(self, group: Group, backward: bool) -> torch.Tensor:
         if not group.four_bit:

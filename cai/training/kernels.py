@@ -16,6 +16,7 @@ except ImportError:  # a CPU-only installation without Triton uses the torch ver
     triton = None
 
 FORCE_TRITON = False  # tests with TRITON_INTERPRET=1
+HEAD = True  # softmax_rows
 
 
 def _fused(tensor: torch.Tensor) -> bool:
@@ -103,6 +104,27 @@ def swiglu_backward(
     return m_TF.copy_(silu * u)
 
 
+# --- softmax: log p(target) = l_t - log sum exp l, and all p
+
+
+def softmax_rows(
+    logits_CV: torch.Tensor, target_C: torch.Tensor, dtype: torch.dtype | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """log p(target) of each row of fp32 logits, and p in `dtype` (None: not asked for). The logits are used up."""
+    if _fused(logits_CV) and HEAD:
+        rows, width = logits_CV.shape
+        logps_C = torch.empty(rows, dtype=torch.float32, device=logits_CV.device)
+        probs_CV = logits_CV if dtype is None else torch.empty(logits_CV.shape, dtype=dtype, device=logits_CV.device)
+        _softmax_kernel[(rows,)](
+            logits_CV, target_C, logps_C, probs_CV, width, BLOCK=min(8192, triton.next_power_of_2(width)),
+            PROBS=dtype is not None, num_warps=8,
+        )  # fmt: skip
+        return logps_C, None if dtype is None else probs_CV
+    logsum_C = torch.logsumexp(logits_CV, dim=-1)
+    logps_C = logits_CV.gather(1, target_C[:, None]).squeeze(1) - logsum_C
+    return logps_C, None if dtype is None else logits_CV.sub_(logsum_C[:, None]).exp_().to(dtype)
+
+
 # --- rotary embedding, halves convention (Llama, Qwen): y = x cos + rotate_half(x) sin
 
 
@@ -168,6 +190,32 @@ if triton is not None:
             dg = dm * u * (s + silu * (1.0 - s))
             tl.store(dg_ptr + row * d_stride + column, dg.to(dg_ptr.dtype.element_ty), mask=mask)
             tl.store(du_ptr + row * d_stride + column, (dm * silu).to(du_ptr.dtype.element_ty), mask=mask)
+
+    @triton.jit
+    def _softmax_kernel(
+        l_ptr, target_ptr, logp_ptr, p_ptr, width, BLOCK: tl.constexpr, PROBS: tl.constexpr
+    ):  # fmt: skip
+        row = tl.program_id(0).to(tl.int64)
+        columns = tl.arange(0, BLOCK)
+        top = tl.full([BLOCK], -1e30, tl.float32)  # of each lane, and the sum of its exp(l - top)
+        total = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, width, BLOCK):
+            mask = start + columns < width
+            x = tl.load(l_ptr + row * width + start + columns, mask=mask, other=-1e30)
+            higher = tl.maximum(top, x)
+            total = total * tl.exp(top - higher) + tl.where(mask, tl.exp(x - higher), 0.0)
+            top = higher
+        highest = tl.max(top, axis=0)
+        logsum = highest + tl.log(tl.sum(total * tl.exp(top - highest), axis=0))
+        chosen = tl.load(l_ptr + row * width + tl.load(target_ptr + row))
+        tl.store(logp_ptr + row, chosen - logsum)
+        if PROBS:
+            for start in range(0, width, BLOCK):
+                mask = start + columns < width
+                x = tl.load(l_ptr + row * width + start + columns, mask=mask, other=-1e30)
+                tl.store(
+                    p_ptr + row * width + start + columns, tl.exp(x - logsum).to(p_ptr.dtype.element_ty), mask=mask
+                )
 
     @triton.jit
     def _rope_kernel(

@@ -84,7 +84,7 @@ class Group:
 
     def refreshed(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(copy, parameter) of each factor; `b` is multiplied with the scale behind it."""
-        pairs = []
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         for at, (rows, ranks) in enumerate(zip(self.rows, self.ranks, strict=True)):
             pairs += [(self.a[ranks], self.trained[2 * at]), (self.b[rows, ranks], self.trained[2 * at + 1])]
         return pairs
@@ -175,7 +175,8 @@ def backproject(
     groups: Sequence[Group], wides: Sequence[torch.Tensor], x: torch.Tensor, xas: Sequence[torch.Tensor], wants_dx: bool
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
     """(dx, [dA, dB of each linear]); the groups in reverse order, as weights are made ahead."""
-    dx, trained = None, []
+    dx: torch.Tensor | None = None
+    trained: list[torch.Tensor] = []
     for group, wide, xa in reversed(list(zip(groups, wides, xas, strict=True))):
         dx, dyb = group.backward(wide, dx, wants_dx)
         trained = interleaved(group.d_a(dyb, x), group.d_b(wide[:, : group.outputs], xa)) + trained

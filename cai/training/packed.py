@@ -9,6 +9,8 @@ Legend: T packed tokens, H hidden, N heads, D head width, F feed-forward width, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -101,7 +103,7 @@ class PackedForward:
         hidden_NH = x_TH.index_select(0, batch["hidden_index_N"])
         return _Norm.apply(hidden_NH, model.norm.weight, _eps(model.norm))
 
-    def _fresh(self, layers: HfModule, like: torch.Tensor) -> list[Groups]:
+    def _fresh(self, layers: Iterable[HfModule], like: torch.Tensor) -> list[Groups]:
         """The groups of each layer, made anew where the model holds other parameters; their adapters are brought up."""
         modules = [_modules(layer) for layer in layers]
         made_of: list[object] = [like.dtype]
@@ -230,7 +232,7 @@ class _Heads(torch.autograd.Function):
         for place, grad, turns in zip(places, (dq, dk, dv), (True, True, False), strict=True):
             place = place.unflatten(1, grad.shape[1:])
             if turns and ctx.rope is not None:
-                rotate(grad.contiguous(), *ctx.rope, place, inverse=True)
+                rotate(grad.contiguous(), ctx.rope[0], ctx.rope[1], place, inverse=True)
             else:
                 place.copy_(grad)
         h = rms_norm(x, weight, ctx.eps)
@@ -299,5 +301,6 @@ class _Mlp(torch.autograd.Function):
         del m, dm
         h = rms_norm(x, weight, ctx.eps)
         dh, d_trained = backproject(ctx.gate_up, wides, h, xas, True)
+        assert dh is not None
         dx = rms_norm_backward(dh, x, weight, ctx.eps, grad)
         return dx, None, None, None, None, None, *d_trained, *d_down
