@@ -32,6 +32,7 @@ SWITCHES = {  # the module constant behind each
     "fold": "linears.FOLD",
     "ahead": "frozen.AHEAD",
     "head": "kernels.HEAD",
+    "factors": "factor_kernel.FACTORS",
 }
 ALL = tuple(SWITCHES)
 VARIANTS: dict[str, tuple[str, ...]] = {

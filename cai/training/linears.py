@@ -172,14 +172,23 @@ def gradient_rooms(groups: Sequence[Group], like: torch.Tensor) -> tuple[list[to
 
 
 def backproject(
-    groups: Sequence[Group], wides: Sequence[torch.Tensor], x: torch.Tensor, xas: Sequence[torch.Tensor], wants_dx: bool
+    groups: Sequence[Group],
+    wides: Sequence[torch.Tensor],
+    x: torch.Tensor,
+    xas: Sequence[torch.Tensor],
+    wants_dx: bool,
+    d_bs: Sequence[torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """(dx, [dA, dB of each linear]); the groups in reverse order, as weights are made ahead."""
+    """(dx, [dA, dB of each linear]); the groups in reverse order, as weights are made ahead.
+
+    `d_bs`: dB of each linear of the only group, where they are known.
+    """
     dx: torch.Tensor | None = None
     trained: list[torch.Tensor] = []
     for group, wide, xa in reversed(list(zip(groups, wides, xas, strict=True))):
         dx, dyb = group.backward(wide, dx, wants_dx)
-        trained = interleaved(group.d_a(dyb, x), group.d_b(wide[:, : group.outputs], xa)) + trained
+        d_b = group.d_b(wide[:, : group.outputs], xa) if d_bs is None else d_bs
+        trained = interleaved(group.d_a(dyb, x), d_b) + trained
     return dx, trained
 
 

@@ -19,6 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from cai.engine.foreign import HfConfig, HfModel, HfModule
 from cai.training.adapter import NAME
 from cai.training.attention import attend
+from cai.training.factor_kernel import serves, swiglu_factors
 from cai.training.frozen import Frozen
 from cai.training.kernels import rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward
 from cai.training.linears import (
@@ -291,16 +292,30 @@ class _Mlp(torch.autograd.Function):
         # y = x + down(m), m = silu(g) u, g = gate(h), u = up(h), h = norm(x)
         # dm = ddown(dy);  dg = dm u silu'(g), silu'(g) = sig(g) (1 + g (1 - sig(g)));  du = dm silu(g)
         # dh = dgate(dg) + dup(du);  dx = dnorm(dh) + dy (the residual, added by rms_norm_backward)
-        # m comes back from swiglu_backward for dA of `down`: not kept, and freed with dm before h is made again
+        # m is made again for dA of `down`: not kept, and gone with dm before h is made again
         x, weight, g, u, xa, *xas = ctx.saved_tensors
         down, grad = ctx.down, grad.contiguous()
         dm, dyb = down.backward(_wide(grad, down.more), None)
         wides, (dg, du) = gradient_rooms(ctx.gate_up, x)
-        m = swiglu_backward(dm, g, u, dg, du)
-        d_down = interleaved(down.d_a(dyb, m), down.d_b(grad, xa))
-        del m, dm
+        d_a, d_bs = _factors(ctx.gate_up, down, dm, g, u, dg, du, dyb, xas)
+        d_down = interleaved(d_a, down.d_b(grad, xa))
+        del dm
         h = rms_norm(x, weight, ctx.eps)
-        dh, d_trained = backproject(ctx.gate_up, wides, h, xas, True)
+        dh, d_trained = backproject(ctx.gate_up, wides, h, xas, True, d_bs)
         assert dh is not None
         dx = rms_norm_backward(dh, x, weight, ctx.eps, grad)
         return dx, None, None, None, None, None, *d_trained, *d_down
+
+
+def _factors(
+    gate_up: list[Group], down: Group, dm: torch.Tensor, g: torch.Tensor, u: torch.Tensor, dg: torch.Tensor,
+    du: torch.Tensor, dyb: torch.Tensor, xas: list[torch.Tensor],
+) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:  # fmt: skip
+    """dg and du into their places; (dA of down, dB of gate and up where they come in the same pass)."""
+    ranks = [down.ranks[0], *gate_up[0].ranks]
+    rank = down.ranks[0].stop
+    if len(ranks) != 3 or any(part.stop - part.start != rank for part in ranks) or not serves(rank):
+        return down.d_a(dyb, swiglu_backward(dm, g, u, dg, du)), None
+    xa_gate, xa_up = (xas[0][:, part] for part in ranks[1:])
+    d_a, *d_bs = swiglu_factors(dm, g, u, dg, du, dyb[:, :rank], xa_gate, xa_up)
+    return [d_a], [d_b * gate_up[0].scale for d_b in d_bs]

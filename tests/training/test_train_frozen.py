@@ -7,7 +7,7 @@ import torch
 from support.training import LORA, FakePrompt, TinyModel, awake, make_pairs
 
 from cai.engine.native import nf4
-from cai.training import adapter, frozen, linears
+from cai.training import adapter, factor_kernel, frozen, linears
 from cai.training.attention import packed_batch
 from cai.training.loss import padded_batch, padded_forward, sequence_logps
 from cai.training.packed import PackedForward, refusal
@@ -49,7 +49,8 @@ def tiny(request):
 @pytest.fixture(params=["folded", "beside", "one by one", "folded one by one", "product first"])
 def way(request, monkeypatch):
     """How LoRA and the weights come together; what is chosen by default is the first."""
-    assert linears.FOLD and linears.STACK and linears.FIRST
+    assert linears.FOLD and linears.STACK and linears.FIRST and factor_kernel.FACTORS
+    monkeypatch.setattr(factor_kernel, "FACTORS", request.param != "beside")
     monkeypatch.setattr(linears, "FOLD", "folded" in request.param)
     monkeypatch.setattr(linears, "STACK", "one by one" not in request.param)
     monkeypatch.setattr(linears, "FIRST", request.param != "product first")
