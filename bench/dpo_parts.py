@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
+from dpo_kernels import kernel_times  # noqa: E402
 from dpo_models import SEED, cap, made_model, make_rows  # noqa: E402
 
 RANK, ALPHA = 32, 64
@@ -211,13 +212,23 @@ def main() -> None:
         print(f"{name}: {row['seconds_a_pair']:.4f} s a pair", flush=True)
     rows["baseline"].pop("grads")
     show(rows)
-    found = {"machine": machine, "torch": torch.__version__, "model": options.model, "tokens": len(batch["ids_T"])}
+    found: dict[str, Any] = {
+        "machine": machine,
+        "torch": torch.__version__,
+        "model": options.model,
+        "tokens": len(batch["ids_T"]),
+    }
+    found |= {"pairs": options.pairs, "variants": rows, "kernels": {}}
     if options.out:
-        options.out.write_text(json.dumps(found | {"pairs": options.pairs, "variants": rows}, indent=1) + "\n")
-    if not options.no_profile:
-        fastest = min(rows, key=lambda name: rows[name]["seconds_a_pair"])
-        for name in dict.fromkeys(["baseline", fastest]):
-            profiled(model, batch, tuple(rows[name]["on"]), f"{name}, {machine}")
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    if options.no_profile:
+        return
+    fastest = min(rows, key=lambda name: rows[name]["seconds_a_pair"])
+    for name in dict.fromkeys(["baseline", fastest]):
+        profiled(model, batch, tuple(rows[name]["on"]), f"{name}, {machine}")
+    found["kernels"] = kernel_times(model, len(batch["ids_T"]))
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

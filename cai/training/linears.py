@@ -82,7 +82,7 @@ class Group:
             [self.b.new_zeros(rows.stop - rows.start) if bias is None else bias
              for bias, rows in zip(found, self.rows, strict=True)])  # fmt: skip
 
-    def refreshed(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def copied(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(copy, parameter) of each factor; `b` is multiplied with the scale behind it."""
         pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         for at, (rows, ranks) in enumerate(zip(self.rows, self.ranks, strict=True)):
@@ -218,13 +218,18 @@ def _four_bit(module: HfModule) -> bool:
     return getattr(module.get_base_layer().weight, "quant_state", None) is not None
 
 
-def refresh(groups: Sequence[Group]) -> None:
-    """Bring the copies of the adapters up to date: dense ones in few launches, blocks one by one."""
-    pairs = [pair for group in groups for pair in group.refreshed()]
-    with torch.no_grad():
+class Copies:
+    """The copies of adapters that groups compute with. `refresh` is launched while the GPU has nothing else to do."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        pairs = [pair for group in groups for pair in group.copied()]
         dense = [pair for pair in pairs if pair[0].is_contiguous()]
-        torch._foreach_copy_([copy for copy, _ in dense], [parameter for _, parameter in dense])
-        for copy, parameter in pairs:
-            if not copy.is_contiguous():
-                copy.copy_(parameter)
-        torch._foreach_mul_([group.b for group in groups], [group.scale for group in groups])
+        blocks = [pair for pair in pairs if not pair[0].is_contiguous()]  # apart: one of them would slow all down
+        self._lists = [tuple(map(list, zip(*some, strict=True))) for some in (dense, blocks) if some]
+        self._scaled = [group.b for group in groups], [group.scale for group in groups]
+
+    def refresh(self) -> None:
+        with torch.no_grad():
+            for copies, parameters in self._lists:
+                torch._foreach_copy_(copies, parameters)
+            torch._foreach_mul_(*self._scaled)

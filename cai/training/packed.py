@@ -9,7 +9,7 @@ Legend: T packed tokens, H hidden, N heads, D head width, F feed-forward width, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from cai.training.factor_kernel import serves, swiglu_factors
 from cai.training.frozen import Frozen
 from cai.training.kernels import rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward
 from cai.training.linears import (
+    Copies,
     Group,
     backproject,
     gradient_rooms,
@@ -30,7 +31,6 @@ from cai.training.linears import (
     input_room,
     interleaved,
     project,
-    refresh,
     wide_empty,
 )  # fmt: skip
 from cai.training.loss import Batch, base_of
@@ -104,22 +104,20 @@ class PackedForward:
         hidden_NH = x_TH.index_select(0, batch["hidden_index_N"])
         return _Norm.apply(hidden_NH, model.norm.weight, _eps(model.norm))
 
-    def _fresh(self, layers: Iterable[HfModule], like: torch.Tensor) -> list[Groups]:
-        """The groups of each layer, made anew where the model holds other parameters; their adapters are brought up."""
-        modules = [_modules(layer) for layer in layers]
-        made_of: list[object] = [like.dtype]
-        for parts in modules:
-            for module in parts.values():
-                made_of += [module.get_base_layer(), module.lora_A[NAME].weight, module.lora_B[NAME].weight]
+    def _fresh(self, layers: Sequence[HfModule], like: torch.Tensor) -> list[Groups]:
+        """The groups of each layer, made anew where the model holds another adapter; copies of it are brought up."""
+        made_of = [like.dtype, layers]
+        for module in [*_modules(layers[0]).values(), *_modules(layers[-1]).values()]:
+            made_of += [module.get_base_layer(), module.lora_A[NAME].weight, module.lora_B[NAME].weight]
         if len(made_of) != len(self._made_of) or any(a is not b for a, b in zip(made_of, self._made_of, strict=True)):
             self._groups = [
                 [groups_of(parts, names, like, self._frozen) for names in (QKV, OUT, GATE_UP, DOWN)]
-                for parts in modules
+                for parts in map(_modules, layers)
             ]
-            self._made_of = made_of
-        every = [group for layer in self._groups for groups in layer for group in groups]
-        refresh(every)
-        self._frozen.begin(every)
+            self._every = [group for layer in self._groups for groups in layer for group in groups]
+            self._copies, self._made_of = Copies(self._every), made_of
+        self._copies.refresh()
+        self._frozen.begin(self._every)
         return self._groups
 
 

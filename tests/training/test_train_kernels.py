@@ -82,6 +82,18 @@ def test_adapter_off_is_the_base_model(tiny):
     assert (on - off).abs().max() > 0.1
 
 
+def test_another_adapter_under_the_same_model_is_the_one_that_is_computed_with():
+    model, forward = TinyModel(), PackedForward()
+    for rank in (4, 6):
+        model.to_lora(LORA.model_copy(update={"rank": rank}))
+        awake(model)
+        rows = rows_of(model, 1)
+        with torch.no_grad():
+            found, _ = sequence_logps(model.hf, packed_batch(rows), forward)
+            stock, _ = sequence_logps(model.hf, padded_batch(rows, 0), padded_forward)
+        torch.testing.assert_close(found, stock, rtol=1e-6, atol=1e-4)
+
+
 def test_a_model_of_another_shape_is_refused(tiny):
     config = tiny.hf.get_base_model().config
     was = config.model_type
@@ -157,8 +169,8 @@ def factors():  # 70 tokens of 4 parts of 16 or 32, 100 columns of tiles of 64, 
     torch.manual_seed(1)
     dm, gu, room = torch.randn(70, 100), torch.randn(70, 200), torch.full((70, 256), 7.0)
     a, pair = torch.randn(70, 8), torch.randn(70, 12)
-    found = swiglu_factors(dm, gu[:, :100], gu[:, 100:], room[:, :100], room[:, 100:200], a[:, :6], pair[:, :6], pair[:, 6:])
-    return [*found, room]
+    places, few = (room[:, :100], room[:, 100:200]), (a[:, :6], pair[:, :6], pair[:, 6:])
+    return [*swiglu_factors(dm, gu[:, :100], gu[:, 100:], *places, *few), room]
 expected = values() + factors()
 k.FORCE_TRITON = True
 for found, wanted in zip(values() + factors(), expected, strict=True):
