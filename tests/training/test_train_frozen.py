@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from support.training import LORA, FakePrompt, TinyModel, awake, make_pairs
@@ -173,3 +178,35 @@ def test_an_own_kernel_that_gives_other_numbers_is_never_used(tiny, monkeypatch,
         assert torch.equal(weights.write(base, out), expected)
     assert weights.own is not wrong
     assert len(calls) == (1 if wrong else 5)  # the comparison of both layouts, and each use behind it
+
+
+INTERPRETED = """
+import sys
+import torch
+from support.training import LORA, TinyModel, awake
+from training.test_train_frozen import alike, quantise, rows_of, run
+from cai.training import kernels
+from cai.training.attention import packed_batch
+from cai.training.loss import padded_batch, padded_forward
+from cai.training.packed import PackedForward
+kernels.FORCE_TRITON = True
+tiny = TinyModel(kind=sys.argv[1])
+quantise(tiny).to_lora(LORA)
+awake(tiny)
+rows = rows_of(tiny, 1)
+alike(run(tiny, packed_batch(rows), PackedForward()), run(tiny, padded_batch(rows, 0), padded_forward))
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_the_triton_kernels_in_their_places_are_the_modules_own_in_the_interpreter(kind):
+    """Every stride of a folded, stacked pass as a GPU has it."""
+    pytest.importorskip("triton")
+    tests = Path(__file__).parents[1]
+    where = f"{tests.parent}{os.pathsep}{tests}"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": where, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED, kind], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.stdout.strip().endswith("equal"), done.stderr[-2000:]
