@@ -38,8 +38,9 @@ SWITCHES = {  # the module constant behind each
 ALL = tuple(SWITCHES)
 VARIANTS: dict[str, tuple[str, ...]] = {
     "baseline": (),
-    **{f"{name} alone": (name,) for name in ALL},
+    **{f"{name} alone": (name,) for name in ALL if name != "factors"},
     "stack + fold": ("stack", "fold"),
+    "stack + factors": ("stack", "factors"),  # which takes gate and up as one
     **{f"all but {name}": tuple(n for n in ALL if n != name) for name in ALL},
     "all": ALL,
 }
