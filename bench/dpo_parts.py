@@ -33,6 +33,7 @@ SWITCHES = {  # the module constant behind each
     "fold": "linears.FOLD",
     "ahead": "frozen.AHEAD",
     "head": "kernels.HEAD",
+    "gather": "attention.GATHER",
     "factors": "factor_kernel.FACTORS",
 }
 ALL = tuple(SWITCHES)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from support.training import LORA, FakePrompt, TinyModel, awake, make_pairs
 
-from cai.training import adapter, kernels
+from cai.training import adapter, attention, kernels
 from cai.training.attention import packed_batch
 from cai.training.loss import TokenLogps, padded_batch, padded_forward, sequence_logps
 from cai.training.packed import PackedForward, refusal
@@ -200,3 +201,20 @@ def test_padded_batch_marks_exactly_the_completion_tokens(tiny):
     shifted = batch["input_ids_ST"].flatten()[batch["hidden_index_N"] + 1]
     assert shifted.tolist() == completions and int(batch["attention_mask_ST"].sum()) == sum(r.tokens for r in rows)
     assert width == max(len(r.prompt_ids) + max(len(r.chosen_ids), len(r.rejected_ids)) for r in rows)
+
+
+@pytest.mark.parametrize("rejected", [True, False])
+def test_the_gradient_of_keys_is_that_of_index_select(tiny, rejected):
+    """Prompts' keys count twice, once a completion; a row may lack its rejected text."""
+    rows = [row if rejected or i else replace(row, rejected_ids=()) for i, row in enumerate(rows_of(tiny, 3))]
+    batch = packed_batch(rows)
+    torch.manual_seed(0)
+    k, v = (torch.randn(len(batch["ids_T"]), 2, 4, requires_grad=True) for _ in range(2))
+    expected = [t.index_select(0, batch["key_index_M"]) for t in (k, v)]
+    found = attention._Keys.apply(k, v, *(batch[n] for n in ("key_index_M", "first_T", "again_P", "second_P")))
+    grads = [torch.randn_like(t) for t in expected]
+    for a, b in zip(
+        torch.autograd.grad(found, (k, v), grads), torch.autograd.grad(expected, (k, v), grads), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
