@@ -24,6 +24,7 @@ from cai.training.loss import Batch
 from cai.training.token_rows import PairRow
 
 Spans = Sequence[tuple[int, int, int, int]]  # prompt start, chosen start, rejected start, end
+GATHER = True  # the gradient of keys and values without a sum over all rows
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -63,19 +64,28 @@ def attention_index(spans: Spans) -> Batch:
     """What the variable-length call needs. Queries are the packed row itself: prompt + chosen, then rejected.
 
     The rejected queries are fewer than their keys (prompt + rejected); the causal mask is aligned at the end.
+    `first_T`: each token's first place among the keys; `again_P`, `second_P`: the prompts' tokens that have a second.
     """
     keys, cu_q, cu_k = [], [0], [0]
+    first, again, second = [], [], []
     for start, chosen, rejected, end in spans:
         keys.append(torch.arange(start, rejected))
         cu_q.append(rejected)
+        first.append(torch.arange(cu_k[-1], cu_k[-1] + rejected - start))
         cu_k.append(cu_k[-1] + rejected - start)
         if end > rejected:
             keys += [torch.arange(start, chosen), torch.arange(rejected, end)]
             cu_q.append(end)
+            again.append(keys[-2])
+            second.append(torch.arange(cu_k[-1], cu_k[-1] + chosen - start))
+            first.append(torch.arange(cu_k[-1] + chosen - start, cu_k[-1] + chosen - start + end - rejected))
             cu_k.append(cu_k[-1] + chosen - start + end - rejected)
     lengths = [(b - a, d - c) for a, b, c, d in zip(cu_q, cu_q[1:], cu_k, cu_k[1:], strict=False)]
     return {
         "key_index_M": torch.cat(keys),
+        "first_T": torch.cat(first),
+        "again_P": torch.cat([*again, torch.arange(0)]),
+        "second_P": torch.cat([*second, torch.arange(0)]),
         "cu_q": torch.tensor(cu_q, dtype=torch.int32),
         "cu_k": torch.tensor(cu_k, dtype=torch.int32),
         "max_lengths": [max(q for q, _ in lengths), max(k for _, k in lengths)],
@@ -90,10 +100,33 @@ def attend(q_TND: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, batch:
 
 
 def varlen(q_TND: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, batch: Batch) -> torch.Tensor:
-    k_MKD, v_MKD = (t.index_select(0, batch["key_index_M"]) for t in (k_TKD, v_TKD))
+    if GATHER:
+        places = (batch[name] for name in ("key_index_M", "first_T", "again_P", "second_P"))
+        k_MKD, v_MKD = _Keys.apply(k_TKD, v_TKD, *places)
+    else:
+        k_MKD, v_MKD = (t.index_select(0, batch["key_index_M"]) for t in (k_TKD, v_TKD))
     longest = batch["max_lengths"]
     arguments = (batch["cu_q"], batch["cu_k"], longest[0], longest[1], 0.0, True, False)
     return torch.ops.aten._flash_attention_forward(q_TND, k_MKD, v_MKD, *arguments)[0]
+
+
+class _Keys(torch.autograd.Function):
+    """Keys and values of all sequences. A row's gradient is read where it went, and few went twice: nothing is added up
+    row by row, as `index_select` does."""
+
+    @staticmethod
+    def forward(ctx, k_TKD, v_TKD, index_M, first_T, again_P, second_P):
+        ctx.save_for_backward(first_T, again_P, second_P)
+        return k_TKD.index_select(0, index_M), v_TKD.index_select(0, index_M)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        first_T, again_P, second_P = ctx.saved_tensors
+        found = []
+        for grad in grads:
+            whole = grad.index_select(0, first_T)
+            found.append(whole.index_add_(0, again_P, grad.index_select(0, second_P)))
+        return *found, None, None, None, None
 
 
 def loop(q_TND: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, spans: Spans) -> torch.Tensor:

@@ -20,9 +20,11 @@ from cai.engine.foreign import HfModel
 from cai.engine.generate import logits_fp32
 from cai.errors import CaiError
 from cai.recipe.settings import LossName
+from cai.training.kernels import softmax_rows
 from cai.training.token_rows import PairRow
 
-CHUNK_BYTES = 256 * 2**20  # fp32 logits of one chunk
+CHUNK_BYTES = 512 * 2**20  # fp32 logits of one chunk
+TILE = 128  # tokens that a product of the head computes at once
 Batch = dict[str, Any]  # tensors by name and axes, and the lengths of its sequences
 Forward = Callable[[HfModel, Batch], torch.Tensor]
 
@@ -85,11 +87,11 @@ class TokenLogps(torch.autograd.Function):
             part = slice(start, start + chunk)
             target = target_N[part]
             logits = logits_fp32(hidden_NH[part], weight_VH, bias_V)  # [chunk, V], the only one alive
-            logsum = torch.logsumexp(logits, dim=-1)
-            logps_N[part] = logits.gather(1, target[:, None]).squeeze(1) - logsum
-            if slope_NH is not None:
-                probs = logits.sub_(logsum[:, None]).exp_().to(weight_VH.dtype)  # in place: no second [chunk, V]
-                slope_NH[part] = weight_VH[target] - probs @ weight_VH  # W_t - sum_v p_v W_v, [chunk, H]
+            logps_N[part], probs = softmax_rows(logits, target, weight_VH.dtype if wants_grad else None)
+            if (
+                slope_NH is not None and probs is not None
+            ):  # W_t - sum_v p_v W_v, [chunk, H], the difference in the product's accumulators
+                torch.addmm(weight_VH[target], probs, weight_VH, alpha=-1, out=slope_NH[part])
         if slope_NH is not None:
             ctx.save_for_backward(slope_NH)
         return logps_N
@@ -124,6 +126,7 @@ def sequence_logps(
     weight_VH, bias_V = head_of(hf)
     hidden_NH = forward(hf, batch).to(weight_VH.dtype)
     chunk = max(16, CHUNK_BYTES // (4 * weight_VH.shape[0]))
+    chunk -= chunk % TILE if chunk > TILE else 0
     logps_N = TokenLogps.apply(hidden_NH, weight_VH, bias_V, batch["target_N"], chunk)
     parts = logps_N.split(batch["lengths_S"])
     if ld_alpha == 1.0:

@@ -1,16 +1,15 @@
 """A training pass for Llama-shaped decoders: pairs packed without padding, the prompt computed once for both.
 
-Takes the packed rows of `attention`. Frozen 4-bit weights are dequantised into one scratch buffer, used and
-overwritten; LoRA runs beside them. Saved for the backward pass: the two residual inputs, attention's tensors, gate and
-up; norms, the SwiGLU product and dequantised weights are made again. Takes weights from the modules and never calls
-their forward, so stock and Unsloth-patched models are the same to it.
+Takes the packed rows of `attention`; its products are `linears`. Saved for the backward pass: the two residual inputs,
+attention's tensors, gate and up; norms, the SwiGLU product and dequantised weights are made again. Takes weights from
+the modules and never calls their forward, so stock and Unsloth-patched models are the same to it.
 
 Legend: T packed tokens, H hidden, N heads, D head width, F feed-forward width, R rank. Imports torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,32 +19,28 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from cai.engine.foreign import HfConfig, HfModel, HfModule
 from cai.training.adapter import NAME
 from cai.training.attention import attend
+from cai.training.factor_kernel import serves, swiglu_factors
 from cai.training.frozen import Frozen
 from cai.training.kernels import rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward
+from cai.training.linears import (
+    Copies,
+    Group,
+    backproject,
+    gradient_rooms,
+    groups_of,
+    input_room,
+    interleaved,
+    project,
+    wide_empty,
+)  # fmt: skip
 from cai.training.loss import Batch, base_of
 
 PLAIN_ROPE = ("default", "linear", "llama3", "yarn")  # whose frequencies do not hang on the length of the text
 SHAPES = {"llama", "qwen2", "qwen3", "mistral"}
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
+QKV, OUT, GATE_UP, DOWN = ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cos and sin, each [T, D/2]
-Adapted = dict[str, tuple["Projection", list[torch.nn.Parameter]]]  # a layer's projections by name, and what is trained
-
-
-@dataclass(frozen=True)
-class Projection:
-    """One adapted linear: frozen weight (maybe 4-bit) and bias, scale, and A_RI, B_OR in the compute dtype."""
-
-    base: HfModule
-    scale: float
-    a: torch.Tensor
-    b: torch.Tensor
-    frozen: Frozen
-
-    def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """weight_OI. A dequantised one lives in a scratch buffer until the next call."""
-        return self.frozen.weight(self.base, dtype)
+Groups = list[list[Group]]  # of a layer: of QKV, OUT, GATE_UP, DOWN
 
 
 def refusal(hf: HfModel) -> str | None:
@@ -75,7 +70,9 @@ def refusal(hf: HfModel) -> str | None:
 
 def _modules(layer: HfModule) -> dict[str, HfModule]:
     attention, mlp = layer.self_attn, layer.mlp
-    return {name: getattr(attention if hasattr(attention, name) else mlp, name) for name in PROJECTIONS}
+    return {
+        name: getattr(attention if hasattr(attention, name) else mlp, name) for name in (*QKV, *OUT, *GATE_UP, *DOWN)
+    }
 
 
 class PackedForward:
@@ -87,19 +84,19 @@ class PackedForward:
 
     def __init__(self) -> None:
         self.checkpoint_layers = 0  # how many layers, from the first, are recomputed in the backward pass
-        self._copies: dict[torch.nn.Parameter, torch.Tensor] = {}
         self._frozen = Frozen()
+        self._groups: list[Groups] = []
+        self._made_of: list[object] = []
 
     def __call__(self, hf: HfModel, batch: Batch) -> torch.Tensor:
         base = base_of(hf)
         model, config = base.model, base.config
         adapted = not _adapter_off(base)
         x_TH = F.embedding(batch["ids_T"], model.embed_tokens.weight)
-        layers = [{name: self._projection(m, x_TH.dtype) for name, m in _modules(la).items()} for la in model.layers]
-        self._refresh()
+        layers = self._fresh(model.layers, x_TH)
         rope = rotary(config, batch["positions_T"])
-        for i, (layer, (parts, trained)) in enumerate(zip(model.layers, map(_split, layers), strict=True)):
-            arguments = (layer, config, x_TH, rope, batch, adapted, parts, trained)
+        for i, (layer, groups) in enumerate(zip(model.layers, layers, strict=True)):
+            arguments = (layer, config, x_TH, rope, batch, adapted, groups)
             if i < self.checkpoint_layers and torch.is_grad_enabled():
                 x_TH = checkpoint(_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -107,22 +104,21 @@ class PackedForward:
         hidden_NH = x_TH.index_select(0, batch["hidden_index_N"])
         return _Norm.apply(hidden_NH, model.norm.weight, _eps(model.norm))
 
-    def _projection(self, module: HfModule, dtype: torch.dtype) -> tuple[Projection, list[torch.nn.Parameter]]:
-        trained = [module.lora_A[NAME].weight, module.lora_B[NAME].weight]
-        for parameter in trained:
-            if parameter.dtype != dtype and getattr(self._copies.get(parameter), "dtype", None) != dtype:
-                self._copies[parameter] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-        a, b = (self._copies.get(p, p) if p.dtype != dtype else p.detach() for p in trained)
-        return Projection(module.get_base_layer(), module.scaling[NAME], a, b, self._frozen), trained
-
-    def _refresh(self) -> None:
-        if self._copies:
-            with torch.no_grad():
-                torch._foreach_copy_(list(self._copies.values()), list(self._copies))
-
-
-def _split(layer: Adapted) -> tuple[dict[str, Projection], dict[str, list[torch.nn.Parameter]]]:
-    return {name: p for name, (p, _) in layer.items()}, {name: trained for name, (_, trained) in layer.items()}
+    def _fresh(self, layers: Sequence[HfModule], like: torch.Tensor) -> list[Groups]:
+        """The groups of each layer, made anew where the model holds another adapter; copies of it are brought up."""
+        made_of = [like.dtype, layers]
+        for module in [*_modules(layers[0]).values(), *_modules(layers[-1]).values()]:
+            made_of += [module.get_base_layer(), module.lora_A[NAME].weight, module.lora_B[NAME].weight]
+        if len(made_of) != len(self._made_of) or any(a is not b for a, b in zip(made_of, self._made_of, strict=True)):
+            self._groups = [
+                [groups_of(parts, names, like, self._frozen) for names in (QKV, OUT, GATE_UP, DOWN)]
+                for parts in map(_modules, layers)
+            ]
+            self._every = [group for layer in self._groups for groups in layer for group in groups]
+            self._copies, self._made_of = Copies(self._every), made_of
+        self._copies.refresh()
+        self._frozen.begin(self._every)
+        return self._groups
 
 
 def rotary(config: HfConfig, positions_T: torch.Tensor) -> Rope:
@@ -154,61 +150,30 @@ def _eps(norm: HfModule) -> float:
 
 
 def _layer(
-    layer: HfModule, config: HfConfig, x_TH: torch.Tensor, rope: Rope, batch: Batch, adapted: bool,
-    parts: dict[str, Projection], trained: dict[str, list[torch.nn.Parameter]],
+    layer: HfModule, config: HfConfig, x_TH: torch.Tensor, rope: Rope, batch: Batch, adapted: bool, groups: Groups
 ) -> torch.Tensor:  # fmt: skip
-    """One decoder block over the packed row. Parameters go along for autograd; `parts` hold what is computed with."""
-
-    def group(*names: str) -> tuple[list[Projection], list[torch.nn.Parameter]]:
-        return [parts[n] for n in names], [tensor for n in names for tensor in trained[n]]
-
+    """One decoder block over the packed row. Parameters go along for autograd; groups hold what is computed with."""
+    qkv, out, gate_up, down = groups
+    attention, width = layer.self_attn, head_width(config)
     norm1, norm2 = layer.input_layernorm, layer.post_attention_layernorm
-    qkv, qkv_trained = group("q_proj", "k_proj", "v_proj")
-    q, k, v = _NormLinears.apply(x_TH, norm1.weight, _eps(norm1), qkv, adapted, *qkv_trained)
-    width = head_width(config)
-    q_TND, k_TND, v_TND = (t.view(t.shape[0], -1, width) for t in (q, k, v))
-    q_TND, k_TND = (_head_norm(layer.self_attn, name, t) for name, t in (("q_norm", q_TND), ("k_norm", k_TND)))
-    a_TH = attend(_Rope.apply(q_TND, *rope), _Rope.apply(k_TND, *rope), v_TND, batch).flatten(1)
-    out, out_trained = group("o_proj")
-    x_TH = _OutLinear.apply(a_TH, x_TH, out, adapted, *out_trained)
-    mlp, mlp_trained = group("gate_proj", "up_proj", "down_proj")
-    return _Mlp.apply(x_TH, norm2.weight, _eps(norm2), mlp, adapted, *mlp_trained)
+    normed = getattr(attention, "q_norm", None) is not None
+    turn = None if normed else rope
+    q, k, v, residual = _Heads.apply(x_TH, norm1.weight, _eps(norm1), qkv, adapted, turn, width, *_trained(qkv))
+    if normed:
+        q, k = (_Rope.apply(_head_norm(getattr(attention, n), t), *rope) for n, t in (("q_norm", q), ("k_norm", k)))
+    a_TH = attend(q, k, v, batch).flatten(1)
+    x_TH = _OutLinear.apply(a_TH, residual, out, adapted, *_trained(out))
+    trained = _trained(gate_up) + _trained(down)
+    return _Mlp.apply(x_TH, norm2.weight, _eps(norm2), gate_up, down, adapted, *trained)
 
 
-def _head_norm(attention: HfModule, name: str, x_TND: torch.Tensor) -> torch.Tensor:
-    """Qwen3's RMSNorm of each head before the rotation; other families have none."""
-    norm = getattr(attention, name, None)
-    if norm is None:
-        return x_TND
+def _trained(groups: list[Group]) -> list[torch.nn.Parameter]:
+    return [parameter for group in groups for parameter in group.trained]
+
+
+def _head_norm(norm: HfModule, x_TND: torch.Tensor) -> torch.Tensor:
+    """Qwen3's RMSNorm of each head before the rotation."""
     return _Norm.apply(x_TND.reshape(-1, x_TND.shape[-1]), norm.weight, _eps(norm)).view(x_TND.shape)
-
-
-# --- linears with LoRA: y = x W' + bias + s (x A') B'
-
-
-def _linear(x: torch.Tensor, part: Projection, adapted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(y, xa): the output, and x A' for the backward pass."""
-    y = F.linear(x, part.weight(x.dtype), part.base.bias)
-    if not adapted:
-        return y, None
-    xa = x @ part.a.t()
-    return y.addmm_(xa, part.b.t(), alpha=part.scale), xa
-
-
-def _linear_backward(
-    dy: torch.Tensor, x: torch.Tensor, xa: torch.Tensor, part: Projection, dx: torch.Tensor | None, wants_dx: bool
-) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """(dx added to the given one, dA, dB); gradients of A and B in fp32."""
-    # y = x W' + b + s (x A') B'  =>  dA = s (dy B)' x,  dB = s dy' (x A'),  dx = dy W + s (dy B) A;  W is frozen
-    # s (dy B), [T, R], is made once for dA and dx, and its part of dx is added in place: no second [T, H].
-    dyb = (dy @ part.b).mul_(part.scale)  # [T, R]
-    d_a = (dyb.t() @ x).float()
-    d_b = (dy.t() @ xa).mul_(part.scale).float()
-    if wants_dx:
-        weight = part.weight(dy.dtype)
-        dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
-        dx.addmm_(dyb, part.a)
-    return dx, d_a, d_b
 
 
 class _Norm(torch.autograd.Function):
@@ -237,42 +202,53 @@ class _Rope(torch.autograd.Function):
         return rotate(grad.contiguous(), *ctx.rope, inverse=True), None, None
 
 
-class _NormLinears(torch.autograd.Function):
-    """RMSNorm, then several adapted linears of the same input (query, key, value)."""
+class _Heads(torch.autograd.Function):
+    """RMSNorm, then query, key and value by head, the first two rotated; and x itself, for the residual.
+
+    The residual's gradient comes back through here: it is added where dx is written, not in a pass of its own.
+    """
 
     @staticmethod
-    def forward(ctx, x_TH, weight_H, eps, parts, adapted, *trained):
-        h = rms_norm(x_TH, weight_H, eps)
-        results = [_linear(h, part, adapted) for part in parts]
+    def forward(ctx, x_TH, weight_H, eps, groups, adapted, rope, width, *trained):
+        wide = input_room(groups, x_TH)
+        rms_norm(x_TH, weight_H, eps, wide[:, : x_TH.shape[1]])
+        parts, xas = project(groups, wide, adapted)
+        q, k, v = (part.unflatten(1, (-1, width)) for part in parts)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
         if adapted:
-            ctx.save_for_backward(x_TH, weight_H, *(xa for _, xa in results))
-            ctx.parts, ctx.eps = parts, eps
-        return tuple(y for y, _ in results)
+            ctx.save_for_backward(x_TH, weight_H, *xas)
+            ctx.groups, ctx.eps, ctx.rope = groups, eps, rope
+        return q, k, v, x_TH.view_as(x_TH)
 
     @staticmethod
-    def backward(ctx, *grads):
-        # y_i = linear_i(h), h = norm(x)  =>  dh = sum_i dlinear_i(dy_i), then dx = dnorm(dh). h is made again from x:
-        # [T, H] a layer that is not kept. Where x needs no gradient (the
-        # first layer: embeddings are frozen) neither dh nor dx is made.
+    def backward(ctx, dq, dk, dv, residual):
+        # y = linear(h), h = norm(x)  =>  dh = dlinear(dy), dx = dnorm(dh) + the residual's. h is made again from x:
+        # [T, H] a layer that is not kept. q = R y, R orthogonal  =>  dy = R' dq: the rotation by the negative angle.
+        # Where x needs no gradient (the first layer: embeddings are frozen) neither dh nor dx is made.
         x, weight, *xas = ctx.saved_tensors
-        h, dh, d_trained = rms_norm(x, weight, ctx.eps), None, []
-        wants_dx = ctx.needs_input_grad[0]
-        for part, dy, xa in zip(ctx.parts, grads, xas, strict=True):
-            dh, d_a, d_b = _linear_backward(dy.contiguous(), h, xa, part, dh, wants_dx)
-            d_trained += [d_a, d_b]
-        dx = rms_norm_backward(dh, x, weight, ctx.eps, None) if dh is not None else None
-        return dx, None, None, None, None, *d_trained
+        wides, places = gradient_rooms(ctx.groups, x)
+        for place, grad, turns in zip(places, (dq, dk, dv), (True, True, False), strict=True):
+            place = place.unflatten(1, grad.shape[1:])
+            if turns and ctx.rope is not None:
+                rotate(grad.contiguous(), ctx.rope[0], ctx.rope[1], place, inverse=True)
+            else:
+                place.copy_(grad)
+        h = rms_norm(x, weight, ctx.eps)
+        dh, d_trained = backproject(ctx.groups, wides, h, xas, ctx.needs_input_grad[0])
+        dx = None if dh is None else rms_norm_backward(dh, x, weight, ctx.eps, residual.contiguous())
+        return dx, None, None, None, None, None, None, *d_trained
 
 
 class _OutLinear(torch.autograd.Function):
     """Residual plus one adapted linear (attention's output)."""
 
     @staticmethod
-    def forward(ctx, a_TH, residual_TH, parts, adapted, *trained):
-        y, xa = _linear(a_TH, parts[0], adapted)
+    def forward(ctx, a_TH, residual_TH, groups, adapted, *trained):
+        (y,), (xa,) = project(groups, _wide(a_TH, groups[0].more), adapted)
         if adapted:
             ctx.save_for_backward(a_TH, xa)
-            ctx.part = parts[0]
+            ctx.groups = groups
         return y.add_(residual_TH)
 
     @staticmethod
@@ -280,41 +256,64 @@ class _OutLinear(torch.autograd.Function):
         # y = residual + linear(a)  =>  dresidual = dy, da = dlinear(dy)
         a_TH, xa = ctx.saved_tensors
         grad = grad.contiguous()
-        dx, d_a, d_b = _linear_backward(grad, a_TH, xa, ctx.part, None, True)
-        return dx, grad, None, None, d_a, d_b
+        dx, d_trained = backproject(ctx.groups, [_wide(grad, ctx.groups[0].more)], a_TH, [xa], True)
+        return dx, grad, None, None, *d_trained
+
+
+def _wide(x: torch.Tensor, more: int) -> torch.Tensor:
+    """x with room behind its rows, where that is needed."""
+    if not more:
+        return x
+    wide = wide_empty(x, x.shape[1], more)
+    wide[:, : x.shape[1]].copy_(x)
+    return wide
 
 
 class _Mlp(torch.autograd.Function):
     """Residual plus norm, gate, up, SwiGLU, down. The product is made again in the backward pass."""
 
     @staticmethod
-    def forward(ctx, x_TH, weight_H, eps, parts, adapted, *trained):
-        gate, up, down = parts
-        h = rms_norm(x_TH, weight_H, eps)
-        g, xa_g = _linear(h, gate, adapted)
-        u, xa_u = _linear(h, up, adapted)
-        y, xa_d = _linear(swiglu(g, u), down, adapted)
+    def forward(ctx, x_TH, weight_H, eps, gate_up, down, adapted, *trained):
+        wide = input_room(gate_up, x_TH)
+        rms_norm(x_TH, weight_H, eps, wide[:, : x_TH.shape[1]])
+        (g, u), xas = project(gate_up, wide, adapted)
+        wide = input_room(down, x_TH)
+        swiglu(g, u, wide[:, : g.shape[1]])
+        (y,), (xa,) = project(down, wide, adapted)
         if adapted:
-            ctx.save_for_backward(x_TH, weight_H, g, u, xa_g, xa_u, xa_d)
-            ctx.parts, ctx.eps = parts, eps
+            ctx.save_for_backward(x_TH, weight_H, g, u, xa, *xas)
+            ctx.gate_up, ctx.down, ctx.eps = gate_up, down[0], eps
         return y.add_(x_TH)
 
     @staticmethod
     def backward(ctx, grad):
         # y = x + down(m), m = silu(g) u, g = gate(h), u = up(h), h = norm(x)
-        # dm = dy W_d + s (dy B_d) A_d;  dg = dm u silu'(g), silu'(g) = sig(g) (1 + g (1 - sig(g)));  du = dm silu(g)
+        # dm = ddown(dy);  dg = dm u silu'(g), silu'(g) = sig(g) (1 + g (1 - sig(g)));  du = dm silu(g)
         # dh = dgate(dg) + dup(du);  dx = dnorm(dh) + dy (the residual, added by rms_norm_backward)
-        # m comes back from swiglu_backward for dA, dB of `down`: not kept, and freed with dm before h is made again
-        x, weight, g, u, xa_g, xa_u, xa_d = ctx.saved_tensors
-        gate, up, down = ctx.parts
-        grad = grad.contiguous()
-        dm = (grad @ down.weight(grad.dtype)).addmm_((grad @ down.b).mul_(down.scale), down.a)
-        m, dg, du = swiglu_backward(dm, g, u)
-        _, d_a_d, d_b_d = _linear_backward(grad, m, xa_d, down, None, False)
-        del m, dm
+        # m is made again for dA of `down`: not kept, and gone with dm before h is made again
+        x, weight, g, u, xa, *xas = ctx.saved_tensors
+        down, grad = ctx.down, grad.contiguous()
+        dm, dyb = down.backward(_wide(grad, down.more), None)
+        wides, (dg, du) = gradient_rooms(ctx.gate_up, x)
+        d_a, d_bs = _factors(ctx.gate_up, down, dm, g, u, dg, du, dyb, xas)
+        d_down = interleaved(d_a, down.d_b(grad, xa))
+        del dm
         h = rms_norm(x, weight, ctx.eps)
-        dh, d_a_g, d_b_g = _linear_backward(dg, h, xa_g, gate, None, True)
-        dh, d_a_u, d_b_u = _linear_backward(du, h, xa_u, up, dh, True)
+        dh, d_trained = backproject(ctx.gate_up, wides, h, xas, True, d_bs)
         assert dh is not None
         dx = rms_norm_backward(dh, x, weight, ctx.eps, grad)
-        return dx, None, None, None, None, d_a_g, d_b_g, d_a_u, d_b_u, d_a_d, d_b_d
+        return dx, None, None, None, None, None, *d_trained, *d_down
+
+
+def _factors(
+    gate_up: list[Group], down: Group, dm: torch.Tensor, g: torch.Tensor, u: torch.Tensor, dg: torch.Tensor,
+    du: torch.Tensor, dyb: torch.Tensor, xas: list[torch.Tensor],
+) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:  # fmt: skip
+    """dg and du into their places; (dA of down, dB of gate and up where they come in the same pass)."""
+    ranks = [down.ranks[0], *gate_up[0].ranks]
+    rank = down.ranks[0].stop
+    if len(ranks) != 3 or any(part.stop - part.start != rank for part in ranks) or not serves(rank):
+        return down.d_a(dyb, swiglu_backward(dm, g, u, dg, du)), None
+    xa_gate, xa_up = (xas[0][:, part] for part in ranks[1:])
+    d_a, *d_bs = swiglu_factors(dm, g, u, dg, du, dyb[:, :rank], xa_gate, xa_up)
+    return [d_a], [d_b * gate_up[0].scale for d_b in d_bs]

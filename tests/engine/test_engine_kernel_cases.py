@@ -86,6 +86,15 @@ def test_dequantise_equals_table_times_scale(outputs, k):
     close(out, dense, 4e-3 if GPU else 1e-6)
 
 
+@pytest.mark.parametrize("outputs,k,stride", [(1, 64, 128), (33, 192, 256), (70, 1088, 1096)])
+def test_rows_may_lie_apart_and_what_is_between_them_is_left_alone(outputs, k, stride):
+    weight, _ = random_nf4(outputs, k)
+    dense = nf4.dequantise(weight, torch.empty((outputs, k), dtype=DTYPE, device=DEVICE))
+    wide = torch.full((outputs + 1, stride), 7.0, dtype=DTYPE, device=DEVICE)
+    assert torch.equal(nf4.dequantise(weight, wide[:outputs, :k]), dense)
+    assert (wide[:outputs, k:] == 7.0).all() and (wide[outputs] == 7.0).all()
+
+
 @pytest.mark.parametrize("tokens", [1, 3, 17, 65, 130, 300])
 @pytest.mark.parametrize("outputs,k", [((65,), 128), ((40,), 1088), ((70, 33, 8), 576)])
 @pytest.mark.parametrize("biased", [False, True])

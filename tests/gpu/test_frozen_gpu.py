@@ -19,6 +19,8 @@ def test_training_reads_nf4_weights_by_the_own_kernel_to_the_bit():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:
             expected = functional.dequantize_4bit(module.weight.data, state)
-            assert torch.equal(weights.weight(module, torch.bfloat16), expected)
+            assert torch.equal(weights.write(module, torch.empty_like(expected)), expected)
+            wide = expected.new_empty((expected.shape[0], expected.shape[1] + 64))
+            assert torch.equal(weights.write(module, wide[:, :-64]), expected)
             seen += 1
     assert weights.own and seen == 28

@@ -44,8 +44,8 @@ SCALED = {
 
 
 def tiny_config(kind="llama"):
-    """`kind`: llama, qwen2, qwen3, or Llama with one of the scaled rotary embeddings."""
-    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+    """`kind`: llama, qwen2, qwen3, mistral, or Llama with one of the scaled rotary embeddings."""
+    from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
     shape = dict(
         vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -53,6 +53,8 @@ def tiny_config(kind="llama"):
     )  # fmt: skip
     if kind in SCALED:
         return LlamaConfig(**shape, rope_parameters=SCALED[kind])
+    if kind == "mistral":
+        return MistralConfig(**shape, sliding_window=None)
     if kind == "qwen3":
         return Qwen3Config(**shape, head_dim=16)
     return LlamaConfig(**shape) if kind == "llama" else Qwen2Config(**shape)

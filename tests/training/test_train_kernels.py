@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from support.training import LORA, FakePrompt, TinyModel, awake, make_pairs
 
-from cai.training import adapter, kernels
+from cai.training import adapter, attention, kernels
 from cai.training.attention import packed_batch
 from cai.training.loss import TokenLogps, padded_batch, padded_forward, sequence_logps
 from cai.training.packed import PackedForward, refusal
@@ -82,6 +83,18 @@ def test_adapter_off_is_the_base_model(tiny):
     assert (on - off).abs().max() > 0.1
 
 
+def test_another_adapter_under_the_same_model_is_the_one_that_is_computed_with():
+    model, forward = TinyModel(), PackedForward()
+    for rank in (4, 6):
+        model.to_lora(LORA.model_copy(update={"rank": rank}))
+        awake(model)
+        rows = rows_of(model, 1)
+        with torch.no_grad():
+            found, _ = sequence_logps(model.hf, packed_batch(rows), forward)
+            stock, _ = sequence_logps(model.hf, padded_batch(rows, 0), padded_forward)
+        torch.testing.assert_close(found, stock, rtol=1e-6, atol=1e-4)
+
+
 def test_a_model_of_another_shape_is_refused(tiny):
     config = tiny.hf.get_base_model().config
     was = config.model_type
@@ -121,7 +134,8 @@ def test_backward_formulas_equal_autograd():
     torch.testing.assert_close(kernels.rms_norm_backward(grad, x, weight, 1e-5, residual), dx + residual)
     g, u, dm = torch.randn(5, 24), torch.randn(5, 24), torch.randn(5, 24)
     m, (dg, du) = autograd_of(lambda a, b: torch.nn.functional.silu(a) * b, g, u, grad=dm)
-    for found, expected in zip(kernels.swiglu_backward(dm, g, u), (m, dg, du), strict=True):
+    places = torch.empty_like(g), torch.empty_like(u)
+    for found, expected in zip((kernels.swiglu_backward(dm, g, u, *places), *places), (m, dg, du), strict=True):
         torch.testing.assert_close(found, expected)
     heads = torch.randn(5, 3, 8)
     angles = torch.randn(5, 4)
@@ -132,16 +146,38 @@ def test_backward_formulas_equal_autograd():
 INTERPRETED = """
 import torch
 from cai.training import kernels as k
+from cai.training.factor_kernel import swiglu_factors
 torch.manual_seed(0)
 x, w, g, r = torch.randn(5, 24), torch.rand(24) + 0.5, torch.randn(5, 24), torch.randn(5, 24)
 heads, angles = torch.randn(5, 6, 8)[:, :5], torch.randn(5, 4)
+def back(dm, g, u, room):
+    dg, du = room[:, 24:48], room[:, :24]
+    return [k.swiglu_backward(dm, g, u, dg, du), dg, du]
 def values():
-    return [k.rms_norm(x, w, 1e-5), k.rms_norm_backward(g, x, w, 1e-5, r), k.rms_norm_backward(g, x, w, 1e-5, None),
-            k.swiglu(x, g), *k.swiglu_backward(r, x, g), k.rotate(heads, angles.cos(), angles.sin()),
-            k.rotate(heads, angles.cos(), angles.sin(), inverse=True)]
-expected = values()
+    room, gu = torch.full((5, 400), 7.0), torch.cat([x, g, r], 1)
+    turned = room[:, 100:140].unflatten(1, (5, 8))
+    return [k.rms_norm(x, w, 1e-5), k.rms_norm(x, w, 1e-5, room[:, 200:224]),
+            k.rms_norm_backward(g, x, w, 1e-5, r), k.rms_norm_backward(g, x, w, 1e-5, None),
+            k.swiglu(x, g), k.swiglu(gu[:, :24], gu[:, 24:48], room[:, 300:324]), *back(r, x, g, room),
+            *back(r, gu[:, :24], gu[:, 24:48], torch.full((5, 64), 7.0)), k.rotate(heads, angles.cos(), angles.sin()),
+            k.rotate(heads, angles.cos(), angles.sin(), turned, inverse=True), room,
+            *softmax(torch.float32), softmax(None)[0]]
+def softmax(dtype):
+    logits = torch.cat([x * 9, torch.full((5, 2), -1e4)], 1)
+    logits[0, 3] = 300.0
+    return k.softmax_rows(logits, torch.tensor([3, 0, 7, 25, 11]), dtype)
+def factors():  # 70 tokens of 4 parts of 16 or 32, 100 columns of tiles of 64, rank 6 of 16
+    torch.manual_seed(1)
+    dm, gu, room = torch.randn(70, 100), torch.randn(70, 200), torch.full((70, 256), 7.0)
+    a, pair = torch.randn(70, 8), torch.randn(70, 12)
+    places, few = (room[:, :100], room[:, 100:200]), (a[:, :6], pair[:, :6], pair[:, 6:])
+    return [*swiglu_factors(dm, gu[:, :100], gu[:, 100:], *places, *few), room]
+expected = values() + factors()
 k.FORCE_TRITON = True
-for found, wanted in zip(values(), expected, strict=True):
+for found, wanted in zip(values() + factors(), expected, strict=True):
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+k.softmax_rows.__globals__["min"] = lambda *sizes: 8  # blocks, and a last one that is not full
+for found, wanted in zip(values()[-3:], expected[-7:-4], strict=True):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 print("equal")
 """
@@ -165,3 +201,20 @@ def test_padded_batch_marks_exactly_the_completion_tokens(tiny):
     shifted = batch["input_ids_ST"].flatten()[batch["hidden_index_N"] + 1]
     assert shifted.tolist() == completions and int(batch["attention_mask_ST"].sum()) == sum(r.tokens for r in rows)
     assert width == max(len(r.prompt_ids) + max(len(r.chosen_ids), len(r.rejected_ids)) for r in rows)
+
+
+@pytest.mark.parametrize("rejected", [True, False])
+def test_the_gradient_of_keys_is_that_of_index_select(tiny, rejected):
+    """Prompts' keys count twice, once a completion; a row may lack its rejected text."""
+    rows = [row if rejected or i else replace(row, rejected_ids=()) for i, row in enumerate(rows_of(tiny, 3))]
+    batch = packed_batch(rows)
+    torch.manual_seed(0)
+    k, v = (torch.randn(len(batch["ids_T"]), 2, 4, requires_grad=True) for _ in range(2))
+    expected = [t.index_select(0, batch["key_index_M"]) for t in (k, v)]
+    found = attention._Keys.apply(k, v, *(batch[n] for n in ("key_index_M", "first_T", "again_P", "second_P")))
+    grads = [torch.randn_like(t) for t in expected]
+    for a, b in zip(
+        torch.autograd.grad(found, (k, v), grads), torch.autograd.grad(expected, (k, v), grads), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -65,27 +65,6 @@ REGISTERS = tl.constexpr("=&r," * 8 + "r")
 
 
 @triton.jit
-def _dequantise(codes, absmax, table, out, BYTES: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
-    byte = tl.load(codes + at).to(tl.int32)
-    scale = tl.load(absmax + at // 32)
-    even = (tl.load(table + (byte >> 4)) * scale).to(out.dtype.element_ty)
-    odd = (tl.load(table + (byte & 15)) * scale).to(out.dtype.element_ty)
-    first = tl.program_id(0).to(tl.int64) * BYTES * 2
-    tl.store(out + first + tl.arange(0, BYTES * 2), tl.interleave(even, odd))
-
-
-def dequantise(weight: Nf4, out_OK: torch.Tensor) -> torch.Tensor:
-    """Write the weight into `out_OK` (contiguous, bf16, fp16 or fp32)."""
-    size = weight.codes.numel()
-    block = BLOCK_BYTES
-    while size % block:
-        block //= 2  # K is a multiple of 64, so a block of 32 bytes always divides
-    _dequantise[(size // block,)](weight.codes, weight.absmax, weight.table, out_OK, block, num_warps=4)
-    return out_OK
-
-
-@triton.jit
 def _values(packed, table, PERMUTE: tl.constexpr):
     """fp32 values of the high and of the low codes of each byte."""
     if PERMUTE:
@@ -96,6 +75,46 @@ def _values(packed, table, PERMUTE: tl.constexpr):
     else:  # Triton's interpreter knows no assembler
         byte = packed.to(tl.int32)
         return tl.load(table + (byte >> 4)), tl.load(table + (byte & 15))
+
+
+@triton.jit
+def _dequantise(codes, absmax, table, out, BYTES: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
+    byte = tl.load(codes + at).to(tl.int32)
+    scale = tl.load(absmax + at // 32)
+    even = (tl.load(table + (byte >> 4)) * scale).to(out.dtype.element_ty)
+    odd = (tl.load(table + (byte & 15)) * scale).to(out.dtype.element_ty)
+    first = tl.program_id(0).to(tl.int64) * BYTES * 2
+    tl.store(out + first + tl.arange(0, BYTES * 2), tl.interleave(even, odd))
+
+
+@triton.jit
+def _dequantise_apart(
+    codes, absmax, table, out, BYTES: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr, PERMUTE: tl.constexpr
+):
+    """Rows of `WIDTH` that lie `STRIDE` apart; by blocks of 64, which lie in one row each."""
+    block = tl.program_id(0) * (BYTES // 32) + tl.arange(0, BYTES // 32)
+    byte = tl.arange(0, 32)
+    even, odd = _values(tl.load(codes + block.to(tl.int64)[:, None] * 32 + byte[None, :]), table, PERMUTE)
+    scale = tl.load(absmax + block)[:, None]
+    values = tl.interleave((even * scale).to(out.dtype.element_ty), (odd * scale).to(out.dtype.element_ty))
+    place = (block // (WIDTH // 64)).to(tl.int64) * STRIDE + block % (WIDTH // 64) * 64
+    tl.store(out + place[:, None] + tl.arange(0, 64)[None, :], values)
+
+
+def dequantise(weight: Nf4, out_OK: torch.Tensor) -> torch.Tensor:
+    """Write the weight into `out_OK` (bf16, fp16 or fp32; rows may lie apart)."""
+    size = weight.codes.numel()
+    block = BLOCK_BYTES
+    while size % block:
+        block //= 2  # K is a multiple of 64, so a block of 32 bytes always divides
+    tensors = weight.codes, weight.absmax, weight.table, out_OK
+    if out_OK.is_contiguous():
+        _dequantise[(size // block,)](*tensors, block, num_warps=4)
+    else:
+        apart = weight.shape[1], out_OK.stride(0)
+        _dequantise_apart[(size // block,)](*tensors, block, *apart, not knobs.runtime.interpret, num_warps=8)
+    return out_OK
 
 
 @triton.jit
