@@ -9,7 +9,7 @@ Groups of backends run in processes of their own (Unsloth rewrites transformers 
     stock      hf1 (HF generate, batch 1)  hf (HF generate, static batches)  hfcb (HF's continuous batching)
     vllm       on the same NF4 checkpoint; vllm-bf16 on the one of --bf16-model; an error line where not installed
     unsloth    unsloth (Unsloth generate, static batches)  native  native-bnb/-fused/-bf16/-fp8/-int8 (linears)
-`@80` behind a name caps the process's memory to 80 GB. `:N` takes N requests of each stage (default --per-stage);
+`+kv` behind a native one: keys and values in 8 bits. `@80` caps the process's memory to 80 GB. `:N` takes N requests of each stage (default --per-stage);
 `:N/a+b` only of the stages a and b. `--mix`: what a run really asks for, six rotations of the instructions' examples
 and 8% of answers, critiques and revisions drawn again; only the last draw of a request is useful. `--together`: the
 requests of all stages at once, as one pool has them; else a stage begins when the one before has ended.
@@ -151,8 +151,9 @@ def engine_for(wanted: Wanted, weights: Weights, batch_size: int) -> Any:
         return make_engine("reference", weights)
     if wanted.name in ("hf", "unsloth", "static"):
         return make_engine("static", weights, batch_size=batch_size)
-    linears = wanted.name.partition("-")[2] or "auto"
-    return make_engine("native", weights, linears=linears, batch_size=0)
+    way, _, kv = wanted.name.partition("+")
+    linears = way.partition("-")[2] or "auto"
+    return make_engine("native", weights, linears=linears, kv="int8" if kv else "auto", batch_size=0)
 
 
 def run_stage(engine: Any, requests: list[Request], again: Again = never) -> tuple[int, float, int]:
