@@ -9,10 +9,9 @@ Groups of backends run in processes of their own (Unsloth rewrites transformers 
     stock      hf1 (HF generate, batch 1)  hf (HF generate, static batches)  hfcb (HF's continuous batching)
     vllm       on the same NF4 checkpoint; vllm-bf16 on the one of --bf16-model; an error line where not installed
     unsloth    unsloth (Unsloth generate, static batches)  native  native-bnb/-fused/-bf16/-fp8/-int8 (linears)
-`+kv` behind a native one: keys and values in 8 bits. `@80` caps the process's memory to 80 GB. `:N` takes N requests of each stage (default --per-stage);
-`:N/a+b` only of the stages a and b. `--mix`: what a run really asks for, six rotations of the instructions' examples
-and 8% of answers, critiques and revisions drawn again; only the last draw of a request is useful. `--together`: the
-requests of all stages at once, as one pool has them; else a stage begins when the one before has ended.
+`+kv` behind a native one: keys and values in 8 bits. `@80` caps the process's memory to 80 GB. `:N` takes N requests of
+each stage (default --per-stage), `:N/a+b` only of stages a and b. `--mix`: six rotations of the instructions' examples,
+and 8% of the rest drawn again; only the last draw is useful. `--together`: all stages at once, as one pool has them.
 
 In place of a folder, "made:SHAPE/LAYERS" makes random weights of a shape of bench/families.py on the card, without a
 file and without Unsloth: "made:qwen2-32b/16" has a quarter of the layers. With a quarter of the memory (`@20`) what is

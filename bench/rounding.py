@@ -1,11 +1,13 @@
 """What rounding the linears does to a model's distribution over its next token, in nats, on this project's prompts.
 
 Compared: the weights as loaded (fp32) with NF4; NF4 with its bf16 rounding; NF4 with 8-bit copies of the weights; and
-with 8-bit weights and inputs, which is what `engine.linears = "fp8"` and "int8" draw with. Everything is computed in
-fp32 on rounded values, by the embedded model, so any machine will do (minutes on one core). What it is for another
-model, `python runner.py cai.toml --doctor` says on a GPU ("8-bit drawing").
+with 8-bit weights and inputs, which is what `engine.linears = "fp8"` and "int8" draw with; and NF4 with keys and values
+in 8 bits (`engine.kv = "int8"`). Everything is computed in fp32 on rounded values, by the embedded model or one from a
+folder, so any machine will do (minutes on one core). What all of it is together for a model,
+`python runner.py cai.toml --doctor` says on a GPU ("8-bit drawing").
 
     python bench/rounding.py --tokens 3072 --out rounding.json
+    python bench/rounding.py --model FOLDER --tokens 925 --only kv
 """
 
 from __future__ import annotations
@@ -16,9 +18,13 @@ import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -50,6 +56,15 @@ def to_int8(rows: torch.Tensor) -> torch.Tensor:
     return torch.floor(rows / scale + 0.5) * scale
 
 
+def with_rounded_keys(module: Any, query: Any, key: Any, value: Any, *rest: Any, **more: Any) -> Any:
+    """Attention over keys and values (B, M, T, D) in 8 bits, a scale for each token's head, as `KVCache` has them."""
+    return sdpa_attention_forward(module, query, to_int8(key), to_int8(value), *rest, **more)
+
+
+AttentionInterface.register("rounded", with_rounded_keys)
+AttentionMaskInterface.register("rounded", sdpa_mask)
+
+
 @torch.no_grad()
 def logps(hf: Any, ids: torch.Tensor) -> torch.Tensor:
     """(T, V), of contexts of 512 tokens."""
@@ -66,7 +81,7 @@ def compared(p_TV: torch.Tensor, q_TV: torch.Tensor) -> dict[str, float]:
     }
 
 
-def measure(hf: Any, ids: torch.Tensor) -> dict[str, dict[str, float]]:
+def measure(hf: Any, ids: torch.Tensor, only: str = "") -> dict[str, dict[str, float]]:
     linears = {name: m for name, m in hf.model.layers.named_modules() if isinstance(m, torch.nn.Linear)}
 
     def each(change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -77,6 +92,11 @@ def measure(hf: Any, ids: torch.Tensor) -> dict[str, dict[str, float]]:
     loaded, rows = logps(hf, ids), {}
     nf4 = each(to_nf4)
     rows["NF4 against the loaded weights"] = compared(loaded, nf4)
+    hf.set_attn_implementation("rounded")
+    rows["keys and values in 8 bits against NF4"] = compared(nf4, logps(hf, ids))
+    hf.set_attn_implementation("sdpa")
+    if only == "kv":
+        return rows
     kept = {name: linear.weight.data for name, linear in linears.items()}
 
     def drawn(change: Callable[[torch.Tensor], torch.Tensor], but: str = "-", inputs: bool = True) -> torch.Tensor:
@@ -101,12 +121,20 @@ def measure(hf: Any, ids: torch.Tensor) -> dict[str, dict[str, float]]:
     return rows
 
 
+def of_folder(folder: str) -> Any:
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    name = Path(folder).resolve().name
+    return SimpleNamespace(hf=hf, hf_tokenizer=AutoTokenizer.from_pretrained(folder), facts={"model": name})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=3072)
     parser.add_argument("--out", default="rounding.json")
+    parser.add_argument("--model", default="", help="a folder of 16- or 32-bit weights; else the embedded model")
+    parser.add_argument("--only", choices=("", "kv"), default="")
     options = parser.parse_args()
-    loaded = policy.load(ModelSection(), "embedded")
+    loaded = of_folder(options.model) if options.model else policy.load(ModelSection(), "embedded")
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "prompts").glob("*.yaml")))
     ids = torch.tensor(loaded.hf_tokenizer(text)["input_ids"][: options.tokens])
     result = {
@@ -114,7 +142,7 @@ def main() -> None:
         "torch": torch.__version__,
         "model": loaded.facts["model"],
         "tokens": len(ids),
-        "rows": measure(loaded.hf, ids),
+        "rows": measure(loaded.hf, ids, options.only),
     }
     Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
     print(

@@ -71,11 +71,11 @@ EMBEDDED = TableRates(
 )
 H200 = TableRates(
     "table: a model of Qwen2.5-32B's shape in NF4 on one H200 held to 80 GB; an A100 was not measured",
-    {1: 24.0, 10: 200.0, 160: 1876.0},
-    Range(0.24, 0.40),  # about 1,160 tokens a pair
+    {1: 24.0, 10: 200.0, 160: 1876.0, 1500: 2559.0},
+    Range(0.23, 0.40),  # about 1,160 tokens a pair
     Range(10.0, 30.0),  # set-up of the trainer and the first, compiling step
-    answer_scored=0.167,  # 18 principles; with nothing else on the card, as bench/results/m3-phases-h200.json has it
-    compared=0.127,  # both orders; a pair has one for each of its principles and one under none
+    answer_scored=0.114,  # 13 principles, those of a pool; both as bench/results/m3-phases-h200.json has them
+    compared=0.123,  # both orders; a pair has one for each of its principles and one under none
 )
 ALONE = 0.3  # of a comparison's prompt tokens, where each text is asked about by itself: 450 of 1,533, not timed
 NOTHING = TableRates("nothing was measured for the fake model", {})
