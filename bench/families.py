@@ -127,7 +127,7 @@ def made(name: str, device: str, layers: int = 0) -> Any:
     return model
 
 
-def quantise(layer: Any, device: str = "cuda") -> None:
+def quantise(layer: Any) -> None:
     """Its projections in NF4, as a 4-bit load has them."""
     import bitsandbytes as bnb
     import torch
@@ -135,14 +135,14 @@ def quantise(layer: Any, device: str = "cuda") -> None:
     for name, linear in list(layer.named_modules()):
         if isinstance(linear, torch.nn.Linear):
             made = bnb.nn.Linear4bit(
-                linear.in_features, linear.out_features, linear.bias is not None, linear.weight.dtype, quant_type="nf4"
+                linear.in_features, linear.out_features, linear.bias is not None, torch.bfloat16, quant_type="nf4"
             )
             made.weight = bnb.nn.Params4bit(
                 linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
             )
             made.bias = linear.bias
             parent, _, leaf = name.rpartition(".")
-            setattr(layer.get_submodule(parent), leaf, made.to(device))
+            setattr(layer.get_submodule(parent), leaf, made.to("cuda"))
 
 
 def cap(gigabytes: float) -> None:

@@ -24,7 +24,6 @@ from cai.training.loss import Batch
 from cai.training.token_rows import PairRow
 
 Spans = Sequence[tuple[int, int, int, int]]  # prompt start, chosen start, rejected start, end
-GATHER = True  # the gradient of keys and values without a sum over all rows
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -100,11 +99,8 @@ def attend(q_TND: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, batch:
 
 
 def varlen(q_TND: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, batch: Batch) -> torch.Tensor:
-    if GATHER:
-        places = (batch[name] for name in ("key_index_M", "first_T", "again_P", "second_P"))
-        k_MKD, v_MKD = _Keys.apply(k_TKD, v_TKD, *places)
-    else:
-        k_MKD, v_MKD = (t.index_select(0, batch["key_index_M"]) for t in (k_TKD, v_TKD))
+    places = (batch[name] for name in ("key_index_M", "first_T", "again_P", "second_P"))
+    k_MKD, v_MKD = _Keys.apply(k_TKD, v_TKD, *places)
     longest = batch["max_lengths"]
     arguments = (batch["cu_q"], batch["cu_k"], longest[0], longest[1], 0.0, True, False)
     return torch.ops.aten._flash_attention_forward(q_TND, k_MKD, v_MKD, *arguments)[0]

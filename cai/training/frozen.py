@@ -2,82 +2,54 @@
 
 NF4 on a GPU goes through the engine's own kernel (27,648 x 5,120 on an H200: 0.099 ms, bitsandbytes' 0.184). It is
 compared with bitsandbytes' numbers, to the bit, before it is first used; where it differs or cannot run, and for every
-other kind of 4-bit weight, bitsandbytes does the work. On a GPU the weight of the next product is written on a second
-stream while the present one runs (`ahead`). Imports torch.
+other kind of 4-bit weight, bitsandbytes does the work. Imports torch.
 
-A buffer holds the matrix of a group of linears, one weight below the other, and where LoRA is folded in (`linears`) its
-B behind the weights' columns for the forward pass, or its A below their rows for the backward pass.
+The one buffer holds the matrix of a projection: its weight, and where LoRA is folded in (`linears`) its B behind the
+weight's columns for the forward pass, or its A below their rows for the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from cai.engine.foreign import HfModule
 from cai.engine.native.linears import Nf4, is_nf4, nf4_of
-from cai.training.ahead import Streams, Turns
 
 if TYPE_CHECKING:
-    from cai.training.linears import Group
-
-AHEAD = True  # the next weight on a second stream
+    from cai.training.linears import Projection
 
 
 class Frozen:
-    """`weight(group, backward)` -> its matrix, valid until the next call; `begin` comes before each pass."""
+    """`weight(part, backward)` -> its matrix; a dequantised one is valid until the next call. `prepare` comes first."""
 
     def __init__(self) -> None:
         self.own: bool | None = None  # whether the own kernel gives bitsandbytes' numbers; None: not asked yet
         self._nf4: dict[HfModule, Nf4] = {}  # scales with the double quantisation undone: 1/16 byte a weight
-        self._order: list[Group] = []
-        self._buffers: list[torch.Tensor] = []
-        self._turns: Turns | None = None
+        self._buffer: torch.Tensor | None = None
 
-    def begin(self, groups: Sequence[Group]) -> None:
-        """The groups in the order of a forward pass. Adapters may have changed: what buffers hold is forgotten."""
-        order = [group for group in groups if group.four_bit]
-        if order and order != self._order:
-            self._prepare(order)
-        if self._turns is not None:
-            self._turns.forget()
+    def prepare(self, parts: Sequence[Projection]) -> None:
+        """Scales, and a buffer as large as any of the parts needs: before activations, or memory is in pieces."""
+        self._buffer = None
+        dequantised = [part for part in parts if is_four_bit(part.base)]
+        for part in dequantised:
+            self._ready(part.base, part.a.dtype)
+        if dequantised:
+            self._buffer = dequantised[0].a.new_empty(max(part.numel for part in dequantised))
 
-    def _prepare(self, order: list[Group]) -> None:
-        self._order, self._turns, self._buffers = order, None, []
-        self._place = {group: at for at, group in enumerate(order)}
-        like, size = order[0].a, max(group.numel for group in order)
-        for group in order:
-            for base in group.bases:
-                self._ready(base, like.dtype)
-        streams, count = self._streams(like)
-        self._buffers = [torch.empty(size, dtype=like.dtype, device=like.device) for _ in range(count)]
-        for buffer in self._buffers:
-            streams.lend(buffer)
-        self._turns = Turns(len(self._buffers), self._fill, streams)
-
-    def _streams(self, like: torch.Tensor) -> tuple[Streams, int]:
-        """The streams and how many buffers they need."""
-        return (CudaStreams(), 2) if AHEAD and like.is_cuda and self.own else (OneStream(), 1)
-
-    def weight(self, group: Group, backward: bool) -> torch.Tensor:
-        if not group.four_bit:
-            return group.bases[0].weight
-        assert self._turns is not None
-        after = self._place[group] + (-1 if backward else 1)
-        following = (self._order[after], backward) if 0 <= after < len(self._order) else None
-        return group.matrix(self._buffers[self._turns.take((group, backward), following)])
-
-    def _fill(self, at: int, key: tuple[Group, bool]) -> None:
-        group, backward = key
-        matrix = group.matrix(self._buffers[at])
-        for base, rows in zip(group.bases, group.rows, strict=True):
-            self.write(base, matrix[rows, : group.inputs])
-        if group.fold and backward:
-            matrix[group.outputs :, : group.inputs].copy_(group.a)
-        elif group.fold:
-            matrix[: group.outputs, group.inputs :].copy_(group.b)
+    def weight(self, part: Projection, backward: bool) -> torch.Tensor:
+        if not is_four_bit(part.base):
+            return part.base.weight
+        assert self._buffer is not None
+        matrix = part.matrix(self._buffer)
+        self.write(part.base, matrix[: part.outputs, : part.inputs])
+        if part.fold and backward:
+            matrix[part.outputs :, : part.inputs].copy_(part.a)
+        elif part.fold:
+            matrix[: part.outputs, part.inputs :].copy_(part.b)
+        return matrix
 
     def write(self, base: HfModule, out_OI: torch.Tensor) -> torch.Tensor:
         """The weight in `out_OI`, whose rows may lie apart."""
@@ -116,44 +88,8 @@ class Frozen:
             return False
 
 
-class OneStream:
-    """What is launched first is done first."""
-
-    def lend(self, buffer: torch.Tensor) -> None:
-        pass
-
-    def reached(self) -> None:
-        pass
-
-    def write(self, after: None, run: Callable[[], None]) -> None:
-        run()
-
-    def wait(self, mark: None) -> None:
-        pass
-
-
-class CudaStreams:
-    """Marks are events; the products' stream is the current one of the call."""
-
-    def __init__(self) -> None:
-        self._side = torch.cuda.Stream()
-
-    def lend(self, buffer: torch.Tensor) -> None:
-        buffer.record_stream(self._side)  # freed, it is not given to others while it is still written
-
-    def reached(self) -> torch.cuda.Event:
-        event = torch.cuda.Event()
-        event.record()
-        return event
-
-    def write(self, after: torch.cuda.Event, run: Callable[[], None]) -> torch.cuda.Event:
-        self._side.wait_event(after)
-        with torch.cuda.stream(self._side):
-            run()
-            return self.reached()
-
-    def wait(self, mark: torch.cuda.Event) -> None:
-        torch.cuda.current_stream().wait_event(mark)
+def is_four_bit(base: HfModule) -> bool:
+    return getattr(base.weight, "quant_state", None) is not None
 
 
 def _by_bitsandbytes(base: HfModule) -> torch.Tensor:

@@ -16,7 +16,6 @@ except ImportError:  # a CPU-only installation without Triton uses the torch ver
     triton = None
 
 FORCE_TRITON = False  # tests with TRITON_INTERPRET=1
-HEAD = True  # softmax_rows
 
 
 def _fused(tensor: torch.Tensor) -> bool:
@@ -111,7 +110,7 @@ def softmax_rows(
     logits_CV: torch.Tensor, target_C: torch.Tensor, dtype: torch.dtype | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """log p(target) of each row of fp32 logits, and p in `dtype` (None: not asked for). The logits are used up."""
-    if _fused(logits_CV) and HEAD:
+    if _fused(logits_CV):
         rows, width = logits_CV.shape
         logps_C = torch.empty(rows, dtype=torch.float32, device=logits_CV.device)
         probs_CV = logits_CV if dtype is None else torch.empty(logits_CV.shape, dtype=dtype, device=logits_CV.device)

@@ -1,30 +1,25 @@
-"""Frozen linears with LoRA, y = x W' + bias + s (x A') B', forward and backward, as few products as possible.
+"""Adapted linears, y = x W' + bias + s (x A') B', forward and backward.
 
-Linears of one input whose weights are 4-bit are a group: their weights lie one below the other and are one product,
-and so are their A. LoRA is folded into the product where that saves a pass over memory: y = [x | x A'] [W | s B]', and
-dx = [dy | s dy B] [W ; A], with B in blocks where the group has several. What LoRA costs is then K + R of K in place
-of reading and writing y and dx once more. 16-bit weights are read where they are: one linear a group, unfolded.
+Where W is 4-bit and dequantised at each use, LoRA is folded into the product: y = [x | x A'] [W | s B]' and
+dx = [dy | s dy B] [W ; A], K + R columns in place of K, so that y and dx are not read and written once more. 16-bit
+weights are read where they are, and LoRA is a product of its own.
 
-Legend: T tokens, I inputs, O outputs of a group, R rank of a group (the sum), rounded up to 8 with zeros. Wide tensors
-have room behind each row, and rows begin at multiples of 128 bytes. Imports torch.
+Legend: T tokens, I inputs, O outputs, R rank, rounded up to 8 with zeros. Wide tensors have room for R columns behind
+each row where LoRA is folded in, and rows begin at multiples of 128 bytes. Imports torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 import torch
 
 from cai.engine.foreign import HfModule
 from cai.engine.generate import mm_gives_fp32
 from cai.training.adapter import NAME
-from cai.training.frozen import Frozen
+from cai.training.frozen import Frozen, is_four_bit
 
-FOLD = True  # LoRA inside the product
-STACK = True  # linears of one input in one product
-FIRST = True  # unfolded: LoRA's part first, and the large product adds to it
 UNFOLDED = ("o_proj",)  # its input and dy would have to be copied to be wide: as much as folding saves
 ROW = 64  # elements
 
@@ -33,18 +28,15 @@ def up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-@dataclass(eq=False)
-class Group:
-    """Linears that are one product. `a` (R, I), and `b` (O, R) times the scale: the adapters in the compute dtype."""
+@dataclass(frozen=True)
+class Projection:
+    """One adapted linear. `a` (R, I), and `b` (O, R) times the scale: the adapter in the compute dtype."""
 
-    bases: list[HfModule]
-    trained: list[torch.nn.Parameter]  # A and B of each
-    rows: list[slice]  # of each in O
-    ranks: list[slice]  # of each in R
+    base: HfModule
+    trained: list[torch.nn.Parameter]  # A and B
     scale: float
     a: torch.Tensor
     b: torch.Tensor
-    four_bit: bool
     fold: bool
     frozen: Frozen
 
@@ -55,6 +47,11 @@ class Group:
     @property
     def outputs(self) -> int:
         return self.b.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """As it is trained."""
+        return self.trained[0].shape[0]
 
     @property
     def more(self) -> int:
@@ -74,37 +71,17 @@ class Group:
         whole = buffer[: self.numel].view(self.outputs + self.more, self._stride)
         return whole[:, : self.inputs + self.more]
 
-    def bias(self) -> torch.Tensor | None:
-        found = [base.bias for base in self.bases]
-        if all(bias is None for bias in found):
-            return None
-        return found[0] if len(found) == 1 else torch.cat(
-            [self.b.new_zeros(rows.stop - rows.start) if bias is None else bias
-             for bias, rows in zip(found, self.rows, strict=True)])  # fmt: skip
-
-    def copied(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(copy, parameter) of each factor; `b` is multiplied with the scale behind it."""
-        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for at, (rows, ranks) in enumerate(zip(self.rows, self.ranks, strict=True)):
-            pairs += [(self.a[ranks], self.trained[2 * at]), (self.b[rows, ranks], self.trained[2 * at + 1])]
-        return pairs
-
     def forward(self, wide: torch.Tensor, adapted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(y, x A') of the input in the first columns of `wide`; what LoRA needs is written behind it."""
-        x, inputs, outputs = wide[:, : self.inputs], self.inputs, self.outputs
+        x, inputs, outputs, bias = wide[:, : self.inputs], self.inputs, self.outputs, self.base.bias
         if not adapted:
-            weight = self.frozen.weight(self, False)
-            return _linear(x, weight[:outputs, :inputs], self.bias()), None
+            return _linear(x, self.frozen.weight(self, False)[:outputs, :inputs], bias), None
         if self.fold:
             xa = torch.mm(x, self.a.t(), out=wide[:, inputs : inputs + self.more])
             weight = self.frozen.weight(self, False)
-            return _linear(wide[:, : inputs + self.more], weight[:outputs], self.bias()), xa.clone()
-        xa = x @ self.a.t()
-        if FIRST:
-            y = _linear(xa, self.b, self.bias())
-            return y.addmm_(x, self.frozen.weight(self, False).t()), xa
-        y = _linear(x, self.frozen.weight(self, False), self.bias())
-        return y.addmm_(xa, self.b.t()), xa
+            return _linear(wide[:, : inputs + self.more], weight[:outputs], bias), xa.clone()
+        xa = x @ self.a.t()  # LoRA's part first, and the large product adds to it
+        return _linear(xa, self.b, bias).addmm_(x, self.frozen.weight(self, False).t()), xa
 
     def backward(
         self, wide: torch.Tensor, dx: torch.Tensor | None, wants_dx: bool = True
@@ -119,20 +96,16 @@ class Group:
         weight = self.frozen.weight(self, True)
         if self.fold:
             dy, weight = wide[:, : outputs + self.more], weight[:, : self.inputs]
-        elif FIRST and dx is None:
+            return dy @ weight if dx is None else dx.addmm_(dy, weight), dyb
+        if dx is None:
             return (dyb @ self.a).addmm_(dy, weight), dyb
-        dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
-        return dx if self.fold else dx.addmm_(dyb, self.a), dyb
+        return dx.addmm_(dy, weight).addmm_(dyb, self.a), dyb
 
-    def d_a(self, dyb: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
-        """dA of each linear, fp32."""
-        whole = _product_fp32(dyb.t(), x)
-        return [whole[ranks] for ranks in self.ranks]
+    def d_a(self, dyb: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return _product_fp32(dyb.t(), x)[: self.rank]
 
-    def d_b(self, dy: torch.Tensor, xa: torch.Tensor) -> list[torch.Tensor]:
-        """dB of each linear, fp32: the blocks of a product of all, which is as fast as it is read."""
-        whole = _product_fp32(dy.t(), xa)
-        return [whole[rows, ranks] * self.scale for rows, ranks in zip(self.rows, self.ranks, strict=True)]
+    def d_b(self, dy: torch.Tensor, xa: torch.Tensor) -> torch.Tensor:
+        return _product_fp32(dy.t(), xa)[:, : self.rank] * self.scale
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -146,90 +119,49 @@ def _product_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.mm(a, b).float()
 
 
-def wide_empty(like: torch.Tensor, columns: int, more: int) -> torch.Tensor:
-    """(T, columns + more or above): rows for `columns` values and `more` behind them."""
+def wide_empty(like: torch.Tensor, columns: int, parts: Sequence[Projection]) -> torch.Tensor:
+    """(T, columns or more): rows of `columns` values, and behind them room for what any of the parts needs."""
+    more = max(part.more for part in parts)
     return like.new_empty((like.shape[0], up(columns + more, ROW) if more else columns))
 
 
-def input_room(groups: Sequence[Group], like: torch.Tensor) -> torch.Tensor:
-    """Wide, for the input of all these groups: one after the other writes its x A' behind it."""
-    return wide_empty(like, groups[0].inputs, max(group.more for group in groups))
-
-
-def project(
-    groups: Sequence[Group], wide: torch.Tensor, adapted: bool
-) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-    """(outputs of each linear, x A' of each group)."""
-    found = [group.forward(wide, adapted) for group in groups]
-    parts = [y[:, rows] for group, (y, _) in zip(groups, found, strict=True) for rows in group.rows]
-    return parts, [xa for _, xa in found]
-
-
-def gradient_rooms(groups: Sequence[Group], like: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """(a wide tensor for dy of each group, and the places of each linear in them)."""
-    wides = [wide_empty(like, group.outputs, group.more) for group in groups]
-    return wides, [wide[:, rows] for group, wide in zip(groups, wides, strict=True) for rows in group.rows]
+def gradient_rooms(parts: Sequence[Projection], like: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """(a wide tensor for dy of each part, and its place in it)."""
+    wides = [wide_empty(like, part.outputs, parts) for part in parts]
+    return wides, [wide[:, : part.outputs] for part, wide in zip(parts, wides, strict=True)]
 
 
 def backproject(
-    groups: Sequence[Group],
-    wides: Sequence[torch.Tensor],
-    x: torch.Tensor,
-    xas: Sequence[torch.Tensor],
+    parts: Sequence[Projection], wides: Sequence[torch.Tensor], x: torch.Tensor, xas: Sequence[torch.Tensor],
     wants_dx: bool,
-    d_bs: Sequence[torch.Tensor] | None = None,
-) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """(dx, [dA, dB of each linear]); the groups in reverse order, as weights are made ahead.
-
-    `d_bs`: dB of each linear of the only group, where they are known.
-    """
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
+    """(dx, [dA, dB of each part]) of the parts of one input, the last first."""
     dx: torch.Tensor | None = None
     trained: list[torch.Tensor] = []
-    for group, wide, xa in reversed(list(zip(groups, wides, xas, strict=True))):
-        dx, dyb = group.backward(wide, dx, wants_dx)
-        d_b = group.d_b(wide[:, : group.outputs], xa) if d_bs is None else d_bs
-        trained = interleaved(group.d_a(dyb, x), d_b) + trained
+    for part, wide, xa in reversed(list(zip(parts, wides, xas, strict=True))):
+        dx, dyb = part.backward(wide, dx, wants_dx)
+        d_b = part.d_b(wide[:, : part.outputs], xa)
+        trained = [part.d_a(dyb, x), d_b, *trained]
     return dx, trained
 
 
-def interleaved(d_a: Sequence[torch.Tensor], d_b: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [grad for pair in zip(d_a, d_b, strict=True) for grad in pair]
-
-
-def groups_of(modules: dict[str, HfModule], names: Sequence[str], like: torch.Tensor, frozen: Frozen) -> list[Group]:
-    """The named linears in as few groups as may be: one where all are 4-bit and scaled alike, else one each."""
-    chosen = [modules[name] for name in names]
-    alike = all(_four_bit(m) for m in chosen) and len({m.scaling[NAME] for m in chosen}) == 1
-    parts = [chosen] if STACK and alike else [[module] for module in chosen]
-    return [_group(part, FOLD and _four_bit(part[0]) and names[0] not in UNFOLDED, like, frozen) for part in parts]
-
-
-def _group(modules: list[HfModule], fold: bool, like: torch.Tensor, frozen: Frozen) -> Group:
-    trained = [factor for m in modules for factor in (m.lora_A[NAME].weight, m.lora_B[NAME].weight)]
-    rows = [slice(*ends) for ends in pairwise(accumulate((b.shape[0] for b in trained[1::2]), initial=0))]
-    ranks = [slice(*ends) for ends in pairwise(accumulate((a.shape[0] for a in trained[::2]), initial=0))]
-    rank = up(ranks[-1].stop, 8)
-    a, b = like.new_zeros(rank, trained[0].shape[1]), like.new_zeros(rows[-1].stop, rank)
-    bases = [m.get_base_layer() for m in modules]
-    return Group(bases, trained, rows, ranks, modules[0].scaling[NAME], a, b, _four_bit(modules[0]), fold, frozen)
-
-
-def _four_bit(module: HfModule) -> bool:
-    return getattr(module.get_base_layer().weight, "quant_state", None) is not None
+def projection(module: HfModule, name: str, like: torch.Tensor, frozen: Frozen) -> Projection:
+    trained = [module.lora_A[NAME].weight, module.lora_B[NAME].weight]
+    (rank, inputs), outputs, base = trained[0].shape, trained[1].shape[0], module.get_base_layer()
+    a, b = like.new_zeros(up(rank, 8), inputs), like.new_zeros(outputs, up(rank, 8))
+    fold = is_four_bit(base) and name not in UNFOLDED
+    return Projection(base, trained, module.scaling[NAME], a, b, fold, frozen)
 
 
 class Copies:
-    """The copies of adapters that groups compute with. `refresh` is launched while the GPU has nothing else to do."""
+    """The copies of adapters that projections compute with. `refresh` is two launches, not two a factor."""
 
-    def __init__(self, groups: Sequence[Group]) -> None:
-        pairs = [pair for group in groups for pair in group.copied()]
-        dense = [pair for pair in pairs if pair[0].is_contiguous()]
-        blocks = [pair for pair in pairs if not pair[0].is_contiguous()]  # apart: one of them would slow all down
-        self._lists = [tuple(map(list, zip(*some, strict=True))) for some in (dense, blocks) if some]
-        self._scaled = [group.b for group in groups], [group.scale for group in groups]
+    def __init__(self, parts: Sequence[Projection]) -> None:
+        self._copies = [place for part in parts for place in (part.a[: part.rank], part.b[:, : part.rank])]
+        self._trained: list[torch.Tensor] = [parameter for part in parts for parameter in part.trained]
+        self._scaled = [part.b for part in parts], [part.scale for part in parts]
 
     def refresh(self) -> None:
         with torch.no_grad():
-            for copies, parameters in self._lists:
-                torch._foreach_copy_(copies, parameters)
+            torch._foreach_copy_(self._copies, self._trained)
             torch._foreach_mul_(*self._scaled)

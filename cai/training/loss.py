@@ -88,9 +88,8 @@ class TokenLogps(torch.autograd.Function):
             target = target_N[part]
             logits = logits_fp32(hidden_NH[part], weight_VH, bias_V)  # [chunk, V], the only one alive
             logps_N[part], probs = softmax_rows(logits, target, weight_VH.dtype if wants_grad else None)
-            if (
-                slope_NH is not None and probs is not None
-            ):  # W_t - sum_v p_v W_v, [chunk, H], the difference in the product's accumulators
+            if slope_NH is not None and probs is not None:
+                # W_t - sum_v p_v W_v, [chunk, H], the difference in the product's accumulators
                 torch.addmm(weight_VH[target], probs, weight_VH, alpha=-1, out=slope_NH[part])
         if slope_NH is not None:
             ctx.save_for_backward(slope_NH)

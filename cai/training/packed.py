@@ -19,28 +19,17 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from cai.engine.foreign import HfConfig, HfModel, HfModule
 from cai.training.adapter import NAME
 from cai.training.attention import attend
-from cai.training.factor_kernel import serves, swiglu_factors
 from cai.training.frozen import Frozen
 from cai.training.kernels import rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward
-from cai.training.linears import (
-    Copies,
-    Group,
-    backproject,
-    gradient_rooms,
-    groups_of,
-    input_room,
-    interleaved,
-    project,
-    wide_empty,
-)  # fmt: skip
+from cai.training.linears import Copies, Projection, backproject, gradient_rooms, projection, wide_empty
 from cai.training.loss import Batch, base_of
 
 PLAIN_ROPE = ("default", "linear", "llama3", "yarn")  # whose frequencies do not hang on the length of the text
 SHAPES = {"llama", "qwen2", "qwen3", "mistral"}
-QKV, OUT, GATE_UP, DOWN = ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cos and sin, each [T, D/2]
-Groups = list[list[Group]]  # of a layer: of QKV, OUT, GATE_UP, DOWN
+Parts = dict[str, Projection]  # of a layer
 
 
 def refusal(hf: HfModel) -> str | None:
@@ -70,9 +59,7 @@ def refusal(hf: HfModel) -> str | None:
 
 def _modules(layer: HfModule) -> dict[str, HfModule]:
     attention, mlp = layer.self_attn, layer.mlp
-    return {
-        name: getattr(attention if hasattr(attention, name) else mlp, name) for name in (*QKV, *OUT, *GATE_UP, *DOWN)
-    }
+    return {name: getattr(attention if hasattr(attention, name) else mlp, name) for name in PROJECTIONS}
 
 
 class PackedForward:
@@ -85,7 +72,7 @@ class PackedForward:
     def __init__(self) -> None:
         self.checkpoint_layers = 0  # how many layers, from the first, are recomputed in the backward pass
         self._frozen = Frozen()
-        self._groups: list[Groups] = []
+        self._layers: list[Parts] = []
         self._made_of: list[object] = []
 
     def __call__(self, hf: HfModel, batch: Batch) -> torch.Tensor:
@@ -95,8 +82,8 @@ class PackedForward:
         x_TH = F.embedding(batch["ids_T"], model.embed_tokens.weight)
         layers = self._fresh(model.layers, x_TH)
         rope = rotary(config, batch["positions_T"])
-        for i, (layer, groups) in enumerate(zip(model.layers, layers, strict=True)):
-            arguments = (layer, config, x_TH, rope, batch, adapted, groups)
+        for i, (layer, parts) in enumerate(zip(model.layers, layers, strict=True)):
+            arguments = (layer, config, x_TH, rope, batch, adapted, parts)
             if i < self.checkpoint_layers and torch.is_grad_enabled():
                 x_TH = checkpoint(_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -104,21 +91,21 @@ class PackedForward:
         hidden_NH = x_TH.index_select(0, batch["hidden_index_N"])
         return _Norm.apply(hidden_NH, model.norm.weight, _eps(model.norm))
 
-    def _fresh(self, layers: Sequence[HfModule], like: torch.Tensor) -> list[Groups]:
-        """The groups of each layer, made anew where the model holds another adapter; copies of it are brought up."""
+    def _fresh(self, layers: Sequence[HfModule], like: torch.Tensor) -> list[Parts]:
+        """The projections of each layer, made anew where the model holds another adapter; their copies brought up."""
         made_of = [like.dtype, layers]
         for module in [*_modules(layers[0]).values(), *_modules(layers[-1]).values()]:
             made_of += [module.get_base_layer(), module.lora_A[NAME].weight, module.lora_B[NAME].weight]
         if len(made_of) != len(self._made_of) or any(a is not b for a, b in zip(made_of, self._made_of, strict=True)):
-            self._groups = [
-                [groups_of(parts, names, like, self._frozen) for names in (QKV, OUT, GATE_UP, DOWN)]
-                for parts in map(_modules, layers)
+            self._layers = [
+                {name: projection(module, name, like, self._frozen) for name, module in _modules(layer).items()}
+                for layer in layers
             ]
-            self._every = [group for layer in self._groups for groups in layer for group in groups]
-            self._copies, self._made_of = Copies(self._every), made_of
+            every = [part for parts in self._layers for part in parts.values()]
+            self._frozen.prepare(every)
+            self._copies, self._made_of = Copies(every), made_of
         self._copies.refresh()
-        self._frozen.begin(self._every)
-        return self._groups
+        return self._layers
 
 
 def rotary(config: HfConfig, positions_T: torch.Tensor) -> Rope:
@@ -150,25 +137,25 @@ def _eps(norm: HfModule) -> float:
 
 
 def _layer(
-    layer: HfModule, config: HfConfig, x_TH: torch.Tensor, rope: Rope, batch: Batch, adapted: bool, groups: Groups
+    layer: HfModule, config: HfConfig, x_TH: torch.Tensor, rope: Rope, batch: Batch, adapted: bool, parts: Parts
 ) -> torch.Tensor:  # fmt: skip
-    """One decoder block over the packed row. Parameters go along for autograd; groups hold what is computed with."""
-    qkv, out, gate_up, down = groups
-    attention, width = layer.self_attn, head_width(config)
-    norm1, norm2 = layer.input_layernorm, layer.post_attention_layernorm
+    """One decoder block over the packed row. Parameters go along for autograd; `parts` hold what is computed with."""
+
+    def group(*names: str) -> tuple[list[Projection], list[torch.nn.Parameter]]:
+        return [parts[n] for n in names], [tensor for n in names for tensor in parts[n].trained]
+
+    attention, norm1, norm2 = layer.self_attn, layer.input_layernorm, layer.post_attention_layernorm
     normed = getattr(attention, "q_norm", None) is not None
-    turn = None if normed else rope
-    q, k, v, residual = _Heads.apply(x_TH, norm1.weight, _eps(norm1), qkv, adapted, turn, width, *_trained(qkv))
+    qkv, trained = group("q_proj", "k_proj", "v_proj")
+    turn, width = None if normed else rope, head_width(config)
+    q, k, v, residual = _Heads.apply(x_TH, norm1.weight, _eps(norm1), qkv, adapted, turn, width, *trained)
     if normed:
         q, k = (_Rope.apply(_head_norm(getattr(attention, n), t), *rope) for n, t in (("q_norm", q), ("k_norm", k)))
     a_TH = attend(q, k, v, batch).flatten(1)
-    x_TH = _OutLinear.apply(a_TH, residual, out, adapted, *_trained(out))
-    trained = _trained(gate_up) + _trained(down)
-    return _Mlp.apply(x_TH, norm2.weight, _eps(norm2), gate_up, down, adapted, *trained)
-
-
-def _trained(groups: list[Group]) -> list[torch.nn.Parameter]:
-    return [parameter for group in groups for parameter in group.trained]
+    out, trained = group("o_proj")
+    x_TH = _OutLinear.apply(a_TH, residual, out, adapted, *trained)
+    mlp, trained = group("gate_proj", "up_proj", "down_proj")
+    return _Mlp.apply(x_TH, norm2.weight, _eps(norm2), mlp, adapted, *trained)
 
 
 def _head_norm(norm: HfModule, x_TND: torch.Tensor) -> torch.Tensor:
@@ -209,16 +196,16 @@ class _Heads(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_TH, weight_H, eps, groups, adapted, rope, width, *trained):
-        wide = input_room(groups, x_TH)
+    def forward(ctx, x_TH, weight_H, eps, parts, adapted, rope, width, *trained):
+        wide = wide_empty(x_TH, x_TH.shape[1], parts)
         rms_norm(x_TH, weight_H, eps, wide[:, : x_TH.shape[1]])
-        parts, xas = project(groups, wide, adapted)
-        q, k, v = (part.unflatten(1, (-1, width)) for part in parts)
+        results = [part.forward(wide, adapted) for part in parts]
+        q, k, v = (y.unflatten(1, (-1, width)) for y, _ in results)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         if adapted:
-            ctx.save_for_backward(x_TH, weight_H, *xas)
-            ctx.groups, ctx.eps, ctx.rope = groups, eps, rope
+            ctx.save_for_backward(x_TH, weight_H, *(xa for _, xa in results))
+            ctx.parts, ctx.eps, ctx.rope = parts, eps, rope
         return q, k, v, x_TH.view_as(x_TH)
 
     @staticmethod
@@ -227,7 +214,7 @@ class _Heads(torch.autograd.Function):
         # [T, H] a layer that is not kept. q = R y, R orthogonal  =>  dy = R' dq: the rotation by the negative angle.
         # Where x needs no gradient (the first layer: embeddings are frozen) neither dh nor dx is made.
         x, weight, *xas = ctx.saved_tensors
-        wides, places = gradient_rooms(ctx.groups, x)
+        wides, places = gradient_rooms(ctx.parts, x)
         for place, grad, turns in zip(places, (dq, dk, dv), (True, True, False), strict=True):
             place = place.unflatten(1, grad.shape[1:])
             if turns and ctx.rope is not None:
@@ -235,7 +222,7 @@ class _Heads(torch.autograd.Function):
             else:
                 place.copy_(grad)
         h = rms_norm(x, weight, ctx.eps)
-        dh, d_trained = backproject(ctx.groups, wides, h, xas, ctx.needs_input_grad[0])
+        dh, d_trained = backproject(ctx.parts, wides, h, xas, ctx.needs_input_grad[0])
         dx = None if dh is None else rms_norm_backward(dh, x, weight, ctx.eps, residual.contiguous())
         return dx, None, None, None, None, None, None, *d_trained
 
@@ -244,11 +231,11 @@ class _OutLinear(torch.autograd.Function):
     """Residual plus one adapted linear (attention's output)."""
 
     @staticmethod
-    def forward(ctx, a_TH, residual_TH, groups, adapted, *trained):
-        (y,), (xa,) = project(groups, _wide(a_TH, groups[0].more), adapted)
+    def forward(ctx, a_TH, residual_TH, parts, adapted, *trained):
+        y, xa = parts[0].forward(a_TH, adapted)
         if adapted:
             ctx.save_for_backward(a_TH, xa)
-            ctx.groups = groups
+            ctx.parts = parts
         return y.add_(residual_TH)
 
     @staticmethod
@@ -256,33 +243,26 @@ class _OutLinear(torch.autograd.Function):
         # y = residual + linear(a)  =>  dresidual = dy, da = dlinear(dy)
         a_TH, xa = ctx.saved_tensors
         grad = grad.contiguous()
-        dx, d_trained = backproject(ctx.groups, [_wide(grad, ctx.groups[0].more)], a_TH, [xa], True)
+        dx, d_trained = backproject(ctx.parts, [grad], a_TH, [xa], True)
         return dx, grad, None, None, *d_trained
-
-
-def _wide(x: torch.Tensor, more: int) -> torch.Tensor:
-    """x with room behind its rows, where that is needed."""
-    if not more:
-        return x
-    wide = wide_empty(x, x.shape[1], more)
-    wide[:, : x.shape[1]].copy_(x)
-    return wide
 
 
 class _Mlp(torch.autograd.Function):
     """Residual plus norm, gate, up, SwiGLU, down. The product is made again in the backward pass."""
 
     @staticmethod
-    def forward(ctx, x_TH, weight_H, eps, gate_up, down, adapted, *trained):
-        wide = input_room(gate_up, x_TH)
-        rms_norm(x_TH, weight_H, eps, wide[:, : x_TH.shape[1]])
-        (g, u), xas = project(gate_up, wide, adapted)
-        wide = input_room(down, x_TH)
-        swiglu(g, u, wide[:, : g.shape[1]])
-        (y,), (xa,) = project(down, wide, adapted)
+    def forward(ctx, x_TH, weight_H, eps, parts, adapted, *trained):
+        gate, up, down = parts
+        wide = wide_empty(x_TH, gate.inputs, [gate, up])
+        rms_norm(x_TH, weight_H, eps, wide[:, : gate.inputs])
+        g, xa_g = gate.forward(wide, adapted)
+        u, xa_u = up.forward(wide, adapted)
+        wide = wide_empty(x_TH, down.inputs, [down])
+        swiglu(g, u, wide[:, : down.inputs])
+        y, xa_d = down.forward(wide, adapted)
         if adapted:
-            ctx.save_for_backward(x_TH, weight_H, g, u, xa, *xas)
-            ctx.gate_up, ctx.down, ctx.eps = gate_up, down[0], eps
+            ctx.save_for_backward(x_TH, weight_H, g, u, xa_g, xa_u, xa_d)
+            ctx.parts, ctx.eps = parts, eps
         return y.add_(x_TH)
 
     @staticmethod
@@ -290,30 +270,26 @@ class _Mlp(torch.autograd.Function):
         # y = x + down(m), m = silu(g) u, g = gate(h), u = up(h), h = norm(x)
         # dm = ddown(dy);  dg = dm u silu'(g), silu'(g) = sig(g) (1 + g (1 - sig(g)));  du = dm silu(g)
         # dh = dgate(dg) + dup(du);  dx = dnorm(dh) + dy (the residual, added by rms_norm_backward)
-        # m is made again for dA of `down`: not kept, and gone with dm before h is made again
-        x, weight, g, u, xa, *xas = ctx.saved_tensors
-        down, grad = ctx.down, grad.contiguous()
-        dm, dyb = down.backward(_wide(grad, down.more), None)
-        wides, (dg, du) = gradient_rooms(ctx.gate_up, x)
-        d_a, d_bs = _factors(ctx.gate_up, down, dm, g, u, dg, du, dyb, xas)
-        d_down = interleaved(d_a, down.d_b(grad, xa))
+        # m comes back from swiglu_backward for dA of `down`: not kept, and gone with dm before h is made again
+        x, weight, g, u, *xas, xa_d = ctx.saved_tensors
+        *gate_up, down = ctx.parts
+        grad = grad.contiguous()
+        dm, dyb = down.backward(_wide(grad, down), None)
+        wides, (dg, du) = gradient_rooms(gate_up, x)
+        d_a = down.d_a(dyb, swiglu_backward(dm, g, u, dg, du))
+        d_b = down.d_b(grad, xa_d)
         del dm
         h = rms_norm(x, weight, ctx.eps)
-        dh, d_trained = backproject(ctx.gate_up, wides, h, xas, True, d_bs)
+        dh, d_trained = backproject(gate_up, wides, h, xas, True)
         assert dh is not None
         dx = rms_norm_backward(dh, x, weight, ctx.eps, grad)
-        return dx, None, None, None, None, None, *d_trained, *d_down
+        return dx, None, None, None, None, *d_trained, d_a, d_b
 
 
-def _factors(
-    gate_up: list[Group], down: Group, dm: torch.Tensor, g: torch.Tensor, u: torch.Tensor, dg: torch.Tensor,
-    du: torch.Tensor, dyb: torch.Tensor, xas: list[torch.Tensor],
-) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:  # fmt: skip
-    """dg and du into their places; (dA of down, dB of gate and up where they come in the same pass)."""
-    ranks = [down.ranks[0], *gate_up[0].ranks]
-    rank = down.ranks[0].stop
-    if len(ranks) != 3 or any(part.stop - part.start != rank for part in ranks) or not serves(rank):
-        return down.d_a(dyb, swiglu_backward(dm, g, u, dg, du)), None
-    xa_gate, xa_up = (xas[0][:, part] for part in ranks[1:])
-    d_a, *d_bs = swiglu_factors(dm, g, u, dg, du, dyb[:, :rank], xa_gate, xa_up)
-    return [d_a], [d_b * gate_up[0].scale for d_b in d_bs]
+def _wide(dy: torch.Tensor, part: Projection) -> torch.Tensor:
+    """dy with room behind its rows, where that is needed."""
+    if not part.more:
+        return dy
+    wide = wide_empty(dy, part.outputs, [part])
+    wide[:, : part.outputs].copy_(dy)
+    return wide
