@@ -23,7 +23,7 @@ from cai.engine.native.batches import Flight, Packed, Prompt, packed_step
 from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, KVShape, gpu_blocks, small_card
 from cai.engine.native.decoder import Decoder
 from cai.engine.native.families import text_parts
-from cai.engine.native.nesting import NOWHERE, Nested, Part, Parts
+from cai.engine.native.nesting import NOWHERE, Nested, Part, Parts, parts_of
 from cai.engine.native.scheduler import Running, Scheduler, prompt_tokens
 from cai.engine.native.state import RowState
 from cai.engine.sampling import allowed, pick, seed_tensor
@@ -189,7 +189,7 @@ class NativeEngine:
 
     def _prefill_rows(self, admitted: list[Running]) -> Flight | None:
         """None where memory ran out: the rows wait again, and prompts are computed in pieces half as long."""
-        packed = [Prompt(prompt_tokens(r.row, r.part.length), r.blocks, of(r.part)) for r in admitted]
+        packed = [Prompt(prompt_tokens(r.row, r.part.length), r.blocks, parts_of(r.part)) for r in admitted]
         drawn = generate.unless_memory_runs_out(lambda: self._first_draws(admitted, packed))
         if drawn is None:
             if len(admitted) == 1:
@@ -258,7 +258,7 @@ class NativeEngine:
             self.dirty = False
         rows = [scheduler.active[slot] for slot in sorted(scheduler.active)]
         span, longest = rows[-1].slot + 1, 1 + max(r.tokens for r in rows)
-        graphs, parts = self.graphs, tuple(of(r.part) for r in rows)
+        graphs, parts = self.graphs, tuple(parts_of(r.part) for r in rows)
         step = (lambda: graphs.run(span)) if graphs else (lambda: self.decode_on_device(span, longest, parts))
         drawn = generate.unless_memory_runs_out(step)
         if drawn is None:
@@ -346,7 +346,3 @@ class NativeEngine:
     def holds(self, prefix: tuple[int, ...]) -> bool:
         """Whether it is there, so that one row is no reason to run without it; on a CPU bytes don't hang on that."""
         return self.scheduler.several and (Nested(prefix), self.attached.signature) in self.store.parts
-
-
-def of(part: Part) -> Parts:
-    return (part,) if part.length else ()

@@ -26,6 +26,11 @@ Parts = tuple[Part, ...]  # of one prefix, in their order: a head, and what stan
 NOWHERE = Part(0, 0)
 
 
+def parts_of(part: Part) -> Parts:
+    """Those of a prefix in one piece; of none there are none."""
+    return (part,) if part.length else ()
+
+
 def length_of(parts: Parts) -> int:
     return sum(part.length for part in parts)
 
