@@ -155,6 +155,30 @@ def test_a_prefix_is_not_placed_before_a_row_of_it_has_room(rows, blocks, prefil
     assert placed == [20] and len(s.active) == 4
 
 
+def test_a_few_rows_of_several_prefixes_wait_for_a_larger_piece():
+    """One slot of 32 is free: not worth a prefill while two rows wait, each alone with its prefix."""
+    s = scheduler(rows=32, prefill=10_000)
+    s.several = True
+    for i in range(31):
+        s.add(row(i))
+    assert len(s.admit()) == 31
+    for i in range(2):
+        s.add(row(40 + i, tokens=60, prefix=20 + 10 * i))
+    assert s.admit(holds=lambda prefix: True) == []
+    s.release(s.active[0])
+    assert len(s.admit(holds=lambda prefix: True)) == 2
+
+
+def test_half_of_what_running_rows_may_grow_by_is_kept_for_them():
+    s = scheduler(blocks=45)  # 19 a row now; 8 of the 26 left belong to the first
+    s.add(row(0, new=200))
+    assert len(s.admit()) == 1
+    s.add(row(1, new=200))
+    assert s.admit() == []
+    s.blocks.free.append(99)
+    assert len(s.admit()) == 1
+
+
 def test_nothing_gives_way_for_a_prefix_that_has_no_blocks():
     engine = paged(blocks=12, store=60)
     old, new = (Nested(numbers(random.Random(i), 40)) for i in range(2))
