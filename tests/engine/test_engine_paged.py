@@ -223,6 +223,16 @@ def test_memory_that_runs_out_over_several_prefixes_is_tried_over_fewer(apart):
     whole(engine)
 
 
+def test_the_same_question_after_two_cases_is_two_rows():
+    """Within one case an answer shares the row of another answer to the same question; across cases it may not."""
+    draw = random.Random(2)
+    texts, questions = [numbers(draw, 40) for _ in range(2)], [numbers(draw, 5) for _ in range(2)]
+    order = [(texts[0], questions[0]), (texts[0], questions[1]), (texts[1], questions[1]), (texts[1], questions[0])]
+    wanted = [ScoreRequest(i, text + question, (7, 9), 40) for i, (text, question) in enumerate(order)]
+    plain = totals(NativeEngine(tiny(), Letters(), batch_size=4), wanted)
+    assert totals(paged(rows=16, prefill=1000), wanted) == pytest.approx(plain, abs=1e-4)
+
+
 def test_a_score_longer_than_the_exact_cache_is_refused_and_many_of_one_token_are_not():
     engine = paged(rows=32, blocks=60, prefill=1000, apart=4)
     with pytest.raises(
