@@ -299,10 +299,10 @@ def test_native_scores_less_at_a_time_when_memory_runs_out(model, monkeypatch):
     expected = {score.id: score.logps for score in engine.score(wanted)}
     real = engine.prefill
 
-    def tight(packed, wanted_T):
+    def tight(packed, *rest):
         if len(packed) > 2:
             raise torch.OutOfMemoryError("injected")
-        return real(packed, wanted_T)
+        return real(packed, *rest)
 
     monkeypatch.setattr(engine, "prefill", tight)
     found = {score.id: score.logps for score in engine.score(wanted)}

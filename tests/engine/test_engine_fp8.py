@@ -296,7 +296,7 @@ def logps_after(engine, ids):
 def test_only_who_makes_data_gets_8_bit_products(monkeypatch):
     asked, closed = [], []
 
-    def make(name, model, *, batch_size, linears):
+    def make(name, model, *, batch_size, linears, kv):
         asked.append(linears)
         return SimpleNamespace(stats=SimpleNamespace(extra={}), close=lambda: closed.append(linears))
 

@@ -134,10 +134,10 @@ def test_memory_that_runs_out_over_a_prefix_is_tried_once_more(monkeypatch):
     list(engine.score(first))
     real, faults = engine.prefill, [torch.OutOfMemoryError("injected")]
 
-    def tight(packed, wanted):
+    def tight(*args):
         if faults:
             raise faults.pop()
-        return real(packed, wanted)
+        return real(*args)
 
     monkeypatch.setattr(engine, "prefill", tight)
     assert {score.id: score.logps for score in engine.score(second)} == expected

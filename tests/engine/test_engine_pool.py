@@ -88,7 +88,7 @@ def test_redraws_of_an_earlier_prefix_join_the_rows_that_run(beside):
 
 @pytest.mark.parametrize("room", [max(LENGTHS), 60, 75])
 def test_a_store_too_small_for_all_prefixes_lets_rows_wait(room, beside):
-    engine = pooled()
+    engine = pooled(batch_size=8)
     engine.store = prefixes.PrefixStore(engine.shape, room, engine.device)
     real, places = engine.store.take, []
 
@@ -155,7 +155,7 @@ def test_cases_are_scored_together_where_a_device_allows_it(room, monkeypatch):
     engine.cache.by_slot = False  # blocks from one list, each as long as a row
     engine.scheduler.several = True
     real = engine.prefill
-    monkeypatch.setattr(engine, "prefill", lambda packed, wanted: sizes.append(len(packed)) or real(packed, wanted))
+    monkeypatch.setattr(engine, "prefill", lambda packed, *rest: sizes.append(len(packed)) or real(packed, *rest))
     before = engine.stats.prompt_tokens_computed
     assert totals(engine, NESTED) == pytest.approx(expected, abs=1e-5)
     assert engine.stats.prompt_tokens_computed - before >= HEAD + CASES * CASE + CASES * ASKS * OWN

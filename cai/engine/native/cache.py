@@ -122,20 +122,21 @@ class PrefixStore:
         return part
 
     def take(self, name: Hashable, length: int, held: Collection[Part]) -> Part | None:
-        """A place for `length` tokens; what was used longest ago gives way, but no part that is held. None: no room."""
-        if length > self.capacity:
-            return None
-        idle = [other for other, part in self.parts.items() if part not in held]
-        while (start := self._gap(length)) is None and idle:
-            del self.parts[idle.pop(0)]
+        """A place for `length` tokens; what was used longest ago gives way, but no part that is held. None: no room,
+        and nothing gave way for it."""
+        left = dict(self.parts)
+        idle = [other for other, part in left.items() if part not in held]
+        while (start := self._gap(left.values(), length)) is None and idle:
+            del left[idle.pop(0)]
         if start is None:
             return None
+        self.parts = left
         self.parts[name] = Part(start, length)
         return self.parts[name]
 
-    def _gap(self, length: int) -> int | None:
+    def _gap(self, parts: Collection[Part], length: int) -> int | None:
         end = 0
-        for start, taken in sorted(self.parts.values()):
+        for start, taken in sorted(parts):
             if start - end >= length:
                 return end
             end = start + taken

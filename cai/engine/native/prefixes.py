@@ -9,7 +9,7 @@ linears follow the adapter's state, which is the caller's (see `LoadedModel.adap
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +17,7 @@ import torch
 from cai.engine import generate
 from cai.engine.memory import free_gpu_bytes
 from cai.engine.native.adapters import Signature, adapter_signature
-from cai.engine.native.batches import Prompt
+from cai.engine.native.batches import Packed, Prompt
 from cai.engine.native.cache import KVShape, PrefixStore, reserve_bytes
 from cai.engine.native.nesting import Nested, Part, Parts
 
@@ -76,9 +76,12 @@ def _length(name: Key) -> int:
     return len(name[0].token_ids) - name[0].head_len
 
 
-def _level(engine: NativeEngine, names: Iterable[Key], parts: dict[Key, Part], held: Collection[Part]) -> bool:
+def _level(engine: NativeEngine, names: Collection[Key], parts: dict[Key, Part], held: Collection[Part]) -> bool:
     """Add the parts of these names to `parts`, behind those it has; False where store or cache has no room now."""
     new: list[Key] = []
+    missing = [name for name in names if name not in engine.store.parts]
+    if held and sum(engine.exact.blocks_for(_length(name)) for name in missing) > len(engine.exact.free):
+        return False  # before anything gives way for it
     try:
         for name in names:
             part = engine.store.find(name)
@@ -88,8 +91,6 @@ def _level(engine: NativeEngine, names: Iterable[Key], parts: dict[Key, Part], h
                     return False
                 new.append(name)
             parts[name] = part
-        if held and sum(engine.exact.blocks_for(_length(name)) for name in new) > len(engine.exact.free):
-            return False
         while new:
             _compute(engine, new, parts)
         return True
@@ -99,7 +100,7 @@ def _level(engine: NativeEngine, names: Iterable[Key], parts: dict[Key, Part], h
 
 
 def _compute(engine: NativeEngine, new: list[Key], parts: dict[Key, Part]) -> None:
-    """The first of these parts in one pass; they leave the list."""
+    """The first of these parts in one pass; they leave the list. Where memory runs out over several, fewer are next."""
     cache, packed, budget = engine.exact, [], engine.scheduler.prefill_tokens  # type: ignore[var-annotated]
     for (prefix, signature), length in ((name, _length(name)) for name in new):
         need = cache.blocks_for(length)
@@ -109,24 +110,36 @@ def _compute(engine: NativeEngine, new: list[Key], parts: dict[Key, Part]) -> No
         ids = list(prefix.token_ids[prefix.head_len :])
         packed.append(Prompt(ids, cache.take(need, engine.stats.batch_size), before))
         budget -= length
+    targets, tokens = [parts[name] for name in new[: len(packed)]], sum(len(prompt.ids) for prompt in packed)
     try:
-        ends = [end - 1 for end in itertools.accumulate(len(prompt.ids) for prompt in packed)]
-        engine.prefill(packed, torch.tensor(ends, device=engine.device), cache)
-        for name, prompt in zip(new, packed, strict=False):
-            engine.store.put(parts[name], *cache.gather(prompt.blocks, len(prompt.ids)))
+        if len(packed) == 1:
+            _run(engine, packed, targets)
+        elif generate.unless_memory_runs_out(lambda: _run(engine, packed, targets)) is None:
+            return engine.prefill_less(tokens)
     finally:
         for prompt in packed:
             cache.give_back(prompt.blocks)
-    extra, tokens = engine.stats.extra, sum(len(prompt.ids) for prompt in packed)
+    extra = engine.stats.extra
     extra["prefix_tokens_computed"] = extra.get("prefix_tokens_computed", 0) + tokens
     del new[: len(packed)]
 
 
+def _run(engine: NativeEngine, packed: Packed, targets: Sequence[Part]) -> bool:
+    """Keys and values of these prompts into their places of the store."""
+    ends = [end - 1 for end in itertools.accumulate(len(prompt.ids) for prompt in packed)]
+    engine.prefill(packed, torch.tensor(ends, device=engine.device), engine.exact)
+    for part, prompt in zip(targets, packed, strict=True):
+        engine.store.put(part, *engine.exact.gather(prompt.blocks, len(prompt.ids)))
+    return True
+
+
 def _grow(engine: NativeEngine, tokens: int) -> None:
     """A store that holds so many; nothing runs, so all parts go, and the graphs, which read them where they lay."""
-    engine.store = PrefixStore(engine.shape, max(tokens + GROWN_BY, engine.store.capacity), engine.device)
+    capacity = max(tokens + GROWN_BY, engine.store.capacity)
     if engine.graphs is not None:
         engine.graphs.clear()
+    engine.store = PrefixStore(engine.shape, 1, engine.device)  # the old one's memory is free for the new one
+    engine.store = PrefixStore(engine.shape, capacity, engine.device)
 
 
 def follow_adapter(engine: NativeEngine) -> None:

@@ -101,9 +101,20 @@ class Scheduler:
         if not self.several and (self.active or self.prefix in self.waiting):
             return [self.prefix] if self.prefix in self.waiting else []
         alone = [prefix for prefix, group in self.waiting.items() if prefix and len(group) == 1 and not holds(prefix)]
-        for prefix in () if self.lone_prefixes else alone:
-            self.waiting.setdefault((), deque()).extend(self.waiting.pop(prefix))
+        if alone and not self.lone_prefixes:
+            self._without_prefix(alone)
         return list(self.waiting) if self.several else list(self.waiting)[:1]
+
+    def _without_prefix(self, alone: list[tuple[int, ...]]) -> None:
+        """These rows join those without a prefix; among several prefixes at the place where the first of them stands,
+        since a redraw goes before all that wait."""
+        if self.several:
+            groups, self.waiting = self.waiting, OrderedDict()
+            for prefix, group in groups.items():
+                self.waiting.setdefault(() if prefix in alone else prefix, deque()).extend(group)
+            return
+        for prefix in alone:
+            self.waiting.setdefault((), deque()).extend(self.waiting.pop(prefix))
 
     def admit(self, place: Place = anywhere, holds: Holds = nowhere) -> list[Running]:
         """Rows to prefill now, in slots; empty if it is better to decode on, or nothing waits or fits.
@@ -119,16 +130,17 @@ class Scheduler:
         # its prompt twice
         reserve = 0 if self.blocks.by_slot else len(self.active) * self.blocks.blocks_for(GROW_TOKENS) // 2
         for prefix in turns:
-            if (part := place(prefix)) is None:
-                break
-            self.prefix, group = prefix, self.waiting[prefix]
+            group, part = self.waiting[prefix], None
             while group:
                 tokens = own_tokens(group[0], len(prefix))
                 need = self.blocks.blocks_for(tokens + self._ahead(group[0]))
                 full = need > len(self.blocks.free) - (reserve if self.active else 0)
                 # the first row always fits the budget: one longer than a whole piece would else wait for ever
-                if full or (admitted and tokens > budget) or (slot := next(slots, None)) is None:
+                if full or (admitted and tokens > budget) or len(self.active) >= self.max_rows:
                     return admitted
+                if part is None and (part := place(prefix)) is None:  # not before a row of it has room
+                    return admitted
+                self.prefix, slot = prefix, next(slots)
                 admitted.append(Running(group.popleft(), slot, self.blocks.take(need, slot), tokens, part))
                 self.active[slot] = admitted[-1]
                 budget -= tokens
