@@ -152,6 +152,6 @@ def test_every_arm_has_its_cost_and_a_base_model_is_advised_to_begin_with_sft(ca
     dry_run(inputs(*asked, "--set", "dpo.start=sft", "--set", "dpo.also_from_base=true"))
     out = " ".join(capsys.readouterr().out.split())
     assert "SFT, then DPO, 100 steps" in out and "advised" not in out
-    assert "DPO from the base: trained beside SFT+DPO, 1 min 36 s to 2 min 40 s, $0.05 to $0.08" in out
+    assert "DPO from the base: trained beside SFT+DPO, 1 min 32 s to 2 min 40 s, $0.04 to $0.08" in out
     dry_run(inputs(*asked, "--set", "model.format=chat"))
     assert "advised" not in capsys.readouterr().out

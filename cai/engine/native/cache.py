@@ -157,6 +157,11 @@ def small_card(device: torch.device) -> bool:
     return torch.cuda.get_device_properties(device).total_memory < 40 << 30
 
 
+def gpu_prefill_tokens(device: torch.device) -> int:
+    """The most prompt tokens computed at a time."""
+    return 1024 if small_card(device) else 4096
+
+
 def reserve_bytes(device: torch.device) -> int:
     """Kept free for a prefill's activations, logits and graphs."""
     return (3 << 29) if small_card(device) else (4 << 30)

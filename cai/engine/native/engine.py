@@ -20,7 +20,7 @@ from cai.engine.foreign import HfModel
 from cai.engine.native import attention, prefixes, scoring
 from cai.engine.native.adapters import AttachedAdapter, factor_bytes, tuned_module
 from cai.engine.native.batches import Flight, Packed, Prompt, packed_step
-from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, KVShape, gpu_blocks, small_card
+from cai.engine.native.cache import GPU_BLOCK_TOKENS, KVCache, KVShape, gpu_blocks, gpu_prefill_tokens
 from cai.engine.native.decoder import Decoder
 from cai.engine.native.families import text_parts
 from cai.engine.native.nesting import NOWHERE, Nested, Part, Parts, parts_of
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 MAX_LEN = 4096  # where neither model nor loader says
 CPU_ROWS, GPU_ROWS = 16, 512
-CPU_PREFILL_TOKENS, GPU_PREFILL_TOKENS, SMALL_GPU_PREFILL_TOKENS = 1024, 4096, 1024
+CPU_PREFILL_TOKENS = 1024
 GPU_ROW_TOKENS = 1024  # own tokens a row is expected to need at most, for the size of the cache
 
 
@@ -81,10 +81,9 @@ class NativeEngine:
 
                 self.ops.rms_norm(self.decoder.norm[None], self.decoder.norm, 1.0)  # no compiler: the error comes here
                 smaller = self.drawn.bytes_per_token / self.shape.bytes_per_token
-                store = prefixes.SAVED_TOKENS * self.shape.bytes_per_token
-                self.stats.extra["linears"] = tuning.choose(
-                    self.decoder, linears, self.beside + store, int(tuning.KV_BYTES_WANTED * smaller)
-                )
+                later = self.beside + (prefixes.SAVED_TOKENS + self._exact_tokens()) * self.shape.bytes_per_token
+                wanted = int(tuning.KV_BYTES_WANTED * smaller)
+                self.stats.extra["linears"] = tuning.choose(self.decoder, linears, later, wanted)
             else:
                 self.decoder.pack()
             self.groups = [group for layer in self.decoder.layers for group in layer.linears.groups]
@@ -95,18 +94,17 @@ class NativeEngine:
         rows = self.stats.batch_size
         self.store = prefixes.new_store(self.shape, self.device, self.max_len)
         if self.gpu:
-            if self.drawn.eight_bits:  # scores and prefixes stay exact: a place of their own
-                few = -(-max(2 * GPU_PREFILL_TOKENS, self.max_len) // GPU_BLOCK_TOKENS)
-                self.exact = KVCache(self.shape, few, GPU_BLOCK_TOKENS, self.device)
+            if tokens := self._exact_tokens():
+                self.exact = KVCache(self.shape, -(-tokens // GPU_BLOCK_TOKENS), GPU_BLOCK_TOKENS, self.device)
             blocks = gpu_blocks(self.drawn, self.device, max(rows * GPU_ROW_TOKENS, 2 * self.max_len), self.beside)
             self.cache = KVCache(self.drawn, blocks, GPU_BLOCK_TOKENS, self.device)
-            prefill_tokens = SMALL_GPU_PREFILL_TOKENS if small_card(self.device) else GPU_PREFILL_TOKENS
+            prefill_tokens = gpu_prefill_tokens(self.device)
         else:  # the last slot is the scratch row of a prefix
             self.cache = KVCache(self.shape, rows + 1, self.max_len, self.device, by_slot=True)
             prefill_tokens = CPU_PREFILL_TOKENS
         if not self.drawn.eight_bits:
             self.exact = self.cache
-        if self.drawn.eight_bits:
+        else:
             tokens = self.cache.blocks * self.cache.block_tokens
             self.stats.extra["kv"] = f"kv: 8 bits and a scale a head for rows that are drawn, {tokens:,} tokens"
         self.state = RowState(rows, self.cache.blocks_for(self.max_len) + 1, self.max_len, self.device)
@@ -117,6 +115,10 @@ class NativeEngine:
             from cai.engine.native.graphs import Graphs
 
             self.graphs = Graphs(self)
+
+    def _exact_tokens(self) -> int:
+        """What scores and prefixes have room for where rows are kept in 8 bits; else they share the rows' cache."""
+        return max(2 * gpu_prefill_tokens(self.device), self.max_len) if self.drawn.eight_bits else 0
 
     @property
     def rounds(self) -> bool:

@@ -29,8 +29,9 @@ COLUMNS = tl.constexpr(8)  # of a tile
 @triton.jit
 def _prefill(
     q, k_cache, v_cache, k_scales, v_scales, keys, values, out, tiles, table, table_stride, head_stride, scale,
-    window, kv_heads, G: tl.constexpr, D: tl.constexpr, BLOCK_TOKENS: tl.constexpr, QUERIES: tl.constexpr, TILE:
-    tl.constexpr, EIGHT: tl.constexpr,
+    window, kv_heads,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_TOKENS: tl.constexpr, QUERIES: tl.constexpr, TILE: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):  # fmt: skip
     tile, head = tl.program_id(0), tl.program_id(1)
     heads, kv_head = tl.num_programs(1), head // G
