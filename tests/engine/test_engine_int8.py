@@ -76,7 +76,7 @@ def ampere(card, monkeypatch):  # noqa: F811
     real = int8.product
     monkeypatch.setattr(int8, "product", lambda *a: real(*a).float())
     monkeypatch.setattr(int8, "require", lambda *a: None)
-    monkeypatch.setattr(tuning, "copy_layers", lambda decoder, must, beside: 0)
+    monkeypatch.setattr(tuning, "copy_layers", lambda decoder, must, beside, wanted: 0)
     card["int8"] = 1.5
     return card
 
@@ -107,6 +107,8 @@ def test_copies_to_16_bits_are_of_what_is_not_rounded_as_far_as_the_cache_leaves
         free = (4 << 30) + tuning.KV_BYTES_WANTED + beside + room
         monkeypatch.setattr(tuning, "free_gpu_bytes", lambda device, free=free: free)
         assert tuning.copy_layers(made, False, beside) == copied
+    assert tuning.copy_layers(made, False, beside, tuning.KV_BYTES_WANTED + 1) == 1  # a larger cache, fewer copies
+    assert tuning.copy_layers(made, False, beside) == 2
     assert [group.copy is None for group in groups_of(made)] == [True, True, True, False] * 2
 
 
