@@ -15,10 +15,10 @@ from cai.engine import Completion, Engine, Request, Sampling, ScoreRequest
 from cai.engine.model import Model
 from cai.errors import CaiError
 from cai.recipe.load import Recipe
-from cai.recipe.prompts import Prompt
 
 if TYPE_CHECKING:
     from cai.engine.native.engine import NativeEngine
+    from cai.recipe.prompts import Prompt
     from cai.recipe.settings import EngineSection
     from cai.training.forward import Layout
 

@@ -260,7 +260,7 @@ class NativeEngine:
             self.dirty = False
         rows = [scheduler.active[slot] for slot in sorted(scheduler.active)]
         span, longest = rows[-1].slot + 1, 1 + max(r.tokens for r in rows)
-        graphs, parts = self.graphs, tuple(parts_of(r.part) for r in rows)
+        graphs, parts = self.graphs, () if self.graphs else tuple(parts_of(r.part) for r in rows)
         step = (lambda: graphs.run(span)) if graphs else (lambda: self.decode_on_device(span, longest, parts))
         drawn = generate.unless_memory_runs_out(step)
         if drawn is None:
